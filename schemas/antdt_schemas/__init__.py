@@ -1,0 +1,1 @@
+"""The wire contract of antdt: records, topics, codec. Imports neither streams nor trainer."""

@@ -1,0 +1,240 @@
+"""The one codec: Avro single-object encoding of the typed records.
+
+Owns the header (C3 01 and the 8 bytes of the CRC-64-AVRO fingerprint), the registry of every schema that was ever
+released, and the conversion between records and what fastavro takes. A reader of any age resolves a writer of any age
+that it knows; an unknown fingerprint is an error with the fingerprint in it, never a guess.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from enum import StrEnum
+from functools import cache
+from importlib import resources
+from typing import Any, TypeVar
+
+import fastavro
+from fastavro.schema import SchemaRepositoryError, fingerprint, parse_schema, to_parsing_canonical_form
+
+from antdt_schemas import records
+from antdt_schemas.errors import Undecodable, UnknownSchema
+
+NAMESPACE = "dev.antdt"
+MARKER = b"\xc3\x01"
+HEADER_SIZE = 10
+MAX_BYTES = 8 << 20  # far above max.message.bytes: what is longer is not a record of ours
+MAX_ITEMS = 1 << 20  # of all arrays together, a bound against bombs of a few bytes
+
+TOP_LEVEL = (
+    records.Entry,
+    records.Request,
+    records.Reply,
+    records.StepBatch,
+    records.Measurement,
+    records.Decision,
+    records.DeadLetter,
+)
+
+R = TypeVar("R")
+
+
+def schema_text(name: str) -> str:
+    """The current `.avsc` of a record, as text."""
+    return (resources.files("antdt_schemas") / "avsc" / f"{name}.avsc").read_text(encoding="utf-8")
+
+
+def schema_fingerprint(schema: Any) -> bytes:
+    """CRC-64-AVRO of the parsing canonical form, 8 bytes in header order."""
+    return bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
+
+
+class Registry:
+    """Every schema that a record was ever written with, by fingerprint.
+
+    Current schemas come from `avsc/`, older ones from `history/NAME/*.avsc`. Nothing is ever removed from there.
+    """
+
+    def __init__(self) -> None:
+        self.current: dict[str, Any] = {}
+        self.header: dict[str, bytes] = {}
+        self.writers: dict[bytes, tuple[str, Any]] = {}
+        for record in TOP_LEVEL:
+            name = record.__name__
+            raw = json.loads(schema_text(name))
+            self.current[name] = parse_schema(raw, named_schemas={})
+            mark = schema_fingerprint(raw)
+            self.header[name] = MARKER + mark
+            self.writers[mark] = (name, self.current[name])
+            folder = resources.files("antdt_schemas") / "history" / name
+            for old in folder.iterdir() if folder.is_dir() else ():
+                raw = json.loads(old.read_text(encoding="utf-8"))
+                self.writers.setdefault(schema_fingerprint(raw), (name, parse_schema(raw, named_schemas={})))
+
+
+@cache
+def registry() -> Registry:
+    """The registry of this installation, read once."""
+    return Registry()
+
+
+def encode(record: Any) -> bytes:
+    """A record as bytes: header, then its Avro body."""
+    name = type(record).__name__
+    known = registry()
+    out = io.BytesIO()
+    out.write(known.header[name])
+    fastavro.schemaless_writer(out, known.current[name], _plain(type(record))(record))
+    return out.getvalue()
+
+
+def decode(data: bytes | None, expected: type[R]) -> R:
+    """The record in `data`.
+
+    Raises:
+        UnknownSchema: the writer's schema is not known here.
+        Undecodable: these bytes are no such record; the message says why.
+    """
+    name = expected.__name__
+    if not data or data[:2] != MARKER or len(data) < HEADER_SIZE:
+        raise Undecodable(f"Not a {name}: {_peek(data)} does not begin with the Avro single-object marker c301.")
+    if len(data) > MAX_BYTES:
+        raise Undecodable(f"Not a {name}: {len(data)} bytes, more than the {MAX_BYTES} that a record may have.")
+    known = registry()
+    found = known.writers.get(data[2:HEADER_SIZE])
+    if found is None:
+        raise UnknownSchema(
+            f"A {name} was written with schema fingerprint {data[2:HEADER_SIZE].hex()}, unknown to this version.",
+            "Upgrade antdt to the writer's version or newer.",
+        )
+    if found[0] != name:
+        raise Undecodable(f"Expected a {name}, found a {found[0]}.")
+    writer, reader = found[1], known.current[name]
+    body = _Budget(data[HEADER_SIZE:])
+    try:
+        plain = fastavro.schemaless_reader(body, writer, None if writer is reader else reader, return_record_name=True)
+        if body.tell() != len(data) - HEADER_SIZE:
+            raise Undecodable(f"Not a {name}: {len(data) - HEADER_SIZE - body.tell()} bytes follow its end.")
+        return typing.cast(R, _typed(expected)(plain))
+    except (Undecodable, SchemaRepositoryError):
+        raise
+    except Exception as error:
+        raise Undecodable(f"Not a {name}: {type(error).__name__} {error} in {_peek(data)}.") from error
+
+
+class _Budget(io.BytesIO):
+    """A reader never asks for more than there is, so lengths in the data cannot make it allocate more."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > MAX_BYTES:
+            raise Undecodable(f"A length of {size} bytes is claimed.")
+        return super().read(size)
+
+
+def _peek(data: bytes | None) -> str:
+    return "an empty value" if not data else f"{len(data)} bytes ({data[:12].hex()}…)"
+
+
+# -- records to what fastavro takes, and back: converters are built once for each class
+
+
+@cache
+def _plain(kind: Any) -> Callable[[Any], Any]:
+    if is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        parts = [(f.name, _plain(hints[f.name])) for f in fields(kind)]
+        simple = [name for name, convert in parts if convert is _same]
+        other = [(name, convert) for name, convert in parts if convert is not _same]
+
+        def record(value: Any) -> Any:
+            out = {name: getattr(value, name) for name in simple}
+            for name, convert in other:
+                out[name] = convert(getattr(value, name))
+            return out
+
+        return record
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        item = _plain(args[0])
+        if item is _same:
+            return list if args[0] is int or args[0] is float or args[0] is str else _same
+        return lambda value: [item(x) for x in value]
+    if origin in (types.UnionType, typing.Union):
+        members = [a for a in args if a is not types.NoneType]
+        if len(members) == 1:
+            inner = _plain(members[0])
+            if inner is _same:
+                return _same
+            return lambda value: None if value is None else inner(value)
+        table = {m: (f"{NAMESPACE}.{m.__name__}", _plain(m)) for m in members}
+
+        def union(value: Any) -> Any:
+            name, convert = table[type(value)]
+            return name, convert(value)
+
+        return union
+    return _same
+
+
+@cache
+def _typed(kind: Any) -> Callable[[Any], Any]:
+    if is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        parts = [(f.name, _typed(hints[f.name])) for f in fields(kind)]
+        simple = all(convert is _same for _, convert in parts)
+
+        def record(value: Any) -> Any:
+            if type(value) is tuple:  # fastavro names the branch of a union
+                value = value[1]
+            if simple:
+                return kind(**value)
+            return kind(**{name: convert(value[name]) for name, convert in parts})
+
+        return record
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        item = _typed(args[0])
+        if item is _same:
+            return tuple
+        return lambda value: tuple(item(x) for x in value)
+    if origin in (types.UnionType, typing.Union):
+        members = [a for a in args if a is not types.NoneType]
+        if len(members) == 1:
+            inner = _typed(members[0])
+            if inner is _same:
+                return _same
+            return lambda value: None if value is None else inner(value)
+        table = {f"{NAMESPACE}.{m.__name__}": _typed(m) for m in members}
+        return lambda value: table[value[0]](value[1])
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return kind
+    return _same
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """A record as JSON-ready values; bytes become hexadecimal, a union's branch becomes `type`."""
+    out = {"type": type(record).__name__}
+    for f in fields(record):
+        out[f.name] = _json(getattr(record, f.name))
+    return out
+
+
+def _json(value: Any) -> Any:
+    if is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, tuple | list):
+        return [_json(x) for x in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

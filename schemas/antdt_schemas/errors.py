@@ -1,0 +1,113 @@
+"""The one error tree.
+
+    ValueError
+     └─ UsageError          2   the user's mistake: says what to do about it
+    AntdtError                  the world's faults; each names its exit code
+     ├─ Unavailable        75   broker, disk or peer is away: start again here
+     ├─ Superseded         75   another leader took office
+     ├─ UnknownJob          2   no such job on this broker
+     ├─ JobTaken           42   the name belongs to another run
+     ├─ Mismatch           42   an identity differs: both values are named, nothing starts afresh
+     │   ├─ ForeignState   42   a folder that belongs to another job, run or topic
+     │   ├─ LogTruncated   42   the log is shorter than what was read from it before
+     │   └─ LogTampered    42   hash chain, digest or sequence do not hold
+     ├─ Undecodable        42   bytes that are no record of ours
+     │   └─ UnknownSchema  42   a fingerprint that this version does not know
+     └─ Refused            42   the ledger refused what this worker asked, with its reason
+
+Our own bugs are assertions, and they stay on: Python must not run with -O.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit status of every process of ours."""
+
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    NEVER_RETRY = 42
+    RESTART_HERE = 75
+    RESTART_ELSEWHERE = 76
+    DRAINED = 143
+
+
+class UsageError(ValueError):
+    """The user's mistake; the message says what to do about it."""
+
+    exit_code = ExitCode.USAGE
+
+
+class AntdtError(Exception):
+    """A fault of the world outside. `hint` says what to do about it."""
+
+    exit_code = ExitCode.RESTART_HERE
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message} {hint}".strip())
+        self.hint = hint
+
+
+class Unavailable(AntdtError):
+    """Broker, disk or peer is away."""
+
+
+class Superseded(AntdtError):
+    """Another leader took office; what this one wrote since is void."""
+
+
+class UnknownJob(AntdtError):
+    """No such job on this broker."""
+
+    exit_code = ExitCode.USAGE
+
+
+class JobTaken(AntdtError):
+    """The job's name belongs to another run."""
+
+    exit_code = ExitCode.NEVER_RETRY
+
+
+class Mismatch(AntdtError):
+    """Two identities that must be equal differ."""
+
+    exit_code = ExitCode.NEVER_RETRY
+
+    def __init__(self, what: str, expected: object, found: object, hint: str = "") -> None:
+        super().__init__(f"{what} differs: expected {expected}, found {found}.", hint)
+        self.what, self.expected, self.found = what, expected, found
+
+
+class ForeignState(Mismatch):
+    """A folder that belongs to another job, run or topic."""
+
+
+class LogTruncated(Mismatch):
+    """The log is shorter than what was read from it before."""
+
+
+class LogTampered(Mismatch):
+    """Hash chain, digest or sequence do not hold at an offset."""
+
+
+class Undecodable(AntdtError):
+    """Bytes that are no record of ours."""
+
+    exit_code = ExitCode.NEVER_RETRY
+
+
+class UnknownSchema(Undecodable):
+    """A schema fingerprint that this version does not know."""
+
+
+class Refused(AntdtError):
+    """The ledger refused what this worker asked."""
+
+    exit_code = ExitCode.NEVER_RETRY
+
+
+if not __debug__:  # pragma: no cover
+    raise RuntimeError("antdt checks its invariants with assertions: run Python without -O and without PYTHONOPTIMIZE.")

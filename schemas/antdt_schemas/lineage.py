@@ -1,0 +1,29 @@
+"""The lineage hash of a model: h_s = H(h_{s-1}, s, composition of s).
+
+Members compute it from what they reduced, the ledger from what was committed, an auditor from the log: equal hashes
+mean equal contents, step by step.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from hashlib import blake2b
+
+DIGEST_SIZE = 16
+ROOT = bytes(DIGEST_SIZE)
+
+
+def next_lineage(previous: bytes, step: int, ranges: Sequence[int]) -> bytes:
+    """Lineage after `step`.
+
+    ranges: flat quadruples (lease, epoch, start, length) in rank order.
+    """
+    assert len(previous) == DIGEST_SIZE, previous
+    assert len(ranges) % 4 == 0, ranges
+    return blake2b(previous + struct.pack(f">{1 + len(ranges)}q", step, *ranges), digest_size=DIGEST_SIZE).digest()
+
+
+def chain(previous: bytes, offset: int, payload: bytes) -> bytes:
+    """Rolling hash of a log after the entry `payload` at `offset`."""
+    return blake2b(previous + offset.to_bytes(8, "big") + payload, digest_size=DIGEST_SIZE).digest()

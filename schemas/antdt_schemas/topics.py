@@ -1,0 +1,77 @@
+"""The one registry of topics: names, keys, partitions, retention. Knows no client."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass, field
+
+from antdt_schemas import records
+from antdt_schemas.errors import UsageError
+
+JOB_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,40})")
+WORKER_NAME = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,62})")
+
+DAY_MS = 24 * 3600 * 1000
+FOREVER = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic of a job. `retention_ms` of FOREVER keeps every record."""
+
+    suffix: str
+    record: type
+    keyed: bool
+    partitions: int
+    retention_ms: int
+    purpose: str
+    config: dict[str, str] = field(default_factory=dict)
+
+    def name(self, job: str) -> str:
+        """Full name for a job."""
+        return f"antdt.{check_job(job)}.{self.suffix}"
+
+    def settings(self) -> dict[str, str]:
+        """Topic configuration as the broker wants it."""
+        return {
+            "cleanup.policy": "delete",
+            "retention.ms": str(self.retention_ms),
+            "retention.bytes": "-1",
+            # Time is the broker's: a trainer's wrong clock must not expire a lease or defeat retention.
+            "message.timestamp.type": "LogAppendTime",
+            **self.config,
+        }
+
+
+STEPS = Topic("steps", records.StepBatch, True, 1, 7 * DAY_MS, "timings of every step, trainers to Monitor")
+MEASUREMENTS = Topic("measurements", records.Measurement, False, 1, 30 * DAY_MS, "what the Monitor knows")
+DECISIONS = Topic("decisions", records.Decision, False, 1, FOREVER, "what the Controller commands")
+REQUESTS = Topic("requests", records.Request, True, 1, 7 * DAY_MS, "what workers ask of the ledger")
+SHARD_LOG = Topic("shard-log", records.Entry, False, 1, FOREVER, "the truth: every assignment and every committed step")
+REPLIES = Topic("replies", records.Reply, True, 4, DAY_MS // 4, "the ledger's answers")
+DEAD_LETTERS = Topic("dead-letters", records.DeadLetter, False, 1, FOREVER, "records that could not be accepted")
+
+TOPICS = (STEPS, MEASUREMENTS, DECISIONS, REQUESTS, SHARD_LOG, REPLIES, DEAD_LETTERS)
+BY_SUFFIX = {topic.suffix: topic for topic in TOPICS}
+
+
+def check_job(job: str) -> str:
+    """The name of a job, or UsageError: it becomes part of topic names and folders."""
+    if not JOB_NAME.fullmatch(job):
+        raise UsageError(
+            f"Job name {job!r} is not usable: take 1 to 41 of a-z, 0-9 and '-', beginning with a letter or digit."
+        )
+    return job
+
+
+def check_worker(worker: str) -> str:
+    """The name of a worker, or UsageError."""
+    if not WORKER_NAME.fullmatch(worker):
+        raise UsageError(f"Worker name {worker!r} is not usable: take 1 to 63 of letters, digits, '-', '.' and '_'.")
+    return worker
+
+
+def replies_partition(worker: str) -> int:
+    """The partition of `replies` that a worker reads: both ends compute it, no group is involved."""
+    return zlib.crc32(worker.encode()) % REPLIES.partitions
