@@ -4,7 +4,7 @@
      └─ UsageError          2   the user's mistake: says what to do about it
     AntdtError                  the world's faults; each names its exit code
      ├─ Unavailable        75   broker, disk or peer is away: start again here
-     ├─ Superseded         75   another leader took office
+     ├─ Superseded         42   another leader took office
      ├─ UnknownJob          2   no such job on this broker
      ├─ JobTaken           42   the name belongs to another run
      ├─ Mismatch           42   an identity differs: both values are named, nothing starts afresh
@@ -56,7 +56,9 @@ class Unavailable(AntdtError):
 
 
 class Superseded(AntdtError):
-    """Another leader took office; what this one wrote since is void."""
+    """Another leader took office; what this one wrote since is void. Restarting would only take it back."""
+
+    exit_code = ExitCode.NEVER_RETRY
 
 
 class UnknownJob(AntdtError):

@@ -361,7 +361,6 @@ class Grant:
     source: str | None
     source_step: int | None
     committed: int
-    lineage: bytes
     restore_file: str | None
 
 

@@ -1,0 +1,187 @@
+"""How a process reaches Kafka: one place for addresses, client properties, their origin and their defaults.
+
+Owns the reader of Java-style `client.properties`, the precedence of sources (defaults < file < environment < flag) and
+the translation of Java's names to librdkafka's. Knows no topic and no job.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from antdt_schemas.errors import Unavailable, UsageError
+from antdt_schemas.properties import parse_properties, to_librdkafka
+
+DEFAULT_BOOTSTRAP = "127.0.0.1:9092"
+ENV_PREFIX = "ANTDT_KAFKA_"
+ENV_FILE = "ANTDT_KAFKA_CONFIG"
+BOOTSTRAP = "bootstrap.servers"
+
+SECRET = re.compile(r"password|secret|jaas|token(?!\.endpoint)|key\.pem|keystore\.key|credential", re.IGNORECASE)
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9_]*://)?(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/,]+)(:(\d{1,5}))?")
+
+COMMON: dict[str, Any] = {
+    "client.id": "antdt",
+    # librdkafka writes to stderr whenever a broker is away; who waits for it says so itself, once.
+    "log_level": 0,
+    "reconnect.backoff.ms": 50,
+    "reconnect.backoff.max.ms": 500,
+    "socket.keepalive.enable": True,
+}
+PRODUCER: dict[str, Any] = {"enable.idempotence": True, "acks": "all"}
+CONSUMER: dict[str, Any] = {
+    # librdkafka wants a group even where partitions are assigned by hand and nothing is committed.
+    "group.id": "antdt.none",
+    "enable.auto.commit": False,
+    # What retention has removed is an error with a range, never a silent jump.
+    "auto.offset.reset": "error",
+    "fetch.wait.max.ms": 20,
+    "queued.max.messages.kbytes": 16 * 1024,
+}
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Bootstrap servers and client properties, in librdkafka's names. Secrets never show in its repr.
+
+    `origins` says where each property came from, for people who wonder.
+    """
+
+    bootstrap: str
+    properties: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        check_bootstrap(self.bootstrap)
+
+    @classmethod
+    def of(cls, bootstrap: str | None, properties_file: Path | None, environ: Mapping[str, str]) -> Connection:
+        """The connection that flags, environment and file ask for, in this order of precedence.
+
+        bootstrap: value of a flag, `host:port[,host:port]`.
+        properties_file: Java-style `client.properties`, or a mounted folder with one file for each key; without it
+            the environment's ANTDT_KAFKA_CONFIG.
+        environ: read for ANTDT_KAFKA_CONFIG and for single keys, ANTDT_KAFKA_SASL_USERNAME for `sasl.username`.
+
+        Raises:
+            UsageError: a file that cannot be read, or a setting that this client cannot honour.
+        """
+        found: dict[str, tuple[str, str]] = {BOOTSTRAP: (DEFAULT_BOOTSTRAP, "default")}
+        file = properties_file or (Path(environ[ENV_FILE]) if environ.get(ENV_FILE) else None)
+        if file is not None:
+            found.update({key: (value, str(file)) for key, value in read_properties(file).items()})
+        for name, value in environ.items():
+            if name.startswith(ENV_PREFIX) and name != ENV_FILE and value:
+                found[name.removeprefix(ENV_PREFIX).lower().replace("_", ".")] = (value, name)
+        if bootstrap:
+            found[BOOTSTRAP] = (bootstrap, "flag")
+        servers, origin = found.pop(BOOTSTRAP)
+        properties: dict[str, str] = {}
+        origins = {BOOTSTRAP: origin}
+        for key, (value, source) in to_librdkafka(found).items():
+            properties[key], origins[key] = value, source
+        return cls(servers.strip(), properties, origins)
+
+    def producer(self, **over: Any) -> dict[str, Any]:
+        """Configuration of a Producer; underscores in the names of `over` stand for dots, and `over` wins."""
+        return self._config(PRODUCER, over)
+
+    def consumer(self, **over: Any) -> dict[str, Any]:
+        """Configuration of a Consumer; underscores in the names of `over` stand for dots, and `over` wins."""
+        return self._config(CONSUMER, over)
+
+    def admin(self, **over: Any) -> dict[str, Any]:
+        """Configuration of an AdminClient; underscores in the names of `over` stand for dots, and `over` wins."""
+        return self._config({}, over)
+
+    def _config(self, defaults: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+        named = {key if key.endswith("_cb") else key.replace("_", "."): value for key, value in over.items()}
+        return {**COMMON, **defaults, **self.properties, **named, BOOTSTRAP: self.bootstrap}
+
+    def shown(self) -> list[tuple[str, str, str]]:
+        """(key, value with secrets masked, origin), sorted by key."""
+        everything = {BOOTSTRAP: self.bootstrap, **self.properties}
+        return [(key, masked(key, value), self.origins.get(key, "code")) for key, value in sorted(everything.items())]
+
+    def __repr__(self) -> str:
+        rest = {key: masked(key, value) for key, value in self.properties.items()}
+        return f"Connection({self.bootstrap!r}, {rest!r})"
+
+    def check_reachable(self, timeout_s: float = 5.0) -> None:
+        """Ask the brokers for their metadata, once, within `timeout_s`.
+
+        Raises:
+            Unavailable: nobody answers, or refuses these credentials.
+            UsageError: a property that librdkafka does not know.
+        """
+        from confluent_kafka import KafkaException
+        from confluent_kafka.admin import AdminClient
+
+        said: list[Any] = []
+        try:
+            client = AdminClient(self.admin(error_cb=said.append))
+        except (KafkaException, TypeError, ValueError) as error:
+            raise UsageError(f"The Kafka client refuses its settings: {_text(error)}{self._culprit(error)}") from error
+        try:
+            client.list_topics(timeout=timeout_s)
+        except KafkaException as error:
+            raise Unavailable(*self._unreachable(said, timeout_s)) from error
+
+    def _culprit(self, error: Exception) -> str:
+        named = [key for key in self.properties if f'"{key}"' in str(error)]
+        return "".join(f" It came from {self.origins.get(key, 'code')}." for key in named)
+
+    def _unreachable(self, said: list[Any], timeout_s: float) -> tuple[str, str]:
+        from confluent_kafka import KafkaError
+
+        for error in said:
+            if error.code() == KafkaError._AUTHENTICATION:
+                return f"The Kafka broker at {self.bootstrap} refuses these credentials: {error.str()}.", ""
+            if error.code() == KafkaError._SSL:
+                return f"No TLS connection with the Kafka broker at {self.bootstrap}: {error.str()}.", ""
+        return (
+            f"No Kafka broker answers at {self.bootstrap} within {timeout_s:g} s.",
+            "Start one with `antdt up …` or name yours with --bootstrap-servers.",
+        )
+
+
+def check_bootstrap(servers: str) -> None:
+    """`host:port[,host:port]`, or UsageError."""
+    for server in servers.split(","):
+        match = ADDRESS.fullmatch(server.strip())
+        if match is None or (match[4] is not None and not 0 < int(match[4]) < 65536):
+            raise UsageError(f"{server.strip()!r} is no address of a Kafka broker: write HOST:PORT[,HOST:PORT].")
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """The properties in a Java-style file, or in a folder with one file for each key (a mounted Kubernetes secret)."""
+    try:
+        if path.is_dir():
+            # Kubernetes keeps the real files in `..data`; whatever begins with a dot is no key.
+            files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            return {p.name: _decoded(p.read_bytes()).rstrip("\r\n") for p in files}
+        return parse_properties(_decoded(path.read_bytes()))
+    except OSError as error:
+        raise UsageError(f"Kafka client properties cannot be read: {path}: {error.strerror}.") from error
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def masked(key: str, value: str) -> str:
+    """The value, or stars where the key names a secret."""
+    return "********" if SECRET.search(key) else value
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")  # what Java reads these files as
+
+
+def _text(error: Exception) -> str:
+    inner = error.args[0] if error.args else error
+    return str(inner.str()) if hasattr(inner, "str") else str(inner)

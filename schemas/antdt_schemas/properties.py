@@ -1,0 +1,172 @@
+"""Java-style client properties: the file format of `java.util.Properties`, and Java's names in librdkafka's terms.
+
+Pure text to text; knows no client.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from antdt_schemas.errors import UsageError
+
+BLANK = " \t\f"
+ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
+
+Found = Mapping[str, tuple[str, str]]
+"""Key -> (value, where it came from)."""
+
+# Java's names, and those of service-binding secrets, that only need another name.
+RENAMED = {
+    "ssl.truststore.certificates": "ssl.ca.pem",
+    "ssl.truststore.crt": "ssl.ca.pem",
+    "ssl.keystore.certificate.chain": "ssl.certificate.pem",
+    "ssl.keystore.crt": "ssl.certificate.pem",
+    "ssl.keystore.key": "ssl.key.pem",
+    "username": "sasl.username",
+    "user": "sasl.username",
+    "password": "sasl.password",
+    "sasl.oauthbearer.client.credentials.client.id": "sasl.oauthbearer.client.id",
+    "sasl.oauthbearer.client.credentials.client.secret": "sasl.oauthbearer.client.secret",
+}
+
+# Of no meaning outside a JVM, or decided by this project: left out without a word.
+JAVA_ONLY = re.compile(
+    r"(key|value)\.(de)?serializer(\..*)?|interceptor\.classes|partitioner\.class|metric(s|\.reporters)\b.*"
+    r"|ssl\.(protocol|enabled\.protocols|provider|keymanager\.algorithm|trustmanager\.algorithm"
+    r"|secure\.random\.implementation|engine\.factory\.class|truststore\.(type|password)|keystore\.type)"
+    r"|sasl\.(client|login)\.callback\.handler\.class|sasl\.login\.class|security\.providers"
+    r"|client\.dns\.lookup|default\.api\.timeout\.ms|schema\.registry\..*|basic\.auth\..*|type|provider"
+)
+
+PLAIN_MODULES = ("PlainLoginModule", "ScramLoginModule")
+
+
+def parse_properties(text: str) -> dict[str, str]:
+    """Keys and values of a properties file, by the rules of `java.util.Properties.load`. The last of a key counts.
+
+    Raises:
+        UsageError: a malformed \\uXXXX escape.
+    """
+    out = {}
+    for line in _logical_lines(text):
+        end = _key_end(line)
+        rest = line[end:].lstrip(BLANK)
+        if rest[:1] in ("=", ":"):
+            rest = rest[1:].lstrip(BLANK)
+        out[_unescaped(line[:end])] = _unescaped(rest)
+    return out
+
+
+def _logical_lines(text: str) -> list[str]:
+    lines: list[str] = []
+    pending: str | None = None
+    for natural in re.split(r"\r\n|\n|\r", text):
+        line = natural.lstrip(BLANK)
+        if not pending and (not line or line[0] in "#!"):  # only a fresh line can be blank or a comment
+            pending = None
+            continue
+        line = (pending or "") + line
+        if (len(line) - len(line.rstrip("\\"))) % 2:
+            pending = line[:-1]
+            continue
+        lines.append(line)
+        pending = None
+    if pending:
+        lines.append(pending)
+    return [line for line in lines if line]
+
+
+def _key_end(line: str) -> int:
+    escaped = False
+    for at, char in enumerate(line):
+        if not escaped and (char in "=:" or char in BLANK):
+            return at
+        escaped = char == "\\" and not escaped
+    return len(line)
+
+
+def _unescaped(text: str) -> str:
+    if "\\" not in text:
+        return text
+    out: list[str] = []
+    at = 0
+    while at < len(text):
+        char = text[at]
+        at += 1
+        if char != "\\" or at == len(text):
+            out.append(char if char != "\\" else "")
+            continue
+        char = text[at]
+        at += 1
+        if char == "u":
+            digits = text[at : at + 4]
+            if not re.fullmatch(r"[0-9a-fA-F]{4}", digits):
+                raise UsageError(f"Malformed escape \\u{digits}: four hexadecimal digits must follow \\u.")
+            out.append(chr(int(digits, 16)))
+            at += 4
+        else:
+            out.append(ESCAPES.get(char, char))
+    try:  # two escapes may be the halves of one character
+        return "".join(out).encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError as error:
+        raise UsageError("An escape \\uD800 to \\uDFFF stands alone: such characters are written as a pair.") from error
+
+
+def to_librdkafka(found: Found) -> dict[str, tuple[str, str]]:
+    """The same settings under librdkafka's names. What librdkafka already knows passes through untouched.
+
+    Raises:
+        UsageError: a setting that only a JVM can honour, such as a JKS key store; it says what to write instead.
+    """
+    out: dict[str, tuple[str, str]] = {}
+    for key, (value, origin) in found.items():
+        if key == "sasl.jaas.config":
+            out.update({k: (v, origin) for k, v in _jaas(value).items()})
+        elif key in ("ssl.truststore.location", "ssl.keystore.location"):
+            kind = found.get(key.replace("location", "type"), ("", ""))[0]
+            out.update({k: (v, origin) for k, v in _store(key, value, kind).items()})
+        elif key == "ssl.endpoint.identification.algorithm":
+            out[key] = (value or "none", origin)
+        elif key in RENAMED:
+            out[RENAMED[key]] = (value, origin)
+        elif not JAVA_ONLY.fullmatch(key):
+            out[key] = (value, origin)
+    if "sasl.oauthbearer.token.endpoint.url" in out:
+        out.setdefault("sasl.oauthbearer.method", ("oidc", out["sasl.oauthbearer.token.endpoint.url"][1]))
+    return out
+
+
+def _jaas(config: str) -> dict[str, str]:
+    """User and password of a JAAS line: `….PlainLoginModule required username="u" password="p";`"""
+    module, *_ = config.split(None, 1) or [""]
+    quoted = re.findall(r"""(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'|([^\s;"']+))""", config)
+    options = {key: re.sub(r"\\(.)", r"\1", double or single or bare) for key, double, single, bare in quoted}
+    if module.endswith(PLAIN_MODULES) and {"username", "password"} <= options.keys():
+        return {"sasl.username": options["username"], "sasl.password": options["password"]}
+    if module.endswith("OAuthBearerLoginModule"):
+        names = {"clientId": "client.id", "clientSecret": "client.secret", "scope": "scope"}
+        return {f"sasl.oauthbearer.{names[key]}": value for key, value in options.items() if key in names}
+    raise UsageError(
+        f"sasl.jaas.config names {module or 'nothing'}: only PLAIN and SCRAM (with username and password) and "
+        "OAUTHBEARER can be taken from it. Write librdkafka's own settings instead, sasl.username for example."
+    )
+
+
+def _store(key: str, path: str, kind: str) -> dict[str, str]:
+    """A key or trust store. librdkafka reads PEM for both and PKCS#12 for keys, never JKS."""
+    trust = key.startswith("ssl.truststore")
+    kind = kind.upper() or {"pem": "PEM", "crt": "PEM", "p12": "PKCS12", "pfx": "PKCS12"}.get(
+        path.rsplit(".", maxsplit=1)[-1], ""
+    )
+    if kind == "PEM":
+        if trust:
+            return {"ssl.ca.location": path}
+        return {"ssl.certificate.location": path, "ssl.key.location": path}
+    if not trust and kind == "PKCS12":
+        return {key: path}
+    wanted = "ssl.ca.location" if trust else "ssl.certificate.location and ssl.key.location"
+    raise UsageError(
+        f"{key}={path} is a {kind or 'JKS'} store, which only Java reads. Export it as PEM (keytool -exportcert -rfc, "
+        f"openssl pkcs12) and set {wanted}."
+    )

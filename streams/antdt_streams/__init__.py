@@ -1,0 +1,1 @@
+"""Ledger, Monitor and Controller: the stream processors of antdt, and its command line."""

@@ -1,0 +1,57 @@
+"""Starts a child process that does not outlive this one, whatever kills this one."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+# Set in the child before it becomes the program, and not in a preexec_fn: between fork and exec of a process with
+# threads (librdkafka, torch) nothing but exec is safe. 1 is PR_SET_PDEATHSIG; a parent that is already gone is noticed.
+LAUNCH = """\
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, int(sys.argv[2]))
+os.getppid() == int(sys.argv[1]) or os._exit(0)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Popen(command) in a session of its own; it is killed when this process ends in any way (Linux).
+
+    The kernel sends that signal when the *thread* that started the child ends, so one thread that lives as long as the
+    process starts them all.
+    """
+    if sys.platform.startswith("linux"):
+        launch = [sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), str(int(signal.SIGKILL))]
+        command = [*launch, *command]
+    answer: queue.Queue[Any] = queue.Queue(1)
+    _requests(os.getpid()).put((list(command), options, answer))
+    result = answer.get()
+    if isinstance(result, BaseException):
+        raise result
+    assert isinstance(result, subprocess.Popen)
+    return result
+
+
+@cache
+def _requests(pid: int) -> queue.Queue[Any]:
+    """The inbox of the starting thread of process `pid`: a forked process gets a thread of its own."""
+    requests: queue.Queue[Any] = queue.Queue(1)
+
+    def serve() -> None:
+        while True:
+            command, options, answer = requests.get()
+            try:
+                answer.put(subprocess.Popen(command, start_new_session=True, **options))
+            except BaseException as error:  # noqa: BLE001  it is raised where the child was asked for
+                answer.put(error)
+
+    threading.Thread(target=serve, name=f"antdt-spawn-{pid}", daemon=True).start()
+    return requests

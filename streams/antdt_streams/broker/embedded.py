@@ -1,0 +1,295 @@
+"""One Apache Kafka broker (KRaft, one node, 127.0.0.1) as a child process with its data in a folder.
+
+The folder holds everything: `data/`, `server.properties`, `ports.json` (a restart keeps its address), `broker.pid`,
+`broker.log`, and `lock`, which the running broker itself holds, so that a folder never gets a second one.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import Unavailable, UsageError
+
+from antdt_streams.broker.child import spawn
+from antdt_streams.broker.jars import KAFKA_VERSION, class_path
+from antdt_streams.broker.java import find_java
+from antdt_streams.broker.settings import HOST, JAVA_FLAGS, server_properties
+
+LOG_MAX_BYTES = 16 << 20
+LAST_LINES = 12
+BIND_ATTEMPTS = 3
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class BrokerOptions:
+    """Bounds and extras. `properties` go into server.properties and win; `environ` is where JAVA_HOME is looked up."""
+
+    start_timeout_s: float = 60.0
+    stop_timeout_s: float = 10.0
+    heap_mb: int = 384
+    properties: Mapping[str, str] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+
+class EmbeddedBroker:
+    """A broker on a folder. It never outlives the process that started it."""
+
+    def __init__(self, folder: Path, options: BrokerOptions | None = None) -> None:
+        self.folder = folder.absolute()
+        self.options = options or BrokerOptions()
+        self.log = self.folder / "broker.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = 0
+
+    # -- what it is
+
+    @property
+    def bootstrap(self) -> str:
+        """`host:port` of the running broker."""
+        assert self._port, "the broker was not started"
+        return f"{HOST}:{self._port}"
+
+    @property
+    def connection(self) -> Connection:
+        """How to reach it."""
+        return Connection(self.bootstrap)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    # -- its life
+
+    def start(self) -> Self:
+        """Start it, format its storage first if need be, and wait until it serves clients. Keeps its port if free.
+
+        Raises:
+            UsageError: no Java, no jars, or a broker already runs on this folder.
+            Unavailable: it ended or did not answer in time; the message has the last lines of its log.
+        """
+        assert self.pid is None, "already running"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + self.options.start_timeout_s
+        lock = self._locked()
+        try:
+            java = [str(find_java(self.options.environ)), f"-Xmx{self.options.heap_mb}m", *JAVA_FLAGS]
+            java += ["-cp", class_path(self.options.environ)]
+            for _ in range(BIND_ATTEMPTS):
+                self._configure()
+                self._format(java, deadline)
+                self._launch(java, lock)
+                trouble = self._await_ready(deadline)
+                if not trouble:
+                    return self
+                if not self._port_was_taken():
+                    break
+            raise Unavailable(f"The embedded broker {trouble}.", self._last_lines())
+        except BaseException:
+            if self._process is not None:
+                self.kill()
+            raise
+        finally:
+            os.close(lock)  # the broker holds the same lock for as long as it runs
+
+    def stop(self) -> None:
+        """Stop it, by force after `stop_timeout_s`. Stopping a stopped broker is fine."""
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(self.options.stop_timeout_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(self.options.stop_timeout_s)
+        self._forget()
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL), as a power cut would as far as processes see."""
+        assert self._process is not None, "the broker was not started"
+        self._process.kill()
+        self._process.wait(self.options.stop_timeout_s)
+        self._forget()
+
+    def restart(self) -> Self:
+        """Stop and start on the same data and, if it is still free, the same port."""
+        self.stop()
+        return self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP: alive, and answers nobody."""
+        assert self._process is not None, "the broker was not started"
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT after `pause`."""
+        assert self._process is not None, "the broker was not started"
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    # -- how it starts
+
+    def _locked(self) -> int:
+        handle = _try_lock(self.folder)
+        if handle is None:
+            raise UsageError(
+                f"A broker already runs on {self.folder} (process {_read(self.folder / 'broker.pid')}): "
+                f"use it at {running(self.folder)}, or stop it first."
+            )
+        return handle
+
+    def _configure(self) -> None:
+        ports = self.folder / "ports.json"
+        stored = json.loads(_read(ports) or "{}")
+        port, controller_port = _free_ports(stored.get("broker", 0), stored.get("controller", 0))
+        _write(ports, json.dumps({"broker": port, "controller": controller_port}) + "\n")
+        text = server_properties(self.folder, port, controller_port, self.options.properties)
+        _write(self.folder / "server.properties", text)
+        self._port = port
+
+    def _format(self, java: list[str], deadline: float) -> None:
+        if (self.folder / "data" / "meta.properties").exists():
+            return
+        tool = ["kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(self.folder / "server.properties")]
+        with self._log_file() as out:
+            process = spawn([*java, *tool], stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=self.folder)
+            try:
+                code = process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = process.wait()
+        if code:
+            raise Unavailable(
+                f"The storage of the embedded broker cannot be formatted in {self.folder}.", self._last_lines()
+            )
+
+    def _launch(self, java: list[str], lock: int) -> None:
+        with self._log_file() as out:
+            out.write(f"--- Apache Kafka {KAFKA_VERSION} starts on {self.bootstrap} with {java[0]}\n".encode())
+            out.flush()
+            command = [*java, "kafka.Kafka", str(self.folder / "server.properties")]
+            self._process = spawn(
+                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=self.folder, pass_fds=(lock,)
+            )
+        _write(self.folder / "broker.pid", f"{self._process.pid}\n")
+
+    def _await_ready(self, deadline: float) -> str:
+        """Empty once it serves clients, else what became of it."""
+        from confluent_kafka import KafkaException
+        from confluent_kafka.admin import AdminClient
+
+        assert self._process is not None
+        client = AdminClient(self.connection.admin())
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                return f"ended with exit code {self._process.returncode}"
+            try:
+                if client.list_topics(timeout=1.0).brokers:  # a fenced broker answers, but is not in the list
+                    return ""
+            except KafkaException:
+                pass
+            client.poll(POLL_S)
+        return f"did not serve clients at {self.bootstrap} within {self.options.start_timeout_s:g} s"
+
+    def _port_was_taken(self) -> bool:
+        """Somebody else took the port between our look and the broker's start."""
+        return "Address already in use" in self._last_lines(lines=200)
+
+    def _last_lines(self, lines: int = LAST_LINES) -> str:
+        text = (_read(self.log) or "").splitlines()[-lines:]
+        return f"The last lines of {self.log}:\n" + "\n".join(text)
+
+    def _log_file(self) -> BinaryIO:
+        if self.log.exists() and self.log.stat().st_size > LOG_MAX_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
+        return self.log.open("ab")
+
+    def _forget(self) -> None:
+        self._process = None
+        (self.folder / "broker.pid").unlink(missing_ok=True)
+
+
+def running(folder: Path) -> str | None:
+    """`host:port` of the broker that runs on a folder, whoever started it; None if none does."""
+    if not (folder / "lock").exists():
+        return None
+    handle = _try_lock(folder)
+    if handle is not None:
+        os.close(handle)
+        return None
+    ports = json.loads(_read(folder / "ports.json") or "{}")
+    return f"{HOST}:{ports['broker']}" if ports else None
+
+
+def _try_lock(folder: Path) -> int | None:
+    """A descriptor that holds the folder's lock, or None if a broker does. The lock ends with its last descriptor."""
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _free_ports(*wanted: int) -> list[int]:
+    """One free port for each wanted one: that very port where it is free."""
+    held: list[socket.socket] = []
+    try:
+        for port in wanted:
+            probe = socket.socket()
+            held.append(probe)
+            # As the broker itself does: connections of its predecessor in TIME_WAIT must not cost it its port.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+                probe.listen(1)
+            except OSError:
+                probe.bind((HOST, 0))
+        return [probe.getsockname()[1] for probe in held]
+    finally:
+        for probe in held:
+            probe.close()
+
+
+def _cluster_id() -> str:
+    """A random id as Kafka writes it: 22 characters, and no option of the command line."""
+    while True:
+        text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        if not text.startswith("-"):
+            return text
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _write(path: Path, text: str) -> None:
+    scratch = path.with_name(path.name + ".new")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)

@@ -1,0 +1,81 @@
+"""The jars of Apache Kafka: fetched once from Maven Central, kept in the user's cache folder.
+
+Only resolution and download are left to jgo; its environment builder would also look for a JDK to sort jars by.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from antdt_schemas.errors import Unavailable, UsageError
+
+KAFKA_VERSION = "4.4.0"
+COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"  # or it logs nothing
+SIZE_MB = 44
+ENV_JARS = "ANTDT_BROKER_JARS"
+
+
+def class_path(environ: Mapping[str, str]) -> str:
+    """Java's class path of the broker: ANTDT_BROKER_JARS (one or more folders, `:` between them) or the cache.
+
+    Raises:
+        UsageError: the extra that fetches them is not installed, or the named folder has no Kafka in it.
+        Unavailable: they cannot be fetched.
+    """
+    if environ.get(ENV_JARS):
+        folders = [Path(part) for part in environ[ENV_JARS].split(os.pathsep)]
+        if not any(list(folder.glob("kafka_2.1*.jar")) for folder in folders):
+            raise UsageError(
+                f"{ENV_JARS}={environ[ENV_JARS]} holds no kafka_2.13-….jar: name the folder `libs` of Kafka."
+            )
+    else:
+        folders = [cached_jars(environ)]
+    return os.pathsep.join(f"{folder}/*" for folder in folders)
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """Where things that can be fetched again are kept."""
+    base = environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "antdt"
+
+
+def cached_jars(environ: Mapping[str, str]) -> Path:
+    """Folder with every jar of the broker; the first call fetches them and says so on stderr."""
+    folder = cache_folder(environ) / f"kafka-{KAFKA_VERSION}"
+    if folder.is_dir():  # it gets this name only when it is complete
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
+        jars = Path(scratch) / "jars"
+        jars.mkdir()
+        for jar in _fetched():
+            shutil.copy2(jar, jars / jar.name)
+        try:
+            jars.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def _fetched() -> list[Path]:
+    try:
+        import jgo
+    except ImportError as error:
+        raise UsageError(
+            "The embedded broker needs the jars of Apache Kafka. Install what fetches them with "
+            f"`pip install 'antdt[broker]'`, or name a folder that has them in {ENV_JARS}."
+        ) from error
+    print(f"Fetching Apache Kafka {KAFKA_VERSION} ({SIZE_MB} MB) …", file=sys.stderr, flush=True)
+    try:
+        return [Path(artifact.resolve()) for artifact in jgo.resolve(COORDINATES)]
+    except Exception as error:
+        raise Unavailable(
+            f"Apache Kafka {KAFKA_VERSION} cannot be fetched from Maven Central: {type(error).__name__}: {error}.",
+            f"Check the network, or download Kafka on another machine and name its folder `libs` in {ENV_JARS}.",
+        ) from error

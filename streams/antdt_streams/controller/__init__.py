@@ -1,0 +1,1 @@
+"""The Controller: reads measurements, writes decisions."""

@@ -1,0 +1,1 @@
+"""The Stateful Dynamic Data Sharding service: single writer of the shard log."""

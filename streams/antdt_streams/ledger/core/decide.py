@@ -1,0 +1,438 @@
+"""What the ledger decides: one request in, events and answers out.
+
+Rules (numbers of the exactly-once protocol)
+  2   requests are level-triggered: every one may arrive again, at any time, and then changes nothing
+  3   generations come only from here: closed on a loss, a regroup or a join; granted when every member asked or is gone
+  4   a lost incarnation is refused everything; Commit counts only from the first member of the open generation
+  6   whoever holds at least the committed step may be the source; nobody: roll back to the newest checkpoint
+  8   leases of whoever is gone stay in limbo until the first commit of the next generation has settled them
+  9   a checkpoint counts if its lineage is that of the ledger's own chain
+  11  Done when nothing is left and the newest checkpoint holds it; looked at after every request
+  12  Release names a lease that was never taken from
+
+Every request that is not carried out becomes a Refused event with its author.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from antdt_schemas import lineage, records
+from antdt_schemas.records import Status
+
+from antdt_streams.ledger.core.state import INIT_FILE, Incarnation, State
+
+RANGES_PER_REPLY_MAX = 256
+REASON_CHARS_MAX = 300
+
+
+@dataclass(slots=True)
+class Answer:
+    """To be turned into a Reply once the entry it rests on was read back. number -1: news, nobody asked."""
+
+    worker: str
+    incarnation: str
+    number: int
+    status: Status
+    reason: str = ""
+    leases: bool = False
+    grant: bool = False
+
+
+@dataclass(slots=True)
+class Turn:
+    """One request being decided: events are applied as they are emitted."""
+
+    state: State
+    offset: int
+    events: list[records.Event] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+
+    def emit(self, event: records.Event) -> None:
+        """Record an event and apply it."""
+        self.state.apply(event)
+        self.events.append(event)
+
+
+class Refusal(Exception):
+    """This request is not carried out."""
+
+    def __init__(self, reason: str, status: Status = Status.REFUSED) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def decide(turn: Turn, request: records.Request) -> None:
+    """Decide one request; its events are in `turn.events` and applied, its answers in `turn.answers`."""
+    state, body = turn.state, request.body
+    mark = len(turn.events)
+    try:
+        if state.done is not None and not isinstance(body, records.Leave):
+            turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.END))
+        else:
+            _DECIDE[type(body)](turn, request, body)
+    except Refusal as refusal:
+        refuse(turn, request, str(refusal), refusal.status)
+    if state.done is None:
+        _grant(turn)
+        if state.finished and state.checkpoints[-1].step == state.committed:
+            turn.emit(records.Done(state.checkpoints[-1].file))
+            _tell_members(turn, Status.END)
+    assert len(turn.events) >= mark
+
+
+def refuse(turn: Turn, request: records.Request, reason: str, status: Status = Status.REFUSED) -> None:
+    """Record and answer a refusal."""
+    kind, generation = type(request.body).__name__, getattr(request.body, "generation", -1)
+    reason = reason[:REASON_CHARS_MAX]
+    author = request.worker[:64], request.incarnation[:128]
+    turn.emit(records.Refused(*author, kind, generation, reason, turn.offset))
+    turn.answers.append(Answer(request.worker, request.incarnation, request.number, status, reason))
+
+
+def lose(turn: Turn, incarnation: str, reason: str) -> None:
+    """An incarnation is gone for good."""
+    state = turn.state
+    turn.emit(records.Lost(incarnation, reason[:REASON_CHARS_MAX]))
+    if state.open and incarnation in state.members:
+        _close(turn, f"{incarnation} is lost: {reason}")
+
+
+def check_spec(spec: records.JobSpec) -> str | None:
+    """What is wrong with a job's data, or None."""
+    for name in ("samples", "epochs", "shard_size", "batch_size", "workers_min", "max_attempts"):
+        if getattr(spec, name) < 1:
+            return f"{name} is {getattr(spec, name)}: it must be at least 1."
+    if spec.samples < spec.workers_min:
+        return (
+            f"The data set {spec.dataset!r} has {spec.samples} samples for {spec.workers_min} workers: "
+            f"start at most {spec.samples} workers, or take more data."
+        )
+    if spec.batch_size < spec.workers_min:
+        return (
+            f"The global batch of {spec.batch_size} is smaller than the {spec.workers_min} workers: raise batch_size."
+        )
+    return None
+
+
+# -- membership
+
+
+def _member(turn: Turn, request: records.Request) -> Incarnation:
+    who = turn.state.incarnations.get(request.incarnation)
+    if who is None or who.worker != request.worker:
+        raise Refusal("This incarnation is not known: join first.", Status.REJOIN)
+    if who.gone:
+        raise Refusal(f"This incarnation is {who.status}: join as a new one, without its model.", Status.REJOIN)
+    return who
+
+
+def _open_member(turn: Turn, request: records.Request, generation: int) -> None:
+    state = turn.state
+    who = _member(turn, request)
+    if generation != state.generation or not state.open or who.status != "member":
+        raise Refusal(f"Generation {generation} is closed; the newest is {state.generation}.", Status.CLOSED)
+
+
+def _join(turn: Turn, request: records.Request, body: records.Join) -> None:
+    state = turn.state
+    if body.spec != state.spec:
+        differs = [n for n in body.spec.__slots__ if getattr(body.spec, n) != getattr(state.spec, n)]
+        both = "; ".join(f"{n}: the job has {_show(state.spec, n)}, this worker {_show(body.spec, n)}" for n in differs)
+        raise Refusal(f"Not the data of this job: {both}.")
+    known = state.incarnations.get(request.incarnation)
+    if known is not None:
+        if known.gone:
+            raise Refusal(f"This incarnation is {known.status}: join as a new one.", Status.REJOIN)
+        turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK, grant=True))
+        return
+    for name in [n for n, i in state.incarnations.items() if i.worker == request.worker and not i.gone]:
+        lose(turn, name, f"{request.incarnation} has taken its place")
+    turn.emit(
+        records.Joined(
+            request.incarnation,
+            request.worker,
+            body.role,
+            body.host,
+            body.port,
+            body.node,
+            body.hardware,
+            body.restarts,
+        )
+    )
+    if state.open:
+        _close(turn, f"{request.worker} joins")
+    turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK, grant=True))
+
+
+def _show(spec: records.JobSpec, name: str) -> str:
+    value = getattr(spec, name)
+    return value.hex() if isinstance(value, bytes) else repr(value)
+
+
+def _regroup(turn: Turn, request: records.Request, body: records.Regroup) -> None:
+    state = turn.state
+    who = _member(turn, request)
+    if body.generation != state.generation or who.status == "waiting":
+        # An old one: what it asked for has been granted, or is on its way.
+        turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK, grant=True))
+        return
+    if state.open:
+        _close(turn, f"{request.worker} asks for a new one")
+    if who.status == "member":
+        claim = body.claim
+        if claim is not None and claim == state.committed and body.lineage != state.lineage:
+            claim = None  # its model is not what was committed
+        turn.emit(records.Ready(request.incarnation, claim, body.host, body.port))
+    turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK, grant=True))
+
+
+def _leave(turn: Turn, request: records.Request, body: records.Leave) -> None:
+    state = turn.state
+    _member(turn, request)
+    turn.emit(records.Left(request.incarnation))
+    if state.open and request.incarnation in state.members:
+        _close(turn, f"{request.worker} left")
+    turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
+
+
+def _exited(turn: Turn, request: records.Request, body: records.Exited) -> None:
+    who = turn.state.incarnations.get(request.incarnation)
+    if who is not None and who.worker == request.worker and not who.gone:
+        lose(turn, request.incarnation, f"exit status {body.exit_code} {body.reason}".strip())
+
+
+def _heartbeat(turn: Turn, request: records.Request, body: records.Heartbeat) -> None:
+    who = turn.state.incarnations.get(request.incarnation)
+    if who is None or who.gone:
+        status = Status.REJOIN
+    elif who.status == "member" and turn.state.open:
+        status = Status.OK
+    else:
+        status = Status.CLOSED
+    turn.answers.append(Answer(request.worker, request.incarnation, request.number, status))
+
+
+def _close(turn: Turn, reason: str) -> None:
+    turn.emit(records.Closed(turn.state.generation, reason[:REASON_CHARS_MAX]))
+    _tell_members(turn, Status.CLOSED)
+
+
+def _tell_members(turn: Turn, status: Status) -> None:
+    state = turn.state
+    for name in state.members:
+        who = state.incarnations[name]
+        if not who.gone:
+            turn.answers.append(Answer(who.worker, name, -1, status, grant=True))
+
+
+def natural(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key under which w2 comes before w10."""
+    parts = re.findall(r"\d+|\D+", name)
+    return tuple((0, int(p)) if p.isdigit() else (1, p) for p in parts)
+
+
+def _grant(turn: Turn) -> None:
+    state = turn.state
+    if state.open:
+        return
+    if any(state.incarnations[m].status == "member" for m in state.members):
+        return  # somebody of the old generation has not asked yet
+    asking = {n: i for n, i in state.incarnations.items() if i.status in ("waiting", "ready")}
+    if not asking or (state.generation == 0 and len(asking) < state.spec.workers_min):
+        return
+    members = tuple(sorted(asking, key=lambda n: (natural(asking[n].worker), n)))
+    holders = [(i.claim, n) for n, i in asking.items() if i.claim is not None and i.claim >= state.committed]
+    source = max(holders)[1] if holders else None
+    restore, source_step = None, None
+    if source is None:
+        newest = state.checkpoints[-1]
+        if state.committed > newest.step:
+            turn.emit(records.RolledBack(newest.step, "nobody holds a model with everything committed"))
+        restore = newest.file
+    else:
+        source_step = asking[source].claim
+    turn.emit(records.Granted(state.generation + 1, members, source, source_step, state.committed, restore))
+    _tell_members(turn, Status.OK)
+
+
+# -- shards
+
+
+def _lease(turn: Turn, request: records.Request, body: records.Lease) -> None:
+    state = turn.state
+    _open_member(turn, request, body.generation)
+    missing = body.samples - state.held_samples(request.incarnation, state.generation)
+    room = RANGES_PER_REPLY_MAX - len(state.held.get(request.incarnation, ()))
+    missing = min(missing, _fair_share(state))
+    while missing > 0 and room > 0:
+        piece = _next_piece(state, missing)
+        if piece is None:
+            break
+        epoch, start, end = piece
+        shards = len(state.shards_between(start, end))
+        turn.emit(
+            records.Leased(state.next_lease, shards, request.incarnation, state.generation, epoch, start, end - start)
+        )
+        missing -= end - start
+        room -= 1
+    status = Status.OK if state.held.get(request.incarnation) else Status.WAIT
+    turn.answers.append(Answer(request.worker, request.incarnation, request.number, status, leases=True))
+
+
+def _fair_share(state: State) -> int:
+    """At the end of the data nobody takes what the others could do meanwhile."""
+    left = state.samples_total - state.committed_total - state.quarantined_total
+    return max(state.spec.shard_size, -(-left // (2 * max(1, len(state.members)))))
+
+
+def _next_piece(state: State, limit: int) -> tuple[int, int, int] | None:
+    """The first samples that nobody holds: (epoch, start, end), whole shards where nothing came back."""
+    size = state.spec.shard_size
+    for number in range(state.first_epoch_with_work, state.spec.epochs):
+        epoch = state.epochs.get(number)
+        if epoch is not None and epoch.returned:
+            start, end = epoch.returned.first()
+            return number, start, min(end, _shard_end(start, limit, size))
+        cursor = epoch.cursor if epoch is not None else 0
+        if cursor < state.spec.samples:
+            return number, cursor, min(state.spec.samples, _shard_end(cursor, limit, size))
+    return None
+
+
+def _shard_end(start: int, limit: int, size: int) -> int:
+    """End of the last shard that a run of about `limit` samples from `start` touches."""
+    return -(-(start + max(limit, 1)) // size) * size
+
+
+def _release(turn: Turn, request: records.Request, body: records.Release) -> None:
+    state = turn.state
+    _open_member(turn, request, body.generation)
+    lease = state.leases.get(body.lease)
+    if lease is None or lease.incarnation != request.incarnation or lease.token != body.token:
+        raise Refusal(f"Lease {body.lease} is not held by this incarnation, or its token is another one.")
+    if lease.front != lease.start:
+        raise Refusal(f"Lease {body.lease} was taken from.")
+    turn.emit(records.Returned(body.lease, lease.epoch, lease.front, lease.end - lease.front, False, False))
+    turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK, leases=True))
+
+
+# -- steps
+
+
+def _commit(turn: Turn, request: records.Request, body: records.Commit) -> None:
+    state = turn.state
+    _open_member(turn, request, body.generation)
+    if request.incarnation != state.members[0]:
+        raise Refusal(f"Only the first member commits: {state.members[0]}.")
+    if len(body.plans) != len(body.compositions):
+        raise Refusal(f"{len(body.compositions)} compositions and {len(body.plans)} plans.")
+    new = range(max(body.first_step, state.committed + 1), body.first_step + len(body.compositions))
+    if body.first_step > state.committed + 1:
+        raise Refusal(f"Step {body.first_step} is committed before step {state.committed + 1}: a gap.")
+    events = _validated(state, body, new)
+    for event in events:
+        turn.emit(event)
+    if not state.settled:
+        _settle(turn)
+    turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
+
+
+def _validated(state: State, body: records.Commit, new: range) -> list[records.Committed]:
+    """Events of the steps that are new, or Refusal: all or nothing."""
+    events: list[records.Committed] = []
+    at, fronts = state.lineage, dict[int, int]()
+    for step in new:
+        flat = body.compositions[step - body.first_step]
+        if len(flat) % 5:
+            raise Refusal(f"The composition of step {step} has {len(flat)} numbers, not quintuples.")
+        ranges: list[int] = []
+        for i in range(0, len(flat), 5):
+            number, token, epoch, start, length = flat[i : i + 5]
+            lease = state.leases.get(number)
+            if lease is None or lease.token != token:
+                raise Refusal(f"Step {step} names lease {number}, which is not live under that token.")
+            front = fronts.get(number, lease.front)
+            if lease.epoch != epoch or start != front or length < 1 or start + length > lease.end:
+                raise Refusal(
+                    f"Step {step} takes [{start}, {start + length}) of epoch {epoch} from lease {number}, "
+                    f"which holds [{front}, {lease.end}) of epoch {lease.epoch}."
+                )
+            fronts[number] = start + length
+            ranges += (number, epoch, start, length)
+        at = lineage.next_lineage(at, step, ranges)
+        plan = body.plans[step - body.first_step]
+        events.append(records.Committed(state.generation, step, tuple(ranges), at, plan))
+    last = body.first_step + len(body.compositions) - 1
+    if last >= state.committed and body.lineage != at:
+        raise Refusal(f"After step {last} this model's lineage is {body.lineage.hex()}, the ledger's {at.hex()}.")
+    return events
+
+
+def _settle(turn: Turn) -> None:
+    """The first commit of a generation is in: what older generations still held is not in the model."""
+    state = turn.state
+    turn.emit(records.Settled(state.generation))
+    old = [n for n, lease in state.leases.items() if lease.generation < state.generation]
+    for number in sorted(old):
+        lease = state.leases[number]
+        counted = state.incarnations[lease.incarnation].status == "lost"
+        attempts = state.epoch(lease.epoch).attempts
+        epoch, end = lease.epoch, lease.end
+        start = lease.front
+        for start_, end_, out in _verdicts(state, start, end, attempts, counted):
+            turn.emit(records.Returned(number, epoch, start_, end_ - start_, counted, out))
+
+
+def _verdicts(
+    state: State, start: int, end: int, attempts: dict[int, int], counted: bool
+) -> list[tuple[int, int, bool]]:
+    """Cut [start, end) where the verdict changes: (start, end, quarantined)."""
+    size, out = state.spec.shard_size, list[tuple[int, int, bool]]()
+    for shard in state.shards_between(start, end):
+        low, high = max(start, shard * size), min(end, (shard + 1) * size)
+        spent = counted and attempts.get(shard, 0) + 1 >= state.spec.max_attempts
+        if out and out[-1][2] == spent:
+            out[-1] = (out[-1][0], high, spent)
+        else:
+            out.append((low, high, spent))
+    return out
+
+
+def _checkpoint(turn: Turn, request: records.Request, body: records.Checkpoint) -> None:
+    state = turn.state
+    if state.lineage_at(body.step) != body.lineage:
+        raise Refusal(f"The lineage of step {body.step} is not {body.lineage.hex()} in the ledger's chain.")
+    known = any(c.file == body.file for c in state.checkpoints)
+    if not known and body.file == INIT_FILE:
+        raise Refusal(f"{INIT_FILE!r} is the model before any step.")
+    if not known and body.step < state.checkpoints[0].step:
+        raise Refusal(f"Step {body.step} is older than every checkpoint that is kept.")
+    if not known:
+        turn.emit(records.Checkpointed(body.step, body.lineage, body.file))
+    turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
+
+
+def _readmit(turn: Turn, request: records.Request, body: records.Readmit) -> None:
+    state = turn.state
+    for number in sorted(state.epochs):
+        for start, end in list(state.epochs[number].quarantined):
+            turn.emit(records.Readmitted(number, start, end - start))
+    turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
+
+
+_DECIDE: dict[type, Callable[[Turn, records.Request, Any], None]] = {
+    records.Join: _join,
+    records.Regroup: _regroup,
+    records.Lease: _lease,
+    records.Release: _release,
+    records.Commit: _commit,
+    records.Checkpoint: _checkpoint,
+    records.Heartbeat: _heartbeat,
+    records.Leave: _leave,
+    records.Exited: _exited,
+    records.Readmit: _readmit,
+}

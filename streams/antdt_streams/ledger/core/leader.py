@@ -1,0 +1,211 @@
+"""The ledger in office: requests in, one entry a cycle out, replies only for what was read back.
+
+Pure: a driver brings requests with their broker time, appends what `propose` returns, and brings every entry it reads.
+Deciding applies events to the state ahead of the append, so that one cycle sees its own effects; none of it leaves this
+object (no reply, no row) before the very bytes were read back in office. Superseded, the object is thrown away whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from antdt_schemas import auth, codec, records
+from antdt_schemas.errors import Superseded, Undecodable
+
+from antdt_streams.ledger.core import rows
+from antdt_streams.ledger.core.decide import Answer, Turn, decide, lose, refuse
+from antdt_streams.ledger.core.fold import Fold, Verdict
+from antdt_streams.ledger.core.state import State
+
+# A record is at most message.max.bytes: a cycle is closed well before it gets there.
+CYCLE_BYTES_MAX = 256 << 10
+RECORD_BYTES_MAX = 1_000_000
+PAUSE_MS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A record of `requests`: its offset, the broker's time, its bytes."""
+
+    offset: int
+    time_ms: int
+    payload: bytes | None
+
+
+@dataclass(slots=True)
+class Cycle:
+    """A proposed cycle, waiting for its place in the log."""
+
+    body: records.Cycle
+    payload: bytes
+    answers: list[Answer]
+    dead: list[tuple[Incoming, str]]
+
+
+@dataclass(slots=True)
+class Patience:
+    """Who was heard from, in a clock that runs on requests: a pause that hits everybody at once costs nobody."""
+
+    limit_ms: int
+    clock_ms: int = 0
+    last_ms: int = 0
+    heard: dict[str, int] = field(default_factory=dict)
+
+    def hear(self, incarnation: str, now_ms: int) -> None:
+        """A request of this incarnation came at this broker time."""
+        if self.last_ms:
+            self.clock_ms += min(max(now_ms - self.last_ms, 0), PAUSE_MS)
+        self.last_ms = max(now_ms, self.last_ms)
+        self.heard[incarnation] = self.clock_ms
+
+    def silent(self, state: State) -> list[str]:
+        """Incarnations that were silent for longer than the limit."""
+        out = []
+        for name, who in state.incarnations.items():
+            if who.gone:
+                self.heard.pop(name, None)
+            elif self.clock_ms - self.heard.setdefault(name, self.clock_ms) > self.limit_ms:
+                out.append(name)
+        return out
+
+
+class InOffice:
+    """A leader whose Leader entry was read back: `fold` has read the log up to it."""
+
+    def __init__(self, fold: Fold, secret: bytes | None = None) -> None:
+        assert fold.genesis is not None
+        assert fold.state is not None
+        assert fold.office is not None
+        self.fold, self.state, self.genesis, self.office = fold, fold.state, fold.genesis, fold.office
+        self.secret = secret
+        self.patience = Patience(fold.genesis.patience_ms)
+        self.pending: Cycle | None = None
+        self._checked_ms = 0
+
+    def propose(self, requests: list[Incoming]) -> tuple[bytes, int]:
+        """Decide requests, in order. Returns the entry to append and how many requests it covers.
+
+        An entry never grows far beyond CYCLE_BYTES_MAX: the rest waits.
+        """
+        assert self.pending is None, "one cycle at a time"
+        state, events, answers = self.state, list[records.Event](), list[Answer]()
+        dead: list[tuple[Incoming, str]] = []
+        if self.genesis.digest_every and (state.sequence + 1) % self.genesis.digest_every == 0:
+            events.append(records.Digested(rows.digest(state)))
+        now_ms, taken, size = state.now_ms, 0, 0
+        for incoming in requests:
+            now_ms = max(now_ms, incoming.time_ms)
+            turn = Turn(state, incoming.offset)
+            self._decide(turn, incoming, now_ms, dead)
+            events += turn.events
+            answers += turn.answers
+            taken += 1
+            size += sum(map(_size, turn.events))
+            if size > CYCLE_BYTES_MAX:
+                break
+        requests_next = requests[taken - 1].offset + 1 if taken else state.requests_next
+        last = self.fold.position
+        body = records.Cycle(
+            epoch_offset=self.office.offset,
+            epoch_hash=self.office.hash,
+            sequence=state.sequence + 1,
+            previous_offset=last.next_offset - 1,
+            previous_hash=last.hash,
+            requests_next=requests_next,
+            now_ms=now_ms,
+            events=tuple(events),
+        )
+        payload = codec.encode(records.Entry(body))
+        assert len(payload) <= RECORD_BYTES_MAX, f"an entry of {len(payload)} bytes does not fit into one record"
+        self.pending = Cycle(body, payload, answers, dead)
+        return payload, taken
+
+    def _decide(self, turn: Turn, incoming: Incoming, now_ms: int, dead: list[tuple[Incoming, str]]) -> None:
+        try:
+            request = codec.decode(incoming.payload, records.Request)
+        except Undecodable as error:
+            turn.emit(records.Refused("", "", "undecodable", -1, str(error)[:300], incoming.offset))
+            dead.append((incoming, str(error)))
+            return
+        if not auth.is_authentic(request, self.secret):
+            refuse(turn, request, "The request is not authenticated with this job's secret (ANTDT_SECRET).")
+            return
+        if not isinstance(request.body, records.Exited):
+            self.patience.hear(request.incarnation, now_ms)
+        decide(turn, request)
+        if self.patience.clock_ms - self._checked_ms >= self.genesis.patience_ms // 8:
+            self._checked_ms = self.patience.clock_ms
+            for name in self.patience.silent(self.state):
+                if self.state.done is None:
+                    lose(turn, name, f"silent for more than {self.genesis.patience_ms} ms")
+
+    def read_back(self, offset: int, payload: bytes) -> Cycle | None:
+        """An entry came from the log. Returns the pending cycle if this is it.
+
+        Raises:
+            Superseded: another leader took office; drop this object.
+        """
+        if self.pending is not None and payload == self.pending.payload:
+            cycle, self.pending = self.pending, None
+            self.fold.confirm(offset, payload, cycle.body)
+            return cycle
+        verdict = self.fold.read_foreign(offset, payload)
+        if verdict is Verdict.LEADER:
+            assert self.fold.office is not None
+            raise Superseded(f"{self.fold.office.owner} took office at offset {offset}.")
+        return None
+
+    def reply(self, answer: Answer) -> records.Reply:
+        """The Reply of an answer, from the state as it is now in the log."""
+        state, grant = self.state, None
+        leases: tuple[int, ...] = ()
+        who = state.incarnations.get(answer.incarnation)
+        if who is not None and not who.gone:
+            if answer.grant and who.status == "member" and state.open:
+                grant = _grant(state)
+            if answer.leases:
+                leases = _leases(state, answer.incarnation)
+        return records.Reply(
+            worker=answer.worker,
+            incarnation=answer.incarnation,
+            number=answer.number,
+            status=answer.status,
+            reason=answer.reason,
+            generation=state.generation,
+            committed=state.committed,
+            leases=leases,
+            grant=grant,
+            file=state.done or "",
+        )
+
+
+def _grant(state: State) -> records.Grant:
+    g = state.grant
+    assert g is not None
+    members = ((n, state.incarnations[n]) for n in g.members)
+    return records.Grant(
+        g.generation,
+        tuple(records.Member(n, i.worker, i.host, i.port) for n, i in members),
+        g.source,
+        g.source_step,
+        g.committed,
+        g.restore_file,
+    )
+
+
+def _leases(state: State, incarnation: str) -> tuple[int, ...]:
+    out: list[int] = []
+    for number in state.held.get(incarnation, ()):
+        lease = state.leases[number]
+        if lease.generation == state.generation:
+            out += (number, lease.token, lease.epoch, lease.front, lease.end - lease.front)
+    return tuple(out)
+
+
+def _size(event: records.Event) -> int:
+    """About how many bytes an event takes."""
+    if isinstance(event, records.Committed):
+        return 64 + 6 * len(event.ranges)
+    if isinstance(event, records.Granted):
+        return 64 + sum(map(len, event.members))
+    return 160

@@ -1,0 +1,157 @@
+"""The state as rows: what the cache keeps and what the digest covers. The same events give the same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import blake2b
+from typing import Any
+
+from antdt_schemas import records
+
+from antdt_streams.ledger.core.intervals import IntervalSet
+from antdt_streams.ledger.core.state import Bounds, Checkpoint, Epoch, Incarnation, Lease, State, Step
+
+
+def changes(state: State) -> dict[bytes, bytes | None]:
+    """Rows that changed since the last call; None: the row is gone."""
+    out = {_key(kind, name): _row(state, kind, name) for kind, name in state.dirty}
+    state.dirty.clear()
+    return out
+
+
+def all_rows(state: State) -> Iterator[tuple[bytes, bytes]]:
+    """Every row, in a fixed order."""
+    names: tuple[tuple[str, Any], ...] = (
+        ("checkpoints", (0,)),
+        ("epoch", sorted(state.epochs)),
+        ("grant", (0,) if state.grant else ()),
+        ("incarnation", sorted(state.incarnations)),
+        ("lease", sorted(state.leases)),
+        ("meta", (0,)),
+        ("step", [s.step for s in state.steps]),
+    )
+    for kind, keys in names:
+        for name in keys:
+            row = _row(state, kind, name)
+            assert row is not None
+            yield _key(kind, name), row
+
+
+def digest(state: State) -> bytes:
+    """Digest of the whole state, 16 bytes."""
+    out = blake2b(digest_size=16)
+    for key, row in all_rows(state):
+        out.update(len(key).to_bytes(4, "big") + key + len(row).to_bytes(4, "big") + row)
+    return out.digest()
+
+
+def load(spec: records.JobSpec, rows: Mapping[bytes, bytes], bounds: Bounds | None = None) -> State:
+    """The state that wrote these rows."""
+    state = State(spec, bounds)
+    for key, row in sorted(rows.items()):
+        kind, _, name = key.decode().partition("/")
+        _KINDS[kind][1](state, name, json.loads(row))
+    state.dirty.clear()
+    return state
+
+
+def _key(kind: str, name: Any) -> bytes:
+    """Numbers are padded, so that the order of the keys is that of the numbers."""
+    return f"{kind}/{name:020d}".encode() if isinstance(name, int) else f"{kind}/{name}".encode()
+
+
+def _row(state: State, kind: str, name: Any) -> bytes | None:
+    value = _KINDS[kind][0](state, name)
+    return None if value is None else json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _meta(s: State, _: int) -> Any:
+    return [
+        [s.generation, s.open, s.settled, s.committed, s.lineage.hex(), s.plan],
+        [s.next_lease, s.requests_next, s.sequence, s.now_ms, s.done],
+        [s.committed_total, s.quarantined_total, s.refused],
+    ]
+
+
+def _load_meta(s: State, _: str, row: Any) -> None:
+    where, counters, totals = row
+    s.generation, s.open, s.settled, s.committed, lineage, s.plan = where
+    s.lineage = bytes.fromhex(lineage)
+    s.next_lease, s.requests_next, s.sequence, s.now_ms, s.done = counters
+    s.committed_total, s.quarantined_total, s.refused = totals
+
+
+def _grant(s: State, _: int) -> Any:
+    g = s.grant
+    return g and [g.generation, g.members, g.source, g.source_step, g.committed, g.restore_file]
+
+
+def _load_grant(s: State, _: str, row: Any) -> None:
+    s.grant = records.Granted(row[0], tuple(row[1]), *row[2:])
+    s.members = s.grant.members
+
+
+def _incarnation(s: State, name: str) -> Any:
+    i = s.incarnations[name]
+    return [i.worker, i.role, i.host, i.port, i.node, i.hardware, i.restarts, i.status, i.claim]
+
+
+def _load_incarnation(s: State, name: str, row: Any) -> None:
+    s.incarnations[name] = Incarnation(*row)
+
+
+def _epoch(s: State, number: int) -> Any:
+    e = s.epochs[number]
+    return [e.cursor, list(e.returned), list(e.committed), list(e.quarantined), sorted(e.attempts.items())]
+
+
+def _load_epoch(s: State, name: str, row: Any) -> None:
+    cursor, returned, committed, quarantined, attempts = row
+    sets = [IntervalSet((a, b) for a, b in part) for part in (returned, committed, quarantined)]
+    s.epochs[int(name)] = Epoch(cursor, sets[0], sets[1], sets[2], {shard: n for shard, n in attempts})  # noqa: C416
+
+
+def _lease(s: State, number: int) -> Any:
+    x = s.leases.get(number)
+    return x and [x.shards, x.incarnation, x.generation, x.epoch, x.start, x.front, x.end, x.token]
+
+
+def _load_lease(s: State, name: str, row: Any) -> None:
+    lease = Lease(*row)
+    s.leases[int(name)] = lease
+    s.held.setdefault(lease.incarnation, {})[int(name)] = None
+
+
+def _step(s: State, number: int) -> Any:
+    if not s.steps or not s.steps[0].step <= number <= s.steps[-1].step:
+        return None
+    step = s.steps[number - s.steps[0].step]
+    return [step.ranges, step.lineage.hex()]
+
+
+def _load_step(s: State, name: str, row: Any) -> None:
+    s.steps.append(Step(int(name), tuple(row[0]), bytes.fromhex(row[1])))
+    s.step_numbers += len(row[0])
+
+
+def _checkpoints(s: State, _: int) -> Any:
+    return [[c.step, c.lineage.hex(), c.file, c.committed] for c in s.checkpoints]
+
+
+def _load_checkpoints(s: State, _: str, row: Any) -> None:
+    s.checkpoints = [
+        Checkpoint(step, bytes.fromhex(h), file, tuple((e, tuple((a, b) for a, b in parts)) for e, parts in inside))
+        for step, h, file, inside in row
+    ]
+
+
+_KINDS: dict[str, tuple[Callable[[State, Any], Any], Callable[[State, str, Any], None]]] = {
+    "meta": (_meta, _load_meta),
+    "grant": (_grant, _load_grant),
+    "incarnation": (_incarnation, _load_incarnation),
+    "epoch": (_epoch, _load_epoch),
+    "lease": (_lease, _load_lease),
+    "step": (_step, _load_step),
+    "checkpoints": (_checkpoints, _load_checkpoints),
+}

@@ -1,0 +1,388 @@
+"""The state of the ledger and the only code that changes it: `apply(event)`.
+
+Rules
+  1. `apply` is total over the events of a counted entry and deterministic; it never decides, it asserts.
+  2. A sample position of an epoch is in exactly one place: not handed out (at or above the cursor), returned, in one
+     lease, committed, or quarantined. `check()` proves it by counting.
+  3. What a lease still holds is always its tail: commits and returns take from the front.
+  4. Memory is O(live leases + fragments), never O(samples) or O(steps): committed positions are intervals, compositions
+     are kept for a bounded number of steps.
+  5. `dirty` names the rows (see `rows`) that changed since they were last written.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from antdt_schemas import lineage, records
+
+from antdt_streams.ledger.core.intervals import IntervalSet
+
+FOLD_VERSION = 1
+INIT_FILE = "init"
+NO_TOKEN = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Limits of the state. `steps` and `step_numbers` bound what is kept of past compositions."""
+
+    checkpoints: int = 4
+    steps: int = 4096
+    step_numbers: int = 1 << 20
+
+
+@dataclass(slots=True)
+class Incarnation:
+    """One life of a worker. status: waiting, ready, member, lost or left."""
+
+    worker: str
+    role: str
+    host: str
+    port: int
+    node: str
+    hardware: str
+    restarts: int
+    status: str = "waiting"
+    claim: int | None = None
+
+    @property
+    def gone(self) -> bool:
+        return self.status in ("lost", "left")
+
+
+@dataclass(slots=True)
+class Lease:
+    """A run of shards held by one incarnation in one generation; [front, end) is not yet committed."""
+
+    shards: int
+    incarnation: str
+    generation: int
+    epoch: int
+    start: int
+    front: int
+    end: int
+    token: int = NO_TOKEN
+
+
+@dataclass(slots=True)
+class Epoch:
+    """Where the samples of one epoch are; positions from `cursor` on were never handed out."""
+
+    cursor: int = 0
+    returned: IntervalSet = field(default_factory=IntervalSet)
+    committed: IntervalSet = field(default_factory=IntervalSet)
+    quarantined: IntervalSet = field(default_factory=IntervalSet)
+    attempts: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A committed step: flat quadruples (lease, epoch, start, length), and the lineage after it."""
+
+    step: int
+    ranges: tuple[int, ...]
+    lineage: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A durable file; `committed` are the intervals of each epoch that its model contains."""
+
+    step: int
+    lineage: bytes
+    file: str
+    committed: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
+
+
+class State:
+    """The fold of the log."""
+
+    def __init__(self, spec: records.JobSpec, bounds: Bounds | None = None) -> None:
+        self.spec, self.bounds = spec, bounds or Bounds()
+        self.generation, self.open, self.settled = 0, False, True
+        self.members: tuple[str, ...] = ()
+        self.grant: records.Granted | None = None
+        self.committed, self.lineage, self.plan = 0, lineage.ROOT, 0
+        self.next_lease, self.requests_next, self.sequence, self.now_ms = 1, 0, 0, 0
+        self.done: str | None = None
+        self.committed_total = self.quarantined_total = self.refused = 0
+        self.incarnations: dict[str, Incarnation] = {}
+        self.epochs: dict[int, Epoch] = {}
+        self.leases: dict[int, Lease] = {}
+        self.held: dict[str, dict[int, None]] = {}
+        self.checkpoints = [Checkpoint(0, lineage.ROOT, INIT_FILE, ())]
+        self.steps: deque[Step] = deque()
+        self.step_numbers = 0
+        self._low_epoch = 0
+        self._unsealed: list[int] = []
+        self.dirty: set[tuple[str, Any]] = {("meta", 0), ("checkpoints", 0)}
+
+    # -- questions
+
+    @property
+    def samples_total(self) -> int:
+        """Samples of all epochs."""
+        return self.spec.samples * self.spec.epochs
+
+    @property
+    def finished(self) -> bool:
+        """Everything is committed or quarantined."""
+        return self.committed_total + self.quarantined_total == self.samples_total
+
+    @property
+    def first_epoch_with_work(self) -> int:
+        """Epochs below were handed out whole, and nothing of them came back."""
+        while self._low_epoch < self.spec.epochs:
+            epoch = self.epochs.get(self._low_epoch)
+            if epoch is None or epoch.cursor < self.spec.samples or epoch.returned:
+                break
+            self._low_epoch += 1
+        return self._low_epoch
+
+    def _give_back(self, epoch: int, start: int, end: int) -> None:
+        self.epoch(epoch).returned.add(start, end)
+        self._low_epoch = min(self._low_epoch, epoch)
+
+    def epoch(self, epoch: int) -> Epoch:
+        """An epoch, made when it is first touched."""
+        return self.epochs.setdefault(epoch, Epoch())
+
+    def held_samples(self, incarnation: str, generation: int) -> int:
+        """Uncommitted samples that an incarnation holds in a generation."""
+        leases = (self.leases[number] for number in self.held.get(incarnation, ()))
+        return sum(lease.end - lease.front for lease in leases if lease.generation == generation)
+
+    def lineage_at(self, step: int) -> bytes | None:
+        """Lineage of a committed step, or None if it is not (or no longer) known."""
+        if step == self.committed:
+            return self.lineage
+        if self.steps and self.steps[0].step <= step < self.committed:
+            return self.steps[step - self.steps[0].step].lineage
+        return next((c.lineage for c in self.checkpoints if c.step == step), None)
+
+    def shards_between(self, start: int, end: int) -> range:
+        """Numbers of the shards that [start, end) touches."""
+        return range(start // self.spec.shard_size, -(-end // self.spec.shard_size))
+
+    # -- change
+
+    def apply(self, event: records.Event) -> None:
+        """Apply one event of a counted entry."""
+        _APPLY[type(event)](self, event)
+        self.dirty.add(("meta", 0))
+
+    def seal(self, sequence: int, requests_next: int, now_ms: int, entry_hash: bytes) -> None:
+        """The entry with the events applied since the last seal has its place in the log: leases get their token."""
+        token = int.from_bytes(entry_hash[:8], "big", signed=True) or 1
+        for number in self._unsealed:
+            if number in self.leases:
+                self.leases[number].token = token
+        self._unsealed.clear()
+        assert sequence == self.sequence + 1, (sequence, self.sequence)
+        assert requests_next >= self.requests_next, (requests_next, self.requests_next)
+        self.sequence, self.requests_next = sequence, requests_next
+        self.now_ms = max(self.now_ms, now_ms)
+        self.dirty.add(("meta", 0))
+
+    def _joined(self, e: records.Joined) -> None:
+        assert e.incarnation not in self.incarnations, e
+        self.incarnations[e.incarnation] = Incarnation(e.worker, e.role, e.host, e.port, e.node, e.hardware, e.restarts)
+        self.dirty.add(("incarnation", e.incarnation))
+
+    def _gone(self, incarnation: str, status: str) -> None:
+        who = self.incarnations[incarnation]
+        assert not who.gone, (incarnation, who)
+        who.status, who.claim = status, None
+        self.dirty.add(("incarnation", incarnation))
+
+    def _lost(self, e: records.Lost) -> None:
+        self._gone(e.incarnation, "lost")
+
+    def _left(self, e: records.Left) -> None:
+        self._gone(e.incarnation, "left")
+
+    def _closed(self, e: records.Closed) -> None:
+        assert self.open and e.generation == self.generation, e
+        self.open = False
+
+    def _ready(self, e: records.Ready) -> None:
+        who = self.incarnations[e.incarnation]
+        assert not self.open and who.status == "member", (e, who)
+        who.status, who.claim, who.host, who.port = "ready", e.claim, e.host, e.port
+        self.dirty.add(("incarnation", e.incarnation))
+
+    def _granted(self, e: records.Granted) -> None:
+        assert not self.open and e.generation == self.generation + 1 and e.members, e
+        assert e.committed == self.committed, (e, self.committed)
+        self.generation, self.members, self.open, self.settled = e.generation, e.members, True, False
+        self.grant = e
+        self.dirty.add(("grant", 0))
+        for name in e.members:
+            who = self.incarnations[name]
+            assert who.status in ("waiting", "ready"), (name, who)
+            who.status, who.claim = "member", None
+            self.dirty.add(("incarnation", name))
+
+    def _rolled_back(self, e: records.RolledBack) -> None:
+        kept = [c for c in self.checkpoints if c.step <= e.step]
+        target = kept[-1]
+        assert target.step == e.step, (e, self.checkpoints)
+        before = dict(target.committed)
+        for number, epoch in self.epochs.items():
+            inside = IntervalSet(before.get(number, ()))
+            for start, end in list(epoch.committed):
+                for low, high in inside.gaps(start, end):
+                    epoch.committed.remove(low, high)
+                    self._give_back(number, low, high)
+                    self.committed_total -= high - low
+                    self.dirty.add(("epoch", number))
+        while self.steps and self.steps[-1].step > e.step:
+            self._forget(self.steps.pop())
+        self.checkpoints = kept
+        self.committed, self.lineage = e.step, target.lineage
+        self.dirty.add(("checkpoints", 0))
+
+    def _leased(self, e: records.Leased) -> None:
+        assert e.lease == self.next_lease and e.shards > 0 and e.length > 0, (e, self.next_lease)
+        assert self.open and e.generation == self.generation, (e, self.generation)
+        epoch, end = self.epoch(e.epoch), e.start + e.length
+        if e.start == epoch.cursor:
+            epoch.cursor = end
+            assert end <= self.spec.samples, e
+        else:
+            epoch.returned.remove(e.start, end)
+        self.leases[e.lease] = Lease(e.shards, e.incarnation, e.generation, e.epoch, e.start, e.start, end)
+        self.held.setdefault(e.incarnation, {})[e.lease] = None
+        self.next_lease += e.shards
+        self._unsealed.append(e.lease)
+        self.dirty.update((("lease", e.lease), ("epoch", e.epoch)))
+
+    def _take_front(self, number: int, epoch: int, start: int, end: int) -> None:
+        lease = self.leases[number]
+        assert lease.epoch == epoch and lease.front == start and end <= lease.end, (number, lease, epoch, start, end)
+        lease.front = end
+        self.dirty.add(("lease", number))
+        if lease.front == lease.end:
+            del self.leases[number]
+            mine = self.held[lease.incarnation]
+            del mine[number]
+            if not mine:
+                del self.held[lease.incarnation]
+
+    def _committed(self, e: records.Committed) -> None:
+        assert e.step == self.committed + 1 and e.generation == self.generation and self.open, (e, self.committed)
+        r = e.ranges
+        for i in range(0, len(r), 4):
+            end = r[i + 2] + r[i + 3]
+            self._take_front(r[i], r[i + 1], r[i + 2], end)
+            self.epoch(r[i + 1]).committed.add(r[i + 2], end)
+            self.committed_total += r[i + 3]
+            self.dirty.add(("epoch", r[i + 1]))
+        self.lineage = lineage.next_lineage(self.lineage, e.step, r)
+        assert self.lineage == e.lineage, (e, self.lineage)
+        self.committed, self.plan = e.step, e.plan
+        self.steps.append(Step(e.step, r, e.lineage))
+        self.step_numbers += len(r)
+        self.dirty.add(("step", e.step))
+        while len(self.steps) > self.bounds.steps or self.step_numbers > self.bounds.step_numbers:
+            self._forget(self.steps.popleft())
+
+    def _forget(self, step: Step) -> None:
+        self.step_numbers -= len(step.ranges)
+        self.dirty.add(("step", step.step))
+
+    def _settled(self, e: records.Settled) -> None:
+        assert e.generation == self.generation and not self.settled, e
+        self.settled = True
+
+    def _returned(self, e: records.Returned) -> None:
+        end = e.start + e.length
+        self._take_front(e.lease, e.epoch, e.start, end)
+        epoch = self.epoch(e.epoch)
+        if e.counted:
+            for shard in self.shards_between(e.start, end):
+                epoch.attempts[shard] = epoch.attempts.get(shard, 0) + 1
+        if e.quarantined:
+            epoch.quarantined.add(e.start, end)
+            self.quarantined_total += e.length
+        else:
+            self._give_back(e.epoch, e.start, end)
+        self.dirty.add(("epoch", e.epoch))
+
+    def _readmitted(self, e: records.Readmitted) -> None:
+        epoch, end = self.epoch(e.epoch), e.start + e.length
+        epoch.quarantined.remove(e.start, end)
+        self._give_back(e.epoch, e.start, end)
+        self.quarantined_total -= e.length
+        for shard in self.shards_between(e.start, end):
+            epoch.attempts.pop(shard, None)
+        self.dirty.add(("epoch", e.epoch))
+
+    def _checkpointed(self, e: records.Checkpointed) -> None:
+        assert self.lineage_at(e.step) == e.lineage, e
+        committed = {number: epoch.committed.copy() for number, epoch in self.epochs.items()}
+        for step in reversed(self.steps):
+            if step.step <= e.step:
+                break
+            for i in range(0, len(step.ranges), 4):
+                _, number, start, length = step.ranges[i : i + 4]
+                committed[number].remove(start, start + length)
+        inside = tuple((number, tuple(s)) for number, s in sorted(committed.items()) if s)
+        self.checkpoints.append(Checkpoint(e.step, e.lineage, e.file, inside))
+        self.checkpoints.sort(key=lambda c: c.step)
+        del self.checkpoints[: -self.bounds.checkpoints]
+        self.dirty.add(("checkpoints", 0))
+
+    def _done(self, e: records.Done) -> None:
+        assert self.finished and self.done is None, e
+        self.done = e.file
+
+    def _refused(self, e: records.Refused) -> None:
+        self.refused += 1
+
+    def _digested(self, e: records.Digested) -> None:
+        """Compared by the fold, before anything of the entry is applied."""
+
+    # -- invariants
+
+    def check(self) -> None:
+        """Rule 2, by counting, and the indexes. Linear in the live state."""
+        leased: dict[int, IntervalSet] = {}
+        for number, lease in self.leases.items():
+            assert lease.start <= lease.front < lease.end, lease
+            assert number in self.held[lease.incarnation]
+            leased.setdefault(lease.epoch, IntervalSet()).add(lease.front, lease.end)
+        assert sum(map(len, self.held.values())) == len(self.leases)
+        for number, epoch in self.epochs.items():
+            inside = IntervalSet()
+            for part in (epoch.returned, epoch.committed, epoch.quarantined, leased.pop(number, IntervalSet())):
+                for start, end in part:
+                    inside.add(start, end)
+            whole = [(0, epoch.cursor)] if epoch.cursor else []
+            assert list(inside) == whole, (number, inside, epoch.cursor)
+        assert not leased
+        assert self.committed_total == sum(e.committed.total for e in self.epochs.values())
+        assert self.quarantined_total == sum(e.quarantined.total for e in self.epochs.values())
+
+
+_APPLY: dict[type, Any] = {
+    records.Joined: State._joined,
+    records.Lost: State._lost,
+    records.Left: State._left,
+    records.Closed: State._closed,
+    records.Ready: State._ready,
+    records.Granted: State._granted,
+    records.RolledBack: State._rolled_back,
+    records.Leased: State._leased,
+    records.Committed: State._committed,
+    records.Settled: State._settled,
+    records.Returned: State._returned,
+    records.Readmitted: State._readmitted,
+    records.Checkpointed: State._checkpointed,
+    records.Done: State._done,
+    records.Refused: State._refused,
+    records.Digested: State._digested,
+}

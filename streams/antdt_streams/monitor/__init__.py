@@ -1,0 +1,1 @@
+"""The Monitor: reads step timings, writes what is known about every node."""

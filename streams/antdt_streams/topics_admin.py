@@ -1,0 +1,247 @@
+"""Creates, compares, lists and deletes the topics of a job; the names and settings come from the registry of topics.
+
+The shard log is the arbiter: who creates it owns the name of the job, and it is the last topic to be deleted.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import JobTaken, Mismatch, Unavailable, UnknownJob, UsageError
+from antdt_schemas.topics import JOB_NAME, SHARD_LOG, TOPICS, Topic
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+
+TIMEOUT_S = 20.0
+POLL_S = 0.05
+DURABLE_REPLICATION = 3
+NAME = re.compile(rf"antdt\.({JOB_NAME.pattern})\.([a-z-]+)")
+# A deviation in one of these changes what is computed; in any other, how long records are kept.
+FATAL = ("partitions", "message.timestamp.type", "cleanup.policy")
+DENIED = (
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One deviation of a topic from the registry. `fatal`: the job must not run like that."""
+
+    topic: str
+    what: str
+    expected: str
+    found: str
+
+    @property
+    def fatal(self) -> bool:
+        """Whether it changes results, and not only how long records are kept."""
+        return self.what in FATAL
+
+    def __str__(self) -> str:
+        return f"{self.what} of {self.topic}: expected {self.expected}, found {self.found}"
+
+
+def create(connection: Connection, job: str, *, replication: int | None = None, resume: bool = False) -> list[str]:
+    """Create the topics of a job; the names of those that were created.
+
+    replication: copies of each partition; None leaves it to the broker.
+    resume: the job exists already, or came to be half: what is missing is created.
+
+    Raises:
+        JobTaken: its shard log, or another of its topics, exists and `resume` is off.
+    """
+    names = {topic.suffix: topic.name(job) for topic in TOPICS}
+    admin = AdminClient(connection.admin())
+    with _said(connection, f"create the topics of job {job!r}"):
+        present = set(names.values()) & _topic_names(admin)
+        if present and not resume:
+            raise JobTaken(
+                f"Job {job!r} is already on this broker ({', '.join(sorted(present))}).",
+                f"Go on with it by `antdt up {job} --resume`, or take another name.",
+            )
+        if names[SHARD_LOG.suffix] not in present and not _create(admin, [SHARD_LOG], job, replication) and not resume:
+            raise JobTaken(f"Job {job!r} was created by somebody else at this very moment.", "Take another name.")
+        rest = [topic for topic in TOPICS if topic is not SHARD_LOG and names[topic.suffix] not in present]
+        made = _create(admin, rest, job, replication)
+        _await_topics(admin, job, set(names.values()), present=True)
+    return made + ([names[SHARD_LOG.suffix]] if names[SHARD_LOG.suffix] not in present else [])
+
+
+def topic_ids(connection: Connection, job: str) -> dict[str, str]:
+    """Suffix -> topic id: a topic that was deleted and created again has another one.
+
+    Raises:
+        UnknownJob: the broker has no shard log of this job.
+    """
+    return {topic.suffix: str(found.topic_id) for topic, found in _described(connection, job).items() if found}
+
+
+def check(connection: Connection, job: str) -> list[Difference]:
+    """What differs between the topics of a job and the registry: missing topics, partitions, settings.
+
+    Raises:
+        UnknownJob: the broker has no shard log of this job.
+    """
+    described = _described(connection, job)
+    out = [
+        Difference(t.name(job), "partitions", str(t.partitions), "no such topic") for t, d in described.items() if not d
+    ]
+    present = {topic: found for topic, found in described.items() if found}
+    admin = AdminClient(connection.admin())
+    with _said(connection, f"read the settings of job {job!r}"):
+        asked = {ConfigResource(ResourceType.TOPIC, topic.name(job)): topic for topic in present}
+        settings = {asked[r]: f.result(TIMEOUT_S) for r, f in admin.describe_configs(list(asked)).items()}
+    for topic, found in present.items():
+        partitions = len(found.partitions)
+        if partitions != topic.partitions:
+            out.append(Difference(topic.name(job), "partitions", str(topic.partitions), str(partitions)))
+        for key, expected in topic.settings().items():
+            entry = settings[topic].get(key)
+            actual = entry.value if entry is not None else "nothing"
+            if actual != expected:
+                out.append(Difference(topic.name(job), key, expected, actual))
+    return sorted(out, key=lambda d: (d.topic, d.what))
+
+
+def require(connection: Connection, job: str) -> dict[str, str]:
+    """The topic ids of a job whose topics are fit to run on.
+
+    Raises:
+        UnknownJob: the broker has no shard log of this job.
+        Mismatch: a topic is missing, or has other partitions, clean-up or time stamps than the registry says.
+    """
+    for difference in check(connection, job):
+        if difference.fatal:
+            hint = f"`antdt topics check {job}` lists everything; `antdt up {job} --resume` creates what is missing."
+            raise Mismatch(f"{difference.what} of {difference.topic}", difference.expected, difference.found, hint)
+    return topic_ids(connection, job)
+
+
+def list_jobs(connection: Connection) -> list[str]:
+    """Names of the jobs that this broker knows."""
+    admin = AdminClient(connection.admin())
+    with _said(connection, "list the jobs"):
+        found = [NAME.fullmatch(name) for name in _topic_names(admin)]
+    return sorted({match[1] for match in found if match and match[3] == SHARD_LOG.suffix})
+
+
+def delete(connection: Connection, job: str) -> list[str]:
+    """Delete every topic of a job, the shard log last, and wait until they are gone. The names of the deleted.
+
+    Raises:
+        UnknownJob: the broker has no topic of this job.
+    """
+    admin = AdminClient(connection.admin())
+    ours = {topic.name(job) for topic in TOPICS}
+    with _said(connection, f"delete the topics of job {job!r}"):
+        present = ours & _topic_names(admin)
+        if not present:
+            raise _unknown(job)
+        log = SHARD_LOG.name(job)
+        for names in (sorted(present - {log}), sorted(present & {log})):
+            if names:
+                _results(admin.delete_topics(names, operation_timeout=TIMEOUT_S), KafkaError.UNKNOWN_TOPIC_OR_PART)
+        _await_topics(admin, job, present, present=False)
+    return sorted(present)
+
+
+# -- underneath
+
+
+def _create(admin: AdminClient, topics: list[Topic], job: str, replication: int | None) -> list[str]:
+    """Create these; the names of those that were not there yet."""
+    if not topics:
+        return []
+    new = []
+    for topic in topics:
+        config = topic.settings()
+        if replication is not None and replication >= DURABLE_REPLICATION:
+            config.setdefault("min.insync.replicas", "2")  # an acknowledged entry survives the loss of a broker
+        copies = -1 if replication is None else replication
+        new.append(NewTopic(topic.name(job), topic.partitions, copies, config=config))
+    return _results(admin.create_topics(new, operation_timeout=TIMEOUT_S), KafkaError.TOPIC_ALREADY_EXISTS)
+
+
+def _results(futures: Mapping[str, Any], tolerated: int) -> list[str]:
+    """Names whose future came true; one error code is fine, any other is raised."""
+    done = []
+    for name, future in futures.items():
+        try:
+            future.result(TIMEOUT_S)
+            done.append(name)
+        except KafkaException as error:
+            if error.args[0].code() != tolerated:
+                raise
+    return done
+
+
+def _described(connection: Connection, job: str) -> dict[Topic, Any]:
+    """Each topic of the registry with its description, None where the broker has no such topic."""
+    names = {topic.name(job): topic for topic in TOPICS}
+    out: dict[Topic, Any] = {}
+    # The client must stay alive until its futures are done: they fail when it is collected.
+    admin = AdminClient(connection.admin())
+    with _said(connection, f"look up job {job!r}"):
+        futures = admin.describe_topics(TopicCollection(list(names)), request_timeout=TIMEOUT_S)
+        for name, future in futures.items():
+            try:
+                out[names[name]] = future.result(TIMEOUT_S)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise
+                out[names[name]] = None
+    if out[SHARD_LOG] is None:
+        raise _unknown(job)
+    return out
+
+
+def _unknown(job: str) -> UnknownJob:
+    return UnknownJob(
+        f"Job {job!r} is not on this broker.", f"Start it with `antdt up {job}`, or see `antdt topics list`."
+    )
+
+
+def _topic_names(admin: AdminClient) -> set[str]:
+    return set(admin.list_topics(timeout=TIMEOUT_S).topics)
+
+
+def _await_topics(admin: AdminClient, job: str, names: set[str], *, present: bool) -> None:
+    """Wait until the broker's metadata show these topics, or none of them."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while (names <= (now := _topic_names(admin))) is not True if present else names & (now := _topic_names(admin)):
+        if time.monotonic() > deadline:
+            state = "appear" if present else "disappear"
+            raise Unavailable(
+                f"The topics of job {job!r} did not {state} within {TIMEOUT_S:g} s: {sorted(names ^ now)}."
+            )
+        admin.poll(POLL_S)
+
+
+@contextmanager
+def _said(connection: Connection, purpose: str) -> Iterator[None]:
+    """Kafka's errors in this project's words."""
+    try:
+        yield
+    except KafkaException as error:
+        cause = error.args[0]
+        if cause.code() in DENIED:
+            raise UsageError(
+                f"The broker does not let this client {purpose}: {cause.str()}. Ask for the ACLs."
+            ) from error
+        if cause.code() in (
+            KafkaError.INVALID_REPLICATION_FACTOR,
+            KafkaError.INVALID_CONFIG,
+            KafkaError.POLICY_VIOLATION,
+        ):
+            raise UsageError(f"The broker refuses to {purpose}: {cause.str()}.") from error
+        raise Unavailable(f"Could not {purpose} at {connection.bootstrap}: {cause.str()}.") from error
+    except TimeoutError as error:
+        raise Unavailable(f"Could not {purpose} at {connection.bootstrap} within {TIMEOUT_S:g} s.") from error

@@ -1,0 +1,33 @@
+"""One real broker for the whole session, started when the first test asks for it; a fresh job name for each test."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+
+import pytest
+from antdt_schemas.connection import Connection
+from antdt_streams.broker import EmbeddedBroker
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
+    """A running Apache Kafka broker. Tests share it: they keep to a job of their own and do not stop it."""
+    with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as running:
+        yield running
+
+
+@pytest.fixture
+def connection(broker: EmbeddedBroker) -> Connection:
+    """How to reach the session's broker."""
+    return broker.connection
+
+
+@pytest.fixture
+def job(request: pytest.FixtureRequest) -> str:
+    """A valid job name that no other test of this session has."""
+    slug = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
+    return f"t{next(_numbers)}-{slug}"[:41].rstrip("-")
