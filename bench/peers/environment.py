@@ -1,4 +1,4 @@
-"""Owns the virtual environment of each peer, so that its dependencies never meet ours. Knows nothing of what is measured.
+"""Owns each peer's virtual environment, so that its dependencies never meet ours. Knows nothing of what is measured.
 
 `python -m bench.peers.environment dlrover` builds it on first use and prints the path of its Python.
 """

@@ -356,6 +356,7 @@ class Member:
 class Grant:
     """The generation that this worker is a member of."""
 
+    run_id: str
     generation: int
     members: tuple[Member, ...]
     source: str | None
@@ -377,6 +378,7 @@ class Reply:
     reason: str
     generation: int
     committed: int
+    finished: bool
     leases: tuple[int, ...]
     grant: Grant | None = None
     file: str = ""

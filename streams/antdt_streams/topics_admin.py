@@ -14,9 +14,14 @@ from typing import Any
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import JobTaken, Mismatch, Unavailable, UnknownJob, UsageError
-from antdt_schemas.topics import JOB_NAME, SHARD_LOG, TOPICS, Topic
+from antdt_schemas.topics import BY_SUFFIX, JOB_NAME, SHARD_LOG, TOPICS, Topic
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 
 TIMEOUT_S = 20.0
 POLL_S = 0.05
@@ -29,6 +34,7 @@ DENIED = (
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
 )
+REFUSED = (KafkaError.INVALID_REPLICATION_FACTOR, KafkaError.INVALID_CONFIG, KafkaError.POLICY_VIOLATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ def create(connection: Connection, job: str, *, replication: int | None = None, 
         JobTaken: its shard log, or another of its topics, exists and `resume` is off.
     """
     names = {topic.suffix: topic.name(job) for topic in TOPICS}
-    admin = AdminClient(connection.admin())
+    admin = _admin(connection)
     with _said(connection, f"create the topics of job {job!r}"):
         present = set(names.values()) & _topic_names(admin)
         if present and not resume:
@@ -81,7 +87,7 @@ def topic_ids(connection: Connection, job: str) -> dict[str, str]:
     Raises:
         UnknownJob: the broker has no shard log of this job.
     """
-    return {topic.suffix: str(found.topic_id) for topic, found in _described(connection, job).items() if found}
+    return {suffix: str(found.topic_id) for suffix, found in _described(connection, job).items() if found}
 
 
 def check(connection: Connection, job: str) -> list[Difference]:
@@ -91,23 +97,17 @@ def check(connection: Connection, job: str) -> list[Difference]:
         UnknownJob: the broker has no shard log of this job.
     """
     described = _described(connection, job)
-    out = [
-        Difference(t.name(job), "partitions", str(t.partitions), "no such topic") for t, d in described.items() if not d
-    ]
-    present = {topic: found for topic, found in described.items() if found}
-    admin = AdminClient(connection.admin())
-    with _said(connection, f"read the settings of job {job!r}"):
-        asked = {ConfigResource(ResourceType.TOPIC, topic.name(job)): topic for topic in present}
-        settings = {asked[r]: f.result(TIMEOUT_S) for r, f in admin.describe_configs(list(asked)).items()}
-    for topic, found in present.items():
-        partitions = len(found.partitions)
-        if partitions != topic.partitions:
-            out.append(Difference(topic.name(job), "partitions", str(topic.partitions), str(partitions)))
-        for key, expected in topic.settings().items():
-            entry = settings[topic].get(key)
-            actual = entry.value if entry is not None else "nothing"
-            if actual != expected:
-                out.append(Difference(topic.name(job), key, expected, actual))
+    present = {suffix: found for suffix, found in described.items() if found}
+    settings = _settings(connection, job, list(present))
+    out = []
+    for topic in TOPICS:
+        name = topic.name(job)
+        if topic.suffix not in present:
+            out.append(Difference(name, "partitions", str(topic.partitions), "no such topic"))
+            continue
+        expected = {"partitions": str(topic.partitions), **topic.settings()}
+        found = {"partitions": str(len(present[topic.suffix].partitions)), **settings[topic.suffix]}
+        out += [Difference(name, k, v, found.get(k, "nothing")) for k, v in expected.items() if found.get(k) != v]
     return sorted(out, key=lambda d: (d.topic, d.what))
 
 
@@ -127,7 +127,7 @@ def require(connection: Connection, job: str) -> dict[str, str]:
 
 def list_jobs(connection: Connection) -> list[str]:
     """Names of the jobs that this broker knows."""
-    admin = AdminClient(connection.admin())
+    admin = _admin(connection)
     with _said(connection, "list the jobs"):
         found = [NAME.fullmatch(name) for name in _topic_names(admin)]
     return sorted({match[1] for match in found if match and match[3] == SHARD_LOG.suffix})
@@ -139,7 +139,7 @@ def delete(connection: Connection, job: str) -> list[str]:
     Raises:
         UnknownJob: the broker has no topic of this job.
     """
-    admin = AdminClient(connection.admin())
+    admin = _admin(connection)
     ours = {topic.name(job) for topic in TOPICS}
     with _said(connection, f"delete the topics of job {job!r}"):
         present = ours & _topic_names(admin)
@@ -154,6 +154,12 @@ def delete(connection: Connection, job: str) -> list[str]:
 
 
 # -- underneath
+
+
+def _admin(connection: Connection) -> AdminClient:
+    """A client, once a broker has answered: without one, every later wait would be as long as TIMEOUT_S."""
+    connection.check_reachable()
+    return AdminClient(connection.admin())
 
 
 def _create(admin: AdminClient, topics: list[Topic], job: str, replication: int | None) -> list[str]:
@@ -183,12 +189,12 @@ def _results(futures: Mapping[str, Any], tolerated: int) -> list[str]:
     return done
 
 
-def _described(connection: Connection, job: str) -> dict[Topic, Any]:
-    """Each topic of the registry with its description, None where the broker has no such topic."""
-    names = {topic.name(job): topic for topic in TOPICS}
-    out: dict[Topic, Any] = {}
+def _described(connection: Connection, job: str) -> dict[str, Any]:
+    """Suffix -> description of the topic, None where the broker has no such topic."""
+    names = {topic.name(job): topic.suffix for topic in TOPICS}
+    out: dict[str, Any] = {}
     # The client must stay alive until its futures are done: they fail when it is collected.
-    admin = AdminClient(connection.admin())
+    admin = _admin(connection)
     with _said(connection, f"look up job {job!r}"):
         futures = admin.describe_topics(TopicCollection(list(names)), request_timeout=TIMEOUT_S)
         for name, future in futures.items():
@@ -198,9 +204,19 @@ def _described(connection: Connection, job: str) -> dict[Topic, Any]:
                 if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                     raise
                 out[names[name]] = None
-    if out[SHARD_LOG] is None:
+    if out[SHARD_LOG.suffix] is None:
         raise _unknown(job)
     return out
+
+
+def _settings(connection: Connection, job: str, suffixes: list[str]) -> dict[str, dict[str, str]]:
+    """Suffix -> every setting of the topic."""
+    admin = _admin(connection)
+    with _said(connection, f"read the settings of job {job!r}"):
+        asked = {ConfigResource(ResourceType.TOPIC, BY_SUFFIX[suffix].name(job)): suffix for suffix in suffixes}
+        futures = admin.describe_configs(list(asked), request_timeout=TIMEOUT_S)
+        found = {asked[resource]: future.result(TIMEOUT_S) for resource, future in futures.items()}
+    return {suffix: {key: str(entry.value) for key, entry in entries.items()} for suffix, entries in found.items()}
 
 
 def _unknown(job: str) -> UnknownJob:
@@ -214,14 +230,15 @@ def _topic_names(admin: AdminClient) -> set[str]:
 
 
 def _await_topics(admin: AdminClient, job: str, names: set[str], *, present: bool) -> None:
-    """Wait until the broker's metadata show these topics, or none of them."""
+    """Wait until the broker's metadata show all of these topics, or none of them."""
     deadline = time.monotonic() + TIMEOUT_S
-    while (names <= (now := _topic_names(admin))) is not True if present else names & (now := _topic_names(admin)):
+    while True:
+        late = names - _topic_names(admin) if present else names & _topic_names(admin)
+        if not late:
+            return
         if time.monotonic() > deadline:
-            state = "appear" if present else "disappear"
-            raise Unavailable(
-                f"The topics of job {job!r} did not {state} within {TIMEOUT_S:g} s: {sorted(names ^ now)}."
-            )
+            what = "did not appear" if present else "did not disappear"
+            raise Unavailable(f"Topics of job {job!r} {what} within {TIMEOUT_S:g} s: {', '.join(sorted(late))}.")
         admin.poll(POLL_S)
 
 
@@ -233,14 +250,8 @@ def _said(connection: Connection, purpose: str) -> Iterator[None]:
     except KafkaException as error:
         cause = error.args[0]
         if cause.code() in DENIED:
-            raise UsageError(
-                f"The broker does not let this client {purpose}: {cause.str()}. Ask for the ACLs."
-            ) from error
-        if cause.code() in (
-            KafkaError.INVALID_REPLICATION_FACTOR,
-            KafkaError.INVALID_CONFIG,
-            KafkaError.POLICY_VIOLATION,
-        ):
+            raise UsageError(f"The broker does not let this client {purpose}: {cause.str()} Ask for it.") from error
+        if cause.code() in REFUSED:
             raise UsageError(f"The broker refuses to {purpose}: {cause.str()}.") from error
         raise Unavailable(f"Could not {purpose} at {connection.bootstrap}: {cause.str()}.") from error
     except TimeoutError as error:

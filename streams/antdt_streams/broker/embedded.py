@@ -181,9 +181,7 @@ class EmbeddedBroker:
                 process.kill()
                 code = process.wait()
         if code:
-            raise Unavailable(
-                f"The storage of the embedded broker cannot be formatted in {self.folder}.", self._last_lines()
-            )
+            raise Unavailable(f"Storage for a broker cannot be formatted in {self.folder}.", self._last_lines())
 
     def _launch(self, java: list[str], lock: int) -> None:
         with self._log_file() as out:
@@ -218,7 +216,8 @@ class EmbeddedBroker:
         return "Address already in use" in self._last_lines(lines=200)
 
     def _last_lines(self, lines: int = LAST_LINES) -> str:
-        text = (_read(self.log) or "").splitlines()[-lines:]
+        # A Java stack would push the one line that matters out of sight.
+        text = [line for line in _read(self.log).splitlines() if not line.startswith("\tat ")][-lines:]
         return f"The last lines of {self.log}:\n" + "\n".join(text)
 
     def _log_file(self) -> BinaryIO:

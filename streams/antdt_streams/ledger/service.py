@@ -52,6 +52,15 @@ class LedgerOptions:
     secret: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """An entry as it was read."""
+
+    offset: int
+    payload: bytes
+    leader_epoch: int
+
+
 def owner() -> str:
     """user@host:pid of this process."""
     return f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
@@ -80,7 +89,7 @@ class Log:
         """Read on from this offset."""
         self.consumer.assign([TopicPartition(self.topic, 0, offset)])
 
-    def poll(self, wait_s: float) -> list[Message]:
+    def poll(self, wait_s: float) -> list[LogRecord]:
         """The entries that are there; waits for the first one."""
         first = self.consumer.poll(wait_s)
         if first is None:
@@ -89,13 +98,14 @@ class Log:
         for message in (first, *self.consumer.consume(999, 0)):
             error = message.error()
             if error is None:
-                self.leader_epoch = message.leader_epoch()
-                good.append(message)
+                record = LogRecord(message.offset() or 0, message.value() or b"", message.leader_epoch() or 0)
+                self.leader_epoch = record.leader_epoch
+                good.append(record)
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 raise LogTruncated(f"The range of {self.topic}", "the offset that was read before", error.str())
         return good
 
-    def read_to(self, end: int, fold: Fold) -> Iterator[Message]:
+    def read_to(self, end: int, fold: Fold) -> Iterator[LogRecord]:
         """Entries from the fold's position up to `end`."""
         until = monotonic() + self.options.read_timeout_s
         while fold.position.next_offset < end:
@@ -108,18 +118,16 @@ class Log:
 
     def append(self, payload: bytes) -> int:
         """Write an entry; returns its offset once the broker has acknowledged it."""
-        box: list[tuple[KafkaError | None, int]] = []
-        self.producer.produce(
-            self.topic, payload, partition=0, on_delivery=lambda e, m: box.append((e, -1 if e else m.offset()))
-        )
+        box: list[tuple[KafkaError | None, int | None]] = []
+        self.producer.produce(self.topic, payload, partition=0, on_delivery=lambda e, m: box.append((e, m.offset())))
         until = monotonic() + self.options.append_timeout_s + 5
         while not box:
             self.producer.poll(0.05)
             if monotonic() > until:
                 raise Unavailable("An entry was not acknowledged in time.")
         error, offset = box[0]
-        if error is not None:
-            raise Unavailable(f"An entry could not be appended: {error.str()}.")
+        if error is not None or offset is None:
+            raise Unavailable(f"An entry could not be appended: {error}.")
         return offset
 
 
@@ -129,8 +137,7 @@ class Ledger:
     def __init__(self, connection: Connection, job: str, folder: Path, options: LedgerOptions | None = None) -> None:
         self.connection, self.job, self.options = connection, job, options or LedgerOptions()
         self.stopping = threading.Event()
-        topics_admin.check(connection, job)
-        identity = Identity(job, topics_admin.topic_ids(connection, job)[topics.SHARD_LOG.suffix])
+        identity = Identity(job, topics_admin.require(connection, job)[topics.SHARD_LOG.suffix])
         self.cache = Cache(folder, identity)
         self.log = Log(connection, job, self.options)
         self.requests = Consumer(connection.consumer(**{"fetch.wait.max.ms": 5, "group.id": f"antdt.{job}.ledger"}))
@@ -185,22 +192,22 @@ class Ledger:
             if monotonic() > until:
                 raise Unavailable(f"Offset {position.next_offset - 1} of {self.log.topic} cannot be read.")
         first = messages[0]
-        found = lineage.chain(position.before, first.offset(), first.value() or b"")
-        if first.offset() != position.next_offset - 1 or found != position.hash:
+        found = lineage.chain(position.before, first.offset, first.payload)
+        if first.offset != position.next_offset - 1 or found != position.hash:
             raise LogTruncated(
                 f"The hash of the entry at offset {position.next_offset - 1}",
                 position.hash.hex(),
                 found.hex(),
                 f"The log was cut and written anew since {self.cache.folder} was saved.",
             )
-        if self.cache.leader_epoch is not None and (first.leader_epoch() or 0) > self.cache.leader_epoch:
-            log.warning("leader epoch of the partition: %s, was %s", first.leader_epoch(), self.cache.leader_epoch)
+        if self.cache.leader_epoch is not None and first.leader_epoch > self.cache.leader_epoch:
+            log.warning("leader epoch of the partition: %s, was %s", first.leader_epoch, self.cache.leader_epoch)
         self.log.seek(position.next_offset)
 
     def _fold_to(self, fold: Fold, end: int) -> None:
         for message in self.log.read_to(end, fold):
-            if message.offset() < end:
-                fold.read(message.offset(), message.value() or b"")
+            if message.offset < end:
+                fold.read(message.offset, message.payload)
             if fold.position.next_offset % 10_000 == 0:
                 self.cache.save(fold, self.log.leader_epoch)
         self.log.seek(fold.position.next_offset)
@@ -240,7 +247,7 @@ class Ledger:
         if wrong is None:
             return request.body.spec
         who = request.worker, request.incarnation, request.number
-        self._send(records.Reply(*who, records.Status.REFUSED, wrong, 0, 0, (), None))
+        self._send(records.Reply(*who, records.Status.REFUSED, wrong, 0, 0, False, (), None))
         self.log.producer.poll(0)
         return None
 
@@ -288,7 +295,7 @@ class Ledger:
                 if message.offset() != expected:
                     raise LogTruncated("The next request", expected, message.offset(), "Requests were removed unread.")
                 expected += 1
-                out.append(Incoming(message.offset(), message.timestamp()[1], message.value()))
+                out.append(Incoming(expected - 1, message.timestamp()[1], message.value()))
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 raise LogTruncated("The range of the requests", f"from {expected}", error.str())
         return out
@@ -297,7 +304,7 @@ class Ledger:
         end = self.log.append(payload) + 1
         cycle = None
         for message in self.log.read_to(end, office.fold):
-            cycle = office.read_back(message.offset(), message.value() or b"") or cycle
+            cycle = office.read_back(message.offset, message.payload) or cycle
         assert cycle is not None, "an acknowledged entry was not found in the log"
         self.cache.save(office.fold, self.log.leader_epoch)
         for answer in cycle.answers:
@@ -309,7 +316,7 @@ class Ledger:
     def _watch(self, office: InOffice) -> None:
         """Nobody asks: see whether somebody else took office."""
         for message in self.log.poll(0):
-            office.read_back(message.offset(), message.value() or b"")
+            office.read_back(message.offset, message.payload)
 
     def _send(self, reply: records.Reply) -> None:
         partition = topics.replies_partition(reply.worker)

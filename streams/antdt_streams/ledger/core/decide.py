@@ -90,7 +90,9 @@ def refuse(turn: Turn, request: records.Request, reason: str, status: Status = S
     reason = reason[:REASON_CHARS_MAX]
     author = request.worker[:64], request.incarnation[:128]
     turn.emit(records.Refused(*author, kind, generation, reason, turn.offset))
-    turn.answers.append(Answer(request.worker, request.incarnation, request.number, status, reason))
+    # Who asks in an old generation may be a member of the newest one by now: tell it.
+    grant = status is Status.CLOSED
+    turn.answers.append(Answer(request.worker, request.incarnation, request.number, status, reason, grant=grant))
 
 
 def lose(turn: Turn, incarnation: str, reason: str) -> None:
@@ -367,7 +369,7 @@ def _validated(state: State, body: records.Commit, new: range) -> list[records.C
         plan = body.plans[step - body.first_step]
         events.append(records.Committed(state.generation, step, tuple(ranges), at, plan))
     last = body.first_step + len(body.compositions) - 1
-    if last >= state.committed and body.lineage != at:
+    if last >= state.committed and body.lineage and body.lineage != at:
         raise Refusal(f"After step {last} this model's lineage is {body.lineage.hex()}, the ledger's {at.hex()}.")
     return events
 

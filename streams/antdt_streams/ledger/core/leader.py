@@ -162,7 +162,7 @@ class InOffice:
         who = state.incarnations.get(answer.incarnation)
         if who is not None and not who.gone:
             if answer.grant and who.status == "member" and state.open:
-                grant = _grant(state)
+                grant = _grant(state, self.genesis.run_id)
             if answer.leases:
                 leases = _leases(state, answer.incarnation)
         return records.Reply(
@@ -173,17 +173,19 @@ class InOffice:
             reason=answer.reason,
             generation=state.generation,
             committed=state.committed,
+            finished=state.finished,
             leases=leases,
             grant=grant,
             file=state.done or "",
         )
 
 
-def _grant(state: State) -> records.Grant:
+def _grant(state: State, run_id: str) -> records.Grant:
     g = state.grant
     assert g is not None
     members = ((n, state.incarnations[n]) for n in g.members)
     return records.Grant(
+        run_id,
         g.generation,
         tuple(records.Member(n, i.worker, i.host, i.port) for n, i in members),
         g.source,

@@ -45,10 +45,13 @@ class DetectorOptions:
     """Nobody waits longer for a silent half than until one node is this far ahead."""
     horizon_windows: int = 200
     """Steps further ahead than this are kept out until half of the nodes are there."""
+    time_min_s: float = 1e-9
     time_max_s: float = 1e5
-    """Longer own times are absurd."""
+    """Shorter and longer own times are absurd."""
     batch_size_max: int = 1 << 32
     """Larger batches are absurd."""
+    nodes_max: int = 8192
+    """More nodes than this are not taken in."""
     floor: float = 0.05
     """Share of a step's own time that is left to its samples at least, whatever the fixed cost."""
 

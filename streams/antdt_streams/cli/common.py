@@ -1,0 +1,120 @@
+"""What every command shares: connection options, the job argument, how errors reach people."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from antdt_schemas import auth
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import AntdtError, ExitCode, UsageError
+from antdt_schemas.topics import check_job
+from antdt_streams.broker import running
+
+DATA_FOLDER = "antdt-data"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a command works: the broker, the data folder of this machine, the job's secret."""
+
+    connection: Connection
+    named: bool
+    data: Path
+    secret: bytes | None
+
+    def service_folder(self, job: str, service: str) -> Path:
+        """Local state of one service of one job."""
+        return self.data / "state" / job / service
+
+
+def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --bootstrap-servers, --kafka-config and --data; the command gets a Place as `place`."""
+
+    @click.option("--bootstrap-servers", help="Kafka, HOST:PORT[,HOST:PORT]. Default: the broker of `antdt up`.")
+    @click.option(
+        "--kafka-config",
+        type=click.Path(path_type=Path),
+        help="Java-style client.properties, or a folder with one file for each key (SASL, TLS, ...).",
+    )
+    @click.option("--data", type=click.Path(path_type=Path), default=None, help="Data folder. Default ./antdt-data.")
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any, bootstrap_servers: str | None, kafka_config: Path | None, data: Path | None, **rest: Any
+    ) -> Any:
+        return command(*args, place=place_of(bootstrap_servers, kafka_config, data), **rest)
+
+    return wrapped
+
+
+def place_of(bootstrap_servers: str | None, kafka_config: Path | None, data: Path | None) -> Place:
+    """The place that options and environment name."""
+    folder = data or Path(os.environ.get("ANTDT_DATA", DATA_FOLDER))
+    named = bool(
+        bootstrap_servers
+        or kafka_config
+        or os.environ.get("ANTDT_KAFKA_BOOTSTRAP_SERVERS")
+        or os.environ.get("ANTDT_KAFKA_CONFIG")
+    )
+    if not named:
+        bootstrap_servers = running(folder / "kafka")
+    secret = os.environ.get(auth.ENV_SECRET, "")
+    connection = Connection.of(bootstrap_servers, kafka_config, os.environ)
+    return Place(connection, named, folder, secret.encode() if secret else None)
+
+
+def job_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the argument JOB, checked."""
+
+    def checked(_: click.Context, __: click.Parameter, value: str) -> str:
+        return check_job(value)
+
+    return click.argument("job", callback=checked)(command)
+
+
+def emit_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def note(message: str) -> None:
+    """A line for people, on stderr."""
+    click.echo(message, err=True)
+
+
+def service_logging(name: str) -> None:
+    """One line an event on stderr, with the service's name."""
+    logging.basicConfig(
+        level=os.environ.get("ANTDT_LOG_LEVEL", "INFO"),
+        format=f"%(asctime)s {name} %(levelname)s %(message)s",
+        stream=sys.stderr,
+        force=True,
+    )
+    for noisy in ("faust", "mode", "aiokafka"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+class Group(click.Group):
+    """A group whose commands turn the error tree into one sentence and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; a fault of the world or of the user is told in one sentence."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            note(f"antdt: {error}")
+            ctx.exit(int(error.exit_code))
+        except AntdtError as error:
+            note(f"antdt: {error}")
+            ctx.exit(int(error.exit_code))
+        except KeyboardInterrupt:
+            ctx.exit(ExitCode.DRAINED)

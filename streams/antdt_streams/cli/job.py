@@ -1,0 +1,111 @@
+"""antdt status and antdt audit."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from antdt_schemas import codec, records
+from antdt_schemas.connection import Connection
+from antdt_schemas.topics import DECISIONS, SHARD_LOG
+from antdt_streams.audit import audit as audit_log
+from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument
+from antdt_streams.ledger.core import rows
+from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.reader import TopicReader
+
+
+@click.command()
+@job_argument
+@click.option("--json", "as_json", is_flag=True, help="The whole report as one JSON document.")
+@connection_options
+def audit(job: str, as_json: bool, place: Place) -> None:
+    """Prove from the log alone that each sample of each epoch was committed exactly once.
+
+    Exit status 0 if it is proven, 1 if not: then the offending ranges are listed.
+    """
+    place.connection.check_reachable()
+    report = audit_of(place.connection, job)
+    if as_json:
+        emit_json(report)
+    else:
+        show_audit(report)
+    sys.exit(0 if report["exactly_once"] else 1)
+
+
+def audit_of(connection: Connection, job: str) -> dict[str, Any]:
+    """The report of `antdt audit`."""
+    with TopicReader(connection, job, SHARD_LOG) as reader:
+        return audit_log((raw.offset, raw.value) for raw in reader.to_end())
+
+
+def show_audit(report: dict[str, Any]) -> None:
+    """A report for people."""
+    click.echo(report["verdict"])
+    for name in ("missing", "repeated", "quarantined"):
+        for epoch, start, end in report.get(name, [])[:20]:
+            click.echo(f"  {name}: epoch {epoch}, positions {start} to {end - 1}")
+    for name in ("entries", "void_entries", "steps", "refused_reports", "head_hash", "digest", "file"):
+        if report.get(name) is not None:
+            click.echo(f"  {name.replace('_', ' '):<16} {report[name]}")
+
+
+@click.command()
+@job_argument
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@connection_options
+def status(job: str, as_json: bool, place: Place) -> None:
+    """Show a job: progress, members, plan, newest decisions."""
+    place.connection.check_reachable()
+    found = status_of(place.connection, job)
+    if as_json:
+        emit_json(found)
+        return
+    total = found["samples_total"] or 1
+    click.echo(f"job {job}   run {found['run_id'] or '- (no worker has joined yet)'}")
+    click.echo(
+        f"  {found['committed']:,} of {found['samples_total']:,} samples committed "
+        f"({100 * found['committed'] / total:.1f} %), step {found['step']}, {found['leased']:,} leased"
+    )
+    state = "done: " + str(found["file"]) if found["file"] else ("open" if found["open"] else "closed")
+    click.echo(f"  generation {found['generation']} ({state}), members: {', '.join(found['members']) or 'none'}")
+    click.echo(
+        f"  ledger: {found['leader'] or 'none yet'}, {found['entries']} entries, digest {found['digest'] or '-'}"
+    )
+    for decision in found["decisions"][-5:]:
+        click.echo(f"  plan {decision['plan']}: {decision['reason']}")
+
+
+def status_of(connection: Connection, job: str) -> dict[str, Any]:
+    """What `antdt status` shows, ready for JSON."""
+    fold = Fold()
+    with TopicReader(connection, job, SHARD_LOG) as reader:
+        for raw in reader.to_end():
+            fold.read(raw.offset, raw.value)
+    decisions = []
+    with TopicReader(connection, job, DECISIONS) as reader:
+        for raw in reader.to_end():
+            decisions.append(codec.to_json(codec.decode(raw.value, records.Decision)))
+    state, genesis, office = fold.state, fold.genesis, fold.office
+    return {
+        "job": job,
+        "run_id": genesis.run_id if genesis else None,
+        "samples_total": state.samples_total if state else 0,
+        "committed": state.committed_total if state else 0,
+        "leased": sum(x.end - x.front for x in state.leases.values()) if state else 0,
+        "quarantined": state.quarantined_total if state else 0,
+        "step": state.committed if state else 0,
+        "generation": state.generation if state else 0,
+        "open": bool(state and state.open),
+        "members": [state.incarnations[m].worker for m in state.members] if state else [],
+        "plan": state.plan if state else 0,
+        "file": state.done if state else None,
+        "leader": office.owner if office else None,
+        "entries": fold.position.next_offset,
+        "void_entries": fold.void_entries,
+        "refused_reports": state.refused if state else 0,
+        "digest": rows.digest(state).hex() if state else None,
+        "decisions": decisions,
+    }

@@ -1,0 +1,153 @@
+"""antdt up, ledger, monitor, controller."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import JobTaken
+from antdt_streams import topics_admin
+from antdt_streams.broker import EmbeddedBroker, running
+from antdt_streams.cli.common import Place, connection_options, job_argument, note, service_logging
+from antdt_streams.supervise import Supervisor
+
+SERVICES = ("ledger", "monitor", "controller")
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGINT and SIGTERM set."""
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    return stopping
+
+
+@contextmanager
+def broker_of(place: Place) -> Iterator[Connection]:
+    """The broker that was named, or one of our own in the data folder, stopped at the end if it was started here."""
+    if place.named:
+        place.connection.check_reachable()
+        yield place.connection
+        return
+    folder = place.data / "kafka"
+    if running(folder):
+        place.connection.check_reachable()
+        yield place.connection
+        return
+    broker = EmbeddedBroker(folder)
+    broker.start()
+    try:
+        yield broker.connection
+    finally:
+        broker.stop()
+
+
+def service_command(service: str, job: str, place: Place, extra: tuple[str, ...] = ()) -> list[str]:
+    """The command line of a service process."""
+    return [sys.executable, "-m", "antdt_streams", service, job, "--data", str(place.data), *extra]
+
+
+def start_services(
+    job: str, place: Place, connection: Connection, services: tuple[str, ...], policy: str | None = None
+) -> Supervisor:
+    """Start the services of a job as supervised processes; their logs lie in the data folder."""
+    environ = dict(os.environ) | environment_of(connection, place)
+    supervisor = Supervisor(environ)
+    for service in services:
+        extra = ("--policy", policy) if policy and service == "controller" else ()
+        log = place.data / "logs" / job / f"{service}.log"
+        supervisor.add(service, service_command(service, job, place, extra), log)
+    return supervisor
+
+
+def environment_of(connection: Connection, place: Place) -> dict[str, str]:
+    """What a child needs to find the broker: properties pass through the environment it already has."""
+    return {"ANTDT_KAFKA_BOOTSTRAP_SERVERS": connection.bootstrap, "ANTDT_DATA": str(place.data)}
+
+
+@click.command()
+@job_argument
+@click.option("--resume", is_flag=True, help="Go on with a job that exists already.")
+@click.option("--policy", default=None, help="Policy of the controller: a name, or FILE.py:CLASS.")
+@click.option("--replication", type=int, default=None, help="Copies of each partition; default: the broker's.")
+@connection_options
+def up(job: str, resume: bool, policy: str | None, replication: int | None, place: Place) -> None:
+    """Start a job's services: ledger, monitor, controller, and a Kafka broker where none is named.
+
+    Stays in the foreground; Ctrl-C stops everything. The broker's data, the services' state and their logs lie in the
+    data folder, and `--resume` goes on with them.
+    """
+    stopping = stop_on_signals()
+    with broker_of(place) as connection:
+        try:
+            topics_admin.create(connection, job, replication=replication, resume=resume)
+        except JobTaken as taken:
+            raise JobTaken(f"{taken}{_who(connection, job)}") from taken
+        supervisor = start_services(job, place, connection, SERVICES, policy)
+        note(f"Job {job} is up on {connection.bootstrap}. Logs: {place.data / 'logs' / job}")
+        note(f"Start its workers in another terminal:  antdt launch --job {job} -n 4 train.py")
+        try:
+            supervisor.run(stopping)
+        finally:
+            note("Stopping …")
+            supervisor.stop()
+
+
+def _who(connection: Connection, job: str) -> str:
+    """Which run has the name, if its log says so."""
+    from antdt_streams.reader import read_genesis
+
+    genesis = read_genesis(connection, job)
+    return "" if genesis is None else f" Its run is {genesis.run_id}, begun by {genesis.owner}."
+
+
+@click.command()
+@job_argument
+@click.option("--patience-ms", type=int, default=5_000, help="A worker silent for longer is lost (of a new job).")
+@connection_options
+def ledger(job: str, patience_ms: int, place: Place) -> None:
+    """Run the ledger of a job: the single writer of its shard log."""
+    from antdt_streams.ledger.service import Ledger, LedgerOptions
+
+    service_logging("ledger")
+    stopping = stop_on_signals()
+    options = LedgerOptions(patience_ms=patience_ms, secret=place.secret)
+    service = Ledger(place.connection, job, place.service_folder(job, "ledger"), options)
+    service.stopping = stopping
+    service.run()
+
+
+@click.command()
+@job_argument
+@connection_options
+def monitor(job: str, place: Place) -> None:
+    """Run the Monitor of a job: it measures every worker."""
+    from antdt_streams.monitor.service import service
+
+    _run(job, place, "monitor", service(job))
+
+
+@click.command()
+@job_argument
+@click.option("--policy", default=None, help="A name, or FILE.py:CLASS. Default: antdt-nd.")
+@connection_options
+def controller(job: str, policy: str | None, place: Place) -> None:
+    """Run the Controller of a job: it decides and commands."""
+    from antdt_streams.controller.service import service
+
+    _run(job, place, "controller", service(job, policy))
+
+
+def _run(job: str, place: Place, name: str, service: object) -> None:
+    from antdt_streams.runtime import run_service
+
+    service_logging(name)
+    sys.exit(run_service(place.connection, job, service, Path(place.service_folder(job, name))))

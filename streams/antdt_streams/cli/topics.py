@@ -1,0 +1,99 @@
+"""antdt topics create | list | check | tail."""
+
+from __future__ import annotations
+
+import json
+import sys
+from time import monotonic
+
+import click
+
+from antdt_schemas import codec
+from antdt_schemas.errors import Undecodable, UsageError
+from antdt_schemas.topics import BY_SUFFIX, TOPICS
+from antdt_streams import topics_admin
+from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument
+from antdt_streams.reader import TopicReader
+
+
+@click.group()
+def topics() -> None:
+    """A job's topics: create, list, check, tail."""
+
+
+@topics.command()
+@job_argument
+@click.option("--replication", type=int, default=None, help="Copies of each partition; default: the broker's.")
+@click.option("--resume", is_flag=True, help="Complete the topics of a job that exists already.")
+@connection_options
+def create(job: str, replication: int | None, resume: bool, place: Place) -> None:
+    """Create the topics of a job."""
+    place.connection.check_reachable()
+    for name in topics_admin.create(place.connection, job, replication=replication, resume=resume):
+        click.echo(name)
+
+
+@topics.command("list")
+@click.argument("job", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@connection_options
+def list_(job: str | None, as_json: bool, place: Place) -> None:
+    """List the jobs of a broker, or the topics of one job."""
+    place.connection.check_reachable()
+    if job is None:
+        jobs = topics_admin.list_jobs(place.connection)
+        emit_json({"jobs": jobs}) if as_json else click.echo("\n".join(jobs))
+        return
+    ids = topics_admin.topic_ids(place.connection, job)
+    if as_json:
+        emit_json({"job": job, "topics": {t.name(job): ids.get(t.suffix) for t in TOPICS}})
+        return
+    for topic in TOPICS:
+        click.echo(f"{topic.name(job):<40} {ids.get(topic.suffix, 'missing'):<24} {topic.purpose}")
+
+
+@topics.command()
+@job_argument
+@connection_options
+def check(job: str, place: Place) -> None:
+    """Compare a job's topics with what they must be; exit status 1 if something differs."""
+    place.connection.check_reachable()
+    differences = topics_admin.check(place.connection, job)
+    for difference in differences:
+        click.echo(str(difference))
+    sys.exit(1 if differences else 0)
+
+
+@topics.command()
+@job_argument
+@click.argument("topic")
+@click.option("--last", type=int, default=None, help="Begin this many records before the end; default: all.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is written from now on.")
+@click.option("--limit", type=int, default=None, help="End after this many records.")
+@click.option("--seconds", type=float, default=None, help="With --follow: end after this time.")
+@connection_options
+def tail(
+    job: str, topic: str, last: int | None, follow: bool, limit: int | None, seconds: float | None, place: Place
+) -> None:
+    """Print the records of a topic as JSON lines: steps, measurements, decisions, requests, shard-log, replies, ..."""
+    if topic not in BY_SUFFIX:
+        raise UsageError(f"No topic {topic!r}: take one of {', '.join(BY_SUFFIX)}.")
+    place.connection.check_reachable()
+    chosen, shown = BY_SUFFIX[topic], 0
+    with TopicReader(place.connection, job, chosen) as reader:
+        ends = reader.ends()
+        reader.follow(last)
+        until = monotonic() + seconds if seconds is not None else None
+        while follow or any(at < end for at, end in zip(reader.positions(), ends, strict=True)):
+            for raw in reader.poll(0.2):
+                line = {"partition": raw.partition, "offset": raw.offset, "time_ms": raw.time_ms}
+                try:
+                    line["record"] = codec.to_json(codec.decode(raw.value, chosen.record))  # type: ignore[assignment]
+                except Undecodable as error:
+                    line["error"] = str(error)  # type: ignore[assignment]
+                click.echo(json.dumps(line, ensure_ascii=False))
+                shown += 1
+                if limit is not None and shown >= limit:
+                    return
+            if until is not None and monotonic() > until:
+                return

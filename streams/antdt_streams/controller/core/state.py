@@ -1,0 +1,192 @@
+"""The Controller's state and its one function: a Measurement in, decisions out.
+
+Owns what is in force, the numbers of plans and the marks by which repeated measurements are dropped; what to do is the
+policy's. Every Decision says all that is in force, so that the newest one is the whole truth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from antdt_schemas.errors import Mismatch
+from antdt_schemas.records import Assignment, Cause, Decision, Measurement, NodeMeasurement
+
+from antdt_streams.controller.core.options import ControllerOptions
+from antdt_streams.policies.policy import ClusterView, NodeView, Policy, Proposal
+from antdt_streams.rows import Position, decode_row, digest_rows, encode_row
+
+FORMAT = 1
+HEAD, IN_FORCE, MEMORY = b"head", b"in-force", b"memory"
+
+
+@dataclass(slots=True)
+class InForce:
+    """What was commanded last, in all. `plan` 0 is what the workers started with."""
+
+    plan: int = 0
+    window: int = 0
+    issued_ms: int = 0
+    learning_rate_factor: float = 1.0
+    backup_workers: int = 0
+    assignments: dict[str, Assignment] = field(default_factory=dict)
+
+    def take(self, proposal: Proposal, window: int, now_ms: int) -> None:
+        """Number a proposal and put it into force."""
+        self.plan, self.window, self.issued_ms = self.plan + 1, window, now_ms
+        if proposal.learning_rate_factor is not None:
+            self.learning_rate_factor = proposal.learning_rate_factor
+        if proposal.backup_workers is not None:
+            self.backup_workers = proposal.backup_workers
+        if proposal.assignments is not None:
+            self.assignments = {a.worker: a for a in proposal.assignments}
+
+    def to_row(self) -> list[Any]:
+        """What is remembered."""
+        rows = [[a.worker, a.batch_size, a.accumulation] for _, a in sorted(self.assignments.items())]
+        numbers = [self.plan, self.window, self.issued_ms]
+        return [*numbers, self.learning_rate_factor, self.backup_workers, rows]
+
+
+class ControllerState:
+    """Everything the Controller remembers of a job.
+
+    Invariants: plans are dense from 1; a cause at or below the mark of its partition changes nothing.
+    """
+
+    def __init__(self, policy: Policy, options: ControllerOptions | None = None) -> None:
+        self.policy = policy
+        self.options = options or ControllerOptions()
+        self.marks: dict[int, tuple[int, int]] = {}
+        self.in_force = InForce()
+        self.memory: Mapping[str, Any] = {}
+        self._dirty = {HEAD, IN_FORCE, MEMORY}
+
+    def process(self, record: Measurement, position: Position, now_ms: int) -> list[Decision]:
+        """Take in one measurement and say what is to be done about it."""
+        cause = (record.cause.offset, record.cause.index)
+        if cause <= self.marks.get(record.cause.partition, (-1, -1)):
+            return []
+        self.marks[record.cause.partition] = cause
+        self._dirty.add(HEAD)
+        proposals, memory = self.policy.decide(self.view(record, now_ms), self.memory)
+        assert len(proposals) <= self.options.proposals_max, f"{self.policy.name} proposes {len(proposals)} at once"
+        # As a row would give it back, so that a policy sees the same after a restart.
+        memory = decode_row(encode_row(memory))
+        if memory != self.memory:
+            self.memory = memory
+            self._dirty.add(MEMORY)
+        return [self._issue(p, i, record, position, now_ms) for i, p in enumerate(proposals)]
+
+    def view(self, record: Measurement, now_ms: int) -> ClusterView:
+        """What the policy sees."""
+        in_force = self.in_force
+        return ClusterView(
+            window=record.window,
+            generation=record.generation,
+            last_step=record.last_step,
+            now_ms=now_ms,
+            urgent=record.urgent,
+            pending=self._pending(record, now_ms),
+            plan=in_force.plan,
+            nodes=tuple(self._node(node, record.plan) for node in sorted(record.nodes, key=lambda n: n.worker)),
+            rotating=record.rotating,
+            structural=record.structural,
+            loss=record.loss,
+            learning_rate_factor=in_force.learning_rate_factor,
+            backup_workers=in_force.backup_workers,
+        )
+
+    def _pending(self, record: Measurement, now_ms: int) -> bool:
+        in_force = self.in_force
+        if record.plan >= in_force.plan:
+            return False
+        waited = record.window - in_force.window
+        return waited < self.options.patience_windows or now_ms - in_force.issued_ms < self.options.patience_ms
+
+    def _node(self, node: NodeMeasurement, plan: int) -> NodeView:
+        # What was planned, not what was taken: a short step at the end of an epoch must not shrink the global batch.
+        planned = self.in_force.assignments.get(node.worker)
+        in_effect = planned is not None and plan >= self.in_force.plan
+        known = math.isfinite(node.seconds_per_sample)
+        return NodeView(
+            worker=node.worker,
+            incarnation=node.incarnation,
+            group=node.group,
+            node_class=node.node_class,
+            severity=node.severity,
+            seconds_per_sample=node.seconds_per_sample if known else None,
+            rate_error=node.rate_error if math.isfinite(node.rate_error) else None,
+            fixed_s=node.fixed_s,
+            batch_size=planned.batch_size if planned and in_effect else node.batch_size,
+            accumulation=planned.accumulation if planned else 1,
+            persistent_windows=node.persistent_windows,
+        )
+
+    def _issue(self, proposal: Proposal, index: int, record: Measurement, position: Position, now_ms: int) -> Decision:
+        in_force = self.in_force
+        in_force.take(proposal, record.window, now_ms)
+        self._dirty.add(IN_FORCE)
+        return Decision(
+            cause=Cause(position.partition, position.offset, index),
+            plan=in_force.plan,
+            action=proposal.action,
+            assignments=tuple(a for _, a in sorted(in_force.assignments.items())),
+            learning_rate_factor=in_force.learning_rate_factor,
+            backup_workers=in_force.backup_workers,
+            target=proposal.target,
+            policy=self.policy.name,
+            policy_version=self.policy.version,
+            reason=proposal.reason,
+            predicted_gain=proposal.predicted_gain,
+            evidence_first=position.offset,
+            evidence_last=position.offset,
+        )
+
+    # -- rows
+
+    def _row(self, key: bytes) -> bytes:
+        if key == HEAD:
+            marks = [[partition, *mark] for partition, mark in sorted(self.marks.items())]
+            return encode_row([FORMAT, self.policy.name, marks])
+        return encode_row(self.in_force.to_row() if key == IN_FORCE else self.memory)
+
+    def changes(self) -> dict[bytes, bytes | None]:
+        """The rows that changed since the last call."""
+        out: dict[bytes, bytes | None] = {key: self._row(key) for key in sorted(self._dirty)}
+        self._dirty.clear()
+        return out
+
+    def rows(self) -> dict[bytes, bytes]:
+        """All rows."""
+        return {key: self._row(key) for key in (HEAD, IN_FORCE, MEMORY)}
+
+    def digest(self) -> bytes:
+        """16 bytes over all rows."""
+        return digest_rows(self.rows())
+
+    @classmethod
+    def load(
+        cls, rows: Mapping[bytes, bytes], policy: Policy, options: ControllerOptions | None = None
+    ) -> ControllerState:
+        """The state that these rows are of. Another policy takes over what is in force, but not the memory.
+
+        Raises:
+            Mismatch: the rows were written in another format.
+        """
+        state = cls(policy, options)
+        if not rows:
+            return state
+        found, name, marks = decode_row(rows[HEAD])
+        if found != FORMAT:
+            hint = "Delete the state: it is rebuilt from the log."
+            raise Mismatch("Format of the Controller's state", FORMAT, found, hint)
+        state.marks = {partition: (offset, index) for partition, offset, index in marks}
+        *numbers, assignments = decode_row(rows[IN_FORCE])
+        state.in_force = InForce(*numbers)
+        state.in_force.assignments = {row[0]: Assignment(*row) for row in assignments}
+        state.memory = decode_row(rows[MEMORY]) if name == policy.name else {}
+        state._dirty = set() if name == policy.name else {HEAD, MEMORY}
+        return state

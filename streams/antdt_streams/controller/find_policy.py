@@ -1,0 +1,56 @@
+"""Finds a policy by name: a ready one, an installed one, or a class in a file of the user's.
+
+Imports code, so it is not part of the pure core; what it returns must be pure.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from antdt_schemas.errors import UsageError
+
+from antdt_streams.policies import AdjustBatchSize, Policy
+
+GROUP = "antdt.policies"
+READY = {AdjustBatchSize.name: AdjustBatchSize}
+
+
+def find(name: str) -> Policy:
+    """The policy of this name: a ready one, one of the entry-point group `antdt.policies`, or `FILE.py:CLASS`.
+
+    Raises:
+        UsageError: there is none, or it is no policy; the message says what there is.
+    """
+    file, colon, class_name = name.rpartition(":")
+    if colon:
+        return _checked(name, _from_file(Path(file), class_name))
+    if name in READY:
+        return READY[name]()
+    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name in installed:
+        return _checked(name, installed[name].load())
+    there = ", ".join(sorted({*READY, *installed}))
+    raise UsageError(f"No policy {name!r}: take one of {there}, or FILE.py:CLASS.")
+
+
+def _from_file(path: Path, class_name: str) -> Any:
+    if not path.is_file():
+        raise UsageError(f"No policy in {path}: there is no such file.")
+    spec = importlib.util.spec_from_file_location(f"antdt_policy_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"No policy in {path}: a policy's file ends in .py.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, class_name):
+        raise UsageError(f"No policy {class_name!r} in {path}.")
+    return getattr(module, class_name)
+
+
+def _checked(name: str, found: Any) -> Policy:
+    policy = found() if isinstance(found, type) else found
+    if not isinstance(policy, Policy):
+        raise UsageError(f"{name} is no policy: it needs name, version and decide(view, memory).")
+    return policy

@@ -1,0 +1,66 @@
+"""What is known, as a Measurement: absolute, one record for all nodes."""
+
+from __future__ import annotations
+
+import math
+
+from antdt_schemas.records import Cause, Measurement, NodeClass, NodeMeasurement
+
+from antdt_streams.monitor.core.detector import Detector
+from antdt_streams.monitor.core.node import Health, Track
+from antdt_streams.monitor.core.rates import Rate, own_rate, shrunk
+from antdt_streams.monitor.core.roster import Roster
+from antdt_streams.monitor.core.windows import Windows
+
+
+def measure(
+    detector: Detector, roster: Roster, windows: Windows, window: int, cause: Cause, *, urgent: bool
+) -> Measurement:
+    """The members of the current generation as of `window`."""
+    members = list(roster.members(windows.generation))
+    rates = _rates(detector, members)
+    nodes = tuple(_node(detector, track, roster.health[track.worker], rates[track.worker], window) for track in members)
+    persistent = any(node.node_class is NodeClass.PERSISTENT for node in nodes)
+    return Measurement(
+        cause=cause,
+        window=window,
+        urgent=urgent,
+        generation=windows.generation,
+        last_step=windows.newest_step if urgent else min(windows.newest_step, windows.end(window) - 1),
+        plan=max((track.plan for track in members), default=0),
+        nodes=nodes,
+        rotating=detector.rotation.rotates(detector.options.rotating_loss) and not persistent,
+        structural=detector.structural,
+        loss=detector.rotation.loss,
+        first_offset=min(windows.open_offsets.values(), default=cause.offset),
+        last_offset=cause.offset,
+    )
+
+
+def _rates(detector: Detector, members: list[Track]) -> dict[str, Rate]:
+    pools: dict[str, dict[str, Rate]] = {}
+    for track in members:
+        rate = own_rate(track, detector.costs, detector.noise.of_step)
+        pools.setdefault(track.pool, {})[track.worker] = rate
+    out: dict[str, Rate] = {}
+    for pool in sorted(pools):
+        out.update(shrunk(pools[pool], detector.options))
+    return out
+
+
+def _node(detector: Detector, track: Track, health: Health, rate: Rate, window: int) -> NodeMeasurement:
+    persistent = health.node_class is NodeClass.PERSISTENT
+    assert math.isfinite(health.severity), track.worker
+    return NodeMeasurement(
+        worker=track.worker,
+        incarnation=track.incarnation,
+        group=track.group,
+        node_class=health.node_class,
+        severity=health.severity,
+        seconds_per_sample=rate.seconds_per_sample,
+        rate_error=rate.error,
+        fixed_s=detector.costs.of(track.pool),
+        batch_size=track.plan_batch,
+        persistent_windows=window - health.since_window + 1 if persistent else 0,
+        rejected=track.rejected,
+    )

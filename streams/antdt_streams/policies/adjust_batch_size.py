@@ -1,0 +1,134 @@
+"""ADJUST_BS for a non-dedicated cluster: every worker takes the share of the batch that its own rate allows.
+
+The split is exact, the damping is what keeps noise out of it: a plan must promise a gain, at most doubles or halves
+anybody, and goes half-way when it takes the last one back. Only claims of *speed* are bounded: bounding slow rates
+too cost 15 % of a production trace. Constants were chosen on all traces at hand: defaults, not truth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median_low
+
+from antdt_schemas.errors import UsageError
+from antdt_schemas.records import Action, Assignment, NodeClass
+
+from antdt_streams.controller.core.solver import solve_nd, step_s
+from antdt_streams.policies.policy import ClusterView, Memory, NodeView, Proposal
+
+PREVIOUS = "previous"
+
+
+@dataclass(frozen=True, slots=True)
+class AdjustBatchSizeOptions:
+    """Gains are shares of the predicted step time."""
+
+    gain_min: float = 0.05
+    """A plan at a window's end saves at least this."""
+    gain_urgent_min: float = 0.30
+    """A plan in the middle of a window saves at least this, and any plan while stragglers rotate."""
+    change_max: float = 2.0
+    """Nobody's batch grows or shrinks by more than this factor in one plan."""
+    speed_claim_max: float = 8.0
+    """Nobody is believed to be more than this many times as fast as the median."""
+    batch_size_min: int = 1
+    batch_size_max: int = 1 << 31
+    """What one worker can hold."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.gain_min <= self.gain_urgent_min < 1.0:
+            raise UsageError("Take 0 < gain_min <= gain_urgent_min < 1.")
+        if self.change_max <= 1.0 or self.speed_claim_max < 1.0:
+            raise UsageError("change_max must be above 1, speed_claim_max at least 1.")
+        if not 1 <= self.batch_size_min <= self.batch_size_max:
+            raise UsageError("Take 1 <= batch_size_min <= batch_size_max.")
+
+
+class AdjustBatchSize:
+    """The policy `antdt-nd`. Invariant: a plan's batch sizes have the sum of those it replaces."""
+
+    name = "antdt-nd"
+    version = 1
+
+    def __init__(self, options: AdjustBatchSizeOptions | None = None) -> None:
+        self.options = options or AdjustBatchSizeOptions()
+
+    def decide(self, view: ClusterView, memory: Memory) -> tuple[tuple[Proposal, ...], Memory]:
+        """At most one ADJUST_BS. Remembers the batch sizes before the last plan."""
+        if view.pending:
+            return (), memory
+        nodes = [node for node in view.nodes if node.batch_size > 0]
+        movable = [node for node in nodes if _movable(node)]
+        if len(movable) < 2:
+            return (), memory
+        sizes = [node.batch_size for node in movable]
+        rates, fixed_s = self._rates(movable), [node.fixed_s for node in movable]
+        least, most = self._bounds(sizes)
+        best = solve_nd(sum(sizes), rates, fixed_s, least, most)
+        assert best is not None, "the batch sizes in force are within the bounds"
+        now_s = step_s(sizes, rates, fixed_s)
+        # Where another node is slow in each step, small plans only follow the noise.
+        strict = view.urgent or view.rotating
+        needed = self.options.gain_urgent_min if strict else self.options.gain_min
+        if step_s(best, rates, fixed_s) > (1.0 - needed) * now_s:
+            return (), memory
+        # A move that takes the last one back goes half-way, unless as much is at stake as in an emergency.
+        big = step_s(best, rates, fixed_s) <= (1.0 - self.options.gain_urgent_min) * now_s
+        plan = best if big else self._damped(movable, best, rates, fixed_s, memory.get(PREVIOUS, {}))
+        gain = 1.0 - step_s(plan, rates, fixed_s) / now_s
+        new = dict(zip((node.worker for node in movable), plan, strict=True))
+        assignments = tuple(
+            Assignment(node.worker, new.get(node.worker, node.batch_size), node.accumulation) for node in nodes
+        )
+        assert sum(a.batch_size for a in assignments) == sum(node.batch_size for node in nodes)
+        reason = _reason(movable, plan, gain)
+        proposal = Proposal(Action.ADJUST_BS, reason, gain, assignments)
+        return (proposal,), {PREVIOUS: {node.worker: node.batch_size for node in nodes}}
+
+    def _rates(self, nodes: list[NodeView]) -> list[float]:
+        rates = [node.seconds_per_sample or math.nan for node in nodes]
+        floor = median_low(rates) / self.options.speed_claim_max
+        return [max(rate, floor) for rate in rates]
+
+    def _bounds(self, sizes: list[int]) -> tuple[list[int], list[int]]:
+        """Within the factor and the limits; what is in force is always allowed."""
+        options = self.options
+        least = [min(max(options.batch_size_min, int(b / options.change_max)), b) for b in sizes]
+        most = [max(min(options.batch_size_max, int(b * options.change_max)), b) for b in sizes]
+        return least, most
+
+    @staticmethod
+    def _damped(
+        nodes: list[NodeView], best: list[int], rates: list[float], fixed_s: list[float], previous: Mapping[str, int]
+    ) -> list[int]:
+        """`best`, or half of the way there when that takes the last move back."""
+        sizes = [node.batch_size for node in nodes]
+        moved = [node.batch_size - previous.get(node.worker, node.batch_size) for node in nodes]
+        if sum((new - now) * last for new, now, last in zip(best, sizes, moved, strict=True)) >= 0:
+            return best
+        ends = list(zip(sizes, best, strict=True))
+        low = [min(now, new) + abs(new - now) // 2 for now, new in ends]
+        high = [min(now, new) + (abs(new - now) + 1) // 2 for now, new in ends]
+        half = solve_nd(sum(sizes), rates, fixed_s, low, high)
+        assert half is not None, (sizes, best)
+        return half
+
+
+def _movable(node: NodeView) -> bool:
+    """Workers whose rate is unknown, and those that fell silent, keep their share."""
+    rate = node.seconds_per_sample
+    return rate is not None and rate > 0.0 and node.node_class is not NodeClass.ABSENT
+
+
+def _reason(nodes: list[NodeView], plan: list[int], gain: float) -> str:
+    """About the worker whose batch changes most."""
+    changes = [(abs(math.log(new / node.batch_size)), node, new) for node, new in zip(nodes, plan, strict=True)]
+    _, node, new = min(changes, key=lambda item: (-item[0], item[1].worker))
+    assert node.seconds_per_sample is not None
+    ratio = node.seconds_per_sample / median_low(n.seconds_per_sample or math.nan for n in nodes)
+    return (
+        f"{node.worker} takes {ratio:.1f}x the time per sample of the median: "
+        f"{node.batch_size} -> {new} samples, predicted step time {-100.0 * gain:.0f} %"
+    )

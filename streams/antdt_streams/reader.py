@@ -1,0 +1,120 @@
+"""Reads topics for people: the shard log from its start to its end, and the tail of any topic. Never writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import monotonic
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from antdt_schemas import codec, records
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import AntdtError, Unavailable, UnknownJob
+from antdt_schemas.topics import SHARD_LOG, Topic
+
+READ_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A record as it lies in a topic; time_ms is the broker's."""
+
+    partition: int
+    offset: int
+    time_ms: int
+    key: bytes | None
+    value: bytes
+
+
+class TopicReader:
+    """A reader of all partitions of one topic of a job."""
+
+    def __init__(self, connection: Connection, job: str, topic: Topic) -> None:
+        self.name = topic.name(job)
+        self._consumer = Consumer(connection.consumer(**{"fetch.wait.max.ms": 50}))
+        try:
+            known = self._consumer.list_topics(self.name, timeout=10).topics[self.name]
+            if known.error is not None:
+                raise UnknownJob(
+                    f"Job {job!r} is not on this broker.",
+                    f"Start it with `antdt up {job}`, or see `antdt topics list`.",
+                )
+            self._ranges = {p: self._watermarks(p) for p in sorted(known.partitions)}
+            self._at = {p: low for p, (low, _) in self._ranges.items()}
+        except KafkaException as error:
+            self._consumer.close()
+            raise Unavailable(f"{self.name} cannot be read: {error.args[0].str()}.") from error
+        except UnknownJob:
+            self._consumer.close()
+            raise
+
+    def _watermarks(self, partition: int) -> tuple[int, int]:
+        low, high = self._consumer.get_watermark_offsets(TopicPartition(self.name, partition), timeout=10, cached=False)
+        return low, high
+
+    def __enter__(self) -> TopicReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._consumer.close()
+
+    def to_end(self) -> Iterator[Raw]:
+        """Every record that was there when the reader was made, partition by partition."""
+        for partition, (low, high) in sorted(self._ranges.items()):
+            at, until = low, monotonic() + READ_TIMEOUT_S
+            if low < high:
+                self._consumer.assign([TopicPartition(self.name, partition, low)])
+            while at < high:
+                records_ = self.poll(0.2)
+                if not records_ and monotonic() > until:
+                    raise Unavailable(f"{self.name}/{partition} stopped at offset {at} of {high}.")
+                for raw in records_:
+                    at, until = raw.offset + 1, monotonic() + READ_TIMEOUT_S
+                    if raw.offset < high:
+                        yield raw
+
+    def ends(self) -> list[int]:
+        """End of each partition when the reader was made."""
+        return [high for _, high in self._ranges.values()]
+
+    def positions(self) -> list[int]:
+        """Offset of the next record of each partition."""
+        return list(self._at.values())
+
+    def follow(self, last: int | None = None) -> None:
+        """From now on `poll` returns new records; with `last`, beginning that many before the end of each partition."""
+        starts = []
+        for partition, (low, high) in self._ranges.items():
+            start = low if last is None else max(low, high - last)
+            self._at[partition] = start
+            starts.append(TopicPartition(self.name, partition, start))
+        self._consumer.assign(starts)
+
+    def poll(self, wait_s: float) -> list[Raw]:
+        """Records that are there; waits for the first one at most `wait_s`."""
+        first = self._consumer.poll(wait_s)
+        if first is None:
+            return []
+        out = []
+        for message in (first, *self._consumer.consume(999, 0)):
+            error = message.error()
+            if error is None:
+                partition, offset = message.partition() or 0, message.offset() or 0
+                self._at[partition] = offset + 1
+                out.append(Raw(partition, offset, message.timestamp()[1], message.key(), message.value() or b""))
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+                raise Unavailable(f"{self.name}: records were removed before they were read: {error.str()}.")
+        return out
+
+
+def read_genesis(connection: Connection, job: str) -> records.Genesis | None:
+    """Who a job belongs to; None if nobody has begun it."""
+    with TopicReader(connection, job, SHARD_LOG) as reader:
+        for raw in reader.to_end():
+            try:
+                body = codec.decode(raw.value, records.Entry).body
+            except AntdtError:
+                return None
+            return body if isinstance(body, records.Genesis) else None
+    return None

@@ -1,0 +1,194 @@
+"""A service as a process: from its name and a folder to an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import AntdtError, ExitCode, LogTruncated, UsageError
+
+from antdt_streams import topics_admin
+from antdt_streams.runtime.logs import log_to_stderr
+from antdt_streams.runtime.runner import Identity, Runner
+from antdt_streams.runtime.service import Service
+from antdt_streams.runtime.sink import Halted, KafkaSink
+from antdt_streams.runtime.source import Source
+from antdt_streams.runtime.store import RowStore, open_or_rebuild
+
+PARTITION = 0
+
+log = logging.getLogger("antdt.run")
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Bounds, and what an operator may allow.
+
+    accept_loss: where retention has removed records that were not processed, go on behind them and write that down.
+    stop_timeout_s: a stop that takes longer is cut off; the state is that of the last commit, as after a kill.
+    """
+
+    accept_loss: bool = False
+    reach_timeout_s: float = 10.0
+    stop_timeout_s: float = 5.0
+
+
+def run_service(
+    connection: Connection, job: str, service: Service, folder: Path, options: RunOptions | None = None
+) -> int:
+    """Run a service of a job until SIGTERM or SIGINT; its exit code. `folder` is its own, nobody else's.
+
+    Logs go to stderr, one line each; the last one says why it ended.
+    """
+    options = options or RunOptions()
+    log_to_stderr(job, service.name)
+    # Signals first: importing Faust takes a while, and a stop may come meanwhile.
+    with _signals() as asked, _cut_off(options.stop_timeout_s) as cut_off:
+        try:
+            connection.check_reachable(options.reach_timeout_s)
+            ids = topics_admin.require(connection, job)
+            with closing(open_or_rebuild(folder / "rows")) as store:
+                identity = Identity(job, ids[service.input.suffix])
+                _run(connection, identity, service, store, options, _Stop(asked, cut_off))
+        except Halted as error:
+            log.warning("event=stopped reason=%r", str(error))
+        except (AntdtError, UsageError) as error:
+            log.error("event=ended code=%d reason=%r", error.exit_code, str(error))  # noqa: TRY400  says it all
+            return int(error.exit_code)
+        except Exception:
+            log.exception("event=ended code=%d reason='a bug of ours'", ExitCode.BUG)
+            return int(ExitCode.BUG)
+    return int(ExitCode.DRAINED)
+
+
+def _run(
+    connection: Connection,
+    identity: Identity,
+    service: Service,
+    store: RowStore,
+    options: RunOptions,
+    stopping: _Stop,
+) -> None:
+    from antdt_streams.runtime.faust_app import Host
+
+    source = Source(connection, service.input.name(identity.job), f"antdt.{identity.job}.{service.name}")
+    sink = KafkaSink(connection, source.halted)
+    runner = Runner(service, identity, store, sink, PARTITION)
+    try:
+        _check_position(source, runner, options)
+        source.begin({PARTITION: runner.next_offset})
+
+        async def hosted() -> None:
+            loop = asyncio.get_running_loop()
+            host = Host(
+                f"antdt.{identity.job}.{service.name}",
+                store.folder.with_name("faust"),
+                read=lambda put: source.read(put, lambda: {PARTITION: runner.committed}),
+                take=runner.take,
+            )
+
+            def stop() -> None:
+                if not source.halted.is_set():
+                    source.halt()
+                    stopping.cut_off.start()
+                host.end()
+
+            _on_signals(loop, stop)
+            if stopping.asked.is_set():
+                stop()
+            await host.run()
+
+        log.info("event=started next_offset=%d topic=%s", runner.next_offset, runner.topic)
+        asyncio.run(hosted())
+    finally:
+        source.halt()
+        sink.close()
+        source.close({PARTITION: runner.committed})
+        _tell(runner)
+
+
+def _check_position(source: Source, runner: Runner, options: RunOptions) -> None:
+    """Stop where the topic no longer has what comes next, or not yet: going on would skip it, or stall in silence."""
+    bounds = source.bounds(runner.partition)
+    if runner.next_offset > bounds.high:
+        raise LogTruncated(
+            f"The end of {runner.topic}",
+            f"at least {runner.next_offset}, which was processed already",
+            bounds.high,
+            "The broker has lost records, or the topic was created again.",
+        )
+    if runner.next_offset < bounds.low:
+        lost = f"Records {runner.next_offset} to {bounds.low - 1} of {runner.topic} were removed by retention"
+        if not options.accept_loss:
+            hint = "Start once with --accept-loss to go on behind them; that is written into dead-letters."
+            raise LogTruncated(f"{lost}, and were not processed: the next offset", runner.next_offset, bounds.low, hint)
+        runner.skip_to(bounds.low, f"{lost}. The operator went on without them.")
+        log.warning("event=loss-accepted reason=%r", lost)
+
+
+def _tell(runner: Runner) -> None:
+    c = runner.counters
+    log.info(
+        "event=closed next_offset=%d records=%d outputs=%d dead_letters=%d repeats=%d",
+        runner.committed,
+        c.records,
+        c.outputs,
+        c.dead_letters,
+        c.repeats,
+    )
+
+
+# -- stopping
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """`asked`: a signal came before the event loop was there. `cut_off`: to be started when stopping begins."""
+
+    asked: threading.Event
+    cut_off: threading.Timer
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set until the event loop takes them over; the handlers of before come back."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _on_signals(loop: asyncio.AbstractEventLoop, stop: object) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _cut_off(timeout_s: float) -> Iterator[threading.Timer]:
+    """A timer that ends the process: once it is started, stopping is bounded whatever hangs. No state is torn by it."""
+    timer = threading.Timer(timeout_s, os._exit, (int(ExitCode.RESTART_HERE),))
+    timer.daemon = True
+    try:
+        yield timer
+    finally:
+        timer.cancel()

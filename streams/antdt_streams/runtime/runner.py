@@ -1,0 +1,242 @@
+"""The exact loop over one partition of a service's input, the same under Kafka and in memory.
+
+The order of a commit, which is all there is to it:
+ 1. the outputs of the batch are handed to the sink,
+ 2. the sink confirms that every one of them is written,
+ 3. changed rows and the next offset go into the store, in one write.
+Whatever dies between two of these leaves a position from which the same records give the same outputs again, with the
+same causes, and readers drop what they have seen. Knows no client, no clock and no store by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from antdt_schemas import codec
+from antdt_schemas.errors import ForeignState, LogTruncated, Mismatch, Undecodable
+from antdt_schemas.records import Cause, DeadLetter
+from antdt_schemas.topics import DEAD_LETTERS
+
+from antdt_streams.rows import Position, decode_row, encode_row
+from antdt_streams.runtime.service import Batch, Raw, Service, Sink, Store
+
+LAYOUT = 1
+ROWS, POSITION = b"r", b"p"
+PAYLOAD_MAX_BYTES = 64 << 10
+REASON_MAX = 2000
+# Kafka's default limit for a message is 1,048,588 bytes with its headers.
+OUTPUT_MAX_BYTES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose state this is: the job, and Kafka's id of the input topic, new with every topic of that name."""
+
+    job: str
+    topic_id: str
+
+
+@dataclass(slots=True)
+class Counters:
+    """What one runner has done since it was started."""
+
+    records: int = 0
+    repeats: int = 0
+    outputs: int = 0
+    dead_letters: int = 0
+    restores: int = 0
+
+
+class PoisonError(Exception):
+    """A record after which the state can no longer be trusted."""
+
+
+class Runner:
+    """Owns the state of one partition.
+
+    Invariant: what is in the store is the state after exactly the records below `committed`, and every output of those
+    is acknowledged.
+    """
+
+    def __init__(self, service: Service, identity: Identity, store: Store, sink: Sink, partition: int = 0) -> None:
+        """Load the partition from the store; nothing is written yet.
+
+        Raises:
+            ForeignState: the rows belong to another job, service, topic, or set of rules.
+        """
+        self.service, self.identity, self.store, self.sink, self.partition = service, identity, store, sink, partition
+        self.topic = service.input.name(identity.job)
+        self.counters = Counters()
+        self._prefix = b"%05d/" % partition
+        self._load()
+
+    def _load(self) -> None:
+        mark = dict(self.store.rows(self._prefix + POSITION)).get(self._prefix + POSITION)
+        self.next_offset, self._now_ms, self._seen = 0, 0, dict[int, tuple[int, int]]()
+        if mark is None:
+            self.state = self.service.new_state()
+        else:
+            found = decode_row(mark)
+            self._check(found)
+            self.next_offset, self._now_ms = found["next_offset"], found["now_ms"]
+            self._seen = {int(p): (offset, index) for p, (offset, index) in found["seen"].items()}
+            skip = len(self._prefix) + len(ROWS)
+            self.state = self.service.load_state({k[skip:]: v for k, v in self.store.rows(self._prefix + ROWS)})
+        self.committed = self.next_offset
+
+    def _owner(self) -> dict[str, Any]:
+        return {
+            "layout": LAYOUT,
+            "job": self.identity.job,
+            "service": self.service.name,
+            "version": self.service.version,
+            "topic_id": self.identity.topic_id,
+        }
+
+    def _check(self, found: dict[str, Any]) -> None:
+        hint = "Give it a folder of its own, or remove this one: it is rebuilt from the topic."
+        for what, expected in self._owner().items():
+            if found[what] != expected:
+                raise ForeignState(f"The {what} of the stored state of {self.topic}", expected, found[what], hint)
+
+    # -- records
+
+    def take(self, batch: Batch) -> None:
+        """Process what is new in a batch and commit it. Repeated records are skipped, missing ones are an error.
+
+        Raises:
+            LogTruncated: records between the position and this batch are missing.
+        """
+        assert batch.partition == self.partition, batch.partition
+        ahead = batch.first_offset - self.next_offset
+        if ahead > 0:
+            raise LogTruncated(f"The next record of {self.topic}", self.next_offset, batch.first_offset)
+        records = batch.records[-ahead:]
+        while records:
+            taken, outbox = self._fold(records)
+            self._commit(outbox)
+            records = records[taken:]
+
+    def skip_to(self, offset: int, reason: str) -> None:
+        """Go on at a later offset, on somebody's explicit wish; that it was done is a dead letter."""
+        assert offset > self.next_offset, (offset, self.next_offset)
+        letter = self._letter(self.next_offset, Raw(b"", 0), reason)
+        self.next_offset = offset
+        self._commit([letter])
+
+    def digest(self) -> bytes:
+        """Digest of the state; after `take` it is the digest of what is stored."""
+        return bytes(self.state.digest())
+
+    def _fold(self, records: Sequence[Raw]) -> tuple[int, list[tuple[str, bytes]]]:
+        """Process records up to the end, or up to and with the first poisonous one: (how many, what to write)."""
+        outbox: list[tuple[str, bytes]] = []
+        for index, record in enumerate(records):
+            try:
+                outbox += self._one(record)
+                continue
+            except PoisonError as error:
+                reason = str(error)
+            again = self._restore(records[:index])
+            assert again == outbox, f"{self.service.name} gave other outputs for the same records: {reason}"
+            outbox.append(self._letter(self.next_offset, record, reason))
+            self.next_offset += 1
+            return index + 1, outbox
+        return len(records), outbox
+
+    def _restore(self, records: Sequence[Raw]) -> list[tuple[str, bytes]]:
+        """Back to the last commit, and forward again over records that are known to be good: their outputs."""
+        self.counters.restores += 1
+        self._load()
+        return [output for record in records for output in self._one(record)]
+
+    def _one(self, raw: Raw) -> list[tuple[str, bytes]]:
+        """Fold one record into the state and move past it: its outputs, encoded.
+
+        Raises:
+            PoisonError: the state may be changed by half.
+        """
+        offset = self.next_offset
+        self._now_ms = max(self._now_ms, raw.timestamp_ms)  # a broker's clock may be set back, a service's may not
+        try:
+            record: Any = codec.decode(raw.value, self.service.input.record)
+            outputs = () if self._repeated(record) else self._process(record, offset)
+        except Undecodable as error:  # by contract, nothing was changed
+            self.next_offset += 1
+            return [self._letter(offset, raw, str(error))]
+        self._note(record)
+        self.next_offset += 1
+        return [self._encoded(output, offset, index) for index, output in enumerate(outputs)]
+
+    def _process(self, record: Any, offset: int) -> Sequence[Any]:
+        try:
+            return self.service.process(self.state, record, Position(self.partition, offset), self._now_ms)
+        except (Undecodable, MemoryError, Mismatch):
+            raise
+        except Exception as error:
+            raise PoisonError(f"{self.service.name} failed on it: {type(error).__name__}: {error}") from error
+
+    def _encoded(self, output: Any, offset: int, index: int) -> tuple[str, bytes]:
+        topic = self.service.outputs[type(output)]
+        cause = getattr(output, "cause", None)
+        assert cause is None or cause == Cause(self.partition, offset, index), (cause, self.partition, offset, index)
+        try:
+            value = codec.encode(output)
+        except Exception as error:
+            what = f"{type(output).__name__} of {self.service.name} cannot be written"
+            raise PoisonError(f"The {what}: {type(error).__name__}: {error}") from error
+        if len(value) > OUTPUT_MAX_BYTES:
+            what = f"{type(output).__name__} of {self.service.name} has {len(value)} bytes"
+            raise PoisonError(f"The {what}, more than the {OUTPUT_MAX_BYTES} that a record may have.")
+        return topic.name(self.identity.job), value
+
+    # -- repeats: a writer that was restarted writes again what it wrote, with the same causes
+
+    def _repeated(self, record: Any) -> bool:
+        cause = getattr(record, "cause", None)
+        if cause is None or (cause.offset, cause.index) > self._seen.get(cause.partition, (-1, -1)):
+            return False
+        self.counters.repeats += 1
+        return True
+
+    def _note(self, record: Any) -> None:
+        cause = getattr(record, "cause", None)
+        if cause is not None:
+            newest = self._seen.get(cause.partition, (-1, -1))
+            self._seen[cause.partition] = max(newest, (cause.offset, cause.index))
+
+    def _seen_row(self) -> dict[str, list[int]]:
+        return {str(partition): list(newest) for partition, newest in sorted(self._seen.items())}
+
+    # -- the commit
+
+    def _commit(self, outbox: list[tuple[str, bytes]]) -> None:
+        for topic, value in outbox:
+            # One output partition for each input partition: what a predecessor wrote late is in order with this.
+            self.sink.send(topic, value, self.partition)
+        if outbox:
+            self.sink.flush()
+        changes = {self._prefix + ROWS + key: row for key, row in self.state.changes().items()}
+        mark = {"next_offset": self.next_offset, "now_ms": self._now_ms, "seen": self._seen_row()}
+        changes[self._prefix + POSITION] = encode_row({**self._owner(), **mark})
+        self.store.write(changes)
+        letters = sum(topic == DEAD_LETTERS.name(self.identity.job) for topic, _ in outbox)
+        self.counters.records += self.next_offset - self.committed
+        self.counters.dead_letters += letters
+        self.counters.outputs += len(outbox) - letters
+        self.committed = self.next_offset
+
+    def _letter(self, offset: int, raw: Raw, reason: str) -> tuple[str, bytes]:
+        payload = raw.value or b""
+        letter = DeadLetter(
+            service=self.service.name,
+            topic=self.topic,
+            partition=self.partition,
+            offset=offset,
+            reason=reason[:REASON_MAX],
+            payload=payload[:PAYLOAD_MAX_BYTES],
+            payload_size=len(payload),
+        )
+        return DEAD_LETTERS.name(self.identity.job), codec.encode(letter)

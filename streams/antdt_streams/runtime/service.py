@@ -1,0 +1,84 @@
+"""What a service is to the runtime: a pure function over a state that is kept in rows. Knows no broker and no store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from antdt_schemas.topics import Topic
+
+from antdt_streams.rows import Position
+
+
+class State(Protocol):
+    """What a service remembers. Invariant: loading every row that `changes` ever gave is this state."""
+
+    def changes(self) -> Mapping[bytes, bytes | None]:
+        """Rows that changed since the last call, None for one that is gone."""
+        ...
+
+    def digest(self) -> bytes:
+        """Hash of everything; equal for equal histories, in every process."""
+        ...
+
+
+@dataclass(frozen=True)
+class Service:
+    """One service. `version` names the rules of its fold: state that was written by others is not taken over.
+
+    process(state, record, position, now_ms) changes the state and gives the outputs; `now_ms` is the record's own time
+    stamp, and the same history must give the same outputs. It may raise Undecodable for a record that contradicts
+    itself, as long as nothing was changed; after any other exception the state is loaded anew.
+    Outputs that have a `cause` name their input's position and their index; a record of the input that has one is
+    taken once, whatever a writer repeats after a crash.
+    """
+
+    name: str
+    version: int
+    input: Topic
+    new_state: Callable[[], Any]
+    load_state: Callable[[Mapping[bytes, bytes]], Any]
+    process: Callable[[Any, Any, Position, int], Sequence[Any]]
+    outputs: Mapping[type, Topic] = field(default_factory=dict)
+
+
+class Store(Protocol):
+    """Rows on a disk, or what stands for one."""
+
+    def rows(self, prefix: bytes) -> Iterable[tuple[bytes, bytes]]:
+        """(key, row) of every key with this prefix, in the order of the keys."""
+        ...
+
+    def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Put these rows, and delete those of None: all of them or none."""
+        ...
+
+
+class Sink(Protocol):
+    """Where outputs go."""
+
+    def send(self, topic: str, value: bytes, partition: int) -> None:
+        """Hand over one record; it counts as written only after `flush`."""
+        ...
+
+    def flush(self) -> None:
+        """Return when everything handed over is acknowledged; raise if any of it cannot be."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """One record as it came: its value and the broker's time stamp, in milliseconds."""
+
+    value: bytes | None
+    timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records of one partition with dense offsets from `first_offset` on."""
+
+    partition: int
+    first_offset: int
+    records: Sequence[Raw]

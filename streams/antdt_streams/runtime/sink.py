@@ -1,0 +1,111 @@
+"""Outputs to Kafka: idempotent, acknowledged by all, never half of them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import AntdtError, Unavailable
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+SLICE_S = 0.1
+HALT_GRACE_S = 1.0
+QUEUE_RECORDS_MAX = 10_000
+QUEUE_KBYTES_MAX = 64 * 1024
+MESSAGE_MAX_BYTES = 1_048_588
+
+log = logging.getLogger("antdt.sink")
+
+
+class Halted(AntdtError):
+    """The process was told to stop while outputs were not acknowledged; nothing of their batch is committed."""
+
+
+class KafkaSink:
+    """One producer. A record that cannot be delivered ends the process: a hole with a success behind it would make
+    readers take later records and drop the missing one when it comes.
+    """
+
+    def __init__(self, connection: Connection, halted: threading.Event) -> None:
+        self._halted = halted
+        self._failure: KafkaError | None = None
+        self._producer = Producer(
+            connection.producer(
+                enable_idempotence=True,
+                acks="all",
+                # A broker that is away is waited for; whoever restarts this process begins where the state is.
+                message_timeout_ms=0,
+                linger_ms=5,
+                message_max_bytes=MESSAGE_MAX_BYTES,
+                queue_buffering_max_messages=QUEUE_RECORDS_MAX,
+                queue_buffering_max_kbytes=QUEUE_KBYTES_MAX,
+                error_cb=self._on_error,
+            )
+        )
+
+    def send(self, topic: str, value: bytes, partition: int) -> None:
+        """Queue one record; waits while the queue is full.
+
+        Raises:
+            Unavailable: an earlier record, or this one, cannot be delivered.
+            Halted: the process is to stop.
+        """
+        patience = _Patience(self._halted)
+        while True:
+            try:
+                self._producer.produce(topic, value, partition=partition, on_delivery=self._on_delivery)
+                break
+            except BufferError:
+                patience.check()
+                self._producer.poll(SLICE_S)
+                self._check()
+            except KafkaException as error:
+                raise Unavailable(f"A record for {topic} cannot be written: {error.args[0].str()}.") from error
+        self._producer.poll(0)
+
+    def flush(self) -> None:
+        """Wait until everything is acknowledged.
+
+        Raises:
+            Unavailable: a record cannot be delivered.
+            Halted: the process is to stop, and the broker does not answer.
+        """
+        patience = _Patience(self._halted)
+        while self._producer.flush(SLICE_S):
+            self._check()
+            patience.check()
+        self._check()
+
+    def close(self) -> None:
+        """Give up what is not acknowledged."""
+        self._producer.purge()
+        self._producer.flush(SLICE_S)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise Unavailable(f"An output cannot be written: {self._failure.str()}.")
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None and self._failure is None:
+            self._failure = error
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._failure = error
+
+
+class _Patience:
+    """Endless while the service runs, short once it is to stop."""
+
+    def __init__(self, halted: threading.Event) -> None:
+        self._halted, self._until_s = halted, 0.0
+
+    def check(self) -> None:
+        if not self._halted.is_set():
+            return
+        now_s = time.monotonic()
+        self._until_s = self._until_s or now_s + HALT_GRACE_S
+        if now_s >= self._until_s:
+            raise Halted("Stopped while the broker did not acknowledge outputs.")

@@ -1,0 +1,113 @@
+"""Keeps the services of a job running on one machine: starts, watches, restarts within bounds, stops all."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+
+from antdt_schemas.errors import ExitCode, Unavailable
+from antdt_streams.broker.child import spawn
+
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """At most `restarts_max` within `window_s`; the pause before one doubles up to `pause_max_s`."""
+
+    restarts_max: int = 10
+    window_s: float = 60.0
+    pause_s: float = 0.1
+    pause_max_s: float = 5.0
+
+
+@dataclass(slots=True)
+class Child:
+    """One service process."""
+
+    name: str
+    command: Sequence[str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    starts: deque[float] = field(default_factory=deque)
+    due_at: float = 0.0
+    restarts: int = 0
+
+
+class Supervisor:
+    """Services of one job. `poll` is called often; nothing happens in the background."""
+
+    def __init__(self, environ: Mapping[str, str], policy: RestartPolicy | None = None) -> None:
+        self.environ, self.policy = dict(environ), policy or RestartPolicy()
+        self.children: dict[str, Child] = {}
+
+    def add(self, name: str, command: Sequence[str], log: Path) -> Child:
+        """Start a service; its output goes to `log`."""
+        child = self.children[name] = Child(name, command, log)
+        self._start(child)
+        return child
+
+    def _start(self, child: Child) -> None:
+        child.log.parent.mkdir(parents=True, exist_ok=True)
+        with child.log.open("ab") as out:
+            child.process = spawn(
+                child.command, env=self.environ, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+            )
+        child.starts.append(monotonic())
+
+    def poll(self) -> None:
+        """Restart what ended.
+
+        Raises:
+            Unavailable: a service ended for good, or too often; the message carries its last words.
+        """
+        now = monotonic()
+        for child in self.children.values():
+            if child.process is None:
+                if now >= child.due_at:
+                    child.restarts += 1
+                    self._start(child)
+                continue
+            code = child.process.poll()
+            if code is None:
+                continue
+            while child.starts and now - child.starts[0] > self.policy.window_s:
+                child.starts.popleft()
+            final = code in (ExitCode.DONE, ExitCode.USAGE, ExitCode.NEVER_RETRY)
+            if final or len(child.starts) > self.policy.restarts_max:
+                raise Unavailable(f"The {child.name} ended with status {code}: {last_words(child.log)}")
+            pause = min(self.policy.pause_max_s, self.policy.pause_s * 2 ** (len(child.starts) - 1))
+            child.process, child.due_at = None, now + pause
+
+    def run(self, stopping: threading.Event) -> None:
+        """Watch until told to stop."""
+        while not stopping.wait(POLL_S):
+            self.poll()
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """SIGTERM to all, then SIGKILL after `grace_s`."""
+        live = [c.process for c in self.children.values() if c.process is not None and c.process.poll() is None]
+        for process in live:
+            process.terminate()
+        until = monotonic() + grace_s
+        for process in live:
+            try:
+                process.wait(max(0.05, until - monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(5)
+        self.children.clear()
+
+
+def last_words(log: Path, lines: int = 3) -> str:
+    """The last lines of a log, on one line."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return f"see {log}"
+    return f"{' | '.join(text[-lines:])} (see {log})" if text else f"it said nothing (see {log})"

@@ -1,0 +1,230 @@
+"""The embedded broker and the topics of a job, against the real thing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import JobTaken, Mismatch, Unavailable, UnknownJob, UsageError
+from antdt_schemas.topics import REPLIES, SHARD_LOG, STEPS, TOPICS
+from antdt_streams import topics_admin
+from antdt_streams.broker import BrokerOptions, EmbeddedBroker, running
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+
+pytestmark = pytest.mark.kafka
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def produce(connection: Connection, topic: str, values: list[bytes], partition: int = 0) -> None:
+    producer = Producer(connection.producer(linger_ms=0))
+    for value in values:
+        producer.produce(topic, value, partition=partition)
+    assert producer.flush(20) == 0
+
+
+def consume(connection: Connection, topic: str, count: int) -> list[bytes]:
+    consumer = Consumer(connection.consumer())
+    consumer.assign([TopicPartition(topic, 0, 0)])
+    out: list[bytes] = []
+    deadline = time.monotonic() + 20
+    while len(out) < count and time.monotonic() < deadline:
+        message = consumer.poll(0.2)
+        if message is not None and not message.error():
+            out.append(message.value() or b"")
+    consumer.close()
+    return out
+
+
+def test_what_was_written_survives_a_restart_and_a_kill_at_the_same_address(tmp_path: Path) -> None:
+    with EmbeddedBroker(tmp_path / "a folder") as broker:
+        address = broker.bootstrap
+        assert running(broker.folder) == address
+        topics_admin.create(broker.connection, "survivor")
+        ids = topics_admin.topic_ids(broker.connection, "survivor")
+        produce(broker.connection, SHARD_LOG.name("survivor"), [b"one"])
+        broker.restart()
+        assert broker.bootstrap == address
+        produce(broker.connection, SHARD_LOG.name("survivor"), [b"two"])
+        broker.kill()
+        assert running(broker.folder) is None
+        broker.start()
+        assert broker.bootstrap == address
+        assert consume(broker.connection, SHARD_LOG.name("survivor"), 2) == [b"one", b"two"]
+        assert topics_admin.topic_ids(broker.connection, "survivor") == ids
+        pid = broker.pid
+        assert pid is not None
+    assert not alive(pid)
+    assert broker.pid is None
+    assert "Apache Kafka 4.4.0 starts on 127.0.0.1" in broker.log.read_text()
+
+
+def test_a_second_broker_on_a_folder_is_refused(broker: EmbeddedBroker) -> None:
+    with pytest.raises(UsageError, match=rf"already runs on .* \(process {broker.pid}\): use it at {broker.bootstrap}"):
+        EmbeddedBroker(broker.folder).start()
+    broker.connection.check_reachable(5)
+
+
+def test_a_broker_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
+    broken = EmbeddedBroker(tmp_path, BrokerOptions(properties={"num.network.threads": "none"}))
+    with pytest.raises(Unavailable, match=r"(?s)The last lines of .*broker\.log:.*num\.network\.threads"):
+        broken.start()
+    assert broken.pid is None
+    assert running(tmp_path) is None
+
+
+def test_a_broker_that_is_not_ready_in_time_is_ended(tmp_path: Path) -> None:
+    slow = EmbeddedBroker(tmp_path, BrokerOptions(start_timeout_s=0.05))
+    with pytest.raises(Unavailable):
+        slow.start()
+    assert running(tmp_path) is None
+
+
+PARENT = """
+import sys, threading, time
+from pathlib import Path
+from antdt_streams.broker import EmbeddedBroker
+broker = EmbeddedBroker(Path(sys.argv[1]))
+starter = threading.Thread(target=broker.start)  # the thread that started it ends at once
+starter.start()
+starter.join()
+time.sleep(0.3)
+print(broker.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_broker_dies_with_its_parent_and_not_with_the_thread_that_started_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARENT, str(tmp_path)]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert alive(pid)
+        parent.send_signal(signal.SIGKILL)
+        parent.wait(10)
+        deadline = time.monotonic() + 10
+        while alive(pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not alive(pid)
+
+
+# -- topics
+
+
+def test_topics_are_created_once_and_as_the_registry_says(connection: Connection, job: str) -> None:
+    made = topics_admin.create(connection, job)
+    assert sorted(made) == sorted(topic.name(job) for topic in TOPICS)
+    assert topics_admin.check(connection, job) == []
+    ids = topics_admin.require(connection, job)
+    assert set(ids) == {topic.suffix for topic in TOPICS}
+    assert len(set(ids.values())) == len(TOPICS)
+    assert job in topics_admin.list_jobs(connection)
+    with pytest.raises(JobTaken, match=f"Job '{job}' is already on this broker"):
+        topics_admin.create(connection, job)
+    assert topics_admin.create(connection, job, resume=True) == []
+    assert topics_admin.topic_ids(connection, job) == ids
+
+
+def test_the_brokers_clock_stamps_records(connection: Connection, job: str) -> None:
+    topics_admin.create(connection, job)
+    producer = Producer(connection.producer())
+    producer.produce(STEPS.name(job), b"x", timestamp=1000)
+    assert producer.flush(20) == 0
+    consumer = Consumer(connection.consumer())
+    consumer.assign([TopicPartition(STEPS.name(job), 0, 0)])
+    message = consumer.poll(20)
+    consumer.close()
+    assert message is not None
+    kind, at_ms = message.timestamp()
+    assert kind == 2  # LogAppendTime
+    assert at_ms > 1_600_000_000_000
+
+
+def test_an_unknown_job_is_named(connection: Connection, job: str) -> None:
+    for ask in (topics_admin.topic_ids, topics_admin.check, topics_admin.require, topics_admin.delete):
+        with pytest.raises(UnknownJob) as caught:
+            ask(connection, job)
+        assert str(caught.value) == (
+            f"Job '{job}' is not on this broker. Start it with `antdt up {job}`, or see `antdt topics list`."
+        )
+
+
+def test_resume_completes_what_a_crash_left_half(connection: Connection, job: str) -> None:
+    admin = AdminClient(connection.admin())
+    admin.create_topics([NewTopic(SHARD_LOG.name(job), 1, config=SHARD_LOG.settings())])[SHARD_LOG.name(job)].result(20)
+    with pytest.raises(JobTaken):
+        topics_admin.create(connection, job)
+    missing = topics_admin.check(connection, job)
+    assert {d.topic for d in missing} == {t.name(job) for t in TOPICS if t is not SHARD_LOG}
+    with pytest.raises(Mismatch, match="found no such topic"):
+        topics_admin.require(connection, job)
+    assert len(topics_admin.create(connection, job, resume=True)) == len(TOPICS) - 1
+    assert topics_admin.check(connection, job) == []
+
+
+def test_settings_that_were_changed_are_found(connection: Connection, job: str) -> None:
+    topics_admin.create(connection, job)
+    admin = AdminClient(connection.admin())
+
+    def alter(topic: str, key: str, value: str) -> None:
+        entry = ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+        change = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+        for future in admin.incremental_alter_configs([change]).values():
+            future.result(20)
+
+    alter(STEPS.name(job), "retention.ms", "1000")
+    found = topics_admin.check(connection, job)
+    assert [(d.what, d.found, d.fatal) for d in found] == [("retention.ms", "1000", False)]
+    topics_admin.require(connection, job)
+    alter(SHARD_LOG.name(job), "message.timestamp.type", "CreateTime")
+    with pytest.raises(Mismatch, match=r"message.timestamp.type of .*shard-log differs: expected LogAppendTime"):
+        topics_admin.require(connection, job)
+
+
+def test_wrong_partitions_are_found(connection: Connection, job: str) -> None:
+    admin = AdminClient(connection.admin())
+    topics_admin.create(connection, job)
+    admin.delete_topics([REPLIES.name(job)])[REPLIES.name(job)].result(20)
+    admin.create_topics([NewTopic(REPLIES.name(job), 2, config=REPLIES.settings())])[REPLIES.name(job)].result(20)
+    with pytest.raises(Mismatch, match=r"partitions of .*replies differs: expected 4, found 2"):
+        topics_admin.require(connection, job)
+
+
+def test_a_deleted_job_is_gone_and_its_name_free_with_new_ids(connection: Connection, job: str) -> None:
+    topics_admin.create(connection, job)
+    before = topics_admin.topic_ids(connection, job)
+    assert len(topics_admin.delete(connection, job)) == len(TOPICS)
+    assert job not in topics_admin.list_jobs(connection)
+    topics_admin.create(connection, job)
+    after = topics_admin.topic_ids(connection, job)
+    assert not set(before.values()) & set(after.values())
+
+
+def test_replication_beyond_the_brokers_is_a_users_mistake(connection: Connection, job: str) -> None:
+    with pytest.raises(UsageError, match="refuses to create the topics"):
+        topics_admin.create(connection, job, replication=3)
+
+
+def test_no_broker_is_unavailable(job: str) -> None:
+    with pytest.raises(Unavailable, match=r"No Kafka broker answers at 127\.0\.0\.1:1 within"):
+        topics_admin.list_jobs(Connection("127.0.0.1:1"))

@@ -1,0 +1,133 @@
+"""Monitor and Controller in a loop with imagined workers, in virtual time: no broker, no clock, seeded.
+
+Workers step in lockstep (BSP), report their own times in StepBatches as a trainer does (every `flush_s` or 64 steps),
+and take a plan at the first step that begins `lag_s` after it was decided.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from antdt_schemas.records import Decision, Measurement, StepBatch
+from antdt_streams.controller.core.state import ControllerState
+from antdt_streams.monitor.core import DetectorOptions, MonitorState, Position
+from antdt_streams.policies import AdjustBatchSize
+
+Slowness = Callable[[int, float], float]
+"""How many times as slow worker number w is at a time in seconds."""
+Column = tuple[int, int, int, float]
+"""(step, batch size, plan, own seconds)"""
+
+
+def steps_of(worker: str, first: int, own_s: list[float], batch_size: int = 32, plan: int = 0) -> StepBatch:
+    """A StepBatch of consecutive steps of the first incarnation, in generation 1."""
+    return step_batch(worker, [(first + i, batch_size, plan, own) for i, own in enumerate(own_s)])
+
+
+def step_batch(worker: str, columns: list[Column], **other: Any) -> StepBatch:
+    """A StepBatch of these steps; `other` sets its other fields."""
+    zeros = (0.0,) * len(columns)
+    fields: dict[str, Any] = {
+        "worker": worker,
+        "incarnation": f"{worker}-1",
+        "generation": 1,
+        "node": "",
+        "hardware": "",
+        "number": 1,
+        "dropped": 0,
+        "step": tuple(c[0] for c in columns),
+        "batch_size": tuple(c[1] for c in columns),
+        "plan": tuple(c[2] for c in columns),
+        "data_s": zeros,
+        "compute_s": tuple(c[3] for c in columns),
+        "communication_s": zeros,
+        "wait_s": zeros,
+    }
+    return StepBatch(**{**fields, **other})
+
+
+@dataclass
+class Worker:
+    """One imagined worker and what it has not reported yet."""
+
+    name: str
+    batch_size: int
+    columns: list[Column] = field(default_factory=list)
+    flushed_s: float = 0.0
+
+
+@dataclass
+class Loop:
+    """All of it. `history` holds (step, step seconds, batch sizes) of every step."""
+
+    slowness: Slowness
+    workers: list[Worker]
+    seconds_per_sample: float = 1e-3
+    fixed_s: float = 2e-3
+    noise: float = 0.05
+    flush_s: float = 0.5
+    lag_s: float = 0.1
+    seed: int = 1
+    control: bool = True
+    now_s: float = 0.0
+    step: int = 0
+    plan: int = 0
+    offset: int = 0
+    history: list[tuple[int, float, list[int]]] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    decisions: list[tuple[int, Decision]] = field(default_factory=list)
+    records: list[StepBatch] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.monitor = MonitorState(DetectorOptions())
+        self.controller = ControllerState(AdjustBatchSize())
+        self.waiting: list[tuple[float, Decision]] = []
+
+    @classmethod
+    def of(cls, slowness: Slowness, workers: int = 4, batch_size: int = 32, **options: Any) -> Loop:
+        """Workers w0, w1, ... with the same batch size."""
+        return cls(slowness, [Worker(f"w{i}", batch_size) for i in range(workers)], **options)
+
+    def run(self, steps: int) -> Loop:
+        """Train for so many steps."""
+        for _ in range(steps):
+            self._step()
+        return self
+
+    def _step(self) -> None:
+        while self.waiting and self.waiting[0][0] <= self.now_s:
+            _, decision = self.waiting.pop(0)
+            sizes = {a.worker: a.batch_size for a in decision.assignments}
+            self.plan = decision.plan
+            for worker in self.workers:
+                worker.batch_size = sizes.get(worker.name, worker.batch_size)
+        slowest = 0.0
+        for number, worker in enumerate(self.workers):
+            jitter = self.random.lognormvariate(0.0, self.noise)
+            own = self.fixed_s + worker.batch_size * self.seconds_per_sample
+            own *= jitter * self.slowness(number, self.now_s)
+            worker.columns.append((self.step, worker.batch_size, self.plan, own))
+            slowest = max(slowest, own)
+        self.history.append((self.step, slowest, [w.batch_size for w in self.workers]))
+        self.now_s += slowest
+        for worker in self.workers:
+            if len(worker.columns) == 64 or self.now_s - worker.flushed_s >= self.flush_s:
+                self._report(worker)
+        self.step += 1
+
+    def _report(self, worker: Worker) -> None:
+        record = step_batch(worker.name, worker.columns)
+        worker.columns, worker.flushed_s = [], self.now_s
+        self.records.append(record)
+        now_ms = int(self.now_s * 1000)
+        for measurement in self.monitor.process(record, Position(0, self.offset), now_ms):
+            position = Position(0, len(self.measurements))
+            self.measurements.append(measurement)
+            for decision in self.controller.process(measurement, position, now_ms) if self.control else ():
+                self.decisions.append((self.step, decision))
+                self.waiting.append((self.now_s + self.lag_s, decision))
+        self.offset += 1

@@ -1,0 +1,131 @@
+"""Generations form, or say that they did not; and they end when they are told."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from antdt.allreduce import Generation, GenerationClosed, GenerationOptions, Rendezvous, store_of
+from antdt.allreduce import rendezvous as module
+
+from tests.helpers.allreduce import each
+
+SOON = GenerationOptions(form_timeout_s=0.05)
+
+
+@pytest.fixture(scope="module")
+def store() -> module.StoreAddress:
+    own = Rendezvous()
+    store.kept = own  # type: ignore[attr-defined] - it serves as long as it is held
+    return store_of(own.host, own.port)
+
+
+def never() -> bool:
+    return False
+
+
+def form(store: module.StoreAddress, number: int, world: int, closed: Callable[[], bool] = never) -> list[Generation]:
+    return each(world, lambda rank: Generation(number, world, rank, store, closed, GenerationOptions()))
+
+
+def test_a_generation_of_one_has_no_socket_and_needs_no_store() -> None:
+    before = module._sockets()
+    generation = Generation(1, 1, 0, None, never)
+    assert module._sockets() == before
+    generation.leave()
+    with pytest.raises(GenerationClosed):
+        generation.check()
+
+
+def test_a_member_that_does_not_come_is_not_waited_for_long(store: module.StoreAddress) -> None:
+    with pytest.raises(GenerationClosed, match="Generation 1 "):
+        Generation(1, 2, 0, store, never, SOON)
+
+
+def test_a_generation_closed_meanwhile_does_not_form(store: module.StoreAddress) -> None:
+    with pytest.raises(GenerationClosed):
+        Generation(2, 2, 0, store, lambda: True)
+    with pytest.raises(GenerationClosed):
+        Generation(2, 1, 0, None, lambda: True)
+
+
+def test_a_store_that_is_gone_is_not_waited_for_long() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(GenerationClosed):
+        Generation(3, 2, 0, store_of("127.0.0.1", port), never, SOON)
+
+
+def test_a_store_that_never_answers_holds_nobody_up() -> None:
+    """As one whose process is stopped: it takes the connection and stays silent."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(GenerationClosed):
+            Generation(4, 2, 0, store_of("127.0.0.1", silent.getsockname()[1]), never, SOON)
+        for thread in threading.enumerate():
+            if thread.name == "antdt-generation-4":
+                silent.close()
+                thread.join(10)
+                assert not thread.is_alive(), "abandoned, yet still waiting"
+
+
+def test_close_ends_a_collective_that_waits_for_a_peer(store: module.StoreAddress) -> None:
+    generations = form(store, 5, 2)
+    started = threading.Event()
+
+    def act(rank: int) -> None:
+        if rank == 0:
+            work = generations[0].allreduce(torch.ones(1000))
+            started.set()
+            with pytest.raises(GenerationClosed):
+                generations[0].wait(work)
+        else:
+            started.wait(10)
+            generations[0].close()
+        generations[rank].leave()
+
+    each(2, act)
+
+
+def test_close_and_leave_may_be_repeated(store: module.StoreAddress) -> None:
+    generations = form(store, 6, 2)
+    for generation in generations:
+        generation.close()
+        generation.close()
+    each(2, lambda rank: generations[rank].leave())
+    each(2, lambda rank: generations[rank].leave())
+    with pytest.raises(GenerationClosed):
+        generations[0].allreduce(torch.ones(1))
+
+
+def test_other_connections_are_left_alone(store: module.StoreAddress) -> None:
+    """One that opens while the generation forms, as a Kafka client's may."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pairs: list[tuple[socket.socket, socket.socket]] = []
+        forming = threading.Event()
+
+        def connect() -> bool:
+            if not forming.is_set():
+                forming.set()
+                pairs.append((socket.create_connection(server.getsockname()), server.accept()[0]))
+            return False
+
+        generations = form(store, 7, 2, connect)
+        assert pairs, "nothing was opened meanwhile: the test proves nothing"
+        each(2, lambda rank: generations[rank].leave())
+        (near, far), *_ = pairs
+        with near, far:
+            near.sendall(b"alive")
+            assert far.recv(5) == b"alive"
+
+
+def test_leaving_gives_back_every_descriptor(store: module.StoreAddress) -> None:
+    each(2, lambda rank: None)
+    before = len(module._sockets())
+    for number in range(10, 15):
+        generations = form(store, number, 2)
+        assert len(module._sockets()) > before
+        each(2, lambda rank: generations[rank].leave())  # noqa: B023 - joined before the next round
+    assert len(module._sockets()) == before

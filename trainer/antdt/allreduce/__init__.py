@@ -1,0 +1,23 @@
+"""Elastic AllReduce: exact weights, members that come and go. Knows torch; knows neither Kafka nor the ledger."""
+
+from __future__ import annotations
+
+from antdt.allreduce.composition import Composition, Range, ReplicasDiffer, Row
+from antdt.allreduce.rendezvous import Generation, GenerationClosed, GenerationOptions, Rendezvous, store_of
+from antdt.allreduce.strategy import AllReduce, AllReduceOptions, StepResult, Timings
+
+__all__ = [
+    "AllReduce",
+    "AllReduceOptions",
+    "Composition",
+    "Generation",
+    "GenerationClosed",
+    "GenerationOptions",
+    "Range",
+    "Rendezvous",
+    "ReplicasDiffer",
+    "Row",
+    "StepResult",
+    "Timings",
+    "store_of",
+]

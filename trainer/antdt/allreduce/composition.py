@@ -1,0 +1,139 @@
+"""What one step consists of: the row every member announces, and what all members conclude from all rows.
+
+Pure: whole numbers in, whole numbers out. It must not know torch, groups or generations.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from antdt_schemas.errors import Mismatch
+from antdt_schemas.lineage import DIGEST_SIZE, next_lineage
+
+RANGES_MAX = 8
+HEAD_WIDTH = 9
+RANGE_WIDTH = 5
+ROW_WIDTH = HEAD_WIDTH + RANGES_MAX * RANGE_WIDTH
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
+class ReplicasDiffer(Mismatch):
+    """Two members of one generation do not hold the same model: a bug of ours, nothing is applied."""
+
+
+class Range(NamedTuple):
+    """`length` positions of `epoch` from `start`, taken from a lease. `token` is any signed 64-bit number."""
+
+    lease: int
+    token: int
+    epoch: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One member's part of a step.
+
+    samples: how many it contributes, the sum of the lengths. plan_seen: the newest plan it has read. plan: the plan in
+    its model. lineage, step: of its model. ended: it was told END. reference: the global batch its loss is weighed by.
+    """
+
+    samples: int
+    plan_seen: int
+    plan: int
+    lineage: bytes
+    step: int
+    ended: bool = False
+    reference: int = 1
+    ranges: tuple[Range, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.ranges) <= RANGES_MAX, f"{len(self.ranges)} ranges in one step, at most {RANGES_MAX}"
+        assert len(self.lineage) == DIGEST_SIZE, self.lineage
+
+    def pack(self) -> list[int]:
+        """ROW_WIDTH whole numbers of 64 bits, signed; unused ranges are zero."""
+        high, low = struct.unpack(">2q", self.lineage)
+        columns = [self.samples, self.plan_seen, self.plan, high, low, self.step, int(self.ended), self.reference]
+        columns.append(len(self.ranges))
+        for taken in self.ranges:
+            columns.extend(taken)
+        columns.extend([0] * (ROW_WIDTH - len(columns)))
+        assert len(columns) == ROW_WIDTH, self.ranges
+        assert INT64_MIN <= min(columns) <= max(columns) <= INT64_MAX, columns
+        return columns
+
+    @classmethod
+    def unpack(cls, columns: Sequence[int]) -> Row:
+        """The inverse of `pack`."""
+        assert len(columns) == ROW_WIDTH, len(columns)
+        samples, plan_seen, plan, high, low, step, ended, reference, used = columns[:HEAD_WIDTH]
+        assert 0 <= used <= RANGES_MAX, used
+        starts = range(HEAD_WIDTH, HEAD_WIDTH + used * RANGE_WIDTH, RANGE_WIDTH)
+        return cls(
+            samples=samples,
+            plan_seen=plan_seen,
+            plan=plan,
+            lineage=struct.pack(">2q", high, low),
+            step=step,
+            ended=bool(ended),
+            reference=reference,
+            ranges=tuple(Range(*columns[at : at + RANGE_WIDTH]) for at in starts),
+        )
+
+
+class Composition(NamedTuple):
+    """What an applied step consists of. ranges: flat quintuples (lease, token, epoch, start, length) in rank order."""
+
+    step: int
+    ranges: tuple[int, ...]
+    plan: int
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What all members conclude alike from the rows of one step, in rank order."""
+
+    rows: tuple[Row, ...]
+    total: int
+    plan: int
+    ended: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Round:
+        """Raises ReplicasDiffer when the members do not hold one model or do not weigh by one batch.
+
+        The plan in effect is the newest that everybody has seen, and never older than the one in the model: a member
+        may have joined with less read.
+        """
+        first = rows[0]
+        for rank, row in enumerate(rows):
+            if _identity(row) != _identity(first):
+                raise ReplicasDiffer(
+                    f"Model of rank {rank} in (lineage, step, plan, reference batch)", _identity(first), _identity(row)
+                )
+        plan = max(first.plan, min(row.plan_seen for row in rows))
+        return cls(tuple(rows), sum(row.samples for row in rows), plan, any(row.ended for row in rows))
+
+    def composition(self, step: int) -> Composition:
+        """The composition of `step`, as the ledger is told it."""
+        flat = tuple(value for row in self.rows for taken in row.ranges for value in taken)
+        return Composition(step, flat, self.plan)
+
+    def lineage_after(self, previous: bytes, step: int) -> bytes:
+        """Lineage of the model once this round is in it. Tokens are left out: they name leases, not contents."""
+        flat = [
+            value
+            for row in self.rows
+            for taken in row.ranges
+            for value in (taken.lease, taken.epoch, taken.start, taken.length)
+        ]
+        return next_lineage(previous, step, flat)
+
+
+def _identity(row: Row) -> tuple[str, int, int, int]:
+    return row.lineage.hex(), row.step, row.plan, row.reference

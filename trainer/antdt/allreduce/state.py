@@ -1,0 +1,106 @@
+"""A model's whole state as bytes, and its way from the source to all members of a generation.
+
+Must not know how steps are made.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+from typing import Any, NamedTuple
+
+import torch
+from antdt_schemas.errors import UsageError
+
+from antdt.allreduce.composition import Composition
+from antdt.allreduce.rendezvous import Generation
+
+CHUNK_SIZE_BYTES = 64 * 2**20
+
+
+class Progress(NamedTuple):
+    """How far a model is. pending: applied, not yet seen committed."""
+
+    step: int
+    lineage: bytes
+    plan: int
+    pending: tuple[Composition, ...]
+
+
+class Head(NamedTuple):
+    """What a member says of its state before anybody takes over another's. Gathered as int64, HEAD_WIDTH wide."""
+
+    step: int
+    lineage: bytes
+    plan: int
+    void: bool
+
+    def pack(self) -> torch.Tensor:
+        """(HEAD_WIDTH,) int64."""
+        return torch.tensor([self.step, *struct.unpack(">2q", self.lineage), self.plan, int(self.void)])
+
+    @classmethod
+    def unpack(cls, columns: list[int]) -> Head:
+        """The inverse of `pack`."""
+        step, high, low, plan, void = columns
+        return cls(step, struct.pack(">2q", high, low), plan, bool(void))
+
+
+HEAD_WIDTH = 5
+
+
+def dump(model: torch.nn.Module, optimizer: Any, progress: Progress) -> bytes:
+    """Everything the next step depends on, except random numbers."""
+    out = io.BytesIO()
+    meta = {
+        "step": progress.step,
+        "lineage": progress.lineage.hex(),
+        "plan": progress.plan,
+        "pending": [(made.step, list(made.ranges), made.plan) for made in progress.pending],
+    }
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": meta}, out)
+    return out.getvalue()
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """Reads all of it before anything is overwritten. Runs no code out of the bytes."""
+    try:
+        found: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            "The state of model or optimizer holds objects that torch.load(weights_only=True) refuses: name their "
+            f"classes with torch.serialization.add_safe_globals. {error}"
+        ) from error
+    return found
+
+
+def load(found: dict[str, Any], model: torch.nn.Module, optimizer: Any) -> Progress:
+    """Overwrites model and optimizer: their state is void from the first byte to the last."""
+    model.load_state_dict(found["model"])
+    optimizer.load_state_dict(found["optimizer"])
+    meta = found["progress"]
+    pending = tuple(Composition(step, tuple(ranges), plan) for step, ranges, plan in meta["pending"])
+    return Progress(meta["step"], bytes.fromhex(meta["lineage"]), meta["plan"], pending)
+
+
+def gather_heads(generation: Generation, head: Head) -> list[Head]:
+    """Everybody's, in rank order."""
+    if generation.world == 1:
+        return [head]
+    rows = torch.empty(generation.world, HEAD_WIDTH, dtype=torch.int64)
+    generation.wait(generation.gather(rows, head.pack()))
+    return [Head.unpack(row) for row in rows.tolist()]
+
+
+def broadcast(generation: Generation, source_rank: int, data: bytes | None) -> bytes:
+    """The source's bytes, whole, on every member; the others pass None. In pieces, to bound one operation."""
+    assert (data is not None) == (generation.rank == source_rank)
+    size = torch.tensor([len(data or b"")])
+    generation.wait(generation.broadcast(size, source_rank))
+    flat = torch.empty(int(size), dtype=torch.uint8)
+    if data is not None:
+        flat.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    for piece in flat.split(CHUNK_SIZE_BYTES):
+        generation.wait(generation.broadcast(piece, source_rank))
+    return bytes(flat.numpy())

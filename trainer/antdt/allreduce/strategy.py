@@ -1,0 +1,334 @@
+"""The AllReduce strategy: take, backward (once or more), step.
+
+Rules
+    Every member makes the same sequence of collectives in a step: buckets in index order, then buffers. Compositions
+    ride in the first bucket, or are gathered beside it.
+    A step is applied by a member only once every other member's part of it has arrived; that a member announces step
+    s + 1 proves that it applied step s.
+    Weights: each loss counts n / reference in backward, and the sum counts reference / total afterwards. Together that
+    is the gradient of the mean over the global batch, whatever the split.
+    A round without a sample is no step: neither optimizer nor step number move.
+    Until the optimizer is called, `abort` leads back to the last applied step, bit by bit.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from antdt_schemas.errors import UsageError
+from antdt_schemas.lineage import ROOT
+
+from antdt.allreduce.buckets import LocalGradients, ReducedGradients, partition
+from antdt.allreduce.composition import ROW_WIDTH, Composition, Range, Round, Row
+from antdt.allreduce.memory import Buffers, RandomState
+from antdt.allreduce.rendezvous import Generation
+from antdt.allreduce.state import Head, Progress, broadcast, dump, gather_heads, load, parse
+
+
+@dataclass(frozen=True, slots=True)
+class AllReduceOptions:
+    """compositions: "inline" in the first bucket (no collective of its own, but on CUDA a device sync), "gather" beside
+    it, "auto": inline on the CPU, gather on CUDA. overlap: reduce while backward runs. pending_max: applied steps that
+    may await their commit.
+    """
+
+    first_bucket_size_bytes: int = 2**20
+    bucket_size_bytes: int = 25 * 2**20
+    compositions: Literal["auto", "inline", "gather"] = "auto"
+    overlap: bool = True
+    pending_max: int = 4096
+
+
+class Timings(NamedTuple):
+    """Of one step(): until all compositions were there, until all gradients were, and the optimizer."""
+
+    composition_s: float
+    reduction_s: float
+    apply_s: float
+
+
+class StepResult(NamedTuple):
+    """total: samples of all members. rows: in rank order. ended: some member was told END."""
+
+    total: int
+    rows: list[Row]
+    applied: bool
+    ended: bool
+    timings: Timings
+
+
+class AllReduce:
+    """One replica of a model. Only the thread that owns the model calls it.
+
+    Public state: step_number, lineage (16 bytes) and plan of the model; `pending`, the compositions of applied steps
+    not yet seen committed; `void`, true while the model holds no valid state (torn by a failure in the middle of an
+    adoption or of the optimizer; the Agent may set it too). first_bucket_at: time.perf_counter() when the first bucket
+    was full in the last backward, where this member's own compute ends; None without one.
+    """
+
+    def __init__(self, model: torch.nn.Module, optimizer: Any, options: AllReduceOptions | None = None) -> None:
+        _refuse(model, optimizer)
+        self.model, self.optimizer, self.options = model, optimizer, options or AllReduceOptions()
+        self.step_number, self.lineage, self.plan = 0, ROOT, 0
+        self.pending: list[Composition] = []
+        self.void = False
+        self.first_bucket_at: float | None = None
+        self._generation: Generation | None = None
+        self._gradients: ReducedGradients | LocalGradients | None = None
+        self._trained: list[torch.nn.Parameter] = []
+        self._buffers = Buffers(model)
+        self._random = RandomState({param.device for param in model.parameters()})
+        self._row: Row | None = None
+        self._gathered: torch.Tensor | None = None
+
+    # -- generations
+
+    def attach(self, generation: Generation) -> None:
+        """From now on steps are made with the members of this generation."""
+        assert self._row is None, "abort the step first"
+        trained = [param for param in self.model.parameters() if param.requires_grad]
+        if not trained:
+            raise UsageError("All parameters are frozen: at least one must have requires_grad=True.")
+        kind = LocalGradients if generation.world == 1 else ReducedGradients
+        same = len(trained) == len(self._trained) and all(a is b for a, b in zip(trained, self._trained, strict=True))
+        if not (same and isinstance(self._gradients, kind)):
+            self.detach()
+            groups = partition(trained, self.options.first_bucket_size_bytes, self.options.bucket_size_bytes)
+            self._gradients = (
+                LocalGradients(groups) if kind is LocalGradients else ReducedGradients(groups, self.options.overlap)
+            )
+        self._trained, self._generation = trained, generation
+        self._frozen = [param for param in self.model.parameters() if not param.requires_grad]
+        if isinstance(self._gradients, ReducedGradients):
+            self._gradients.connect(generation, self._inline())
+        self._forget_step()
+        self._keep()
+
+    def detach(self) -> None:
+        """Takes the hooks off the model; the state stays."""
+        if self._gradients is not None:
+            self._gradients.disconnect()
+        self._gradients, self._generation = None, None
+
+    def _inline(self) -> bool:
+        if self.options.compositions == "auto":
+            return str(self._trained[-1].device.type) == "cpu"
+        return self.options.compositions == "inline"
+
+    def adopt(self, source_rank: int) -> bool:
+        """All members call it after `attach`: whoever differs takes over the state of `source_rank`, pending steps
+        included. Returns False where all are equal already, and nothing is sent.
+
+        Before the first step equal numbers say nothing about the weights, so there the source's are always taken.
+        """
+        generation = self._attached()
+        assert self._row is None, "abort the step first"
+        heads = gather_heads(generation, Head(self.step_number, self.lineage, self.plan, self.void))
+        assert not heads[source_rank].void, "the source of an adoption must hold a valid state"
+        if generation.world == 1 or (len(set(heads)) == 1 and self.step_number > 0):
+            return False
+        mine = generation.rank == source_rank
+        data = broadcast(generation, source_rank, self.snapshot() if mine else None)
+        generation.settled()
+        if not mine:
+            self.restore(data)
+        return True
+
+    def abort(self) -> None:
+        """After GenerationClosed, or to give up a step: leaves the generation; the state is that of the last step."""
+        if self._generation is not None:
+            self._generation.leave()
+        self._generation = None
+        self._buffers.restore()
+        self._random.restore()
+        self._forget_step()
+
+    # -- state
+
+    def snapshot(self) -> bytes:
+        """Model, optimizer, step number, lineage, plan and pending compositions. Not random numbers."""
+        assert self._row is None, "a snapshot belongs between two steps"
+        assert not self.void, "the state is void"
+        return dump(
+            self.model, self.optimizer, Progress(self.step_number, self.lineage, self.plan, tuple(self.pending))
+        )
+
+    def restore(self, data: bytes) -> None:
+        """The inverse. Read whole first; void while it is being loaded, and for good if that fails."""
+        assert self._row is None, "abort the step first"
+        found = parse(data)
+        self.void = True
+        progress = load(found, self.model, self.optimizer)
+        self.step_number, self.lineage, self.plan = progress.step, progress.lineage, progress.plan
+        self.pending = list(progress.pending)
+        self.void = False
+        self._keep()
+
+    def drop_pending(self, up_to_step: int) -> None:
+        """These are committed: nobody has to report them again."""
+        self.pending = [made for made in self.pending if made.step > up_to_step]
+
+    # -- one step
+
+    def take(
+        self,
+        ranges: Sequence[tuple[int, int, int, int, int]],
+        samples: int,
+        plan_seen: int,
+        ended: bool,
+        reference: int,
+    ) -> None:
+        """Announces this member's part of the next step; without samples it takes part all the same.
+
+        ranges: at most RANGES_MAX of (lease, token, epoch, start, length). reference: the global batch that the plan in
+        the model expects, the same number on all members. Call it only with the step before applied.
+        """
+        generation = self._attached()
+        generation.check()
+        assert self._row is None, "the step before is still open"
+        assert not self.void, "the state is void"
+        assert samples == sum(taken[4] for taken in ranges) and reference > 0, (samples, reference, ranges)
+        assert len(self.pending) < self.options.pending_max, "too many applied steps await their commit"
+        self._row = Row(
+            samples=samples,
+            plan_seen=plan_seen,
+            plan=self.plan,
+            lineage=self.lineage,
+            step=self.step_number,
+            ended=ended,
+            reference=reference,
+            ranges=tuple(Range(*taken) for taken in ranges),
+        )
+        self._announce(generation, self._row)
+
+    def _announce(self, generation: Generation, row: Row) -> None:
+        if not isinstance(self._gradients, ReducedGradients):
+            return
+        columns = torch.tensor(row.pack(), dtype=torch.int64)
+        if self._inline():
+            self._gradients.announce(columns)
+        else:
+            self._gathered = torch.empty(generation.world, ROW_WIDTH, dtype=torch.int64)
+            self._gathering = generation.gather(self._gathered, columns)
+
+    def backward(self, loss: torch.Tensor, samples: int, last: bool = True) -> None:
+        """loss: the mean over this micro-batch's `samples`. last: no other micro-batch of this step follows.
+
+        Raises GenerationClosed.
+        """
+        assert self._row is not None and self._gradients is not None, "take first"
+        assert samples > 0, "without samples there is nothing to go backward from"
+        self._weighed += samples
+        self._gradients.expect(last)
+        (loss * (samples / self._row.reference)).backward()
+        if last:
+            first_at = self._gradients.first_at
+            self.first_bucket_at = time.perf_counter() if first_at is None else first_at
+
+    def step(self, on_plan: Callable[[int], None] | None = None) -> StepResult:
+        """Reduces what is left, weighs and applies. on_plan: told the plan from this step on, if it is a new one,
+        before the optimizer runs.
+
+        Raises GenerationClosed (then `abort`) and ReplicasDiffer. To change gradients before they are applied, register
+        a step pre-hook on the optimizer.
+        """
+        generation, row, gradients = self._attached(), self._row, self._gradients
+        assert row is not None and gradients is not None, "take first"
+        assert self._weighed == row.samples, f"backward saw {self._weighed} of {row.samples} samples taken"
+        generation.check()
+        self._check_frozen()
+        started = time.perf_counter()
+        if row.samples == 0:
+            round_ = Round.of(self._rows())
+            if round_.total == 0:
+                return self._idle(round_, started)
+        gradients.launch_rest()
+        self._buffers.launch(generation, row.samples / row.reference)
+        round_ = Round.of(self._rows())
+        composed = time.perf_counter()
+        factor = row.reference / round_.total
+        gradients.finish(factor)
+        self._buffers.wait(generation)
+        reduced = time.perf_counter()
+        # From here on nothing can fail half-way but this process itself.
+        self._apply(round_, factor, on_plan)
+        timings = Timings(composed - started, reduced - composed, time.perf_counter() - reduced)
+        return StepResult(round_.total, list(round_.rows), True, round_.ended, timings)
+
+    def _rows(self) -> list[Row]:
+        """Everybody's, in rank order; waits for them."""
+        assert self._row is not None and self._generation is not None
+        if not isinstance(self._gradients, ReducedGradients):
+            return [self._row]
+        if self._gathered is None:
+            rows = self._gradients.announced()
+        else:
+            self._generation.wait(self._gathering)
+            rows = self._gathered
+        return [Row.unpack(columns) for columns in rows.tolist()]
+
+    def _idle(self, round_: Round, started: float) -> StepResult:
+        self._attached().settled()
+        self._buffers.restore()
+        self._forget_step()
+        return StepResult(0, list(round_.rows), False, round_.ended, Timings(time.perf_counter() - started, 0.0, 0.0))
+
+    def _apply(self, round_: Round, factor: float, on_plan: Callable[[int], None] | None) -> None:
+        if round_.plan != self.plan and on_plan is not None:
+            on_plan(round_.plan)
+        self.void = True
+        self._buffers.finish(factor)
+        self.optimizer.step()
+        self.step_number += 1
+        self.plan = round_.plan
+        self.lineage = round_.lineage_after(self.lineage, self.step_number)
+        self.pending.append(round_.composition(self.step_number))
+        self.void = False
+        self._attached().settled()
+        self._forget_step()
+        self._keep()
+
+    # -- helpers
+
+    def _attached(self) -> Generation:
+        assert self._generation is not None, "attach a generation first"
+        return self._generation
+
+    def _forget_step(self) -> None:
+        """No step is open, no gradient is there."""
+        if self._gradients is not None:
+            self._gradients.reset()
+        self._row, self._gathered, self._gathering, self._weighed = None, None, None, 0
+        self.first_bucket_at = None
+
+    def _keep(self) -> None:
+        """This is what an abort leads back to."""
+        self._buffers.keep()
+        self._random.keep()
+
+    def _check_frozen(self) -> None:
+        if any(param.requires_grad for param in self._frozen):
+            raise UsageError(
+                "A parameter was unfrozen within a generation: freeze and unfreeze before training starts."
+            )
+
+
+def _refuse(model: torch.nn.Module, optimizer: Any) -> None:
+    """What cannot be made exact is refused at once."""
+    if not any(param.requires_grad for param in model.parameters()):
+        raise UsageError("The model has no trainable parameters: at least one must have requires_grad=True.")
+    if not all(param.is_floating_point() for param in model.parameters() if param.requires_grad):
+        raise UsageError("Trainable parameters must be real floating-point numbers: hold complex ones as pairs.")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UsageError(
+            f"{type(optimizer).__name__} evaluates the loss several times a step: choose an optimizer without closure."
+        )
+    known = {id(param) for param in model.parameters()}
+    if any(id(param) not in known for group in optimizer.param_groups for param in group["params"]):
+        raise UsageError("The optimizer holds parameters that the model does not: pass one module that holds them all.")

@@ -1,0 +1,189 @@
+"""The connection of one worker: a thread that keeps its Session, its plans and its telemetry going.
+
+Owns the Kafka clients and the lock. The training thread only ever takes the lock for a few microseconds; every request,
+every retry and all decoding happens in the thread of the connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Any
+
+from antdt_schemas import auth, codec, records, topics
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import AntdtError, Unavailable, UnknownJob
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from antdt.plans import Plans
+from antdt.session import Phase, Session
+from antdt.telemetry import Telemetry
+
+POLL_S = 0.02
+QUEUE_MESSAGES_MAX = 10_000
+
+log = logging.getLogger("antdt")
+
+
+@dataclass(frozen=True)
+class ClientOptions:
+    """Where the job is, and the bounds of the connection."""
+
+    connection: Connection
+    job: str
+    secret: bytes | None = None
+    reach_s: float = 10.0
+
+
+class Client:
+    """Runs a Session. `changed` is notified whenever something came."""
+
+    def __init__(self, options: ClientOptions, session: Session, plans: Plans, telemetry: Telemetry) -> None:
+        self.options, self.session, self.plans, self.telemetry = options, session, plans, telemetry
+        self.changed = threading.Condition()
+        self.on_closed: Callable[[], None] | None = None
+        self.on_leases: Callable[[int, int, int], None] | None = None
+        self.failure: BaseException | None = None
+        self._halt = threading.Event()
+        job, connection = options.job, options.connection
+        connection.check_reachable(options.reach_s)
+        # Requests wait for nobody; a full queue is reported at once, and the session asks again.
+        self._producer = Producer(
+            connection.producer(
+                **{"linger.ms": 0, "queue.buffering.max.messages": QUEUE_MESSAGES_MAX, "delivery.timeout.ms": 30_000}
+            )
+        )
+        self._consumer = Consumer(connection.consumer(**{"fetch.wait.max.ms": 5}))
+        self._names = {t.suffix: t.name(job) for t in topics.TOPICS}
+        self._follow()
+        self._thread = threading.Thread(target=self._run, name="antdt-client", daemon=True)
+
+    def start(self) -> None:
+        """Begin to talk."""
+        self._thread.start()
+
+    def _follow(self) -> None:
+        replies = self._names[topics.REPLIES.suffix], topics.replies_partition(self.session.worker)
+        decisions = self._names[topics.DECISIONS.suffix]
+        try:
+            known = self._consumer.list_topics(timeout=self.options.reach_s).topics
+            if replies[0] not in known:
+                raise UnknownJob(
+                    f"Job {self.options.job!r} is not on this broker.", f"Start it with `antdt up {self.options.job}`."
+                )
+            # What was answered before this incarnation was born is not for it.
+            end = self._consumer.get_watermark_offsets(TopicPartition(*replies), timeout=self.options.reach_s)[1]
+        except KafkaException as error:
+            raise Unavailable(f"The topics of job {self.options.job!r} cannot be read: {error}.") from error
+        self._consumer.assign([TopicPartition(*replies, end), TopicPartition(decisions, 0, 0)])
+
+    # -- the training thread
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until something came that makes `condition` true. Raises what went wrong in the connection."""
+        with self.changed:
+            met = self.changed.wait_for(lambda: condition() or self.failure is not None, timeout_s)
+        if self.failure is not None:
+            raise self.failure
+        return met
+
+    def stop(self, leave: bool) -> None:
+        """Say good-bye, send what is left, end the thread. Bounded."""
+        self._halt.set()
+        self._thread.join(5)
+        for batch in iter(lambda: self.telemetry.batch(monotonic(), everything=True), None):
+            self._send_telemetry(batch)
+        if leave and self.session.generation:
+            s = self.session
+            body = records.Leave(s.generation)
+            self._send(records.Request(s.worker, s.incarnation, 0, body, b""))
+        self._producer.flush(5)
+        self._consumer.close()
+
+    # -- the connection's thread
+
+    def _run(self) -> None:
+        try:
+            while not self._halt.is_set():
+                self._receive()
+                with self.changed:
+                    requests = self.session.tick(monotonic())
+                for request in requests:
+                    self._send(request)
+                batch = self.telemetry.batch(monotonic())
+                if batch is not None:
+                    self._send_telemetry(batch)
+                self._producer.poll(0)
+        except BaseException as error:  # noqa: BLE001  the training thread raises it
+            with self.changed:
+                self.failure = error
+                self.changed.notify_all()
+            self._tell_closed()
+
+    def _receive(self) -> None:
+        first = self._consumer.poll(POLL_S)
+        if first is None:
+            return
+        for message in (first, *self._consumer.consume(99, 0)):
+            error = message.error()
+            if error is not None:
+                if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+                    raise Unavailable(f"Replies were removed before they were read: {error.str()}.")
+                continue
+            self._take(message.topic(), message.value())
+
+    def _take(self, topic: str | None, payload: bytes | None) -> None:
+        try:
+            if topic == self._names[topics.DECISIONS.suffix]:
+                decision = codec.decode(payload, records.Decision)
+                with self.changed:
+                    self.plans.add(decision)
+                return
+            reply = codec.decode(payload, records.Reply)
+        except AntdtError as error:
+            log.warning("a record of %s was skipped: %s", topic, error)
+            return
+        if reply.incarnation != self.session.incarnation:
+            return
+        if self.on_leases is not None:
+            for i in range(0, len(reply.leases), 5):
+                self.on_leases(*reply.leases[i + 2 : i + 5])
+        with self.changed:
+            before = self.session.phase
+            self.session.on_reply(reply)
+            over = before is Phase.MEMBER and self.session.phase is not Phase.MEMBER
+            self.changed.notify_all()
+        if over and self.session.phase is not Phase.ENDED:
+            self._tell_closed()
+
+    def _tell_closed(self) -> None:
+        """A collective in flight ends at once, and on every member: each one is told."""
+        if self.on_closed is not None:
+            self.on_closed()
+
+    def _send(self, request: records.Request) -> None:
+        signed = auth.sign(request, self.options.secret)
+        self._produce(topics.REQUESTS, codec.encode(signed), request.worker)
+
+    def _send_telemetry(self, batch: records.StepBatch) -> None:
+        if not self._produce(topics.STEPS, codec.encode(batch), batch.worker):
+            self.telemetry.drop(batch)
+
+    def _produce(self, topic: topics.Topic, payload: bytes, worker: str) -> bool:
+        try:
+            self._producer.produce(self._names[topic.suffix], payload, worker, 0)
+        except BufferError:
+            return False  # a request is asked for again, telemetry is counted as dropped
+        return True
+
+
+def renew(session: Session, incarnation: str) -> Session:
+    """A new incarnation of the same worker, which holds nothing."""
+    where = replace(session.where, restarts=session.where.restarts + 1)
+    return Session(session.worker, incarnation, session.spec, where, session.options)
+
+
+__all__: list[Any] = ["Client", "ClientOptions", "renew"]

@@ -1,0 +1,192 @@
+"""Samples by position: map-style and iterable data sets, in the order that the job fixed.
+
+A position is what the ledger leases; which sample it is follows from the order of its epoch. Knows torch, no Kafka.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import torch
+from antdt_schemas.errors import UsageError
+from antdt_schemas.order import FACTOR, FEISTEL, SEQUENTIAL, WORD, Permutation
+from torch.utils.data import IterableDataset, TensorDataset, default_collate
+
+from antdt.allreduce import Range
+
+BLOCKS_KEPT_MAX = 64
+BLOCK = 4096
+
+
+def permute(permutation: Permutation, positions: torch.Tensor) -> torch.Tensor:
+    """Sample indices of positions, int64: the vectorised form of `Permutation.__call__`."""
+    half, mask = permutation.half_bits, (1 << permutation.half_bits) - 1
+    out = positions.clone()
+    todo = torch.ones_like(out, dtype=torch.bool)
+    while bool(todo.any()):
+        at = out[todo]
+        left, right = at >> half, at & mask
+        for key in permutation.keys:
+            x = (right + key) & WORD
+            x = ((x ^ (x >> 16)) * FACTOR) & WORD
+            x = ((x ^ (x >> 16)) * FACTOR) & WORD
+            left, right = right, left ^ ((x ^ (x >> 16)) & mask)
+        out[todo] = (left << half) | right
+        todo = out >= permutation.size
+    return out
+
+
+class Source(Protocol):
+    """Where samples come from. `order` names how positions map to samples."""
+
+    size: int
+    order: str
+
+    def fetch(self, ranges: Sequence[Range]) -> Any:
+        """The collated batch of these ranges."""
+
+
+class MapSource:
+    """A map-style data set in a seeded permutation of every epoch."""
+
+    order = FEISTEL
+
+    def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any] | None, shuffle: bool) -> None:
+        self.dataset, self.size, self.seed = dataset, len(dataset), seed
+        self.collate = collate or default_collate
+        self.order = FEISTEL if shuffle else SEQUENTIAL
+        self._tensors = dataset.tensors if isinstance(dataset, TensorDataset) and collate is None else None
+        self._blocks: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
+
+    def indices(self, epoch: int, start: int, length: int) -> torch.Tensor:
+        """Sample indices of positions [start, start + length) of an epoch."""
+        if self.order == SEQUENTIAL:
+            return torch.arange(start, start + length)
+        first, last = start // BLOCK, (start + length - 1) // BLOCK
+        block = self._block(epoch, first)
+        if first == last:
+            return block[start - first * BLOCK : start - first * BLOCK + length]
+        whole = torch.cat([self._block(epoch, number) for number in range(first, last + 1)])
+        return whole[start - first * BLOCK : start - first * BLOCK + length]
+
+    def prepare(self, epoch: int, start: int, length: int) -> None:
+        """Work out the order of what will be taken soon, off the training thread."""
+        for number in range(start // BLOCK, (start + length - 1) // BLOCK + 1)[: BLOCKS_KEPT_MAX // 2]:
+            self._block(epoch, number)
+
+    def _block(self, epoch: int, number: int) -> torch.Tensor:
+        key = (epoch, number)
+        block = self._blocks.get(key)
+        if block is None:
+            positions = torch.arange(number * BLOCK, min((number + 1) * BLOCK, self.size))
+            block = permute(Permutation.of(self.seed, epoch, self.size), positions)
+            self._blocks[key] = block
+            while len(self._blocks) > BLOCKS_KEPT_MAX:
+                self._blocks.popitem(last=False)
+        return block
+
+    def fetch(self, ranges: Sequence[Range]) -> Any:
+        """The collated batch of these ranges."""
+        parts = [self.indices(r.epoch, r.start, r.length) for r in ranges]
+        index = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self._tensors is not None:
+            return [t[index] for t in self._tensors]
+        chosen = index.tolist()
+        fetch_many = getattr(self.dataset, "__getitems__", None)
+        return self.collate(fetch_many(chosen) if fetch_many else [self.dataset[i] for i in chosen])
+
+
+class IterableSource:
+    """An iterable data set: position k is the k-th sample of an iteration, which must give the same every time.
+
+    Each worker iterates for itself and skips what others hold. A data set with `iter_range(start, stop)` is asked for
+    the range instead. Going back (a range came back from a lost worker) starts a new iteration.
+    """
+
+    order = SEQUENTIAL
+
+    def __init__(self, dataset: Any, size: int, collate: Callable[[list[Any]], Any] | None) -> None:
+        self.dataset, self.size, self.collate = dataset, size, collate or default_collate
+        self._iterator: Iterator[Any] | None = None
+        self._at = (-1, 0)
+
+    def prepare(self, epoch: int, start: int, length: int) -> None:
+        """Nothing can be known ahead."""
+
+    def fetch(self, ranges: Sequence[Range]) -> Any:
+        """The collated batch of these ranges."""
+        return self.collate([sample for r in ranges for sample in self._read(r)])
+
+    def _read(self, taken: Range) -> list[Any]:
+        by_range = getattr(self.dataset, "iter_range", None)
+        if by_range is not None:
+            got = list(by_range(taken.start, taken.start + taken.length))
+        else:
+            got = self._skip_to(taken)
+        if len(got) != taken.length:
+            raise UsageError(
+                f"The data set gave {len(got)} samples for positions [{taken.start}, {taken.start + taken.length}), "
+                f"its size was stated as {self.size}: it must give the same samples in every iteration."
+            )
+        return got
+
+    def _skip_to(self, taken: Range) -> list[Any]:
+        epoch, at = self._at
+        if self._iterator is None or epoch != taken.epoch or at > taken.start:
+            self._iterator, at = iter(self.dataset), 0
+        got = []
+        for sample in self._iterator:
+            if at >= taken.start:
+                got.append(sample)
+            at += 1
+            if at == taken.start + taken.length:
+                break
+        self._at = (taken.epoch, at)
+        return got
+
+
+def source_of(
+    dataset: Any,
+    *,
+    seed: int = 0,
+    size: int | None = None,
+    shuffle: bool = True,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> MapSource | IterableSource:
+    """The source for a PyTorch data set.
+
+    size: number of samples of an iterable data set that does not know its length.
+
+    Raises:
+        UsageError: the data set is empty, or its size is not known.
+    """
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        count = size if size is not None else (len(dataset) if hasattr(dataset, "__len__") else 0)
+        if count < 1:
+            raise UsageError("An iterable data set needs its number of samples: pass size=N to antdt.Agent.")
+        return IterableSource(dataset, count, collate)
+    if len(dataset) < 1:
+        raise UsageError("The data set is empty.")
+    return MapSource(dataset, seed, collate, shuffle)
+
+
+def manifest_digest(dataset: Any, source: Source) -> bytes:
+    """Digest that tells one data set from another, 16 bytes.
+
+    A data set may state its own as `manifest_digest` (bytes); otherwise type and size count, and for tensors their
+    shapes, types and a thousand evenly spread values each.
+    """
+    own = getattr(dataset, "manifest_digest", None)
+    out = blake2b(digest_size=16)
+    out.update(f"{type(dataset).__module__}.{type(dataset).__qualname__}/{source.size}/{source.order}".encode())
+    if own is not None:
+        out.update(own() if callable(own) else own)
+    for tensor in getattr(dataset, "tensors", ()) if own is None else ():
+        flat = tensor.reshape(-1)
+        picked = flat[:: max(1, flat.numel() // 1000)].contiguous().cpu()
+        out.update(f"{tuple(tensor.shape)}/{tensor.dtype}".encode())
+        out.update(repr(picked.tolist()).encode())
+    return out.digest()

@@ -1,0 +1,228 @@
+"""`antdt launch`: starts the workers of one machine, watches them, reports how they end, leaves nothing running.
+
+Sets torchrun's variables where they mean the same. A worker that exits with 75 (restart here) or is killed by a signal
+is started again as the next incarnation while restarts are left; one that ends otherwise than with 0 ends the launch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+
+import click
+from antdt_schemas import auth, codec, records, topics
+from antdt_schemas.errors import AntdtError, ExitCode, UsageError
+from confluent_kafka import Producer
+
+from antdt.settings import Settings
+
+POLL_S = 0.05
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What to start. grace_s: time between SIGTERM and SIGKILL."""
+
+    workers: int
+    script: Sequence[str]
+    first_rank: int = 0
+    world_size: int = 0
+    restarts_max: int = 3
+    grace_s: float = 10.0
+    logs: Path | None = None
+
+
+@dataclass(slots=True)
+class Worker:
+    """One slot: its process is replaced when it is started again."""
+
+    rank: int
+    local_rank: int
+    name: str
+    process: subprocess.Popen[bytes] | None = None
+    restarts: int = 0
+    done: int | None = None
+    files: list[object] = field(default_factory=list)
+
+
+def die_with_parent() -> None:
+    """In a child: the kernel sends it SIGKILL when the launcher is gone, however it went."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Launcher:
+    """The workers of one machine. All of its work happens in `run`, in the calling thread."""
+
+    def __init__(self, options: LaunchOptions, environ: Mapping[str, str]) -> None:
+        if options.workers < 1:
+            raise UsageError(f"-n {options.workers}: start at least one worker.")
+        self.options, self.environ = options, environ
+        self.settings = Settings.of(environ)
+        self.run_id = uuid.uuid4().hex[:12]
+        ranks = range(options.first_rank, options.first_rank + options.workers)
+        self.workers = [Worker(rank, i, f"w{rank}") for i, rank in enumerate(ranks)]
+        self.stopping = threading.Event()
+        self._producer: Producer | None = None
+
+    def run(self) -> int:
+        """Start, watch, stop. Returns the exit status for the launch: 0 when every worker ended well."""
+        self.settings.connection.check_reachable(10)
+        status = 0
+        try:
+            for worker in self.workers:
+                self._start(worker)
+            while any(w.done is None for w in self.workers) and not self.stopping.is_set():
+                self.stopping.wait(POLL_S)
+                status = self._watch() or status
+                if status:
+                    break
+        finally:
+            self._stop()
+        return status or (ExitCode.DRAINED if self.stopping.is_set() else ExitCode.DONE)
+
+    def _start(self, worker: Worker) -> None:
+        environ = dict(self.environ) | self._variables(worker)
+        out = None
+        if self.options.logs is not None:
+            self.options.logs.mkdir(parents=True, exist_ok=True)
+            out = (self.options.logs / f"{worker.name}.log").open("ab")
+        worker.process = subprocess.Popen(
+            [sys.executable, *self.options.script],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT if out is not None else None,
+            preexec_fn=die_with_parent,
+        )
+        if out is not None:
+            out.close()
+
+    def _variables(self, worker: Worker) -> dict[str, str]:
+        world = self.options.world_size or self.options.workers
+        return {
+            "ANTDT_WORKER": worker.name,
+            "RANK": str(worker.rank),
+            "LOCAL_RANK": str(worker.local_rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(self.options.workers),
+            "GROUP_RANK": "0",
+            "ROLE_RANK": str(worker.rank),
+            "ROLE_WORLD_SIZE": str(world),
+            "TORCHELASTIC_RUN_ID": self.run_id,
+            "TORCHELASTIC_RESTART_COUNT": str(worker.restarts),
+            "TORCHELASTIC_MAX_RESTARTS": str(self.options.restarts_max),
+            # As torchrun does: several workers on one machine must not each take all its cores.
+            "OMP_NUM_THREADS": self.environ.get("OMP_NUM_THREADS", "1"),
+            "ANTDT_INCARNATION": self._incarnation(worker),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def _incarnation(self, worker: Worker) -> str:
+        return f"{worker.name}.{worker.restarts}.{self.run_id}"
+
+    def _watch(self) -> int:
+        for worker in self.workers:
+            code = worker.process.poll() if worker.process is not None and worker.done is None else None
+            if code is None:
+                continue
+            if code == 0:
+                worker.done = 0
+                continue
+            self._report(worker, code)
+            again = code < 0 or code in (ExitCode.RESTART_HERE, ExitCode.RESTART_ELSEWHERE)
+            if again and worker.restarts < self.options.restarts_max and not self.stopping.is_set():
+                worker.restarts += 1
+                click.echo(f"{worker.name} {_how(code)}: started again ({worker.restarts})", err=True)
+                self._start(worker)
+                continue
+            worker.done = code
+            click.echo(f"{worker.name} {_how(code)}", err=True)
+            return code if code > 0 else 128 - code
+        return 0
+
+    def _report(self, worker: Worker, code: int) -> None:
+        """Tell the ledger at once: it need not wait until the worker has been silent for long enough."""
+        if self._producer is None:
+            self._producer = Producer(self.settings.connection.producer(**{"linger.ms": 0}))
+        request = records.Request(worker.name, self._incarnation(worker), 0, records.Exited(code, _how(code)), b"")
+        payload = codec.encode(auth.sign(request, self.settings.secret))
+        self._producer.produce(topics.REQUESTS.name(self.settings.job), payload, worker.name, 0)
+        self._producer.flush(2)
+
+    def _stop(self) -> None:
+        live = [w for w in self.workers if w.process is not None and w.process.poll() is None]
+        for worker in live:
+            assert worker.process is not None
+            worker.process.terminate()
+        until = monotonic() + self.options.grace_s
+        for worker in live:
+            assert worker.process is not None
+            try:
+                worker.process.wait(max(0.0, until - monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait(5)
+
+
+def _how(code: int) -> str:
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with status {code}"
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("-n", "--workers", type=int, envvar="PET_NPROC_PER_NODE", default=1, help="Workers on this machine.")
+@click.option("--job", envvar="ANTDT_JOB", required=True, help="Name of the job, as given to `antdt up`.")
+@click.option("--bootstrap-servers", help="Kafka, HOST:PORT[,HOST:PORT].")
+@click.option("--kafka-config", type=click.Path(), help="A client.properties file, or a folder of single keys.")
+@click.option("--data", default=None, help="Data folder of `antdt up`; default ./antdt-data.")
+@click.option("--first-rank", type=int, default=0, help="Rank of the first worker of this machine.")
+@click.option("--world-size", type=int, default=0, help="Workers on all machines; default: those of this one.")
+@click.option("--max-restarts", type=int, default=3, help="How often one worker is started again.")
+@click.option("--logs", type=click.Path(path_type=Path), help="Folder for the workers' output; default: this terminal.")
+@click.argument("script", nargs=-1, required=True, type=click.UNPROCESSED)
+def main(
+    workers: int,
+    job: str,
+    bootstrap_servers: str | None,
+    kafka_config: str | None,
+    data: str | None,
+    first_rank: int,
+    world_size: int,
+    max_restarts: int,
+    logs: Path | None,
+    script: tuple[str, ...],
+) -> None:
+    """Start the workers of a job on this machine: antdt launch --job NAME -n 4 train.py ARGS."""
+    environ = dict(os.environ) | {"ANTDT_JOB": job}
+    for key, value in (
+        ("ANTDT_KAFKA_BOOTSTRAP_SERVERS", bootstrap_servers),
+        ("ANTDT_KAFKA_CONFIG", kafka_config),
+        ("ANTDT_DATA", data),
+    ):
+        if value:
+            environ[key] = value
+    try:
+        options = LaunchOptions(workers, script, first_rank, world_size, max_restarts, logs=logs)
+        launcher = Launcher(options, environ)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: launcher.stopping.set())
+        status = launcher.run()
+    except (UsageError, AntdtError) as error:
+        click.echo(f"antdt launch: {error}", err=True)
+        status = int(error.exit_code)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main(prog_name="antdt launch")

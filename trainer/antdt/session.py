@@ -1,0 +1,315 @@
+"""A worker's side of the exactly-once protocol, without a clock, a thread or a broker.
+
+Owns which incarnation this is, which generation it is a member of, what it holds on lease, and what is still to be
+reported. `tick(now_s)` says what to send, `on_reply` takes what came; both are called by whoever owns the connection.
+Everything is level-triggered: whatever is lost is asked for again, whatever is repeated changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from antdt_schemas import records
+from antdt_schemas.records import Status
+
+NUMBERS_A_COMMIT_MAX = 20_000
+
+
+class Phase(StrEnum):
+    """Where this incarnation stands."""
+
+    JOINING = "joining"
+    MEMBER = "member"
+    CLOSED = "closed"
+    REGROUPING = "regrouping"
+    LOST = "lost"
+    ENDED = "ended"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """Bounds; seconds, and samples where it says so."""
+
+    retry_s: float = 0.5
+    wait_retry_s: float = 0.1
+    heartbeat_s: float = 1.0
+    commit_every_s: float = 0.05
+    commit_steps_max: int = 64
+    prefetch_s: float = 0.5
+    prefetch_steps: int = 3
+    prefetch_samples_max: int = 1 << 20
+
+
+@dataclass(slots=True)
+class Held:
+    """A lease: [next, end) was not taken yet; [front, next) is taken and not known to be committed."""
+
+    lease: int
+    token: int
+    epoch: int
+    front: int
+    next: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """A step that is in this worker's model: flat quintuples (lease, token, epoch, start, length) in rank order.
+
+    lineage: that of the model after the step; empty where the step came with somebody else's model.
+    """
+
+    step: int
+    ranges: tuple[int, ...]
+    lineage: bytes
+    plan: int
+
+
+@dataclass(slots=True)
+class _Due:
+    """When something was last sent, and under which number."""
+
+    at_s: float = -1e9
+    number: int = -1
+
+
+@dataclass(slots=True)
+class _Claim:
+    step: int | None = None
+    lineage: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What a join says of the process: address of its rendezvous store, machine, hardware class, earlier lives."""
+
+    host: str
+    port: int
+    node: str = ""
+    hardware: str = ""
+    restarts: int = 0
+
+
+@dataclass(slots=True)
+class _Pending:
+    compositions: deque[Composition] = field(default_factory=deque)
+    lineage: bytes = b""
+    provable: int = -1
+    settle: bool = False
+    sent_step: int = -1
+    sent: _Due = field(default_factory=_Due)
+
+
+class Session:
+    """One incarnation. Invariant: leases are of the current generation; the order of `held` is that of taking."""
+
+    def __init__(
+        self, worker: str, incarnation: str, spec: records.JobSpec, where: Where, options: SessionOptions | None = None
+    ) -> None:
+        self.worker, self.incarnation, self.spec, self.where = worker, incarnation, spec, where
+        self.options = options or SessionOptions()
+        self.phase, self.reason, self.file = Phase.JOINING, "", ""
+        self.generation, self.rank = 0, -1
+        self.grant: records.Grant | None = None
+        self.committed, self.finished = 0, False
+        self.held: deque[Held] = deque()
+        self.untaken = 0
+        self.checkpoint: records.Checkpoint | None = None
+        self.batch_size, self.rate = 1, 0.0
+        self._by_lease: dict[int, Held] = {}
+        self._claim, self._pending = _Claim(), _Pending()
+        self._number = 0
+        self._join, self._lease, self._beat, self._file = _Due(), _Due(), _Due(), _Due()
+        self._waiting, self._answered = False, False
+
+    # -- what the training side asks and says
+
+    def take(self, samples: int, ranges_max: int) -> list[tuple[int, int, int, int, int]]:
+        """Take at most `samples` from the front: (lease, token, epoch, start, length), at most `ranges_max` of them."""
+        out: list[tuple[int, int, int, int, int]] = []
+        while samples > 0 and self.held and len(out) < ranges_max:
+            first = self.held[0]
+            length = min(samples, first.end - first.next)
+            out.append((first.lease, first.token, first.epoch, first.next, length))
+            first.next += length
+            samples -= length
+            self.untaken -= length
+            if first.next == first.end:
+                self.held.popleft()
+        return out
+
+    def begin(self, pending: Sequence[Composition], lineage: bytes) -> None:
+        """The generation has formed; its model, of this lineage, carries steps that may not be committed yet."""
+        self._pending = _Pending(deque(c for c in pending if c.step > self.committed), lineage, settle=True)
+
+    def applied(self, composition: Composition) -> None:
+        """A step is in this model. It is reported once it is proven to be in every member's."""
+        self._pending.compositions.append(composition)
+
+    def proven(self, step: int) -> None:
+        """Every member has applied `step`: an exchange after it was completed."""
+        self._pending.provable = max(self._pending.provable, step)
+
+    def regroup(self, claim: int | None, lineage: bytes) -> None:
+        """The generation is over for this member, and nobody touches its model any more: ask for the next one."""
+        if self.phase in (Phase.MEMBER, Phase.CLOSED):
+            self.phase, self._claim, self._join = Phase.REGROUPING, _Claim(claim, lineage), _Due()
+            self._drop_leases()
+
+    @property
+    def answered(self) -> bool:
+        """A lease request of this generation was answered, with samples or with WAIT."""
+        return self._answered
+
+    @property
+    def unreported(self) -> int:
+        """Steps in this model that are not known to be committed."""
+        return sum(1 for c in self._pending.compositions if c.step > self.committed)
+
+    # -- what comes
+
+    def on_reply(self, reply: records.Reply) -> None:
+        """Take a reply; one of another incarnation is ignored."""
+        if reply.incarnation != self.incarnation or self.phase in (Phase.ENDED, Phase.LOST, Phase.FAILED):
+            return
+        self._acknowledge(reply)
+        if reply.status is Status.END:
+            self.phase, self.file = Phase.ENDED, reply.file
+        elif reply.status is Status.REJOIN:
+            if self.phase is not Phase.JOINING or "lost" in reply.reason or "left" in reply.reason:
+                self.phase, self.reason = Phase.LOST, reply.reason
+        elif reply.status is Status.REFUSED:
+            self._refused(reply)
+        elif reply.grant is not None and reply.grant.generation > self.generation:
+            self._granted(reply.grant)
+        elif reply.status is Status.CLOSED and self.phase is Phase.MEMBER:
+            if reply.grant is None and reply.generation == self.generation:
+                self.phase, self.reason = Phase.CLOSED, reply.reason
+        if reply.generation == self.generation and self.phase is Phase.MEMBER and reply.number == self._lease.number:
+            self._merge(reply.leases)
+            self._waiting, self._answered = reply.status is Status.WAIT, True
+
+    def _acknowledge(self, reply: records.Reply) -> None:
+        if reply.generation >= self.generation:
+            self.committed = max(self.committed, reply.committed)
+            self.finished = reply.finished
+        pending = self._pending.compositions
+        while pending and pending[0].step <= self.committed:
+            pending.popleft()
+        if reply.number == self._pending.sent.number and reply.status is Status.OK:
+            self._pending.settle = False
+        if reply.number == self._file.number and reply.status is not Status.CLOSED:
+            self.checkpoint = None
+
+    def _refused(self, reply: records.Reply) -> None:
+        # A refused checkpoint is dropped: the next one is taken. Anything else refused is a fault that must be loud.
+        if reply.number != self._file.number:
+            self.phase, self.reason = Phase.FAILED, reply.reason
+
+    def _granted(self, grant: records.Grant) -> None:
+        ranks = [i for i, m in enumerate(grant.members) if m.incarnation == self.incarnation]
+        if not ranks:
+            self.phase, self.reason = Phase.LOST, "left out of a grant"
+            return
+        self.generation, self.grant, self.phase, self.rank = grant.generation, grant, Phase.MEMBER, ranks[0]
+        if grant.restore_file is not None:
+            self.committed = grant.committed  # a rollback is the one way back
+        self._drop_leases()
+        self._pending = _Pending()
+        self._lease, self._waiting, self._answered, self.checkpoint = _Due(), False, False, None
+
+    def _drop_leases(self) -> None:
+        self.held.clear()
+        self._by_lease.clear()
+        self.untaken = 0
+
+    def _merge(self, flat: tuple[int, ...]) -> None:
+        """The whole list of what we hold uncommitted: new ones are appended, the others' fronts move."""
+        listed = set()
+        for i in range(0, len(flat), 5):
+            number, token, epoch, front, length = flat[i : i + 5]
+            listed.add(number)
+            known = self._by_lease.get(number)
+            if known is None:
+                known = Held(number, token, epoch, front, front, front + length)
+                self._by_lease[number] = known
+                self.held.append(known)
+                self.untaken += length
+            known.front = max(known.front, front)
+        for number in [n for n, h in self._by_lease.items() if n not in listed and h.next == h.end]:
+            del self._by_lease[number]
+
+    # -- what goes
+
+    def tick(self, now_s: float) -> list[records.Request]:
+        """Requests to send now, in order."""
+        out: list[records.Request] = []
+        retry = self.options.retry_s
+        if self.phase is Phase.JOINING and now_s - self._join.at_s >= retry:
+            w = self.where
+            body = records.Join("worker", w.host, w.port, w.node, w.hardware, w.restarts, self.spec)
+            out.append(self._request(body, self._join, now_s))
+        elif self.phase is Phase.REGROUPING and now_s - self._join.at_s >= retry:
+            where = self.where.host, self.where.port
+            regroup = records.Regroup(self.generation, self._claim.step, self._claim.lineage, *where)
+            out.append(self._request(regroup, self._join, now_s))
+        elif self.phase is Phase.MEMBER:
+            self._tick_member(now_s, out)
+        if out:
+            self._beat.at_s = now_s
+        elif self.phase in (Phase.MEMBER, Phase.CLOSED) and now_s - self._beat.at_s >= self.options.heartbeat_s:
+            out.append(self._request(records.Heartbeat(self.generation, self.committed), self._beat, now_s))
+        return out
+
+    def _tick_member(self, now_s: float, out: list[records.Request]) -> None:
+        if self.rank == 0:
+            self._tick_commit(now_s, out)
+            file = self.checkpoint
+            if file is not None and file.step <= self.committed and now_s - self._file.at_s >= self.options.retry_s:
+                out.append(self._request(file, self._file, now_s))
+        target = self._target()
+        pause = self.options.wait_retry_s if self._waiting else self.options.retry_s
+        answered = self._lease.number < 0
+        if self.untaken * 2 <= target and not self.finished and (answered or now_s - self._lease.at_s >= pause):
+            taken = sum(h.next - h.front for h in self._by_lease.values())
+            out.append(self._request(records.Lease(self.generation, taken + target), self._lease, now_s))
+
+    def _target(self) -> int:
+        """Samples to hold: some steps' worth, and what is used up in `prefetch_s`."""
+        o = self.options
+        return min(o.prefetch_samples_max, max(o.prefetch_steps * self.batch_size, int(o.prefetch_s * self.rate)))
+
+    def _tick_commit(self, now_s: float, out: list[records.Request]) -> None:
+        pending = self._pending
+        since = now_s - pending.sent.at_s
+        ready = [c for c in pending.compositions if c.step <= pending.provable]
+        new = bool(ready) and ready[-1].step > pending.sent_step
+        first = pending.settle and pending.provable >= 0 and pending.sent.number < 0
+        again = (bool(ready) or (pending.settle and pending.provable >= 0)) and since >= self.options.retry_s
+        if since < self.options.commit_every_s or not (new or first or again):
+            return
+        room, chosen = NUMBERS_A_COMMIT_MAX, list[Composition]()
+        for c in ready[: self.options.commit_steps_max]:
+            if chosen and room < len(c.ranges):
+                break
+            room -= len(c.ranges)
+            chosen.append(c)
+        body = records.Commit(
+            generation=self.generation,
+            first_step=chosen[0].step if chosen else self.committed + 1,
+            compositions=tuple(c.ranges for c in chosen),
+            plans=tuple(c.plan for c in chosen),
+            lineage=chosen[-1].lineage if chosen else pending.lineage,
+            log_seen=-1,
+        )
+        out.append(self._request(body, pending.sent, now_s))
+        pending.sent_step = chosen[-1].step if chosen else pending.sent_step
+
+    def _request(self, body: records.RequestBody, due: _Due, now_s: float) -> records.Request:
+        self._number += 1
+        due.at_s, due.number = now_s, self._number
+        return records.Request(self.worker, self.incarnation, self._number, body, b"")

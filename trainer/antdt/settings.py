@@ -1,0 +1,86 @@
+"""The environment of a worker: ANTDT_* and, where they mean the same, torchrun's variables. Read here only."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from antdt_schemas import auth
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import UsageError
+from antdt_schemas.topics import check_job, check_worker
+
+DATA_FOLDER = "antdt-data"
+BOOTSTRAP_FILE = "bootstrap"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Who this worker is and where its job runs.
+
+    restarts counts earlier lives of the worker; incarnation is new with every process.
+    """
+
+    job: str
+    worker: str
+    incarnation: str
+    rank: int
+    world_size: int
+    restarts: int
+    node: str
+    hardware: str
+    advertise: str
+    connection: Connection
+    secret: bytes | None
+    checkpoints: Path
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Settings of this process.
+
+        Raises:
+            UsageError: the job is not named, or a value cannot be used.
+        """
+        job = environ.get("ANTDT_JOB", "")
+        if not job:
+            raise UsageError(
+                "No job is named: start workers with `antdt launch --job NAME -n N script.py`, or set ANTDT_JOB."
+            )
+        rank = _number(environ, "RANK", 0)
+        restarts = _number(environ, "TORCHELASTIC_RESTART_COUNT", 0)
+        worker = check_worker(environ.get("ANTDT_WORKER", f"w{rank}"))
+        secret = environ.get(auth.ENV_SECRET, "")
+        folder = Path(environ.get("ANTDT_DATA", DATA_FOLDER))
+        return cls(
+            job=check_job(job),
+            worker=worker,
+            # The launcher names it, so that it can report its end; without one it is made here.
+            incarnation=environ.get("ANTDT_INCARNATION") or f"{worker}.{restarts}.{uuid.uuid4().hex[:8]}",
+            rank=rank,
+            world_size=_number(environ, "WORLD_SIZE", 1),
+            restarts=restarts,
+            node=environ.get("ANTDT_NODE") or socket.gethostname(),
+            hardware=environ.get("ANTDT_HARDWARE", ""),
+            advertise=environ.get("ANTDT_ADVERTISE", "127.0.0.1"),
+            connection=Connection.of(_bootstrap(environ, folder), None, environ),
+            secret=secret.encode() if secret else None,
+            checkpoints=Path(environ.get("ANTDT_CHECKPOINTS") or folder / "checkpoints" / job),
+        )
+
+
+def _bootstrap(environ: Mapping[str, str], folder: Path) -> str | None:
+    """An embedded broker leaves its address in the data folder; whoever names another one wins."""
+    file = folder / BOOTSTRAP_FILE
+    named = environ.get("ANTDT_KAFKA_BOOTSTRAP_SERVERS") or environ.get("ANTDT_KAFKA_CONFIG")
+    return None if named or not file.is_file() else file.read_text(encoding="utf-8").strip()
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    value = environ.get(name, str(default))
+    if not value.isdigit():
+        raise UsageError(f"{name}={value!r} is not a number of 0 or more.")
+    return int(value)
