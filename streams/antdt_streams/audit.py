@@ -12,6 +12,7 @@ from typing import Any
 
 from antdt_schemas import codec, lineage, records
 from antdt_schemas.errors import AntdtError
+
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.intervals import IntervalSet

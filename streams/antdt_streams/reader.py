@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-
 from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, Unavailable, UnknownJob
+from antdt_schemas.offsets import watermarks
 from antdt_schemas.topics import SHARD_LOG, Topic
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 READ_TIMEOUT_S = 30.0
 
@@ -40,18 +40,14 @@ class TopicReader:
                     f"Job {job!r} is not on this broker.",
                     f"Start it with `antdt up {job}`, or see `antdt topics list`.",
                 )
-            self._ranges = {p: self._watermarks(p) for p in sorted(known.partitions)}
+            self._ranges = {p: watermarks(self._consumer, self.name, p) for p in sorted(known.partitions)}
             self._at = {p: low for p, (low, _) in self._ranges.items()}
         except KafkaException as error:
             self._consumer.close()
             raise Unavailable(f"{self.name} cannot be read: {error.args[0].str()}.") from error
-        except UnknownJob:
+        except (UnknownJob, Unavailable):
             self._consumer.close()
             raise
-
-    def _watermarks(self, partition: int) -> tuple[int, int]:
-        low, high = self._consumer.get_watermark_offsets(TopicPartition(self.name, partition), timeout=10, cached=False)
-        return low, high
 
     def __enter__(self) -> TopicReader:
         return self

@@ -11,6 +11,7 @@ from pathlib import Path
 from time import monotonic
 
 from antdt_schemas.errors import ExitCode, Unavailable
+
 from antdt_streams.broker.child import spawn
 
 POLL_S = 0.05

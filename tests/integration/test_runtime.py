@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -183,15 +184,18 @@ def test_a_topic_that_was_created_again_is_refused(connection: Connection, job: 
 def test_a_topic_that_is_created_again_while_it_is_read_stops_the_service(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:
+    """Suspended meanwhile, so that its client does not notice: the new topic has what the old one would have next."""
     topics_admin.create(connection, job)
     write(connection, job, [steps("w0", 1)] * 5)
     with ServiceProcess(connection, job, tmp_path / "counting") as service:
         until(lambda: committed(connection, job) == 5, "the records")
+        service.process.send_signal(signal.SIGSTOP)
         topics_admin.delete(connection, job)
         topics_admin.create(connection, job)
         write(connection, job, [steps("w1", 1)] * 9)
+        service.process.send_signal(signal.SIGCONT)
         assert service.process.wait(PATIENCE_S) in (ExitCode.USAGE, ExitCode.NEVER_RETRY)
-    assert not any(codec.decode(r.value, MEASUREMENTS.record) for r in raws(connection, MEASUREMENTS.name(job)))
+    assert raws(connection, MEASUREMENTS.name(job)) == []
 
 
 def delete_before(connection: Connection, job: str, offset: int) -> None:
@@ -259,7 +263,32 @@ def test_a_broker_that_goes_away_and_comes_back_costs_nothing(tmp_path: Path) ->
             broker.start()
             write(broker.connection, "j", mixed(1000, 2))
             until(lambda: committed(broker.connection, "j") == 2000, "the second part")
-            broker.pause()
+            write(broker.connection, "j", mixed(3000, 3))
+            broker.pause()  # somewhere between a fetch and an acknowledgement
             assert service.stop() == ExitCode.DRAINED
             broker.resume()
-        assert_exact(broker.connection, "j", tmp_path / "counting", 2000)
+        with ServiceProcess(broker.connection, "j", tmp_path / "counting") as service:
+            until(lambda: committed(broker.connection, "j") == 5000, "the rest")
+            service.stop()
+        assert_exact(broker.connection, "j", tmp_path / "counting", 5000)
+
+
+def test_an_output_topic_that_is_gone_ends_the_service_with_its_batch_undone(
+    connection: Connection, job: str, tmp_path: Path
+) -> None:
+    topics_admin.create(connection, job)
+    folder = tmp_path / "counting"
+    with ServiceProcess(connection, job, folder) as service:
+        write(connection, job, [steps("w0", 0)])
+        until(lambda: committed(connection, job) == 1, "a record without outputs")
+        admin = AdminClient(connection.admin())
+        admin.delete_topics([MEASUREMENTS.name(job)])[MEASUREMENTS.name(job)].result(20)
+        write(connection, job, [steps("w0", 1)])
+        assert service.process.wait(PATIENCE_S) == ExitCode.RESTART_HERE
+        assert "An output cannot be written" in service.logged()
+    assert stored(connection, job, folder).next_offset == 1
+    topics_admin.create(connection, job, resume=True)
+    with ServiceProcess(connection, job, folder) as service:
+        until(lambda: committed(connection, job) == 2, "the same record again")
+        service.stop()
+    assert_exact(connection, job, folder, 2)

@@ -9,37 +9,50 @@ from antdt_streams.monitor.core import DetectorOptions, MonitorState, Position
 from antdt_streams.policies import AdjustBatchSize
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tests.replay.control_loop import step_batch
 
 OPTIONS = DetectorOptions(window_steps=2, long_windows=3, persistent_windows=2, horizon_windows=30)
 
+WORKERS = ("a", "b", "c", "d")
 own_times = st.one_of(st.floats(0.0078125, 0.25, width=32), st.floats(width=32))
-columns = st.tuples(st.integers(0, 3), st.integers(-1, 64), st.integers(0, 3), own_times)
+events = st.tuples(
+    st.integers(0, 3),  # whose record
+    st.integers(1, 6),  # how many steps
+    st.integers(0, 24),  # what is odd about it, mostly nothing
+    st.integers(1, 3),  # how slow the worker is
+    own_times,
+)
 
 
 @st.composite
-def records(draw: st.DrawFn) -> StepBatch:
-    """Mostly steps that follow each other, sometimes old ones, other generations, other incarnations, nonsense."""
-    worker = draw(st.sampled_from(("a", "b", "c")))
-    step = draw(st.one_of(st.integers(0, 60), st.integers(0, 10**12)))
-    rows = []
-    for skip, batch_size, plan, own_s in draw(st.lists(columns, max_size=8)):
-        step += skip
-        rows.append((step, batch_size, plan, own_s))
-    return step_batch(
-        worker,
-        rows,
-        generation=draw(st.sampled_from((1, 1, 1, 2, 3))),
-        incarnation=f"{worker}-{draw(st.sampled_from((1, 1, 1, 2)))}",
-    )
+def streams(draw: st.DrawFn) -> list[StepBatch]:
+    """Steps that follow each other, with repeats, gaps, rollbacks, new incarnations and nonsense in between."""
+    out: list[StepBatch] = []
+    generation, first = 1, 0
+    steps, lives = dict.fromkeys(WORKERS, 0), dict.fromkeys(WORKERS, 1)
+    for number, size, odd, slow, nonsense in draw(st.lists(events, min_size=40, max_size=120)):
+        # In turn, unless it is odd: only then do windows close.
+        worker = WORKERS[number if odd < 6 else len(out) % 4]
+        if odd == 0:
+            generation, first = generation + 1, max(0, steps[worker] - 3)
+            steps = dict.fromkeys(WORKERS, first)
+        lives[worker] += odd == 1
+        begin = {2: 0, 3: steps[worker] + 10**9, 4: steps[worker] + 7}.get(odd, steps[worker])
+        own_s = nonsense if odd == 5 else 0.01 * slow
+        rows = [(begin + k, 8 * number, generation % 3, own_s) for k in range(size)]
+        if odd != 3:
+            steps[worker] = max(steps[worker], begin + size)
+        out.append(step_batch(worker, rows, generation=generation, incarnation=f"{worker}-{lives[worker]}"))
+    return out
 
 
 def fold(state: MonitorState, some: list[StepBatch], first: int) -> list[Measurement]:
     return [out for i, r in enumerate(some) for out in state.process(r, Position(0, first + i), 0)]
 
 
-@given(st.lists(records(), max_size=40), st.integers(0, 40))
-@settings(max_examples=150, deadline=None)
+@given(streams(), st.integers(0, 120))
+@settings(max_examples=80, deadline=None)
 def test_a_restart_changes_nothing(some: list[StepBatch], cut: int) -> None:
     whole, rows = MonitorState(OPTIONS), dict[bytes, bytes]()
     expected = fold(whole, some, 0)
@@ -54,8 +67,8 @@ def test_a_restart_changes_nothing(some: list[StepBatch], cut: int) -> None:
     assert second.digest() == whole.digest()
 
 
-@given(st.lists(records(), max_size=40))
-@settings(max_examples=100, deadline=None)
+@given(streams())
+@settings(max_examples=50, deadline=None)
 def test_whatever_is_measured_a_plan_keeps_the_global_batch(some: list[StepBatch]) -> None:
     monitor, controller = MonitorState(OPTIONS), ControllerState(AdjustBatchSize())
     for offset, measurement in enumerate(fold(monitor, some, 0)):
@@ -66,8 +79,8 @@ def test_whatever_is_measured_a_plan_keeps_the_global_batch(some: list[StepBatch
             assert codec.decode(codec.encode(decision), type(decision)) == decision
 
 
-@given(st.lists(records(), max_size=40))
-@settings(max_examples=100, deadline=None)
+@given(streams())
+@settings(max_examples=50, deadline=None)
 def test_memory_is_bounded(some: list[StepBatch]) -> None:
     monitor = MonitorState(OPTIONS)
     fold(monitor, some, 0)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from antdt_schemas.records import Measurement, NodeClass, NodeMeasurement
 from antdt_streams.monitor.core import DetectorOptions, MonitorState, Position
+
 from tests.replay.control_loop import step_batch
 
 Own = Callable[[int, int], float]

@@ -57,7 +57,9 @@ def test_shrinkage_draws_noise_in_and_leaves_what_is_far_away() -> None:
     rates = {f"w{i}": Rate(1.0 + x, 0.05) for i, x in enumerate((-0.05, -0.02, 0.0, 0.02, 0.05))}
     out = shrunk({**rates, "far": Rate(3.0, 0.05)}, OPTIONS)
     assert out["far"] == Rate(3.0, 0.05)
-    assert all(abs(math.log(out[w].seconds_per_sample)) < abs(math.log(rates[w].seconds_per_sample)) for w in ("w0", "w4"))
+    assert all(
+        abs(math.log(out[w].seconds_per_sample)) < abs(math.log(rates[w].seconds_per_sample)) for w in ("w0", "w4")
+    )
     assert out["w0"].error < 0.05
     real = {f"w{i}": Rate(1.0 + i / 10, 0.001) for i in range(5)}
     assert shrunk(real, DetectorOptions(shrink_errors=1e9))["w4"].seconds_per_sample == pytest.approx(1.4, rel=1e-3)
@@ -109,7 +111,13 @@ def test_a_slow_group_is_structural() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"persistent_windows": 7}, {"window_steps": 0}, {"rate_samples": 5}, {"hold_windows": 200}, {"absent_windows": 99}],
+    [
+        {"persistent_windows": 7},
+        {"window_steps": 0},
+        {"rate_samples": 5},
+        {"hold_windows": 200},
+        {"absent_windows": 99},
+    ],
 )
 def test_options_that_contradict_each_other_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from antdt_schemas.records import Cause, Measurement, NodeClass, StepBatch
 from antdt_streams.monitor.core import DetectorOptions, MonitorState, Position
 from antdt_streams.monitor.core.state import HEAD
 from antdt_streams.rows import encode_row
+
 from tests.replay.control_loop import step_batch, steps_of
 
 
@@ -251,7 +253,7 @@ def test_jumps_are_told_once_in_a_few_steps() -> None:
         own_s = 0.1 * 2.0 ** (s // 3 % 2)
         told += [m.last_step for w in "abcd" for m in fed.feed(step_batch(w, [(s, 32, 0, own_s)]))]
     assert len(told) >= 2
-    assert all(b - a >= 10 for a, b in zip(told, told[1:], strict=False))
+    assert all(b - a >= 10 for a, b in itertools.pairwise(told))
 
 
 def test_rates_are_told_as_soon_as_they_are_known() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -232,3 +234,10 @@ def test_a_chain_of_services_takes_everything_once(history: list[object], crashe
     taken = [(d.plan, d.evidence_last) for d in stormy[1].outputs(DECISIONS)]
     assert taken == [(d.plan, d.evidence_last) for d in calm[1].outputs(DECISIONS)]
     assert stormy[1].runner.digest() == calm[1].runner.digest()
+
+
+def test_the_loop_knows_no_client_no_store_and_no_faust() -> None:
+    program = "import sys, antdt_streams.runtime.memory;"
+    program += "print(sorted({'faust', 'rocksdict', 'confluent_kafka', 'asyncio'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -16,6 +16,7 @@ from typing import Any
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, Unavailable, UnknownJob
+from antdt_schemas.offsets import watermarks
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from antdt.plans import Plans
@@ -75,7 +76,7 @@ class Client:
                     f"Job {self.options.job!r} is not on this broker.", f"Start it with `antdt up {self.options.job}`."
                 )
             # What was answered before this incarnation was born is not for it.
-            end = self._consumer.get_watermark_offsets(TopicPartition(*replies), timeout=self.options.reach_s)[1]
+            end = watermarks(self._consumer, *replies, self.options.reach_s)[1]
         except KafkaException as error:
             raise Unavailable(f"The topics of job {self.options.job!r} cannot be read: {error}.") from error
         self._consumer.assign([TopicPartition(*replies, end), TopicPartition(decisions, 0, 0)])

@@ -185,7 +185,7 @@ def _how(code: int) -> str:
 @click.option("--job", envvar="ANTDT_JOB", required=True, help="Name of the job, as given to `antdt up`.")
 @click.option("--bootstrap-servers", help="Kafka, HOST:PORT[,HOST:PORT].")
 @click.option("--kafka-config", type=click.Path(), help="A client.properties file, or a folder of single keys.")
-@click.option("--data", default=None, help="Data folder of `antdt up`; default ./antdt-data.")
+@click.option("--data-dir", default=None, help="Data folder of `antdt up`; default ./antdt-data.")
 @click.option("--first-rank", type=int, default=0, help="Rank of the first worker of this machine.")
 @click.option("--world-size", type=int, default=0, help="Workers on all machines; default: those of this one.")
 @click.option("--max-restarts", type=int, default=3, help="How often one worker is started again.")
@@ -196,7 +196,7 @@ def main(
     job: str,
     bootstrap_servers: str | None,
     kafka_config: str | None,
-    data: str | None,
+    data_dir: str | None,
     first_rank: int,
     world_size: int,
     max_restarts: int,
@@ -208,7 +208,7 @@ def main(
     for key, value in (
         ("ANTDT_KAFKA_BOOTSTRAP_SERVERS", bootstrap_servers),
         ("ANTDT_KAFKA_CONFIG", kafka_config),
-        ("ANTDT_DATA", data),
+        ("ANTDT_DATA", data_dir),
     ):
         if value:
             environ[key] = value

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-
 from antdt_schemas import auth
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 from antdt_schemas.topics import check_job
+
 from antdt_streams.broker import running
 
 DATA_FOLDER = "antdt-data"
@@ -38,7 +36,7 @@ class Place:
 
 
 def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --bootstrap-servers, --kafka-config and --data; the command gets a Place as `place`."""
+    """Adds --bootstrap-servers, --kafka-config and --data-dir; the command gets a Place as `place`."""
 
     @click.option("--bootstrap-servers", help="Kafka, HOST:PORT[,HOST:PORT]. Default: the broker of `antdt up`.")
     @click.option(
@@ -46,12 +44,14 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(path_type=Path),
         help="Java-style client.properties, or a folder with one file for each key (SASL, TLS, ...).",
     )
-    @click.option("--data", type=click.Path(path_type=Path), default=None, help="Data folder. Default ./antdt-data.")
+    @click.option(
+        "--data-dir", type=click.Path(path_type=Path), help="Folder of broker and state. Default ./antdt-data."
+    )
     @functools.wraps(command)
     def wrapped(
-        *args: Any, bootstrap_servers: str | None, kafka_config: Path | None, data: Path | None, **rest: Any
+        *args: Any, bootstrap_servers: str | None, kafka_config: Path | None, data_dir: Path | None, **rest: Any
     ) -> Any:
-        return command(*args, place=place_of(bootstrap_servers, kafka_config, data), **rest)
+        return command(*args, place=place_of(bootstrap_servers, kafka_config, data_dir), **rest)
 
     return wrapped
 
@@ -89,18 +89,6 @@ def emit_json(value: Any) -> None:
 def note(message: str) -> None:
     """A line for people, on stderr."""
     click.echo(message, err=True)
-
-
-def service_logging(name: str) -> None:
-    """One line an event on stderr, with the service's name."""
-    logging.basicConfig(
-        level=os.environ.get("ANTDT_LOG_LEVEL", "INFO"),
-        format=f"%(asctime)s {name} %(levelname)s %(message)s",
-        stream=sys.stderr,
-        force=True,
-    )
-    for noisy in ("faust", "mode", "aiokafka"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 class Group(click.Group):

@@ -6,10 +6,10 @@ import sys
 from typing import Any
 
 import click
-
 from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.topics import DECISIONS, SHARD_LOG
+
 from antdt_streams.audit import audit as audit_log
 from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument
 from antdt_streams.ledger.core import rows

@@ -8,15 +8,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import click
-
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import JobTaken
+
 from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker, running
-from antdt_streams.cli.common import Place, connection_options, job_argument, note, service_logging
+from antdt_streams.cli.common import Place, connection_options, job_argument, note
+from antdt_streams.runtime.logs import log_to_stderr
+from antdt_streams.runtime.service import Service
 from antdt_streams.supervise import Supervisor
 
 SERVICES = ("ledger", "monitor", "controller")
@@ -52,7 +53,7 @@ def broker_of(place: Place) -> Iterator[Connection]:
 
 def service_command(service: str, job: str, place: Place, extra: tuple[str, ...] = ()) -> list[str]:
     """The command line of a service process."""
-    return [sys.executable, "-m", "antdt_streams", service, job, "--data", str(place.data), *extra]
+    return [sys.executable, "-m", "antdt_streams", service, job, "--data-dir", str(place.data), *extra]
 
 
 def start_services(
@@ -117,7 +118,7 @@ def ledger(job: str, patience_ms: int, place: Place) -> None:
     """Run the ledger of a job: the single writer of its shard log."""
     from antdt_streams.ledger.service import Ledger, LedgerOptions
 
-    service_logging("ledger")
+    log_to_stderr(job, "ledger")
     stopping = stop_on_signals()
     options = LedgerOptions(patience_ms=patience_ms, secret=place.secret)
     service = Ledger(place.connection, job, place.service_folder(job, "ledger"), options)
@@ -132,7 +133,7 @@ def monitor(job: str, place: Place) -> None:
     """Run the Monitor of a job: it measures every worker."""
     from antdt_streams.monitor.service import service
 
-    _run(job, place, "monitor", service(job))
+    _run(job, place, "monitor", service())
 
 
 @click.command()
@@ -143,11 +144,10 @@ def controller(job: str, policy: str | None, place: Place) -> None:
     """Run the Controller of a job: it decides and commands."""
     from antdt_streams.controller.service import service
 
-    _run(job, place, "controller", service(job, policy))
+    _run(job, place, "controller", service(policy))
 
 
-def _run(job: str, place: Place, name: str, service: object) -> None:
-    from antdt_streams.runtime import run_service
+def _run(job: str, place: Place, name: str, service: Service) -> None:
+    from antdt_streams.runtime.run import run_service
 
-    service_logging(name)
-    sys.exit(run_service(place.connection, job, service, Path(place.service_folder(job, name))))
+    sys.exit(run_service(place.connection, job, service, place.service_folder(job, name)))

@@ -7,10 +7,10 @@ import sys
 from time import monotonic
 
 import click
-
 from antdt_schemas import codec
 from antdt_schemas.errors import Undecodable, UsageError
 from antdt_schemas.topics import BY_SUFFIX, TOPICS
+
 from antdt_streams import topics_admin
 from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument
 from antdt_streams.reader import TopicReader

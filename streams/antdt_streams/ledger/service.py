@@ -26,6 +26,7 @@ from time import monotonic
 from antdt_schemas import auth, codec, lineage, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, LogTruncated, Superseded, Unavailable
+from antdt_schemas.offsets import watermarks
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from antdt_streams import topics_admin
@@ -78,12 +79,7 @@ class Log:
 
     def end(self) -> int:
         """Offset of the next entry that will be written."""
-        try:
-            return self.consumer.get_watermark_offsets(
-                TopicPartition(self.topic, 0), timeout=self.options.read_timeout_s, cached=False
-            )[1]
-        except KafkaException as error:
-            raise Unavailable(f"The end of {self.topic} cannot be read: {error.args[0].str()}.") from error
+        return watermarks(self.consumer, self.topic, 0, self.options.read_timeout_s)[1]
 
     def seek(self, offset: int) -> None:
         """Read on from this offset."""

@@ -41,13 +41,20 @@ class App(faust.App):  # type: ignore[misc]
 class Host:
     """Runs one service on Faust: `read` fills the channel in a thread, `take` processes in another, in order.
 
-    The first error of either ends it; after that nothing more is processed.
+    The first error of either ends it; after that nothing more is processed. `on_end` is called once, before it stops.
     """
 
-    def __init__(self, name: str, folder: Path, read: Callable[[Put], None], take: Callable[[Batch], None]) -> None:
-        self.read, self.take = read, take
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        read: Callable[[Put], None],
+        take: Callable[[Batch], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self.read, self.take, self.on_end = read, take, on_end
         self.error: BaseException | None = None
-        self.ending = asyncio.Event()
+        self._ending = asyncio.Event()
         self._halted = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="antdt-fold")
@@ -63,22 +70,25 @@ class Host:
         self.app.agent(self.channel, name=f"{name}.fold")(self._fold)
         self.app.service(self._source())
 
-    async def run(self) -> None:
+    async def run(self, started: Callable[[], None]) -> None:
         """Work until `end` is called or something fails; raises what failed."""
         await self.app.start()
+        started()
         try:
-            await self.ending.wait()
+            await self._ending.wait()
         finally:
-            self._halted.set()
+            self.end()
             await self.app.stop()
             await self._loop.run_in_executor(None, self._pool.shutdown)
         if self.error is not None:
             raise self.error
 
     def end(self) -> None:
-        """Stop in order; on the event loop's thread."""
-        self._halted.set()
-        self.ending.set()
+        """Stop in order; on the event loop's thread. Ending twice is fine."""
+        if not self._halted.is_set():
+            self._halted.set()
+            self._ending.set()
+            self.on_end()
 
     def _fail(self, error: BaseException) -> None:
         self.error = self.error or error
@@ -107,7 +117,6 @@ class Host:
                 self.thread.start()
 
             async def on_stop(self) -> None:
-                host._halted.set()
                 await asyncio.get_running_loop().run_in_executor(None, self.thread.join, JOIN_TIMEOUT_S)
 
         return Feed

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,34 +80,32 @@ def _run(
 ) -> None:
     from antdt_streams.runtime.faust_app import Host
 
-    source = Source(connection, service.input.name(identity.job), f"antdt.{identity.job}.{service.name}")
+    group = f"antdt.{identity.job}.{service.name}"
+    source = Source(connection, service.input.name(identity.job), identity.topic_id, group)
     sink = KafkaSink(connection, source.halted)
     runner = Runner(service, identity, store, sink, PARTITION)
     try:
         _check_position(source, runner, options)
         source.begin({PARTITION: runner.next_offset})
 
+        def on_end() -> None:
+            source.halt()
+            stopping.cut_off.start()
+
         async def hosted() -> None:
-            loop = asyncio.get_running_loop()
             host = Host(
-                f"antdt.{identity.job}.{service.name}",
+                group,
                 store.folder.with_name("faust"),
                 read=lambda put: source.read(put, lambda: {PARTITION: runner.committed}),
                 take=runner.take,
+                on_end=on_end,
             )
-
-            def stop() -> None:
-                if not source.halted.is_set():
-                    source.halt()
-                    stopping.cut_off.start()
-                host.end()
-
-            _on_signals(loop, stop)
+            _on_signals(asyncio.get_running_loop(), host.end)
             if stopping.asked.is_set():
-                stop()
-            await host.run()
+                host.end()
+            await host.run(lambda: log.info("event=started next_offset=%d topic=%s", start, runner.topic))
 
-        log.info("event=started next_offset=%d topic=%s", runner.next_offset, runner.topic)
+        start = runner.next_offset
         asyncio.run(hosted())
     finally:
         source.halt()
@@ -177,10 +175,10 @@ def _signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _on_signals(loop: asyncio.AbstractEventLoop, stop: object) -> None:
+def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)  # type: ignore[arg-type]
+            loop.add_signal_handler(number, stop)
 
 
 @contextmanager

@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import LogTruncated, Unavailable, UnknownJob
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from antdt_schemas.errors import ForeignState, LogTruncated, Unavailable, UnknownJob
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from antdt_streams.runtime.service import Batch, Raw
 
 BATCH_RECORDS_MAX = 1000
 POLL_S = 0.1
 COMMIT_EVERY_S = 2.0
+CHECK_EVERY_S = 0.5
 ASK_TIMEOUT_S = 10.0
 GONE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
 
@@ -37,11 +39,13 @@ class Bounds:
 class Source:
     """One consumer, used by one thread at a time: `bounds` and `begin` first, then `read` in a thread of its own."""
 
-    def __init__(self, connection: Connection, topic: str, group: str) -> None:
-        self.topic, self.halted = topic, threading.Event()
+    def __init__(self, connection: Connection, topic: str, topic_id: str, group: str) -> None:
+        self.topic, self.topic_id, self.halted = topic, topic_id, threading.Event()
         self._away = False
         self._consumer = Consumer(connection.consumer(group_id=group, error_cb=self._on_error))
+        self._admin = AdminClient(connection.admin())
         self._committed: dict[int, int] = {}
+        self._checked_at_s = 0.0
 
     def bounds(self, partition: int) -> Bounds:
         """What the broker has now.
@@ -66,14 +70,17 @@ class Source:
 
         Raises:
             LogTruncated: what is next was removed, or never was there.
+            ForeignState: the topic is another one of the same name.
             UnknownJob: the topic is gone.
             Unavailable: the broker refuses to serve it.
         """
         committed_at_s = time.monotonic()
         while not self.halted.is_set():
-            for batch in self._batches():
-                if not put(batch):
-                    return
+            batches = list(self._batches())
+            if batches and not self._is_same_topic():
+                return
+            if not all(put(batch) for batch in batches):
+                return
             if time.monotonic() - committed_at_s >= COMMIT_EVERY_S:
                 self._copy_offsets(positions())
                 committed_at_s = time.monotonic()
@@ -108,6 +115,32 @@ class Source:
             yield Batch(partition, *run)
         self._away = False
 
+    def _is_same_topic(self) -> bool:
+        """Whether what was just fetched is of the topic that the state is of; False only when halted meanwhile.
+
+        librdkafka goes on at the same offset of a topic that was deleted and created again, if that has grown so far
+        (seen with a consumer that was suspended). What was fetched before a look at the id is sure; under constant load
+        there is one every CHECK_EVERY_S.
+        """
+        while time.monotonic() - self._checked_at_s >= CHECK_EVERY_S:
+            asked_at_s = time.monotonic()
+            try:
+                asked = self._admin.describe_topics(TopicCollection([self.topic]), request_timeout=ASK_TIMEOUT_S)
+                found = str(asked[self.topic].result(ASK_TIMEOUT_S).topic_id)
+            except (KafkaException, TimeoutError) as error:
+                if isinstance(error, KafkaException) and error.args[0].code() in GONE:
+                    raise self._gone() from error
+                if self.halted.wait(POLL_S):
+                    return False
+                continue
+            if found != self.topic_id:
+                raise ForeignState(f"The topic_id of {self.topic}", self.topic_id, found, "It was created again.")
+            self._checked_at_s = asked_at_s
+        return True
+
+    def _gone(self) -> UnknownJob:
+        return UnknownJob(f"The topic {self.topic} is gone.", "Somebody has deleted the job.")
+
     def _check(self, message: Message) -> None:
         error = message.error()
         assert error is not None
@@ -116,7 +149,7 @@ class Source:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             raise self._out_of_range(message.partition() or 0, error)
         if error.code() in GONE:
-            raise UnknownJob(f"The topic {self.topic} is gone.", "Somebody has deleted the job.")
+            raise self._gone()
         raise Unavailable(f"{self.topic} cannot be read: {error.str()}.")
 
     def _out_of_range(self, partition: int, error: KafkaError) -> LogTruncated:

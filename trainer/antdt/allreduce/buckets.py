@@ -134,6 +134,11 @@ class ReducedGradients:
             self.buckets[0].allocate(world)
         self.reset()
 
+    def renounce(self) -> None:
+        """An operation may still write into the buckets: let it have them."""
+        for bucket in self.buckets:
+            bucket.allocate(world=0)
+
     def disconnect(self) -> None:
         """Leaves the model as an ordinary one."""
         for handle in self._hooks:
@@ -231,6 +236,9 @@ class LocalGradients:
             for place, param in enumerate(groups[0])
         ]
         self.reset()
+
+    def renounce(self) -> None:
+        """Nothing is ever on its way."""
 
     def disconnect(self) -> None:
         """Leaves the model as an ordinary one."""

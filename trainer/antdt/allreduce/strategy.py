@@ -141,8 +141,8 @@ class AllReduce:
 
     def abort(self) -> None:
         """After GenerationClosed, or to give up a step: leaves the generation; the state is that of the last step."""
-        if self._generation is not None:
-            self._generation.leave()
+        if self._generation is not None and not self._generation.leave() and self._gradients is not None:
+            self._gradients.renounce()
         self._generation = None
         self._buffers.restore()
         self._random.restore()

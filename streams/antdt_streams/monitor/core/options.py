@@ -42,7 +42,7 @@ class DetectorOptions:
     forget_windows: int = 60
     """Silent for this many windows: forgotten."""
     hold_windows: int = 20
-    """Nobody waits longer for a silent half than until one node is this far ahead."""
+    """A silent half is not waited for any longer when the other half is this far ahead."""
     horizon_windows: int = 200
     """Steps further ahead than this are kept out until half of the nodes are there."""
     time_min_s: float = 1e-9

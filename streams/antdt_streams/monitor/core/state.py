@@ -47,7 +47,7 @@ class Jump:
 class MonitorState:
     """Everything the Monitor remembers of a job.
 
-    Invariant: `load` of all rows that `changes()` ever gave, newest first, is this state to the byte.
+    Invariant: `load` of the newest of all rows that `changes()` ever gave is this state, to the byte.
     """
 
     def __init__(self, options: DetectorOptions | None = None) -> None:
@@ -153,11 +153,12 @@ class MonitorState:
         while self.windows.due:
             window = Window(self.windows.next, self._cut(self.windows.next))
             self.windows.next += 1
-            if window.samples:
+            measured = bool(window.samples)
+            if measured:
                 self.detector.close(window, self.roster)
             self._age(window.number)
             self.windows.recount(self.roster.tracks.values())
-            if window.samples:
+            if measured:
                 cause = Cause(position.partition, position.offset, len(out))
                 out.append(measure(self.detector, self.roster, self.windows, window.number, cause, urgent=False))
             self.windows.open_offsets.pop(window.number, None)

@@ -92,7 +92,10 @@ class Windows:
         now = self.progress
         if not self.begun or not now.live:
             return False
-        return now.finished == now.live or now.moved > self.options.quorum * now.live or now.far > 0
+        if now.finished == now.live or now.moved > self.options.quorum * now.live:
+            return True
+        # Two of four that died together are no quorum for the others; one of many that runs away is none either.
+        return 2 * now.far >= now.live
 
     def to_row(self) -> list[Any]:
         """What is remembered; the progress is derived."""
@@ -103,4 +106,4 @@ class Windows:
         """The inverse of `to_row`."""
         self.generation, self.shift, self.next, self.first, self.newest_step, self.begun, offsets = row
         self.open_offsets = dict(offsets)
-        self.recount(tracks)
+        pass

@@ -1,0 +1,28 @@
+"""The Controller as a service of the runtime: measurements in, decisions out, by a policy of the operator's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from antdt_schemas.records import Decision
+from antdt_schemas.topics import DECISIONS, MEASUREMENTS
+
+from antdt_streams.controller.core.state import ControllerState
+from antdt_streams.controller.find_policy import find
+from antdt_streams.policies import AdjustBatchSize
+from antdt_streams.runtime.service import Service
+
+VERSION = 1
+
+
+def service(policy_name: str | None = None) -> Service:
+    """One Controller of one job. Raises UsageError if there is no such policy."""
+    policy = find(policy_name or AdjustBatchSize.name)
+
+    def new() -> ControllerState:
+        return ControllerState(policy)
+
+    def load(rows: Mapping[bytes, bytes]) -> ControllerState:
+        return ControllerState.load(rows, policy)
+
+    return Service("controller", VERSION, MEASUREMENTS, new, load, ControllerState.process, {Decision: DECISIONS})

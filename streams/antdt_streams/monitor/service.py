@@ -1,0 +1,18 @@
+"""The Monitor as a service of the runtime: steps in, measurements out."""
+
+from __future__ import annotations
+
+from antdt_schemas.records import Measurement
+from antdt_schemas.topics import MEASUREMENTS, STEPS
+
+from antdt_streams.monitor.core.state import MonitorState
+from antdt_streams.runtime.service import Service
+
+VERSION = 1
+
+
+def service() -> Service:
+    """One Monitor of one job."""
+    return Service(
+        "monitor", VERSION, STEPS, MonitorState, MonitorState.load, MonitorState.process, {Measurement: MEASUREMENTS}
+    )
