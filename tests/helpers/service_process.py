@@ -62,7 +62,7 @@ def main() -> int:
     from tests.helpers.counting import COUNTING
 
     bootstrap, job, folder, *flags = sys.argv[1:]
-    options = RunOptions(accept_loss="--accept-loss" in flags)
+    options = RunOptions(accept_loss="--accept-loss" in flags, reach_timeout_s=3.0)
     return run_service(Connection(bootstrap), job, COUNTING, Path(folder), options)
 
 

@@ -29,7 +29,7 @@ inputs = st.lists(
 
 def fed(driver: MemoryDriver, history: Sequence[object]) -> MemoryDriver:
     for at_ms, record in enumerate(history):
-        driver.topics.now_ms = 1000 * at_ms
+        driver.topics.now_ms = 1000 * ((at_ms * 7) % 5)  # back and forth
         driver.feed(record)
     return driver
 
@@ -66,10 +66,26 @@ def test_every_output_is_written_in_order() -> None:
     assert driver.runner.counters.outputs == 5
 
 
+def test_time_never_goes_back_not_even_over_a_restart() -> None:
+    seen_ms: list[int] = []
+
+    def watching(state: CountingState, record: records.StepBatch, at: Position, now_ms: int) -> list[object]:
+        seen_ms.append(now_ms)
+        return []
+
+    driver = MemoryDriver(replace(COUNTING, process=watching), "j")
+    for now_ms in (5, 3, 9, 2, 10):
+        driver.topics.now_ms = now_ms
+        driver.feed(steps("w0"))
+        driver.run()
+        driver.restart()
+    assert seen_ms == [5, 5, 9, 9, 10]
+
+
 def test_a_crash_between_output_and_state_repeats_the_output() -> None:
     """The property above would hold of a driver that never crashes: this one does."""
     driver = fed(MemoryDriver(COUNTING, "j"), [steps("w0", 1)])
-    driver.crash_in = 2  # before the output, after it, before the state
+    driver.crash_in = 2  # 0 before the output, 1 after it, 2 before the state
     with pytest.raises(Crashed):
         driver.run()
     assert driver.disk.content == {}

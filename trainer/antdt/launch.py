@@ -6,15 +6,14 @@ is started again as the next incarnation while restarts are left; one that ends 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from time import monotonic
 
@@ -23,10 +22,12 @@ from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 from confluent_kafka import Producer
 
+from antdt import process
 from antdt.settings import Settings
 
-POLL_S = 0.05
-PR_SET_PDEATHSIG = 1
+POLL_S = 0.02
+REACH_S = 10.0
+REPORT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,9 @@ class Worker:
     rank: int
     local_rank: int
     name: str
-    process: subprocess.Popen[bytes] | None = None
+    process: ForkProcess | None = None
     restarts: int = 0
     done: int | None = None
-    files: list[object] = field(default_factory=list)
-
-
-def die_with_parent() -> None:
-    """In a child: the kernel sends it SIGKILL when the launcher is gone, however it went."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Launcher:
@@ -72,11 +67,11 @@ class Launcher:
         ranks = range(options.first_rank, options.first_rank + options.workers)
         self.workers = [Worker(rank, i, f"w{rank}") for i, rank in enumerate(ranks)]
         self.stopping = threading.Event()
-        self._producer: Producer | None = None
 
     def run(self) -> int:
         """Start, watch, stop. Returns the exit status for the launch: 0 when every worker ended well."""
-        self.settings.connection.check_reachable(10)
+        self._check_reachable()
+        process.preload(self.environ)
         status = 0
         try:
             for worker in self.workers:
@@ -90,22 +85,28 @@ class Launcher:
             self._stop()
         return status or (ExitCode.DRAINED if self.stopping.is_set() else ExitCode.DONE)
 
+    def _check_reachable(self) -> None:
+        """Ask for the broker and the job in a child, before seconds go into imports."""
+        settings = self.settings
+
+        def ask() -> None:
+            try:
+                settings.connection.check_reachable(REACH_S)
+            except (AntdtError, UsageError) as error:
+                click.echo(f"antdt launch: {error}", err=True)
+                sys.exit(int(error.exit_code))
+
+        child = process.in_child(ask)
+        child.join(REACH_S + 5)
+        if child.exitcode != 0:
+            sys.exit(child.exitcode if child.exitcode is not None else ExitCode.RESTART_HERE)
+
     def _start(self, worker: Worker) -> None:
-        environ = dict(self.environ) | self._variables(worker)
-        out = None
+        log = None
         if self.options.logs is not None:
             self.options.logs.mkdir(parents=True, exist_ok=True)
-            out = (self.options.logs / f"{worker.name}.log").open("ab")
-        worker.process = subprocess.Popen(
-            [sys.executable, *self.options.script],
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT if out is not None else None,
-            preexec_fn=die_with_parent,
-        )
-        if out is not None:
-            out.close()
+            log = self.options.logs / f"{worker.name}.log"
+        worker.process = process.start(self.options.script, dict(self.environ) | self._variables(worker), log)
 
     def _variables(self, worker: Worker) -> dict[str, str]:
         world = self.options.world_size or self.options.workers
@@ -132,7 +133,7 @@ class Launcher:
 
     def _watch(self) -> int:
         for worker in self.workers:
-            code = worker.process.poll() if worker.process is not None and worker.done is None else None
+            code = worker.process.exitcode if worker.process is not None and worker.done is None else None
             if code is None:
                 continue
             if code == 0:
@@ -152,26 +153,28 @@ class Launcher:
 
     def _report(self, worker: Worker, code: int) -> None:
         """Tell the ledger at once: it need not wait until the worker has been silent for long enough."""
-        if self._producer is None:
-            self._producer = Producer(self.settings.connection.producer(**{"linger.ms": 0}))
-        request = records.Request(worker.name, self._incarnation(worker), 0, records.Exited(code, _how(code)), b"")
-        payload = codec.encode(auth.sign(request, self.settings.secret))
-        self._producer.produce(topics.REQUESTS.name(self.settings.job), payload, worker.name, 0)
-        self._producer.flush(2)
+        incarnation, settings = self._incarnation(worker), self.settings
+
+        def tell() -> None:
+            producer = Producer(settings.connection.producer(**{"linger.ms": 0}))
+            request = records.Request(worker.name, incarnation, 0, records.Exited(code, _how(code)), b"")
+            payload = codec.encode(auth.sign(request, settings.secret))
+            producer.produce(topics.REQUESTS.name(settings.job), payload, worker.name, 0)
+            producer.flush(REPORT_S)
+
+        # In a child: a client has threads, and a process with threads must not fork the next worker.
+        process.in_child(tell).join(REPORT_S + 1)
 
     def _stop(self) -> None:
-        live = [w for w in self.workers if w.process is not None and w.process.poll() is None]
-        for worker in live:
-            assert worker.process is not None
-            worker.process.terminate()
+        live = [w.process for w in self.workers if w.process is not None and w.process.is_alive()]
+        for one in live:
+            one.terminate()
         until = monotonic() + self.options.grace_s
-        for worker in live:
-            assert worker.process is not None
-            try:
-                worker.process.wait(max(0.0, until - monotonic()))
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait(5)
+        for one in live:
+            one.join(max(0.0, until - monotonic()))
+            if one.is_alive():
+                one.kill()
+                one.join(5)
 
 
 def _how(code: int) -> str:

@@ -16,6 +16,7 @@ from antdt_schemas import records
 from antdt_schemas.records import Status
 
 NUMBERS_A_COMMIT_MAX = 20_000
+ASKED_MAX = 64
 
 
 class Phase(StrEnum):
@@ -125,6 +126,7 @@ class Session:
         self._number = 0
         self._join, self._lease, self._beat, self._file = _Due(), _Due(), _Due(), _Due()
         self._waiting, self._answered = False, False
+        self._newest_lease, self._asked = 0, set[int]()
 
     # -- what the training side asks and says
 
@@ -186,10 +188,14 @@ class Session:
             self._refused(reply)
         elif reply.grant is not None and reply.grant.generation > self.generation:
             self._granted(reply.grant)
+            if reply.status is Status.CLOSED and self.phase is Phase.MEMBER:
+                self.phase, self.reason = Phase.CLOSED, "it closed before it was heard of"
         elif reply.status is Status.CLOSED and self.phase is Phase.MEMBER:
-            if reply.grant is None and reply.generation == self.generation:
+            if reply.generation == self.generation:
                 self.phase, self.reason = Phase.CLOSED, reply.reason
-        if reply.generation == self.generation and self.phase is Phase.MEMBER and reply.number == self._lease.number:
+        if reply.generation == self.generation and self.phase is Phase.MEMBER and reply.number in self._asked:
+            # Also an answer to an older question: a ledger that is slower than our patience must not starve us.
+            self._asked = {n for n in self._asked if n >= reply.number}
             self._merge(reply.leases)
             self._waiting, self._answered = reply.status is Status.WAIT, True
 
@@ -200,6 +206,7 @@ class Session:
         pending = self._pending.compositions
         while pending and pending[0].step <= self.committed:
             pending.popleft()
+            self._pending.settle = False  # the first commit of a generation settles, whatever it carries
         if reply.number == self._pending.sent.number and reply.status is Status.OK:
             self._pending.settle = False
         if reply.number == self._file.number and reply.status is not Status.CLOSED:
@@ -216,11 +223,11 @@ class Session:
             self.phase, self.reason = Phase.LOST, "left out of a grant"
             return
         self.generation, self.grant, self.phase, self.rank = grant.generation, grant, Phase.MEMBER, ranks[0]
-        if grant.restore_file is not None:
-            self.committed = grant.committed  # a rollback is the one way back
+        self.committed = grant.committed  # exact at the grant; after a rollback less than before
         self._drop_leases()
         self._pending = _Pending()
         self._lease, self._waiting, self._answered, self.checkpoint = _Due(), False, False, None
+        self._newest_lease, self._asked = 0, set()
 
     def _drop_leases(self) -> None:
         self.held.clear()
@@ -229,18 +236,22 @@ class Session:
 
     def _merge(self, flat: tuple[int, ...]) -> None:
         """The whole list of what we hold uncommitted: new ones are appended, the others' fronts move."""
-        listed = set()
+        listed: set[int] = set()
         for i in range(0, len(flat), 5):
             number, token, epoch, front, length = flat[i : i + 5]
             listed.add(number)
             known = self._by_lease.get(number)
             if known is None:
+                if number <= self._newest_lease:
+                    continue  # taken and committed long ago: this list is older than the last one
+                self._newest_lease = number
                 known = Held(number, token, epoch, front, front, front + length)
                 self._by_lease[number] = known
                 self.held.append(known)
                 self.untaken += length
             known.front = max(known.front, front)
-        for number in [n for n, h in self._by_lease.items() if n not in listed and h.next == h.end]:
+        newest = max(listed, default=self._newest_lease)
+        for number in [n for n, h in self._by_lease.items() if n not in listed and n <= newest and h.next == h.end]:
             del self._by_lease[number]
 
     # -- what goes
@@ -277,6 +288,9 @@ class Session:
         if self.untaken * 2 <= target and not self.finished and (answered or now_s - self._lease.at_s >= pause):
             taken = sum(h.next - h.front for h in self._by_lease.values())
             out.append(self._request(records.Lease(self.generation, taken + target), self._lease, now_s))
+            self._asked.add(self._lease.number)
+            if len(self._asked) > ASKED_MAX:
+                self._asked.discard(min(self._asked))
 
     def _target(self) -> int:
         """Samples to hold: some steps' worth, and what is used up in `prefetch_s`."""

@@ -75,6 +75,7 @@ class MemoryDriver:
 
     def restart(self) -> None:
         """Forget everything that is not stored, and load it again."""
+        self._queued: list[tuple[str, bytes]] = []
         self.runner = Runner(self.service, Identity(self.job, "memory"), self, self)
 
     def feed(self, *records: Any) -> None:
@@ -109,14 +110,16 @@ class MemoryDriver:
         self._moment()
 
     def send(self, topic: str, value: bytes, partition: int) -> None:
-        """Append to a topic, or crash before or after."""
+        """Queue one record: a process that dies before `flush` may or may not have written it."""
         assert partition == 0, partition
-        self._moment()
-        self.topics.append(topic, value)
-        self._moment()
+        self._queued.append((topic, value))
 
     def flush(self) -> None:
-        """Everything is written already."""
+        """Append what is queued, or crash before or after each."""
+        while self._queued:
+            self._moment()
+            self.topics.append(*self._queued.pop(0))
+        self._moment()
 
     def _moment(self) -> None:
         if self.crash_in is not None:

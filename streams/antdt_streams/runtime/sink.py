@@ -39,6 +39,8 @@ class KafkaSink:
                 message_timeout_ms=0,
                 linger_ms=5,
                 message_max_bytes=MESSAGE_MAX_BYTES,
+                # A topic that is gone is told after 30 s by default, for brokers that are slow to create one.
+                topic_metadata_propagation_max_ms=5000,
                 queue_buffering_max_messages=QUEUE_RECORDS_MAX,
                 queue_buffering_max_kbytes=QUEUE_KBYTES_MAX,
                 error_cb=self._on_error,

@@ -90,8 +90,7 @@ def refuse(turn: Turn, request: records.Request, reason: str, status: Status = S
     reason = reason[:REASON_CHARS_MAX]
     author = request.worker[:64], request.incarnation[:128]
     turn.emit(records.Refused(*author, kind, generation, reason, turn.offset))
-    # Who asks in an old generation may be a member of the newest one by now: tell it.
-    grant = status is Status.CLOSED
+    grant = status in (Status.OK, Status.CLOSED)
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, status, reason, grant=grant))
 
 
@@ -136,7 +135,9 @@ def _open_member(turn: Turn, request: records.Request, generation: int) -> None:
     state = turn.state
     who = _member(turn, request)
     if generation != state.generation or not state.open or who.status != "member":
-        raise Refusal(f"Generation {generation} is closed; the newest is {state.generation}.", Status.CLOSED)
+        # A member of the open generation that asks in an older one has not heard of its grant: not closed for it.
+        status = Status.OK if state.open and who.status == "member" else Status.CLOSED
+        raise Refusal(f"Generation {generation} is closed; the newest is {state.generation}.", status)
 
 
 def _join(turn: Turn, request: records.Request, body: records.Join) -> None:
@@ -149,7 +150,7 @@ def _join(turn: Turn, request: records.Request, body: records.Join) -> None:
     if known is not None:
         if known.gone:
             raise Refusal(f"This incarnation is {known.status}: join as a new one.", Status.REJOIN)
-        turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK, grant=True))
+        _answer_member(turn, request, known)
         return
     for name in [n for n, i in state.incarnations.items() if i.worker == request.worker and not i.gone]:
         lose(turn, name, f"{request.incarnation} has taken its place")
@@ -170,6 +171,13 @@ def _join(turn: Turn, request: records.Request, body: records.Join) -> None:
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK, grant=True))
 
 
+def _answer_member(turn: Turn, request: records.Request, who: Incarnation) -> None:
+    """Where it stands: its grant, also that of a generation which closed before it had heard of it."""
+    over = who.status == "member" and not turn.state.open
+    status = Status.CLOSED if over else Status.OK
+    turn.answers.append(Answer(request.worker, request.incarnation, request.number, status, grant=True))
+
+
 def _show(spec: records.JobSpec, name: str) -> str:
     value = getattr(spec, name)
     return value.hex() if isinstance(value, bytes) else repr(value)
@@ -180,7 +188,7 @@ def _regroup(turn: Turn, request: records.Request, body: records.Regroup) -> Non
     who = _member(turn, request)
     if body.generation != state.generation or who.status == "waiting":
         # An old one: what it asked for has been granted, or is on its way.
-        turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK, grant=True))
+        _answer_member(turn, request, who)
         return
     if state.open:
         _close(turn, f"{request.worker} asks for a new one")
@@ -210,12 +218,11 @@ def _exited(turn: Turn, request: records.Request, body: records.Exited) -> None:
 def _heartbeat(turn: Turn, request: records.Request, body: records.Heartbeat) -> None:
     who = turn.state.incarnations.get(request.incarnation)
     if who is None or who.gone:
-        status = Status.REJOIN
-    elif who.status == "member" and turn.state.open:
-        status = Status.OK
+        turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.REJOIN))
+    elif body.generation != turn.state.generation or not turn.state.open:
+        _answer_member(turn, request, who)
     else:
-        status = Status.CLOSED
-    turn.answers.append(Answer(request.worker, request.incarnation, request.number, status))
+        turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
 
 
 def _close(turn: Turn, reason: str) -> None:
@@ -228,7 +235,7 @@ def _tell_members(turn: Turn, status: Status) -> None:
     for name in state.members:
         who = state.incarnations[name]
         if not who.gone:
-            turn.answers.append(Answer(who.worker, name, -1, status, grant=True))
+            turn.answers.append(Answer(who.worker, name, -1, status, grant=status is Status.OK))
 
 
 def natural(name: str) -> tuple[tuple[int, int | str], ...]:

@@ -161,7 +161,7 @@ class InOffice:
         leases: tuple[int, ...] = ()
         who = state.incarnations.get(answer.incarnation)
         if who is not None and not who.gone:
-            if answer.grant and who.status == "member" and state.open:
+            if answer.grant and who.status == "member":
                 grant = _grant(state, self.genesis.run_id)
             if answer.leases:
                 leases = _leases(state, answer.incarnation)

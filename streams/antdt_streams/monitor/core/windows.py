@@ -106,4 +106,4 @@ class Windows:
         """The inverse of `to_row`."""
         self.generation, self.shift, self.next, self.first, self.newest_step, self.begun, offsets = row
         self.open_offsets = dict(offsets)
-        pass
+        self.recount(tracks)

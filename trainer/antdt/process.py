@@ -1,0 +1,97 @@
+"""Worker processes forked from a launcher that has imported torch already.
+
+Importing torch (and what an optimizer needs of it) takes seconds of CPU; four workers on two cores would take half a
+minute to begin. The launcher imports it once and forks. It must therefore have no threads and no Kafka client of its
+own when it forks: what needs one is done in a child.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+
+
+def preload(environ: Mapping[str, str]) -> None:
+    """Import what every worker imports. Thread counts are read while importing, so they are set before."""
+    os.environ["OMP_NUM_THREADS"] = environ.get("OMP_NUM_THREADS", "1")
+    import torch
+    import torch._dynamo  # constructing an optimizer imports it
+
+    from antdt import agent
+
+    assert agent is not None
+    assert torch is not None
+
+
+def start(script: Sequence[str], environ: Mapping[str, str], log: Path | None) -> ForkProcess:
+    """A process that runs `script` as `python SCRIPT` would: a file, or `-m MODULE`, and its arguments."""
+    return in_child(lambda: _become(script, environ, log))
+
+
+def in_child(target: Callable[[], None]) -> ForkProcess:
+    """Run something in a forked child that dies with this process."""
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(target, os.getpid()))
+    process.start()
+    return process
+
+
+def _child(target: Callable[[], None], parent: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+    # Ctrl-C in the terminal is for the launcher, which tells its workers.
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+    target()
+
+
+def _become(script: Sequence[str], environ: Mapping[str, str], log: Path | None) -> None:
+    os.environ.clear()
+    os.environ.update(environ)
+    if log is not None:
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        os.close(handle)
+    code = _run(list(script))
+    atexit._run_exitfuncs()  # what a script registered: a forked child would skip it
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run(script: list[str]) -> int:
+    try:
+        if script[0] == "-m":
+            sys.argv = script[1:]
+            sys.path.insert(0, str(Path.cwd()))
+            runpy.run_module(script[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = script
+            sys.path.insert(0, str(Path(script[0]).resolve().parent))
+            runpy.run_path(script[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return int(end.code or 0) & 0xFF
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException as error:  # noqa: BLE001  as the interpreter does: the traceback, and a status of its own
+        exit_code = getattr(error, "exit_code", None)
+        if exit_code is None:
+            traceback.print_exc()
+            return 1
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return int(exit_code)
+    return 0
