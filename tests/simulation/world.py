@@ -1,9 +1,9 @@
 """A seeded world: the real ledger core and the real worker sessions in virtual time, with an adversary between them.
 
-One seed is one run. Faults: lost, repeated and late replies; repeated old requests; ledgers killed between any two steps
-of a cycle; ledgers that sleep, are superseded and wake up; workers killed, declared lost while they live, and collectives
-that end for some members and not for others. What really is in a model is recorded beside the protocol, and compared
-with what the log says in the end.
+One seed is one run. Faults: lost, repeated and late replies; repeated old requests; ledgers killed between any two
+steps of a cycle; ledgers that sleep, are superseded and wake up; workers killed, declared lost while they live, and
+collectives that end for some members and not for others. What really is in a model is recorded beside the protocol, and
+compared with what the log says in the end.
 """
 
 from __future__ import annotations
@@ -201,7 +201,9 @@ class World:
         worker.session.regroup(claim, worker.model.lineage if worker.model else b"")
 
     def members(self, generation: int) -> list[Worker | None]:
-        grant = next(w.session.grant for w in self.workers.values() if w.session.grant and w.session.generation == generation)
+        grant = next(
+            w.session.grant for w in self.workers.values() if w.session.grant and w.session.generation == generation
+        )
         assert grant is not None
         by_incarnation = {w.session.incarnation: w for w in self.workers.values() if w.alive}
         return [by_incarnation.get(m.incarnation) for m in grant.members]

@@ -84,10 +84,8 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
     with TopicReader(connection, job, SHARD_LOG) as reader:
         for raw in reader.to_end():
             fold.read(raw.offset, raw.value)
-    decisions = []
     with TopicReader(connection, job, DECISIONS) as reader:
-        for raw in reader.to_end():
-            decisions.append(codec.to_json(codec.decode(raw.value, records.Decision)))
+        decisions = [codec.to_json(codec.decode(raw.value, records.Decision)) for raw in reader.to_end()]
     state, genesis, office = fold.state, fold.genesis, fold.office
     return {
         "job": job,

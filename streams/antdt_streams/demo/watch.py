@@ -1,4 +1,4 @@
-"""What a run looks like from its topics: progress from the shard log, rates from the steps, plans from the decisions."""
+"""A run as its topics show it: progress from the shard log, rates from the steps, plans from the decisions."""
 
 from __future__ import annotations
 

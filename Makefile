@@ -1,0 +1,38 @@
+# `make demo` shows it, `make test` proves it. Everything is installed into .venv, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: install demo test lint unit clean
+install: $(VENV)/.installed
+
+# uv installs in half a minute what takes pip several; pip stands in where uv cannot be had. Bytecode is compiled
+# once: workers that compile torch for themselves at every start take half a minute to begin.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet uv || true
+	@if [ -x $(BIN)/uv ]; then \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -e '.[dev]' -c constraints.txt; \
+	else \
+	  $(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt; \
+	fi
+	@touch $@
+
+demo: install
+	$(BIN)/antdt demo $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+unit: install
+	$(BIN)/python -m pytest -m "not kafka" $(ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

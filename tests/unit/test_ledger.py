@@ -1,0 +1,362 @@
+"""The rules of the ledger, one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from antdt_schemas import auth, codec, lineage, records
+from antdt_schemas.errors import LogTampered, Mismatch, Superseded, UnknownSchema
+from antdt_schemas.records import Status
+from antdt_streams.ledger.core import rows
+from antdt_streams.ledger.core.decide import check_spec
+from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.memory import MemoryLedger
+
+from tests.helpers.ledger import SPEC, Bench
+
+
+def test_first_grant_waits_for_all_workers() -> None:
+    bench = Bench()
+    bench.join("w0.0")
+    assert bench.state.generation == 0
+    bench.join("w1.0")
+    assert bench.state.generation == 1
+    assert bench.state.members == ("w0.0", "w1.0")
+
+
+def test_lease_is_topped_up_and_the_whole_list_is_told_again() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    first = bench.lease("w0.0", 15)
+    assert first[2:] == (0, 0, 20), "whole shards"
+    assert bench.lease("w0.0", 15) == first, "the same request changes nothing"
+    assert bench.lease("w0.0", 30)[:5] == first
+
+
+def test_commit_takes_from_the_front_only() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    number, token, epoch, _, _ = bench.lease("w0.0", 20)
+    assert bench.commit("w0.0", (number, token, epoch, 4, 4)).status is Status.REFUSED
+    assert bench.commit("w0.0", (number, token, epoch, 0, 4)).status is Status.OK
+    assert bench.commit("w0.0", (number, token, epoch, 0, 4)).status is Status.REFUSED
+    assert bench.state.committed_total == 4
+    assert len(bench.refused()) == 2
+
+
+def test_a_commit_with_another_token_is_refused_and_recorded() -> None:
+    """A lost tail hands out the same lease numbers again, under another token."""
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    number, token, epoch, start, _ = bench.lease("w0.0", 20)
+    reply = bench.commit("w0.0", (number, token + 1, epoch, start, 4))
+    assert reply.status is Status.REFUSED
+    assert "token" in bench.refused()[0].reason
+    assert bench.refused()[0].incarnation == "w0.0"
+
+
+def test_only_the_first_member_commits() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    held = bench.lease("w1.0", 10)
+    assert bench.commit("w1.0", (*held[:4], 4)).status is Status.REFUSED
+
+
+def test_a_gap_and_a_wrong_lineage_are_refused() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    held = bench.lease("w0.0", 10)
+    flat = (*held[:4], 4)
+    gap = records.Commit(1, 2, (flat,), (0,), b"", -1)
+    assert "gap" in bench.say("w0.0", gap).reason
+    wrong = records.Commit(1, 1, (flat,), (0,), bytes(16), -1)
+    assert "lineage" in bench.say("w0.0", wrong).reason
+    assert bench.state.committed == 0
+
+
+def test_a_step_that_is_committed_is_not_committed_again() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    held = bench.lease("w0.0", 10)
+    bench.commit("w0.0", (*held[:4], 4))
+    again = records.Commit(1, 1, ((*held[:4], 4),), (0,), bench.lineage, -1)
+    assert bench.say("w0.0", again).status is Status.OK
+    assert bench.state.committed_total == 4
+
+
+def test_leases_of_the_lost_wait_for_the_first_commit_of_the_next_generation() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    mine, lost = bench.lease("w0.0", 10), bench.lease("w1.0", 10)
+    bench.say("w1.0", records.Exited(-9, "killed"))
+    assert bench.state.epoch(0).returned.total == 0, "in limbo: it may be in the model"
+    bench.say("w0.0", records.Regroup(1, 1, b"", "h", 1))
+    bench.lineage = lineage.ROOT
+    bench.commit("w0.0", (*mine[:4], 4), (*lost[:4], 4))
+    assert bench.state.committed_total == 8, "what the survivor had applied is committed, also of the lost one"
+    assert sorted(bench.state.epoch(0).returned) == [(4, 10), (14, 20)]
+
+
+def test_a_lost_incarnation_is_refused_everything() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    held = bench.lease("w1.0", 10)
+    bench.say("w1.0", records.Exited(1, ""))
+    for body in (
+        records.Lease(1, 10),
+        records.Commit(1, 1, (held,), (0,), b"", -1),
+        records.Release(1, held[0], held[1]),
+        records.Regroup(1, 0, b"", "h", 1),
+        records.Join("worker", "h", 1, "n", "", 0, SPEC),
+    ):
+        assert bench.say("w1.0", body).status is Status.REJOIN, body
+    assert len(bench.refused()) == 5
+
+
+def test_a_grant_that_was_never_heard_of_does_not_stop_the_next_one() -> None:
+    """Its reply was lost, and the generation closed before the worker asked again."""
+    bench = Bench()
+    bench.join("w0.0", "w1.0", "w2.0")
+    assert not bench.state.open
+    reply = bench.say("w1.0", records.Join("worker", "h", 1, "n", "", 0, SPEC))
+    assert (reply.status, reply.grant is not None) == (Status.CLOSED, True)
+
+
+def test_nobody_holds_what_is_committed_so_the_ledger_rolls_back() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    held = bench.lease("w0.0", 20)
+    bench.commit("w0.0", (*held[:4], 4))
+    file = records.Checkpoint(1, 1, bench.lineage, "one.pt")
+    assert bench.say("w0.0", file).status is Status.OK
+    bench.commit("w0.0", (held[0], held[1], 0, 4, 6))
+    bench.join("w0.1", "w1.1")
+    grant = bench.state.grant
+    assert grant is not None
+    assert grant.restore_file == "one.pt"
+    assert (bench.state.committed, bench.state.committed_total) == (1, 4)
+    assert list(bench.state.epoch(0).committed) == [(0, 4)]
+
+
+def test_a_checkpoint_of_another_branch_is_refused() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    held = bench.lease("w0.0", 10)
+    bench.commit("w0.0", (*held[:4], 4))
+    assert bench.say("w0.0", records.Checkpoint(1, 1, bytes(16), "x.pt")).status is Status.REFUSED
+    assert bench.say("w0.0", records.Checkpoint(1, 2, bench.lineage, "x.pt")).status is Status.REFUSED
+
+
+def test_end_only_when_a_durable_file_holds_everything() -> None:
+    bench = Bench(replace(SPEC, samples=8, shard_size=4, workers_min=1))
+    bench.join("w0.0")
+    held = bench.lease("w0.0", 100)
+    bench.commit("w0.0", held[:5])
+    held = bench.lease("w0.0", 100)
+    if held:
+        bench.commit("w0.0", held[:5])
+    reply = bench.say("w0.0", records.Lease(1, 100))
+    assert (reply.status, reply.finished) == (Status.WAIT, True)
+    bench.say("w0.0", records.Checkpoint(1, bench.step, bench.lineage, "final.pt"))
+    reply = bench.say("w0.0", records.Lease(1, 100))
+    assert (reply.status, reply.file) == (Status.END, "final.pt")
+
+
+def test_a_shard_that_loses_its_workers_is_quarantined_and_can_be_readmitted() -> None:
+    bench = Bench(replace(SPEC, workers_min=1, max_attempts=2))
+    bench.join("w0.0")
+    for life in range(2):
+        bench.lease(f"w0.{life}", 10)
+        bench.join(f"w0.{life + 1}")
+        bench.say(f"w0.{life + 1}", records.Commit(bench.state.generation, 1, (), (), b"", -1))
+        bench.state.check()
+    assert bench.state.quarantined_total == 10
+    bench.say("w0.2", records.Readmit())
+    assert (bench.state.quarantined_total, bench.state.epoch(0).attempts) == (0, {})
+
+
+def test_release_returns_a_lease_that_was_never_taken_from() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    number, token, *_ = bench.lease("w0.0", 10)
+    assert bench.say("w0.0", records.Release(1, number, token + 1)).status is Status.REFUSED
+    assert bench.say("w0.0", records.Release(1, number, token)).leases == ()
+    assert bench.state.epoch(0).returned.total == 10
+
+
+def test_other_data_is_refused_with_both_values() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    other = replace(SPEC, samples=99, dataset_digest=b"x" * 16)
+    reply = bench.say("w2.0", records.Join("worker", "h", 1, "n", "", 0, other))
+    assert reply.status is Status.REFUSED
+    for value in ("100", "99", bytes(16).hex(), (b"x" * 16).hex()):
+        assert value in reply.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"samples": 1}, "samples"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 1}, "batch"),
+        ({"shard_size": 0}, "shard_size"),
+    ],
+)
+def test_a_job_that_cannot_work_says_why(change: dict[str, int], word: str) -> None:
+    wrong = check_spec(replace(SPEC, **change))
+    assert wrong is not None
+    assert word in wrong
+    assert check_spec(SPEC) is None
+
+
+def test_requests_without_the_secret_are_refused() -> None:
+    bench = Bench(secret=b"s3cret")
+    join = bench.request("w0.0", records.Join("worker", "h", 1, "n", "", 0, SPEC))
+    assert bench.ledger.run([join])[0].status is Status.REFUSED
+    assert bench.ledger.run([auth.sign(join, b"guess")])[0].status is Status.REFUSED
+    assert bench.ledger.run([auth.sign(join, b"s3cret")])[0].status is Status.OK
+    assert [r.kind for r in bench.refused()] == ["Join", "Join"]
+
+
+def test_an_undecodable_request_is_recorded_and_passed_over() -> None:
+    bench = Bench()
+    for payload in (b"", b"garbage", codec.encode(bench.request("w0.0", records.Leave(1)))[:-3]):
+        bench.broker.send(payload)
+    bench.ledger.run()
+    assert [r.kind for r in bench.refused()] == ["undecodable"] * 3
+    bench.join("w0.0", "w1.0")
+    assert bench.state.generation == 1
+
+
+def test_silence_is_noticed_by_the_brokers_time_and_a_common_pause_costs_nobody() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    for _ in range(20):
+        bench.broker.now_ms += 60_000
+        bench.say("w0.0", records.Heartbeat(1, 0))
+        bench.say("w1.0", records.Heartbeat(1, 0))
+    assert bench.state.open
+    for _ in range(9):
+        bench.broker.now_ms += 900
+        bench.say("w0.0", records.Heartbeat(1, 0))
+    assert bench.state.incarnations["w1.0"].status == "lost"
+
+
+def test_every_reader_reaches_the_same_state_and_rows() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    held = bench.lease("w0.0", 30)
+    bench.commit("w0.0", (*held[:4], 5))
+    fold = bench.broker.fold()
+    assert fold.state is not None
+    assert rows.digest(fold.state) == rows.digest(bench.state)
+    stored = dict(rows.all_rows(fold.state))
+    assert dict(rows.all_rows(rows.load(SPEC, stored))) == stored
+
+
+def test_changed_rows_add_up_to_all_rows() -> None:
+    bench, stored = Bench(), dict[bytes, bytes]()
+    bench.join("w0.0", "w1.0")
+    held = bench.lease("w0.0", 30)
+    for start in range(0, 30, 5):
+        bench.commit("w0.0", (held[0], held[1], 0, start, 5))
+        for key, row in rows.changes(bench.state).items():
+            stored.pop(key, None) if row is None else stored.update({key: row})
+        assert stored == dict(rows.all_rows(bench.state))
+
+
+def test_a_zombies_entry_is_void_and_it_notices() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    zombie = bench.ledger
+    bench.broker.send(bench.request("w0.0", records.Lease(1, 10)))
+    bench.ledger = MemoryLedger(bench.broker)
+    assert zombie.append()
+    with pytest.raises(Superseded):
+        zombie.read_back()
+    assert bench.ledger.run()[0].leases[4] == 10
+    fold = bench.broker.fold()
+    assert fold.void_entries == 1
+    assert fold.state is not None
+    assert fold.state.next_lease == 2, "leased once"
+
+
+def _log_of_some_entries() -> list[bytes]:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    held = bench.lease("w0.0", 30)
+    for start in range(0, 30, 5):
+        bench.commit("w0.0", (held[0], held[1], 0, start, 5))
+    return bench.broker.log
+
+
+def _read(log: list[bytes]) -> Fold:
+    fold = Fold()
+    for offset, payload in enumerate(log):
+        fold.read(offset, payload)
+    return fold
+
+
+def test_a_log_that_was_altered_cut_or_reordered_breaks_at_the_first_entry() -> None:
+    log = _log_of_some_entries()
+    cycles = [i for i, p in enumerate(log) if isinstance(codec.decode(p, records.Entry).body, records.Cycle)]
+    at = cycles[3]
+    _read(log)
+    with pytest.raises(LogTampered):
+        _read(log[:at] + log[at + 1 :])
+    with pytest.raises(LogTampered):
+        _read([*log[:at], log[at + 1], log[at], *log[at + 2 :]])
+    body = codec.decode(log[at], records.Entry).body
+    assert isinstance(body, records.Cycle)
+    changed = codec.encode(records.Entry(replace(body, now_ms=body.now_ms + 1)))
+    with pytest.raises(LogTampered, match="hash chain breaks"):
+        _read([*log[:at], changed, *log[at + 1 :]])
+
+
+def test_a_digest_that_the_replay_does_not_reach_stops_it() -> None:
+    log = _log_of_some_entries()
+    fold, at = Fold(), None
+    for offset, payload in enumerate(log):
+        body = codec.decode(payload, records.Entry).body
+        if isinstance(body, records.Cycle) and any(isinstance(e, records.Digested) for e in body.events):
+            at = offset
+            break
+        fold.read(offset, payload)
+    assert at is not None
+    assert fold.state is not None
+    fold.state.refused += 1  # a fold that went another way
+    with pytest.raises(LogTampered, match=f"offset {at}"):
+        fold.read(at, log[at])
+
+
+def test_newer_rules_and_another_run_stop_a_reader() -> None:
+    log = _log_of_some_entries()
+    fold = _read(log)
+    newer = codec.encode(records.Entry(records.Leader("run-1", "x", "o", 99)))
+    with pytest.raises(Mismatch, match="Upgrade"):
+        fold.read(len(log), newer)
+    fold = _read(log)
+    with pytest.raises(Mismatch, match="run"):
+        fold.read(len(log), codec.encode(records.Entry(records.Leader("run-2", "x", "o", 1))))
+    unknown = log[-1][:2] + b"\0" * 8 + log[-1][10:]
+    with pytest.raises(UnknownSchema, match="0000000000000000"):
+        _read([*log[:-1], unknown])
+
+
+def test_a_second_genesis_is_void() -> None:
+    log = _log_of_some_entries()
+    fold = _read([log[0], log[0], *[]])
+    assert fold.void_entries == 1
+
+
+def test_a_billion_samples_cost_nothing() -> None:
+    bench = Bench(replace(SPEC, samples=10**9, shard_size=1000, batch_size=10**6))
+    bench.join("w0.0", "w1.0")
+    for _ in range(50):
+        held = bench.lease("w0.0", 10**6)
+        bench.commit("w0.0", held[:5])
+    assert bench.state.committed_total == 50 * 10**6
+    assert sum(len(key) + len(row) for key, row in rows.all_rows(bench.state)) < 20_000
