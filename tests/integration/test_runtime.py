@@ -13,6 +13,7 @@ import pytest
 from antdt_schemas import codec
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
+from antdt_schemas.offsets import watermarks
 from antdt_schemas.topics import DEAD_LETTERS, MEASUREMENTS, STEPS, Topic
 from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
@@ -48,7 +49,7 @@ def write(connection: Connection, job: str, values: list[Any]) -> None:
 def raws(connection: Connection, topic: str) -> list[Raw]:
     """Everything that a topic holds now."""
     consumer = Consumer(connection.consumer())
-    _, high = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=20)
+    _, high = watermarks(consumer, topic, 0, 20)
     consumer.assign([TopicPartition(topic, 0, 0)])
     out: list[Raw] = []
     deadline = time.monotonic() + PATIENCE_S

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from antdt_streams.ledger.core.intervals import IntervalSet
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ def test_like_a_set_of_integers(operations: list[tuple[bool, tuple[int, int]]]) 
             model -= inside
         pieces = list(ours)
         assert {p for a, b in pieces for p in range(a, b)} == model
-        assert all(b < c for (_, b), (c, _) in zip(pieces, pieces[1:], strict=False)), "sorted, never adjacent"
+        assert all(b < c for (_, b), (c, _) in pairwise(pieces)), "sorted, never adjacent"
         assert ours.total == len(model)
         assert {p for a, b in ours.overlaps(start, end) for p in range(a, b)} == inside & model
         assert {p for a, b in ours.gaps(start, end) for p in range(a, b)} == inside - model

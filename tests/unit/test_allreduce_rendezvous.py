@@ -10,6 +10,7 @@ import pytest
 import torch
 from antdt.allreduce import Generation, GenerationClosed, GenerationOptions, Rendezvous, store_of
 from antdt.allreduce import rendezvous as module
+from antdt.allreduce.sockets import tcp_sockets
 
 from tests.helpers.allreduce import each
 
@@ -32,9 +33,9 @@ def form(store: module.StoreAddress, number: int, world: int, closed: Callable[[
 
 
 def test_a_generation_of_one_has_no_socket_and_needs_no_store() -> None:
-    before = module._sockets()
+    before = tcp_sockets()
     generation = Generation(1, 1, 0, None, never)
-    assert module._sockets() == before
+    assert tcp_sockets() == before
     generation.leave()
     with pytest.raises(GenerationClosed):
         generation.check()
@@ -123,9 +124,9 @@ def test_other_connections_are_left_alone(store: module.StoreAddress) -> None:
 
 def test_leaving_gives_back_every_descriptor(store: module.StoreAddress) -> None:
     each(2, lambda rank: None)
-    before = len(module._sockets())
+    before = len(tcp_sockets())
     for number in range(10, 15):
         generations = form(store, number, 2)
-        assert len(module._sockets()) > before
+        assert len(tcp_sockets()) > before
         each(2, lambda rank: generations[rank].leave())  # noqa: B023 - joined before the next round
-    assert len(module._sockets()) == before
+    assert len(tcp_sockets()) == before

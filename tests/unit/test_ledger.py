@@ -287,8 +287,8 @@ def test_a_zombies_entry_is_void_and_it_notices() -> None:
 def _log_of_some_entries() -> list[bytes]:
     bench = Bench()
     bench.join("w0.0", "w1.0")
-    held = bench.lease("w0.0", 30)
-    for start in range(0, 30, 5):
+    held = bench.lease("w0.0", 40)
+    for start in range(0, 40, 2):
         bench.commit("w0.0", (held[0], held[1], 0, start, 5))
     return bench.broker.log
 
