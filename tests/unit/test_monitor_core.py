@@ -169,6 +169,17 @@ def test_a_new_generation_may_begin_further_back() -> None:
     assert all(n.node_class is NodeClass.HEALTHY for n in out[-1].nodes)
 
 
+def test_a_new_generation_waits_for_everyone_again() -> None:
+    fed = Fed()
+    fed.rows(range(20))
+    batches = [step_batch(w, [(s, 32, 0, 0.1) for s in range(20, 60)], generation=2) for w in "abcd"]
+    assert fed.feed(*batches) == []
+    out = fed.feed(step_batch("c", [(60, 32, 0, 0.1)], generation=2))
+    assert len(out) == 8
+    assert all(len(m.nodes) == 4 for m in out)
+    assert fed.state.roster.tracks["d"].strays == 0
+
+
 def test_who_is_not_in_the_new_generation_is_dropped() -> None:
     fed = Fed()
     fed.rows(range(20))

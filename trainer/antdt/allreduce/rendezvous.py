@@ -18,12 +18,14 @@ from typing import Any, Literal
 
 import torch
 from antdt_schemas.errors import AntdtError, UsageError
-from torch.distributed import PrefixStore, ProcessGroupGloo, ReduceOp, TCPStore
+from torch.distributed import ProcessGroupGloo, ReduceOp, TCPStore
 
 from antdt.allreduce.groups import Groups, sweep
-from antdt.allreduce.sockets import Address, addresses_of, connections, listen, shut
+from antdt.allreduce.sockets import Address, connections, listen, shut
+from antdt.allreduce.store import GroupStore, StoreClient, StoreServer
 
 POLL_S = 0.0005
+CONNECT_ATTEMPT_S = 1.0
 NCCL_ERRORS = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 
 
@@ -50,8 +52,15 @@ class Rendezvous:
     """This process's own store, made once: its address goes into the claim, and the first member's is used by all."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
-        self._server = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        self.host, self.port = host, int(self._server.port)
+        """host: this machine's address, as the other members reach it."""
+        self._server = StoreServer(host)
+        self.host, self.port = host, int(self._server.server_address[1])
+        threading.Thread(target=self._server.serve_forever, name="antdt-store", daemon=True).start()
+
+    def close(self) -> None:
+        """Nobody can meet here any more."""
+        self._server.shutdown()
+        self._server.server_close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +108,11 @@ class Generation:
         self.check()
 
     def _form(self, store: StoreAddress) -> Groups:
-        """In a thread of its own: a store whose process is stopped answers nothing and observes no timeout."""
+        """In a thread of its own, so that neither a stopped store nor a dead member can hold up the owner."""
         forming = _Forming(self, store)
         forming.start()
-        until = time.monotonic() + self.options.form_timeout_s
         while not forming.done.wait(POLL_S):
-            if self.is_closed or time.monotonic() > until:
+            if self.is_closed or time.monotonic() > forming.until:
                 forming.abandon()
                 raise GenerationClosed(f"Generation {self.number} closed or did not form in time.")
         if forming.groups is None:
@@ -184,7 +192,9 @@ class _Forming(threading.Thread):
         super().__init__(name=f"antdt-generation-{generation.number}", daemon=True)
         self.number, self.world, self.rank = generation.number, generation.world, generation.rank
         self.options, self.address = generation.options, address
-        self.done, self.abandoned = threading.Event(), threading.Event()
+        self.until = time.monotonic() + self.options.form_timeout_s
+        self.done = threading.Event()
+        self.client: StoreClient | None = None
         self.groups: Groups | None = None
         self.failure: Exception | None = None
         self.listener: Address = ("", 0)
@@ -193,35 +203,30 @@ class _Forming(threading.Thread):
     def run(self) -> None:
         try:
             self.groups = self._build()
-        except (RuntimeError, OSError, UsageError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             self.failure = error
         finally:
+            if self.client is not None:
+                self.client.close()
             self.done.set()
 
     def _build(self) -> Groups:
-        timeout = timedelta(seconds=self.options.form_timeout_s)
-        client = TCPStore(self.address.host, self.address.port, is_master=False, timeout=timeout)
-        store = PrefixStore(f"generation/{self.number}", client)
+        self.client = client = StoreClient(self.address.host, self.address.port, self.number, self.until)
         device, self.listener = listen(self.options.host)
-        self._meet(store)
+        self._meet(client)
         nccl = self.options.backend == "nccl"
-        ctl = self._gloo(PrefixStore("ctl", store), device)
-        data = self._nccl(PrefixStore("data", store)) if nccl else self._gloo(PrefixStore("data", store), device)
+        ctl = self._gloo(GroupStore(client, "ctl"), device)
+        data = self._nccl(client) if nccl else self._gloo(GroupStore(client, "data"), device)
         found = connections({self.listener}, self.peers)
         needed = (self.world - 1) * (1 if nccl else 2)
         assert len(found) >= needed, "a connection that cannot be ended would hang a member"
         return Groups(ctl, data, nccl, found)
 
-    def _meet(self, store: Any) -> None:
-        host, port = self.listener
-        store.set(f"here/{self.rank}", f"{host} {port}")
-        keys = [f"here/{rank}" for rank in range(self.world)]
-        while not store.check(keys):
-            if self.abandoned.wait(POLL_S * self.world):  # all of them ask the one store
-                raise RuntimeError("abandoned")
-        for rank, key in enumerate(keys):
+    def _meet(self, client: StoreClient) -> None:
+        client.set(f"here/{self.rank}", "{} {}".format(*self.listener).encode())
+        for rank in range(self.world):
+            host, _, port = client.get(f"here/{rank}").decode().rpartition(" ")
             if rank != self.rank:
-                host, _, port = store.get(key).decode().rpartition(" ")
                 self.peers.add((host, int(port)))
 
     def _gloo(self, store: Any, device: Any) -> Any:
@@ -232,22 +237,29 @@ class _Forming(threading.Thread):
         group.set_timeout(timedelta(seconds=self.options.op_timeout_s))
         return group
 
-    def _nccl(self, store: Any) -> Any:
-        """Not tried on a device yet: written from NCCL's documented behaviour."""
+    def _nccl(self, client: StoreClient) -> Any:
+        """Not tried on a device yet: written from NCCL's documented behaviour. It needs torch's own store."""
         if os.environ.setdefault(NCCL_ERRORS, "0") != "0":
             raise UsageError(f"{NCCL_ERRORS} must be 0: otherwise a lost member tears this process down. Unset it.")
         from torch.distributed import ProcessGroupNCCL
 
+        timeout = timedelta(seconds=self.options.form_timeout_s)
+        if self.rank == 0:
+            store = TCPStore(self.options.host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+            client.set("nccl/0", f"{self.options.host} {store.port}".encode())
+        else:
+            host, _, port = client.get("nccl/0").decode().rpartition(" ")
+            store = TCPStore(host, int(port), is_master=False, timeout=timeout)
         options = ProcessGroupNCCL.Options()
         options._timeout = timedelta(seconds=self.options.op_timeout_s)
         return ProcessGroupNCCL(store, self.rank, self.world, options)
 
     def abandon(self) -> None:
         """Frees the thread from whatever it waits for: the store's or a member's answer."""
-        self.abandoned.set()
+        if self.client is not None:
+            self.client.abandon()
         with suppress(OSError):
-            store = {(address, self.address.port) for address in addresses_of(self.address.host)}
-            found = connections({self.listener}, self.peers | store)
+            found = connections({self.listener}, self.peers)
             shut(found, socket.SHUT_RDWR)
             for copy in found:
                 copy.close()

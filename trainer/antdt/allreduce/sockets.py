@@ -71,11 +71,6 @@ def shut(copies: Iterable[socket.socket], how: int) -> None:
             copy.shutdown(how)
 
 
-def addresses_of(host: str) -> set[str]:
-    """All addresses of a host name."""
-    return {_plain(found[4])[0] for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-
-
 def _plain(name: Any) -> Address:
     """An IPv4 address that a dual-stack socket shows as IPv6 is the same address."""
     return str(name[0]).removeprefix("::ffff:"), int(name[1])

@@ -2,7 +2,7 @@
 
 Giving each next sample to the worker that would finish it first is exact when the cost does not fall with the batch
 size; a bisection on the finishing time hands out all but about one sample a worker at once, the greedy rule the rest.
-O(60 n + n log n). Sources: AntDT (arXiv 2404.09679), equations for the non-dedicated and the dedicated cluster.
+O(n log n) after at most 60 halvings. Source of both problems: AntDT (arXiv 2404.09679), non-dedicated and dedicated.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ def minimise_slowest(
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         split = within(middle)
-        if sum(split) <= total:
-            low, best = middle, split
-        else:
+        rest = total - sum(split)
+        if rest < 0:
             high = middle
+            continue
+        low, best = middle, split
+        if rest <= size:
+            break
     return _hand_out(total - sum(best), best, cost, most)
 
 
