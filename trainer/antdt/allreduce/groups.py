@@ -53,10 +53,10 @@ class Groups:
             try:
                 work.wait(WAIT_SLICE)
             except RuntimeError:
-                if work.is_completed():
-                    raise
-            else:
-                return True
+                if not work.is_completed():
+                    continue
+                work.wait()  # it ended just after the slice, or failed: only now that is certain
+            return True
         return False
 
     def shut(self) -> None:

@@ -24,7 +24,7 @@ from antdt.allreduce.groups import Groups, sweep
 from antdt.allreduce.sockets import Address, connections, listen, shut
 from antdt.allreduce.store import GroupStore, StoreClient, StoreServer
 
-POLL_S = 0.0005
+POLL_S = 0.002
 CONNECT_ATTEMPT_S = 1.0
 NCCL_ERRORS = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 
