@@ -20,7 +20,7 @@ _rendezvous: list[Rendezvous] = []
 torch.set_num_threads(1)
 
 
-class Net(nn.Module):
+class Net(nn.Module):  # type: ignore[misc]
     """A branch that only some samples use, one that none uses, one that is frozen."""
 
     def __init__(self) -> None:

@@ -142,14 +142,14 @@ def test_low_precision_models_carry_compositions_exactly(dtype: torch.dtype) -> 
     assert same(state_of(members[0]), state_of(members[2]))
 
 
-class Normed(nn.Module):
+class Normed(nn.Module):  # type: ignore[misc]
     """BatchNorm, a constant that must stay as it is, and a buffer that no state holds."""
 
     def __init__(self) -> None:
         super().__init__()
         self.body, self.norm, self.head = nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)
         self.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1) + 0.1)
-        self.register_buffer("calls", torch.zeros(2), persistent=False)
+        self.calls = nn.Buffer(torch.zeros(2), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls = self.calls + 1  # a module may put a new tensor in a buffer's place

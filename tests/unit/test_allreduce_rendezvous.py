@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -18,10 +18,10 @@ SOON = GenerationOptions(form_timeout_s=0.05)
 
 
 @pytest.fixture(scope="module")
-def store() -> module.StoreAddress:
+def store() -> Iterator[module.StoreAddress]:
     own = Rendezvous()
-    store.kept = own  # type: ignore[attr-defined] - it serves as long as it is held
-    return store_of(own.host, own.port)
+    yield store_of(own.host, own.port)
+    own.close()
 
 
 def never() -> bool:

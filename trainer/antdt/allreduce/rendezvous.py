@@ -55,7 +55,7 @@ class Rendezvous:
         """host: this machine's address, as the other members reach it."""
         self._server = StoreServer(host)
         self.host, self.port = host, int(self._server.server_address[1])
-        threading.Thread(target=self._server.serve_forever, name="antdt-store", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="antdt-store", daemon=True).start()
 
     def close(self) -> None:
         """Nobody can meet here any more."""
