@@ -38,6 +38,7 @@ TOP_LEVEL = (
     records.Measurement,
     records.Decision,
     records.DeadLetter,
+    records.Snapshot,
 )
 
 R = TypeVar("R")
@@ -66,7 +67,7 @@ class Registry:
         for record in TOP_LEVEL:
             name = record.__name__
             raw = json.loads(schema_text(name))
-            self.current[name] = parse_schema(raw, named_schemas={})
+            self.current[name] = _with_bytes_defaults(parse_schema(raw, named_schemas={}))
             mark = schema_fingerprint(raw)
             self.header[name] = MARKER + mark
             self.writers[mark] = (name, self.current[name])
@@ -74,6 +75,17 @@ class Registry:
             for old in folder.iterdir() if folder.is_dir() else ():
                 raw = json.loads(old.read_text(encoding="utf-8"))
                 self.writers.setdefault(schema_fingerprint(raw), (name, parse_schema(raw, named_schemas={})))
+
+
+def _with_bytes_defaults(schema: Any) -> Any:
+    """fastavro hands a default of type bytes out as the text that JSON has for it (measured, 1.13.1): mend it here."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "bytes" and isinstance(schema.get("default"), str):
+            return {**schema, "default": schema["default"].encode("latin-1")}
+        return {key: _with_bytes_defaults(value) for key, value in schema.items()}
+    if isinstance(schema, list):
+        return [_with_bytes_defaults(part) for part in schema]
+    return schema
 
 
 @cache

@@ -119,6 +119,7 @@ class RolledBack:
 
     step: int
     reason: str
+    author: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,7 @@ class Checkpointed:
     step: int
     lineage: bytes
     file: str
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,22 @@ class Digested:
     """Digest of the whole state before this entry; a replay that reaches another one stops."""
 
     digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Regressed:
+    """An operator has accepted that acknowledged entries are gone. Every incarnation is lost; generations and leases
+    are numbered beyond all that the lost entries may have named.
+    """
+
+    first_lost: int
+    next_offset: int
+    hash: bytes
+    run_id: str
+    generation: int
+    next_lease: int
+    author: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +308,7 @@ class Checkpoint:
     step: int
     lineage: bytes
     file: str
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +339,15 @@ class Readmit:
     """Try what is in quarantine again."""
 
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """An operator asks to go back to a checkpoint: steps behind it are undone, their samples return."""
+
+    step: int
+    author: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -507,6 +535,22 @@ class DeadLetter:
     payload_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One part of a service's state at a position of its input (topic snapshots, keyed by service, slot and part).
+    Only ever a short cut: the input is the truth.
+    """
+
+    service: str
+    topic_id: str
+    partition: int
+    next_offset: int
+    part: int
+    parts: int
+    digest: bytes
+    rows: bytes
+
+
 Event = (
     Joined
     | Lost
@@ -524,6 +568,7 @@ Event = (
     | Done
     | Refused
     | Digested
+    | Regressed
 )
-RequestBody = Join | Regroup | Lease | Release | Commit | Checkpoint | Heartbeat | Leave | Exited | Readmit
+RequestBody = Join | Regroup | Lease | Release | Commit | Checkpoint | Heartbeat | Leave | Exited | Readmit | Rollback
 EntryBody = Genesis | Leader | Cycle

@@ -51,8 +51,18 @@ REQUESTS = Topic("requests", records.Request, True, 1, 7 * DAY_MS, "what workers
 SHARD_LOG = Topic("shard-log", records.Entry, False, 1, FOREVER, "the truth: every assignment and every committed step")
 REPLIES = Topic("replies", records.Reply, True, 4, DAY_MS // 4, "the ledger's answers")
 DEAD_LETTERS = Topic("dead-letters", records.DeadLetter, False, 1, FOREVER, "records that could not be accepted")
+SNAPSHOTS = Topic(
+    "snapshots",
+    records.Snapshot,
+    True,
+    1,
+    FOREVER,
+    "states of the services, to start from",
+    # Two slots a service are written in turn: compaction keeps the newest of each, and small segments let it.
+    {"cleanup.policy": "compact", "segment.bytes": str(16 << 20), "min.cleanable.dirty.ratio": "0.1"},
+)
 
-TOPICS = (STEPS, MEASUREMENTS, DECISIONS, REQUESTS, SHARD_LOG, REPLIES, DEAD_LETTERS)
+TOPICS = (STEPS, MEASUREMENTS, DECISIONS, REQUESTS, SHARD_LOG, REPLIES, DEAD_LETTERS, SNAPSHOTS)
 BY_SUFFIX = {topic.suffix: topic for topic in TOPICS}
 
 
