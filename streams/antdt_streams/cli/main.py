@@ -4,18 +4,43 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import metadata
+from importlib import import_module, metadata
 
 import click
 
 from antdt_streams.cli.common import Group
-from antdt_streams.cli.demo import demo
-from antdt_streams.cli.job import audit, status
-from antdt_streams.cli.services import controller, ledger, monitor, up
-from antdt_streams.cli.topics import topics
+
+# Where each command lives. A module is imported when its command is called: proving an exported log needs no Kafka
+# client, and no command waits for what only another one imports.
+COMMANDS = {
+    "demo": "antdt_streams.cli.demo",
+    "up": "antdt_streams.cli.services",
+    "status": "antdt_streams.cli.job",
+    "audit": "antdt_streams.cli.job",
+    "topics": "antdt_streams.cli.topics",
+    "ledger": "antdt_streams.cli.services",
+    "monitor": "antdt_streams.cli.services",
+    "controller": "antdt_streams.cli.services",
+}
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(Group):
+    """The commands of the table above, besides those that are added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands."""
+        return sorted([*super().list_commands(ctx), *COMMANDS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command, its module imported now."""
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(metadata.version("antdt"), prog_name="antdt")
 def main() -> None:
     """Straggler-proof, auditable distributed training on Kafka.
@@ -25,7 +50,7 @@ def main() -> None:
     """
 
 
-@click.command(
+@main.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -33,7 +58,3 @@ def launch(arguments: tuple[str, ...]) -> None:
     """Start the workers of a job on this machine (see `antdt launch --help`)."""
     # The launcher belongs to the trainer's side, which this side never imports: it becomes this process.
     os.execv(sys.executable, [sys.executable, "-m", "antdt.launch", *arguments])
-
-
-for command in (demo, up, launch, status, audit, topics, ledger, monitor, controller):
-    main.add_command(command)
