@@ -212,7 +212,7 @@ class Digested:
 
 @dataclass(frozen=True, slots=True)
 class Regressed:
-    """An operator has accepted that acknowledged entries are gone. Every incarnation is lost; generations and leases
+    """An operator has accepted that acknowledged entries are gone. Every incarnation is gone; generations and leases
     are numbered beyond all that the lost entries may have named.
     """
 

@@ -41,6 +41,7 @@ class Books:
     last_commit_ms: int | None = None
     done: str | None = None
     rolled_back: int = 0
+    regressions: list[records.Regressed] = field(default_factory=list)
 
     def enter(self, event: records.Event, now_ms: int) -> None:
         """Book one event of an entry that counts."""
@@ -59,6 +60,8 @@ class Books:
             self.quarantined[event.epoch].remove(event.start, event.start + event.length)
         elif isinstance(event, records.Refused):
             self.refused += 1
+        elif isinstance(event, records.Regressed):
+            self.regressions.append(event)
         elif isinstance(event, records.Done):
             self.done = event.file
 
@@ -177,6 +180,10 @@ def _report(fold: Fold, books: Books | None, broken: str, voids: list[int], entr
         "quarantined": [[e, a, b] for e, s in sorted(books.quarantined.items()) for a, b in s],
         "steps": books.step,
         "rolled_back_steps": books.rolled_back,
+        "accepted_losses": [
+            {"first_lost": e.first_lost, "next_offset": e.next_offset, "author": e.author, "reason": e.reason}
+            for e in books.regressions
+        ],
         "refused_reports": books.refused,
         "wrong_lineage": books.wrong_lineage[:RANGES_LISTED_MAX],
         "lineage": books.lineage.hex(),

@@ -360,3 +360,84 @@ def test_a_billion_samples_cost_nothing() -> None:
         bench.commit("w0.0", held[:5])
     assert bench.state.committed_total == 50 * 10**6
     assert sum(len(key) + len(row) for key, row in rows.all_rows(bench.state)) < 20_000
+
+
+def rollback(step: int, author: str = "ops@host#1") -> records.Rollback:
+    return records.Rollback(step, author, "a bad batch")
+
+
+def trained(bench: Bench, steps: int, checkpoint_at: int) -> None:
+    """Steps of eight samples by a.0, with a durable file after one of them."""
+    for step in range(1, steps + 1):
+        lease = bench.lease("a.0", 8)
+        bench.commit("a.0", (lease[0], lease[1], lease[2], lease[3], 8))
+        if step == checkpoint_at:
+            body = records.Checkpoint(bench.state.generation, step, bench.lineage, f"file-{step}", bytes(16))
+            bench.say("a.0", body)
+
+
+def test_an_operator_rolls_back_to_a_checkpoint_and_exactly_what_it_lacks_returns() -> None:
+    bench = Bench()
+    bench.join("a.0", "b.0")
+    trained(bench, steps=3, checkpoint_at=1)
+    old = bench.lineage
+    assert bench.say("ops.0", rollback(1)).status is records.Status.OK
+    state = bench.state
+    assert (state.committed, state.committed_total, state.open) == (1, 8, False)
+    state.check()
+    # Both hold a model with undone steps: neither may be the source, whatever it claims.
+    for who in ("a.0", "b.0"):
+        bench.say(who, records.Regroup(1, 3, old, "h", 1))
+    assert state.grant is not None
+    assert (state.grant.generation, state.grant.source, state.grant.restore_file) == (2, None, "file-1")
+
+
+def test_a_rollback_request_that_arrives_again_changes_nothing() -> None:
+    bench = Bench()
+    bench.join("a.0", "b.0")
+    trained(bench, steps=2, checkpoint_at=1)
+    bench.say("ops.0", rollback(1))
+    for who in ("a.0", "b.0"):
+        bench.say(who, records.Regroup(1, None, b"", "h", 1))
+    assert bench.state.open
+    assert bench.say("ops.0", rollback(1)).status is records.Status.OK
+    assert bench.state.open, "undone twice"
+    assert sum(isinstance(e, records.RolledBack) for e in bench.events()) == 1
+
+
+def test_a_rollback_to_a_step_without_a_checkpoint_says_which_there_are() -> None:
+    bench = Bench()
+    bench.join("a.0", "b.0")
+    trained(bench, steps=2, checkpoint_at=1)
+    reply = bench.say("ops.0", rollback(2))
+    assert reply.status is records.Status.REFUSED
+    assert "0, 1" in reply.reason
+    assert bench.state.open
+
+
+def test_a_claim_of_another_branch_is_no_claim() -> None:
+    bench = Bench()
+    bench.join("a.0", "b.0")
+    trained(bench, steps=2, checkpoint_at=0)
+    bench.say("a.0", records.Regroup(1, 2, bytes(15) + b"x", "h", 1))
+    bench.say("b.0", records.Regroup(1, 2, bench.lineage, "h", 1))
+    assert bench.state.grant is not None
+    assert bench.state.grant.source == "b.0"
+
+
+def test_an_accepted_loss_takes_every_number_that_may_have_been_given_away() -> None:
+    bench = Bench()
+    bench.join("a.0", "b.0")
+    trained(bench, steps=2, checkpoint_at=1)
+    fact = records.Regressed(9, 12, bytes(16), "run-1", 40, 1_000, "ops", "the disk of the broker")
+    payload, _ = bench.ledger.office.propose([], (fact,))
+    bench.broker.log.append(payload)
+    bench.ledger.read_back()
+    assert bench.say("a.0", records.Heartbeat(1, 2)).status is records.Status.REJOIN
+    bench.join("a.1")
+    grant = bench.state.grant
+    assert grant is not None
+    assert (grant.generation, grant.source, grant.restore_file) == (41, None, "file-1")
+    assert bench.lease("a.1", 8)[0] >= 1_000
+    bench.state.check()
+    assert rows.digest(bench.broker.fold().state) == rows.digest(bench.state)  # type: ignore[arg-type]

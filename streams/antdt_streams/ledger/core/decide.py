@@ -27,6 +27,8 @@ from antdt_streams.ledger.core.state import INIT_FILE, Incarnation, State
 
 RANGES_PER_REPLY_MAX = 256
 REASON_CHARS_MAX = 300
+AUTHOR_CHARS_MAX = 128
+OPERATORS = (records.Rollback, records.Readmit)
 
 
 @dataclass(slots=True)
@@ -70,6 +72,8 @@ def decide(turn: Turn, request: records.Request) -> None:
     state, body = turn.state, request.body
     mark = len(turn.events)
     try:
+        if state.done is not None and isinstance(body, OPERATORS):
+            raise Refusal(f"The job is done, its model is {state.done}: nothing of it is undone. Start a new job.")
         if state.done is not None and not isinstance(body, records.Leave):
             turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.END))
         else:
@@ -194,8 +198,10 @@ def _regroup(turn: Turn, request: records.Request, body: records.Regroup) -> Non
         _close(turn, f"{request.worker} asks for a new one")
     if who.status == "member":
         claim = body.claim
-        if claim is not None and claim == state.committed and body.lineage != state.lineage:
+        if claim is not None and claim <= state.committed and body.lineage != state.lineage_at(claim):
             claim = None  # its model is not what was committed
+        if state.restoring:
+            claim = None  # its model contains what was undone
         turn.emit(records.Ready(request.incarnation, claim, body.host, body.port))
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK, grant=True))
 
@@ -421,7 +427,23 @@ def _checkpoint(turn: Turn, request: records.Request, body: records.Checkpoint) 
     if not known and body.step < state.checkpoints[0].step:
         raise Refusal(f"Step {body.step} is older than every checkpoint that is kept.")
     if not known:
-        turn.emit(records.Checkpointed(body.step, body.lineage, body.file))
+        turn.emit(records.Checkpointed(body.step, body.lineage, body.file, body.digest[:16]))
+    turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
+
+
+def _rollback(turn: Turn, request: records.Request, body: records.Rollback) -> None:
+    """An operator's wish; `author` is unique to it, so that the same request never undoes anything twice."""
+    state, author = turn.state, body.author[:AUTHOR_CHARS_MAX]
+    if not author:
+        raise Refusal("A roll-back names its author.")
+    if author not in state.authors:
+        steps = [c.step for c in state.checkpoints]
+        step = steps[-1] if body.step < 0 else body.step
+        if step not in steps:
+            raise Refusal(f"No checkpoint of step {step} is kept: choose one of {', '.join(map(str, steps))}.")
+        if state.open:
+            _close(turn, f"{author} rolls back to step {step}")
+        turn.emit(records.RolledBack(step, body.reason[:REASON_CHARS_MAX], author))
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
 
 
@@ -444,4 +466,5 @@ _DECIDE: dict[type, Callable[[Turn, records.Request, Any], None]] = {
     records.Leave: _leave,
     records.Exited: _exited,
     records.Readmit: _readmit,
+    records.Rollback: _rollback,
 }

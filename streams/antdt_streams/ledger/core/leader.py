@@ -82,8 +82,9 @@ class InOffice:
         self.pending: Cycle | None = None
         self._checked_ms = 0
 
-    def propose(self, requests: list[Incoming]) -> tuple[bytes, int]:
-        """Decide requests, in order. Returns the entry to append and how many requests it covers.
+    def propose(self, requests: list[Incoming], facts: tuple[records.Event, ...] = ()) -> tuple[bytes, int]:
+        """Decide requests, in order, after `facts` that no request caused. Returns the entry to append and how many
+        requests it covers; without any it is a heartbeat.
 
         An entry never grows far beyond CYCLE_BYTES_MAX: the rest waits.
         """
@@ -92,6 +93,9 @@ class InOffice:
         dead: list[tuple[Incoming, str]] = []
         if self.genesis.digest_every and (state.sequence + 1) % self.genesis.digest_every == 0:
             events.append(records.Digested(rows.digest(state)))
+        for fact in facts:
+            state.apply(fact)
+            events.append(fact)
         now_ms, taken, size = state.now_ms, 0, 0
         for incoming in requests:
             now_ms = max(now_ms, incoming.time_ms)

@@ -23,6 +23,7 @@ from antdt_streams.ledger.core.intervals import IntervalSet
 FOLD_VERSION = 1
 INIT_FILE = "init"
 NO_TOKEN = 0
+AUTHORS_KEPT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,9 @@ class State:
         self.committed, self.lineage, self.plan = 0, lineage.ROOT, 0
         self.next_lease, self.requests_next, self.sequence, self.now_ms = 1, 0, 0, 0
         self.done: str | None = None
+        # After a roll-back every model there is belongs to an undone branch, until the next grant restores a file.
+        self.restoring = False
+        self.authors: tuple[str, ...] = ()
         self.committed_total = self.quarantined_total = self.refused = 0
         self.incarnations: dict[str, Incarnation] = {}
         self.epochs: dict[int, Epoch] = {}
@@ -211,13 +215,16 @@ class State:
     def _ready(self, e: records.Ready) -> None:
         who = self.incarnations[e.incarnation]
         assert not self.open and who.status == "member", (e, who)
+        assert e.claim is None or not self.restoring, e
         who.status, who.claim, who.host, who.port = "ready", e.claim, e.host, e.port
         self.dirty.add(("incarnation", e.incarnation))
 
     def _granted(self, e: records.Granted) -> None:
         assert not self.open and e.generation == self.generation + 1 and e.members, e
         assert e.committed == self.committed, (e, self.committed)
+        assert e.source is None or not self.restoring, e
         self.generation, self.members, self.open, self.settled = e.generation, e.members, True, False
+        self.restoring = False
         self.grant = e
         self.dirty.add(("grant", 0))
         for name in e.members:
@@ -229,7 +236,10 @@ class State:
     def _rolled_back(self, e: records.RolledBack) -> None:
         kept = [c for c in self.checkpoints if c.step <= e.step]
         target = kept[-1]
-        assert target.step == e.step, (e, self.checkpoints)
+        assert target.step == e.step and not self.open, (e, self.checkpoints)
+        self._void_models()
+        if e.author:
+            self.authors = (*self.authors, e.author)[-AUTHORS_KEPT:]
         before = dict(target.committed)
         for number, epoch in self.epochs.items():
             inside = IntervalSet(before.get(number, ()))
@@ -244,6 +254,23 @@ class State:
         self.checkpoints = kept
         self.committed, self.lineage = e.step, target.lineage
         self.dirty.add(("checkpoints", 0))
+
+    def _void_models(self) -> None:
+        self.restoring = True
+        for name, who in self.incarnations.items():
+            if who.claim is not None:
+                who.claim = None
+                self.dirty.add(("incarnation", name))
+
+    def _regressed(self, e: records.Regressed) -> None:
+        """Nobody is known any more, and no number that the lost entries may have given away is given again."""
+        self.open = False
+        self._void_models()
+        for name, who in self.incarnations.items():
+            if not who.gone:
+                self._gone(name, "left")  # not "lost": no sample is to blame
+        self.generation = max(self.generation, e.generation)
+        self.next_lease = max(self.next_lease, e.next_lease)
 
     def _leased(self, e: records.Leased) -> None:
         assert e.lease == self.next_lease and e.shards > 0 and e.length > 0, (e, self.next_lease)
@@ -385,4 +412,5 @@ _APPLY: dict[type, Any] = {
     records.Done: State._done,
     records.Refused: State._refused,
     records.Digested: State._digested,
+    records.Regressed: State._regressed,
 }
