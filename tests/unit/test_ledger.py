@@ -176,6 +176,28 @@ def test_a_shard_that_loses_its_workers_is_quarantined_and_can_be_readmitted() -
     assert (bench.state.quarantined_total, bench.state.epoch(0).attempts) == (0, {})
 
 
+def test_an_attempt_counts_only_for_what_a_lost_worker_was_at() -> None:
+    bench = Bench(replace(SPEC, workers_min=1, max_attempts=1))
+    bench.join("w0.0")
+    held = bench.lease("w0.0", 40)
+    bench.commit("w0.0", (*held[:4], 4))
+    bench.join("w0.1")
+    bench.say("w0.1", records.Commit(bench.state.generation, 1, (), (), b"", -1))
+    bench.state.check()
+    epoch = bench.state.epoch(0)
+    assert list(epoch.quarantined) == [(4, 20)], "a batch of 8 from position 4 on, whole shards of 10"
+    assert list(epoch.returned) == [(0, 4), (20, 40)], "the step that was rolled back, and what was only held"
+
+
+def test_a_later_launch_may_have_another_number_of_workers() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    other = replace(SPEC, workers_min=7, shard_size=3)
+    bench.say("w2.0", records.Join("worker", "h", 1, "n", "", 0, other))
+    assert bench.state.incarnations["w2.0"].status == "waiting"
+    assert (bench.state.spec.workers_min, bench.state.spec.shard_size) == (2, 10)
+
+
 def test_release_returns_a_lease_that_was_never_taken_from() -> None:
     bench = Bench()
     bench.join("w0.0", "w1.0")

@@ -29,6 +29,8 @@ RANGES_PER_REPLY_MAX = 256
 REASON_CHARS_MAX = 300
 AUTHOR_CHARS_MAX = 128
 OPERATORS = (records.Rollback, records.Readmit)
+# How the first launch began, not what is trained on: a later one may have another number of workers.
+LAUNCH = ("workers_min", "shard_size")
 
 
 @dataclass(slots=True)
@@ -146,8 +148,8 @@ def _open_member(turn: Turn, request: records.Request, generation: int) -> None:
 
 def _join(turn: Turn, request: records.Request, body: records.Join) -> None:
     state = turn.state
-    if body.spec != state.spec:
-        differs = [n for n in body.spec.__slots__ if getattr(body.spec, n) != getattr(state.spec, n)]
+    differs = [n for n in body.spec.__slots__ if getattr(body.spec, n) != getattr(state.spec, n) and n not in LAUNCH]
+    if differs:
         both = "; ".join(f"{n}: the job has {_show(state.spec, n)}, this worker {_show(body.spec, n)}" for n in differs)
         raise Refusal(f"Not the data of this job: {both}.")
     known = state.incarnations.get(request.incarnation)
@@ -388,18 +390,26 @@ def _validated(state: State, body: records.Commit, new: range) -> list[records.C
 
 
 def _settle(turn: Turn) -> None:
-    """The first commit of a generation is in: what older generations still held is not in the model."""
+    """The first commit of a generation is in: what older generations still held is not in the model.
+
+    An attempt counts for what a lost worker may have been at when it was lost, one batch from the front of its leases;
+    what it only held ahead has done nothing to it.
+    """
     state = turn.state
     turn.emit(records.Settled(state.generation))
     old = [n for n, lease in state.leases.items() if lease.generation < state.generation]
+    at_work: dict[str, int] = {}
     for number in sorted(old):
         lease = state.leases[number]
-        counted = state.incarnations[lease.incarnation].status == "lost"
-        attempts = state.epoch(lease.epoch).attempts
-        epoch, end = lease.epoch, lease.end
-        start = lease.front
-        for start_, end_, out in _verdicts(state, start, end, attempts, counted):
-            turn.emit(records.Returned(number, epoch, start_, end_ - start_, counted, out))
+        lost = state.incarnations[lease.incarnation].status == "lost"
+        left = at_work.get(lease.incarnation, state.spec.batch_size if lost else 0)
+        epoch, start, end = lease.epoch, lease.front, lease.end
+        middle = min(end, _shard_end(start, left, state.spec.shard_size)) if left > 0 else start
+        at_work[lease.incarnation] = left - (middle - start)
+        for counted, low, high in ((True, start, middle), (False, middle, end)):
+            attempts = state.epoch(epoch).attempts
+            for start_, end_, out in _verdicts(state, low, high, attempts, counted) if low < high else ():
+                turn.emit(records.Returned(number, epoch, start_, end_ - start_, counted, out))
 
 
 def _verdicts(
