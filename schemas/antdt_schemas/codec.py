@@ -126,25 +126,18 @@ def decode(data: bytes | None, expected: type[R]) -> R:
     if found[0] != name:
         raise Undecodable(f"Expected a {name}, found a {found[0]}.")
     writer, reader = found[1], known.current[name]
-    body = _Budget(data[HEADER_SIZE:])
+    # Over bytes in memory no length in the data can claim more than there is: a read of 2^62 bytes returns the rest, and
+    # arrays grow item by item, each of which takes at least a byte.
+    body = io.BytesIO(data)
+    body.seek(HEADER_SIZE)
     try:
         plain = fastavro.schemaless_reader(body, writer, None if writer is reader else reader, return_record_name=True)
-        if body.tell() != len(data) - HEADER_SIZE:
-            raise Undecodable(f"Not a {name}: {len(data) - HEADER_SIZE - body.tell()} bytes follow its end.")
-        return cast(R, _typed(cast(Hashable, expected))(plain))
-    except Undecodable:
-        raise
+        record = cast(R, _typed(cast(Hashable, expected))(plain))
     except Exception as error:
         raise Undecodable(f"Not a {name}: {type(error).__name__} {error} in {_peek(data)}.") from error
-
-
-class _Budget(io.BytesIO):
-    """A reader never asks for more than there is, so lengths in the data cannot make it allocate more."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is not None and size > MAX_BYTES:
-            raise Undecodable(f"A length of {size} bytes is claimed.")
-        return super().read(size)
+    if body.tell() != len(data):
+        raise Undecodable(f"Not a {name}: {len(data) - body.tell()} bytes follow its end.")
+    return record
 
 
 def _peek(data: bytes | None) -> str:
@@ -197,15 +190,13 @@ def _typed(kind: Any) -> Callable[[Any], Any]:
     if is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         parts = [(f.name, _typed(hints[f.name])) for f in fields(kind)]
-        simple = all(convert is _same for _, convert in parts)
+        other = [(name, convert) for name, convert in parts if convert is not _same]
         make: Callable[..., Any] = cast(Any, kind)
 
         def record(value: Any) -> Any:
-            if type(value) is tuple:  # fastavro names the branch of a union
-                value = value[1]
-            if simple:
-                return make(**value)
-            return make(**{name: convert(value[name]) for name, convert in parts})
+            for name, convert in other:  # in place: nobody else has these dicts
+                value[name] = convert(value[name])
+            return make(**value)
 
         return record
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -220,6 +211,8 @@ def _typed(kind: Any) -> Callable[[Any], Any]:
             inner = _typed(members[0])
             if inner is _same:
                 return _same
+            if is_dataclass(members[0]):  # fastavro names the branch
+                return lambda value: None if value is None else inner(value[1])
             return lambda value: None if value is None else inner(value)
         table = {f"{NAMESPACE}.{m.__name__}": _typed(m) for m in members}
         return lambda value: table[value[0]](value[1])

@@ -152,7 +152,10 @@ class State:
 
     def epoch(self, epoch: int) -> Epoch:
         """An epoch, made when it is first touched."""
-        return self.epochs.setdefault(epoch, Epoch())
+        found = self.epochs.get(epoch)
+        if found is None:
+            found = self.epochs[epoch] = Epoch()
+        return found
 
     def held_samples(self, incarnation: str, generation: int) -> int:
         """Uncommitted samples that an incarnation holds in a generation."""
@@ -174,9 +177,8 @@ class State:
     # -- change
 
     def apply(self, event: records.Event) -> None:
-        """Apply one event of a counted entry."""
+        """Apply one event of a counted entry, which `seal` then completes."""
         _APPLY[type(event)](self, event)
-        self.dirty.add(("meta", 0))
 
     def seal(self, sequence: int, requests_next: int, now_ms: int, entry_hash: bytes) -> None:
         """The entry with the events applied since the last seal has its place in the log: leases get their token."""
