@@ -7,7 +7,7 @@ stops the ledger with both values named; a folder that cannot be read is set asi
 from __future__ import annotations
 
 import json
-import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ POSITION = b"\0position"
 GENESIS = b"\0genesis"
 LAYOUT = 1
 
-log = logging.getLogger("antdt.ledger")
-
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -33,6 +31,72 @@ class Identity:
 
     job: str
     topic_id: str
+
+
+def position_row(fold: Fold, identity: Identity, leader_epoch: int | None) -> bytes:
+    """How far the rows reflect the log, and whose log it is."""
+    office = fold.office
+    mark = {
+        "job": identity.job,
+        "topic_id": identity.topic_id,
+        "layout": LAYOUT,
+        "fold_version": FOLD_VERSION,
+        "next_offset": fold.position.next_offset,
+        "hash": fold.position.hash.hex(),
+        "before": fold.position.before.hex(),
+        "leader_epoch": leader_epoch,
+        "office": office and [office.offset, office.hash.hex(), office.leader_id, office.owner],
+        "counted": fold.counted_entries,
+        "void": fold.void_entries,
+        "recent": [(offset, h.hex()) for offset, h in fold.recent.items()],
+    }
+    return json.dumps(mark).encode()
+
+
+def whole(fold: Fold, identity: Identity, leader_epoch: int | None) -> dict[bytes, bytes]:
+    """Every row of a fold that has read Genesis: what a snapshot consists of."""
+    assert fold.genesis is not None
+    assert fold.state is not None
+    stored = dict(rows.all_rows(fold.state))
+    stored[POSITION] = position_row(fold, identity, leader_epoch)
+    stored[GENESIS] = codec.encode(records.Entry(fold.genesis))
+    return stored
+
+
+def fold_of(stored: Mapping[bytes, bytes], identity: Identity, where: str) -> tuple[Fold, int | None]:
+    """The fold that wrote these rows, and the leader epoch of the partition then; a new one where there are none.
+
+    Raises:
+        ForeignState: the rows belong to another job or topic, or were written by newer rules.
+    """
+    rest = dict(stored)
+    mark = rest.pop(POSITION, None)
+    if mark is None:
+        return Fold(), None
+    found = json.loads(mark)
+    _check_identity(found, identity, where)
+    fold = Fold()
+    fold.genesis = _genesis(rest.pop(GENESIS, None))
+    fold.position = Position(found["next_offset"], bytes.fromhex(found["hash"]), bytes.fromhex(found["before"]))
+    office = found["office"]
+    fold.office = office and Office(office[0], bytes.fromhex(office[1]), office[2], office[3])
+    fold.counted_entries, fold.void_entries = found["counted"], found["void"]
+    fold.recent = {int(offset): bytes.fromhex(h) for offset, h in found["recent"]}
+    if fold.genesis is not None:
+        fold.state = rows.load(fold.genesis.spec, rest)
+    return fold, found["leader_epoch"]
+
+
+def _check_identity(found: dict[str, Any], identity: Identity, where: str) -> None:
+    hint = (
+        f"If it belongs to another job, give this one a folder of its own. If the topic was created again, its entries "
+        f"are gone: `antdt recover {identity.job} --accept-loss --reason ...` begins anew and records that."
+    )
+    for what, expected in (("job", identity.job), ("topic_id", identity.topic_id), ("layout", LAYOUT)):
+        if found[what] != expected:
+            raise ForeignState(f"The {what} of the state in {where}", expected, found[what], hint)
+    if found["fold_version"] > FOLD_VERSION:
+        raise ForeignState(f"The rules of the state in {where}", FOLD_VERSION, found["fold_version"], "Upgrade antdt.")
 
 
 class Cache:
@@ -50,56 +114,23 @@ class Cache:
         Raises:
             ForeignState: the folder belongs to another job or topic, or was written by newer rules.
         """
-        stored = dict(self.store.rows(b""))
-        mark = stored.pop(POSITION, None)
-        if mark is None:
-            return Fold()
-        found = json.loads(mark)
-        self._check_identity(found)
-        fold = Fold()
-        fold.genesis = _genesis(stored.pop(GENESIS, None))
-        fold.position = Position(found["next_offset"], bytes.fromhex(found["hash"]), bytes.fromhex(found["before"]))
-        office = found["office"]
-        fold.office = office and Office(office[0], bytes.fromhex(office[1]), office[2], office[3])
-        fold.counted_entries, fold.void_entries = found["counted"], found["void"]
-        fold.recent = {int(offset): bytes.fromhex(h) for offset, h in found["recent"]}
-        if fold.genesis is not None:
-            fold.state = rows.load(fold.genesis.spec, stored)
-        self.leader_epoch = found["leader_epoch"]
+        fold, self.leader_epoch = fold_of(dict(self.store.rows(b"")), self.identity, str(self.folder))
         return fold
-
-    def _check_identity(self, found: dict[str, Any]) -> None:
-        hint = f"Give this job a folder of its own, or remove {self.folder}: the log is the truth."
-        for what, expected in (("job", self.identity.job), ("topic_id", self.identity.topic_id), ("layout", LAYOUT)):
-            if found[what] != expected:
-                raise ForeignState(f"The {what} of the state in {self.folder}", expected, found[what], hint)
-        if found["fold_version"] > FOLD_VERSION:
-            raise ForeignState(f"The rules of the state in {self.folder}", FOLD_VERSION, found["fold_version"], hint)
 
     def save(self, fold: Fold, leader_epoch: int | None) -> None:
         """Changed rows and the position, atomically."""
         changes = rows.changes(fold.state) if fold.state is not None else {}
-        office = fold.office
-        mark = {
-            "job": self.identity.job,
-            "topic_id": self.identity.topic_id,
-            "layout": LAYOUT,
-            "fold_version": FOLD_VERSION,
-            "next_offset": fold.position.next_offset,
-            "hash": fold.position.hash.hex(),
-            "before": fold.position.before.hex(),
-            "leader_epoch": leader_epoch,
-            "office": office and [office.offset, office.hash.hex(), office.leader_id, office.owner],
-            "counted": fold.counted_entries,
-            "void": fold.void_entries,
-            "recent": [(offset, h.hex()) for offset, h in fold.recent.items()],
-        }
-        changes[POSITION] = json.dumps(mark).encode()
+        changes[POSITION] = position_row(fold, self.identity, leader_epoch)
         if fold.genesis is not None and GENESIS not in self._written:
             # The codec writes Genesis as the log has it, so there is no second form of it.
             changes[GENESIS] = codec.encode(records.Entry(fold.genesis))
             self._written.add(GENESIS)
         self.store.write(changes)
+
+    def replace(self, stored: Mapping[bytes, bytes]) -> None:
+        """These rows instead of those that are there, atomically."""
+        gone = dict.fromkeys(key for key, _ in self.store.rows(b"") if key not in stored)
+        self.store.write({**gone, **stored})
 
     def close(self) -> None:
         """Release the folder."""
