@@ -19,12 +19,17 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """At most `restarts_max` within `window_s`; the pause before one doubles up to `pause_max_s`."""
+    """At most `restarts_max` within `window_s`; the pause before one doubles up to `pause_max_s`.
 
-    restarts_max: int = 10
+    A service that says "start me here again" (75: the broker is away, the disk is full) is not at fault: it is started
+    again and again for `away_max_s`, and the first pauses are short for one that was killed.
+    """
+
+    restarts_max: int = 20
     window_s: float = 60.0
-    pause_s: float = 0.1
+    pause_s: float = 0.05
     pause_max_s: float = 5.0
+    away_max_s: float = 3600.0
 
 
 @dataclass(slots=True)
@@ -36,8 +41,10 @@ class Child:
     log: Path
     process: subprocess.Popen[bytes] | None = None
     starts: deque[float] = field(default_factory=deque)
+    started_at: float = 0.0
     due_at: float = 0.0
     restarts: int = 0
+    away_since: float | None = None
 
 
 class Supervisor:
@@ -59,7 +66,8 @@ class Supervisor:
             child.process = spawn(
                 child.command, env=self.environ, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
             )
-        child.starts.append(monotonic())
+        child.started_at = monotonic()
+        child.starts.append(child.started_at)
 
     def poll(self) -> None:
         """Restart what ended.
@@ -79,11 +87,21 @@ class Supervisor:
                 continue
             while child.starts and now - child.starts[0] > self.policy.window_s:
                 child.starts.popleft()
-            final = code in (ExitCode.DONE, ExitCode.USAGE, ExitCode.NEVER_RETRY)
-            if final or len(child.starts) > self.policy.restarts_max:
+            if self._has_ended_for_good(child, code, now):
                 raise Unavailable(f"The {child.name} ended with status {code}: {last_words(child.log)}")
-            pause = min(self.policy.pause_max_s, self.policy.pause_s * 2 ** (len(child.starts) - 1))
+            pause = min(self.policy.pause_max_s, self.policy.pause_s * 2 ** max(0, len(child.starts) - 1))
             child.process, child.due_at = None, now + pause
+
+    def _has_ended_for_good(self, child: Child, code: int, now: float) -> bool:
+        if code == ExitCode.RESTART_HERE:
+            # What ran for a while in between was not away.
+            if child.away_since is None or now - child.started_at > self.policy.window_s:
+                child.away_since = now
+            return now - child.away_since > self.policy.away_max_s
+        child.away_since = None
+        if code in (ExitCode.DONE, ExitCode.USAGE, ExitCode.NEVER_RETRY):
+            return True
+        return len(child.starts) > self.policy.restarts_max
 
     def run(self, stopping: threading.Event) -> None:
         """Watch until told to stop."""

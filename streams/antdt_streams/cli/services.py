@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import JobTaken
+from antdt_schemas.errors import ExitCode, JobTaken
+from antdt_schemas.topics import check_worker
 
 from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker, running
@@ -21,6 +23,7 @@ from antdt_streams.runtime.service import Service
 from antdt_streams.supervise import Supervisor
 
 SERVICES = ("ledger", "monitor", "controller")
+STANDBY = "standby"
 
 
 def stop_on_signals() -> threading.Event:
@@ -51,21 +54,32 @@ def broker_of(place: Place) -> Iterator[Connection]:
         broker.stop()
 
 
-def service_command(service: str, job: str, place: Place, extra: tuple[str, ...] = ()) -> list[str]:
-    """The command line of a service process."""
-    return [sys.executable, "-m", "antdt_streams", service, job, "--data-dir", str(place.data), *extra]
+def service_command(service: str, job: str, place: Place, extra: Sequence[str] = ()) -> list[str]:
+    """The command line of a service process; "standby" is a second ledger that waits for the first to fall silent."""
+    command = ("ledger", job, "--standby", "--instance", STANDBY) if service == STANDBY else (service, job)
+    return [sys.executable, "-m", "antdt_streams", *command, "--data-dir", str(place.data), *extra]
 
 
 def start_services(
-    job: str, place: Place, connection: Connection, services: tuple[str, ...], policy: str | None = None
+    job: str,
+    place: Place,
+    connection: Connection,
+    services: Sequence[str],
+    policy: str | None = None,
+    extra: Mapping[str, Sequence[str]] | None = None,
 ) -> Supervisor:
-    """Start the services of a job as supervised processes; their logs lie in the data folder."""
+    """Start the services of a job as supervised processes; their logs lie in the data folder.
+
+    extra: further arguments by service.
+    """
     environ = dict(os.environ) | environment_of(connection, place)
     supervisor = Supervisor(environ)
     for service in services:
-        extra = ("--policy", policy) if policy and service == "controller" else ()
+        more = [*(extra or {}).get(service, ())]
+        if policy and service == "controller":
+            more += ["--policy", policy]
         log = place.data / "logs" / job / f"{service}.log"
-        supervisor.add(service, service_command(service, job, place, extra), log)
+        supervisor.add(service, service_command(service, job, place, more), log)
     return supervisor
 
 
@@ -79,8 +93,18 @@ def environment_of(connection: Connection, place: Place) -> dict[str, str]:
 @click.option("--resume", is_flag=True, help="Go on with a job that exists already.")
 @click.option("--policy", default=None, help="Policy of the controller: a name, or FILE.py:CLASS.")
 @click.option("--replication", type=int, default=None, help="Copies of each partition; default: the broker's.")
+@click.option("--standby", is_flag=True, help="A second ledger, which takes over within about a second.")
+@click.option("--patience-ms", type=int, default=5_000, help="A worker silent for longer is lost (of a new job).")
 @connection_options
-def up(job: str, resume: bool, policy: str | None, replication: int | None, place: Place) -> None:
+def up(
+    job: str,
+    resume: bool,
+    policy: str | None,
+    replication: int | None,
+    standby: bool,
+    patience_ms: int,
+    place: Place,
+) -> None:
     """Start a job's services: ledger, monitor, controller, and a Kafka broker where none is named.
 
     Stays in the foreground; Ctrl-C stops everything. The broker's data, the services' state and their logs lie in the
@@ -92,7 +116,9 @@ def up(job: str, resume: bool, policy: str | None, replication: int | None, plac
             topics_admin.create(connection, job, replication=replication, resume=resume)
         except JobTaken as taken:
             raise JobTaken(f"{taken}{_who(connection, job)}") from taken
-        supervisor = start_services(job, place, connection, SERVICES, policy)
+        services = (*SERVICES, STANDBY) if standby else SERVICES
+        patience = ("--patience-ms", str(patience_ms))
+        supervisor = start_services(job, place, connection, services, policy, {"ledger": patience, STANDBY: patience})
         note(f"Job {job} is up on {connection.bootstrap}. Logs: {place.data / 'logs' / job}")
         note(f"Start its workers in another terminal:  antdt launch --job {job} -n 4 train.py")
         try:
@@ -113,17 +139,26 @@ def _who(connection: Connection, job: str) -> str:
 @click.command()
 @job_argument
 @click.option("--patience-ms", type=int, default=5_000, help="A worker silent for longer is lost (of a new job).")
+@click.option("--standby", is_flag=True, help="Follow the log, and take office when its leader falls silent.")
+@click.option("--instance", default="", help="Name of this ledger where one machine has several: a folder of its own.")
 @connection_options
-def ledger(job: str, patience_ms: int, place: Place) -> None:
-    """Run the ledger of a job: the single writer of its shard log."""
-    from antdt_streams.ledger.service import Ledger, LedgerOptions
+def ledger(job: str, patience_ms: int, standby: bool, instance: str, place: Place) -> None:
+    """Run a ledger of a job: one is in office, and writes the shard log; whoever is superseded stands by."""
+    from antdt_streams.ledger.options import LedgerOptions
+    from antdt_streams.ledger.service import Ledger
 
     log_to_stderr(job, "ledger")
     stopping = stop_on_signals()
-    options = LedgerOptions(patience_ms=patience_ms, secret=place.secret)
-    service = Ledger(place.connection, job, place.service_folder(job, "ledger"), options)
+    options = LedgerOptions(patience_ms=patience_ms, standby=standby, secret=place.secret)
+    service = Ledger(place.connection, job, ledger_folder(place, job, instance), options)
     service.stopping = stopping
     service.run()
+    sys.exit(ExitCode.DRAINED)
+
+
+def ledger_folder(place: Place, job: str, instance: str) -> Path:
+    """Local state of one ledger."""
+    return place.service_folder(job, f"ledger-{check_worker(instance)}" if instance else "ledger")
 
 
 @click.command()

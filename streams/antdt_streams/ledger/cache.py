@@ -7,6 +7,7 @@ stops the ledger with both values named; a folder that cannot be read is set asi
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,13 @@ from antdt_schemas.errors import ForeignState
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold, Office, Position
 from antdt_streams.ledger.core.state import FOLD_VERSION
-from antdt_streams.runtime.store import RowStore, open_or_rebuild
+from antdt_streams.runtime.store import RowStore, open_or_rebuild, set_aside
 
 POSITION = b"\0position"
 GENESIS = b"\0genesis"
 LAYOUT = 1
+
+log = logging.getLogger("antdt.ledger")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,37 @@ def fold_of(stored: Mapping[bytes, bytes], identity: Identity, where: str) -> tu
     return fold, found["leader_epoch"]
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What rows say of a log, whether it is still that log or not."""
+
+    job: str
+    run_id: str
+    next_offset: int
+    hash: bytes
+    generation: int
+    next_lease: int
+    genesis: records.Genesis | None
+
+
+def known_of(stored: Mapping[bytes, bytes]) -> Known | None:
+    """What was known when these rows were written; None where nothing was."""
+    if POSITION not in stored:
+        return None
+    mark, genesis = json.loads(stored[POSITION]), _genesis(stored.get(GENESIS))
+    rest = {key: row for key, row in stored.items() if key not in (POSITION, GENESIS)}
+    state = rows.load(genesis.spec, rest) if genesis is not None else None
+    return Known(
+        mark["job"],
+        genesis.run_id if genesis else "",
+        mark["next_offset"],
+        bytes.fromhex(mark["hash"]),
+        state.generation if state else 0,
+        state.next_lease if state else 0,
+        genesis,
+    )
+
+
 def _check_identity(found: dict[str, Any], identity: Identity, where: str) -> None:
     hint = (
         f"If it belongs to another job, give this one a folder of its own. If the topic was created again, its entries "
@@ -114,7 +148,7 @@ class Cache:
         Raises:
             ForeignState: the folder belongs to another job or topic, or was written by newer rules.
         """
-        fold, self.leader_epoch = fold_of(dict(self.store.rows(b"")), self.identity, str(self.folder))
+        fold, self.leader_epoch = fold_of(self.stored(), self.identity, str(self.folder))
         return fold
 
     def save(self, fold: Fold, leader_epoch: int | None) -> None:
@@ -126,6 +160,16 @@ class Cache:
             changes[GENESIS] = codec.encode(records.Entry(fold.genesis))
             self._written.add(GENESIS)
         self.store.write(changes)
+
+    def stored(self) -> dict[bytes, bytes]:
+        """Every row as it is."""
+        return dict(self.store.rows(b""))
+
+    def begin_anew(self) -> None:
+        """Keep the folder under another name, and go on with an empty one."""
+        self.store.close()
+        log.warning("%s is kept as %s", self.folder, set_aside(self.folder))
+        self.store, self._written = RowStore(self.folder), set()
 
     def replace(self, stored: Mapping[bytes, bytes]) -> None:
         """These rows instead of those that are there, atomically."""

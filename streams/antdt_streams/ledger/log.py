@@ -92,6 +92,7 @@ class Log:
                 f"The end of {self.topic}", f"at least {after}", offset, "Entries are gone, or it was created again."
             )
         return offset
+
     def close(self) -> None:
         """Hand over what is queued, and end."""
         self.producer.flush(2)

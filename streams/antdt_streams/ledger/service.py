@@ -7,124 +7,36 @@ Order of a cycle, which recovery rests on
   4. read the log back up to it: another leader's entry on the way ends this process's office
   5. write the changed rows and the position to the cache, in one batch
   6. only now reply
-Killed anywhere, the next leader reads the log and goes on at the position that the log carries.
+Killed anywhere, the next leader reads the log and goes on at the position that the log carries. Whoever is superseded
+becomes a standby: it follows the log, and takes office when that has been silent for too long.
 """
 
 from __future__ import annotations
 
-import getpass
 import logging
-import os
-import socket
 import threading
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from antdt_schemas import auth, codec, lineage, records, topics
+from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, LogTruncated, Superseded, Unavailable
+from antdt_schemas.errors import AntdtError, ForeignState, LogTruncated, Superseded, Unavailable
 from antdt_schemas.offsets import watermarks
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from antdt_streams import topics_admin
 from antdt_streams.ledger.cache import Cache, Identity
 from antdt_streams.ledger.core.decide import check_spec
 from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.ledger.core.leader import Incoming, InOffice
+from antdt_streams.ledger.core.leader import Cycle, Incoming, InOffice
 from antdt_streams.ledger.core.state import FOLD_VERSION
+from antdt_streams.ledger.log import Log
+from antdt_streams.ledger.options import LedgerOptions, owner
+from antdt_streams.ledger.snapshots import LedgerSnapshots
+from antdt_streams.ledger.start import Start
 
 log = logging.getLogger("antdt.ledger")
-
-
-@dataclass(frozen=True)
-class LedgerOptions:
-    """Limits of the service; times in seconds unless the name says otherwise."""
-
-    patience_ms: int = 5_000
-    digest_every: int = 1_000
-    requests_per_cycle_max: int = 1_000
-    append_timeout_s: float = 30.0
-    read_timeout_s: float = 30.0
-    idle_s: float = 0.05
-    position_every_s: float = 1.0
-    secret: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LogRecord:
-    """An entry as it was read."""
-
-    offset: int
-    payload: bytes
-    leader_epoch: int
-
-
-def owner() -> str:
-    """user@host:pid of this process."""
-    return f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
-
-
-class Log:
-    """The shard log as one writer and reader: appends are acknowledged, reads come in order."""
-
-    def __init__(self, connection: Connection, job: str, options: LedgerOptions) -> None:
-        self.topic, self.options = topics.SHARD_LOG.name(job), options
-        timeout_ms = int(options.append_timeout_s * 1000)
-        self.producer = Producer(connection.producer(**{"linger.ms": 0, "delivery.timeout.ms": timeout_ms}))
-        self.consumer = Consumer(connection.consumer(**{"fetch.wait.max.ms": 5, "isolation.level": "read_uncommitted"}))
-        self.leader_epoch: int | None = None
-
-    def end(self) -> int:
-        """Offset of the next entry that will be written."""
-        return watermarks(self.consumer, self.topic, 0, self.options.read_timeout_s)[1]
-
-    def seek(self, offset: int) -> None:
-        """Read on from this offset."""
-        self.consumer.assign([TopicPartition(self.topic, 0, offset)])
-
-    def poll(self, wait_s: float) -> list[LogRecord]:
-        """The entries that are there; waits for the first one."""
-        first = self.consumer.poll(wait_s)
-        if first is None:
-            return []
-        good = []
-        for message in (first, *self.consumer.consume(999, 0)):
-            error = message.error()
-            if error is None:
-                record = LogRecord(message.offset() or 0, message.value() or b"", message.leader_epoch() or 0)
-                self.leader_epoch = record.leader_epoch
-                good.append(record)
-            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                raise LogTruncated(f"The range of {self.topic}", "the offset that was read before", error.str())
-        return good
-
-    def read_to(self, end: int, fold: Fold) -> Iterator[LogRecord]:
-        """Entries from the fold's position up to `end`."""
-        until = monotonic() + self.options.read_timeout_s
-        while fold.position.next_offset < end:
-            messages = self.poll(0.1)
-            yield from messages
-            if messages:
-                until = monotonic() + self.options.read_timeout_s
-            elif monotonic() > until:
-                raise Unavailable(f"{self.topic} stopped at offset {fold.position.next_offset} of {end}.")
-
-    def append(self, payload: bytes) -> int:
-        """Write an entry; returns its offset once the broker has acknowledged it."""
-        box: list[tuple[KafkaError | None, int | None]] = []
-        self.producer.produce(self.topic, payload, partition=0, on_delivery=lambda e, m: box.append((e, m.offset())))
-        until = monotonic() + self.options.append_timeout_s + 5
-        while not box:
-            self.producer.poll(0.05)
-            if monotonic() > until:
-                raise Unavailable("An entry was not acknowledged in time.")
-        error, offset = box[0]
-        if error is not None or offset is None:
-            raise Unavailable(f"An entry could not be appended: {error}.")
-        return offset
 
 
 class Ledger:
@@ -133,81 +45,99 @@ class Ledger:
     def __init__(self, connection: Connection, job: str, folder: Path, options: LedgerOptions | None = None) -> None:
         self.connection, self.job, self.options = connection, job, options or LedgerOptions()
         self.stopping = threading.Event()
-        identity = Identity(job, topics_admin.require(connection, job)[topics.SHARD_LOG.suffix])
-        self.cache = Cache(folder, identity)
+        self.identity = Identity(job, topics_admin.require(connection, job)[topics.SHARD_LOG.suffix])
+        self.cache = Cache(folder, self.identity)
         self.log = Log(connection, job, self.options)
+        self.snapshots = LedgerSnapshots(connection, self.identity, self.options.snapshot_every)
+        self.start = Start(self.log, self.cache, self.snapshots, self.options)
         self.requests = Consumer(connection.consumer(**{"fetch.wait.max.ms": 5, "group.id": f"antdt.{job}.ledger"}))
         self.replies, self.dead = topics.REPLIES.name(job), topics.DEAD_LETTERS.name(job)
-        self._position_at = 0.0
+        self._position_at = self._identity_at = self._appended_at = 0.0
 
     def run(self) -> None:
-        """Lead until told to stop, or superseded.
+        """Lead, or stand by, until told to stop.
 
         Raises:
-            Superseded: another ledger took office.
             AntdtError: the log, the cache or the broker; nothing is lost, the message says what to do.
         """
+        stands_by = self.options.standby
         try:
-            fold = self._catch_up()
+            while not self.stopping.is_set():
+                fold = self.start.catch_up()
+                if stands_by and not self._await_silence(fold):
+                    return
+                try:
+                    self._serve(fold)
+                except Superseded as error:
+                    log.warning("%s Standing by.", error)
+                    stands_by = True
+        finally:
+            self.close()
+
+    def recover(self, reason: str) -> records.Regressed:
+        """Accept that acknowledged entries are gone, and record it. `run` goes on from there.
+
+        Raises:
+            UsageError: nothing is gone, or it was accepted before.
+        """
+        try:
+            fold, lost = self.start.accept_loss(reason)
             if fold.genesis is None:
-                self._found(fold)
-            if not self.stopping.is_set():
-                self._lead(self._take_office(fold))
+                assert lost.genesis is not None
+                self._begin(fold, lost.genesis.spec)
+            office = self._take_office(fold)
+            payload, _ = office.propose([], (lost.fact,))
+            self._run_cycle(office, payload)
+            return lost.fact
         finally:
             self.close()
 
     def close(self) -> None:
         """Release folder and connections."""
-        self.log.producer.flush(2)
+        self.snapshots.close()
+        self.log.close()
         self.requests.close()
-        self.log.consumer.close()
         self.cache.close()
 
     # -- into office
 
-    def _catch_up(self) -> Fold:
-        fold = self.cache.load()
-        end, position = self.log.end(), fold.position
-        if end < position.next_offset:
-            raise LogTruncated(
-                "The end of the shard log",
-                f"at least {position.next_offset}, which {self.cache.folder} reflects",
-                end,
-                "Acknowledged entries are gone: the broker lost its tail. Nothing was started; restore the topic.",
-            )
-        self.log.seek(max(position.next_offset - 1, 0))
-        if position.next_offset:
-            self._verify_last(fold)
-        self._fold_to(fold, end)
-        return fold
-
-    def _verify_last(self, fold: Fold) -> None:
-        """The entry that the cache ends with must still be the one in the log."""
-        position, until = fold.position, monotonic() + self.options.read_timeout_s
-        while not (messages := self.log.poll(0.1)):
-            if monotonic() > until:
-                raise Unavailable(f"Offset {position.next_offset - 1} of {self.log.topic} cannot be read.")
-        first = messages[0]
-        found = lineage.chain(position.before, first.offset, first.payload)
-        if first.offset != position.next_offset - 1 or found != position.hash:
-            raise LogTruncated(
-                f"The hash of the entry at offset {position.next_offset - 1}",
-                position.hash.hex(),
-                found.hex(),
-                f"The log was cut and written anew since {self.cache.folder} was saved.",
-            )
-        if self.cache.leader_epoch is not None and first.leader_epoch > self.cache.leader_epoch:
-            log.warning("leader epoch of the partition: %s, was %s", first.leader_epoch, self.cache.leader_epoch)
-        self.log.seek(position.next_offset)
-
-    def _fold_to(self, fold: Fold, end: int) -> None:
-        for message in self.log.read_to(end, fold):
-            if message.offset < end:
-                fold.read(message.offset, message.payload)
-            if fold.position.next_offset % 10_000 == 0:
+    def _await_silence(self, fold: Fold) -> bool:
+        """Follow the log until nothing was written for `standby_patience_s`. False: told to stop."""
+        log.info("standing by at offset %d", fold.position.next_offset)
+        quiet_at = monotonic()
+        while not self.stopping.is_set():
+            entries = self.log.poll(self.options.idle_s)
+            for entry in entries:
+                fold.read(entry.offset, entry.payload)
+            if entries:
                 self.cache.save(fold, self.log.leader_epoch)
-        self.log.seek(fold.position.next_offset)
-        self.cache.save(fold, self.log.leader_epoch)
+                quiet_at = monotonic()
+            elif monotonic() - quiet_at > self.options.standby_patience_s:
+                if self._is_silent(fold):
+                    log.warning("nothing was written for %.1f s: taking office", self.options.standby_patience_s)
+                    return True
+                quiet_at = monotonic()
+        return False
+
+    def _is_silent(self, fold: Fold) -> bool:
+        """A broker that is away silences everybody; only an end that it tells itself counts."""
+        try:
+            if self.log.end(self.options.standby_patience_s) > fold.position.next_offset:
+                return False
+            if fold.genesis is not None:
+                return True
+            # A leader of a new job has nothing to write until the first worker asks.
+            return watermarks(self.requests, topics.REQUESTS.name(self.job), 0, self.options.standby_patience_s)[1] > 0
+        except Unavailable:
+            return False
+
+    def _serve(self, fold: Fold) -> None:
+        if fold.genesis is None:
+            self._found(fold)
+        if not self.stopping.is_set():
+            office = self._take_office(fold)
+            self._lead(office)
+            self.snapshots.write(office.fold, self.log.leader_epoch)
 
     def _found(self, fold: Fold) -> None:
         """The log is empty: wait for the first worker that says what is trained on, and write Genesis."""
@@ -217,19 +147,22 @@ class Ledger:
             message = self.requests.poll(self.options.idle_s)
             spec = self._spec_of(message) if message is not None and message.error() is None else None
             if spec is not None:
-                genesis = records.Genesis(
-                    run_id=str(uuid.uuid4()),
-                    job=self.job,
-                    owner=owner(),
-                    spec=spec,
-                    fold_version=FOLD_VERSION,
-                    auth=auth.NONE if self.options.secret is None else auth.HMAC,
-                    digest_every=self.options.digest_every,
-                    patience_ms=self.options.patience_ms,
-                )
-                end = self.log.append(codec.encode(records.Entry(genesis))) + 1
-                self._fold_to(fold, end)
+                self._begin(fold, spec)
                 return
+
+    def _begin(self, fold: Fold, spec: records.JobSpec) -> None:
+        genesis = records.Genesis(
+            run_id=str(uuid.uuid4()),
+            job=self.job,
+            owner=owner(),
+            spec=spec,
+            fold_version=FOLD_VERSION,
+            auth=auth.NONE if self.options.secret is None else auth.HMAC,
+            digest_every=self.options.digest_every,
+            patience_ms=self.options.patience_ms,
+        )
+        end = self.log.append(codec.encode(records.Entry(genesis)), fold.position.next_offset) + 1
+        self.start.fold_to(fold, end)
 
     def _spec_of(self, message: Message) -> records.JobSpec | None:
         """The spec of a Join that may found the job. What cannot is answered; it is recorded once there is a log."""
@@ -251,8 +184,8 @@ class Ledger:
         assert fold.genesis is not None
         leader_id = str(uuid.uuid4())
         entry = records.Entry(records.Leader(fold.genesis.run_id, leader_id, owner(), FOLD_VERSION))
-        offset = self.log.append(codec.encode(entry))
-        self._fold_to(fold, offset + 1)
+        offset = self.log.append(codec.encode(entry), fold.position.next_offset)
+        self.start.fold_to(fold, offset + 1)
         assert fold.office is not None
         if fold.office.leader_id != leader_id:
             raise Superseded(f"{fold.office.owner} took office at offset {fold.office.offset}.")
@@ -262,6 +195,7 @@ class Ledger:
             offset, fold.state.committed, fold.state.requests_next,
         )  # fmt: skip
         self.requests.assign([TopicPartition(topics.REQUESTS.name(self.job), 0, fold.state.requests_next)])
+        self._appended_at = monotonic()
         return InOffice(fold, self.options.secret)
 
     # -- in office
@@ -271,13 +205,15 @@ class Ledger:
         while not self.stopping.is_set():
             if not waiting:
                 waiting = self._take(office)
-            if waiting:
+            if waiting or monotonic() - self._appended_at >= self.options.heartbeat_s:
                 payload, taken = office.propose(waiting)
                 self._run_cycle(office, payload)
                 del waiting[:taken]
             else:
                 self._watch(office)
             self._publish_position(office)
+            self._check_identity()
+            self.snapshots.offer(office.fold, self.log.leader_epoch)
 
     def _take(self, office: InOffice) -> list[Incoming]:
         first = self.requests.poll(self.options.idle_s)
@@ -297,8 +233,9 @@ class Ledger:
         return out
 
     def _run_cycle(self, office: InOffice, payload: bytes) -> None:
-        end = self.log.append(payload) + 1
-        cycle = None
+        end = self.log.append(payload, office.fold.position.next_offset) + 1
+        self._appended_at = monotonic()
+        cycle: Cycle | None = None
         for message in self.log.read_to(end, office.fold):
             cycle = office.read_back(message.offset, message.payload) or cycle
         assert cycle is not None, "an acknowledged entry was not found in the log"
@@ -308,6 +245,19 @@ class Ledger:
         for incoming, reason in cycle.dead:
             self._bury(incoming, reason)
         self.log.producer.poll(0)
+
+    def _check_identity(self) -> None:
+        """A topic that was created again under a running leader is noticed, also where nobody asks for anything."""
+        now = monotonic()
+        if now - self._identity_at < self.options.identity_every_s:
+            return
+        self._identity_at = now
+        try:
+            found = topics_admin.topic_ids(self.connection, self.job).get(topics.SHARD_LOG.suffix, "no such topic")
+        except Unavailable:
+            return
+        if found != self.identity.topic_id:
+            raise ForeignState(f"The topic id of {self.log.topic}", self.identity.topic_id, found, "It was replaced.")
 
     def _watch(self, office: InOffice) -> None:
         """Nobody asks: see whether somebody else took office."""

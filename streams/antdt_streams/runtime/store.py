@@ -6,6 +6,7 @@ A folder that is in use, or that cannot be read, is told apart from an empty one
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,13 +91,19 @@ class RowStore:
         try:
             self._db.write(batch)
         except Exception as error:
-            raise Unavailable(f"The state in {self.folder} cannot be written: {error}.") from error
+            free = shutil.disk_usage(self.folder).free
+            raise Unavailable(
+                f"The state in {self.folder} cannot be written ({free} bytes free): {error}.", "Make room, then go on."
+            ) from error
 
     def close(self) -> None:
-        """Release the folder. Closing twice is fine."""
+        """Release the folder. Closing twice is fine. What a full disk does not take is in the log all the same."""
         if not self._closed:
             self._closed = True
-            self._db.close()
+            try:
+                self._db.close()
+            except Exception as error:  # noqa: BLE001  it must not hide why the folder is being closed
+                log.warning("event=not-closed-cleanly folder=%s reason=%r", self.folder, str(error))
 
 
 def open_or_rebuild(folder: Path) -> RowStore:

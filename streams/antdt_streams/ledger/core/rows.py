@@ -71,13 +71,13 @@ def _meta(s: State, _: int) -> Any:
         [s.generation, s.open, s.settled, s.committed, s.lineage.hex(), s.plan],
         [s.next_lease, s.requests_next, s.sequence, s.now_ms, s.done],
         [s.committed_total, s.quarantined_total, s.refused],
-        [s.restoring, s.authors],
+        [s.restoring, s.authors, s.accepted],
     ]
 
 
 def _load_meta(s: State, _: str, row: Any) -> None:
-    where, counters, totals, (s.restoring, authors) = row
-    s.authors = tuple(authors)
+    where, counters, totals, (s.restoring, authors, accepted) = row
+    s.authors, s.accepted = tuple(authors), tuple((run, offset) for run, offset in accepted)
     s.generation, s.open, s.settled, s.committed, lineage, s.plan = where
     s.lineage = bytes.fromhex(lineage)
     s.next_lease, s.requests_next, s.sequence, s.now_ms, s.done = counters

@@ -112,6 +112,8 @@ class State:
         # After a roll-back every model there is belongs to an undone branch, until the next grant restores a file.
         self.restoring = False
         self.authors: tuple[str, ...] = ()
+        # Losses that an operator has accepted: (run, next offset of what was known then).
+        self.accepted: tuple[tuple[str, int], ...] = ()
         self.committed_total = self.quarantined_total = self.refused = 0
         self.incarnations: dict[str, Incarnation] = {}
         self.epochs: dict[int, Epoch] = {}
@@ -271,6 +273,7 @@ class State:
         for name, who in self.incarnations.items():
             if not who.gone:
                 self._gone(name, "left")  # not "lost": no sample is to blame
+        self.accepted = (*self.accepted, (e.run_id, e.next_offset))
         self.generation = max(self.generation, e.generation)
         self.next_lease = max(self.next_lease, e.next_lease)
 

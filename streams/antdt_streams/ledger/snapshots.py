@@ -1,0 +1,67 @@
+"""Snapshots of the ledger's state: what a ledger without a folder starts from. Written beside the cycles."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import Unavailable
+
+from antdt_streams.ledger.cache import Identity, whole
+from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.snapshots import SnapshotFound, SnapshotWriter, newest
+
+SERVICE = "ledger"
+
+log = logging.getLogger("antdt.ledger")
+
+
+class LedgerSnapshots:
+    """Reads and writes them. A snapshot that cannot be written costs time at some later start, and nothing else."""
+
+    def __init__(self, connection: Connection, identity: Identity, every_entries: int) -> None:
+        self.connection, self.identity, self.every_entries = connection, identity, every_entries
+        self._writer: SnapshotWriter | None = None
+        self._worker = ThreadPoolExecutor(1, "antdt-snapshot")
+        self._running: Future[None] | None = None
+        self._written_at: int | None = None
+
+    def newest(self, *, topic_id: str | None = None, at_most: int | None = None) -> SnapshotFound | None:
+        """The newest one of this job, of whatever topic and position unless it is said."""
+        return newest(self.connection, self.identity.job, SERVICE, topic_id=topic_id, at_most=at_most)
+
+    def offer(self, fold: Fold, leader_epoch: int | None) -> None:
+        """Write one if it is due and none is under way."""
+        position = fold.position.next_offset
+        if self._written_at is None:
+            self._written_at = position - position % self.every_entries
+        if position - self._written_at >= self.every_entries and (self._running is None or self._running.done()):
+            self._submit(fold, leader_epoch)
+
+    def write(self, fold: Fold, leader_epoch: int | None) -> None:
+        """Write one now, and wait for it: at the end of an office."""
+        if fold.state is not None and fold.position.next_offset != self._written_at:
+            self._submit(fold, leader_epoch)
+        if self._running is not None:
+            self._running.result()
+
+    def _submit(self, fold: Fold, leader_epoch: int | None) -> None:
+        # The rows are taken here, between two cycles; packing and sending them is the other thread's.
+        stored, position = whole(fold, self.identity, leader_epoch), fold.position.next_offset
+        self._written_at = position
+        self._running = self._worker.submit(self._write, stored, position)
+
+    def _write(self, stored: dict[bytes, bytes], position: int) -> None:
+        try:
+            if self._writer is None:
+                self._writer = SnapshotWriter(self.connection, self.identity.job, SERVICE, 0, self.newest())
+            self._writer.write(self.identity.topic_id, position, stored)
+        except Unavailable as error:
+            log.warning("event=snapshot-not-written reason=%r", str(error))
+
+    def close(self) -> None:
+        """End thread and producer."""
+        self._worker.shutdown()
+        if self._writer is not None:
+            self._writer.close()

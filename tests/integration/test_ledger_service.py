@@ -1,0 +1,328 @@
+"""The ledger beside a real broker: head starts, contradictions, standbys, zombies, a full disk."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from antdt_schemas import codec, records, topics
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import ExitCode, ForeignState, LogTampered, LogTruncated, Unavailable, UnknownJob, UsageError
+from antdt_streams import topics_admin
+from antdt_streams.broker import EmbeddedBroker
+from antdt_streams.cli.common import Place
+from antdt_streams.cli.job import audit_of
+from antdt_streams.cli.services import environment_of, service_command
+from antdt_streams.ledger.cache import Cache, Identity
+from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.service import Ledger
+from antdt_streams.operator_request import ask
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+
+from tests.helpers.ledger_thread import WITHIN_S, LedgerThread, asker, digest_of, replayed
+
+pytestmark = pytest.mark.kafka
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    """Wait for a condition, within a bound."""
+    until = time.monotonic() + WITHIN_S
+    while not holds():
+        assert time.monotonic() < until, f"not within {WITHIN_S} s: {what}"
+        time.sleep(0.02)  # between two looks
+
+
+def stored(folder: Path, job: str, topic_id: str) -> Fold:
+    """What a folder holds."""
+    cache = Cache(folder, Identity(job, topic_id))
+    try:
+        return cache.load()
+    finally:
+        cache.close()
+
+
+def test_folder_snapshot_and_log_lead_to_the_same_state(connection: Connection, job: str, tmp_path: Path) -> None:
+    topics_admin.create(connection, job)
+    topic_id = topics_admin.topic_ids(connection, job)[topics.SHARD_LOG.suffix]
+    with asker(connection, job) as worker:
+        with LedgerThread(connection, job, tmp_path / "a", snapshot_every=10) as first:
+            worker.join()
+            worker.train(8)
+        assert first.ledger.snapshots.newest() is not None
+        # Another folder: a snapshot brings it close to the end, and it goes on from there.
+        with LedgerThread(connection, job, tmp_path / "b", snapshot_every=10):
+            worker.train(3)
+        with LedgerThread(connection, job, tmp_path / "a", snapshot_every=10):  # behind by now, caught up
+            worker.train(1)
+    whole = replayed(connection, job)
+    for folder in ("a", "b"):
+        fold = stored(tmp_path / folder, job, topic_id)
+        if folder == "a":
+            assert fold.position == whole.position
+            assert digest_of(fold) == digest_of(whole)
+        else:
+            assert fold.position.next_offset < whole.position.next_offset
+    assert audit_of(connection, job)["steps"] == 12
+
+
+def test_a_damaged_folder_is_set_aside_and_rebuilt(connection: Connection, job: str, tmp_path: Path) -> None:
+    topics_admin.create(connection, job)
+    with asker(connection, job) as worker:
+        with LedgerThread(connection, job, tmp_path / "l"):
+            worker.join()
+            worker.train(3)
+        for file in (tmp_path / "l").glob("*.log"):
+            os.truncate(file, file.stat().st_size // 2)  # an older state, which the log brings up to date
+        with LedgerThread(connection, job, tmp_path / "l"):
+            worker.train(1)
+        for file in (tmp_path / "l").glob("MANIFEST-*"):
+            file.write_bytes(os.urandom(file.stat().st_size))
+        with LedgerThread(connection, job, tmp_path / "l"):
+            worker.train(1)
+        assert (tmp_path / "l.broken-1").is_dir()
+        shutil.rmtree(tmp_path / "l")
+        with LedgerThread(connection, job, tmp_path / "l"):
+            worker.train(1)
+    assert audit_of(connection, job)["steps"] == 6
+
+
+def test_a_second_ledger_on_the_same_folder_is_refused(connection: Connection, job: str, tmp_path: Path) -> None:
+    topics_admin.create(connection, job)
+    with LedgerThread(connection, job, tmp_path), pytest.raises(Unavailable, match="in use by another process"):
+        Ledger(connection, job, tmp_path)
+
+
+def test_the_folder_of_another_job_is_refused(connection: Connection, job: str, tmp_path: Path) -> None:
+    other = f"x{job}"[:41].rstrip("-")
+    for name in (job, other):
+        topics_admin.create(connection, name)
+    with asker(connection, other) as worker, LedgerThread(connection, other, tmp_path):
+        worker.join()
+    ledger = Ledger(connection, job, tmp_path)
+    with pytest.raises(ForeignState, match=f"expected {job}.*found {other}|{job}.*{other}"):
+        ledger.run()
+
+
+def test_a_forged_entry_stops_every_reader_at_its_offset(connection: Connection, job: str, tmp_path: Path) -> None:
+    topics_admin.create(connection, job)
+    with asker(connection, job) as worker, LedgerThread(connection, job, tmp_path):
+        worker.join()
+        worker.train(2)
+    fold = replayed(connection, job)
+    assert fold.office is not None
+    assert fold.state is not None
+    forged = records.Cycle(
+        fold.office.offset, fold.office.hash, fold.state.sequence + 1, fold.position.next_offset - 1, bytes(16),
+        fold.state.requests_next, fold.state.now_ms, (),
+    )  # fmt: skip
+    producer = Producer(connection.producer())
+    producer.produce(topics.SHARD_LOG.name(job), codec.encode(records.Entry(forged)), partition=0)
+    assert producer.flush(10) == 0
+    with pytest.raises(LogTampered, match=f"chain breaks at offset {fold.position.next_offset}"):
+        Ledger(connection, job, tmp_path).run()
+    report = audit_of(connection, job)
+    assert not report["exactly_once"]
+    assert f"offset {fold.position.next_offset}" in report["broken_at"]
+
+
+def test_an_operators_rollback_is_answered_recorded_and_done_once(
+    connection: Connection, job: str, tmp_path: Path
+) -> None:
+    topics_admin.create(connection, job)
+    with asker(connection, job) as worker, LedgerThread(connection, job, tmp_path):
+        worker.join()
+        worker.train(2)
+        worker.checkpoint("f2")
+        worker.train(2)
+        refused = ask(connection, job, lambda author: records.Rollback(3, author, "why"), None)
+        assert refused.status is records.Status.REFUSED
+        assert "0, 2" in refused.reason
+        done = ask(connection, job, lambda author: records.Rollback(-1, author, "why"), None)
+        assert done.status is records.Status.OK
+        reply = worker.ask(records.Regroup(worker.generation, 4, worker.lineage, "h", 1))
+        assert reply.grant is None or reply.grant.restore_file == "f2"
+    report = audit_of(connection, job)
+    assert (report["steps"], report["rolled_back_steps"], report["committed"]) == (2, 2, 16)
+
+
+def cut_log(broker: EmbeddedBroker, job: str, size_bytes: int) -> None:
+    """What a machine that lost its power does to the end of a partition: the broker is gone, and so are its pages."""
+    broker.kill()
+    folder = next(p for p in broker.folder.rglob(f"{topics.SHARD_LOG.name(job)}-0") if p.is_dir())
+    segment = max(folder.glob("*.log"))
+    os.truncate(segment, segment.stat().st_size - size_bytes)
+    broker.start()
+
+
+def test_a_lost_tail_is_refused_until_an_operator_accepts_it(tmp_path: Path) -> None:
+    job = "tail"
+    with EmbeddedBroker(tmp_path / "broker") as broker:
+        connection = broker.connection
+        topics_admin.create(connection, job)
+        with asker(connection, job) as worker, LedgerThread(connection, job, tmp_path / "l"):
+            worker.join()
+            worker.train(2)
+            worker.checkpoint("f2")
+            worker.train(3)
+        before = replayed(connection, job).position.next_offset
+        cut_log(broker, job, 600)
+        after = replayed(connection, job).position.next_offset
+        assert 4 < after < before
+        for _ in range(2):  # it stays refused, and nothing is written
+            with pytest.raises(LogTruncated, match=f"{before}.*{after}.*antdt recover {job}"):
+                Ledger(connection, job, tmp_path / "l").run()
+        assert replayed(connection, job).position.next_offset == after
+        fact = Ledger(connection, job, tmp_path / "l").recover("the machine lost its power")
+        assert (fact.first_lost, fact.next_offset) == (after, before)
+        assert (tmp_path / "l.broken-1").is_dir()
+        with pytest.raises(UsageError, match="Nothing is lost"):
+            Ledger(connection, job, tmp_path / "l").recover("again")
+        with asker(connection, job, "w0.1") as worker, LedgerThread(connection, job, tmp_path / "l"):
+            reply = worker.join()
+            assert reply.grant is not None
+            assert reply.grant.restore_file == "f2", "models may hold what the log lost"
+            worker.step, worker.lineage = 2, replayed(connection, job).state.lineage  # type: ignore[union-attr]
+            worker.train(2)
+        # A folder that reflects the lost entries, too, learns from the log itself that their loss was accepted.
+        with LedgerThread(connection, job, tmp_path / "l.broken-1"):
+            eventually((tmp_path / "l.broken-1.broken-1").is_dir, "set aside")
+        report = audit_of(connection, job)
+        assert report["steps"] == 4
+        assert report["accepted_losses"][0]["reason"] == "the machine lost its power"
+        assert report["committed"] == 32
+
+
+def recreate(connection: Connection, job: str) -> None:
+    """Somebody deletes the shard log and creates it again."""
+    admin, name = AdminClient(connection.admin()), topics.SHARD_LOG.name(job)
+    admin.delete_topics([name])[name].result(WITHIN_S)
+    eventually(lambda: name not in admin.list_topics(timeout=10).topics, "deleted")
+    topics_admin.create(connection, job, resume=True)
+
+
+def test_a_recreated_log_is_refused_until_an_operator_accepts_it(
+    connection: Connection, job: str, tmp_path: Path
+) -> None:
+    topics_admin.create(connection, job)
+    with asker(connection, job) as worker, LedgerThread(connection, job, tmp_path / "l", identity_every_s=0.2) as led:
+        worker.join()
+        worker.train(3)
+        recreate(connection, job)
+        led.join()  # it notices by itself, also while nobody asks for anything
+        assert isinstance(led.error, ForeignState | LogTruncated | UnknownJob)
+        led.error = None
+    with pytest.raises(ForeignState, match="topic_id"):
+        Ledger(connection, job, tmp_path / "l").run()
+    fact = Ledger(connection, job, tmp_path / "l").recover("created again by mistake")
+    assert fact.first_lost == 0
+    with asker(connection, job, "w0.1") as worker, LedgerThread(connection, job, tmp_path / "l"):
+        reply = worker.join()
+        assert reply.grant is not None
+        assert reply.grant.restore_file == "init"
+        worker.train(1)
+    report = audit_of(connection, job)
+    assert report["accepted_losses"][0]["first_lost"] == 0
+    assert report["run_id"] != fact.run_id
+
+
+class Process:
+    """A ledger process."""
+
+    def __init__(self, job: str, place: Place, *extra: str, limit_bytes: int = 0) -> None:
+        def limit() -> None:
+            if limit_bytes:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+
+        self.popen = subprocess.Popen(
+            service_command("ledger", job, place, extra),
+            env=dict(os.environ) | environment_of(place.connection, place),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=limit,
+        )
+
+    def end(self) -> str:
+        self.popen.kill()
+        return self.popen.communicate(timeout=WITHIN_S)[0]
+
+
+def offices(connection: Connection, job: str) -> list[str]:
+    """Owners in the order in which they took office."""
+    return [f"{o}" for o in _leaders(connection, job)]
+
+
+def _leaders(connection: Connection, job: str) -> list[str]:
+    from antdt_streams.reader import TopicReader
+
+    with TopicReader(connection, job, topics.SHARD_LOG) as reader:
+        bodies = [codec.decode(raw.value, records.Entry).body for raw in reader.to_end()]
+    return [body.owner.rpartition(":")[2] for body in bodies if isinstance(body, records.Leader)]
+
+
+def test_a_standby_takes_over_and_a_zombie_stands_by(connection: Connection, job: str, tmp_path: Path) -> None:
+    topics_admin.create(connection, job)
+    place = Place(connection, True, tmp_path, None)
+    processes = [Process(job, place)]
+    try:
+        with asker(connection, job) as worker:
+            worker.join()
+            processes += [Process(job, place, "--standby", "--instance", name) for name in ("b", "c")]
+            worker.train(2)
+            pids = [str(p.popen.pid) for p in processes]
+            assert offices(connection, job) == pids[:1], "a standby took office beside a living leader"
+            processes[0].popen.send_signal(signal.SIGSTOP)  # to its standbys, that looks like death
+            eventually(lambda: offices(connection, job)[-1] in pids[1:], "a standby takes office")
+            worker.train(3)
+            processes[0].popen.send_signal(signal.SIGCONT)
+            worker.train(3)
+            leader = offices(connection, job)[-1]
+            assert leader in pids[1:], "a zombie took its office back"
+            processes[pids.index(leader)].popen.kill()
+            eventually(lambda: offices(connection, job)[-1] != leader, "the next one takes office")
+            worker.train(2)
+    finally:
+        said = [process.end() for process in processes]
+    report = audit_of(connection, job)
+    assert report["steps"] == 10, said
+    assert not report["broken_at"]
+    assert "Standing by" in said[0], said[0]
+
+
+def test_a_full_disk_ends_the_ledger_and_costs_nothing(connection: Connection, job: str, tmp_path: Path) -> None:
+    topics_admin.create(connection, job)
+    place = Place(connection, True, tmp_path, None)
+    full = Process(job, place, limit_bytes=24 << 10)
+    with asker(connection, job) as worker:
+        worker.join()
+        ended: list[int] = []
+
+        def train_until_it_ends() -> bool:
+            code = full.popen.poll()
+            if code is not None:
+                ended.append(code)
+                return True
+            worker.producer.produce(topics.REQUESTS.name(job), b"\xc3\x01 no request", "w0", 0)
+            worker.producer.poll(0)
+            return False
+
+        eventually(train_until_it_ends, "the disk is full")
+        said = full.end()
+        assert ended == [ExitCode.RESTART_HERE], said
+        assert str(tmp_path) in said
+        assert "bytes free" in said
+        with LedgerThread(connection, job, place.service_folder(job, "ledger")):
+            worker.train(2)
+    assert audit_of(connection, job)["steps"] == 2
+    whole = replayed(connection, job)
+    topic_id = topics_admin.topic_ids(connection, job)[topics.SHARD_LOG.suffix]
+    assert digest_of(stored(place.service_folder(job, "ledger"), job, topic_id)) == digest_of(whole)
