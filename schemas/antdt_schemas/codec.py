@@ -126,8 +126,8 @@ def decode(data: bytes | None, expected: type[R]) -> R:
     if found[0] != name:
         raise Undecodable(f"Expected a {name}, found a {found[0]}.")
     writer, reader = found[1], known.current[name]
-    # Over bytes in memory no length in the data can claim more than there is: a read of 2^62 bytes returns the rest, and
-    # arrays grow item by item, each of which takes at least a byte.
+    # Over bytes in memory no length in the data can claim more than there is: a read of 2^62 bytes returns the rest,
+    # and arrays grow item by item, each of which takes at least a byte.
     body = io.BytesIO(data)
     body.seek(HEADER_SIZE)
     try:

@@ -47,6 +47,8 @@ def show_audit(report: dict[str, Any]) -> None:
     for name in ("missing", "repeated", "quarantined"):
         for epoch, start, end in report.get(name, [])[:20]:
             click.echo(f"  {name}: epoch {epoch}, positions {start} to {end - 1}")
+    for loss in report.get("accepted_losses", []):
+        click.echo(f"  accepted by {loss['author']}: entries up to {loss['next_offset']} are lost: {loss['reason']}")
     for name in ("entries", "void_entries", "steps", "refused_reports", "head_hash", "digest", "file"):
         if report.get(name) is not None:
             click.echo(f"  {name.replace('_', ' '):<16} {report[name]}")
@@ -74,6 +76,12 @@ def status(job: str, as_json: bool, place: Place) -> None:
     click.echo(
         f"  ledger: {found['leader'] or 'none yet'}, {found['entries']} entries, digest {found['digest'] or '-'}"
     )
+    steps = ", ".join(str(c["step"]) for c in found["checkpoints"])
+    click.echo(f"  checkpoints at steps {steps or 'none'} (go back to one by `antdt rollback {job} --step STEP`)")
+    if found["quarantined"]:
+        click.echo(f"  {found['quarantined']:,} samples in quarantine (try them again by `antdt readmit {job}`)")
+    if found["accepted_losses"]:
+        click.echo(f"  {found['accepted_losses']} losses of log entries were accepted: see `antdt audit {job}`")
     for decision in found["decisions"][-5:]:
         click.echo(f"  plan {decision['plan']}: {decision['reason']}")
 
@@ -100,6 +108,8 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
         "members": [state.incarnations[m].worker for m in state.members] if state else [],
         "plan": state.plan if state else 0,
         "file": state.done if state else None,
+        "checkpoints": [{"step": c.step, "file": c.file} for c in state.checkpoints] if state else [],
+        "accepted_losses": len(state.accepted) if state else 0,
         "leader": office.owner if office else None,
         "entries": fold.position.next_offset,
         "void_entries": fold.void_entries,
