@@ -1,8 +1,8 @@
 """The processes of `bench.ledger`: a real ledger, and workers that lease and commit without a model.
 
-A member is the real Client with its real Session; in place of a training step stands an exchange through pipes, which
-brings what each member took to all of them, as the reduction does. `ask` is a client of single requests: it has no
-thread and no prefetch, so that what it measures is one request.
+A member is the real Client with its real Session; in place of training stands an exchange through pipes, which brings
+what each member took to all of them, as the reduction does, for a few steps at once. `Asker` is a client of single
+requests: it has no thread and no prefetch, so that what it measures is one request.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ RANGES_A_TAKE_MAX = 8
 # Steps that the model may be ahead of what is known to be committed. A training run has no such bound and needs none:
 # its steps take time. Here they take none, and without a bound the queue of what is to be reported would only grow.
 STEPS_AHEAD_MAX = 256
+STEPS_AN_EXCHANGE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +123,15 @@ class Member:
             session.batch_size = batch
             session.begin((), self.lineage)
 
-    def take(self) -> array[int]:
-        """The samples of the next step; waits for them where a training loop would compute meanwhile."""
+    def take(self) -> list[array[int]]:
+        """The samples of the next few steps; waits for the first of them where training would go on meanwhile."""
         self.client.wait(lambda: self.session.untaken > 0, WAIT_S)
-        with self.client.changed:
-            taken = self.session.take(self.batch, RANGES_A_TAKE_MAX)
-        return array("q", [x for piece in taken for x in piece])
+        out = []
+        for _ in range(STEPS_AN_EXCHANGE):
+            with self.client.changed:
+                taken = self.session.take(self.batch, RANGES_A_TAKE_MAX)
+            out.append(array("q", [x for piece in taken for x in piece]))
+        return out
 
     def applied(self, ranges: array[int]) -> None:
         """A step with these ranges is in everybody's model."""
@@ -149,11 +153,12 @@ def follow(
     end_with_parent()
     member = Member(connection, job, rank, members, batch, shard_size)
     while True:
-        leader.send_bytes(member.take().tobytes())
-        everything = leader.recv_bytes()
-        if not everything:
+        leader.send(member.take())
+        steps = leader.recv()
+        if steps is None:
             break
-        member.applied(array("q", everything))
+        for ranges in steps:
+            member.applied(ranges)
     member.client.stop(leave=False)
 
 
@@ -174,25 +179,26 @@ def lead(
     began_at, began_step, began_cpu_s = 0.0, 0, 0.0
     switch_at = monotonic() + seconds[0]
     while True:
-        ranges = member.take()
-        for other in others:
-            ranges.frombytes(other.recv_bytes())
+        taken = [member.take(), *map(receive, others)]
         if monotonic() > switch_at:
             if began_at:
                 break
             began_at, began_step, began_cpu_s = perf_counter(), session.committed, process_time()
             switch_at = monotonic() + seconds[1]
+        steps = [sum(parts, array("q")) for parts in zip(*taken, strict=True)]
+        steps = [ranges for ranges in steps if ranges]
         for other in others:
-            other.send_bytes(ranges.tobytes())
-        sizes.append(sizes[-1] + sum(ranges[4::5]))
-        member.applied(ranges)
+            other.send(steps)
+        for ranges in steps:
+            sizes.append(sizes[-1] + sum(ranges[4::5]))
+            member.applied(ranges)
         if member.step - session.committed > STEPS_AHEAD_MAX:
             member.client.wait(lambda: member.step - session.committed <= STEPS_AHEAD_MAX, WAIT_S)
     committed = session.committed
     samples = sizes[committed] - sizes[began_step]
     served = Served(samples, committed - began_step, perf_counter() - began_at, process_time() - began_cpu_s)
     for other in others:
-        other.send_bytes(b"")
+        other.send(None)
     member.client.stop(leave=False)
     result.send(served)
 
@@ -265,7 +271,7 @@ class Asker:
 
 
 def one_at_a_time(connection: Connection, job: str, shard_size: int, seconds: float) -> tuple[list[float], list[float]]:
-    """Milliseconds of each lease and each commit of one shard, one request in flight, after half a second unmeasured."""
+    """Milliseconds of each lease and each commit of one shard, one request in flight, the first half second apart."""
     asker = Asker(connection, job, 0, 1, shard_size)
     leases_ms, commits_ms = list[float](), list[float]()
     begin, step = monotonic() + 0.5, 0

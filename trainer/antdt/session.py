@@ -43,6 +43,7 @@ class SessionOptions:
     prefetch_s: float = 0.5
     prefetch_steps: int = 3
     prefetch_samples_max: int = 1 << 20
+    rate_every_s: float = 0.25
 
 
 @dataclass(slots=True)
@@ -120,7 +121,8 @@ class Session:
         self.held: deque[Held] = deque()
         self.untaken = 0
         self.checkpoint: records.Checkpoint | None = None
-        self.batch_size, self.rate = 1, 0.0
+        self.batch_size, self.rate = 1, 0.0  # rate: samples taken per second, lately
+        self._taken, self._taken_since_s = 0, -1.0
         self._by_lease: dict[int, Held] = {}
         self._claim, self._pending = _Claim(), _Pending()
         self._number = 0
@@ -133,6 +135,7 @@ class Session:
     def take(self, samples: int, ranges_max: int) -> list[tuple[int, int, int, int, int]]:
         """Take at most `samples` from the front: (lease, token, epoch, start, length), at most `ranges_max` of them."""
         out: list[tuple[int, int, int, int, int]] = []
+        before = self.untaken
         while samples > 0 and self.held and len(out) < ranges_max:
             first = self.held[0]
             length = min(samples, first.end - first.next)
@@ -142,6 +145,7 @@ class Session:
             self.untaken -= length
             if first.next == first.end:
                 self.held.popleft()
+        self._taken += before - self.untaken
         return out
 
     def begin(self, pending: Sequence[Composition], lineage: bytes) -> None:
@@ -196,8 +200,12 @@ class Session:
         if reply.generation == self.generation and self.phase is Phase.MEMBER and reply.number in self._asked:
             # Also an answer to an older question: a ledger that is slower than our patience must not starve us.
             self._asked = {n for n in self._asked if n >= reply.number}
+            before = self.untaken
             self._merge(reply.leases)
-            self._waiting, self._answered = reply.status is Status.WAIT, True
+            # Where nothing came, asking again at once would only be noise.
+            self._waiting, self._answered = reply.status is Status.WAIT or self.untaken == before, True
+            if reply.number == self._lease.number:
+                self._lease.number = -1
 
     def _acknowledge(self, reply: records.Reply) -> None:
         if reply.generation >= self.generation:
@@ -276,16 +284,26 @@ class Session:
             out.append(self._request(records.Heartbeat(self.generation, self.committed), self._beat, now_s))
         return out
 
+    def _tick_rate(self, now_s: float) -> None:
+        """How fast samples are taken: a loop of short steps must hold more than a few of them."""
+        since = now_s - self._taken_since_s
+        if since >= self.options.rate_every_s:
+            measured = self._taken / since
+            self.rate = (self.rate + measured) / 2 if self.rate else measured
+            self._taken, self._taken_since_s = 0, now_s
+
     def _tick_member(self, now_s: float, out: list[records.Request]) -> None:
+        self._tick_rate(now_s)
         if self.rank == 0:
             self._tick_commit(now_s, out)
             file = self.checkpoint
             if file is not None and file.step <= self.committed and now_s - self._file.at_s >= self.options.retry_s:
                 out.append(self._request(file, self._file, now_s))
         target = self._target()
-        pause = self.options.wait_retry_s if self._waiting else self.options.retry_s
-        answered = self._lease.number < 0
-        if self.untaken * 2 <= target and not self.finished and (answered or now_s - self._lease.at_s >= pause):
+        pause = self.options.retry_s
+        if self._lease.number < 0:  # the last question was answered
+            pause = self.options.wait_retry_s if self._waiting else 0.0
+        if self.untaken * 2 <= target and not self.finished and now_s - self._lease.at_s >= pause:
             taken = sum(h.next - h.front for h in self._by_lease.values())
             out.append(self._request(records.Lease(self.generation, taken + target), self._lease, now_s))
             self._asked.add(self._lease.number)
