@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+SEEDS ?= 20
 
-.PHONY: install demo test lint unit clean
+.PHONY: install demo chaos test lint unit clean
 install: $(VENV)/.installed
 
 # uv installs in half a minute what takes pip several; pip stands in where uv cannot be had. Bytecode is compiled
@@ -21,6 +22,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/antdt demo $(ARGS)
+
+chaos: install
+	$(BIN)/antdt chaos --seeds $(SEEDS) $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

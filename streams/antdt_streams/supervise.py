@@ -14,21 +14,24 @@ from antdt_schemas.errors import ExitCode, Unavailable
 
 from antdt_streams.broker.child import spawn
 
-POLL_S = 0.05
+POLL_S = 0.02
+DOUBLINGS_MAX = 30
 
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """At most `restarts_max` within `window_s`; the pause before one doubles up to `pause_max_s`.
+    """At most `restarts_max` within `window_s`. The pause before one doubles up to `pause_max_s` while a service does not
+    live for `steady_s`; one that did, and was killed, is back at once.
 
     A service that says "start me here again" (75: the broker is away, the disk is full) is not at fault: it is started
-    again and again for `away_max_s`, and the first pauses are short for one that was killed.
+    again and again for `away_max_s`.
     """
 
     restarts_max: int = 20
     window_s: float = 60.0
     pause_s: float = 0.05
     pause_max_s: float = 5.0
+    steady_s: float = 2.0
     away_max_s: float = 3600.0
 
 
@@ -44,6 +47,7 @@ class Child:
     started_at: float = 0.0
     due_at: float = 0.0
     restarts: int = 0
+    short_lives: int = 0
     away_since: float | None = None
 
 
@@ -89,7 +93,9 @@ class Supervisor:
                 child.starts.popleft()
             if self._has_ended_for_good(child, code, now):
                 raise Unavailable(f"The {child.name} ended with status {code}: {last_words(child.log)}")
-            pause = min(self.policy.pause_max_s, self.policy.pause_s * 2 ** max(0, len(child.starts) - 1))
+            steady = now - child.started_at >= self.policy.steady_s
+            child.short_lives = 0 if steady else min(child.short_lives + 1, DOUBLINGS_MAX)
+            pause = min(self.policy.pause_max_s, self.policy.pause_s * 2**child.short_lives)
             child.process, child.due_at = None, now + pause
 
     def _has_ended_for_good(self, child: Child, code: int, now: float) -> bool:

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -37,13 +37,16 @@ POLL_S = 0.1
 
 @dataclass(frozen=True)
 class BrokerOptions:
-    """Bounds and extras. `properties` go into server.properties and win; `environ` is where JAVA_HOME is looked up."""
+    """Bounds and extras. `properties` go into server.properties and win; `environ` is where JAVA_HOME is looked up;
+    `prefix` is a command that starts the broker, say `nice`.
+    """
 
     start_timeout_s: float = 60.0
     stop_timeout_s: float = 10.0
     heap_mb: int = 384
     properties: Mapping[str, str] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    prefix: Sequence[str] = ()
 
 
 class EmbeddedBroker:
@@ -187,7 +190,7 @@ class EmbeddedBroker:
         with self._log_file() as out:
             out.write(f"--- Apache Kafka {KAFKA_VERSION} starts on {self.bootstrap} with {java[0]}\n".encode())
             out.flush()
-            command = [*java, "kafka.Kafka", str(self.folder / "server.properties")]
+            command = [*self.options.prefix, *java, "kafka.Kafka", str(self.folder / "server.properties")]
             self._process = spawn(
                 command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=self.folder, pass_fds=(lock,)
             )

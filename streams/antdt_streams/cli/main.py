@@ -14,6 +14,7 @@ from antdt_streams.cli.common import Group
 # client, and no command waits for what only another one imports.
 COMMANDS = {
     "demo": "antdt_streams.cli.demo",
+    "chaos": "antdt_streams.cli.chaos",
     "up": "antdt_streams.cli.services",
     "status": "antdt_streams.cli.job",
     "audit": "antdt_streams.cli.job",

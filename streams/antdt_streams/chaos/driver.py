@@ -1,0 +1,185 @@
+"""Carries a schedule out upon a world: each fault at its time, undone at its time, everything noted.
+
+A fault whose victim is not there (it is being restarted) waits for it; one that comes after the end of the run is
+noted as not carried out. After the last one the run must end by itself within a bound.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+
+from antdt_schemas.errors import AntdtError
+
+from antdt_streams.chaos.schedule import STOPS, Fault, Kind
+from antdt_streams.chaos.world import World, send
+from antdt_streams.supervise import last_words
+
+LOOK_S = 0.02
+LAUNCH_AFTER_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Seconds: until the first step is committed, for the run to end after the last fault, to wait for a victim."""
+
+    begin_s: float = 60.0
+    end_s: float = 90.0
+    victim_s: float = 10.0
+
+
+@dataclass(slots=True)
+class Carried:
+    """What became of a schedule. `failure` is empty if the run ended by itself."""
+
+    done: list[tuple[float, Fault]] = field(default_factory=list)
+    missed: list[Fault] = field(default_factory=list)
+    failure: str = ""
+    wall_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Later:
+    at_s: float
+    act: Callable[[], object]
+
+
+class Driver:
+    """One run of one schedule."""
+
+    def __init__(
+        self,
+        world: World,
+        faults: Sequence[Fault],
+        stopping: threading.Event | None = None,
+        bounds: Bounds | None = None,
+    ) -> None:
+        self.world, self.bounds = world, bounds or Bounds()
+        self.stopping = stopping or threading.Event()
+        self.left = sorted(faults, key=lambda f: f.at_s)
+        self.carried = Carried()
+        self._undo: list[_Later] = []
+        self._began = 0.0
+
+    def run(self) -> Carried:
+        """From the first committed step to the end of the workers. Raises KeyboardInterrupt when told to stop."""
+        started = monotonic()
+        try:
+            self._await_first_step()
+            self._began = monotonic()
+            self._follow()
+        except AntdtError as error:
+            self.carried.failure = str(error)
+        finally:
+            for later in self._undo:
+                later.act()
+            self.world.wait_for_broker()
+            self.carried.missed += self.left
+            self.carried.wall_s = monotonic() - started
+        return self.carried
+
+    def _await_first_step(self) -> None:
+        until = monotonic() + self.bounds.begin_s
+        progress = self.world.progress
+        while progress is None or not progress.commits:
+            if self._pause() or monotonic() > until:
+                words = last_words(self.world.logs / "launcher.log")
+                raise AntdtError(f"No step was committed within {self.bounds.begin_s:g} s: {words}")
+
+    def _follow(self) -> None:
+        bound = self._began + (self.left[-1].at_s if self.left else 0.0) + self.bounds.end_s
+        while not self._pause():
+            now = monotonic()
+            for later in [one for one in self._undo if now >= one.at_s]:
+                self._undo.remove(later)
+                later.act()
+                bound = max(bound, now + self.bounds.end_s)
+            while self.left and now - self._began >= self.left[0].at_s:
+                if not self._strike(self.left[0]):
+                    if now - self._began < self.left[0].at_s + self.bounds.victim_s:
+                        break
+                    self.carried.missed.append(self.left.pop(0))
+                    continue
+                self.carried.done.append((now - self._began, self.left.pop(0)))
+                bound = max(bound, now + self.bounds.end_s)
+            if now > bound:
+                progress = self.world.progress
+                step = progress.step if progress is not None else 0
+                raise AntdtError(f"The run did not end within {self.bounds.end_s:g} s of the last fault: step {step}.")
+
+    def _pause(self) -> bool:
+        """Look after the processes, wait a little. True once the workers have ended well."""
+        ended = self.world.look()
+        if not ended and self.stopping.wait(LOOK_S):
+            raise KeyboardInterrupt
+        return ended
+
+    def _later(self, after_s: float, act: Callable[[], object]) -> None:
+        self._undo.append(_Later(monotonic() + after_s, act))
+
+    # -- the faults
+
+    def _strike(self, fault: Fault) -> bool:
+        """Carry one out; False while its victim is not there."""
+        kind, world = fault.kind, self.world
+        if kind is Kind.KILL_EVERYBODY:
+            return self._kill_everybody()
+        if kind in (Kind.BROKER_KILL, Kind.BROKER_STOP):
+            return self._take_broker(fault)
+        if kind is Kind.CLOCK_BROKER:
+            return world.broker_ready and world.clocks[fault.targets[0]].set(fault.shift_s)
+        if kind is Kind.CLOCK_SERVICE:
+            return world.service_pid(fault.targets[0]) is not None and world.clocks[fault.targets[0]].set(fault.shift_s)
+        if kind is Kind.WIPE_SERVICE:
+            return self._wipe(fault.targets[0])
+        find = world.worker_pid if fault.targets[0].startswith("w") else world.service_pid
+        pids = [pid for pid in map(find, fault.targets) if pid is not None]
+        if len(pids) < len(fault.targets):
+            return False
+        number = signal.SIGKILL
+        if kind in (Kind.TERM_WORKER, Kind.TERM_SERVICE):
+            number = signal.SIGTERM
+        elif kind in STOPS:
+            number = signal.SIGSTOP
+        struck = [send(pid, number) for pid in pids]
+        if kind in STOPS:
+            self._later(fault.for_s, lambda: [send(pid, signal.SIGCONT) for pid in pids])
+        return all(struck)
+
+    def _kill_everybody(self) -> bool:
+        world = self.world
+        workers = world.worker_pids()
+        if world.launcher is None or world.launcher.poll() is not None or not workers:
+            return False
+        services = [p for p in map(world.service_pid, world.supervisor.children) if p is not None]
+        launcher, world.launcher = world.launcher, None
+        for pid in (launcher.pid, *workers, *services):
+            send(pid, signal.SIGKILL)
+        launcher.wait(10)
+        self._later(LAUNCH_AFTER_S, world.launch)
+        return True
+
+    def _take_broker(self, fault: Fault) -> bool:
+        world = self.world
+        if not world.broker_ready:
+            return False
+        if fault.kind is Kind.BROKER_KILL:
+            world.broker.kill()
+        else:
+            world.broker.stop()
+        self._later(fault.for_s, world.start_broker)
+        return True
+
+    def _wipe(self, name: str) -> bool:
+        """Kill a service and remove its state before it is started again."""
+        pid, child = self.world.service_pid(name), self.world.supervisor.children[name]
+        if pid is None or child.process is None or child.process.pid != pid:
+            return False
+        child.process.kill()
+        child.process.wait(10)
+        shutil.rmtree(self.world.place.service_folder(self.world.job, name), ignore_errors=True)
+        return True

@@ -1,0 +1,220 @@
+"""What must hold after any schedule. Each check returns what it found wrong, in sentences; nothing found is a pass.
+
+1. The audit of the log: every sample of every epoch exactly once, and the run is at its end.
+2. What the ledger believed (its cache) equals a replay of the log from zero, by digest.
+3. Monitor and Controller wrote what an undisturbed one in memory writes for the same input: nothing lost, nothing
+   else, and no decision twice for one cause but as the same bytes, which readers drop.
+4. What the workers wrote down themselves, from the data, is what the log says of each step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from antdt_schemas import codec, records
+from antdt_schemas.connection import Connection
+from antdt_schemas.order import FEISTEL, Permutation
+from antdt_schemas.topics import DECISIONS, MEASUREMENTS, SHARD_LOG, Topic
+
+from antdt_streams import topics_admin
+from antdt_streams.audit import audit
+from antdt_streams.controller.service import service as controller
+from antdt_streams.ledger.cache import Cache, Identity
+from antdt_streams.ledger.core import rows
+from antdt_streams.ledger.core.fold import Fold, Verdict
+from antdt_streams.monitor.service import service as monitor
+from antdt_streams.reader import TopicReader
+from antdt_streams.runtime.memory import MemoryDriver, without_repeats
+from antdt_streams.runtime.service import Raw, Service
+
+Entries = list[tuple[int, bytes]]
+
+
+def entries_of(connection: Connection, job: str) -> Entries:
+    """The whole log."""
+    with TopicReader(connection, job, SHARD_LOG) as reader:
+        return [(raw.offset, raw.value) for raw in reader.to_end()]
+
+
+def judge_log(entries: Entries) -> tuple[dict[str, Any], list[str]]:
+    """The audit's report, and what is wrong with it."""
+    report, wrong = audit(entries), []
+    if not report["exactly_once"]:
+        wrong.append(report["verdict"])
+    elif not report["file"]:
+        wrong.append("The log has no end: no final checkpoint.")
+    return report, wrong
+
+
+def judge_cache(connection: Connection, job: str, folder: Path, entries: Entries) -> list[str]:
+    """Whether a stopped ledger's folder holds the state that a replay from zero has at the same position."""
+    topic_id = topics_admin.topic_ids(connection, job)[SHARD_LOG.suffix]
+    cache = Cache(folder, Identity(job, topic_id))
+    try:
+        stored = cache.load()
+    finally:
+        cache.close()
+    if stored.state is None:
+        return []  # it was wiped, or was never in office
+    fold = Fold()
+    for offset, payload in entries[: stored.position.next_offset]:
+        fold.read(offset, payload)
+    assert fold.state is not None
+    replayed, kept = rows.digest(fold.state).hex(), rows.digest(stored.state).hex()
+    if replayed == kept and fold.position.hash == stored.position.hash:
+        return []
+    return [f"The state in {folder} at offset {stored.position.next_offset} is {kept}, a replay has {replayed}."]
+
+
+# -- Monitor and Controller
+
+
+@dataclass(slots=True)
+class Outputs:
+    """What a service wrote, against what it has to write for its input."""
+
+    expected: list[Any]
+    found: list[Any]
+    wrong: list[str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has caught up."""
+        return len(self.found) >= len(self.expected)
+
+
+def outputs_of(connection: Connection, job: str, service: Service, topic: Topic) -> Outputs:
+    """Compare what lies in an output topic with an undisturbed service over the same input."""
+    driver = MemoryDriver(service, job)
+    driver.topics.logs[service.input.name(job)] = [Raw(r.value, r.time_ms) for r in _read(connection, job, service)]
+    driver.run()
+    with TopicReader(connection, job, topic) as reader:
+        written: list[Any] = [codec.decode(raw.value, topic.record) for raw in reader.to_end()]
+    expected, found = driver.outputs(topic), without_repeats(written)
+    by_cause: dict[Any, bytes] = {}  # as bytes: a figure that is not known yet is NaN, which equals nothing
+    twice = [r.cause for r in written if by_cause.setdefault(r.cause, codec.encode(r)) != codec.encode(r)]
+    wrong = [f"The {service.name} wrote two different records for {cause}." for cause in twice]
+    for number, (a, b) in enumerate(zip(expected, found, strict=False)):
+        if codec.encode(a) != codec.encode(b):
+            wrong.append(f"Output {number} of the {service.name} differs from an undisturbed one's: {b}, not {a}.")
+            break
+    if len(found) > len(expected):
+        wrong.append(f"The {service.name} wrote {len(found)} outputs, an undisturbed one {len(expected)}.")
+    return Outputs(expected, found, wrong)
+
+
+def _read(connection: Connection, job: str, service: Service) -> Iterator[Any]:
+    with TopicReader(connection, job, service.input) as reader:
+        yield from reader.to_end()
+
+
+def judged_services() -> list[tuple[Service, Topic]]:
+    """Each service of the runtime with its output."""
+    return [(monitor(), MEASUREMENTS), (controller(), DECISIONS)]
+
+
+# -- what the workers wrote down
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One batch that a worker was about to use in a step; `lineage` once the step was in its model."""
+
+    samples: list[int]
+    lineage: str | None = None
+
+
+@dataclass(slots=True)
+class History:
+    """The steps of a log that count in the end: by step, its lineage and the samples of each worker."""
+
+    spec: records.JobSpec
+    steps: dict[int, tuple[str, dict[str, list[int]]]] = field(default_factory=dict)
+    workers: dict[str, str] = field(default_factory=dict)
+    leases: dict[int, str] = field(default_factory=dict)
+    orders: dict[int, Permutation] = field(default_factory=dict)
+
+    def enter(self, event: records.Event) -> None:
+        """Book one event that counts."""
+        if isinstance(event, records.Joined):
+            self.workers[event.incarnation] = event.worker
+        elif isinstance(event, records.Leased):
+            for number in range(event.lease, event.lease + event.shards):
+                self.leases[number] = self.workers[event.incarnation]
+        elif isinstance(event, records.Committed):
+            self._commit(event)
+        elif isinstance(event, records.RolledBack):
+            self.steps = {s: c for s, c in self.steps.items() if s <= event.step}
+
+    def _commit(self, event: records.Committed) -> None:
+        taken: dict[str, list[int]] = {}
+        r = event.ranges
+        for i in range(0, len(r), 4):
+            samples = [self.sample(r[i + 1], r[i + 2] + k) for k in range(r[i + 3])]
+            taken.setdefault(self.leases[r[i]], []).extend(samples)
+        self.steps[event.step] = event.lineage.hex(), taken
+
+    def sample(self, epoch: int, position: int) -> int:
+        """The sample at a position of an epoch."""
+        if self.spec.order != FEISTEL:
+            return position
+        if epoch not in self.orders:
+            self.orders[epoch] = Permutation.of(self.spec.seed, epoch, self.spec.samples)
+        return self.orders[epoch](position)
+
+
+def history_of(entries: Entries) -> History:
+    """What a log says in the end."""
+    fold, history = Fold(), None
+    for offset, payload in entries:
+        verdict = fold.read(offset, payload)
+        if verdict is Verdict.GENESIS and fold.genesis is not None:
+            history = History(fold.genesis.spec)
+        elif verdict is Verdict.COUNTED and history is not None:
+            body = codec.decode(payload, records.Entry).body
+            assert isinstance(body, records.Cycle)
+            for event in body.events:
+                history.enter(event)
+    assert history is not None, "a log without Genesis"
+    return history
+
+
+def attempts_of(lines: Iterable[str]) -> dict[int, list[Attempt]]:
+    """A worker's record by step, in the order of time."""
+    out: dict[int, list[Attempt]] = {}
+    for line in lines:
+        found = json.loads(line)
+        if "samples" in found:
+            out.setdefault(found["step"], []).append(Attempt(found["samples"]))
+        else:
+            out[found["step"]][-1].lineage = found["lineage"]
+    return out
+
+
+def judge_records(entries: Entries, folder: Path) -> list[str]:
+    """Whether the workers' own records agree with the log, step by step, and come to each sample once an epoch.
+
+    A worker that died inside a step that the others finished has no lineage of it; its samples must be there.
+    """
+    history, wrong = history_of(entries), list[str]()
+    attempts = {
+        file.stem: attempts_of(file.read_text(encoding="utf-8").splitlines()) for file in folder.glob("*.jsonl")
+    }
+    trained: Counter[int] = Counter()
+    for step, (lineage, taken) in history.steps.items():
+        for worker, samples in taken.items():
+            own = attempts.get(worker, {}).get(step, [])
+            if any(a.samples == samples and a.lineage in (None, lineage) for a in own):
+                trained.update(samples)
+            else:
+                wrong.append(f"Step {step}: the log says that {worker} used {samples}; it wrote down {own}.")
+    epochs = history.spec.epochs
+    odd = [i for i in range(history.spec.samples) if trained[i] != epochs]
+    if odd:
+        wrong.append(f"By the workers' records {len(odd)} samples were not used {epochs} times: {odd[:10]} …")
+    return wrong[:10]

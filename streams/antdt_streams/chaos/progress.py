@@ -1,0 +1,71 @@
+"""What the shard log shows while it is written: committed steps with the time they were seen, and who leads."""
+
+from __future__ import annotations
+
+import threading
+from time import monotonic
+
+from antdt_schemas import codec, records
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import AntdtError
+from antdt_schemas.topics import SHARD_LOG
+
+from antdt_streams.reader import TopicReader
+
+POLL_S = 0.02
+
+
+class Progress(threading.Thread):
+    """Follows the log of a job from its start. A broker that is away is waited for; `stop` ends it."""
+
+    def __init__(self, connection: Connection, job: str) -> None:
+        super().__init__(name=f"progress-{job}", daemon=True)
+        self._reader = TopicReader(connection, job, SHARD_LOG)
+        self._halt = threading.Event()
+        self._changed = threading.Condition()
+        self.step = self.commits = self.rollbacks = 0
+        self.committed_at_s = 0.0
+        self.leader = ""
+        self.failure: AntdtError | None = None
+
+    def run(self) -> None:
+        """Read until told to stop."""
+        self._reader.follow(1 << 40)
+        try:
+            while not self._halt.is_set():
+                for raw in self._reader.poll(POLL_S):
+                    self._take(codec.decode(raw.value, records.Entry).body, monotonic())
+        except AntdtError as error:
+            self.failure = error
+        finally:
+            self._reader.__exit__()
+
+    def _take(self, body: records.EntryBody, now_s: float) -> None:
+        with self._changed:
+            if isinstance(body, records.Leader):
+                self.leader = body.owner
+            elif isinstance(body, records.Cycle):
+                for event in body.events:
+                    if isinstance(event, records.Committed):
+                        self.step, self.committed_at_s = event.step, now_s
+                        self.commits += 1
+                    elif isinstance(event, records.RolledBack):
+                        self.step = event.step
+                        self.rollbacks += 1
+            self._changed.notify_all()
+
+    def wait_for_commits(self, count: int, timeout_s: float) -> bool:
+        """Wait until `count` steps have been committed in all, rolled back ones included."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.commits >= count, timeout_s)
+
+    @property
+    def leader_pid(self) -> int | None:
+        """Process id of the leader, where it runs on this machine."""
+        pid = self.leader.rpartition(":")[2]
+        return int(pid) if pid.isdigit() else None
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._halt.set()
+        self.join(5)

@@ -1,0 +1,93 @@
+"""antdt chaos."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from antdt_schemas.errors import UsageError
+
+from antdt_streams.cli.common import note
+from antdt_streams.cli.services import stop_on_signals
+
+
+@click.command()
+@click.option("--seeds", type=int, default=5, show_default=True, help="How many schedules.")
+@click.option("--first-seed", type=int, default=0, show_default=True, help="The first of them.")
+@click.option("--workers", type=int, default=4, show_default=True, help="Worker processes.")
+@click.option("--profile", type=click.Choice(["short", "long"]), default="short", show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything to this file.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder for broker, state and logs; kept.")
+def chaos(
+    seeds: int, first_seed: int, workers: int, profile: str, json_file: Path | None, data_dir: Path | None
+) -> None:
+    """Break a real run on purpose, by seeded schedules, and prove that nothing was lost or repeated.
+
+    Each seed trains a small model with a broker, services and workers of its own while processes are killed, stopped
+    and told to end, the broker goes away and clocks jump; then the log and the workers' own records are audited. Exit
+    status 0 if every seed holds. The logs of a seed that does not are kept, and one command repeats it.
+    """
+    from antdt_streams.chaos.run import PROFILES, Chaos, Verdict, available, counts
+    from antdt_streams.chaos.schedule import schedule
+
+    if seeds < 1:
+        raise UsageError(f"--seeds {seeds}: run at least one.")
+    chosen = PROFILES[profile]
+    chosen = replace(
+        chosen,
+        schedule=replace(chosen.schedule, workers=workers),
+        training=replace(chosen.training, workers=workers),
+    )
+    chosen, missing = available(chosen)
+    for line in missing:
+        note(line)
+    stopping = stop_on_signals()
+    folder = data_dir or Path(tempfile.mkdtemp(prefix="antdt-chaos-"))
+    verdicts: list[Verdict] = []
+    running = Chaos(folder, chosen, stopping)
+    for seed in range(first_seed, first_seed + seeds):
+        note(f"seed {seed}: " + "; ".join(map(str, schedule(seed, chosen.schedule))))
+        verdict = running.run(seed)
+        verdicts.append(verdict)
+        _tell(verdict, workers, profile)
+    found = counts(verdicts, chosen.schedule.kinds)
+    passed = sum(v.passed for v in verdicts)
+    click.echo(f"{passed} of {len(verdicts)} exactly once, {sum(found.values())} faults carried out:")
+    for kind, count in found.items():
+        click.echo(f"  {kind:<16} {count}")
+    if json_file is not None:
+        document = {
+            "passed": passed,
+            "seeds": [v.to_json() for v in verdicts],
+            "faults": found,
+            "not_available": missing,
+        }
+        json_file.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    if passed == len(verdicts) and data_dir is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(0 if passed == len(verdicts) else 1)
+
+
+def _tell(verdict: object, workers: int, profile: str) -> None:
+    from antdt_streams.chaos.run import Verdict
+
+    assert isinstance(verdict, Verdict)
+    done = f"{len(verdict.carried_out)} of {len(verdict.faults)} faults"
+    if verdict.passed:
+        a = verdict.audit
+        note(
+            f"seed {verdict.seed}: {a['verdict']} {done}, {verdict.wall_s:.0f} s; {a['steps']} steps, "
+            f"{a['rolled_back_steps']} rolled back, {a['void_entries']} void entries, "
+            f"{a['refused_reports']} refused reports"
+        )
+        return
+    note(f"seed {verdict.seed}: FAILED. {done}, {verdict.wall_s:.0f} s")
+    for line in verdict.wrong:
+        note(f"  {line[:600]}")
+    note(f"  logs: {verdict.folder}")
+    note(f"  again: antdt chaos --seeds 1 --first-seed {verdict.seed} --workers {workers} --profile {profile}")

@@ -1,0 +1,25 @@
+"""Real processes under seeded faults: a short, fixed set of what `antdt chaos` runs long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from antdt_streams.chaos.run import PROFILES, Chaos, available
+from antdt_streams.chaos.schedule import schedule
+
+pytestmark = pytest.mark.kafka
+
+SEEDS = (0, 2)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_seed_ends_by_itself_and_is_exact(seed: int, tmp_path: Path) -> None:
+    profile, _ = available(PROFILES["short"])
+    verdict = Chaos(tmp_path, profile).run(seed)
+    faults = "; ".join(map(str, schedule(seed, profile.schedule)))
+    print(f"antdt chaos --seeds 1 --first-seed {seed}: {faults}")
+    assert not verdict.wrong
+    assert verdict.carried_out == verdict.faults
+    assert verdict.audit["exactly_once"]

@@ -1,0 +1,83 @@
+"""A tiny training run that writes down what it trained on, from the data itself: what `antdt chaos` starts as workers.
+
+    antdt launch --job JOB -n 4 -- -m antdt.examples.recorded --record DIR
+
+Each worker appends to DIR/WORKER.jsonl which samples it is about to use in which step, and after the step the lineage
+of its model. Nobody asks the ledger for it, so it can be held against the log afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import TensorDataset
+
+import antdt
+from antdt.agent import AgentOptions
+from antdt.examples.digits import accuracy, load
+
+
+class Record:
+    """Lines of JSON in a file of its own; a line that was written survives the death of the process."""
+
+    def __init__(self, folder: Path, worker: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(folder / f"{worker}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, **line: Any) -> None:
+        """Append one line, in one write."""
+        os.write(self._file, json.dumps(line).encode() + b"\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, record; the first rank writes what came out to --result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", type=Path, required=True, help="folder of the records")
+    parser.add_argument("--samples", type=int, default=0, help="train on the first N samples only; 0: all")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=32, help="global batch")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="time a sample takes")
+    parser.add_argument("--checkpoint-every", type=int, default=20, help="steps; 0: the final one only")
+    parser.add_argument("--max-attempts", type=int, default=1000, help="workers that a shard may lose")
+    parser.add_argument("--result", type=Path, help="JSON file with the accuracy")
+    options = parser.parse_args(argv)
+
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    train, test = load("digits")
+    x, y = (t[: options.samples or len(t)] for t in train.tensors)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    agent = antdt.Agent(
+        model,
+        optimizer,
+        TensorDataset(x, y, torch.arange(len(y))),
+        batch_size=options.batch_size,
+        epochs=options.epochs,
+        seed=options.seed,
+        options=AgentOptions(checkpoint_every_steps=options.checkpoint_every, max_attempts=options.max_attempts),
+    )
+    record = Record(options.record, os.environ.get("ANTDT_WORKER", "w0"))
+    for images, labels, numbers in agent:
+        time.sleep(options.delay_ms / 1000 * len(labels))
+        record.write(step=agent.step_number + 1, samples=numbers.tolist())
+        loss = functional.cross_entropy(model(images), labels)
+        if agent.step(loss):
+            record.write(step=agent.step_number, lineage=agent.strategy.lineage.hex())
+
+    if options.result is not None and os.environ.get("RANK", "0") == "0":
+        found: dict[str, Any] = {"accuracy": accuracy(model, test), "steps": agent.step_number}
+        options.result.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
