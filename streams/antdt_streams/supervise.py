@@ -20,8 +20,8 @@ DOUBLINGS_MAX = 30
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """At most `restarts_max` within `window_s`. The pause before one doubles up to `pause_max_s` while a service does not
-    live for `steady_s`; one that did, and was killed, is back at once.
+    """At most `restarts_max` within `window_s`. The pause before one doubles up to `pause_max_s` while a service does
+    not live for `steady_s`; one that did, and was killed, is back at once.
 
     A service that says "start me here again" (75: the broker is away, the disk is full) is not at fault: it is started
     again and again for `away_max_s`.

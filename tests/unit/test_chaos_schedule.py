@@ -38,7 +38,7 @@ def test_faults_lie_in_the_span_one_after_the_other_and_hit_what_exists() -> Non
         faults = schedule(seed, options)
         times = [f.at_s for f in faults]
         assert times == sorted(times)
-        assert 0 <= times[0] and times[-1] <= 12.0
+        assert times[0] >= 0 and times[-1] <= 12.0
         for fault in faults:
             assert set(fault.targets) <= known
             assert len(set(fault.targets)) == len(fault.targets)

@@ -133,7 +133,8 @@ class Driver:
         if kind is Kind.CLOCK_BROKER:
             return world.broker_ready and world.clocks[fault.targets[0]].set(fault.shift_s)
         if kind is Kind.CLOCK_SERVICE:
-            return world.service_pid(fault.targets[0]) is not None and world.clocks[fault.targets[0]].set(fault.shift_s)
+            child = world.service(fault.targets[0])
+            return child is not None and world.clocks[child.name].set(fault.shift_s)
         if kind is Kind.WIPE_SERVICE:
             return self._wipe(fault.targets[0])
         find = world.worker_pid if fault.targets[0].startswith("w") else world.service_pid
@@ -155,7 +156,7 @@ class Driver:
         workers = world.worker_pids()
         if world.launcher is None or world.launcher.poll() is not None or not workers:
             return False
-        services = [p for p in map(world.service_pid, world.supervisor.children) if p is not None]
+        services = [c.process.pid for c in world.supervisor.children.values() if c.process is not None]
         launcher, world.launcher = world.launcher, None
         for pid in (launcher.pid, *workers, *services):
             send(pid, signal.SIGKILL)
@@ -176,10 +177,10 @@ class Driver:
 
     def _wipe(self, name: str) -> bool:
         """Kill a service and remove its state before it is started again."""
-        pid, child = self.world.service_pid(name), self.world.supervisor.children[name]
-        if pid is None or child.process is None or child.process.pid != pid:
+        child = self.world.service(name)
+        if child is None or child.process is None:
             return False
         child.process.kill()
         child.process.wait(10)
-        shutil.rmtree(self.world.place.service_folder(self.world.job, name), ignore_errors=True)
+        shutil.rmtree(self.world.state_folder(child.name), ignore_errors=True)
         return True

@@ -16,8 +16,8 @@ from antdt_schemas.errors import AntdtError, UsageError
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.chaos import clock, judge
 from antdt_streams.chaos.driver import Bounds, Driver
-from antdt_streams.chaos.schedule import BROKER, CLOCK_KINDS, STANDBY_KINDS, Fault, Kind, ScheduleOptions, schedule
-from antdt_streams.chaos.world import Training, World
+from antdt_streams.chaos.schedule import BROKER, CLOCK_KINDS, Fault, Kind, ScheduleOptions, schedule
+from antdt_streams.chaos.world import LEDGERS, Training, World
 
 CATCH_UP_S = 30.0
 POLL_S = 0.1
@@ -74,11 +74,10 @@ class Verdict:
 
 def available(profile: Profile) -> tuple[Profile, list[str]]:
     """The profile with the kinds that this machine can do, and why others are left out."""
-    kinds, missing = [k for k in profile.schedule.kinds if k not in STANDBY_KINDS], list[str]()
-    if clock.library() is None:
-        kinds = [k for k in kinds if k not in CLOCK_KINDS]
-        missing.append(clock.MISSING)
-    return replace(profile, schedule=replace(profile.schedule, kinds=tuple(kinds))), missing
+    if clock.library() is not None:
+        return profile, []
+    kinds = tuple(k for k in profile.schedule.kinds if k not in CLOCK_KINDS)
+    return replace(profile, schedule=replace(profile.schedule, kinds=kinds)), [clock.MISSING]
 
 
 class Chaos:
@@ -96,7 +95,10 @@ class Chaos:
         broker_clock = clock.Clock(folder / "clocks" / BROKER)
         prefix = broker_clock.prefix() if Kind.CLOCK_BROKER in self.profile.schedule.kinds else ()
         with EmbeddedBroker(folder / "kafka", BrokerOptions(prefix=prefix)) as broker:
-            world = World(broker, f"chaos-{seed}", folder, replace(self.profile.training, seed=seed))
+            # Half of the runs have a hot standby, half live by restarts alone.
+            standby = seed % 2 == 0 or any(f.kind is Kind.KILL_STANDBY for f in faults)
+            training = replace(self.profile.training, seed=seed, standby=standby)
+            world = World(broker, f"chaos-{seed}", folder, training)
             world.clocks[BROKER] = broker_clock
             try:
                 world.open()
@@ -133,7 +135,8 @@ class Chaos:
             entries = judge.entries_of(connection, job)
             verdict.audit, wrong = judge.judge_log(entries)
             verdict.wrong += wrong
-            verdict.wrong += judge.judge_cache(connection, job, world.place.service_folder(job, "ledger"), entries)
+            for name in LEDGERS[: 1 + world.training.standby]:
+                verdict.wrong += judge.judge_cache(connection, job, world.state_folder(name), entries)
             if not wrong:
                 verdict.wrong += judge.judge_records(entries, world.records)
         except (AntdtError, UsageError) as error:

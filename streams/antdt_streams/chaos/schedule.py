@@ -43,7 +43,6 @@ class Kind(StrEnum):
 
 
 CLOCK_KINDS = (Kind.CLOCK_BROKER, Kind.CLOCK_SERVICE)
-STANDBY_KINDS = (Kind.KILL_STANDBY,)
 VICTIM = {
     Kind.KILL_LEDGER: "ledger",
     Kind.STOP_LEDGER: "ledger",

@@ -19,12 +19,13 @@ from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.broker.child import spawn
 from antdt_streams.chaos import clock
 from antdt_streams.chaos.progress import Progress
-from antdt_streams.chaos.schedule import SERVICES, STANDBY
+from antdt_streams.chaos.schedule import SERVICES
 from antdt_streams.cli.common import Place
-from antdt_streams.cli.services import environment_of, service_command
-from antdt_streams.supervise import RestartPolicy, Supervisor, last_words
+from antdt_streams.cli.services import STANDBY, environment_of, ledger_folder, service_command
+from antdt_streams.supervise import Child, RestartPolicy, Supervisor, last_words
 
 RESTARTS_MAX = 1000
+LEDGERS = ("ledger", STANDBY)
 LAUNCH_AGAIN = (ExitCode.RESTART_HERE, ExitCode.RESTART_ELSEWHERE, ExitCode.DRAINED)
 
 
@@ -40,6 +41,7 @@ class Training:
     checkpoint_every: int = 20
     patience_ms: int = 2000
     seed: int = 0
+    standby: bool = True
 
 
 class World:
@@ -49,7 +51,8 @@ class World:
         self.broker, self.job, self.training = broker, job, training
         self.place = Place(broker.connection, True, folder, None)
         self.records, self.logs = folder / "records", folder / "logs"
-        self.clocks = {name: clock.Clock(folder / "clocks" / name) for name in SERVICES}
+        self.services = (*SERVICES, STANDBY) if training.standby else SERVICES
+        self.clocks = {name: clock.Clock(folder / "clocks" / name) for name in self.services}
         self.environ = dict(os.environ) | environment_of(broker.connection, self.place)
         self.supervisor = Supervisor(self.environ, RestartPolicy(restarts_max=RESTARTS_MAX))
         self.launcher: subprocess.Popen[bytes] | None = None
@@ -66,8 +69,8 @@ class World:
         topics_admin.create(self.broker.connection, self.job)
         self.progress = Progress(self.broker.connection, self.job)
         self.progress.start()
-        for name in SERVICES:
-            extra = ("--patience-ms", str(self.training.patience_ms)) if name == "ledger" else ()
+        for name in self.services:
+            extra = ("--patience-ms", str(self.training.patience_ms)) if name in LEDGERS else ()
             command = [*self.clocks[name].prefix(), *service_command(name, self.job, self.place, extra)]
             self.supervisor.add(name, command, self.logs / f"{name}.log")
         self.launch()
@@ -127,15 +130,26 @@ class World:
 
     # -- who is who
 
-    def service_pid(self, name: str) -> int | None:
-        """The process of a service. The ledger is whoever leads, the standby the other one."""
-        own = {n: c.process.pid for n, c in self.supervisor.children.items() if c.process and c.process.poll() is None}
-        if STANDBY in self.supervisor.children and name in ("ledger", STANDBY):
+    def service(self, name: str) -> Child | None:
+        """A service that lives. The ledger is whichever of two is in office, the standby the other one."""
+        alive = {n: c for n, c in self.supervisor.children.items() if c.process and c.process.poll() is None}
+        if STANDBY in self.services and name in LEDGERS:
             leader = self.progress.leader_pid if self.progress is not None else None
-            pair = [own[n] for n in ("ledger", STANDBY) if n in own]
+            pair = {c.process.pid: c for n, c in alive.items() if n in LEDGERS and c.process}
             if leader in pair:
-                return leader if name == "ledger" else next((pid for pid in pair if pid != leader), None)
-        return own.get(name)
+                return pair[leader] if name == "ledger" else next((c for p, c in pair.items() if p != leader), None)
+        return alive.get(name)
+
+    def service_pid(self, name: str) -> int | None:
+        """Its process."""
+        child = self.service(name)
+        return child.process.pid if child is not None and child.process is not None else None
+
+    def state_folder(self, child: str) -> Path:
+        """Where a service keeps its state."""
+        if child in LEDGERS:
+            return ledger_folder(self.place, self.job, "" if child == "ledger" else child)
+        return self.place.service_folder(self.job, child)
 
     def worker_pid(self, name: str) -> int | None:
         """The process of a worker, known by the log that it writes to."""
