@@ -86,7 +86,8 @@ def test_without_jars_and_what_fetches_them_the_error_says_what_to_do(
     monkeypatch.setitem(__import__("sys").modules, "jgo", None)
     with pytest.raises(UsageError, match=r"pip install 'antdt\[broker\]'.*ANTDT_BROKER_JARS"):
         class_path({"XDG_CACHE_HOME": str(tmp_path)})
-    assert not list(cache_folder({"XDG_CACHE_HOME": str(tmp_path)}).iterdir())
+    left = [path.name for path in cache_folder({"XDG_CACHE_HOME": str(tmp_path)}).iterdir()]
+    assert left == [".lock"], "something half-fetched stays"
 
 
 def test_fetched_jars_are_used_without_asking_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,13 @@ Only resolution and download are left to jgo; its environment builder would also
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from antdt_schemas.errors import Unavailable, UsageError
@@ -48,7 +50,9 @@ def cached_jars(environ: Mapping[str, str]) -> Path:
     if folder.is_dir():  # it gets this name only when it is complete
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
+    with _alone(folder.parent), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
+        if folder.is_dir():  # somebody else has fetched them meanwhile
+            return folder
         jars = Path(scratch) / "jars"
         jars.mkdir()
         for jar in _fetched():
@@ -59,6 +63,14 @@ def cached_jars(environ: Mapping[str, str]) -> Path:
             if not folder.is_dir():
                 raise
     return folder
+
+
+@contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """One process at a time fetches: its libraries are not made for two that write the same files."""
+    with (cache / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _fetched() -> list[Path]:
