@@ -62,6 +62,29 @@ def test_all_members_switch_the_plan_at_the_same_step_whenever_they_read_it() ->
     assert [made.plan for made in members[0].pending] == [0, 0, 0, 0, 5, 5]
 
 
+def test_a_plan_that_is_read_within_a_step_counts_for_it_until_the_row_has_left() -> None:
+    members = [replica() for _ in range(2)]
+
+    def loop(rank: int) -> list[int]:
+        member, plans = members[rank], []
+        for step in range(2):
+            take(member, 2)
+            x = torch.rand(2, 6, dtype=torch.float64)
+            loss = mean_loss(member, x, x[:, :3])
+            if step == 0 and rank == 0:
+                member.backward(loss, 2)
+                member.see(7)  # too late: the row is on its way
+            else:
+                member.see(7)
+                member.backward(loss, 2)
+            member.step()
+            plans.append(member.plan)
+        return plans
+
+    with generation_of(members):
+        assert each(2, loop) == [[0, 7], [0, 7]]
+
+
 def test_a_plan_is_in_effect_for_the_very_step_that_agrees_on_it() -> None:
     member = replica(optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
 

@@ -209,6 +209,8 @@ class Agent:
         if self._broken:
             return False
         try:
+            if last:
+                self.strategy.see(self.plans.newest)
             self.strategy.backward(loss, samples, last)
             if last:
                 self._clock.first_bucket_at = self.strategy.first_bucket_at

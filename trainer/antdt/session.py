@@ -17,6 +17,7 @@ from antdt_schemas.records import Status
 
 NUMBERS_A_COMMIT_MAX = 20_000
 ASKED_MAX = 64
+STEPS_UNCOMMITTED = 3  # the one at hand, the one that it proves, and the one whose commit is on its way
 
 
 class Phase(StrEnum):
@@ -121,14 +122,17 @@ class Session:
         self.held: deque[Held] = deque()
         self.untaken = 0
         self.checkpoint: records.Checkpoint | None = None
-        self.batch_size, self.rate = 1, 0.0  # rate: samples taken per second, lately
+        # Until the first plan: what an even split gives. rate: samples taken per second, lately; 0 while unknown.
+        self.batch_size, self.rate = max(1, spec.batch_size // max(1, spec.workers_min)), 0.0
         self._taken, self._taken_since_s = 0, -1.0
         self._by_lease: dict[int, Held] = {}
         self._claim, self._pending = _Claim(), _Pending()
         self._number = 0
         self._join, self._lease, self._beat, self._file = _Due(), _Due(), _Due(), _Due()
-        self._waiting, self._answered = False, False
+        self._waiting, self._answered, self._file_open = False, False, False
+        self._frontier = 0
         self._newest_lease, self._asked = 0, set[int]()
+        self._recent: deque[int] = deque(maxlen=STEPS_UNCOMMITTED)
 
     # -- what the training side asks and says
 
@@ -146,6 +150,7 @@ class Session:
             if first.next == first.end:
                 self.held.popleft()
         self._taken += before - self.untaken
+        self._recent.append(before - self.untaken)
         return out
 
     def begin(self, pending: Sequence[Composition], lineage: bytes) -> None:
@@ -199,11 +204,10 @@ class Session:
                 self.phase, self.reason = Phase.CLOSED, reply.reason
         if reply.generation == self.generation and self.phase is Phase.MEMBER and reply.number in self._asked:
             # Also an answer to an older question: a ledger that is slower than our patience must not starve us.
-            self._asked = {n for n in self._asked if n >= reply.number}
-            before = self.untaken
-            self._merge(reply.leases)
+            self._asked = {n for n in self._asked if n > reply.number}
+            more = self._merge(reply.leases)
             # Where nothing came, asking again at once would only be noise.
-            self._waiting, self._answered = reply.status is Status.WAIT or self.untaken == before, True
+            self._waiting, self._answered = reply.status is Status.WAIT or not more, True
             if reply.number == self._lease.number:
                 self._lease.number = -1
 
@@ -215,10 +219,12 @@ class Session:
         while pending and pending[0].step <= self.committed:
             pending.popleft()
             self._pending.settle = False  # the first commit of a generation settles, whatever it carries
-        if reply.number == self._pending.sent.number and reply.status is Status.OK:
+        # What nobody asked for has number -1, and so has a commit that was not sent yet.
+        if reply.number >= 0 and reply.number == self._pending.sent.number and reply.status is Status.OK:
             self._pending.settle = False
-        if reply.number == self._file.number and reply.status is not Status.CLOSED:
-            self.checkpoint = None
+        if reply.number == self._file.number and self._file_open and reply.status is not Status.CLOSED:
+            # Once only: the answer may come again when the next checkpoint is there, and not sent yet.
+            self.checkpoint, self._file_open = None, False
 
     def _refused(self, reply: records.Reply) -> None:
         # A refused checkpoint is dropped: the next one is taken. Anything else refused is a fault that must be loud.
@@ -235,16 +241,19 @@ class Session:
         self._drop_leases()
         self._pending = _Pending()
         self._lease, self._waiting, self._answered, self.checkpoint = _Due(), False, False, None
-        self._newest_lease, self._asked = 0, set()
+        self._newest_lease, self._asked, self._frontier, self._file_open = 0, set(), 0, False
 
     def _drop_leases(self) -> None:
         self.held.clear()
         self._by_lease.clear()
         self.untaken = 0
 
-    def _merge(self, flat: tuple[int, ...]) -> None:
-        """The whole list of what we hold uncommitted: new ones are appended, the others' fronts move."""
-        listed: set[int] = set()
+    def _merge(self, flat: tuple[int, ...]) -> bool:
+        """The whole list of what we hold uncommitted: new ones are appended, the others' fronts move.
+
+        Returns whether there are new ones.
+        """
+        listed, before = set[int](), self._newest_lease
         for i in range(0, len(flat), 5):
             number, token, epoch, front, length = flat[i : i + 5]
             listed.add(number)
@@ -253,6 +262,7 @@ class Session:
                 if number <= self._newest_lease:
                     continue  # taken and committed long ago: this list is older than the last one
                 self._newest_lease = number
+                self._frontier = epoch * self.spec.samples + front + length
                 known = Held(number, token, epoch, front, front, front + length)
                 self._by_lease[number] = known
                 self.held.append(known)
@@ -261,6 +271,7 @@ class Session:
         newest = max(listed, default=self._newest_lease)
         for number in [n for n, h in self._by_lease.items() if n not in listed and n <= newest and h.next == h.end]:
             del self._by_lease[number]
+        return self._newest_lease > before
 
     # -- what goes
 
@@ -299,21 +310,32 @@ class Session:
             file = self.checkpoint
             if file is not None and file.step <= self.committed and now_s - self._file.at_s >= self.options.retry_s:
                 out.append(self._request(file, self._file, now_s))
+                self._file_open = True
         target = self._target()
         pause = self.options.retry_s
         if self._lease.number < 0:  # the last question was answered
             pause = self.options.wait_retry_s if self._waiting else 0.0
         if self.untaken * 2 <= target and not self.finished and now_s - self._lease.at_s >= pause:
+            # The ledger counts what is not committed. Fronts are as old as the last answer: what was taken lately is a
+            # better guess, and one that is too low only while the ledger is far behind.
             taken = sum(h.next - h.front for h in self._by_lease.values())
+            lately = max(sum(self._recent), int(self.rate * self.options.rate_every_s))
+            taken = min(taken, lately) if self.untaken else taken
             out.append(self._request(records.Lease(self.generation, taken + target), self._lease, now_s))
             self._asked.add(self._lease.number)
             if len(self._asked) > ASKED_MAX:
                 self._asked.discard(min(self._asked))
 
     def _target(self) -> int:
-        """Samples to hold: some steps' worth, and what is used up in `prefetch_s`."""
-        o = self.options
-        return min(o.prefetch_samples_max, max(o.prefetch_steps * self.batch_size, int(o.prefetch_s * self.rate)))
+        """Samples to hold: some steps' worth, and what is used up in `prefetch_s`.
+
+        Towards the end of the data everybody holds less, in proportion to the batches: who holds many steps there makes
+        the others wait, and the last steps small.
+        """
+        o, spec = self.options, self.spec
+        target = min(o.prefetch_samples_max, max(o.prefetch_steps * self.batch_size, int(o.prefetch_s * self.rate)))
+        left = spec.epochs * spec.samples - self._frontier
+        return max(self.batch_size, min(target, left * self.batch_size // (2 * spec.batch_size)))
 
     def _tick_commit(self, now_s: float, out: list[records.Request]) -> None:
         pending = self._pending

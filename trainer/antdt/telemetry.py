@@ -1,4 +1,10 @@
-"""StepBatch telemetry: columns that are filled by the training thread and sent by another one. Never blocks a step."""
+"""StepBatch telemetry: columns that are filled by the training thread and sent by another one. Never blocks a step.
+
+Batches keep the broker's load small, and make whoever decides wait for them. So what is worth knowing at once is sent
+at once: a worker's first steps, and those after its speed or the time of the whole step has jumped (a step takes longer
+for everybody when one of them is slow, so all of them speak up together). A job whose steps never settle must not send
+every one of them on its own: early batches are taken from a small account that fills up slowly.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +16,10 @@ from antdt_schemas import records
 STEPS_A_BATCH = 64
 BATCH_EVERY_S = 0.5
 STEPS_QUEUED_MAX = 4096
+FIRST_STEPS = 8
+JUMP = 1.3
+STEPS_AFTER_A_JUMP = 4
+EARLY_SAVED_MAX = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +36,33 @@ class StepTiming:
     wait_s: float
 
 
+@dataclass(slots=True)
+class _Usual:
+    """What a step took lately: seconds a sample of own work, and of the whole step. 0 while unknown."""
+
+    sample_s: float = 0.0
+    step_s: float = 0.0
+    early_steps: int = FIRST_STEPS
+
+    def early(self, timing: StepTiming) -> bool:
+        """Whether this step is news: one of the first ones, or one of those after a jump."""
+        own_s = timing.data_s + timing.compute_s
+        step_s = own_s + timing.communication_s + timing.wait_s
+        sample_s = own_s / timing.batch_size if timing.batch_size else self.sample_s
+        if _far(sample_s, self.sample_s) or _far(step_s, self.step_s):
+            self.sample_s, self.step_s, self.early_steps = sample_s, step_s, max(self.early_steps, STEPS_AFTER_A_JUMP)
+        else:
+            self.sample_s += (sample_s - self.sample_s) / 4
+            self.step_s += (step_s - self.step_s) / 4
+        early = self.early_steps > 0
+        self.early_steps -= early
+        return early
+
+
+def _far(now: float, usual: float) -> bool:
+    return not usual / JUMP <= now <= usual * JUMP
+
+
 class Telemetry:
     """A bounded queue: what does not fit is dropped, oldest first, and counted in the next batch."""
 
@@ -36,6 +73,9 @@ class Telemetry:
         self._queue: deque[StepTiming] = deque()
         self._number = 0
         self._sent_at_s = 0.0
+        self._usual = _Usual()
+        self._news = False
+        self._early, self._early_at_s = float(EARLY_SAVED_MAX), 0.0
 
     def add(self, timing: StepTiming) -> None:
         """Called by the training thread after every step: appending to a deque is atomic."""
@@ -43,14 +83,18 @@ class Telemetry:
         if len(self._queue) > STEPS_QUEUED_MAX:
             self._queue.popleft()
             self.dropped += 1
+        if self._usual.early(timing):
+            self._news = True
 
     def batch(self, now_s: float, everything: bool = False) -> records.StepBatch | None:
-        """The next batch if one is due: 64 steps or half a second, and one generation only."""
+        """The next batch if one is due: 64 steps, half a second, or news; and one generation only."""
         queue = self._queue
-        due = len(queue) >= STEPS_A_BATCH or now_s - self._sent_at_s >= BATCH_EVERY_S or everything
-        if not queue or not due:
+        if not queue:
             return None
-        self._sent_at_s = now_s
+        due = len(queue) >= STEPS_A_BATCH or now_s - self._sent_at_s >= BATCH_EVERY_S or everything
+        if not due and not (self._news and self._may_be_early(now_s)):
+            return None
+        self._sent_at_s, self._news = now_s, False
         generation, rows = queue[0].generation, list[StepTiming]()
         while queue and queue[0].generation == generation and len(rows) < STEPS_A_BATCH:
             rows.append(queue.popleft())
@@ -72,6 +116,15 @@ class Telemetry:
             communication_s=tuple(r.communication_s for r in rows),
             wait_s=tuple(r.wait_s for r in rows),
         )
+
+    def _may_be_early(self, now_s: float) -> bool:
+        """Takes one from the account: one for each ordinary batch's time, some of them saved up."""
+        self._early = min(EARLY_SAVED_MAX, self._early + (now_s - self._early_at_s) / BATCH_EVERY_S)
+        self._early_at_s = now_s
+        if self._early < 1.0:
+            return False
+        self._early -= 1.0
+        return True
 
     def drop(self, batch: records.StepBatch) -> None:
         """This batch could not be sent."""

@@ -154,6 +154,11 @@ class ReducedGradients:
         self._launched, self._last, self._row = 0, False, None
         self.first_at = None
 
+    @property
+    def launched(self) -> bool:
+        """The first bucket is on its way."""
+        return self._launched > 0
+
     def announce(self, columns: torch.Tensor) -> None:
         """This member's row (ROW_WIDTH,), to ride in the first bucket."""
         rows = self.buckets[0].rows

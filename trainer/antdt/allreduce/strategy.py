@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -205,6 +205,16 @@ class AllReduce:
             ranges=tuple(Range(*taken) for taken in ranges),
         )
         self._announce(generation, self._row)
+
+    def see(self, plan: int) -> None:
+        """The newest plan that was read since `take`; it counts for this step if the row has not left yet."""
+        row, gradients = self._row, self._gradients
+        if row is None or plan <= row.plan_seen or self._gathered is not None:
+            return
+        if isinstance(gradients, ReducedGradients) and gradients.launched:
+            return
+        self._row = replace(row, plan_seen=plan)
+        self._announce(self._attached(), self._row)
 
     def _announce(self, generation: Generation, row: Row) -> None:
         if not isinstance(self._gradients, ReducedGradients):

@@ -2,8 +2,8 @@
 
     antdt launch --job JOB -n 4 -- -m antdt.examples.digits --epochs 5
 
-`--delay-ms` and `--slow` stand in for accelerators of different speed: each sample costs that much time on this worker,
-so that two cores are enough for any number of workers.
+`--delay-ms` and `--slow` stand in for accelerators of different speed: each sample takes at least that much time on
+this worker, so that two cores are enough for any number of workers.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from torch.utils.data import TensorDataset
 
 import antdt
 
+# Falls to zero: the last steps of the data may be small ones, whose gradients are noisy.
+LEARNING_RATE = 5e-3
+
 
 class Slowness:
     """How long a sample takes on this worker, in seconds; bursts repeat by the clock of the process."""
@@ -37,14 +40,13 @@ class Slowness:
                 self.burst = (float(burst[0]), float(burst[1])) if burst else (0.0, 0.0)
         self.began = 0.0
 
-    def spend(self, samples: int) -> None:
-        """Take the time of that many samples."""
-        now = time.monotonic()
-        self.began = self.began or now
+    def spend(self, samples: int, since: float) -> None:
+        """Wait until the time of that many samples is over, counted from `since` (time.monotonic())."""
+        self.began = self.began or since
         on_s, every_s = self.burst
-        slow = not every_s or (now - self.began) % every_s < on_s
-        if self.delay_s:
-            time.sleep(self.delay_s * samples * (self.factor if slow else 1.0))
+        slow = not every_s or (since - self.began) % every_s < on_s
+        until = since + self.delay_s * samples * (self.factor if slow else 1.0)
+        time.sleep(max(0.0, until - time.monotonic()))
 
 
 def load(data: str) -> tuple[TensorDataset, TensorDataset]:
@@ -121,15 +123,24 @@ def main(argv: list[str] | None = None) -> None:
     if options.samples:
         train = TensorDataset(*(t[: options.samples] for t in train.tensors))
     model = network(train.tensors[0].shape[-1])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     slowness = Slowness(options.delay_ms / 1000, options.slow, os.environ.get("ANTDT_WORKER", ""))
 
     agent = antdt.Agent(
         model, optimizer, train, batch_size=options.batch_size, epochs=options.epochs, seed=options.seed
     )
+    steps = max(1, len(train) * options.epochs // options.batch_size)
+
+    def decay(*_: Any) -> None:
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * max(0.0, 1 - agent.step_number / steps)
+
+    # In the optimizer and not in the loop: a worker that has no samples left makes the step all the same.
+    optimizer.register_step_pre_hook(decay)
+
     for x, y in agent:
-        slowness.spend(len(y))
+        began = time.monotonic()
         loss = functional.cross_entropy(model(x), y)
+        slowness.spend(len(y), began)
         agent.step(loss)
 
     if options.result is not None and os.environ.get("RANK", "0") == "0":

@@ -1,0 +1,88 @@
+"""A worker's session, one message at a time: what it asks for, and which answers count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from antdt.session import Composition, Session, SessionOptions, Where
+from antdt_schemas import records
+from antdt_schemas.records import Status
+
+SPEC = records.JobSpec("d", 1000, bytes(16), "sequential", 1, 0, 4, 128, 4, 4, "allreduce")
+
+
+def reply(number: int, status: Status = Status.OK, leases: Sequence[int] = (), **more: object) -> records.Reply:
+    """To worker w0 in generation 1."""
+    found = {"reason": "", "generation": 1, "committed": 0, "finished": False, "grant": None, "file": ""} | more
+    return records.Reply(worker="w0", incarnation="w0.0", number=number, status=status, leases=tuple(leases), **found)
+
+
+GRANT = records.Grant("run", 1, (records.Member("w0.0", "w0", "h", 1),), None, None, 0, "init")
+
+
+@pytest.fixture
+def session() -> Session:
+    """The only member of generation 1; nothing was asked for yet."""
+    made = Session("w0", "w0.0", SPEC, Where("h", 1), SessionOptions(prefetch_steps=3))
+    made.tick(0.0)
+    made.on_reply(reply(-1, grant=GRANT))
+    made.begin([], b"")
+    return made
+
+
+def asked(session: Session, now_s: float, kind: type) -> list[records.Request]:
+    return [r for r in session.tick(now_s) if isinstance(r.body, kind)]
+
+
+def samples(session: Session, now_s: float) -> list[int]:
+    """Samples that are asked for at this time."""
+    return [r.body.samples for r in asked(session, now_s, records.Lease) if isinstance(r.body, records.Lease)]
+
+
+def answer(session: Session, start: int, length: int, lease: int) -> None:
+    """The newest request is answered with one more lease."""
+    session.on_reply(reply(session._number, leases=(lease, 7, 0, start, length)))
+
+
+def test_the_first_request_is_for_whole_steps(session: Session) -> None:
+    assert samples(session, 1.0) == [3 * 32]
+    assert samples(session, 1.1) == [], "patience while it is not answered"
+    assert samples(session, 1.6) == [3 * 32]
+
+
+def test_an_answer_lets_the_next_question_follow_at_once_and_a_wait_does_not(session: Session) -> None:
+    samples(session, 1.0)
+    answer(session, 0, 96, lease=1)
+    assert samples(session, 1.01) == [], "enough is held"
+    session.take(64, 8)
+    assert samples(session, 1.02) == [64 + 96]
+    session.on_reply(reply(session._number, leases=(1, 7, 0, 0, 96)))
+    assert samples(session, 1.03) == [], "it brought nothing new"
+    assert samples(session, 1.15) == [64 + 96]
+
+
+def test_less_is_held_towards_the_end(session: Session) -> None:
+    samples(session, 1.0)
+    answer(session, 700, 96, lease=1)
+    session.take(96, 8)
+    left = 1000 - 796
+    assert samples(session, 1.1) == [96 + max(32, left * 32 // (2 * 128))]
+
+
+def test_a_grant_that_is_told_twice_settles_nothing(session: Session) -> None:
+    session.on_reply(reply(-1, grant=GRANT))
+    session.proven(0)
+    assert len(asked(session, 1.0, records.Commit)) == 1, "the first commit of a generation, though it is empty"
+
+
+def test_a_repeated_answer_to_the_last_checkpoint_is_none_to_the_next(session: Session) -> None:
+    session.applied(Composition(1, (1, 7, 0, 0, 4), b"", 0))
+    session.checkpoint = records.Checkpoint(1, 0, bytes(16), "first")
+    (first,) = asked(session, 1.0, records.Checkpoint)
+    session.on_reply(reply(first.number))
+    assert session.checkpoint is None
+    session.checkpoint = records.Checkpoint(1, 1, bytes(16), "second")
+    session.on_reply(reply(first.number, committed=1))
+    assert session.checkpoint is not None
+    assert len(asked(session, 2.0, records.Checkpoint)) == 1
