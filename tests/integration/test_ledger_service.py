@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 from antdt_schemas import codec, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import ExitCode, ForeignState, LogTampered, LogTruncated, Unavailable, UnknownJob, UsageError
+from antdt_schemas.errors import (
+    ExitCode,
+    ForeignState,
+    LogTampered,
+    LogTruncated,
+    Mismatch,
+    Unavailable,
+    UnknownJob,
+    UsageError,
+)
 from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.cli.common import Place
@@ -25,7 +34,7 @@ from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.service import Ledger
 from antdt_streams.operator_request import ask
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewPartitions
 
 from tests.helpers.ledger_thread import WITHIN_S, LedgerThread, asker, digest_of, replayed
 
@@ -326,3 +335,42 @@ def test_a_full_disk_ends_the_ledger_and_costs_nothing(connection: Connection, j
     whole = replayed(connection, job)
     topic_id = topics_admin.topic_ids(connection, job)[topics.SHARD_LOG.suffix]
     assert digest_of(stored(place.service_folder(job, "ledger"), job, topic_id)) == digest_of(whole)
+
+
+def test_a_broker_that_is_silent_makes_nobody_leader_and_nobody_is_answered(tmp_path: Path) -> None:
+    """Connections that stay open and carry nothing: what a cut cable looks like."""
+    job = "silent"
+    with EmbeddedBroker(tmp_path / "broker") as broker:
+        connection = broker.connection
+        topics_admin.create(connection, job)
+        assert broker.pid is not None
+        with (
+            asker(connection, job) as worker,
+            LedgerThread(connection, job, tmp_path / "a"),
+            LedgerThread(connection, job, tmp_path / "b", standby=True, standby_patience_s=2.0) as standby,
+        ):
+            worker.join()
+            worker.train(1)
+            os.kill(broker.pid, signal.SIGSTOP)
+            try:
+                looked = standby.ledger.looked
+                eventually(lambda: standby.ledger.looked > looked + 1, "the standby finds the log silent, twice")
+            finally:
+                os.kill(broker.pid, signal.SIGCONT)
+            worker.train(2)
+            assert len(offices(connection, job)) == 1
+    assert standby.ledger.looked >= 2
+
+
+def test_partitions_that_somebody_adds_stop_the_ledger(connection: Connection, job: str, tmp_path: Path) -> None:
+    topics_admin.create(connection, job)
+    with asker(connection, job) as worker, LedgerThread(connection, job, tmp_path, identity_every_s=0.2) as led:
+        worker.join()
+        admin, name = AdminClient(connection.admin()), topics.REQUESTS.name(job)
+        admin.create_partitions([NewPartitions(name, 2)])[name].result(WITHIN_S)
+        led.join()
+        assert isinstance(led.error, Mismatch)
+        assert "partitions" in str(led.error)
+        led.error = None
+    with pytest.raises(Mismatch, match=f"partitions of {name}"):
+        Ledger(connection, job, tmp_path)

@@ -8,8 +8,8 @@ import pytest
 from antdt_schemas import auth, codec, lineage, records
 from antdt_schemas.errors import LogTampered, Mismatch, Superseded, UnknownSchema
 from antdt_schemas.records import Status
-from antdt_streams.ledger.core import rows
-from antdt_streams.ledger.core.decide import check_spec
+from antdt_streams.ledger.core import leader, rows
+from antdt_streams.ledger.core.decide import Turn, check_spec
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.memory import MemoryLedger
 
@@ -463,3 +463,36 @@ def test_an_accepted_loss_takes_every_number_that_may_have_been_given_away() -> 
     assert bench.lease("a.1", 8)[0] >= 1_000
     bench.state.check()
     assert rows.digest(bench.broker.fold().state) == rows.digest(bench.state)  # type: ignore[arg-type]
+
+
+def test_a_request_that_the_ledger_fails_on_is_refused_in_the_log_and_nothing_else_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    bench.join("a.0", "b.0")
+    whole = leader.decide
+
+    def fails_half_way(turn: Turn, request: records.Request) -> None:
+        whole(turn, request)
+        if isinstance(request.body, records.Lease) and request.body.samples == 13:
+            raise KeyError("a bug")
+
+    monkeypatch.setattr(leader, "decide", fails_half_way)
+    good, bad = records.Lease(1, 8), records.Lease(1, 13)
+    replies = bench.ledger.run([bench.request(who, body) for who, body in (("a.0", good), ("b.0", bad), ("a.0", good))])
+    assert [r.status for r in replies if r.incarnation == "b.0"] == [Status.REFUSED]
+    assert [len(r.leases) for r in replies if r.incarnation == "a.0"] == [5, 5]
+    assert "KeyError" in bench.refused()[-1].reason
+    bench.state.check()
+    assert not bench.state.held.get("b.0")
+    monkeypatch.undo()
+    assert rows.digest(bench.broker.fold().state) == rows.digest(bench.state)  # type: ignore[arg-type]
+
+
+def test_a_request_too_large_for_one_entry_is_refused() -> None:
+    bench = Bench()
+    bench.join("a.0", "b.0")
+    nonsense = tuple(range(5, 400_000))
+    reply = bench.say("a.0", records.Commit(1, 1, (nonsense,), (0,), b"", -1))
+    assert reply.status is Status.REFUSED
+    bench.state.check()

@@ -8,7 +8,7 @@ from antdt_schemas import codec, records
 from antdt_schemas.errors import Superseded
 
 from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.ledger.core.leader import Incoming, InOffice
+from antdt_streams.ledger.core.leader import Incoming, InOffice, PoisonRequest
 from antdt_streams.ledger.core.state import FOLD_VERSION
 
 
@@ -58,7 +58,12 @@ class MemoryLedger:
         requests = self.broker.incoming(self.office.state.requests_next, limit)
         if not requests:
             return False
-        payload, _ = self.office.propose(requests)
+        try:
+            payload, _ = self.office.propose(requests)
+        except PoisonRequest as poison:
+            poisoned = {**self.office.poisoned, poison.offset: str(poison)}
+            self.office = InOffice(self.broker.fold(), self.office.secret, poisoned)
+            payload, _ = self.office.propose(requests)
         self.broker.log.append(payload)
         return True
 

@@ -29,7 +29,7 @@ from antdt_streams import topics_admin
 from antdt_streams.ledger.cache import Cache, Identity
 from antdt_streams.ledger.core.decide import check_spec
 from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.ledger.core.leader import Cycle, Incoming, InOffice
+from antdt_streams.ledger.core.leader import Cycle, Incoming, InOffice, PoisonRequest
 from antdt_streams.ledger.core.state import FOLD_VERSION
 from antdt_streams.ledger.log import Log
 from antdt_streams.ledger.options import LedgerOptions, owner
@@ -52,6 +52,7 @@ class Ledger:
         self.start = Start(self.log, self.cache, self.snapshots, self.options)
         self.requests = Consumer(connection.consumer(**{"fetch.wait.max.ms": 5, "group.id": f"antdt.{job}.ledger"}))
         self.replies, self.dead = topics.REPLIES.name(job), topics.DEAD_LETTERS.name(job)
+        self.looked = 0  # how often, as a standby, the log seemed silent
         self._position_at = self._identity_at = self._appended_at = 0.0
 
     def run(self) -> None:
@@ -121,6 +122,7 @@ class Ledger:
 
     def _is_silent(self, fold: Fold) -> bool:
         """A broker that is away silences everybody; only an end that it tells itself counts."""
+        self.looked += 1
         try:
             if self.log.end(self.options.standby_patience_s) > fold.position.next_offset:
                 return False
@@ -206,7 +208,11 @@ class Ledger:
             if not waiting:
                 waiting = self._take(office)
             if waiting or monotonic() - self._appended_at >= self.options.heartbeat_s:
-                payload, taken = office.propose(waiting)
+                try:
+                    payload, taken = office.propose(waiting)
+                except PoisonRequest as poison:
+                    office = self._without(office, poison)
+                    continue
                 self._run_cycle(office, payload)
                 del waiting[:taken]
             else:
@@ -214,6 +220,16 @@ class Ledger:
             self._publish_position(office)
             self._check_identity()
             self.snapshots.offer(office.fold, self.log.leader_epoch)
+
+    def _without(self, office: InOffice, poison: PoisonRequest) -> InOffice:
+        """The office as of the last entry that was read back, with this request to be refused: no crash loop."""
+        log.error("event=poison request_offset=%d reason=%r", poison.offset, str(poison), exc_info=poison)
+        fold = self.cache.load()
+        self.start.fold_to(fold, office.fold.position.next_offset)
+        assert poison.offset not in office.poisoned, "refusing a request must not fail"
+        again = InOffice(fold, self.options.secret, {**office.poisoned, poison.offset: str(poison)})
+        again.patience = office.patience
+        return again
 
     def _take(self, office: InOffice) -> list[Incoming]:
         first = self.requests.poll(self.options.idle_s)
@@ -247,13 +263,13 @@ class Ledger:
         self.log.producer.poll(0)
 
     def _check_identity(self) -> None:
-        """A topic that was created again under a running leader is noticed, also where nobody asks for anything."""
+        """A topic that was created again, or got more partitions, under a running leader is noticed, busy or not."""
         now = monotonic()
         if now - self._identity_at < self.options.identity_every_s:
             return
         self._identity_at = now
         try:
-            found = topics_admin.topic_ids(self.connection, self.job).get(topics.SHARD_LOG.suffix, "no such topic")
+            found = topics_admin.require(self.connection, self.job)[topics.SHARD_LOG.suffix]
         except Unavailable:
             return
         if found != self.identity.topic_id:

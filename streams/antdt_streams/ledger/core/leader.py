@@ -7,6 +7,7 @@ object (no reply, no row) before the very bytes were read back in office. Supers
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from antdt_schemas import auth, codec, records
@@ -69,15 +70,26 @@ class Patience:
         return out
 
 
+class PoisonRequest(Exception):
+    """Deciding a request failed, which is a bug of ours: the state may be changed by half and must be dropped."""
+
+    def __init__(self, offset: int, error: Exception) -> None:
+        super().__init__(f"The ledger failed on it: {type(error).__name__}: {error}"[:300])
+        self.offset = offset
+
+
 class InOffice:
     """A leader whose Leader entry was read back: `fold` has read the log up to it."""
 
-    def __init__(self, fold: Fold, secret: bytes | None = None) -> None:
+    def __init__(self, fold: Fold, secret: bytes | None = None, poisoned: Mapping[int, str] | None = None) -> None:
+        """poisoned: offsets of requests that were found to be poison, and why. They are refused, in the log, so that
+        every replay agrees.
+        """
         assert fold.genesis is not None
         assert fold.state is not None
         assert fold.office is not None
         self.fold, self.state, self.genesis, self.office = fold, fold.state, fold.genesis, fold.office
-        self.secret = secret
+        self.secret, self.poisoned = secret, dict(poisoned or {})
         self.patience = Patience(fold.genesis.patience_ms)
         self.pending: Cycle | None = None
         self._checked_ms = 0
@@ -87,6 +99,9 @@ class InOffice:
         requests it covers; without any it is a heartbeat.
 
         An entry never grows far beyond CYCLE_BYTES_MAX: the rest waits.
+
+        Raises:
+            PoisonRequest: drop this object, and go on from the last entry that was read with that request poisoned.
         """
         assert self.pending is None, "one cycle at a time"
         state, events, answers = self.state, list[records.Event](), list[Answer]()
@@ -100,7 +115,10 @@ class InOffice:
         for incoming in requests:
             now_ms = max(now_ms, incoming.time_ms)
             turn = Turn(state, incoming.offset)
-            self._decide(turn, incoming, now_ms, dead)
+            try:
+                self._decide(turn, incoming, now_ms, dead)
+            except Exception as error:
+                raise PoisonRequest(incoming.offset, error) from error
             events += turn.events
             answers += turn.answers
             taken += 1
@@ -120,7 +138,11 @@ class InOffice:
             events=tuple(events),
         )
         payload = codec.encode(records.Entry(body))
-        assert len(payload) <= RECORD_BYTES_MAX, f"an entry of {len(payload)} bytes does not fit into one record"
+        if len(payload) > RECORD_BYTES_MAX:
+            # What came before it in this cycle is small: it is the last one that is too much.
+            assert taken, f"an entry of {len(payload)} bytes without a request"
+            size_error = ValueError(f"it would make an entry of {len(payload)} bytes")
+            raise PoisonRequest(requests[taken - 1].offset, size_error)
         self.pending = Cycle(body, payload, answers, dead)
         return payload, taken
 
@@ -130,6 +152,11 @@ class InOffice:
         except Undecodable as error:
             turn.emit(records.Refused("", "", "undecodable", -1, str(error)[:300], incoming.offset))
             dead.append((incoming, str(error)))
+            return
+        if incoming.offset in self.poisoned:
+            reason = self.poisoned[incoming.offset]
+            refuse(turn, request, reason)
+            dead.append((incoming, reason))
             return
         if not auth.is_authentic(request, self.secret):
             refuse(turn, request, "The request is not authenticated with this job's secret (ANTDT_SECRET).")
