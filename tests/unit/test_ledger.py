@@ -496,3 +496,14 @@ def test_a_request_too_large_for_one_entry_is_refused() -> None:
     reply = bench.say("a.0", records.Commit(1, 1, (nonsense,), (0,), b"", -1))
     assert reply.status is Status.REFUSED
     bench.state.check()
+
+
+def test_what_the_leader_of_a_former_topic_writes_into_a_new_one_is_void() -> None:
+    log = _log_of_some_entries()
+    stray = next(p for p in reversed(log) if isinstance(codec.decode(p, records.Entry).body, records.Cycle))
+    fold = Fold()
+    for offset, payload in enumerate([stray, log[0], log[1]]):
+        fold.read(offset, payload)
+    assert fold.void_entries == 1
+    assert fold.state is not None
+    assert fold.state.sequence == 0
