@@ -66,7 +66,7 @@ class World:
         self.rng = rng = random.Random(seed)
         self.spec = records.JobSpec(
             "sim", rng.randint(4, 40), bytes(16), "sequential", rng.randint(1, 3), seed, rng.randint(1, 5),
-            rng.randint(4, 8), rng.randint(1, 3), rng.choice([2, 3, 99]), "allreduce",
+            rng.randint(4, 8), rng.randint(1, 3), rng.choice([1, 2, 99]), "allreduce",
         )  # fmt: skip
         self.broker = MemoryBroker(self.spec, patience_ms=20_000, digest_every=rng.choice([1, 3, 10]))
         self.ledger: MemoryLedger | None = MemoryLedger(self.broker)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from antdt.telemetry import BATCH_EVERY_S, EARLY_SAVED_MAX, FIRST_STEPS, StepTiming, Telemetry
+from antdt.telemetry import (
+    BATCH_EVERY_S,
+    EARLY_SAVED_MAX,
+    FIRST_STEPS,
+    IN_FLIGHT_MAX,
+    STEPS_A_BATCH,
+    STEPS_QUEUED_MAX,
+    StepTiming,
+    Telemetry,
+)
 
 
 def timing(step: int, own_s: float = 0.1, wait_s: float = 0.01, batch_size: int = 32) -> StepTiming:
@@ -50,3 +59,32 @@ def test_steps_that_never_settle_at_most_double_the_batches() -> None:
         telemetry.add(timing(step + i, own_s=0.1 if i % 2 else 0.2))
         count += telemetry.batch(now_s + i / 20) is not None
     assert count <= 2 * lasts_s / BATCH_EVERY_S + EARLY_SAVED_MAX
+
+
+def test_without_acknowledgement_batches_are_full_bounded_and_the_rest_is_counted() -> None:
+    telemetry, first, now_s = settled()
+    sent, steps = [], 10_000
+    for step in range(steps):
+        telemetry.add(timing(first + step))
+        batch = telemetry.batch(now_s + step * 0.1)
+        if batch is not None:
+            sent.append(batch)
+            telemetry.sent(now_s + step * 0.1)
+    assert len(sent) == IN_FLIGHT_MAX
+    assert [len(batch.step) for batch in sent[-4:]] == [STEPS_A_BATCH] * 4
+    on_their_way = sum(len(batch.step) for batch in sent)
+    lost = steps - on_their_way - STEPS_QUEUED_MAX
+    assert telemetry.dropped == lost
+
+    for batch in sent:  # the broker is back, and the last of them is too late
+        telemetry.acknowledged(len(batch.step), 2_000.0, arrived=batch is not sent[-1])
+    after = []
+    while (batch := telemetry.batch(2_000.0)) is not None:
+        telemetry.sent(2_000.0)
+        telemetry.acknowledged(len(batch.step), 2_000.0, arrived=True)
+        after.append(batch)
+    assert sum(len(batch.step) for batch in after) == STEPS_QUEUED_MAX
+    assert after[-1].step[-1] == first + steps - 1
+    assert after[0].dropped == lost + STEPS_A_BATCH
+    numbers = [batch.number for batch in sent + after]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))

@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 from antdt_schemas import records
-from antdt_schemas.errors import ExitCode, Refused, Unavailable, UsageError
+from antdt_schemas.errors import ExitCode, ForeignState, Refused, Unavailable, UsageError
+from antdt_schemas.limits import CHECKPOINTS_KEPT, INIT_FILE
 
 from antdt import checkpoint
 from antdt.allreduce import (
@@ -37,6 +38,7 @@ from antdt.allreduce import (
     store_of,
 )
 from antdt.allreduce.composition import RANGES_MAX
+from antdt.allreduce.state import Saved
 from antdt.client import Client, ClientOptions, renew
 from antdt.data import manifest_digest, source_of
 from antdt.plans import Plans, Share
@@ -49,6 +51,8 @@ log = logging.getLogger("antdt")
 IDLE_ROUND_S = 0.02
 FIRST_LEASE_S = 1.0
 HINT_EVERY_S = 10.0
+FAREWELL_S = 5.0
+INIT_NAME = f"{INIT_FILE}.pt"
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class Agent:
         self._generation: Generation | None = None
         self._workers: list[str] = []
         self._micro: tuple[int, bool] | None = None
-        self._broken, self._draining = False, False
+        self._broken, self._draining, self._departed = False, False, False
         self._previous_total = 1
         self._clock = _Clock()
         self._written_step = -1
@@ -171,6 +175,16 @@ class Agent:
         return self.strategy.step_number
 
     @property
+    def lineage(self) -> str:
+        """What is in the model, as the hexadecimal hash that the log has for this step."""
+        return self.strategy.lineage.hex()
+
+    @property
+    def incarnation(self) -> str:
+        """This life of this worker. It is a new one after the ledger has given the old one up for lost."""
+        return self._session.incarnation
+
+    @property
     def batch_size(self) -> int:
         """Samples that this worker takes in the step at hand."""
         return self._share().batch_size if self._workers else 0
@@ -186,11 +200,11 @@ class Agent:
         self._drain_on_sigterm()
         try:
             while not self.ended:
-                if self._draining:
+                if self._departed or (self._draining and self._generation is None):
                     sys.exit(ExitCode.DRAINED)
                 try:
                     self._enter()
-                    if not self.ended:
+                    if not self.ended and self._generation is not None:
                         yield from self._round()
                 except GenerationClosed as closed:
                     log.info("generation is over: %s", closed)
@@ -201,13 +215,15 @@ class Agent:
     def step(self, loss: torch.Tensor) -> bool:
         """Backward for the micro-batch at hand; reduces and applies after the last one of a step.
 
-        loss: the mean over the micro-batch. Returns True when the model has changed.
+        loss: the mean over the micro-batch. Returns True when the model has changed: `step_number` and `lineage` say to
+        what.
         """
         if self._micro is None:
             raise UsageError("agent.step(loss) belongs into the loop over the Agent, once for every batch.")
         (samples, last), self._micro = self._micro, None
         if self._broken:
             return False
+        before = self.strategy.step_number
         try:
             if last:
                 self.strategy.see(self.plans.newest)
@@ -218,7 +234,7 @@ class Agent:
         except GenerationClosed as closed:
             log.info("generation is over: %s", closed)
             self._broken = True
-        return last and not self._broken
+        return self.strategy.step_number > before
 
     # -- generations
 
@@ -228,7 +244,7 @@ class Agent:
 
     def _enter(self) -> None:
         """Be a member of a generation that stands, or be at the end."""
-        while self._generation is None and not self.ended:
+        while self._generation is None and not self.ended and not self._draining:
             self._await_grant()
             session = self._session
             if session.phase is Phase.ENDED:
@@ -246,7 +262,8 @@ class Agent:
 
     def _await_grant(self) -> None:
         session, until = self._session, monotonic() + self.options.join_timeout_s
-        while not self._client.wait(lambda: session.phase not in (Phase.JOINING, Phase.REGROUPING), HINT_EVERY_S):
+        asking = Phase.JOINING, Phase.REGROUPING
+        while not self._client.wait(lambda: session.phase not in asking or self._draining, HINT_EVERY_S):
             waited_for = "the ledger and the job's other workers" if session.generation == 0 else "the next generation"
             log.warning("%s is waiting for %s", session.worker, waited_for)
             if monotonic() > until:
@@ -283,7 +300,7 @@ class Agent:
             self._leave()
             return
         self._workers = [m.worker for m in grant.members]
-        self._previous_total = 1
+        self._previous_total, self._written_step = 1, -1  # the event of an earlier file may be lost
         with self._client.changed:
             self.strategy.drop_pending(session.committed)
             pending = [Composition(c.step, c.ranges, b"", c.plan) for c in self.strategy.pending]
@@ -297,21 +314,40 @@ class Agent:
         strategy.attach(generation)
         if grant.source is not None:
             source = next(i for i, m in enumerate(grant.members) if m.incarnation == grant.source)
-        elif generation.rank == 0:
-            self._restore(grant.restore_file or "")
+        else:
+            self._restore(grant, generation)
         strategy.adopt(source)
 
-    def _restore(self, file: str) -> None:
-        """The first member loads the file; the model before any step is kept as one, too, when it is first used."""
-        folder = self._folder()
-        if file != "init":
-            self.strategy.restore(checkpoint.read(folder, file))
-        elif (folder / "init.pt").exists():
-            self.strategy.restore(checkpoint.read(folder, "init.pt"))
-        elif self.strategy.step_number == 0 and not self.strategy.void:
-            checkpoint.write(folder, "init.pt", self.strategy.snapshot())
+    def _restore(self, grant: records.Grant, generation: Generation) -> None:
+        """The first member loads the file. The model before any step becomes one when it is first used.
+
+        What the others hold is void until they have it from the first, or it would be taken for part of this run.
+        """
+        strategy, folder = self.strategy, self._folder()
+        fresh = grant.restore_file == INIT_FILE and strategy.step_number == 0 and not strategy.void
+        strategy.void = not fresh
+        random = strategy.gather_random() if grant.restore_file == INIT_FILE else []
+        if generation.rank:
+            return
+        name = INIT_NAME if grant.restore_file == INIT_FILE else grant.restore_file or ""
+        if name != INIT_NAME or not fresh or (folder / name).exists():
+            data = checkpoint.read(folder, name, self.settings.job)
+            strategy.restore(data, lambda saved: self._check(saved, grant, name))
         else:
-            raise Unavailable("The model before the first step is gone.", "Start this worker again.")
+            checkpoint.write(folder, name, strategy.snapshot(random, self._labels(name)))
+
+    def _labels(self, name: str) -> dict[str, str]:
+        return {"run": self._run_id, "job": self.settings.job, "file": name}
+
+    def _check(self, saved: Saved, grant: records.Grant, name: str) -> None:
+        """Before anything is overwritten: the file is the one of this grant, not one that was put in its place."""
+        hint = f"Go back to another one: {checkpoint.rollback(self.settings.job)}."
+        expected = {**self._labels(name), "step": str(grant.committed)}
+        found = {**saved.labels, "step": str(saved.progress.step)}
+        for label, value in expected.items():
+            if found.get(label) != value:
+                what = f"The {label} of checkpoint {self._folder() / name}"
+                raise ForeignState(what, value, found.get(label, "none"), hint)
 
     def _folder(self) -> Any:
         return self.settings.checkpoints / self._run_id
@@ -346,11 +382,22 @@ class Agent:
     def _round(self) -> Iterator[Any]:
         shares = self.plans.shares(self.strategy.plan, self._workers)
         mine = shares[self._session.rank]
-        ranges = self._take(mine.batch_size)
+        if not self._await_room():
+            self._departed = True
+            return
+        leaving = self._draining
+        ranges = [] if leaving else self._take(mine.batch_size)
         samples = sum(r.length for r in ranges)
         self._clock = _Clock(perf_counter())
+        every = self.options.checkpoint_every_steps
         self.strategy.take(
-            ranges, samples, self.plans.newest, self._session.phase is Phase.ENDED, sum(s.batch_size for s in shares)
+            ranges,
+            samples,
+            self.plans.newest,
+            self._session.phase is Phase.ENDED,
+            sum(s.batch_size for s in shares),
+            leaving=leaving,
+            checkpoint=bool(every) and self._session.rank == 0 and (self.strategy.step_number + 1) % every == 0,
         )
         if samples == 0:
             self._account(self.strategy.step())
@@ -371,6 +418,25 @@ class Agent:
     def _micro_count(self, share: Share, samples: int) -> int:
         limit = self.options.micro_batch_size_max
         return max(share.accumulation, -(-samples // limit) if limit else 1)
+
+    def _await_room(self) -> bool:
+        """Applied steps that await their commit are bounded: where the ledger is away for long, training waits.
+
+        False: told to drain meanwhile.
+        """
+        session, strategy, most = self._session, self.strategy, self.options.allreduce.pending_max
+
+        def free() -> bool:
+            moved = not strategy.pending or session.committed >= strategy.pending[0].step
+            return moved or self._draining or session.phase is not Phase.MEMBER
+
+        while len(strategy.pending) >= most and session.phase is Phase.MEMBER:
+            if self._draining:
+                return False
+            if not self._client.wait(free, HINT_EVERY_S):
+                log.warning("%d steps await their commit: waiting for the ledger", len(strategy.pending))
+            strategy.drop_pending(session.committed)
+        return True
 
     def _take(self, batch_size: int) -> list[Range]:
         """Samples from the front of what is held; waits a little where everybody else is idle, too."""
@@ -396,6 +462,7 @@ class Agent:
             if result.applied:
                 made = strategy.pending[-1]
                 session.applied(Composition(made.step, made.ranges, strategy.lineage, made.plan))
+                session.observe(result.total)
             strategy.drop_pending(session.committed)
         if result.applied:
             self._measure(result)
@@ -421,22 +488,56 @@ class Agent:
     # -- files and the end
 
     def _checkpoint(self, result: StepResult) -> None:
-        """The first member writes the final file once everything is committed, and others where they are asked for."""
-        session, step, every = self._session, self.strategy.step_number, self.options.checkpoint_every_steps
-        if session.rank != 0 or step == self._written_step or session.checkpoint is not None:
-            return
+        """Files where they are asked for, when somebody leaves on purpose (perhaps everybody does), and the final one.
+
+        The rows say it to all members alike, who then give their random states to the first one.
+        """
+        session, step = self._session, self.strategy.step_number
+        leaving = any(row.leaving for row in result.rows)
+        random: list[bytes] = []
+        if leaving or (result.applied and any(row.checkpoint for row in result.rows)):
+            random = self.strategy.gather_random()
+            with self._client.changed:
+                session.proven(step)
         final = session.finished and session.committed == step
-        if not final and not (every and result.applied and step % every == 0):
-            return
-        assert session.grant is not None
+        if session.rank == 0 and (random or final) and step not in (self._written_step, 0):
+            if session.checkpoint is None or leaving:
+                self._write(random)
+        if result.rows[session.rank].leaving:
+            self._say_farewell()
+
+    def _write(self, random: list[bytes]) -> None:
+        """Parts first, then the name, then the event, which is repeated until it is answered."""
+        session, step, folder = self._session, self.strategy.step_number, self._folder()
         name = checkpoint.file_name(session.generation, session.incarnation, step)
-        checkpoint.write(self._folder(), name, self.strategy.snapshot())
+        digest = checkpoint.write(folder, name, self.strategy.snapshot(random, self._labels(name)))
         self._written_step = step
         with self._client.changed:
-            session.checkpoint = records.Checkpoint(session.generation, step, self.strategy.lineage, name)
+            session.wrote(records.Checkpoint(session.generation, step, self.strategy.lineage, name, digest))
+        kept = session.kept_steps
+        if len(kept) == CHECKPOINTS_KEPT:
+            # The ledger refuses whatever is older than the oldest that it keeps, so no event can name these any more.
+            checkpoint.prune(folder, min(kept))
+
+    def _say_farewell(self) -> None:
+        """Everybody has this step: stay until it is committed, and the file of it known to the ledger. Bounded."""
+        session, step = self._session, self.strategy.step_number
+        with self._client.changed:
+            session.leaving = True
+        over = Phase.LOST, Phase.FAILED, Phase.ENDED
+
+        def settled() -> bool:
+            return session.phase in over or (session.committed >= step and session.checkpoint is None)
+
+        if not self._client.wait(settled, FAREWELL_S):
+            log.warning("step %d was not committed within %.0f s: leaving all the same", step, FAREWELL_S)
+        self._departed = True
 
     def _drain_on_sigterm(self) -> None:
-        """SIGTERM: finish the step, leave, exit with 143. A handler that was there before is called as well."""
+        """SIGTERM: finish the step, leave, exit with 143. A handler that was there before is called as well.
+
+        Where everybody leaves at once, the first member writes a checkpoint: nothing has to be done again.
+        """
         if threading.current_thread() is not threading.main_thread():
             return
         before = signal.getsignal(signal.SIGTERM)

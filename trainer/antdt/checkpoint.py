@@ -1,11 +1,22 @@
-"""Durable files of a model: parts first, then the name, then the event. A half-written file never has a name."""
+"""Durable files of a model: parts first, then the name, then the event. A half-written file never has a name.
+
+A file is what `torch.save` wrote and, behind it, MARK and the BLAKE2b-128 of that: `torch.load` reads it as it is, and
+whoever restores from it knows that it is whole. `b2sum -l 128 FILE` gives the digest that the log has of it.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 
-from antdt_schemas.errors import Unavailable
+from antdt_schemas.errors import Mismatch, Unavailable
+
+DIGEST_SIZE = 16
+MARK = b"ANTDTCK1"
+NAME = re.compile(r"\.?step-(\d{9,})-.*\.pt(\.partial)?")
 
 
 def file_name(generation: int, incarnation: str, step: int) -> str:
@@ -13,17 +24,21 @@ def file_name(generation: int, incarnation: str, step: int) -> str:
     return f"step-{step:09d}-g{generation}-{incarnation}.pt"
 
 
-def write(folder: Path, name: str, data: bytes) -> None:
-    """Write `data` durably under `name`: content and directory entry are on disk when this returns.
+def write(folder: Path, name: str, data: bytes) -> bytes:
+    """Write `data` durably under `name`: content and directory entry are on disk when this returns the file's digest.
 
     Raises:
         Unavailable: the disk is full or the folder cannot be written.
     """
     target, partial = folder / name, folder / f".{name}.partial"
+    digest = blake2b(data, digest_size=DIGEST_SIZE)
+    trailer = MARK + digest.digest()
+    digest.update(trailer)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(data)
+            file.write(trailer)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
@@ -34,16 +49,51 @@ def write(folder: Path, name: str, data: bytes) -> None:
             os.close(descriptor)
     except OSError as error:
         raise Unavailable(f"The checkpoint {target} cannot be written: {error}.", "Free space, then go on.") from error
+    return digest.digest()
 
 
-def read(folder: Path, name: str) -> bytes:
-    """The content of a checkpoint.
+def read(folder: Path, name: str, job: str) -> bytes:
+    """What was written under `name`, whole.
 
     Raises:
         Unavailable: it is not there, which must not be answered by starting afresh.
+        Mismatch: it is not what was written.
     """
+    path = folder / name
     try:
-        return (folder / name).read_bytes()
+        data = path.read_bytes()
     except OSError as error:
-        hint = "Every worker needs the folder of checkpoints (ANTDT_CHECKPOINTS): mount the same one everywhere."
-        raise Unavailable(f"The checkpoint {folder / name} cannot be read: {error}.", hint) from error
+        hint = (
+            "Every worker needs the folder of checkpoints (ANTDT_CHECKPOINTS): mount the same one everywhere. If the "
+            f"file is gone for good, go back to an older one: {rollback(job)}."
+        )
+        raise Unavailable(f"The checkpoint {path} cannot be read: {error}.", hint) from error
+    size = len(data) - len(MARK) - DIGEST_SIZE
+    body, mark, stated = data[: max(size, 0)], data[max(size, 0) : -DIGEST_SIZE], data[-DIGEST_SIZE:]
+    found = blake2b(body, digest_size=DIGEST_SIZE).digest()
+    if mark != MARK or stated != found:
+        expected = stated.hex() if mark == MARK else f"one at its end, behind {MARK.decode()}"
+        raise Mismatch(
+            f"The digest of checkpoint {path}",
+            expected,
+            found.hex(),
+            f"The file is torn or damaged; nothing was overwritten with it. Go back to an older one: {rollback(job)}.",
+        )
+    return body
+
+
+def rollback(job: str) -> str:
+    """The command that leads to another checkpoint."""
+    return f"`antdt rollback {job} --step S`"
+
+
+def prune(folder: Path, oldest_step: int) -> int:
+    """Removes the files of steps before `oldest_step`, half-written ones as well; returns how many."""
+    removed = 0
+    for path in folder.iterdir():
+        match = NAME.fullmatch(path.name)
+        if match is not None and int(match[1]) < oldest_step:
+            with suppress(OSError):  # somebody else's, or gone already: it costs room, nothing else
+                path.unlink()
+                removed += 1
+    return removed

@@ -24,6 +24,7 @@ from antdt.session import Phase, Session
 from antdt.telemetry import Telemetry
 
 POLL_S = 0.02
+SLICE_S = 0.5
 QUEUE_MESSAGES_MAX = 10_000
 
 log = logging.getLogger("antdt")
@@ -85,8 +86,11 @@ class Client:
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until something came that makes `condition` true. Raises what went wrong in the connection."""
-        with self.changed:
-            met = self.changed.wait_for(lambda: condition() or self.failure is not None, timeout_s)
+        until, met = monotonic() + timeout_s, False
+        while not met and self.failure is None and monotonic() < until:
+            with self.changed:  # in slices: a signal handler changes things without telling
+                slice_s = min(SLICE_S, max(0.0, until - monotonic()))
+                met = self.changed.wait_for(lambda: condition() or self.failure is not None, slice_s)
         if self.failure is not None:
             raise self.failure
         return met
@@ -170,12 +174,20 @@ class Client:
         self._produce(topics.REQUESTS, codec.encode(signed), request.worker)
 
     def _send_telemetry(self, batch: records.StepBatch) -> None:
-        if not self._produce(topics.STEPS, codec.encode(batch), batch.worker):
-            self.telemetry.drop(batch)
+        telemetry, steps = self.telemetry, len(batch.step)
 
-    def _produce(self, topic: topics.Topic, payload: bytes, worker: str) -> bool:
+        def delivered(error: KafkaError | None, _message: Any) -> None:
+            telemetry.acknowledged(steps, monotonic(), arrived=error is None)
+
+        telemetry.sent(monotonic())
+        if not self._produce(topics.STEPS, codec.encode(batch), batch.worker, delivered):
+            telemetry.acknowledged(steps, monotonic(), arrived=False)
+
+    def _produce(
+        self, topic: topics.Topic, payload: bytes, worker: str, on_delivery: Callable[[Any, Any], None] | None = None
+    ) -> bool:
         try:
-            self._producer.produce(self._names[topic.suffix], payload, worker, 0)
+            self._producer.produce(self._names[topic.suffix], payload, worker, 0, on_delivery=on_delivery)
         except BufferError:
             return False  # a request is asked for again, telemetry is counted as dropped
         return True

@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset, TensorDataset, default_collate
 from antdt.allreduce import Range
 
 BLOCKS_KEPT_MAX = 64
+BLOCKS_AHEAD_MAX = 4
 BLOCK = 4096
 
 
@@ -73,8 +74,8 @@ class MapSource:
         return whole[start - first * BLOCK : start - first * BLOCK + length]
 
     def prepare(self, epoch: int, start: int, length: int) -> None:
-        """Work out the order of what will be taken soon, off the training thread."""
-        for number in range(start // BLOCK, (start + length - 1) // BLOCK + 1)[: BLOCKS_KEPT_MAX // 2]:
+        """Work out the order of what will be taken soon, off the training thread; what is leased far ahead can wait."""
+        for number in range(start // BLOCK, (start + length - 1) // BLOCK + 1)[:BLOCKS_AHEAD_MAX]:
             self._block(epoch, number)
 
     def _block(self, epoch: int, number: int) -> torch.Tensor:

@@ -85,7 +85,8 @@ class Launcher:
                     break
         finally:
             self._stop()
-        return status or (ExitCode.DRAINED if self.stopping.is_set() else ExitCode.DONE)
+        drained = self.stopping.is_set() or all(w.done == ExitCode.DRAINED for w in self.workers)
+        return status or (ExitCode.DRAINED if drained else ExitCode.DONE)
 
     def _check_reachable(self) -> None:
         """Ask for the broker and the job in a child, before seconds go into imports."""
@@ -138,8 +139,8 @@ class Launcher:
             code = worker.process.exitcode if worker.process is not None and worker.done is None else None
             if code is None:
                 continue
-            if code == 0:
-                worker.done = 0
+            if code in (ExitCode.DONE, ExitCode.DRAINED):  # it has said good-bye: the others go on
+                worker.done = code
                 continue
             self._report(worker, code)
             again = code < 0 or code in AGAIN

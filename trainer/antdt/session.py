@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from antdt_schemas import records
+from antdt_schemas.limits import CHECKPOINTS_KEPT
 from antdt_schemas.records import Status
 
 NUMBERS_A_COMMIT_MAX = 20_000
@@ -34,14 +35,21 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """Bounds; seconds, and samples where it says so."""
+    """Bounds; seconds, steps, and samples where it says so.
+
+    What is not answered is asked again after retry_s, then ever later up to retry_max_s. Samples are leased ahead for
+    prefetch_s, and again when half of them are left, so that training outlasts a broker that is away for half a minute;
+    for prefetch_steps while the own speed is not known.
+    """
 
     retry_s: float = 0.5
+    retry_max_s: float = 2.0
     wait_retry_s: float = 0.1
     heartbeat_s: float = 1.0
+    heartbeat_leaving_s: float = 0.05
     commit_every_s: float = 0.05
     commit_steps_max: int = 64
-    prefetch_s: float = 0.5
+    prefetch_s: float = 60.0
     prefetch_steps: int = 3
     prefetch_samples_max: int = 1 << 20
     rate_every_s: float = 0.25
@@ -74,10 +82,19 @@ class Composition:
 
 @dataclass(slots=True)
 class _Due:
-    """When something was last sent, and under which number."""
+    """When something was last sent, under which number, and how often in a row without an answer."""
 
     at_s: float = -1e9
     number: int = -1
+    tries: int = 0
+
+    def answered(self) -> None:
+        """The next one need not wait."""
+        self.tries = 0
+
+    def pause_s(self, options: SessionOptions) -> float:
+        """How long to wait for the answer."""
+        return float(min(options.retry_max_s, options.retry_s * 2 ** min(max(self.tries - 1, 0), 8)))
 
 
 @dataclass(slots=True)
@@ -108,7 +125,11 @@ class _Pending:
 
 
 class Session:
-    """One incarnation. Invariant: leases are of the current generation; the order of `held` is that of taking."""
+    """One incarnation.
+
+    Invariants: leases are of the current generation; the order of `held` is that of taking. From a grant that restores
+    a file until `begin`, the model at hand is not that of the run: it is never claimed, whatever the caller says.
+    """
 
     def __init__(
         self, worker: str, incarnation: str, spec: records.JobSpec, where: Where, options: SessionOptions | None = None
@@ -122,17 +143,21 @@ class Session:
         self.held: deque[Held] = deque()
         self.untaken = 0
         self.checkpoint: records.Checkpoint | None = None
+        self.kept_steps: deque[int] = deque(maxlen=CHECKPOINTS_KEPT)
+        self.leaving = False
         # Until the first plan: what an even split gives. rate: samples taken per second, lately; 0 while unknown.
         self.batch_size, self.rate = max(1, spec.batch_size // max(1, spec.workers_min)), 0.0
         self._taken, self._taken_since_s = 0, -1.0
+        self._samples_total = spec.samples * spec.epochs
+        self._frontier, self._unleased = 0, self._samples_total
         self._by_lease: dict[int, Held] = {}
         self._claim, self._pending = _Claim(), _Pending()
         self._number = 0
         self._join, self._lease, self._beat, self._file = _Due(), _Due(), _Due(), _Due()
-        self._waiting, self._answered, self._file_open = False, False, False
-        self._frontier = 0
+        self._waiting, self._answered = False, False
         self._newest_lease, self._asked = 0, set[int]()
         self._recent: deque[int] = deque(maxlen=STEPS_UNCOMMITTED)
+        self._void = False
 
     # -- what the training side asks and says
 
@@ -155,6 +180,7 @@ class Session:
 
     def begin(self, pending: Sequence[Composition], lineage: bytes) -> None:
         """The generation has formed; its model, of this lineage, carries steps that may not be committed yet."""
+        self._void = False
         self._pending = _Pending(deque(c for c in pending if c.step > self.committed), lineage, settle=True)
 
     def applied(self, composition: Composition) -> None:
@@ -165,10 +191,22 @@ class Session:
         """Every member has applied `step`: an exchange after it was completed."""
         self._pending.provable = max(self._pending.provable, step)
 
+    def observe(self, total: int) -> None:
+        """All members together had `total` samples in a step."""
+        self._unleased = max(0, self._unleased - total)  # about so much was leased meanwhile, by all together
+
+    def wrote(self, file: records.Checkpoint) -> None:
+        """A durable file holds this step: said to the ledger until it answers. An older one is not spoken of again."""
+        self.checkpoint, self._file = file, _Due()
+
     def regroup(self, claim: int | None, lineage: bytes) -> None:
-        """The generation is over for this member, and nobody touches its model any more: ask for the next one."""
+        """The generation is over for this member, and nobody touches its model any more: ask for the next one.
+
+        A member that was granted a file and has not got its model holds one that was rolled back: it claims none.
+        """
         if self.phase in (Phase.MEMBER, Phase.CLOSED):
-            self.phase, self._claim, self._join = Phase.REGROUPING, _Claim(claim, lineage), _Due()
+            claimed = _Claim() if self._void else _Claim(claim, lineage)
+            self.phase, self._claim, self._join = Phase.REGROUPING, claimed, _Due()
             self._drop_leases()
 
     @property
@@ -209,7 +247,7 @@ class Session:
             # Where nothing came, asking again at once would only be noise.
             self._waiting, self._answered = reply.status is Status.WAIT or not more, True
             if reply.number == self._lease.number:
-                self._lease.number = -1
+                self._lease.answered()
 
     def _acknowledge(self, reply: records.Reply) -> None:
         if reply.generation >= self.generation:
@@ -219,16 +257,23 @@ class Session:
         while pending and pending[0].step <= self.committed:
             pending.popleft()
             self._pending.settle = False  # the first commit of a generation settles, whatever it carries
-        # What nobody asked for has number -1, and so has a commit that was not sent yet.
-        if reply.number >= 0 and reply.number == self._pending.sent.number and reply.status is Status.OK:
+        if reply.number < 0:
+            return  # news, nobody asked: not the answer to what was never sent
+        sent = self._pending.sent
+        if reply.number == sent.number and reply.status is Status.OK:
             self._pending.settle = False
-        if reply.number == self._file.number and self._file_open and reply.status is not Status.CLOSED:
+        if reply.number == sent.number or self.committed >= self._pending.sent_step > 0:
+            sent.answered()
+        if reply.number == self._file.number and self._file.tries and reply.status is not Status.CLOSED:
             # Once only: the answer may come again when the next checkpoint is there, and not sent yet.
-            self.checkpoint, self._file_open = None, False
+            if self.checkpoint is not None and reply.status is Status.OK:
+                self.kept_steps.append(self.checkpoint.step)
+            self.checkpoint = None
+            self._file.answered()
 
     def _refused(self, reply: records.Reply) -> None:
         # A refused checkpoint is dropped: the next one is taken. Anything else refused is a fault that must be loud.
-        if reply.number != self._file.number:
+        if reply.number < 0 or reply.number != self._file.number:
             self.phase, self.reason = Phase.FAILED, reply.reason
 
     def _granted(self, grant: records.Grant) -> None:
@@ -238,10 +283,14 @@ class Session:
             return
         self.generation, self.grant, self.phase, self.rank = grant.generation, grant, Phase.MEMBER, ranks[0]
         self.committed = grant.committed  # exact at the grant; after a rollback less than before
+        if grant.restore_file is not None:
+            self.kept_steps.clear()
         self._drop_leases()
         self._pending = _Pending()
+        self._frontier, self._unleased = 0, self._samples_total
         self._lease, self._waiting, self._answered, self.checkpoint = _Due(), False, False, None
-        self._newest_lease, self._asked, self._frontier, self._file_open = 0, set(), 0, False
+        self._newest_lease, self._asked, self._file = 0, set(), _Due()
+        self._void = self._void or grant.restore_file is not None
 
     def _drop_leases(self) -> None:
         self.held.clear()
@@ -262,7 +311,8 @@ class Session:
                 if number <= self._newest_lease:
                     continue  # taken and committed long ago: this list is older than the last one
                 self._newest_lease = number
-                self._frontier = epoch * self.spec.samples + front + length
+                self._frontier = max(self._frontier, epoch * self.spec.samples + front + length)
+                self._unleased = self._samples_total - self._frontier
                 known = Held(number, token, epoch, front, front, front + length)
                 self._by_lease[number] = known
                 self.held.append(known)
@@ -289,9 +339,12 @@ class Session:
             out.append(self._request(regroup, self._join, now_s))
         elif self.phase is Phase.MEMBER:
             self._tick_member(now_s, out)
-        if out:
+        if self.phase in (Phase.MEMBER, Phase.CLOSED) and self.rank == 0:
+            self._tick_file(now_s, out)
+        every_s = self.options.heartbeat_leaving_s if self.leaving else self.options.heartbeat_s
+        if out and not self.leaving:
             self._beat.at_s = now_s
-        elif self.phase in (Phase.MEMBER, Phase.CLOSED) and now_s - self._beat.at_s >= self.options.heartbeat_s:
+        elif self.phase in (Phase.MEMBER, Phase.CLOSED) and now_s - self._beat.at_s >= every_s:
             out.append(self._request(records.Heartbeat(self.generation, self.committed), self._beat, now_s))
         return out
 
@@ -307,15 +360,11 @@ class Session:
         self._tick_rate(now_s)
         if self.rank == 0:
             self._tick_commit(now_s, out)
-            file = self.checkpoint
-            if file is not None and file.step <= self.committed and now_s - self._file.at_s >= self.options.retry_s:
-                out.append(self._request(file, self._file, now_s))
-                self._file_open = True
         target = self._target()
-        pause = self.options.retry_s
-        if self._lease.number < 0:  # the last question was answered
-            pause = self.options.wait_retry_s if self._waiting else 0.0
-        if self.untaken * 2 <= target and not self.finished and now_s - self._lease.at_s >= pause:
+        pause_s = self._lease.pause_s(self.options)
+        if not self._lease.tries:  # the last question was answered
+            pause_s = self.options.wait_retry_s if self._waiting else 0.0
+        if self.untaken * 2 <= target and not self.finished and now_s - self._lease.at_s >= pause_s:
             # The ledger counts what is not committed. Fronts are as old as the last answer: what was taken lately is a
             # better guess, and one that is too low only while the ledger is far behind.
             taken = sum(h.next - h.front for h in self._by_lease.values())
@@ -326,16 +375,22 @@ class Session:
             if len(self._asked) > ASKED_MAX:
                 self._asked.discard(min(self._asked))
 
+    def _tick_file(self, now_s: float, out: list[records.Request]) -> None:
+        """Also when the generation is closed: a checkpoint counts by its lineage, whoever is a member by then."""
+        file = self.checkpoint
+        if file is not None and file.step <= self.committed:
+            if now_s - self._file.at_s >= self._file.pause_s(self.options):
+                out.append(self._request(file, self._file, now_s))
+
     def _target(self) -> int:
         """Samples to hold: some steps' worth, and what is used up in `prefetch_s`.
 
-        Towards the end of the data everybody holds less, in proportion to the batches: who holds many steps there makes
-        the others wait, and the last steps small.
+        Towards the end of the data everybody holds less, half of what nobody holds in proportion to the batches: who
+        holds many steps there makes the others wait, and the last steps small.
         """
         o, spec = self.options, self.spec
         target = min(o.prefetch_samples_max, max(o.prefetch_steps * self.batch_size, int(o.prefetch_s * self.rate)))
-        left = spec.epochs * spec.samples - self._frontier
-        return max(self.batch_size, min(target, left * self.batch_size // (2 * spec.batch_size)))
+        return max(self.batch_size, min(target, self._unleased * self.batch_size // (2 * spec.batch_size)))
 
     def _tick_commit(self, now_s: float, out: list[records.Request]) -> None:
         pending = self._pending
@@ -344,7 +399,11 @@ class Session:
         new = bool(ready) and ready[-1].step > pending.sent_step
         first = pending.settle and pending.provable >= 0 and pending.sent.number < 0
         again = (bool(ready) or (pending.settle and pending.provable >= 0)) and since >= self.options.retry_s
-        if since < self.options.commit_every_s or not (new or first or again):
+        # One at a time: whatever comes meanwhile goes with the next one, however long the ledger is away.
+        pause_s = pending.sent.pause_s(self.options) if pending.sent.tries else self.options.commit_every_s
+        if len(ready) > self.options.commit_steps_max and not pending.sent.tries:
+            pause_s = 0.0
+        if since < pause_s or not (new or first or again):
             return
         room, chosen = NUMBERS_A_COMMIT_MAX, list[Composition]()
         for c in ready[: self.options.commit_steps_max]:
@@ -365,5 +424,5 @@ class Session:
 
     def _request(self, body: records.RequestBody, due: _Due, now_s: float) -> records.Request:
         self._number += 1
-        due.at_s, due.number = now_s, self._number
+        due.at_s, due.number, due.tries = now_s, self._number, due.tries + 1
         return records.Request(self.worker, self.incarnation, self._number, body, b"")

@@ -4,6 +4,9 @@ Batches keep the broker's load small, and make whoever decides wait for them. So
 at once: a worker's first steps, and those after its speed or the time of the whole step has jumped (a step takes longer
 for everybody when one of them is slow, so all of them speak up together). A job whose steps never settle must not send
 every one of them on its own: early batches are taken from a small account that fills up slowly.
+
+While the broker does not acknowledge, steps are gathered into full batches; a bounded number of them is on its way, the
+rest waits here, and what does not fit is dropped and counted.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ FIRST_STEPS = 8
 JUMP = 1.3
 STEPS_AFTER_A_JUMP = 4
 EARLY_SAVED_MAX = 16
+IN_FLIGHT_MAX = 8
+AWAY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ class Telemetry:
         self.dropped = 0
         self._queue: deque[StepTiming] = deque()
         self._number = 0
+        self._in_flight, self._heard_at_s = 0, 0.0
         self._sent_at_s = 0.0
         self._usual = _Usual()
         self._news = False
@@ -87,12 +93,12 @@ class Telemetry:
             self._news = True
 
     def batch(self, now_s: float, everything: bool = False) -> records.StepBatch | None:
-        """The next batch if one is due: 64 steps, half a second, or news; and one generation only."""
+        """The next batch if one is due: 64 steps, half a second, or news; and one generation only.
+
+        everything: the rest, at the end.
+        """
         queue = self._queue
-        if not queue:
-            return None
-        due = len(queue) >= STEPS_A_BATCH or now_s - self._sent_at_s >= BATCH_EVERY_S or everything
-        if not due and not (self._news and self._may_be_early(now_s)):
+        if not queue or not (everything or self._is_due(now_s)):
             return None
         self._sent_at_s, self._news = now_s, False
         generation, rows = queue[0].generation, list[StepTiming]()
@@ -117,6 +123,15 @@ class Telemetry:
             wait_s=tuple(r.wait_s for r in rows),
         )
 
+    def _is_due(self, now_s: float) -> bool:
+        if self._in_flight >= IN_FLIGHT_MAX:
+            return False
+        if len(self._queue) >= STEPS_A_BATCH:
+            return True
+        if self._in_flight and now_s - self._heard_at_s > AWAY_S:
+            return False  # nobody acknowledges: full batches only
+        return now_s - self._sent_at_s >= BATCH_EVERY_S or (self._news and self._may_be_early(now_s))
+
     def _may_be_early(self, now_s: float) -> bool:
         """Takes one from the account: one for each ordinary batch's time, some of them saved up."""
         self._early = min(EARLY_SAVED_MAX, self._early + (now_s - self._early_at_s) / BATCH_EVERY_S)
@@ -126,6 +141,16 @@ class Telemetry:
         self._early -= 1.0
         return True
 
-    def drop(self, batch: records.StepBatch) -> None:
-        """This batch could not be sent."""
-        self.dropped += len(batch.step)
+    def sent(self, now_s: float) -> None:
+        """A batch is on its way."""
+        if not self._in_flight:
+            self._heard_at_s = now_s
+        self._in_flight += 1
+
+    def acknowledged(self, steps: int, now_s: float, *, arrived: bool) -> None:
+        """A batch of so many steps is not on its way any more; if it did not arrive, it is counted as dropped."""
+        self._in_flight -= 1
+        if arrived:
+            self._heard_at_s = now_s
+        else:
+            self.dropped += steps

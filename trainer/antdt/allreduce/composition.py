@@ -17,6 +17,7 @@ RANGES_MAX = 8
 HEAD_WIDTH = 9
 RANGE_WIDTH = 5
 ROW_WIDTH = HEAD_WIDTH + RANGES_MAX * RANGE_WIDTH
+ENDED, LEAVING, CHECKPOINT = 1, 2, 4
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -40,6 +41,7 @@ class Row:
 
     samples: how many it contributes, the sum of the lengths. plan_seen: the newest plan it has read. plan: the plan in
     its model. lineage, step: of its model. ended: it was told END. reference: the global batch its loss is weighed by.
+    leaving: this is its last step. checkpoint: a checkpoint is to follow this step.
     """
 
     samples: int
@@ -50,6 +52,8 @@ class Row:
     ended: bool = False
     reference: int = 1
     ranges: tuple[Range, ...] = ()
+    leaving: bool = False
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         assert len(self.ranges) <= RANGES_MAX, f"{len(self.ranges)} ranges in one step, at most {RANGES_MAX}"
@@ -58,7 +62,8 @@ class Row:
     def pack(self) -> list[int]:
         """ROW_WIDTH whole numbers of 64 bits, signed; unused ranges are zero."""
         high, low = struct.unpack(">2q", self.lineage)
-        columns = [self.samples, self.plan_seen, self.plan, high, low, self.step, int(self.ended), self.reference]
+        flags = ENDED * self.ended | LEAVING * self.leaving | CHECKPOINT * self.checkpoint
+        columns = [self.samples, self.plan_seen, self.plan, high, low, self.step, flags, self.reference]
         columns.append(len(self.ranges))
         for taken in self.ranges:
             columns.extend(taken)
@@ -71,7 +76,7 @@ class Row:
     def unpack(cls, columns: Sequence[int]) -> Row:
         """The inverse of `pack`."""
         assert len(columns) == ROW_WIDTH, len(columns)
-        samples, plan_seen, plan, high, low, step, ended, reference, used = columns[:HEAD_WIDTH]
+        samples, plan_seen, plan, high, low, step, flags, reference, used = columns[:HEAD_WIDTH]
         assert 0 <= used <= RANGES_MAX, used
         starts = range(HEAD_WIDTH, HEAD_WIDTH + used * RANGE_WIDTH, RANGE_WIDTH)
         return cls(
@@ -80,9 +85,11 @@ class Row:
             plan=plan,
             lineage=struct.pack(">2q", high, low),
             step=step,
-            ended=bool(ended),
+            ended=bool(flags & ENDED),
             reference=reference,
             ranges=tuple(Range(*columns[at : at + RANGE_WIDTH]) for at in starts),
+            leaving=bool(flags & LEAVING),
+            checkpoint=bool(flags & CHECKPOINT),
         )
 
 

@@ -97,16 +97,16 @@ class RandomState:
     """torch's random numbers on the CPU and on the given CUDA devices."""
 
     def __init__(self, devices: set[torch.device]) -> None:
-        self._devices = sorted((device for device in devices if device.type == "cuda"), key=str)
+        self.devices = sorted((device for device in devices if device.type == "cuda"), key=str)
         self.keep()
 
     def keep(self) -> None:
         """Remembers where they are."""
         self._cpu = torch.get_rng_state()
-        self._cuda = [torch.cuda.get_rng_state(device) for device in self._devices]
+        self._cuda = [torch.cuda.get_rng_state(device) for device in self.devices]
 
     def restore(self) -> None:
         """As they were when last kept."""
         torch.set_rng_state(self._cpu)
-        for device, state in zip(self._devices, self._cuda, strict=True):
+        for device, state in zip(self.devices, self._cuda, strict=True):
             torch.cuda.set_rng_state(state, device)

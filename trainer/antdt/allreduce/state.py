@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,16 @@ class Progress(NamedTuple):
     lineage: bytes
     plan: int
     pending: tuple[Composition, ...]
+
+
+class Saved(NamedTuple):
+    """A state as it was dumped. random: of each rank, or empty. labels: whatever its keeper wants to find in it."""
+
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    progress: Progress
+    random: tuple[bytes, ...]
+    labels: dict[str, str]
 
 
 class Head(NamedTuple):
@@ -50,8 +61,10 @@ class Head(NamedTuple):
 HEAD_WIDTH = 5
 
 
-def dump(model: torch.nn.Module, optimizer: Any, progress: Progress) -> bytes:
-    """Everything the next step depends on, except random numbers."""
+def dump(
+    model: torch.nn.Module, optimizer: Any, progress: Progress, random: Sequence[bytes], labels: Mapping[str, str]
+) -> bytes:
+    """Everything the next step depends on, as `torch.load(weights_only=True)` reads it."""
     out = io.BytesIO()
     meta = {
         "step": progress.step,
@@ -59,11 +72,18 @@ def dump(model: torch.nn.Module, optimizer: Any, progress: Progress) -> bytes:
         "plan": progress.plan,
         "pending": [(made.step, list(made.ranges), made.plan) for made in progress.pending],
     }
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": meta}, out)
+    whole = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": meta,
+        "random": [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in random],
+        "labels": dict(labels),
+    }
+    torch.save(whole, out)
     return out.getvalue()
 
 
-def parse(data: bytes) -> dict[str, Any]:
+def parse(data: bytes) -> Saved:
     """Reads all of it before anything is overwritten. Runs no code out of the bytes."""
     try:
         found: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -72,16 +92,17 @@ def parse(data: bytes) -> dict[str, Any]:
             "The state of model or optimizer holds objects that torch.load(weights_only=True) refuses: name their "
             f"classes with torch.serialization.add_safe_globals. {error}"
         ) from error
-    return found
-
-
-def load(found: dict[str, Any], model: torch.nn.Module, optimizer: Any) -> Progress:
-    """Overwrites model and optimizer: their state is void from the first byte to the last."""
-    model.load_state_dict(found["model"])
-    optimizer.load_state_dict(found["optimizer"])
     meta = found["progress"]
     pending = tuple(Composition(step, tuple(ranges), plan) for step, ranges, plan in meta["pending"])
-    return Progress(meta["step"], bytes.fromhex(meta["lineage"]), meta["plan"], pending)
+    progress = Progress(meta["step"], bytes.fromhex(meta["lineage"]), meta["plan"], pending)
+    random = tuple(bytes(one.numpy()) for one in found["random"])
+    return Saved(found["model"], found["optimizer"], progress, random, found["labels"])
+
+
+def load(saved: Saved, model: torch.nn.Module, optimizer: Any) -> None:
+    """Overwrites model and optimizer: their state is void from the first byte to the last."""
+    model.load_state_dict(saved.model)
+    optimizer.load_state_dict(saved.optimizer)
 
 
 def gather_heads(generation: Generation, head: Head) -> list[Head]:
@@ -91,6 +112,20 @@ def gather_heads(generation: Generation, head: Head) -> list[Head]:
     rows = torch.empty(generation.world, HEAD_WIDTH, dtype=torch.int64)
     generation.wait(generation.gather(rows, head.pack()))
     return [Head.unpack(row) for row in rows.tolist()]
+
+
+def gather_bytes(generation: Generation, mine: bytes) -> list[bytes]:
+    """Everybody's, in rank order; they may differ in size."""
+    if generation.world == 1:
+        return [mine]
+    sizes = torch.empty(generation.world, 1, dtype=torch.int64)
+    generation.wait(generation.gather(sizes, torch.tensor([len(mine)])))
+    rows = torch.zeros(generation.world, int(sizes.max()), dtype=torch.uint8)
+    row = torch.zeros(rows.shape[1], dtype=torch.uint8)
+    row[: len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+    generation.wait(generation.gather(rows, row))
+    generation.settled()
+    return [bytes(one[:size].numpy()) for one, size in zip(rows, sizes.flatten().tolist(), strict=True)]
 
 
 def broadcast(generation: Generation, source_rank: int, data: bytes | None) -> bytes:

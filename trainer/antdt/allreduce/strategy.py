@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -23,18 +23,19 @@ import torch
 from antdt_schemas.errors import UsageError
 from antdt_schemas.lineage import ROOT
 
+from antdt.allreduce import randomness
 from antdt.allreduce.buckets import LocalGradients, ReducedGradients, partition
 from antdt.allreduce.composition import ROW_WIDTH, Composition, Range, Round, Row
 from antdt.allreduce.memory import Buffers, RandomState
 from antdt.allreduce.rendezvous import Generation
-from antdt.allreduce.state import Head, Progress, broadcast, dump, gather_heads, load, parse
+from antdt.allreduce.state import Head, Progress, Saved, broadcast, dump, gather_bytes, gather_heads, load, parse
 
 
 @dataclass(frozen=True, slots=True)
 class AllReduceOptions:
     """compositions: "inline" in the first bucket (no collective of its own, but on CUDA a device sync), "gather" beside
     it, "auto": inline on the CPU, gather on CUDA. overlap: reduce while backward runs. pending_max: applied steps that
-    may await their commit.
+    may await their commit; whoever drives the strategy waits before there are more.
     """
 
     first_bucket_size_bytes: int = 2**20
@@ -83,6 +84,7 @@ class AllReduce:
         self._trained: list[torch.nn.Parameter] = []
         self._buffers = Buffers(model)
         self._random = RandomState({param.device for param in model.parameters()})
+        self._random_of_file: tuple[bytes, ...] = ()
         self._row: Row | None = None
         self._gathered: torch.Tensor | None = None
 
@@ -150,22 +152,43 @@ class AllReduce:
 
     # -- state
 
-    def snapshot(self) -> bytes:
-        """Model, optimizer, step number, lineage, plan and pending compositions. Not random numbers."""
+    def gather_random(self) -> list[bytes]:
+        """Random states of all members, in rank order; all of them call it, between two steps.
+
+        Its end proves that everybody has applied the last step.
+        """
+        assert self._row is None, "random states belong between two steps"
+        return gather_bytes(self._attached(), randomness.pack(self._random.devices))
+
+    def snapshot(self, random: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> bytes:
+        """Model, optimizer, step number, lineage, plan and pending compositions.
+
+        random: states of each rank, to be restored with it; without any, those that this state was restored with, as
+        long as no step was applied since. labels: for whoever restores it.
+        """
         assert self._row is None, "a snapshot belongs between two steps"
         assert not self.void, "the state is void"
-        return dump(
-            self.model, self.optimizer, Progress(self.step_number, self.lineage, self.plan, tuple(self.pending))
-        )
+        progress = Progress(self.step_number, self.lineage, self.plan, tuple(self.pending))
+        return dump(self.model, self.optimizer, progress, random or self._random_of_file, labels or {})
 
-    def restore(self, data: bytes) -> None:
-        """The inverse. Read whole first; void while it is being loaded, and for good if that fails."""
+    def restore(self, data: bytes, check: Callable[[Saved], None] | None = None) -> None:
+        """The inverse. Read whole first; void while it is being loaded, and for good if that fails.
+
+        check: looks at what was read before anything is overwritten. Random states are those of this rank.
+        """
         assert self._row is None, "abort the step first"
-        found = parse(data)
+        saved = parse(data)
+        if check is not None:
+            check(saved)
         self.void = True
-        progress = load(found, self.model, self.optimizer)
+        load(saved, self.model, self.optimizer)
+        progress = saved.progress
         self.step_number, self.lineage, self.plan = progress.step, progress.lineage, progress.plan
         self.pending = list(progress.pending)
+        self._random_of_file = saved.random
+        if saved.random:
+            rank = self._generation.rank if self._generation is not None else 0
+            randomness.take_over(saved.random, rank, self._random.devices)
         self.void = False
         self._keep()
 
@@ -182,11 +205,15 @@ class AllReduce:
         plan_seen: int,
         ended: bool,
         reference: int,
+        *,
+        leaving: bool = False,
+        checkpoint: bool = False,
     ) -> None:
         """Announces this member's part of the next step; without samples it takes part all the same.
 
         ranges: at most RANGES_MAX of (lease, token, epoch, start, length). reference: the global batch that the plan in
-        the model expects, the same number on all members. Call it only with the step before applied.
+        the model expects, the same number on all members. leaving, checkpoint: see Row. Call it only with the step
+        before applied.
         """
         generation = self._attached()
         generation.check()
@@ -203,6 +230,8 @@ class AllReduce:
             ended=ended,
             reference=reference,
             ranges=tuple(Range(*taken) for taken in ranges),
+            leaving=leaving,
+            checkpoint=checkpoint,
         )
         self._announce(generation, self._row)
 
@@ -298,6 +327,7 @@ class AllReduce:
         self.plan = round_.plan
         self.lineage = round_.lineage_after(self.lineage, self.step_number)
         self.pending.append(round_.composition(self.step_number))
+        self._random_of_file = ()
         self.void = False
         self._attached().settled()
         self._forget_step()

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from antdt_schemas import lineage, records
+from antdt_schemas.limits import INIT_FILE
 from antdt_schemas.records import Status
 
-from antdt_streams.ledger.core.state import INIT_FILE, Incarnation, State
+from antdt_streams.ledger.core.state import Incarnation, State
 
 RANGES_PER_REPLY_MAX = 256
 REASON_CHARS_MAX = 300

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from antdt_schemas import lineage, records
+from antdt_schemas.limits import CHECKPOINTS_KEPT, INIT_FILE
 
 from antdt_streams.ledger.core.intervals import IntervalSet
 
 FOLD_VERSION = 1
-INIT_FILE = "init"
 NO_TOKEN = 0
 AUTHORS_KEPT = 16
 
@@ -30,7 +30,7 @@ AUTHORS_KEPT = 16
 class Bounds:
     """Limits of the state. `steps` and `step_numbers` bound what is kept of past compositions."""
 
-    checkpoints: int = 4
+    checkpoints: int = CHECKPOINTS_KEPT
     steps: int = 4096
     step_numbers: int = 1 << 20
 

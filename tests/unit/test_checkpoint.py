@@ -1,0 +1,60 @@
+"""Files of a model: whole or refused, and no more of them than can still be named."""
+
+from __future__ import annotations
+
+import io
+from hashlib import blake2b
+from pathlib import Path
+
+import pytest
+import torch
+from antdt import checkpoint
+from antdt_schemas.errors import Mismatch, Unavailable
+
+
+def saved(value: float) -> bytes:
+    out = io.BytesIO()
+    torch.save({"model": {"weight": torch.full((50,), value)}}, out)
+    return out.getvalue()
+
+
+def test_torch_reads_a_file_as_it_is_and_the_log_has_its_digest(tmp_path: Path) -> None:
+    digest = checkpoint.write(tmp_path / "run", "a.pt", saved(3.0))
+    path = tmp_path / "run" / "a.pt"
+    assert torch.equal(torch.load(path, weights_only=True)["model"]["weight"], torch.full((50,), 3.0))
+    assert digest == blake2b(path.read_bytes(), digest_size=16).digest()
+    assert checkpoint.read(tmp_path / "run", "a.pt", "job") == saved(3.0)
+    assert [p.name for p in path.parent.iterdir()] == ["a.pt"]
+
+
+def test_a_torn_or_damaged_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, "a.pt", saved(3.0))
+    whole = (tmp_path / "a.pt").read_bytes()
+    bad = [
+        whole[:size] for size in (0, 1, 23, 24, 25, len(whole) // 2, len(whole) - 25, len(whole) - 24, len(whole) - 1)
+    ]
+    places = 0, len(whole) // 2, len(whole) - 20, len(whole) - 1
+    bad += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in places]
+    for data in [*bad, whole + b"x"]:
+        (tmp_path / "a.pt").write_bytes(data)
+        with pytest.raises(Mismatch, match=r"a\.pt.*antdt rollback job --step S"):
+            checkpoint.read(tmp_path, "a.pt", "job")
+
+
+def test_a_file_that_is_gone_is_not_answered_by_starting_afresh(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="ANTDT_CHECKPOINTS"):
+        checkpoint.read(tmp_path, "a.pt", "job")
+
+
+def test_a_disk_that_takes_nothing_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unavailable, match="cannot be written"):
+        checkpoint.write(tmp_path / "file", "a.pt", b"x")
+
+
+def test_files_that_no_event_can_name_any_more_are_removed(tmp_path: Path) -> None:
+    names = [checkpoint.file_name(1, "w0.0.ab", step) for step in (3, 8, 12, 2_000_000_000)]
+    for name in [*names, ".step-000000007-g1-w0.0.ab.pt.partial", "init.pt", "notes.txt"]:
+        (tmp_path / name).write_text("x")
+    assert checkpoint.prune(tmp_path, 12) == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names[2:], "init.pt", "notes.txt"])
