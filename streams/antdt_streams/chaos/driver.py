@@ -29,7 +29,7 @@ class Bounds:
 
     begin_s: float = 60.0
     end_s: float = 90.0
-    victim_s: float = 10.0
+    victim_s: float = 30.0
 
 
 @dataclass(slots=True)

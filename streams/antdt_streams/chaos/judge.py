@@ -168,6 +168,14 @@ class History:
         return self.orders[epoch](position)
 
 
+def judge_result(report: dict[str, Any], file: Path) -> list[str]:
+    """Whether the script of rank 0 ended with the final model: also where its process began when all was done."""
+    made = json.loads(file.read_text(encoding="utf-8"))
+    if made["steps"] == report["steps"]:
+        return []
+    return [f"The script of rank 0 ended with a model of {made['steps']} steps, the log has {report['steps']}."]
+
+
 def history_of(entries: Entries) -> History:
     """What a log says in the end."""
     fold, history = Fold(), None

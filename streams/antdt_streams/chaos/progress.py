@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from time import monotonic
 
 from antdt_schemas import codec, records
@@ -23,7 +24,8 @@ class Progress(threading.Thread):
         self._reader = TopicReader(connection, job, SHARD_LOG)
         self._halt = threading.Event()
         self._changed = threading.Condition()
-        self.step = self.commits = self.rollbacks = 0
+        self.step = self.commits = self.rollbacks = self.leaders = 0
+        self.generation = self.members = self.source_step = 0
         self.committed_at_s = 0.0
         self.leader = ""
         self.failure: AntdtError | None = None
@@ -44,6 +46,7 @@ class Progress(threading.Thread):
         with self._changed:
             if isinstance(body, records.Leader):
                 self.leader = body.owner
+                self.leaders += 1
             elif isinstance(body, records.Cycle):
                 for event in body.events:
                     if isinstance(event, records.Committed):
@@ -52,12 +55,15 @@ class Progress(threading.Thread):
                     elif isinstance(event, records.RolledBack):
                         self.step = event.step
                         self.rollbacks += 1
+                    elif isinstance(event, records.Granted):
+                        self.generation, self.members = event.generation, len(event.members)
+                        self.source_step = event.committed if event.source_step is None else event.source_step
             self._changed.notify_all()
 
-    def wait_for_commits(self, count: int, timeout_s: float) -> bool:
-        """Wait until `count` steps have been committed in all, rolled back ones included."""
+    def wait(self, true: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until something came that makes `true` so; False if it does not in time."""
         with self._changed:
-            return self._changed.wait_for(lambda: self.commits >= count, timeout_s)
+            return self._changed.wait_for(true, timeout_s)
 
     @property
     def leader_pid(self) -> int | None:

@@ -137,8 +137,9 @@ class Chaos:
             verdict.wrong += wrong
             for name in LEDGERS[: 1 + world.training.standby]:
                 verdict.wrong += judge.judge_cache(connection, job, world.state_folder(name), entries)
-            if not wrong:
+            if not verdict.wrong:
                 verdict.wrong += judge.judge_records(entries, world.records)
+                verdict.wrong += judge.judge_result(verdict.audit, world.result)
         except (AntdtError, UsageError) as error:
             verdict.wrong.append(f"The log cannot be judged: {error}")
 

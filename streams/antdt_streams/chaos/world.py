@@ -50,7 +50,7 @@ class World:
     def __init__(self, broker: EmbeddedBroker, job: str, folder: Path, training: Training) -> None:
         self.broker, self.job, self.training = broker, job, training
         self.place = Place(broker.connection, True, folder, None)
-        self.records, self.logs = folder / "records", folder / "logs"
+        self.records, self.logs, self.result = folder / "records", folder / "logs", folder / "result.json"
         self.services = (*SERVICES, STANDBY) if training.standby else SERVICES
         self.clocks = {name: clock.Clock(folder / "clocks" / name) for name in self.services}
         self.environ = dict(os.environ) | environment_of(broker.connection, self.place)
@@ -83,7 +83,7 @@ class World:
         command += ["-m", "antdt.examples.recorded", "--record", str(self.records), "--seed", str(t.seed)]
         command += ["--samples", str(t.samples), "--epochs", str(t.epochs), "--batch-size", str(t.batch_size)]
         command += ["--delay-ms", str(t.delay_ms), "--checkpoint-every", str(t.checkpoint_every)]
-        command += ["--result", str(self.place.data / "result.json")]
+        command += ["--result", str(self.result)]
         self.logs.mkdir(parents=True, exist_ok=True)
         with (self.logs / "launcher.log").open("ab") as out:
             self.launcher = spawn(

@@ -78,6 +78,9 @@ def _tell(verdict: object, workers: int, profile: str) -> None:
 
     assert isinstance(verdict, Verdict)
     done = f"{len(verdict.carried_out)} of {len(verdict.faults)} faults"
+    for fault in verdict.faults:
+        if fault not in verdict.carried_out:
+            note(f"seed {verdict.seed}: not carried out: {fault}")
     if verdict.passed:
         a = verdict.audit
         note(
