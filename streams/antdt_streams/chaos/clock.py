@@ -1,4 +1,4 @@
-"""Clocks of single processes that can be set while they run, by libfaketime where it is installed.
+"""Clocks of single processes that can be set while they run; the broker's by libfaketime, where that is installed.
 
 Only the time of day is moved: monotonic clocks go on, as they do on a machine whose clock an administrator sets.
 """
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-MISSING = "clock: not available, install faketime (`pip install libfaketime`, or the package faketime of Debian)"
+MISSING = "clock-broker: not available, install faketime (`pip install libfaketime`, or the package faketime of Debian)"
 PROBE_SHIFT_S = 86_400
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -61,8 +61,13 @@ class Clock:
         scratch.replace(self.file)
         return True
 
+    def of_service(self, command: list[str]) -> list[str]:
+        """The command of a service (`python -m antdt_streams …`) so that it lives by this clock."""
+        assert command[1:3] == ["-m", "antdt_streams"], command
+        return [command[0], "-m", "antdt_streams.chaos.shifted", str(self.file), *command[3:]]
+
     def prefix(self) -> list[str]:
-        """What a command line begins with so that its process lives by this clock; empty without the library."""
+        """What the command line of the broker begins with so that it does; empty without the library."""
         found = library()
         if found is None:
             return []

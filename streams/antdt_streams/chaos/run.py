@@ -16,7 +16,7 @@ from antdt_schemas.errors import AntdtError, UsageError
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.chaos import clock, judge
 from antdt_streams.chaos.driver import Bounds, Driver
-from antdt_streams.chaos.schedule import BROKER, CLOCK_KINDS, Fault, Kind, ScheduleOptions, schedule
+from antdt_streams.chaos.schedule import BROKER, Fault, Kind, ScheduleOptions, schedule
 from antdt_streams.chaos.world import LEDGERS, Training, World
 
 CATCH_UP_S = 30.0
@@ -76,7 +76,7 @@ def available(profile: Profile) -> tuple[Profile, list[str]]:
     """The profile with the kinds that this machine can do, and why others are left out."""
     if clock.library() is not None:
         return profile, []
-    kinds = tuple(k for k in profile.schedule.kinds if k not in CLOCK_KINDS)
+    kinds = tuple(k for k in profile.schedule.kinds if k is not Kind.CLOCK_BROKER)
     return replace(profile, schedule=replace(profile.schedule, kinds=kinds)), [clock.MISSING]
 
 

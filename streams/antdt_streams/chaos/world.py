@@ -60,7 +60,7 @@ class World:
         self.progress: Progress | None = None
         self._broker_starts: threading.Thread | None = None
         self._broker_error: AntdtError | None = None
-        self._pids: set[int] = set()
+        self._brokers: set[int] = set()
 
     # -- its life
 
@@ -71,7 +71,7 @@ class World:
         self.progress.start()
         for name in self.services:
             extra = ("--patience-ms", str(self.training.patience_ms)) if name in LEDGERS else ()
-            command = [*self.clocks[name].prefix(), *service_command(name, self.job, self.place, extra)]
+            command = self.clocks[name].of_service(service_command(name, self.job, self.place, extra))
             self.supervisor.add(name, command, self.logs / f"{name}.log")
         self.launch()
 
@@ -101,8 +101,7 @@ class World:
         if self.progress is not None and self.progress.failure is not None:
             raise self.progress.failure
         self.supervisor.poll()
-        self._pids |= {c.process.pid for c in self.supervisor.children.values() if c.process is not None}
-        self._pids |= {self.broker.pid} if self.broker.pid is not None else set()
+        self._brokers |= {self.broker.pid} if self.broker.pid is not None else set()
         if self.launcher is None or self.launcher.poll() is None:
             return False
         code = self.launcher.returncode
@@ -125,7 +124,7 @@ class World:
         if self.progress is not None:
             self.progress.stop()
         self.wait_for_broker()
-        for pid in self._pids - {self.broker.pid}:
+        for pid in self._brokers - {self.broker.pid}:
             clock.forget(pid)
 
     # -- who is who

@@ -1,0 +1,42 @@
+"""Runs `antdt` in a process whose Python has another time of day: `python -m antdt_streams.chaos.shifted FILE ARGS`.
+
+FILE holds the offset in seconds and may be written while the process runs. libfaketime, which moves the whole broker,
+will not do here: it does not know the C library's own timed waits, which librdkafka waits by, and with a clock that is
+an hour ahead each of them lasts an hour (measured). So C libraries keep the true time.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+CHECK_EVERY_S = 0.2
+
+
+class Shift:
+    """The offset, looked at again every CHECK_EVERY_S of monotonic time."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.shift_s, self.looked_s = file, 0, -CHECK_EVERY_S
+
+    def __call__(self) -> int:
+        """Seconds."""
+        now_s = time.monotonic()
+        if now_s - self.looked_s >= CHECK_EVERY_S:
+            self.shift_s, self.looked_s = int(self.file.read_text(encoding="utf-8")), now_s
+        return self.shift_s
+
+
+def install(shift: Shift) -> None:
+    """Replace what tells the time of day; only modules that are imported later see it."""
+    true_time, true_time_ns = time.time, time.time_ns
+    time.time = lambda: true_time() + shift()
+    time.time_ns = lambda: true_time_ns() + shift() * 1_000_000_000
+
+
+if __name__ == "__main__":
+    install(Shift(Path(sys.argv.pop(1))))
+    from antdt_streams.cli.main import main
+
+    main(prog_name="antdt")
