@@ -86,9 +86,7 @@ def test_a_slow_worker_gets_less_and_at_most_half_at_once() -> None:
     assert sizes(found) == [38, 16, 37, 37]
     assert (found.action, found.plan, found.policy, found.policy_version) == (Action.ADJUST_BS, 1, "antdt-nd", 1)
     assert found.predicted_gain == pytest.approx(0.5)
-    assert found.reason == (
-        "w1 takes 3.0x the time per sample of the median: 32 -> 16 samples, predicted step time -50 %"
-    )
+    assert found.reason == ("w1 needs 3.0x the median time: 32 -> 16 samples, step time -50 %")
     assert [a.worker for a in found.assignments] == ["w0", "w1", "w2", "w3"]
     assert codec.decode(codec.encode(found), Decision) == found
 

@@ -1,68 +1,188 @@
-"""The live view of a run in a terminal, and the summary of the demo."""
+"""What the demo shows: a live view in a terminal, plain lines elsewhere, and the summary.
+
+Every frame of a run has the same number of lines, none of them longer than the terminal: nothing jumps.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from antdt_streams.demo.watch import Watch
+from antdt_streams.demo.options import DemoOptions
+from antdt_streams.demo.run import Run, Screen
+from antdt_streams.demo.watch import Watch, WorkerView
 
+WIDTH_MAX = 100
+BAR = 14
 DECISIONS_SHOWN = 4
-BAR = 24
+DECISIONS_LISTED = 8
+LINE_EVERY_S = 5.0
+FRAMES_PER_S = 4
+LEVELS = "▁▂▃▄▅▆▇█"
+SLOW = ("persistent", "transient", "deterministic", "absent")
 
 
-def live(watch: Watch, title: str, elapsed_s: float) -> RenderableType:
-    """Progress, one line a worker, the newest decisions with their reason."""
-    with watch.lock:
-        state = watch.fold.state
-        done, total = (state.committed_total, state.samples_total) if state else (0, 1)
-        step = state.committed if state else 0
-        workers = sorted(watch.workers.items())
-        largest = max((v.batch_size for _, v in workers), default=1) or 1
-        table = Table(box=None, padding=(0, 1), expand=False)
-        for name, justify in (("worker", "left"), ("samples/s", "right"), ("batch", "right"), ("", "left")):
-            table.add_column(name, justify=justify)  # type: ignore[arg-type]
-        table.add_column("waits", justify="right")
-        table.add_column("class")
-        for worker, view in workers:
-            bar = "█" * max(1, round(BAR * view.batch_size / largest)) if view.batch_size else ""
-            slow = view.node_class in ("persistent", "transient", "deterministic")
-            table.add_row(
-                worker,
-                f"{view.samples_per_s:,.0f}",
-                str(view.batch_size),
-                Text(f"{bar:<{BAR}}", style="red" if slow else "green"),
-                f"{1000 * view.wait_s:,.0f} ms",
-                Text(view.node_class, style="red" if slow else ""),
-            )
-        lines = [Text(f"plan {d.plan}: {d.reason}", style="yellow") for d in watch.decisions[-DECISIONS_SHOWN:]]
-    head = Text(f"step {step:<6} {done:,} of {total:,} samples in the model   {elapsed_s:5.1f} s")
-    parts: list[RenderableType] = [head, ProgressBar(total=total, completed=done, width=60), table, *lines]
-    return Panel(Group(*parts), title=title, title_align="left", width=100)
+@contextmanager
+def screen_of(console: Console, options: DemoOptions) -> Iterator[Screen]:
+    """A live view in a terminal; a line now and then where the output goes elsewhere."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield Lines()
+        return
+    with Live(console=console, refresh_per_second=FRAMES_PER_S, transient=True) as live:
+        yield Frames(live, options)
+
+
+class Frames:
+    """The live view."""
+
+    def __init__(self, live: Live, options: DemoOptions) -> None:
+        self._live, self._options = live, options
+        self._speeds_before: list[int] = []
+
+    def show(self, watch: Watch, title: str) -> None:
+        """Draw it."""
+        with watch.lock:
+            self._live.update(frame(watch, title, self._options, self._speeds_before, self._live.console))
+
+    def ended(self, title: str, run: Run) -> None:
+        """A line that stays."""
+        self._live.console.print(_ended(title, run), highlight=False, soft_wrap=True)
+        self._speeds_before = [run.audit["committed"] // max(1, round(run.train_s))]
+
+
+class Lines:
+    """A line every few seconds, and one for every decision."""
+
+    def __init__(self) -> None:
+        self._said_at, self._plan = 0.0, 0
+
+    def show(self, watch: Watch, title: str) -> None:
+        """Say it if it is time."""
+        with watch.lock:
+            for decision in watch.decisions:
+                if decision.plan > self._plan:
+                    self._plan = decision.plan
+                    self._say(f"{watch.train_s:6.1f} s  plan {decision.plan}: {decision.reason}")
+            if monotonic() - self._said_at < LINE_EVERY_S:
+                return
+            self._said_at = monotonic()
+            state = watch.fold.state
+            if state is None or not watch.speeds:
+                self._say(f"{title}: the workers are starting")
+                return
+            sizes = " ".join(f"{w}={v.batch_size}" for w, v in sorted(watch.workers.items()))
+            self._say(f"{watch.train_s:6.1f} s  {state.committed_total:,} of {state.samples_total:,} samples, {sizes}")
+
+    def ended(self, title: str, run: Run) -> None:
+        """What came out."""
+        self._said_at, self._plan = 0.0, 0
+        self._say(_ended(title, run))
+
+    @staticmethod
+    def _say(line: str) -> None:
+        print(line, flush=True)
+
+
+def _ended(title: str, run: Run) -> str:
+    proven = "every sample exactly once" if run.audit["exactly_once"] else "NOT exactly once"
+    return f"{title.split(':', maxsplit=1)[0]}: {run.train_s:.1f} s, accuracy {run.accuracy:.3f}, {proven}"
+
+
+def frame(watch: Watch, title: str, options: DemoOptions, speeds_before: list[int], console: Console) -> RenderableType:
+    """Progress, one line a worker, the newest decisions with their reason. The caller holds the watch's lock."""
+    width = min(WIDTH_MAX, console.width)
+    state = watch.fold.state
+    done, total = (state.committed_total, state.samples_total) if state else (0, 1)
+    if not watch.speeds:
+        head = f"starting {options.workers} workers …"
+    else:
+        head = f"{watch.train_s:5.1f} s   step {state.committed if state else 0}   {done:,} of {total:,} samples"
+    lines = [_line(f"plan {d.plan}: {d.reason}", "yellow") for d in watch.decisions[-DECISIONS_SHOWN:]]
+    lines += [Text("")] * (DECISIONS_SHOWN - len(lines))
+    parts: list[RenderableType] = [
+        _line(head, "bold"),
+        ProgressBar(total=total, completed=done, width=width - 4),
+        _speed(watch.speeds, speeds_before, width - 4, _unicode(console)),
+        Text(""),
+        _workers(watch.workers, options, _unicode(console)),
+        Text(""),
+        *lines,
+    ]
+    return Panel(Group(*parts), title=title, title_align="left", width=width)
+
+
+def _line(text: str, style: str) -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _unicode(console: Console) -> bool:
+    return not console.options.ascii_only
+
+
+def _speed(speeds: list[int], before: list[int], room: int, unicode: bool) -> Text:
+    """Samples a second now, and over the last minute as a line of bars."""
+    whole = speeds[:-1][-60:]  # the second at hand is not over
+    if not whole:
+        return Text("")
+    compared = f" (static: {before[0]:,})" if before else ""
+    text = f"{whole[-1]:,} samples/s{compared}"
+    highest = max(*whole, *before, 1)
+    if unicode:
+        text += "  " + "".join(LEVELS[min(7, speed * 8 // (highest + 1))] for speed in whole)
+    return _line(text[:room], "cyan")
+
+
+def _workers(views: dict[str, WorkerView], options: DemoOptions, unicode: bool) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, expand=False)
+    for name, right in (("worker", False), ("samples/s", True), ("a step", True), ("", False), ("idle", True)):
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    table.add_column("detector", no_wrap=True)
+    largest = max((v.batch_size for v in views.values()), default=1) or 1
+    for rank in range(options.workers):
+        worker = f"w{rank}"
+        view = views.get(worker, WorkerView())
+        done = options.injected.get(worker)
+        style = "red" if view.node_class in SLOW else "green"
+        length = max(1, round(BAR * view.batch_size / largest)) if view.batch_size else 0
+        table.add_row(
+            worker + (f" ({done})" if done else ""),
+            f"{view.samples_per_s:,.0f}",
+            str(view.batch_size),
+            Text(f"{('█' if unicode else '#') * length:<{BAR}}", style=style),
+            f"{1000 * view.wait_s:,.0f} ms",
+            Text("" if view.node_class == "unknown" else view.node_class, style=style),
+        )
+    return table
 
 
 def summary(result: dict[str, Any]) -> RenderableType:
-    """Static, mitigated and ideal side by side, decisions, audits."""
+    """Static, mitigated and ideal side by side; decisions; audits."""
     table = Table(title="The same job, twice", title_justify="left", box=None, padding=(0, 2))
     for name in ("", "static", "mitigated", "ideal"):
-        table.add_column(name, justify="left" if not name else "right")
+        table.add_column(name, justify="right" if name else "left")
     s, m, i = result["static_s"], result["mitigated_s"], result["ideal_s"]
-    table.add_row("time", f"{s:.1f} s", f"{m:.1f} s", f"{i:.1f} s")
-    table.add_row("against static", "1.00x", f"{result['speedup']:.2f}x faster", f"{s / i:.2f}x")
+    table.add_row("training time", f"{s:.1f} s", f"{m:.1f} s", f"{i:.1f} s")
+    table.add_row("times as fast", "1.00x", f"{result['speedup']:.2f}x", f"{s / i:.2f}x")
     table.add_row("accuracy", f"{result['accuracy_static']:.3f}", f"{result['accuracy_mitigated']:.3f}", "")
     table.add_row("decisions", "0", str(len(result["decisions"])), "")
-    table.add_row(
-        "exactly once", *("yes" if result[f"audit_{n}"]["exactly_once"] else "NO" for n in ("static", "mitigated")), ""
-    )
-    reasons = [Text(f"  plan {d['plan']}: {d['reason']}") for d in result["decisions"][:6]]
-    more = len(result["decisions"]) - len(reasons)
-    if more > 0:
-        reasons.append(Text(f"  … and {more} more"))
-    verdicts = [Text(f"  audit of the {n} run: {result[f'audit_{n}']['verdict']}") for n in ("static", "mitigated")]
-    note = Text("  ideal: the injected speeds alone, every sample where it is done first; no computing, no network.")
-    return Group(table, Text(""), *reasons, Text(""), *verdicts, note)
+    names = ("static", "mitigated")
+    table.add_row("exactly once", *("yes" if result[f"audit_{n}"]["exactly_once"] else "NO" for n in names), "")
+    reasons = [f"  plan {d['plan']}: {d['reason']}" for d in result["decisions"][:DECISIONS_LISTED]]
+    if more := len(result["decisions"]) - len(reasons):
+        reasons.append(f"  … and {more} more")
+    verdicts = [f"  {n:<9}  {result[f'audit_{n}']['verdict']}" for n in names]
+    ideal = [
+        "Ideal: the injected speeds alone. Every sample is done by whoever is free first,",
+        "and computing, network and the time until somebody notices cost nothing.",
+    ]
+    blocks = [ideal, ["Decisions of the mitigated run", *reasons], ["Audits, from the logs alone", *verdicts]]
+    return Group(table, *(Text("\n".join(["", *block])) for block in blocks))

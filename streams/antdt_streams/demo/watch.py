@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS, SHARD_LOG, STEPS, Topic
 
 from antdt_streams.ledger.core.fold import Fold
@@ -20,10 +20,10 @@ EVERYTHING = 1 << 40
 
 @dataclass(slots=True)
 class WorkerView:
-    """The newest steps of one worker."""
+    """The newest steps of one worker. batch_size: the most it took in one step under the plan."""
 
     batch_size: int = 0
-    step: int = 0
+    plan: int = 0
     node_class: str = "unknown"
     own_s: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=STEPS_KEPT))
     wait_s: float = 0.0
@@ -45,7 +45,10 @@ class Watch(threading.Thread):
         self.fold = Fold()
         self.workers: dict[str, WorkerView] = {}
         self.decisions: list[records.Decision] = []
-        self.failure: AntdtError | None = None
+        self.failure: BaseException | None = None
+        self.first_ms: int | None = None
+        self.now_ms = 0
+        self.done_by_s: list[int] = []
         self._halt = threading.Event()
 
     def run(self) -> None:
@@ -61,7 +64,7 @@ class Watch(threading.Thread):
                     for raw in reader.poll(0.0):
                         with self.lock:
                             self._take(topic.record, raw.offset, raw.value)
-        except AntdtError as error:
+        except BaseException as error:  # noqa: BLE001  whoever reads this raises it
             self.failure = error
         finally:
             for _, reader in readers:
@@ -70,11 +73,13 @@ class Watch(threading.Thread):
     def stop(self) -> None:
         """End the thread."""
         self._halt.set()
-        self.join(5)
+        if self.is_alive():
+            self.join(5)
 
     def _take(self, kind: type, offset: int, value: bytes) -> None:
         if kind is records.Entry:
             self.fold.read(offset, value)
+            self._progress(codec.decode(value, records.Entry).body)
         elif kind is records.StepBatch:
             self._steps(codec.decode(value, records.StepBatch))
         elif kind is records.Measurement:
@@ -85,10 +90,35 @@ class Watch(threading.Thread):
             if not self.decisions or decision.plan > self.decisions[-1].plan:
                 self.decisions.append(decision)
 
+    def _progress(self, body: records.EntryBody) -> None:
+        """Samples in the model at the end of each second, by the broker's clock."""
+        state = self.fold.state
+        if not isinstance(body, records.Cycle) or state is None:
+            return
+        if self.first_ms is None and any(isinstance(event, records.Leased) for event in body.events):
+            self.first_ms = body.now_ms
+        if self.first_ms is not None and any(isinstance(event, records.Committed) for event in body.events):
+            self.now_ms = body.now_ms
+            second = max(0, body.now_ms - self.first_ms) // 1000
+            while len(self.done_by_s) <= second:
+                self.done_by_s.append(self.done_by_s[-1] if self.done_by_s else 0)
+            self.done_by_s[second] = state.committed_total
+
+    @property
+    def train_s(self) -> float:
+        """Seconds from the first lease to the newest commit, as the audit counts them."""
+        return 0.0 if self.first_ms is None or not self.now_ms else (self.now_ms - self.first_ms) / 1000
+
+    @property
+    def speeds(self) -> list[int]:
+        """Samples in each whole second so far."""
+        return [b - a for a, b in pairwise([0, *self.done_by_s])]
+
     def _steps(self, batch: records.StepBatch) -> None:
         view = self.workers.setdefault(batch.worker, WorkerView())
-        for i, step in enumerate(batch.step):
-            view.step, view.batch_size = step, batch.batch_size[i]
+        for i in range(len(batch.step)):
+            size, same = batch.batch_size[i], batch.plan[i] == view.plan
+            view.plan, view.batch_size = batch.plan[i], max(size, view.batch_size if same else 0)
             view.wait_s = batch.wait_s[i]
-            if batch.batch_size[i]:
-                view.own_s.append((batch.batch_size[i], batch.data_s[i] + batch.compute_s[i]))
+            if size:
+                view.own_s.append((size, batch.data_s[i] + batch.compute_s[i]))

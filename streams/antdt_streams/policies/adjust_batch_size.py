@@ -129,6 +129,6 @@ def _reason(nodes: list[NodeView], plan: list[int], gain: float) -> str:
     assert node.seconds_per_sample is not None
     ratio = node.seconds_per_sample / median_low(n.seconds_per_sample or math.nan for n in nodes)
     return (
-        f"{node.worker} takes {ratio:.1f}x the time per sample of the median: "
-        f"{node.batch_size} -> {new} samples, predicted step time {-100.0 * gain:.0f} %"
+        f"{node.worker} needs {ratio:.1f}x the median time: "
+        f"{node.batch_size} -> {new} samples, step time {-100.0 * gain:.0f} %"
     )

@@ -29,7 +29,7 @@ LEARNING_RATE = 5e-3
 
 
 class Slowness:
-    """How long a sample takes on this worker, in seconds; bursts repeat by the clock of the process."""
+    """How long a sample takes on this worker, in seconds. A burst ends each period; the first begins with training."""
 
     def __init__(self, delay_s: float, spec: str, worker: str) -> None:
         self.delay_s, self.factor, self.burst = delay_s, 1.0, (0.0, 0.0)
@@ -44,7 +44,7 @@ class Slowness:
         """Wait until the time of that many samples is over, counted from `since` (time.monotonic())."""
         self.began = self.began or since
         on_s, every_s = self.burst
-        slow = not every_s or (since - self.began) % every_s < on_s
+        slow = not every_s or (since - self.began) % every_s >= every_s - on_s
         until = since + self.delay_s * samples * (self.factor if slow else 1.0)
         time.sleep(max(0.0, until - time.monotonic()))
 
