@@ -94,6 +94,14 @@ def registry() -> Registry:
     return Registry()
 
 
+def writer_schemas(name: str) -> dict[str, Any]:
+    """Every schema that a record was ever written with, by its fingerprint in hexadecimal."""
+    texts = [schema_text(name)]
+    folder = resources.files("antdt_schemas") / "history" / name
+    texts += [old.read_text(encoding="utf-8") for old in folder.iterdir()] if folder.is_dir() else []
+    return {schema_fingerprint(schema).hex(): schema for schema in map(json.loads, texts)}
+
+
 def encode(record: Any) -> bytes:
     """A record as bytes: header, then its Avro body."""
     name = type(record).__name__
