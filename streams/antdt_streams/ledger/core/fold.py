@@ -6,7 +6,9 @@
 4. A Cycle counts if it names the current epoch, else it is void: a zombie wrote it. It must name the rolling hash of an
    entry that its writer had read, and the next dense sequence number.
 5. A Digested event must equal the digest of the state so far.
-6. What cannot be decoded stops the reader: nobody may skip a part of the truth.
+6. What cannot be decoded, or cannot follow from the state, stops the reader: nobody may skip a part of the truth.
+7. A void Cycle that names another rolling hash than the log has is a doubt: either its writer had read a tail that was
+   lost since, which a Regressed event then says, or the log was altered. A doubt stops nobody and proves nothing.
 """
 
 from __future__ import annotations
@@ -49,8 +51,21 @@ class Position:
     before: bytes = lineage.ROOT
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Rule 7: the void entry at `offset` names `expected` as the rolling hash after `named`; the log has `found`."""
+
+    offset: int
+    named: int
+    expected: bytes
+    found: bytes
+
+
 class Fold:
-    """A reader of the log. `state` is None until Genesis was read."""
+    """A reader of the log. `state` is None until Genesis was read.
+
+    `proven` is the newest offset that a later entry which counts has named: what stands up to it was not altered.
+    """
 
     def __init__(self, bounds: Bounds | None = None) -> None:
         self.bounds = bounds
@@ -61,6 +76,9 @@ class Fold:
         self.void_entries = self.counted_entries = 0
         # Rolling hashes from the last entry that counted on: what an entry of the current leader may name.
         self.recent: dict[int, bytes] = {}
+        self.proven = -1
+        self.doubt: Doubt | None = None
+        self.lost_from: int | None = None
 
     def read(self, offset: int, payload: bytes) -> Verdict:
         """Fold the next entry in.
@@ -80,15 +98,25 @@ class Fold:
             return self._read_leader(offset, body)
         if self.office is None or (body.epoch_offset, body.epoch_hash) != (self.office.offset, self.office.hash):
             self.void_entries += 1
+            self._doubt(offset, body)
             return Verdict.VOID
         self._check_cycle(offset, body)
+        try:
+            self._apply(offset, body)
+        except (AssertionError, LookupError, ValueError) as error:
+            found = f"{type(error).__name__}: {error}"
+            raise LogTampered(f"What the entry at offset {offset} says", "what can follow", found) from error
+        return Verdict.COUNTED
+
+    def _apply(self, offset: int, body: records.Cycle) -> None:
         assert self.state is not None
         for event in body.events:
             if isinstance(event, records.Digested):
                 self._check_digest(offset, event)
+            elif isinstance(event, records.Regressed):
+                self._accept_loss(event.first_lost)
             self.state.apply(event)
         self._seal(body)
-        return Verdict.COUNTED
 
     def confirm(self, offset: int, payload: bytes, body: records.Cycle) -> None:
         """Fold in an entry of our own whose events were applied when they were decided."""
@@ -142,6 +170,21 @@ class Fold:
         if body.sequence != self.state.sequence + 1:
             raise LogTampered(f"The sequence number at offset {offset}", self.state.sequence + 1, body.sequence)
 
+    def _doubt(self, offset: int, body: records.Cycle) -> None:
+        found = self.recent.get(body.previous_offset, b"")
+        if found == body.previous_hash or self.doubt is not None:
+            return
+        if not found and body.previous_offset < offset:
+            return  # older than what is remembered: nothing can be said
+        if self.lost_from is None or body.previous_offset < self.lost_from:
+            self.doubt = Doubt(offset, body.previous_offset, body.previous_hash, found)
+
+    def _accept_loss(self, first_lost: int) -> None:
+        """Void entries that name something from the lost tail are explained."""
+        self.lost_from = first_lost if self.lost_from is None else min(self.lost_from, first_lost)
+        if self.doubt is not None and self.doubt.named >= self.lost_from:
+            self.doubt = None
+
     def _check_digest(self, offset: int, event: records.Digested) -> None:
         assert self.state is not None
         found = rows.digest(self.state)
@@ -152,6 +195,7 @@ class Fold:
         assert self.state is not None
         self.state.seal(body.sequence, body.requests_next, body.now_ms, self.position.hash)
         self.counted_entries += 1
+        self.proven = body.previous_offset
         last = self.position.next_offset - 1
         self.recent = {last: self.position.hash}
 
