@@ -6,16 +6,16 @@ runs beside it for what only a full replay can prove: sequence, hash chain and d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from antdt_schemas import codec, lineage, records
-from antdt_schemas.errors import AntdtError
+from antdt_schemas import lineage, records
+from antdt_schemas.errors import LogTampered
 
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.intervals import IntervalSet
+from antdt_streams.replay import Anchors, Break, Entries, walk
 
 RANGES_LISTED_MAX = 1000
 
@@ -101,7 +101,7 @@ class Books:
         self.rolled_back += self.step - step
         inside = self.checkpoints.get(step)
         if inside is None:
-            raise AntdtError(f"The log rolls back to step {step}, which no checkpoint holds.")
+            raise LogTampered("The step that the log rolls back to", sorted(self.checkpoints), step)
         self.committed = {epoch: s.copy() for epoch, s in inside.items()}
         self.checkpoints = {s: c for s, c in self.checkpoints.items() if s <= step}
         del self.steps[max(0, step + 1 - self.first_step_kept) :]
@@ -120,48 +120,44 @@ class Books:
         return out
 
 
-def audit(entries: Iterable[tuple[int, bytes]]) -> dict[str, Any]:
-    """Audit a log, given as (offset, entry) from its first entry on.
+def audit(entries: Entries, anchors: Anchors | None = None) -> dict[str, Any]:
+    """Audit a log, given as (offset, entry) from its first entry on; `anchors` are rolling hashes that it must meet.
 
     Returns a report that is ready for JSON; `exactly_once` is true only when every sample of every epoch is committed
     once and everything else holds. Ranges are [epoch, start, end), at most 1,000 of each kind are listed.
     """
-    fold, books, broken, voids = Fold(), None, "", list[int]()
-    entries_read = 0
-    for offset, payload in entries:
-        try:
-            verdict = fold.read(offset, payload)
-            entries_read += 1
-            if verdict is Verdict.GENESIS and fold.genesis is not None:
-                books = Books(fold.genesis.spec)
-            elif verdict is Verdict.VOID:
-                voids.append(offset)
-            elif verdict is Verdict.COUNTED and books is not None:
-                body = codec.decode(payload, records.Entry).body
-                assert isinstance(body, records.Cycle)
-                for event in body.events:
-                    books.enter(event, body.now_ms)
-        except (AntdtError, AssertionError) as error:
-            broken = f"offset {offset}: {error}"
-            break
-    return _report(fold, books, broken, voids, entries_read)
+    fold, voids, kept = Fold(), list[int](), list[Books]()
+
+    def book(offset: int, verdict: Verdict) -> None:
+        if verdict is Verdict.GENESIS and fold.genesis is not None:
+            kept.append(Books(fold.genesis.spec))
+        elif verdict is Verdict.VOID:
+            voids.append(offset)
+        elif verdict is Verdict.COUNTED:
+            assert isinstance(fold.entry, records.Cycle)
+            for event in fold.entry.events:
+                kept[0].enter(event, fold.entry.now_ms)
+
+    broken = walk(fold, entries, anchors=anchors, each=book)
+    return _report(fold, kept[0] if kept else None, broken, voids)
 
 
-def _report(fold: Fold, books: Books | None, broken: str, voids: list[int], entries: int) -> dict[str, Any]:
+def _report(fold: Fold, books: Books | None, broken: Break | None, voids: list[int]) -> dict[str, Any]:
     state, genesis = fold.state, fold.genesis
     report: dict[str, Any] = {
         "exactly_once": False,
         "job": genesis.job if genesis else None,
         "run_id": genesis.run_id if genesis else None,
-        "entries": entries,
+        "entries": fold.position.next_offset if broken is None else broken.offset,
         "void_entries": len(voids),
         "void_offsets": voids[:RANGES_LISTED_MAX],
         "head_hash": fold.position.hash.hex(),
-        "broken_at": broken or None,
+        "broken": broken and broken.document(),
+        "last_proven": fold.proven if broken is None else broken.proven,
         "fold_version": genesis.fold_version if genesis else None,
     }
     if books is None or state is None:
-        return report | {"verdict": "The log holds no job." if not broken else f"The log breaks at {broken}"}
+        return report | {"verdict": f"NOT PROVEN. {broken.sentence() if broken else 'The log holds no job.'}"}
     missing, spec = books.missing(), books.spec
     committed = sum(s.total for s in books.committed.values())
     quarantined = sum(s.total for s in books.quarantined.values())
@@ -191,12 +187,12 @@ def _report(fold: Fold, books: Books | None, broken: str, voids: list[int], entr
         "file": books.done,
         "train_s": None if None in span else (span[1] - span[0]) / 1000,  # type: ignore[operator]
     }
-    return report | {"verdict": _verdict(report, bool(agree))}
+    return report | {"verdict": _verdict(report, broken, bool(agree))}
 
 
-def _verdict(report: dict[str, Any], agree: bool) -> str:
-    if report["broken_at"]:
-        return f"NOT PROVEN. The log breaks at {report['broken_at']}"
+def _verdict(report: dict[str, Any], broken: Break | None, agree: bool) -> str:
+    if broken is not None:
+        return f"NOT PROVEN. {broken.sentence()}"
     if not agree:
         return "NOT PROVEN. The accounting and the replay of the state disagree: report this as a bug."
     if report["exactly_once"]:

@@ -55,12 +55,12 @@ class TopicReader:
     def __exit__(self, *_: object) -> None:
         self._consumer.close()
 
-    def to_end(self) -> Iterator[Raw]:
-        """Every record that was there when the reader was made, partition by partition."""
+    def to_end(self, start: int = 0) -> Iterator[Raw]:
+        """Every record from offset `start` on that was there when the reader was made, partition by partition."""
         for partition, (low, high) in sorted(self._ranges.items()):
-            at, until = low, monotonic() + READ_TIMEOUT_S
-            if low < high:
-                self._consumer.assign([TopicPartition(self.name, partition, low)])
+            at, until = max(low, start), monotonic() + READ_TIMEOUT_S
+            if at < high:
+                self._consumer.assign([TopicPartition(self.name, partition, at)])
             while at < high:
                 records_ = self.poll(0.2)
                 if not records_ and monotonic() > until:

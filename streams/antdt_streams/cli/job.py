@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
+from antdt_schemas.errors import ExitCode
 from antdt_schemas.topics import DECISIONS, SHARD_LOG
 
 from antdt_streams.audit import audit as audit_log
 from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument
+from antdt_streams.cli.replay import log_options, open_log
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.reader import TopicReader
+from antdt_streams.log_source import open_topic
 
 
 @click.command()
-@job_argument
+@log_options
 @click.option("--json", "as_json", is_flag=True, help="The whole report as one JSON document.")
 @connection_options
-def audit(job: str, as_json: bool, place: Place) -> None:
+def audit(job: str | None, file: Path | None, anchors: dict[int, bytes], as_json: bool, place: Place) -> None:
     """Prove from the log alone that each sample of each epoch was committed exactly once.
 
-    Exit status 0 if it is proven, 1 if not: then the offending ranges are listed.
+    Exit status 0 if it is proven; 1 if not: then the offending ranges are listed; 42 if the log itself breaks.
     """
-    place.connection.check_reachable()
-    report = audit_of(place.connection, job)
+    with open_log(job, file, place) as log:
+        report = audit_log(log, {**log.anchors, **anchors})
     if as_json:
         emit_json(report)
     else:
         show_audit(report)
-    sys.exit(0 if report["exactly_once"] else 1)
+    sys.exit(int(ExitCode.NEVER_RETRY) if report["broken"] else 0 if report["exactly_once"] else 1)
 
 
 def audit_of(connection: Connection, job: str) -> dict[str, Any]:
     """The report of `antdt audit`."""
-    with TopicReader(connection, job, SHARD_LOG) as reader:
-        return audit_log((raw.offset, raw.value) for raw in reader.to_end())
+    with open_topic(connection, job) as log:
+        return audit_log(log)
 
 
 def show_audit(report: dict[str, Any]) -> None:
@@ -88,6 +91,8 @@ def status(job: str, as_json: bool, place: Place) -> None:
 
 def status_of(connection: Connection, job: str) -> dict[str, Any]:
     """What `antdt status` shows, ready for JSON."""
+    from antdt_streams.reader import TopicReader
+
     fold = Fold()
     with TopicReader(connection, job, SHARD_LOG) as reader:
         for raw in reader.to_end():

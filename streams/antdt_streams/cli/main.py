@@ -18,6 +18,8 @@ COMMANDS = {
     "up": "antdt_streams.cli.services",
     "status": "antdt_streams.cli.job",
     "audit": "antdt_streams.cli.job",
+    "replay": "antdt_streams.cli.replay",
+    "export": "antdt_streams.cli.replay",
     "topics": "antdt_streams.cli.topics",
     "rollback": "antdt_streams.cli.operator",
     "readmit": "antdt_streams.cli.operator",

@@ -64,7 +64,8 @@ class Doubt:
 class Fold:
     """A reader of the log. `state` is None until Genesis was read.
 
-    `proven` is the newest offset that a later entry which counts has named: what stands up to it was not altered.
+    `entry` is what the last entry said. `proven` is the newest offset that a later entry which counts has named: what
+    stands up to it was not altered.
     """
 
     def __init__(self, bounds: Bounds | None = None) -> None:
@@ -73,6 +74,7 @@ class Fold:
         self.office: Office | None = None
         self.state: State | None = None
         self.position = Position()
+        self.entry: records.EntryBody | None = None
         self.void_entries = self.counted_entries = 0
         # Rolling hashes from the last entry that counted on: what an entry of the current leader may name.
         self.recent: dict[int, bytes] = {}
@@ -86,7 +88,7 @@ class Fold:
         Raises:
             LogTampered, Mismatch, Undecodable, UnknownSchema: the log is not what it says it is.
         """
-        body = codec.decode(payload, records.Entry).body
+        self.entry = body = codec.decode(payload, records.Entry).body
         self._advance(offset, payload)
         if isinstance(body, records.Genesis):
             return self._read_genesis(body)

@@ -1,0 +1,114 @@
+"""antdt replay and antdt export."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from antdt_schemas import container
+from antdt_schemas.errors import ExitCode, UsageError
+from antdt_schemas.topics import check_job
+
+from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument, note
+from antdt_streams.log_source import LogSource, open_file, open_topic
+from antdt_streams.replay import document, lines
+from antdt_streams.replay import replay as replay_log
+
+
+def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds JOB, --file and --anchor: which log to read, and what it must meet."""
+    for add in (
+        click.option("--file", type=click.Path(path_type=Path), help="A file of `antdt export`; no broker is asked."),
+        click.option(
+            "--anchor",
+            "anchors",
+            multiple=True,
+            metavar="OFFSET:HASH",
+            callback=_anchors,
+            help="A rolling hash that was kept elsewhere: the log must have it after this offset.",
+        ),
+        click.argument("job", required=False),
+    ):
+        command = add(command)
+    return command
+
+
+def _anchors(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[int, bytes]:
+    out = {}
+    for value in values:
+        offset, _colon, text = value.partition(":")
+        try:
+            out[int(offset)] = bytes.fromhex(text)
+        except ValueError as error:
+            raise UsageError(f"--anchor {value!r} is not OFFSET:HASH, as in 812:{'0f' * 16}.") from error
+    return out
+
+
+@contextmanager
+def open_log(job: str | None, file: Path | None, place: Place, start: int = 0) -> Iterator[LogSource]:
+    """The log that JOB or --file names."""
+    if file is not None:
+        with open_file(file) as log:
+            if job is not None and job != log.job:
+                raise UsageError(f"{file} is the log of job {log.job!r}, not of {job!r}.")
+            yield log
+        return
+    if job is None:
+        raise UsageError("Name a JOB, or a --file of `antdt export`.")
+    check_job(job)
+    place.connection.check_reachable()
+    with open_topic(place.connection, job, start) as log:
+        yield log
+
+
+@click.command()
+@log_options
+@click.option("--at", type=click.IntRange(min=0), help="The state after the entry at this offset; default: the last.")
+@click.option("--full", is_flag=True, help="All rows of the state, too.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@connection_options
+def replay(
+    job: str | None,
+    file: Path | None,
+    anchors: dict[int, bytes],
+    at: int | None,
+    full: bool,
+    as_json: bool,
+    place: Place,
+) -> None:
+    """Rebuild the state of a job from its log; verify hash chain, sequence and digests on the way.
+
+    Exit status 42 if the log breaks: the offset is named, what was expected and found, and how far the log is proven.
+    """
+    with open_log(job, file, place) as log:
+        found = replay_log(log, at=at, anchors={**log.anchors, **anchors})
+    told = document(found, full=full)
+    if as_json:
+        emit_json(told)
+    else:
+        click.echo("\n".join(lines(told)))
+        for key, row in told.get("rows", {}).items():
+            click.echo(f"  {key} {row}")
+    if found.broken is not None:
+        note(f"antdt: {found.broken.sentence()}")
+        sys.exit(int(ExitCode.NEVER_RETRY))
+
+
+@click.command()
+@job_argument
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@connection_options
+def export(job: str, file: Path, place: Place) -> None:
+    """Write the shard log of a job to FILE, an Avro container: `replay --file` and `audit --file` need no broker.
+
+    FILE is there whole or not at all. The rolling hash that is printed proves it later, if it is kept elsewhere.
+    """
+    place.connection.check_reachable()
+    with open_topic(place.connection, job) as log:
+        header = container.write(file, job, log.topic_id, log.entries)
+    anchor = f"{header.entries - 1}:{header.head_hash.hex()}" if header.entries else "none, the log is empty"
+    click.echo(f"{file}: {header.entries:,} entries, {file.stat().st_size:,} bytes, anchor {anchor}")

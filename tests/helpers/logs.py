@@ -1,0 +1,35 @@
+"""Logs of simulated jobs, and files of them."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+
+from antdt_schemas import container
+from antdt_streams.ledger.core.fold import Fold
+
+from tests.simulation.world import World
+
+
+@cache
+def simulated(seed: int) -> tuple[bytes, ...]:
+    """The log of one simulated job, run to its end under its adversary."""
+    world = World(seed)
+    world.run()
+    return tuple(world.broker.log)
+
+
+def entries(log: tuple[bytes, ...] | list[bytes]) -> list[container.LogEntry]:
+    """Entries as they lie in a topic."""
+    return [container.LogEntry(offset, 1_000 + offset, payload) for offset, payload in enumerate(log)]
+
+
+def export(path: Path, log: tuple[bytes, ...] | list[bytes]) -> container.Header:
+    """A file of this log."""
+    return container.write(path, "memory", "topic-1", entries(log))
+
+
+def copy_of(fold: Fold) -> Fold:
+    """A reader that stands where this one does."""
+    return copy.deepcopy(fold)
