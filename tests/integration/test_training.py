@@ -81,6 +81,11 @@ def test_a_run_goes_on_when_its_ledger_is_killed(connection: Connection, job: st
         run_until(workers, supervisor)
         assert workers.returncode == 0, workers.communicate()[0]
         assert supervisor.children["ledger"].restarts == 2
+        # Whoever comes when all is done has the final model, too: the script behind the loop must not find another one.
+        late = place.data / "late.json"
+        workers = train(job, place, *options[:-1], str(late))
+        run_until(workers, supervisor)
+        assert workers.returncode == 0, workers.communicate()[0]
     finally:
         workers.kill()
         watch.stop()
@@ -95,6 +100,7 @@ def test_a_run_goes_on_when_its_ledger_is_killed(connection: Connection, job: st
     assert fold.state is not None
     assert rows.digest(fold.state).hex() == report["digest"] == status_of(connection, job)["digest"]
     assert json.loads(result.read_text())["steps"] == report["steps"]
+    assert json.loads(late.read_text()) == json.loads(result.read_text())
 
 
 @pytest.mark.parametrize(

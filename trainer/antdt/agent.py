@@ -248,6 +248,7 @@ class Agent:
             self._await_grant()
             session = self._session
             if session.phase is Phase.ENDED:
+                self._take_final(session.file)
                 self.ended = True
             elif session.phase is Phase.FAILED:
                 raise Refused(f"The ledger refused {session.worker}: {session.reason}")
@@ -335,6 +336,12 @@ class Agent:
             strategy.restore(data, lambda saved: self._check(saved, grant, name))
         else:
             checkpoint.write(folder, name, strategy.snapshot(random, self._labels(name)))
+
+    def _take_final(self, file: str) -> None:
+        """The job ended without this worker: it started later, or was behind. The final model is that file."""
+        folder = self.settings.checkpoints
+        found = next(folder.glob(f"*/{file}"), folder / file)  # names are unique; one who never was granted has no run
+        self.strategy.restore(checkpoint.read(found.parent, file, self.settings.job))
 
     def _labels(self, name: str) -> dict[str, str]:
         return {"run": self._run_id, "job": self.settings.job, "file": name}

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         record.write(step=agent.step_number + 1, samples=numbers.tolist())
         loss = functional.cross_entropy(model(images), labels)
         if agent.step(loss):
-            record.write(step=agent.step_number, lineage=agent.strategy.lineage.hex())
+            record.write(step=agent.step_number, lineage=agent.lineage)
 
     if options.result is not None and os.environ.get("RANK", "0") == "0":
         found: dict[str, Any] = {"accuracy": accuracy(model, test), "steps": agent.step_number}
