@@ -98,6 +98,19 @@ def test_leases_of_the_lost_wait_for_the_first_commit_of_the_next_generation() -
     assert sorted(bench.state.epoch(0).returned) == [(4, 10), (14, 20)]
 
 
+def test_leases_stay_in_limbo_until_every_step_of_the_source_is_committed() -> None:
+    """A broker that was away leaves more steps to report than one commit holds."""
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    mine, lost = bench.lease("w0.0", 10), bench.lease("w1.0", 10)
+    bench.say("w1.0", records.Exited(-9, "killed"))
+    bench.say("w0.0", records.Regroup(1, 2, b"", "h", 1))
+    bench.commit("w0.0", (*mine[:4], 4))
+    assert bench.state.epoch(0).returned.total == 0, "step 2 is in the model, and not reported yet"
+    assert bench.commit("w0.0", (*lost[:4], 4)).status is Status.OK
+    assert sorted(bench.state.epoch(0).returned) == [(4, 10), (14, 20)]
+
+
 def test_a_lost_incarnation_is_refused_everything() -> None:
     bench = Bench()
     bench.join("w0.0", "w1.0")

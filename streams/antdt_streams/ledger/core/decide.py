@@ -5,7 +5,8 @@ Rules (numbers of the exactly-once protocol)
   3   generations come only from here: closed on a loss, a regroup or a join; granted when every member asked or is gone
   4   a lost incarnation is refused everything; Commit counts only from the first member of the open generation
   6   whoever holds at least the committed step may be the source; nobody: roll back to the newest checkpoint
-  8   leases of whoever is gone stay in limbo until the first commit of the next generation has settled them
+  8   leases of whoever is gone stay in limbo until the next generation has reported every step that it began with:
+      its first commit settles them, or the last of several where the source had more steps than a commit holds
   9   a checkpoint counts if its lineage is that of the ledger's own chain
   11  Done when nothing is left and the newest checkpoint holds it; looked at after every request
   12  Release names a lease that was never taken from
@@ -354,7 +355,7 @@ def _commit(turn: Turn, request: records.Request, body: records.Commit) -> None:
     events = _validated(state, body, new)
     for event in events:
         turn.emit(event)
-    if not state.settled:
+    if not state.settled and _has_reported_what_it_began_with(state):
         _settle(turn)
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
 
@@ -390,8 +391,17 @@ def _validated(state: State, body: records.Commit, new: range) -> list[records.C
     return events
 
 
+def _has_reported_what_it_began_with(state: State) -> bool:
+    """The source's steps are in every member's model: as long as one is not committed, old leases may be in it.
+
+    Found by killing a worker after the broker was away: the source held 109 steps, a commit holds 64.
+    """
+    assert state.grant is not None
+    return state.committed >= (state.grant.source_step or 0)
+
+
 def _settle(turn: Turn) -> None:
-    """The first commit of a generation is in: what older generations still held is not in the model.
+    """A generation has reported what it began with: what older generations still held is not in the model.
 
     An attempt counts for what a lost worker may have been at when it was lost, one batch from the front of its leases;
     what it only held ahead has done nothing to it.
