@@ -2,7 +2,7 @@
 
 `python -m bench.runtime --json FILE`. Every line is one process against a broker on the same machine; what can be
 compared between machines are the ratios. The service does next to nothing, so this is what the runtime itself costs:
-source thread, channel, Faust agent, decoding, RocksDB, outputs that are awaited.
+source thread, channel, Faust agent, decoding, RocksDB, outputs that are awaited, a snapshot now and then.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -25,10 +26,11 @@ from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.rows import Position
 from antdt_streams.runtime.faust_app import Host
+from antdt_streams.runtime.partitions import Partitions, Policy
 from antdt_streams.runtime.runner import Identity, Runner
 from antdt_streams.runtime.service import Service
 from antdt_streams.runtime.sink import KafkaSink
-from antdt_streams.runtime.source import Source
+from antdt_streams.runtime.source import Membership, Source
 from antdt_streams.runtime.store import RowStore
 from confluent_kafka import Consumer, Producer, TopicPartition
 
@@ -75,7 +77,8 @@ def trivial(every: int) -> Service:
         cause = records.Cause(at.partition, at.offset, 0)
         return [records.Measurement(cause, 0, False, 0, 0, 0, (), False, (), 0.0, 0, at.offset)]
 
-    return Service("bench", 1, STEPS, TrivialState, TrivialState, process, {records.Measurement: MEASUREMENTS})
+    # A name of its own: it must not begin at the snapshot of another.
+    return Service(f"bench-{every}", 1, STEPS, TrivialState, TrivialState, process, {records.Measurement: MEASUREMENTS})
 
 
 def step_batch(worker: int, steps: int) -> bytes:
@@ -121,32 +124,30 @@ def plain(connection: Connection, count: int, each: Callable[[bytes], Any]) -> f
 
 def through_runtime(connection: Connection, folder: Path, service: Service, count: int) -> float:
     """Seconds from the first batch to the last commit, through source, channel, Faust agent and RocksDB."""
-    topic_id = topics_admin.topic_ids(connection, JOB)[STEPS.suffix]
-    source = Source(connection, STEPS.name(JOB), topic_id, "antdt.bench.bench")
+    identity = Identity(JOB, topics_admin.topic_ids(connection, JOB)[STEPS.suffix])
+    halted, times_s = threading.Event(), list[float]()
     with closing(RowStore(folder / "rows")) as store:
-        sink = KafkaSink(connection, source.halted)
-        runner = Runner(service, Identity(JOB, topic_id), store, sink)
-        source.begin({0: 0})
-        times_s: list[float] = []
+        sink = KafkaSink(connection, halted)
+        partitions = Partitions(connection, service, identity, store, sink, Policy())
+        membership = Membership(f"antdt.bench.{service.name}")
+        source = Source(connection, STEPS.name(JOB), identity.topic_id, membership, partitions, halted)
 
         async def hosted() -> None:
             loop = asyncio.get_running_loop()
 
             def take(batch: Any) -> None:
                 times_s.append(time.perf_counter())
-                runner.take(batch)
-                if runner.committed == count:
+                partitions.take(batch)
+                if batch.first_offset + len(batch.records) == count:
                     times_s.append(time.perf_counter())
                     loop.call_soon_threadsafe(host.end)
 
-            read = lambda put: source.read(put, lambda: {0: runner.committed})  # noqa: E731
-            host = Host("bench", folder / "faust", read=read, take=take, on_end=source.halt)
+            host = Host("bench", folder / "faust", read=source.read, take=take, on_end=source.halt)
             await host.run(lambda: None)
 
         asyncio.run(hosted())
         sink.close()
-        source.close({0: runner.committed})
-        assert runner.committed == count
+        assert Runner(service, identity, store, sink).committed == count
     return times_s[-1] - times_s[0]
 
 

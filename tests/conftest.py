@@ -10,6 +10,8 @@ import pytest
 from antdt_schemas.connection import Connection
 from antdt_streams.broker import EmbeddedBroker
 
+from tests.helpers.running import Running
+
 _numbers = itertools.count(1)
 
 
@@ -31,3 +33,10 @@ def job(request: pytest.FixtureRequest) -> str:
     """A valid job name that no other test of this session has."""
     slug = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
     return f"t{next(_numbers)}-{slug}"[:41].rstrip("-")
+
+
+@pytest.fixture
+def running(connection: Connection, job: str) -> Iterator[Running]:
+    """A job with topics of its own, for the counting service."""
+    with Running(connection, job) as running:
+        yield running

@@ -231,22 +231,24 @@ class SnapshotWriter:
         last: SnapshotFound | None,
         timeout_s: float = WRITE_TIMEOUT_S,
     ) -> None:
-        """`last` is what `newest` has found: it is never overwritten. Each write takes at most `timeout_s`."""
+        """`last` is what `newest` has found: it is never overwritten. A write takes at most `timeout_s`."""
         self._connection, self._topic, self._timeout_s = connection, SNAPSHOTS.name(job), timeout_s
         self._service, self._partition = service, partition
         self._slot = 0 if last is None else (last.slot + 1) % SLOTS
         self._producer: Any = None
         self._failure = ""
 
-    def write(self, topic_id: str, next_offset: int, rows: Mapping[bytes, bytes]) -> None:
-        """Write one snapshot; returns when all of it is acknowledged.
+    def write(
+        self, topic_id: str, next_offset: int, rows: Mapping[bytes, bytes], timeout_s: float | None = None
+    ) -> None:
+        """Write one snapshot; returns when all of it is acknowledged. `timeout_s`: for this once.
 
         Raises:
             Unavailable: it was not acknowledged in time, or is too large. Nothing older was touched: call again later.
         """
         from confluent_kafka import KafkaException, Producer
 
-        until_s, self._failure = monotonic() + self._timeout_s, ""
+        until_s, self._failure = monotonic() + (timeout_s or self._timeout_s), ""
         try:
             if self._producer is None:
                 timeout_ms = int(self._timeout_s * 1000)
@@ -275,7 +277,7 @@ class SnapshotWriter:
         if self._failure:
             raise self._unwritten(self._failure)
         if until_s is not None and monotonic() >= until_s:
-            raise self._unwritten(f"the broker did not acknowledge it within {self._timeout_s:g} s")
+            raise self._unwritten("the broker did not acknowledge it in time")
 
     def _unwritten(self, why: str) -> Unavailable:
         """What is still queued of it is given up."""

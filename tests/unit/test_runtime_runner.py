@@ -187,6 +187,24 @@ def test_foreign_state_is_refused_with_both_values() -> None:
         opened(replace(COUNTING, name="monitor"))
 
 
+def test_a_snapshot_replaces_what_is_stored_unless_other_rules_wrote_it() -> None:
+    ahead, behind = (fed(MemoryDriver(COUNTING, "j"), [steps("w0", 1), steps("leaver", 1)]) for _ in range(2))
+    ahead.run()
+    behind.run(1)
+    rows = ahead.runner.rows()
+    behind.disk.write({b"00000/rstale": b"row", b"00007/rother": b"row"})
+    assert behind.runner.adopt(rows)
+    assert behind.disk.content == {**ahead.disk.content, b"00007/rother": b"row"}
+    assert (behind.runner.next_offset, behind.runner.digest()) == (2, ahead.runner.digest())
+
+    newer = Runner(replace(COUNTING, version=2), Identity("j", "memory"), MemoryDriver(COUNTING, "j"), behind)
+    assert not newer.adopt(rows)
+    assert newer.next_offset == 0
+    other = Runner(COUNTING, Identity("j", "new"), MemoryDriver(COUNTING, "j"), behind)
+    with pytest.raises(ForeignState, match=r"topic_id .* expected new, found memory"):
+        other.adopt(rows)
+
+
 def test_partitions_share_a_store_and_nothing_else() -> None:
     driver = MemoryDriver(COUNTING, "j")
     zero = Runner(COUNTING, Identity("j", "memory"), driver.disk, driver)

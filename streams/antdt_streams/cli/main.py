@@ -25,8 +25,8 @@ COMMANDS = {
     "readmit": "antdt_streams.cli.operator",
     "recover": "antdt_streams.cli.operator",
     "ledger": "antdt_streams.cli.services",
-    "monitor": "antdt_streams.cli.services",
-    "controller": "antdt_streams.cli.services",
+    "monitor": "antdt_streams.cli.processors",
+    "controller": "antdt_streams.cli.processors",
 }
 
 

@@ -1,4 +1,4 @@
-"""antdt up, ledger, monitor, controller."""
+"""antdt up, ledger."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from antdt_schemas.topics import check_worker
 from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker, running
 from antdt_streams.cli.common import Place, connection_options, job_argument, note
+from antdt_streams.cli.processors import MAIN_INSTANCE
 from antdt_streams.runtime.logs import log_to_stderr
-from antdt_streams.runtime.service import Service
 from antdt_streams.supervise import Supervisor
 
 SERVICES = ("ledger", "monitor", "controller")
@@ -55,9 +55,13 @@ def broker_of(place: Place) -> Iterator[Connection]:
 
 
 def service_command(service: str, job: str, place: Place, extra: Sequence[str] = ()) -> list[str]:
-    """The command line of a service process; "standby" is a second ledger that waits for the first to fall silent."""
+    """The command line of a service process; "standby" is a second ledger that waits for the first to fall silent.
+
+    The stream processors are named: one that is started again goes on at once.
+    """
     command = ("ledger", job, "--standby", "--instance", STANDBY) if service == STANDBY else (service, job)
-    return [sys.executable, "-m", "antdt_streams", *command, "--data-dir", str(place.data), *extra]
+    named = ("--instance", MAIN_INSTANCE) if service in ("monitor", "controller") else ()
+    return [sys.executable, "-m", "antdt_streams", *command, "--data-dir", str(place.data), *named, *extra]
 
 
 def start_services(
@@ -159,30 +163,3 @@ def ledger(job: str, patience_ms: int, standby: bool, instance: str, place: Plac
 def ledger_folder(place: Place, job: str, instance: str) -> Path:
     """Local state of one ledger."""
     return place.service_folder(job, f"ledger-{check_worker(instance)}" if instance else "ledger")
-
-
-@click.command()
-@job_argument
-@connection_options
-def monitor(job: str, place: Place) -> None:
-    """Run the Monitor of a job: it measures every worker."""
-    from antdt_streams.monitor.service import service
-
-    _run(job, place, "monitor", service())
-
-
-@click.command()
-@job_argument
-@click.option("--policy", default=None, help="A name, or FILE.py:CLASS. Default: antdt-nd.")
-@connection_options
-def controller(job: str, policy: str | None, place: Place) -> None:
-    """Run the Controller of a job: it decides and commands."""
-    from antdt_streams.controller.service import service
-
-    _run(job, place, "controller", service(policy))
-
-
-def _run(job: str, place: Place, name: str, service: Service) -> None:
-    from antdt_streams.runtime.run import run_service
-
-    sys.exit(run_service(place.connection, job, service, place.service_folder(job, name)))

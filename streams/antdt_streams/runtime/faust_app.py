@@ -20,7 +20,8 @@ from antdt_streams.runtime.service import Batch
 
 CHANNEL_BATCHES_MAX = 4
 SLICE_S = 0.1
-JOIN_TIMEOUT_S = 2.0
+# The thread of the source leaves the group behind a last snapshot; without an answer from the broker, it is left alone.
+JOIN_TIMEOUT_S = 3.0
 
 Put = Callable[[Batch], bool]
 

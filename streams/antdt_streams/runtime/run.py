@@ -9,35 +9,36 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, ExitCode, LogTruncated, UsageError
+from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 
 from antdt_streams import topics_admin
 from antdt_streams.runtime.logs import log_to_stderr
-from antdt_streams.runtime.runner import Identity, Runner
+from antdt_streams.runtime.partitions import Partitions, Policy
+from antdt_streams.runtime.runner import Identity
 from antdt_streams.runtime.service import Service
 from antdt_streams.runtime.sink import Halted, KafkaSink
-from antdt_streams.runtime.source import Source
+from antdt_streams.runtime.source import Membership, Source
 from antdt_streams.runtime.store import RowStore, open_or_rebuild
-
-PARTITION = 0
 
 log = logging.getLogger("antdt.run")
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """Bounds, and what an operator may allow.
+    """Who this instance is, bounds, and what an operator may allow.
 
-    accept_loss: where retention has removed records that were not processed, go on behind them and write that down.
+    instance, session_timeout_ms: see Membership.
     stop_timeout_s: a stop that takes longer is cut off; the state is that of the last commit, as after a kill.
     """
 
-    accept_loss: bool = False
+    instance: str | None = None
+    session_timeout_ms: int | None = None
+    policy: Policy = field(default_factory=Policy)
     reach_timeout_s: float = 10.0
     stop_timeout_s: float = 5.0
 
@@ -80,69 +81,31 @@ def _run(
 ) -> None:
     from antdt_streams.runtime.faust_app import Host
 
-    group = f"antdt.{identity.job}.{service.name}"
-    source = Source(connection, service.input.name(identity.job), identity.topic_id, group)
-    sink = KafkaSink(connection, source.halted)
-    runner = Runner(service, identity, store, sink, PARTITION)
+    halted = threading.Event()
+    membership = Membership(f"antdt.{identity.job}.{service.name}", options.instance, options.session_timeout_ms)
+    sink = KafkaSink(connection, halted)
+    partitions = Partitions(connection, service, identity, store, sink, options.policy)
+    topic = service.input.name(identity.job)
+    source = Source(connection, topic, identity.topic_id, membership, partitions, halted)
+
+    def on_end() -> None:
+        source.halt()
+        stopping.cut_off.start()
+
+    async def hosted() -> None:
+        host = Host(
+            membership.group, store.folder.with_name("faust"), read=source.read, take=partitions.take, on_end=on_end
+        )
+        _on_signals(asyncio.get_running_loop(), host.end)
+        if stopping.asked.is_set():
+            host.end()
+        await host.run(lambda: log.info("event=started topic=%s instance=%s", topic, options.instance or "-"))
+
     try:
-        _check_position(source, runner, options)
-        source.begin({PARTITION: runner.next_offset})
-
-        def on_end() -> None:
-            source.halt()
-            stopping.cut_off.start()
-
-        async def hosted() -> None:
-            host = Host(
-                group,
-                store.folder.with_name("faust"),
-                read=lambda put: source.read(put, lambda: {PARTITION: runner.committed}),
-                take=runner.take,
-                on_end=on_end,
-            )
-            _on_signals(asyncio.get_running_loop(), host.end)
-            if stopping.asked.is_set():
-                host.end()
-            await host.run(lambda: log.info("event=started next_offset=%d topic=%s", start, runner.topic))
-
-        start = runner.next_offset
         asyncio.run(hosted())
     finally:
         source.halt()
         sink.close()
-        source.close({PARTITION: runner.committed})
-        _tell(runner)
-
-
-def _check_position(source: Source, runner: Runner, options: RunOptions) -> None:
-    """Stop where the topic no longer has what comes next, or not yet: going on would skip it, or stall in silence."""
-    bounds = source.bounds(runner.partition)
-    if runner.next_offset > bounds.high:
-        raise LogTruncated(
-            f"The end of {runner.topic}",
-            f"at least {runner.next_offset}, which was processed already",
-            bounds.high,
-            "The broker has lost records, or the topic was created again.",
-        )
-    if runner.next_offset < bounds.low:
-        lost = f"Records {runner.next_offset} to {bounds.low - 1} of {runner.topic} were removed by retention"
-        if not options.accept_loss:
-            hint = "Start once with --accept-loss to go on behind them; that is written into dead-letters."
-            raise LogTruncated(f"{lost}, and were not processed: the next offset", runner.next_offset, bounds.low, hint)
-        runner.skip_to(bounds.low, f"{lost}. The operator went on without them.")
-        log.warning("event=loss-accepted reason=%r", lost)
-
-
-def _tell(runner: Runner) -> None:
-    c = runner.counters
-    log.info(
-        "event=closed next_offset=%d records=%d outputs=%d dead_letters=%d repeats=%d",
-        runner.committed,
-        c.records,
-        c.outputs,
-        c.dead_letters,
-        c.repeats,
-    )
 
 
 # -- stopping

@@ -10,7 +10,7 @@ same causes, and readers drop what they have seen. Knows no client, no clock and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,26 @@ class Runner:
         letter = self._letter(self.next_offset, Raw(b"", 0), reason)
         self.next_offset = offset
         self._commit([letter])
+
+    def rows(self) -> dict[bytes, bytes]:
+        """Everything that is stored of this partition, the position among it: what a snapshot holds."""
+        skip = len(self._prefix)
+        return {key[skip:]: row for key, row in self.store.rows(self._prefix)}
+
+    def adopt(self, rows: Mapping[bytes, bytes]) -> bool:
+        """Go on from the rows of a snapshot instead of what is stored, in one write; False if other rules wrote them.
+
+        Raises:
+            ForeignState: they belong to another job, service or topic.
+        """
+        found = decode_row(rows[POSITION])
+        if (found["layout"], found["version"]) != (LAYOUT, self.service.version):
+            return False
+        self._check(found)
+        changes: dict[bytes, bytes | None] = {self._prefix + key: None for key in self.rows()}
+        self.store.write(changes | {self._prefix + key: row for key, row in rows.items()})
+        self._load()
+        return True
 
     def digest(self) -> bytes:
         """Digest of the state; after `take` it is the digest of what is stored."""

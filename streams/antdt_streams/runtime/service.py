@@ -77,8 +77,12 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Records of one partition with dense offsets from `first_offset` on."""
+    """Records of one partition with dense offsets from `first_offset` on.
+
+    assignment: for which turn of owning the partition they were read; they are nobody's once that is over.
+    """
 
     partition: int
     first_offset: int
     records: Sequence[Raw]
+    assignment: int = 0

@@ -1,6 +1,7 @@
-"""The exact source: reads partitions of one topic from given offsets and hands over dense batches, in order.
+"""The exact source: a member of the group of its service that reads what it is assigned, in dense batches, in order.
 
-Its consumer joins no group. Offsets are committed as a copy for lag tools and never read back.
+The group says who reads a partition; where reading begins is its owner's affair, who has that beside the state. Offsets
+are committed as a copy for lag tools and never read back.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import ForeignState, LogTruncated, Unavailable, UnknownJob
+from antdt_schemas.errors import ForeignState, LogTruncated, Superseded, Unavailable, UnknownJob, UsageError
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -20,10 +22,18 @@ from antdt_streams.runtime.service import Batch, Raw
 
 BATCH_RECORDS_MAX = 1000
 POLL_S = 0.1
+SLICE_S = 0.02
 COMMIT_EVERY_S = 2.0
 CHECK_EVERY_S = 0.5
 ASK_TIMEOUT_S = 10.0
+LEAVE_TIMEOUT_S = 1.0
+HEARTBEAT_MS = 500
+SESSION_TIMEOUT_MS = 6_000
+NAMED_SESSION_TIMEOUT_MS = 30_000
 GONE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
+FENCED = (KafkaError.FENCED_INSTANCE_ID, KafkaError._FENCED, KafkaError._FATAL)
+# The end of a partition; and a member that was too slow: what it has is taken from it by `on_lost`.
+HARMLESS = (KafkaError._PARTITION_EOF, KafkaError._MAX_POLL_EXCEEDED)
 
 log = logging.getLogger("antdt.source")
 
@@ -36,23 +46,149 @@ class Bounds:
     high: int
 
 
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """How one instance belongs to its group.
+
+    instance: a name that outlives the process. Whoever starts under it again goes on at once with what it had, and
+        nobody else does before the session has run out, so a restart moves nothing. Without a name a dead instance is
+        replaced as soon as its session, then a shorter one, has run out. A stop hands over at once either way.
+    """
+
+    group: str
+    instance: str | None = None
+    session_timeout_ms: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Configuration of the consumer."""
+        session_ms = self.session_timeout_ms or (NAMED_SESSION_TIMEOUT_MS if self.instance else SESSION_TIMEOUT_MS)
+        named = {"group.instance.id": self.instance} if self.instance else {}
+        return {
+            "group.id": self.group,
+            "session.timeout.ms": session_ms,
+            # Also how soon a standby learns that there is something to take over.
+            "heartbeat.interval.ms": min(HEARTBEAT_MS, session_ms // 4),
+            # A standby that joins takes nothing away from whoever works.
+            "partition.assignment.strategy": "cooperative-sticky",
+            **named,
+        }
+
+
+class Owner(Protocol):
+    """Keeps the position of each partition. Called from the source's thread."""
+
+    def begin(self, partition: int, assignment: int, bounds: Bounds) -> int:
+        """A partition was assigned; the offset to read from. Its batches will carry the number of the assignment."""
+        ...
+
+    def end(self, partitions: Iterable[int], *, lost: bool) -> None:
+        """Partitions go to somebody else; `lost`: they have them already."""
+        ...
+
+    def positions(self) -> Mapping[int, int]:
+        """Next offset of each partition, committed."""
+        ...
+
+
 class Source:
-    """One consumer, used by one thread at a time: `bounds` and `begin` first, then `read` in a thread of its own."""
+    """One consumer; `read` is its whole life, in one thread."""
 
-    def __init__(self, connection: Connection, topic: str, topic_id: str, group: str) -> None:
-        self.topic, self.topic_id, self.halted = topic, topic_id, threading.Event()
-        self._away = False
-        self._consumer = Consumer(connection.consumer(group_id=group, error_cb=self._on_error))
+    def __init__(
+        self,
+        connection: Connection,
+        topic: str,
+        topic_id: str,
+        membership: Membership,
+        owner: Owner,
+        halted: threading.Event,
+    ) -> None:
+        self.topic, self.topic_id, self.membership, self.owner, self.halted = topic, topic_id, membership, owner, halted
+        settings = connection.consumer(**membership.settings(), error_cb=self._on_error)
+        self._consumer = Consumer({**settings, "on_commit": self._on_commit})
         self._admin = AdminClient(connection.admin())
-        self._committed: dict[int, int] = {}
-        self._checked_at_s = 0.0
+        self._assignments, self._assigned = 0, dict[int, int]()
+        self._failure: Exception | None = None
+        self._away = False
+        self._copied: dict[int, int] = {}
+        self._copied_at_s = self._checked_at_s = 0.0
 
-    def bounds(self, partition: int) -> Bounds:
-        """What the broker has now.
+    def read(self, put: Callable[[Batch], bool]) -> None:
+        """Join the group and hand over batches until halted, or until `put` says False; then leave the group.
 
         Raises:
-            Unavailable: no answer in time.
+            LogTruncated: what is next was removed, or never was there.
+            ForeignState: the topic is another one of the same name.
+            UnknownJob: the topic is gone.
+            Superseded: another process goes by the name of this instance.
+            Unavailable: the broker refuses to serve it.
         """
+        self._consumer.subscribe(
+            [self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+        try:
+            while not self.halted.is_set():
+                batches = list(self._batches())
+                if batches and not self._is_same_topic():
+                    break
+                if not all(put(batch) for batch in batches):
+                    break
+                self._copy_offsets(idle=not batches)
+        finally:
+            self._leave()
+
+    def halt(self) -> None:
+        """Make `read` return soon; from any thread."""
+        self.halted.set()
+
+    # -- the group
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """An exception in here would reach nobody: `_poll` raises it."""
+        try:
+            for at in partitions:
+                self._assignments += 1
+                at.offset = self.owner.begin(at.partition, self._assignments, self._bounds(at.partition))
+                self._assigned[at.partition] = self._assignments
+            consumer.incremental_assign(partitions)
+        except Exception as error:  # noqa: BLE001  raised by _poll
+            self._failure = error
+        if not self._assigned and self._failure is None:
+            log.info("event=standing-by topic=%s", self.topic)
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._end([at.partition for at in partitions], lost=False)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._end([at.partition for at in partitions], lost=True)
+
+    def _end(self, partitions: list[int], lost: bool) -> None:
+        for partition in partitions:
+            self._assigned.pop(partition, None)
+        try:
+            if not lost:
+                self._copy_offsets(idle=True)
+            self.owner.end(partitions, lost=lost)
+        except Exception as error:  # noqa: BLE001  raised by _poll
+            self._failure = error
+        for partition in partitions:
+            self._copied.pop(partition, None)
+
+    def _leave(self) -> None:
+        """Leave the group, so that a standby begins at once, and end.
+
+        A named member that only closes keeps what it has until its session is over. One that unsubscribes first leaves:
+        once it has let go of everything it sends that, and has no member id any more (seen with librdkafka 2.16).
+        """
+        try:
+            self._consumer.unsubscribe()
+            until_s = time.monotonic() + LEAVE_TIMEOUT_S
+            while self._consumer.memberid() and time.monotonic() < until_s:
+                self._consumer.poll(SLICE_S)
+        except KafkaException as error:
+            log.info("event=not-left reason=%r", error.args[0].str())
+        self._consumer.close()  # lets go of what is still assigned, too
+
+    def _bounds(self, partition: int) -> Bounds:
         try:
             ends = self._consumer.get_watermark_offsets(
                 TopicPartition(self.topic, partition), timeout=ASK_TIMEOUT_S, cached=False
@@ -61,59 +197,36 @@ class Source:
             raise Unavailable(f"The broker does not tell the bounds of {self.topic}: {error.args[0].str()}.") from error
         return Bounds(*ends)
 
-    def begin(self, starts: Mapping[int, int]) -> None:
-        """Read each partition from its offset on."""
-        self._consumer.assign([TopicPartition(self.topic, p, offset) for p, offset in sorted(starts.items())])
+    # -- records
 
-    def read(self, put: Callable[[Batch], bool], positions: Callable[[], Mapping[int, int]]) -> None:
-        """Hand over batches until halted, or until `put` says False. `positions`: next offset of each partition.
-
-        Raises:
-            LogTruncated: what is next was removed, or never was there.
-            ForeignState: the topic is another one of the same name.
-            UnknownJob: the topic is gone.
-            Unavailable: the broker refuses to serve it.
-        """
-        committed_at_s = time.monotonic()
-        while not self.halted.is_set():
-            batches = list(self._batches())
-            if batches and not self._is_same_topic():
-                return
-            if not all(put(batch) for batch in batches):
-                return
-            if time.monotonic() - committed_at_s >= COMMIT_EVERY_S:
-                self._copy_offsets(positions())
-                committed_at_s = time.monotonic()
-
-    def halt(self) -> None:
-        """Make `read` return soon; from any thread."""
-        self.halted.set()
-
-    def close(self, positions: Mapping[int, int]) -> None:
-        """Leave a last copy of the offsets and end. Only after `read` has returned."""
-        self._copy_offsets(positions)
-        self._consumer.close()
-
-    def _batches(self) -> Iterator[Batch]:
+    def _poll(self) -> Iterator[Message]:
+        """What is there; waits a little for the first. `consume(n, t)` would wait the whole t for n messages."""
         first = self._consumer.poll(POLL_S)
-        if first is None:
-            return
-        open_runs: dict[int, tuple[int, list[Raw]]] = {}
-        # consume(n, t) would wait the whole t for n messages: take what is there.
-        for message in (first, *self._consumer.consume(BATCH_RECORDS_MAX - 1, 0)):
+        before = dict(self._assigned)
+        rest = self._consumer.consume(BATCH_RECORDS_MAX - 1, 0) if first is not None else []
+        if self._failure is not None:
+            raise self._failure
+        # A rebalance between the two: the client drops what was fetched before it, but cannot take back the first.
+        messages = [first, *rest] if first is not None and before == self._assigned else rest
+        for message in messages:
             if message.error():
                 self._check(message)
-                continue
+            elif message.partition() in self._assigned:
+                yield message
+
+    def _batches(self) -> Iterator[Batch]:
+        open_runs: dict[int, tuple[int, list[Raw]]] = {}
+        for message in self._poll():
             partition, offset = message.partition() or 0, message.offset() or 0
             run = open_runs.get(partition)
             if run is None or offset != run[0] + len(run[1]):
                 if run is not None:
-                    yield Batch(partition, *run)
+                    yield Batch(partition, *run, self._assigned[partition])
                 run = open_runs[partition] = (offset, [])
             run[1].append(Raw(message.value(), message.timestamp()[1]))
         for partition, run in open_runs.items():
-            yield Batch(partition, *run)
-        self._away = False
+            yield Batch(partition, *run, self._assigned[partition])
+            self._away = False
 
     def _is_same_topic(self) -> bool:
         """Whether what was just fetched is of the topic that the state is of; False only when halted meanwhile.
@@ -138,39 +251,64 @@ class Source:
             self._checked_at_s = asked_at_s
         return True
 
+    # -- errors
+
     def _gone(self) -> UnknownJob:
         return UnknownJob(f"The topic {self.topic} is gone.", "Somebody has deleted the job.")
 
     def _check(self, message: Message) -> None:
         error = message.error()
         assert error is not None
-        if error.code() == KafkaError._PARTITION_EOF:
+        if error.code() in HARMLESS:
             return
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             raise self._out_of_range(message.partition() or 0, error)
         if error.code() in GONE:
             raise self._gone()
+        if error.code() in FENCED:
+            raise self._fenced()
+        if error.code() == KafkaError.INVALID_SESSION_TIMEOUT:
+            raise UsageError("The broker refuses this session timeout: its group.min.session.timeout.ms is larger.")
+        if error.retriable():
+            log.warning("event=broker-error topic=%s reason=%r", self.topic, error.str())
+            return
         raise Unavailable(f"{self.topic} cannot be read: {error.str()}.")
+
+    def _fenced(self) -> Superseded:
+        who = f"instance {self.membership.instance} of {self.membership.group}"
+        return Superseded(f"Another process runs as {who}.", "Give each process a name of its own.")
 
     def _out_of_range(self, partition: int, error: KafkaError) -> LogTruncated:
         at = self._consumer.position([TopicPartition(self.topic, partition)])[0].offset
-        bounds = self.bounds(partition)
+        bounds = self._bounds(partition)
         hint = f"{error.str()}. The position last read is {at}."
         return LogTruncated(f"What {self.topic} still holds", "the next record", f"{bounds.low} to {bounds.high}", hint)
 
-    def _copy_offsets(self, positions: Mapping[int, int]) -> None:
-        changed = {p: offset for p, offset in positions.items() if offset != self._committed.get(p, 0)}
+    def _on_error(self, error: KafkaError) -> None:
+        """librdkafka reconnects by itself; somebody should know that it has to."""
+        if error.fatal():
+            self._failure = self._fenced()
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN and not self._away:
+            self._away = True
+            log.warning("event=broker-away topic=%s reason=%r", self.topic, error.str())
+
+    # -- the copy of the offsets
+
+    def _copy_offsets(self, idle: bool) -> None:
+        """Now and then under load, at once when there is nothing to do."""
+        if not idle and time.monotonic() - self._copied_at_s < COMMIT_EVERY_S:
+            return
+        changed = {p: offset for p, offset in self.owner.positions().items() if offset != self._copied.get(p, 0)}
         if not changed:
             return
+        self._copied_at_s = time.monotonic()
         try:
             offsets = [TopicPartition(self.topic, p, offset) for p, offset in sorted(changed.items())]
             self._consumer.commit(offsets=offsets, asynchronous=True)
-            self._committed.update(changed)
+            self._copied.update(changed)
         except KafkaException as error:
             log.info("event=offsets-not-copied reason=%r", error.args[0].str())  # lag tools see it later
 
-    def _on_error(self, error: KafkaError) -> None:
-        """librdkafka reconnects by itself; somebody should know that it has to."""
-        if error.code() == KafkaError._ALL_BROKERS_DOWN and not self._away:
-            self._away = True
-            log.warning("event=broker-away topic=%s reason=%r", self.topic, error.str())
+    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        if error is not None:
+            self._copied.clear()  # the group was about to change: again, with what is current then

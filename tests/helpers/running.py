@@ -1,0 +1,175 @@
+"""A job on a real broker as a test sees it: what was written, what came out, and what should have come out."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from antdt_schemas import codec
+from antdt_schemas.connection import Connection
+from antdt_schemas.offsets import watermarks
+from antdt_schemas.topics import DEAD_LETTERS, MEASUREMENTS, STEPS, Topic
+from antdt_streams import topics_admin
+from antdt_streams.runtime.memory import MemoryDriver, without_repeats
+from antdt_streams.runtime.runner import Identity, Runner
+from antdt_streams.runtime.service import Raw
+from antdt_streams.runtime.store import RowStore
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from tests.helpers.counting import COUNTING, steps
+from tests.helpers.service_process import ServiceProcess
+
+PATIENCE_S = 40.0
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    """Wait for a condition, with a bound."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
+        time.sleep(0.02)
+
+
+def mixed(count: int, seed: int) -> list[Any]:
+    """Mostly good records with few outputs, some that are none."""
+    draw = random.Random(seed)
+    kinds = ["w0", "w1", "w2", "leaver", "refused", "poison"]
+    weights = [30, 30, 30, 1, 1, 0.2]
+    out: list[Any] = []
+    for _ in range(count):
+        (worker,) = draw.choices(kinds, weights)
+        out.append(b"junk" if draw.random() < 0.005 else steps(worker, 1 if draw.random() < 0.1 else 0))
+    return out
+
+
+class _Tail:
+    """Reads one topic on and on: everything that it holds, each record once."""
+
+    def __init__(self, connection: Connection, topic: str) -> None:
+        self._topic, self.seen = topic, list[Raw]()
+        self._consumer = Consumer(connection.consumer())
+        low, _ = watermarks(self._consumer, topic, 0, PATIENCE_S)
+        self._first = low
+        self._consumer.assign([TopicPartition(topic, 0, low)])
+
+    def read(self) -> list[Raw]:
+        """Everything up to the end that the topic has now."""
+        _, high = watermarks(self._consumer, self._topic, 0, PATIENCE_S)
+        deadline = time.monotonic() + PATIENCE_S
+        while self._first + len(self.seen) < high:
+            assert time.monotonic() < deadline, self._topic
+            message = self._consumer.poll(0.2)
+            if message is not None and not message.error():
+                assert message.offset() == self._first + len(self.seen)
+                self.seen.append(Raw(message.value(), message.timestamp()[1]))
+        return self.seen
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+class Running:
+    """A job whose counting service is run by processes of the test. Its clients are its own, and are closed."""
+
+    def __init__(self, connection: Connection, job: str) -> None:
+        topics_admin.create(connection, job)
+        self.connection, self.job, self.written = connection, job, 0
+        self._producer = self._new_producer()
+        self._admin = AdminClient(connection.admin())
+        self._group = Consumer(connection.consumer(group_id=f"antdt.{job}.counting"))
+        self._tails: dict[str, _Tail] = {}
+
+    def _new_producer(self) -> Producer:
+        return Producer(self.connection.producer(linger_ms=5))
+
+    def service(self, folder: Path, *flags: str) -> ServiceProcess:
+        """An instance of the counting service, as a process."""
+        return ServiceProcess(self.connection, self.job, folder, *flags)
+
+    def members(self) -> int:
+        """How many instances the group has."""
+        group = f"antdt.{self.job}.counting"
+        return len(self._admin.describe_consumer_groups([group])[group].result(20).members)
+
+    def write(self, values: list[Any]) -> None:
+        """Append records, or bytes as they are, to the input."""
+        for value in values:
+            data = value if isinstance(value, bytes) else codec.encode(value)
+            self._producer.produce(STEPS.name(self.job), data, partition=0)
+        assert self._producer.flush(PATIENCE_S) == 0
+        self.written += len(values)
+
+    def raws(self, topic: Topic) -> list[Raw]:
+        """Everything that a topic holds now, repeats included."""
+        name = topic.name(self.job)
+        if name not in self._tails:
+            self._tails[name] = _Tail(self.connection, name)
+        return self._tails[name].read()
+
+    def records(self, topic: Topic) -> list[Any]:
+        """What a reader takes who drops repeats."""
+        return without_repeats([codec.decode(raw.value, topic.record) for raw in self.raws(topic)])
+
+    def forget(self) -> None:
+        """Topics were deleted and created again: clients that knew the old ones take half a minute to believe it."""
+        self._producer = self._new_producer()
+        for tail in self._tails.values():
+            tail.close()
+        self._tails.clear()
+
+    def committed(self) -> int:
+        """The copy of the offset that lag tools see."""
+        try:
+            return int(self._group.committed([TopicPartition(STEPS.name(self.job), 0)], timeout=5)[0].offset)
+        except KafkaException:  # a broker that has just started is still loading its groups
+            return -1
+
+    def caught_up(self) -> bool:
+        """Whether everything that was written is processed."""
+        return self.committed() == self.written
+
+    def delete_before(self, offset: int) -> None:
+        """What retention does to the input."""
+        for future in self._admin.delete_records([TopicPartition(STEPS.name(self.job), 0, offset)]).values():
+            future.result(20)
+
+    def stored(self, folder: Path) -> Runner:
+        """What a stopped instance left in its folder."""
+        ids = topics_admin.topic_ids(self.connection, self.job)
+        store = RowStore(folder / "rows")
+        try:
+            return Runner(COUNTING, Identity(self.job, ids["steps"]), store, MemoryDriver(COUNTING, self.job))
+        finally:
+            store.close()
+
+    def undisturbed(self, records: int | None = None) -> MemoryDriver:
+        """The same records, with the broker's time stamps, through the driver in memory."""
+        driver = MemoryDriver(COUNTING, self.job)
+        driver.topics.logs[STEPS.name(self.job)] = self.raws(STEPS)[:records]
+        driver.run()
+        return driver
+
+    def assert_exact(self, folder: Path) -> None:
+        """Everything was processed once: same state, same outputs as undisturbed."""
+        runner, reference = self.stored(folder), self.undisturbed()
+        assert runner.next_offset == self.written
+        assert runner.digest() == reference.runner.digest()
+        for topic in (MEASUREMENTS, DEAD_LETTERS):
+            assert self.records(topic) == reference.outputs(topic)
+
+    def close(self) -> None:
+        """End every client."""
+        for tail in self._tails.values():
+            tail.close()
+        self._group.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

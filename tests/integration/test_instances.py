@@ -1,0 +1,183 @@
+"""Several instances of a service on folders of their own: one works, the others stand by, whatever happens to it."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from antdt_schemas.errors import ExitCode
+from antdt_schemas.topics import DEAD_LETTERS, DECISIONS, MEASUREMENTS, STEPS, Topic
+from antdt_streams.controller.service import service as controller_service
+from antdt_streams.monitor.service import service as monitor_service
+from antdt_streams.runtime.memory import MemoryDriver
+from antdt_streams.runtime.service import Service
+from antdt_streams.snapshots import newest
+
+from tests.helpers.counting import steps
+from tests.helpers.running import PATIENCE_S, Running, mixed, until
+from tests.helpers.service_process import AntdtProcess, Process
+from tests.replay.control_loop import Loop
+
+pytestmark = pytest.mark.kafka
+
+
+def works(process: Process) -> bool:
+    """Whether it has a partition, as far as it knows."""
+    said = process.logged()
+    return said.count("event=assigned") > said.count("event=released") + said.count("event=lost")
+
+
+@contextmanager
+def fed(running: Running) -> Iterator[None]:
+    """The input grows all the time, so that whatever happens, happens in the middle of something."""
+    enough, seeds = threading.Event(), count()
+
+    def feed() -> None:
+        while not enough.wait(0.02):
+            running.write(mixed(60, next(seeds)))
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+
+
+def test_whatever_happens_to_the_one_that_works_the_other_goes_on(running: Running, tmp_path: Path) -> None:
+    """Killed, asked to stop, suspended and woken when the other has its work, and killed with its disk gone."""
+    flags = ("--nameless", "--session-timeout-ms", "1500", "--snapshot-every", "700")
+    with ExitStack() as stack, fed(running):
+
+        def begin(folder: Path) -> Process:
+            return stack.enter_context(running.service(folder, *flags))
+
+        pair = {folder: begin(folder) for folder in (tmp_path / "a", tmp_path / "b")}
+        for what in ("kill", "suspend", "stop", "wipe", "suspend", "kill"):
+            until(lambda: any(works(process) for process in pair.values()), "somebody works")
+            at = len(running.raws(MEASUREMENTS))
+            until(lambda: len(running.raws(MEASUREMENTS)) > at, f"progress before: {what}")  # noqa: B023
+            (folder,) = (folder for folder, process in pair.items() if works(process))
+            (other,) = (process for process in pair.values() if process is not pair[folder])
+            victim = pair[folder]
+            {"stop": victim.stop, "suspend": victim.suspend}.get(what, victim.kill)()
+            until(lambda: works(other), f"a take-over after: {what}")  # noqa: B023
+            if what == "suspend":
+                victim.wake()
+                until(lambda: "event=lost" in victim.logged(), "it knows")  # noqa: B023
+                continue
+            if what == "wipe":
+                shutil.rmtree(folder)
+            pair[folder] = begin(folder)
+    with running.service(tmp_path / "c", *flags) as last:
+        until(running.caught_up, "the end of the input")
+        last.stop()
+    running.assert_exact(tmp_path / "c")
+    repeats = len(running.raws(MEASUREMENTS)) - len(running.records(MEASUREMENTS))
+    assert repeats > 0, "nothing was taken over in the middle of something"
+
+
+def test_a_named_instance_hands_over_when_it_stops_and_not_before(running: Running, tmp_path: Path) -> None:
+    """Its session of 30 s is longer than the patience of most of this."""
+    a, b, c = (tmp_path / name for name in "abc")
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(running.service(folder)) for folder in (a, b))
+        until(lambda: works(first) or works(second), "one works")
+        if works(second):
+            (a, first), (b, second) = (b, second), (a, first)
+        until(lambda: "standing-by" in second.logged(), "the other stands by")
+        running.write(mixed(500, 1))
+        until(running.caught_up, "the first part")
+        first.kill()
+        running.write(mixed(500, 2))
+        again = stack.enter_context(running.service(a))
+        until(running.caught_up, "the second part")
+        assert works(again)
+        assert not works(second), "a restart moved the partition"
+
+        assert again.stop() == ExitCode.DRAINED
+        until(lambda: works(second), "the other takes over")
+        assert "next_offset=1000 from=snapshot" in second.logged()
+        assert running.members() == 1, "who stops leaves"
+
+        twin = stack.enter_context(running.service(c, "--instance", b.name))
+        assert second.process.wait(PATIENCE_S) == ExitCode.NEVER_RETRY
+        assert f"Another process runs as instance {b.name}" in second.logged()
+        running.write(mixed(500, 3))
+        until(running.caught_up, "the third part")
+        assert twin.stop() == ExitCode.DRAINED
+    running.assert_exact(c)
+
+
+def test_a_wiped_folder_is_restored_from_a_snapshot_when_the_input_is_gone(running: Running, tmp_path: Path) -> None:
+    folder = tmp_path / "counting"
+    running.write(mixed(3000, 1))
+    with running.service(folder, "--snapshot-every", "1000") as process:
+        until(running.caught_up, "the end of the input")
+        process.kill()
+    shutil.rmtree(folder)
+    assert len(running.raws(STEPS)) == 3000
+    found = newest(running.connection, running.job, "counting")
+    assert found is not None
+    running.delete_before(found.next_offset)
+    running.write([steps("w0", 1)] * 10)
+    with running.service(folder) as process:
+        until(running.caught_up, "the end of the input")
+        assert f"next_offset={found.next_offset} from=snapshot" in process.logged()
+        process.stop()
+    running.assert_exact(folder)
+
+
+# -- the real ones
+
+
+def slow_in_turns(worker: int, now_s: float) -> float:
+    """Another worker is slow every few seconds, so that there is something to decide again and again."""
+    return 3.0 if worker == int(now_s / 6) % 4 else 1.0
+
+
+def outputs(running: Running, service: Service, topic: Topic) -> list[Any]:
+    """What an undisturbed service makes of its input as it lies there, repeats included."""
+    driver = MemoryDriver(service, running.job)
+    driver.topics.logs[service.input.name(running.job)] = running.raws(service.input)
+    driver.run()
+    return driver.outputs(topic)
+
+
+def test_monitor_and_controller_decide_the_same_whoever_is_killed(running: Running, tmp_path: Path) -> None:
+    records = Loop.of(slow_in_turns).run(600).records
+    expected = len(Loop.of(slow_in_turns).run(600).decisions)
+    flags = ("--session-timeout-ms", "1500")
+    with ExitStack() as stack:
+
+        def begin(name: str, instance: str) -> Process:
+            return stack.enter_context(AntdtProcess(running.connection, running.job, name, tmp_path / instance, *flags))
+
+        places = [(name, instance) for name in ("monitor", "controller") for instance in "ab"]
+        processes = {place: begin(*place) for place in places}
+        for number, killed in enumerate(["monitor", "controller", "monitor", "controller"]):
+            part = len(records) // 4
+            before = len(running.raws(MEASUREMENTS))
+            running.write(records[number * part : (number + 1) * part if number < 3 else None])
+            until(lambda: len(running.raws(MEASUREMENTS)) > before, "measurements")  # noqa: B023
+            until(lambda: any(works(processes[killed, i]) for i in "ab"), "somebody works")  # noqa: B023
+            instance = next(i for i in "ab" if works(processes[killed, i]))
+            processes[killed, instance].kill()
+            processes[killed, instance] = begin(killed, instance)
+        measured = outputs(running, monitor_service(), MEASUREMENTS)
+        until(lambda: running.records(MEASUREMENTS) == measured, "all measurements")
+        decided = outputs(running, controller_service(), DECISIONS)
+        until(lambda: len(running.records(DECISIONS)) == len(decided), "all decisions")
+        for process in processes.values():
+            assert process.stop() == ExitCode.DRAINED
+    assert running.records(DECISIONS) == decided
+    assert [decision.plan for decision in decided] == list(range(1, len(decided) + 1))
+    assert running.raws(DEAD_LETTERS) == []
+    assert len(decided) >= 3, expected
