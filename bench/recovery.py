@@ -130,13 +130,7 @@ class Recovery:
         world, p = self.world, self.progress
         self.stop()
         before = p.generation
-        launcher, world.launcher = world.launcher, None
-        assert launcher is not None
-        services = [c.process for c in world.supervisor.children.values() if c.process is not None]
-        for process in (launcher, *services):
-            process.kill()
-        for process in (launcher, *services):
-            process.wait(10)
+        world.kill_everybody()
         at = monotonic()
         world.launch()
         self._halt.clear()

@@ -1,8 +1,8 @@
 """`antdt launch`: starts the workers of one machine, watches them, reports how they end, leaves nothing running.
 
-Sets torchrun's variables where they mean the same. A worker that exits with 75 (restart here) or 143 (somebody else has
-drained it), or is killed by a signal, is started again as the next incarnation while restarts are left; one that ends
-otherwise than with 0 ends the launch.
+Sets torchrun's variables where they mean the same. A worker that exits with 75 (restart here) or is killed by a signal
+is started again as the next incarnation while restarts are left; the others go on without one that was told to end
+(143); one that ends otherwise than with 0 ends the launch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from antdt.settings import Settings
 POLL_S = 0.02
 REACH_S = 10.0
 REPORT_S = 2.0
-AGAIN = (ExitCode.RESTART_HERE, ExitCode.RESTART_ELSEWHERE, ExitCode.DRAINED)
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class Launcher:
                 worker.done = code
                 continue
             self._report(worker, code)
-            again = code < 0 or code in AGAIN
+            again = code < 0 or code in (ExitCode.RESTART_HERE, ExitCode.RESTART_ELSEWHERE)
             if again and worker.restarts < self.options.restarts_max and not self.stopping.is_set():
                 worker.restarts += 1
                 click.echo(f"{worker.name} {_how(code)}: started again ({worker.restarts})", err=True)

@@ -149,18 +149,15 @@ class Driver:
         struck = [send(pid, number) for pid in pids]
         if kind in STOPS:
             self._later(fault.for_s, lambda: [send(pid, signal.SIGCONT) for pid in pids])
+        elif kind is Kind.TERM_WORKER:
+            world.leaving[fault.targets[0]] = pids[0]
         return all(struck)
 
     def _kill_everybody(self) -> bool:
         world = self.world
-        workers = world.worker_pids()
-        if world.launcher is None or world.launcher.poll() is not None or not workers:
+        if world.worker_pid("w0") is None:
             return False
-        services = [c.process.pid for c in world.supervisor.children.values() if c.process is not None]
-        launcher, world.launcher = world.launcher, None
-        for pid in (launcher.pid, *workers, *services):
-            send(pid, signal.SIGKILL)
-        launcher.wait(10)
+        world.kill_everybody()
         self._later(LAUNCH_AFTER_S, world.launch)
         return True
 

@@ -170,6 +170,8 @@ class History:
 
 def judge_result(report: dict[str, Any], file: Path) -> list[str]:
     """Whether the script of rank 0 ended with the final model: also where its process began when all was done."""
+    if not file.exists():
+        return ["The script of rank 0 did not come to its end."]
     made = json.loads(file.read_text(encoding="utf-8"))
     if made["steps"] == report["steps"]:
         return []

@@ -10,7 +10,6 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 
 from antdt_schemas.errors import AntdtError, ExitCode, Unavailable
 
@@ -25,8 +24,12 @@ from antdt_streams.cli.services import STANDBY, environment_of, ledger_folder, s
 from antdt_streams.supervise import Child, RestartPolicy, Supervisor, last_words
 
 RESTARTS_MAX = 1000
+ALL = "all"
 LEDGERS = ("ledger", STANDBY)
 LAUNCH_AGAIN = (ExitCode.RESTART_HERE, ExitCode.RESTART_ELSEWHERE, ExitCode.DRAINED)
+
+
+Launcher = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,8 @@ class World:
         self.clocks = {name: clock.Clock(folder / "clocks" / name) for name in self.services}
         self.environ = dict(os.environ) | environment_of(broker.connection, self.place)
         self.supervisor = Supervisor(self.environ, RestartPolicy(restarts_max=RESTARTS_MAX))
-        self.launcher: subprocess.Popen[bytes] | None = None
-        self.launches = 0
+        self.launchers: dict[str, Launcher] = {}
+        self.leaving: dict[str, int] = {}
         self.progress: Progress | None = None
         self._broker_starts: threading.Thread | None = None
         self._broker_error: AntdtError | None = None
@@ -75,10 +78,11 @@ class World:
             self.supervisor.add(name, command, self.logs / f"{name}.log")
         self.launch()
 
-    def launch(self) -> None:
-        """Start the launcher of the workers, the first time or after it was killed."""
-        t, self.launches = self.training, self.launches + 1
-        command = [sys.executable, "-m", "antdt.launch", "--job", self.job, "-n", str(t.workers)]
+    def launch(self, worker: str = ALL) -> None:
+        """Start the launcher of all workers, the first time or after it was killed, or one for a worker that left."""
+        t = self.training
+        which = ["-n", "1", "--first-rank", worker[1:]] if worker != ALL else ["-n", str(t.workers)]
+        command = [sys.executable, "-m", "antdt.launch", "--job", self.job, *which, "--world-size", str(t.workers)]
         command += ["--max-restarts", str(RESTARTS_MAX), "--logs", str(self.logs), "--"]
         command += ["-m", "antdt.examples.recorded", "--record", str(self.records), "--seed", str(t.seed)]
         command += ["--samples", str(t.samples), "--epochs", str(t.epochs), "--batch-size", str(t.batch_size)]
@@ -86,7 +90,7 @@ class World:
         command += ["--result", str(self.result)]
         self.logs.mkdir(parents=True, exist_ok=True)
         with (self.logs / "launcher.log").open("ab") as out:
-            self.launcher = spawn(
+            self.launchers[worker] = spawn(
                 command, env=self.environ, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
             )
 
@@ -102,21 +106,22 @@ class World:
             raise self.progress.failure
         self.supervisor.poll()
         self._brokers |= {self.broker.pid} if self.broker.pid is not None else set()
-        if self.launcher is None or self.launcher.poll() is None:
-            return False
-        code = self.launcher.returncode
-        if code == ExitCode.DONE:
-            return True
-        if code not in LAUNCH_AGAIN:
-            raise Unavailable(f"The workers ended with status {code}: {last_words(self.logs / 'launcher.log')}")
-        self.launch()  # as whatever starts launchers does: the broker was away
-        return False
+        for worker in [w for w, pid in self.leaving.items() if not alive(pid)]:
+            del self.leaving[worker]
+            self.launch(worker)
+        codes = {worker: launcher.poll() for worker, launcher in self.launchers.items()}
+        for worker, code in codes.items():
+            if code in LAUNCH_AGAIN:
+                self.launch(worker)  # as whatever starts launchers does: the broker was away
+            elif code not in (None, ExitCode.DONE):
+                raise Unavailable(f"The workers ended with status {code}: {last_words(self.logs / 'launcher.log')}")
+        return bool(codes) and not self.leaving and all(code == ExitCode.DONE for code in codes.values())
 
     def close(self) -> None:
         """Stop everything but the broker."""
-        if self.launcher is not None and self.launcher.poll() is None:
-            self.launcher.kill()  # its workers go with it
-            self.launcher.wait(10)
+        for launcher in self.launchers.values():
+            launcher.kill()  # its workers go with it
+            launcher.wait(10)
         for child in self.supervisor.children.values():
             if child.process is not None:
                 send(child.process.pid, signal.SIGCONT)
@@ -155,22 +160,27 @@ class World:
         log = f"/{name}.log"
         return next((pid for pid, out in self._outputs() if out.endswith(log)), None)
 
-    def worker_pids(self) -> list[int]:
-        """All of the launcher's children."""
-        return [pid for pid, _ in self._outputs()]
-
     def _outputs(self) -> list[tuple[int, str]]:
-        """(pid, standard output) of the launcher's children."""
-        if self.launcher is None or self.launcher.poll() is not None:
-            return []
+        """(pid, standard output) of the launchers' children."""
         out = []
-        with suppress(OSError):
-            children = Path(f"/proc/{self.launcher.pid}/task/{self.launcher.pid}/children").read_text()
-            for pid in children.split():
-                with suppress(OSError):
-                    if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                        out.append((int(pid), str(Path(f"/proc/{pid}/fd/1").readlink())))
+        for launcher in self.launchers.values():
+            with suppress(OSError):
+                for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+                    with suppress(OSError):
+                        if alive(int(pid)):
+                            out.append((int(pid), str(Path(f"/proc/{pid}/fd/1").readlink())))
         return out
+
+    def kill_everybody(self) -> None:
+        """kill -9 of launchers, workers and services, as a power cut would; `launch` starts the workers again."""
+        services = [c.process for c in self.supervisor.children.values() if c.process is not None]
+        workers = [pid for pid, _ in self._outputs()]
+        for pid in (*(p.pid for p in self.launchers.values()), *workers, *(p.pid for p in services)):
+            send(pid, signal.SIGKILL)
+        for process in (*self.launchers.values(), *services):
+            process.wait(10)
+        self.launchers.clear()
+        self.leaving.clear()
 
     # -- the broker
 
@@ -206,7 +216,9 @@ def send(pid: int, number: signal.Signals) -> bool:
     return True
 
 
-def wait_gone(process: subprocess.Popen[bytes], timeout_s: float = 5.0) -> float:
-    """Wait until a killed process is gone; when that was."""
-    process.wait(timeout_s)
-    return monotonic()
+def alive(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
