@@ -259,6 +259,7 @@ class World:
         if ranges:
             worker.model = worker.model.applied(ranges)
             session.applied(worker.model.steps[-1])
+            session.observe(sum(ranges[4::5]), self.spec.batch_size)
             self.counts["step"] += 1
         worker.round, worker.entered = worker.round + 1, False
         self.checkpoint(worker)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from antdt.session import Composition, Session, SessionOptions, Where
+from antdt.session import Composition, Phase, Session, SessionOptions, Where
 from antdt_schemas import records
 from antdt_schemas.records import Status
 
@@ -86,3 +86,24 @@ def test_a_repeated_answer_to_the_last_checkpoint_is_none_to_the_next(session: S
     session.on_reply(reply(first.number, committed=1))
     assert session.checkpoint is not None
     assert len(asked(session, 2.0, records.Checkpoint)) == 1
+
+
+def test_when_somebody_runs_out_what_is_held_for_later_goes_back(session: Session) -> None:
+    samples(session, 1.0)
+    leases = [v for n in range(1, 6) for v in (n, 7, 0, 96 * (n - 1), 96)]
+    session.on_reply(reply(session._number, leases=leases))
+    session.take(32, 8)
+    session.observe(128, 128)
+    assert session.untaken == 448, "nobody ran out"
+    session.observe(96, 128)
+    assert session.untaken == 64, "two steps are kept"
+    gone = asked(session, 1.1, records.Release)
+    assert [r.body.lease for r in gone if isinstance(r.body, records.Release)] == [5, 4, 3, 2]
+    for request in gone[:3]:
+        session.on_reply(reply(request.number, leases=leases[:5]))
+    again = asked(session, 1.7, records.Release)
+    assert [r.body.lease for r in again if isinstance(r.body, records.Release)] == [2], "the only unanswered one"
+    session.on_reply(reply(gone[3].number, Status.REFUSED))
+    session.on_reply(reply(again[0].number, Status.REFUSED))
+    assert session.phase is Phase.MEMBER, "both say that it was carried out before"
+    assert asked(session, 9.0, records.Release) == []

@@ -469,7 +469,7 @@ class Agent:
             if result.applied:
                 made = strategy.pending[-1]
                 session.applied(Composition(made.step, made.ranges, strategy.lineage, made.plan))
-                session.observe(result.total)
+                session.observe(result.total, result.rows[0].reference)
             strategy.drop_pending(session.committed)
         if result.applied:
             self._measure(result)

@@ -18,6 +18,7 @@ from antdt_schemas.records import Status
 
 NUMBERS_A_COMMIT_MAX = 20_000
 ASKED_MAX = 64
+RELEASES_KEPT = 1024
 STEPS_UNCOMMITTED = 3  # the one at hand, the one that it proves, and the one whose commit is on its way
 
 
@@ -53,6 +54,7 @@ class SessionOptions:
     prefetch_steps: int = 3
     prefetch_samples_max: int = 1 << 20
     rate_every_s: float = 0.25
+    answer_s: float = 0.1
 
 
 @dataclass(slots=True)
@@ -65,6 +67,11 @@ class Held:
     front: int
     next: int
     end: int
+
+    @property
+    def length(self) -> int:
+        """Samples that were not taken."""
+        return self.end - self.next
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +165,8 @@ class Session:
         self._newest_lease, self._asked = 0, set[int]()
         self._recent: deque[int] = deque(maxlen=STEPS_UNCOMMITTED)
         self._void = False
+        self._released: dict[int, tuple[int, _Due]] = {}
+        self._release_numbers: deque[int] = deque(maxlen=RELEASES_KEPT)
 
     # -- what the training side asks and says
 
@@ -191,9 +200,20 @@ class Session:
         """Every member has applied `step`: an exchange after it was completed."""
         self._pending.provable = max(self._pending.provable, step)
 
-    def observe(self, total: int) -> None:
-        """All members together had `total` samples in a step."""
+    def observe(self, total: int, expected: int = 0) -> None:
+        """All members together had `total` samples in a step, and would have taken `expected`.
+
+        Where somebody has run out of samples, nobody may sit on more than is needed until the next answer comes: whole
+        leases go back, from the end. Only so may a worker hold many at all, whose speed nobody can foretell.
+        """
         self._unleased = max(0, self._unleased - total)  # about so much was leased meanwhile, by all together
+        if total >= expected:
+            return
+        while len(self.held) > 1 and self.untaken - (last := self.held[-1]).length >= 2 * self._least():
+            self.held.pop()
+            del self._by_lease[last.lease]
+            self.untaken -= last.length
+            self._released[last.lease] = (last.token, _Due())
 
     def wrote(self, file: records.Checkpoint) -> None:
         """A durable file holds this step: said to the ledger until it answers. An older one is not spoken of again."""
@@ -226,6 +246,8 @@ class Session:
         if reply.incarnation != self.incarnation or self.phase in (Phase.ENDED, Phase.LOST, Phase.FAILED):
             return
         self._acknowledge(reply)
+        if self._is_release(reply):
+            return
         if reply.status is Status.END:
             self.phase, self.file = Phase.ENDED, reply.file
         elif reply.status is Status.REJOIN:
@@ -248,6 +270,14 @@ class Session:
             self._waiting, self._answered = reply.status is Status.WAIT or not more, True
             if reply.number == self._lease.number:
                 self._lease.answered()
+
+    def _is_release(self, reply: records.Reply) -> bool:
+        """Whether this only says what became of a release. One that is refused has been carried out before."""
+        for lease, (_, due) in self._released.items():
+            if due.number == reply.number >= 0 and reply.status in (Status.OK, Status.REFUSED):
+                del self._released[lease]
+                return True
+        return reply.status is Status.REFUSED and reply.number in self._release_numbers
 
     def _acknowledge(self, reply: records.Reply) -> None:
         if reply.generation >= self.generation:
@@ -295,6 +325,7 @@ class Session:
     def _drop_leases(self) -> None:
         self.held.clear()
         self._by_lease.clear()
+        self._released.clear()
         self.untaken = 0
 
     def _merge(self, flat: tuple[int, ...]) -> bool:
@@ -360,6 +391,7 @@ class Session:
         self._tick_rate(now_s)
         if self.rank == 0:
             self._tick_commit(now_s, out)
+        self._tick_release(now_s, out)
         target = self._target()
         pause_s = self._lease.pause_s(self.options)
         if not self._lease.tries:  # the last question was answered
@@ -374,6 +406,16 @@ class Session:
             self._asked.add(self._lease.number)
             if len(self._asked) > ASKED_MAX:
                 self._asked.discard(min(self._asked))
+
+    def _tick_release(self, now_s: float, out: list[records.Request]) -> None:
+        for lease, (token, due) in self._released.items():
+            if now_s - due.at_s >= due.pause_s(self.options):
+                out.append(self._request(records.Release(self.generation, lease, token), due, now_s))
+                self._release_numbers.append(due.number)
+
+    def _least(self) -> int:
+        """Samples until the next answer: a step, and more of them where they are short."""
+        return max(self.batch_size, int(self.rate * self.options.answer_s))
 
     def _tick_file(self, now_s: float, out: list[records.Request]) -> None:
         """Also when the generation is closed: a checkpoint counts by its lineage, whoever is a member by then."""
@@ -390,7 +432,7 @@ class Session:
         """
         o, spec = self.options, self.spec
         target = min(o.prefetch_samples_max, max(o.prefetch_steps * self.batch_size, int(o.prefetch_s * self.rate)))
-        return max(self.batch_size, min(target, self._unleased * self.batch_size // (2 * spec.batch_size)))
+        return max(self._least(), min(target, self._unleased * self.batch_size // (2 * spec.batch_size)))
 
     def _tick_commit(self, now_s: float, out: list[records.Request]) -> None:
         pending = self._pending

@@ -28,6 +28,7 @@ from antdt_schemas.records import Status
 from antdt_streams.ledger.core.state import Incarnation, State
 
 RANGES_PER_REPLY_MAX = 256
+LEASES_AN_ANSWER = 32
 REASON_CHARS_MAX = 300
 AUTHOR_CHARS_MAX = 128
 OPERATORS = (records.Rollback, records.Readmit)
@@ -287,8 +288,10 @@ def _lease(turn: Turn, request: records.Request, body: records.Lease) -> None:
     missing = body.samples - state.held_samples(request.incarnation, state.generation)
     room = RANGES_PER_REPLY_MAX - len(state.held.get(request.incarnation, ()))
     missing = min(missing, _fair_share(state))
+    # In pieces: what turns out to be too much is released by whole leases.
+    at_once = max(2 * state.spec.shard_size, state.spec.batch_size, missing // LEASES_AN_ANSWER)
     while missing > 0 and room > 0:
-        piece = _next_piece(state, missing)
+        piece = _next_piece(state, min(missing, at_once))
         if piece is None:
             break
         epoch, start, end = piece
