@@ -142,15 +142,18 @@ def _keep_up(place: Place, connection: Connection, job: str) -> None:
 def _next(place: Place, bootstrap: str, job: str, keep: bool) -> None:
     if not keep:
         note("\nTry next:")
-        note("  antdt demo --slow 6 --workers 6   a worse cluster")
-        note("  antdt demo --keep                 the same, and leaves the services up to look around")
-        note("  antdt up my-job                   the services of a job of your own, and in another terminal")
-        note("  antdt launch --job my-job -n 4 examples/train.py   its workers")
+        note("  antdt demo --slow 6 --workers 6       a worse cluster")
+        note("  antdt demo --keep                     the services stay up to look around")
+        note("  antdt up my-job                       services for a job of your own; then")
+        note("  antdt launch --job my-job -n 4 examples/train.py")
         return
     where = f"--bootstrap-servers {bootstrap}" if place.named else f"--data-dir {place.data}"
     note("\nEverything stays up until Ctrl-C. In another terminal:")
-    note(f"  antdt status {job} {where}")
-    note(f"  antdt audit {job} {where}                 prove it again, from the log alone")
-    note(f"  antdt topics tail {job} decisions {where}   why each batch size changed")
-    note(f"  antdt topics tail {job} shard-log {where}   every assignment and every step")
+    for command, gives in (
+        (f"status {job}", "where it stands"),
+        (f"audit {job}", "prove it again, from the log alone"),
+        (f"topics tail {job} decisions", "why each batch size changed"),
+        (f"topics tail {job} shard-log", "every assignment and every step"),
+    ):
+        note(f"  # {gives}\n  antdt {command} {where}")
     note(f"Logs: {place.data / 'logs'}")

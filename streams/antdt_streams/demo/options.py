@@ -51,7 +51,7 @@ class DemoOptions:
     @property
     def injected(self) -> dict[str, str]:
         """What was done to which worker, in words."""
-        return {"w1": f"{self.slow:g}x slower", self.in_bursts: f"{self.burst:g}x slower in bursts"}
+        return {"w1": f"{self.slow:g}x slow", self.in_bursts: f"{self.burst:g}x bursts"}
 
     @property
     def script_arguments(self) -> list[str]:

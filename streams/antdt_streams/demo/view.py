@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -110,7 +111,7 @@ def frame(watch: Watch, title: str, options: DemoOptions, speeds_before: list[in
     lines += [Text("")] * (DECISIONS_SHOWN - len(lines))
     parts: list[RenderableType] = [
         _line(head, "bold"),
-        ProgressBar(total=total, completed=done, width=width - 4),
+        Padding(ProgressBar(total=total, completed=done, width=width - 4), 0),
         _speed(watch.speeds, speeds_before, width - 4, _unicode(console)),
         Text(""),
         _workers(watch.workers, options, _unicode(console)),
@@ -143,9 +144,8 @@ def _speed(speeds: list[int], before: list[int], room: int, unicode: bool) -> Te
 
 def _workers(views: dict[str, WorkerView], options: DemoOptions, unicode: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, expand=False)
-    for name, right in (("worker", False), ("samples/s", True), ("a step", True), ("", False), ("idle", True)):
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
-    table.add_column("detector", no_wrap=True)
+    for name, width in (("worker", -14), ("samples/s", 9), ("a step", 6), ("", -BAR), ("idle", 7), ("detector", -13)):
+        table.add_column(name, justify="left" if width < 0 else "right", width=abs(width), no_wrap=True)
     largest = max((v.batch_size for v in views.values()), default=1) or 1
     for rank in range(options.workers):
         worker = f"w{rank}"
@@ -155,10 +155,10 @@ def _workers(views: dict[str, WorkerView], options: DemoOptions, unicode: bool) 
         length = max(1, round(BAR * view.batch_size / largest)) if view.batch_size else 0
         table.add_row(
             worker + (f" ({done})" if done else ""),
-            f"{view.samples_per_s:,.0f}",
-            str(view.batch_size),
+            f"{view.samples_per_s:,.0f}" if view.own_s else "",
+            str(view.batch_size) if view.own_s else "",
             Text(f"{('█' if unicode else '#') * length:<{BAR}}", style=style),
-            f"{1000 * view.wait_s:,.0f} ms",
+            f"{1000 * view.wait_s:,.0f} ms" if view.own_s else "",
             Text("" if view.node_class == "unknown" else view.node_class, style=style),
         )
     return table
