@@ -185,15 +185,23 @@ def _how(code: int) -> str:
     return f"ended with status {code}"
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("-n", "--workers", type=int, envvar="PET_NPROC_PER_NODE", default=1, help="Workers on this machine.")
+@click.command(
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,
+        "help_option_names": ["-h", "--help"],
+    }
+)
+@click.option(
+    "-n", "--workers", type=int, envvar="PET_NPROC_PER_NODE", default=1, show_default=True, help="Workers here."
+)
 @click.option("--job", envvar="ANTDT_JOB", required=True, help="Name of the job, as given to `antdt up`.")
-@click.option("--bootstrap-servers", help="Kafka, HOST:PORT[,HOST:PORT].")
+@click.option("--bootstrap-servers", help="Kafka, HOST:PORT[,HOST:PORT]. Default: the broker of `antdt up`.")
 @click.option("--kafka-config", type=click.Path(), help="A client.properties file, or a folder of single keys.")
 @click.option("--data-dir", default=None, help="Data folder of `antdt up`; default ./antdt-data.")
 @click.option("--first-rank", type=int, default=0, help="Rank of the first worker of this machine.")
 @click.option("--world-size", type=int, default=0, help="Workers on all machines; default: those of this one.")
-@click.option("--max-restarts", type=int, default=3, help="How often one worker is started again.")
+@click.option("--max-restarts", type=int, default=3, show_default=True, help="How often a worker is started again.")
 @click.option("--logs", type=click.Path(path_type=Path), help="Folder for the workers' output; default: this terminal.")
 @click.argument("script", nargs=-1, required=True, type=click.UNPROCESSED)
 def main(
@@ -208,7 +216,15 @@ def main(
     logs: Path | None,
     script: tuple[str, ...],
 ) -> None:
-    """Start the workers of a job on this machine: antdt launch --job NAME -n 4 train.py ARGS."""
+    """Start the workers of a job on this machine, and stay until all of them have ended.
+
+    \b
+    antdt launch --job my-job -n 4 train.py --lr 0.1
+    antdt launch --job my-job -n 4 -- -m my.module --lr 0.1
+
+    Each worker runs SCRIPT with what follows it, and finds RANK, LOCAL_RANK and WORLD_SIZE set as by torchrun. One that
+    is killed is started again. On several machines, give each --first-rank and --world-size.
+    """
     environ = dict(os.environ) | {"ANTDT_JOB": job}
     for key, value in (
         ("ANTDT_KAFKA_BOOTSTRAP_SERVERS", bootstrap_servers),

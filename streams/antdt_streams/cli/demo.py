@@ -25,7 +25,7 @@ from antdt_streams.cli.common import DATA_FOLDER, Place, connection_options, not
 from antdt_streams.cli.services import SERVICES, broker_of, start_services
 
 
-@click.command()
+@click.command(short_help="See it work: a job run twice, static and mitigated.")
 @click.option("--workers", type=int, default=4, show_default=True, help="Worker processes.")
 @click.option(
     "--data",
@@ -33,14 +33,14 @@ from antdt_streams.cli.services import SERVICES, broker_of, start_services
     show_default=True,
     help="digits (of scikit-learn, no download), or mnist:DIR with the folder of MNIST's idx files.",
 )
-@click.option("--epochs", type=int, default=0, help="Passes over the data.  [default: 14 for digits, 1 for mnist]")
+@click.option("--epochs", type=int, default=0, help="Passes over the data.  [default: 8 for digits, 1 for mnist]")
 @click.option(
-    "--samples", type=int, default=0, help="Use the first N samples only.  [default: all; of mnist the first 20,000]"
+    "--samples", type=int, default=0, help="Use the first N samples only.  [default: all; of mnist the first 12,000]"
 )
 @click.option(
     "--batch-size", type=int, default=128, show_default=True, help="Samples of all workers together in one step."
 )
-@click.option("--delay-ms", type=float, default=2.0, show_default=True, help="Time that one sample takes at least.")
+@click.option("--delay-ms", type=float, default=4.0, show_default=True, help="Time that one sample takes at least.")
 @click.option("--slow", type=float, default=3.0, show_default=True, help="How many times slower w1 is, throughout.")
 @click.option(
     "--burst", type=float, default=3.0, show_default=True, help="How many times slower the last worker is in bursts."

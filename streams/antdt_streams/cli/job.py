@@ -20,7 +20,7 @@ from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.log_source import open_topic
 
 
-@click.command()
+@click.command(short_help="Prove from the log what a job trained on.")
 @log_options
 @click.option("--json", "as_json", is_flag=True, help="The whole report as one JSON document.")
 @connection_options

@@ -51,8 +51,13 @@ class Commands(Group):
 def main() -> None:
     """Straggler-proof, auditable distributed training on Kafka.
 
-    Try `antdt demo` first. For a job of your own: `antdt up JOB` starts its services, `antdt launch --job JOB -n 4
-    train.py` its workers, `antdt status JOB` shows it, `antdt audit JOB` proves what it trained on.
+    Try `antdt demo` first. For a job of your own:
+
+    \b
+    antdt up JOB                           its services; stays in this terminal
+    antdt launch --job JOB -n 4 train.py   its workers, in another one
+    antdt status JOB                       how far it is
+    antdt audit JOB                        proof of what it trained on
     """
 
 
@@ -61,6 +66,6 @@ def main() -> None:
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def launch(arguments: tuple[str, ...]) -> None:
-    """Start the workers of a job on this machine (see `antdt launch --help`)."""
+    """Start the workers of a job on this machine."""
     # The launcher belongs to the trainer's side, which this side never imports: it becomes this process.
     os.execv(sys.executable, [sys.executable, "-m", "antdt.launch", *arguments])

@@ -92,13 +92,19 @@ def environment_of(connection: Connection, place: Place) -> dict[str, str]:
     return {"ANTDT_KAFKA_BOOTSTRAP_SERVERS": connection.bootstrap, "ANTDT_DATA": str(place.data)}
 
 
-@click.command()
+@click.command(short_help="Start the services of a job, and Kafka if need be.")
 @job_argument
 @click.option("--resume", is_flag=True, help="Go on with a job that exists already.")
-@click.option("--policy", default=None, help="Policy of the controller: a name, or FILE.py:CLASS.")
+@click.option("--policy", default=None, help="Policy of the controller: a name, or FILE.py:CLASS.  [default: antdt-nd]")
 @click.option("--replication", type=int, default=None, help="Copies of each partition; default: the broker's.")
 @click.option("--standby", is_flag=True, help="A second ledger, which takes over within about a second.")
-@click.option("--patience-ms", type=int, default=5_000, help="A worker silent for longer is lost (of a new job).")
+@click.option(
+    "--patience-ms",
+    type=int,
+    default=5_000,
+    show_default=True,
+    help="A worker that is silent for longer is given up, and the others go on. Counts when the job is new.",
+)
 @connection_options
 def up(
     job: str,
@@ -140,9 +146,15 @@ def _who(connection: Connection, job: str) -> str:
     return "" if genesis is None else f" Its run is {genesis.run_id}, begun by {genesis.owner}."
 
 
-@click.command()
+@click.command(short_help="Run one ledger of a job, as `antdt up` does.")
 @job_argument
-@click.option("--patience-ms", type=int, default=5_000, help="A worker silent for longer is lost (of a new job).")
+@click.option(
+    "--patience-ms",
+    type=int,
+    default=5_000,
+    show_default=True,
+    help="A worker that is silent for longer is given up, and the others go on. Counts when the job is new.",
+)
 @click.option("--standby", is_flag=True, help="Follow the log, and take office when its leader falls silent.")
 @click.option("--instance", default="", help="Name of this ledger where one machine has several: a folder of its own.")
 @connection_options

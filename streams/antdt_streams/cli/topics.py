@@ -18,7 +18,7 @@ from antdt_streams.reader import TopicReader
 
 @click.group()
 def topics() -> None:
-    """A job's topics: create, list, check, tail."""
+    """Look at what a job wrote to Kafka, or create its topics."""
 
 
 @topics.command()
@@ -27,7 +27,10 @@ def topics() -> None:
 @click.option("--resume", is_flag=True, help="Complete the topics of a job that exists already.")
 @connection_options
 def create(job: str, replication: int | None, resume: bool, place: Place) -> None:
-    """Create the topics of a job."""
+    """Create the topics of a job.
+
+    `antdt up` does so itself; this is for services that are started one by one.
+    """
     place.connection.check_reachable()
     for name in topics_admin.create(place.connection, job, replication=replication, resume=resume):
         click.echo(name)
@@ -38,7 +41,7 @@ def create(job: str, replication: int | None, resume: bool, place: Place) -> Non
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @connection_options
 def list_(job: str | None, as_json: bool, place: Place) -> None:
-    """List the jobs of a broker, or the topics of one job."""
+    """List the jobs of a broker; with JOB, its topics and what each one holds."""
     place.connection.check_reachable()
     if job is None:
         jobs = topics_admin.list_jobs(place.connection)
@@ -67,15 +70,24 @@ def check(job: str, place: Place) -> None:
 @topics.command()
 @job_argument
 @click.argument("topic")
-@click.option("--last", type=int, default=None, help="Begin this many records before the end; default: all.")
-@click.option("--follow", "-f", is_flag=True, help="Go on with what is written from now on.")
-@click.option("--limit", type=int, default=None, help="End after this many records.")
-@click.option("--seconds", type=float, default=None, help="With --follow: end after this time.")
+@click.option("--last", type=int, default=None, help="Only the last N records of each partition.  [default: all]")
+@click.option("--follow", "-f", is_flag=True, help="Then go on with what is written, until Ctrl-C.")
+@click.option("--limit", type=int, default=None, help="End after N records.")
+@click.option("--seconds", type=float, default=None, help="With --follow: end after so many seconds.")
 @connection_options
 def tail(
     job: str, topic: str, last: int | None, follow: bool, limit: int | None, seconds: float | None, place: Place
 ) -> None:
-    """Print the records of a topic as JSON lines: steps, measurements, decisions, requests, shard-log, replies, ..."""
+    """Print a topic's records as JSON lines.
+
+    TOPIC is steps (timings of every step), measurements (what the Monitor makes of them), decisions (batch sizes, with
+    the reason), shard-log (every assignment and every committed step), requests and replies (between workers and
+    ledger), dead-letters (records that could not be read) or snapshots.
+
+    \b
+    antdt topics tail my-job decisions               all so far
+    antdt topics tail my-job steps --last 20 -f      the last 20, then what comes
+    """
     if topic not in BY_SUFFIX:
         raise UsageError(f"No topic {topic!r}: take one of {', '.join(BY_SUFFIX)}.")
     place.connection.check_reachable()

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from antdt_schemas.errors import UsageError
 
-DIGITS_EPOCHS = 14
-MNIST_SAMPLES = 20_000  # one epoch of them takes as long as the digits
+DIGITS_EPOCHS = 8
+MNIST_SAMPLES = 12_000  # one epoch of them takes as long as the digits
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class DemoOptions:
     samples: int = 0
     epochs: int = 0
     batch_size: int = 128
-    delay_ms: float = 2.0
+    delay_ms: float = 4.0
     slow: float = 3.0
     burst: float = 3.0
     burst_s: float = 4.0

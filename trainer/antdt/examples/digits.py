@@ -25,7 +25,7 @@ from torch.utils.data import TensorDataset
 import antdt
 
 # Falls to zero: the last steps of the data may be small ones, whose gradients are noisy.
-LEARNING_RATE = 5e-3
+LEARNING_RATE = 1e-2
 
 
 class Slowness:

@@ -1,0 +1,132 @@
+"""What README, ARCHITECTURE and examples tell people to run, run as they would."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+
+import pytest
+from antdt_schemas.connection import Connection
+from antdt_streams import topics_admin
+from antdt_streams.cli.common import Place
+from antdt_streams.cli.job import audit_of
+from antdt_streams.cli.services import environment_of, start_services
+
+HERE = Path(__file__).parents[2]
+WITHIN_S = 90
+# What a reader has before the loop of the README begins.
+BEFORE_THE_LOOP = """\
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+torch.manual_seed(0)
+model, loss_function = nn.Linear(4, 1), nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+dataset = TensorDataset(torch.rand(1024, 4), torch.rand(1024, 1))
+"""
+
+
+def fenced(file: str, language: str) -> list[str]:
+    """Code blocks between fences."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (HERE / file).read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands(file: str) -> list[list[str]]:
+    """The command lines of each indented block, without their remarks."""
+    blocks: list[list[str]] = [[]]
+    for line in (HERE / file).read_text(encoding="utf-8").splitlines():
+        if line.startswith("    "):
+            blocks[-1].append(line.split("#", maxsplit=1)[0].strip())
+        elif blocks[-1]:
+            blocks.append([])
+    return [block for block in blocks if block and all(re.match(r"(make|antdt) ", line) for line in block)]
+
+
+def antdt(line: str) -> list[str]:
+    """This interpreter's antdt."""
+    return [sys.executable, "-m", "antdt_streams", *line.split()[1:]]
+
+
+def test_every_block_is_known_here() -> None:
+    """A block that is added must be run by a test of this module, or be a picture."""
+    assert [len(fenced(f, "python")) for f in ("README.md", "ARCHITECTURE.md")] == [1, 0]
+    assert [len(commands(f)) for f in ("README.md", "ARCHITECTURE.md")] == [2, 0]
+    languages = {
+        x for f in ("README.md", "ARCHITECTURE.md") for x in re.findall(r"^```(\w+)", (HERE / f).read_text(), re.M)
+    }
+    assert languages <= {"python", "text"}
+
+
+def test_make_knows_what_the_readme_asks_of_it() -> None:
+    (block,) = [b for b in commands("README.md") if b[0].startswith("make")]
+    assert block == ["make demo", "make test"]
+    for line in block:
+        plan = subprocess.run([*line.split(), "-n"], cwd=HERE, capture_output=True, text=True, check=True).stdout
+        assert {"make demo": "antdt demo", "make test": "-m pytest"}[line] in plan
+
+
+@contextmanager
+def up(line: str, folder: Path, environ: dict[str, str]) -> Iterator[None]:
+    """`antdt up` in a terminal of its own, until Ctrl-C."""
+    process = subprocess.Popen(antdt(line), cwd=folder, env=environ, stderr=subprocess.PIPE, text=True)
+    said: Queue[str] = Queue()
+
+    def read() -> None:
+        assert process.stderr is not None
+        for text in process.stderr:
+            said.put(text)
+
+    Thread(target=read, daemon=True).start()
+    try:
+        assert "is up" in said.get(timeout=WITHIN_S)
+        yield
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+@pytest.mark.kafka
+def test_the_commands_of_the_readme_with_its_loop(connection: Connection, tmp_path: Path) -> None:
+    (block,) = [b for b in commands("README.md") if b[0].startswith("antdt up")]
+    (tmp_path / "train.py").write_text(BEFORE_THE_LOOP + fenced("README.md", "python")[0])
+    place = Place(connection, True, tmp_path / "antdt-data", None)
+    environ = {**os.environ, **environment_of(connection, place)}
+    with up(block[0], tmp_path, environ):
+        for line in block[1:]:
+            done = subprocess.run(
+                antdt(line), cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=WITHIN_S, check=False
+            )
+            assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
+    assert "EXACTLY ONCE" in done.stdout
+
+
+@pytest.mark.kafka
+def test_the_example_trains(connection: Connection, job: str, tmp_path: Path) -> None:
+    place = Place(connection, True, tmp_path, None)
+    topics_admin.create(connection, job)
+    supervisor = start_services(job, place, connection, ("ledger",))
+    try:
+        done = subprocess.run(
+            antdt(f"antdt launch --job {job} -n 2 {HERE / 'examples' / 'train.py'}"),
+            env={**os.environ, **environment_of(connection, place)},
+            capture_output=True,
+            text=True,
+            timeout=WITHIN_S,
+            check=False,
+        )
+    finally:
+        supervisor.stop()
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"accuracy (\S+) after", done.stdout)
+    assert found is not None
+    assert float(found[1]) > 0.85
+    assert audit_of(connection, job)["exactly_once"]
