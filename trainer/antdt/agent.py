@@ -568,6 +568,8 @@ class Agent:
 
 def _split(ranges: list[Range], parts: int) -> list[list[Range]]:
     """Cut ranges into `parts` pieces of nearly equal numbers of samples, in order; never an empty one."""
+    if parts == 1:
+        return [ranges]
     total = sum(r.length for r in ranges)
     parts = min(parts, total)
     sizes = [total // parts + (i < total % parts) for i in range(parts)]

@@ -117,13 +117,12 @@ class Round:
         The plan in effect is the newest that everybody has seen, and never older than the one in the model: a member
         may have joined with less read.
         """
-        first = rows[0]
+        first = _identity(rows[0])
         for rank, row in enumerate(rows):
-            if _identity(row) != _identity(first):
-                raise ReplicasDiffer(
-                    f"Model of rank {rank} in (lineage, step, plan, reference batch)", _identity(first), _identity(row)
-                )
-        plan = max(first.plan, min(row.plan_seen for row in rows))
+            if _identity(row) != first:
+                shown = [(lineage.hex(), *rest) for lineage, *rest in (first, _identity(row))]
+                raise ReplicasDiffer(f"Model of rank {rank} in (lineage, step, plan, reference batch)", *shown)
+        plan = max(rows[0].plan, min(row.plan_seen for row in rows))
         return cls(tuple(rows), sum(row.samples for row in rows), plan, any(row.ended for row in rows))
 
     def composition(self, step: int) -> Composition:
@@ -142,5 +141,5 @@ class Round:
         return next_lineage(previous, step, flat)
 
 
-def _identity(row: Row) -> tuple[str, int, int, int]:
-    return row.lineage.hex(), row.step, row.plan, row.reference
+def _identity(row: Row) -> tuple[bytes, int, int, int]:
+    return row.lineage, row.step, row.plan, row.reference

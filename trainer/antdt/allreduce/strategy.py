@@ -194,7 +194,8 @@ class AllReduce:
 
     def drop_pending(self, up_to_step: int) -> None:
         """These are committed: nobody has to report them again."""
-        self.pending = [made for made in self.pending if made.step > up_to_step]
+        if self.pending and self.pending[0].step <= up_to_step:  # in order; asked after every step, seldom to be done
+            self.pending = [made for made in self.pending if made.step > up_to_step]
 
     # -- one step
 
