@@ -120,8 +120,8 @@ class Round:
         first = _identity(rows[0])
         for rank, row in enumerate(rows):
             if _identity(row) != first:
-                shown = [(lineage.hex(), *rest) for lineage, *rest in (first, _identity(row))]
-                raise ReplicasDiffer(f"Model of rank {rank} in (lineage, step, plan, reference batch)", *shown)
+                what = f"Model of rank {rank} in (lineage, step, plan, reference batch)"
+                raise ReplicasDiffer(what, _shown(first), _shown(_identity(row)))
         plan = max(rows[0].plan, min(row.plan_seen for row in rows))
         return cls(tuple(rows), sum(row.samples for row in rows), plan, any(row.ended for row in rows))
 
@@ -143,3 +143,7 @@ class Round:
 
 def _identity(row: Row) -> tuple[bytes, int, int, int]:
     return row.lineage, row.step, row.plan, row.reference
+
+
+def _shown(identity: tuple[bytes, int, int, int]) -> tuple[str, int, int, int]:
+    return identity[0].hex(), *identity[1:]
