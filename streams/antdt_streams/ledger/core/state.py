@@ -79,13 +79,16 @@ class Epoch:
     attempts: dict[int, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
-    """A committed step: flat quadruples (lease, epoch, start, length), and the lineage after it."""
+    """A committed step: flat quadruples (lease, epoch, start, length), and the lineage after it. Never changed;
+    `row` is what it is stored as, once somebody asked for it.
+    """
 
     step: int
     ranges: tuple[int, ...]
     lineage: bytes
+    row: bytes = field(default=b"", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
