@@ -12,7 +12,6 @@ from antdt_schemas import records
 from antdt_streams.ledger.core.intervals import IntervalSet
 from antdt_streams.ledger.core.state import Bounds, Checkpoint, Epoch, Incarnation, Lease, State, Step
 
-
 _ENCODE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 

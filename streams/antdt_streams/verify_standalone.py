@@ -1,0 +1,431 @@
+#!/usr/bin/env python3
+"""Verify an exported shard log with Python alone: no Kafka, no Avro library, nothing of antdt.
+
+    python3 verify_standalone.py LOG.avro [--anchor OFFSET:HASH]
+
+A second opinion. It shares no code with antdt (a test holds that), reads only the file of `antdt export`, and counts in
+another way: it keeps every committed range and sorts them in the end. It checks
+  - the file: whole, offsets dense from 0, the rolling hash of its last entry (and every --anchor)
+  - the chain: every entry that counts names the rolling hash of an entry before it; the sequence is dense
+  - who may write: an entry counts only if it names the newest Leader entry by offset and hash, else it is void
+  - the steps: dense, each range from the front of a live lease, the lineage hash of each step recomputed
+  - the end: each sample of each epoch in exactly one step that was not rolled back, or in quarantine
+
+It does not check the digests of the ledger's state: they need its rules. `antdt replay --file` does.
+Prints one JSON document. Exit status 0: exactly once. 1: not. 2: usage. 42: the log breaks, at the offset it names.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+import zlib
+from array import array
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from typing import Any, BinaryIO
+
+BLOCK_BYTES_MAX = 64 << 20
+LISTED_MAX = 1000
+Decode = Callable[[bytes, int], "tuple[Any, int]"]
+
+
+class Broken(Exception):
+    """The log contradicts itself, or the file what it says of itself."""
+
+
+def hash16(data: bytes) -> bytes:
+    return blake2b(data, digest_size=16).digest()
+
+
+# -- Avro, as its specification has it
+
+
+def long_at(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return (value >> 1) ^ -(value & 1), at
+        if shift > 63:
+            raise Broken("a number of more than 64 bits")
+
+
+def bytes_at(data: bytes, at: int) -> tuple[bytes, int]:
+    size, at = long_at(data, at)
+    if not 0 <= size <= len(data) - at:
+        raise Broken(f"a length of {size} bytes where {len(data) - at} are left")
+    return data[at : at + size], at + size
+
+
+def text_at(data: bytes, at: int) -> tuple[str, int]:
+    value, at = bytes_at(data, at)
+    return value.decode(), at
+
+
+PRIMITIVES: dict[str, Decode] = {
+    "null": lambda data, at: (None, at),
+    "boolean": lambda data, at: (data[at] != 0, at + 1),
+    "int": long_at,
+    "long": long_at,
+    "float": lambda data, at: (struct.unpack_from("<f", data, at)[0], at + 4),
+    "double": lambda data, at: (struct.unpack_from("<d", data, at)[0], at + 8),
+    "bytes": bytes_at,
+    "string": text_at,
+}
+
+
+def decoder(schema: Any, names: dict[str, Decode]) -> Decode:
+    """A function (data, position) -> (value, next position). Records become dicts, their name under "#"."""
+    if isinstance(schema, str):
+        return PRIMITIVES.get(schema) or names[schema.rsplit(".", 1)[-1]]
+    if isinstance(schema, list):
+        branches = [decoder(branch, names) for branch in schema]
+
+        def union(data: bytes, at: int) -> tuple[Any, int]:
+            branch, at = long_at(data, at)
+            if not 0 <= branch < len(branches):
+                raise Broken(f"branch {branch} of {len(branches)}")
+            return branches[branch](data, at)
+
+        return union
+    kind = schema["type"]
+    if kind == "array":
+        item = decoder(schema["items"], names)
+
+        def items(data: bytes, at: int) -> tuple[Any, int]:
+            out: list[Any] = []
+            while True:
+                count, at = long_at(data, at)
+                if count == 0:
+                    return out, at
+                if count < 0:  # a block that names its size, too
+                    count, (_, at) = -count, long_at(data, at)
+                if count > len(data):
+                    raise Broken(f"{count} items in {len(data)} bytes")
+                for _ in range(count):
+                    value, at = item(data, at)
+                    out.append(value)
+
+        return items
+    if kind == "record":
+        fields: list[tuple[str, Decode]] = []
+        name = schema["name"].rsplit(".", 1)[-1]
+
+        def record(data: bytes, at: int) -> tuple[Any, int]:
+            out: dict[str, Any] = {"#": name}
+            for field, decode in fields:
+                out[field], at = decode(data, at)
+            return out, at
+
+        names[name] = record
+        fields += [(f["name"], decoder(f["type"], names)) for f in schema["fields"]]
+        return record
+    if kind in PRIMITIVES:
+        return PRIMITIVES[kind]
+    raise Broken(f"a schema of type {kind!r}, which no entry has")
+
+
+# -- the file
+
+
+def read_long(file: BinaryIO) -> int:
+    data = b""
+    while not data or data[-1] >= 0x80:
+        byte = file.read(1)
+        if not byte or len(data) > 9:
+            raise Broken("the file ends inside a block")
+        data += byte
+    return long_at(data, 0)[0]
+
+
+def read_header(file: BinaryIO) -> tuple[dict[str, bytes], bytes]:
+    if file.read(4) != b"Obj\x01":
+        raise ValueError("this is no Avro container file")
+    metadata: dict[str, bytes] = {}
+    while count := read_long(file):
+        if count < 0:
+            count, _ = -count, read_long(file)
+        for _ in range(count):
+            key, size = file.read(read_long(file)).decode(), read_long(file)
+            metadata[key] = file.read(size)
+    return metadata, file.read(16)
+
+
+def blocks(file: BinaryIO, codec: bytes, sync: bytes) -> Iterator[tuple[bytes, int]]:
+    """(entries, how many) of every block."""
+    while mark := file.read(1):
+        file.seek(-len(mark), 1)
+        count, size = read_long(file), read_long(file)
+        if not (0 < count <= BLOCK_BYTES_MAX and 0 < size <= BLOCK_BYTES_MAX):
+            raise Broken(f"a block of {count} entries in {size} bytes")
+        data, end = file.read(size), file.read(16)
+        if len(data) < size or end != sync:
+            raise Broken("the file ends inside a block, or a block does not end with the file's marker")
+        if codec == b"deflate":
+            inflate = zlib.decompressobj(-15)
+            data = inflate.decompress(data, BLOCK_BYTES_MAX)
+            if not inflate.eof:
+                raise Broken("a block does not inflate")
+        yield data, count
+
+
+# -- the log
+
+
+class Log:
+    """What counts, and the books of it."""
+
+    def __init__(self, schemas: dict[str, Any]) -> None:
+        self.decoders = {bytes.fromhex(mark): decoder(schema, {}) for mark, schema in schemas.items()}
+        self.next_offset, self.rolling, self.proven, self.sequence, self.requests_next = 0, bytes(16), -1, 0, 0
+        self.recent: dict[int, bytes] = {}
+        self.genesis: dict[str, Any] | None = None
+        self.epoch: tuple[int, bytes] | None = None
+        self.void: list[int] = []
+        self.doubt: tuple[int, int] | None = None
+        self.lost_from: int | None = None
+        self.leases: dict[int, list[int]] = {}
+        # Triples (epoch, start, end) of every step; `ends[s]` is where those of step s end, `lineages` 16 bytes a step.
+        self.ranges, self.ends, self.lineages = array("q"), array("q", [0]), bytearray(16)
+        self.checkpoints = {0: bytes(16)}
+        self.apart: list[tuple[int, int, int, int]] = []
+        self.rolled_back, self.file = 0, None
+
+    @property
+    def step(self) -> int:
+        return len(self.ends) - 1
+
+    def read(self, offset: int, payload: bytes) -> None:
+        if offset != self.next_offset:
+            raise Broken(f"offset {self.next_offset} is expected, {offset} found")
+        decode = self.decoders.get(payload[2:10])
+        if payload[:2] != b"\xc3\x01" or decode is None:
+            raise Broken("an entry that no schema of this file has written")
+        body, end = decode(payload, 10)
+        if end != len(payload):
+            raise Broken("bytes follow the end of the entry")
+        self.rolling = self.recent[offset] = hash16(self.rolling + offset.to_bytes(8, "big") + payload)
+        self.next_offset += 1
+        self.enter(offset, body["body"])
+
+    def enter(self, offset: int, body: dict[str, Any]) -> None:
+        kind = body["#"]
+        if self.genesis is None or kind == "Genesis":
+            if self.genesis is None and kind == "Genesis":
+                self.genesis = body
+            else:
+                self.void.append(offset)
+        elif kind == "Leader":
+            if body["run_id"] != self.genesis["run_id"]:
+                raise Broken(f"a leader of run {body['run_id']} in the log of run {self.genesis['run_id']}")
+            self.epoch = (offset, self.rolling)
+        elif (body["epoch_offset"], body["epoch_hash"]) != self.epoch:
+            self.void.append(offset)
+            self.suspect(offset, body["previous_offset"], body["previous_hash"])
+        else:
+            self.count(offset, body)
+
+    def suspect(self, offset: int, named: int, expected: bytes) -> None:
+        """A void entry whose writer had read another log than this one: altered, or cut and the loss not accepted."""
+        if self.recent.get(named, expected) == expected and named < offset:
+            return
+        if self.doubt is None and (self.lost_from is None or named < self.lost_from):
+            self.doubt = (offset, named)
+
+    def count(self, offset: int, body: dict[str, Any]) -> None:
+        named = body["previous_offset"]
+        if named >= offset or self.recent.get(named) != body["previous_hash"]:
+            raise Broken(f"the rolling hash after offset {named} is not the one that this entry names")
+        if body["sequence"] != self.sequence + 1:
+            raise Broken(f"sequence number {self.sequence + 1} is expected, {body['sequence']} found")
+        if body["requests_next"] < self.requests_next:
+            raise Broken("the position in the requests goes back")
+        for event in body["events"]:
+            book = getattr(self, "on_" + event["#"].lower(), None)
+            if book is not None:
+                book(event)
+        self.sequence, self.requests_next, self.proven = body["sequence"], body["requests_next"], named
+        self.recent = {offset: self.rolling}
+
+    def on_leased(self, e: dict[str, Any]) -> None:
+        self.leases[e["lease"]] = [e["epoch"], e["start"], e["start"] + e["length"]]
+
+    def take(self, lease: int, epoch: int, start: int, length: int) -> None:
+        held = self.leases.get(lease)
+        if held is None or length < 1 or [epoch, start] != held[:2] or start + length > held[2]:
+            raise Broken(f"lease {lease} does not begin with [{start}, {start + length}) of epoch {epoch}: {held}")
+        held[1] += length
+        if held[1] == held[2]:
+            del self.leases[lease]
+
+    def on_committed(self, e: dict[str, Any]) -> None:
+        numbers = e["ranges"]
+        lineage = hash16(bytes(self.lineages[-16:]) + struct.pack(f">{1 + len(numbers)}q", self.step + 1, *numbers))
+        if e["step"] != self.step + 1 or e["lineage"] != lineage or len(numbers) % 4:
+            raise Broken(f"step {e['step']} has another number or lineage than follows from step {self.step}")
+        for i in range(0, len(numbers), 4):
+            lease, epoch, start, length = numbers[i : i + 4]
+            self.take(lease, epoch, start, length)
+            self.ranges.extend((epoch, start, start + length))
+        self.ends.append(len(self.ranges))
+        self.lineages += lineage
+
+    def on_returned(self, e: dict[str, Any]) -> None:
+        self.take(e["lease"], e["epoch"], e["start"], e["length"])
+        if e["quarantined"]:
+            self.apart.append((e["epoch"], e["start"], e["start"] + e["length"], 1))
+
+    def on_readmitted(self, e: dict[str, Any]) -> None:
+        self.apart.append((e["epoch"], e["start"], e["start"] + e["length"], -1))
+
+    def on_checkpointed(self, e: dict[str, Any]) -> None:
+        step = e["step"]
+        if not 0 <= step <= self.step or bytes(self.lineages[16 * step : 16 * step + 16]) != e["lineage"]:
+            raise Broken(f"the checkpoint of step {step} has a lineage that this log never had")
+        self.checkpoints[step] = e["lineage"]
+
+    def on_rolledback(self, e: dict[str, Any]) -> None:
+        step = e["step"]
+        if step not in self.checkpoints or step > self.step:
+            raise Broken(f"a roll-back to step {step}, of which there is no checkpoint")
+        self.rolled_back += self.step - step
+        del self.ranges[self.ends[step] :], self.ends[step + 1 :], self.lineages[16 * step + 16 :]
+        self.checkpoints = {s: h for s, h in self.checkpoints.items() if s <= step}
+
+    def on_regressed(self, e: dict[str, Any]) -> None:
+        self.lost_from = e["first_lost"] if self.lost_from is None else min(self.lost_from, e["first_lost"])
+        if self.doubt is not None and self.doubt[1] >= self.lost_from:
+            self.doubt = None
+
+    def on_done(self, e: dict[str, Any]) -> None:
+        self.file = e["file"]
+
+    def balance(self, out: dict[str, Any]) -> None:
+        """Where each sample is: one pass over the borders of all ranges of an epoch."""
+        assert self.genesis is not None
+        epochs, samples = self.genesis["spec"]["epochs"], self.genesis["spec"]["samples"]
+        borders: dict[int, list[tuple[int, int, int]]] = {
+            epoch: [(0, 0, 0), (samples, 0, 0)] for epoch in range(epochs)
+        }
+        r = self.ranges
+        for epoch, start, end, committed, apart in (
+            *((r[i], r[i + 1], r[i + 2], 1, 0) for i in range(0, len(r), 3)),
+            *((epoch, start, end, 0, sign) for epoch, start, end, sign in self.apart),
+        ):
+            if epoch not in borders or not 0 <= start < end <= samples:
+                raise Broken(f"[{start}, {end}) of epoch {epoch} is not in the data")
+            borders[epoch] += ((start, committed, apart), (end, -committed, -apart))
+        for epoch, marks in sorted(borders.items()):
+            marks.sort()
+            inside = beside = 0
+            for (at, c, q), (until, _, _) in zip(marks, [*marks[1:], marks[-1]], strict=True):
+                inside, beside = inside + c, beside + q
+                if at < until:
+                    out["committed"] += (until - at) * (inside > 0)
+                    name = "repeated" if inside + beside > 1 else "quarantined" if beside else "missing"
+                    if inside + beside != 1 or beside:
+                        add(out[name], epoch, at, until)
+
+
+def add(ranges: list[list[int]], epoch: int, start: int, end: int) -> None:
+    if ranges and ranges[-1][0] == epoch and ranges[-1][2] == start:
+        ranges[-1][2] = end
+    elif len(ranges) < LISTED_MAX:
+        ranges.append([epoch, start, end])
+
+
+def verify(path: str, anchors: dict[int, bytes] | None = None) -> dict[str, Any]:
+    """The report. Raises ValueError for a file that is no exported log."""
+    with open(path, "rb") as file:
+        metadata, sync = read_header(file)
+        log, head = Log(json.loads(metadata["antdt.schemas"])), int(metadata["antdt.entries"])
+        due = {head - 1: bytes.fromhex(metadata["antdt.head_hash"].decode())} if head else {}
+        due |= anchors or {}
+        broken: dict[str, Any] | None = None
+        reading = 0
+        try:
+            for data, count in blocks(file, metadata["avro.codec"], sync):
+                at = 0
+                for _ in range(count):
+                    offset, at = long_at(data, at)
+                    _, at = long_at(data, at)
+                    payload, at = bytes_at(data, at)
+                    log.read(offset, payload)
+                    if offset in due and due.pop(offset) != log.rolling:
+                        raise Broken(f"the rolling hash after offset {offset} is not the one that is anchored")
+                    reading = log.next_offset
+                if at != len(data):
+                    raise Broken("bytes follow the entries of a block")
+            if due or head != log.next_offset:
+                raise Broken(f"the log ends before offset {max([*due, head - 1])}")
+        except (Broken, IndexError, UnicodeDecodeError, zlib.error, struct.error) as error:
+            broken = {"offset": reading, "message": str(error), "last_proven": log.proven}
+    return report(log, broken)
+
+
+def report(log: Log, broken: dict[str, Any] | None) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "document": "antdt.verify/1",
+        "exactly_once": False,
+        "job": log.genesis and log.genesis["job"],
+        "run_id": log.genesis and log.genesis["run_id"],
+        "entries": log.next_offset,
+        "void_entries": len(log.void),
+        "head_hash": log.rolling.hex(),
+        "steps": log.step,
+        "rolled_back_steps": log.rolled_back,
+        "lineage": bytes(log.lineages[-16:]).hex(),
+        "file": log.file,
+        "committed": 0,
+        "missing": [],
+        "repeated": [],
+        "quarantined": [],
+        "not_checked": ["digests of the ledger's state"],
+    }
+    if log.doubt is not None:
+        offset, named = log.doubt
+        message = f"a void entry names another rolling hash after offset {named} than this log has"
+        broken = {"offset": offset, "message": message, "last_proven": min(log.proven, named - 1)}
+    if broken is None and log.genesis is not None:
+        try:
+            log.balance(out)
+        except Broken as error:
+            broken = {"offset": log.next_offset - 1, "message": str(error), "last_proven": log.proven}
+    out["broken"] = broken
+    out["last_proven"] = broken["last_proven"] if broken else log.next_offset - 1
+    good = broken is None and log.genesis is not None
+    out["exactly_once"] = good and not (out["missing"] or out["repeated"] or out["quarantined"])
+    out["verdict"] = (
+        f"NOT PROVEN: the log breaks at offset {broken['offset']}: {broken['message']}."
+        if broken
+        else "EXACTLY ONCE"
+        if out["exactly_once"]
+        else "NOT exactly once: see missing, repeated, quarantined."
+    )
+    return out
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        anchors = {}
+        while "--anchor" in arguments:
+            at = arguments.index("--anchor")
+            offset, _, text = arguments[at + 1].partition(":")
+            anchors[int(offset)] = bytes.fromhex(text)
+            del arguments[at : at + 2]
+        (path,) = arguments
+        found = verify(path, anchors)
+    except (ValueError, IndexError, KeyError, OSError, Broken) as error:
+        print(f"usage: verify_standalone.py LOG.avro [--anchor OFFSET:HASH]\n{error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found, indent=1))
+    return 42 if found["broken"] else 0 if found["exactly_once"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
