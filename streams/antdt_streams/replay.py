@@ -10,11 +10,11 @@ of it anew with a fresh chain. Both need a rolling hash that was kept elsewhere:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from antdt_schemas import codec
+from antdt_schemas import codec, lineage
 from antdt_schemas.errors import AntdtError, LogTampered, Mismatch, UsageError
 
 from antdt_streams.ledger.core import rows
@@ -147,6 +147,26 @@ def replay(
     return Replayed(fold, start, broken)
 
 
+def behind(fold: Fold, entries: Entries) -> Iterator[tuple[int, bytes]]:
+    """The entries behind a fold that a snapshot brought. `entries` begin with the last one that it reflects.
+
+    Raises:
+        LogTampered: that one is missing, or another than it was.
+    """
+    position, seen = fold.position, False
+    for offset, payload in entries:
+        if seen:
+            yield offset, payload
+            continue
+        found = lineage.chain(position.before, offset, payload)
+        if offset != position.next_offset - 1 or found != position.hash:
+            what = f"The rolling hash after offset {position.next_offset - 1}, where the snapshot ends"
+            raise LogTampered(what, position.hash.hex(), found.hex())
+        seen = True
+    if not seen:
+        raise LogTampered("The end of the log", f"at least offset {position.next_offset - 1}, as the snapshot", "less")
+
+
 # -- what is said about it
 
 
@@ -222,11 +242,14 @@ def lines(found: dict[str, Any]) -> list[str]:
     out = [f"job {genesis['job']}   run {genesis['run_id']}"]
     if state is None:
         return out
-    since = "the first entry" if not found["start"] else f"a snapshot before offset {found['start']}"
+    since, proven = "the first entry", f"up to offset {found['last_proven']}"
+    if found["start"]:
+        since = f"the snapshot before offset {found['start']}"
+        proven = f"{proven}, given that snapshot" if found["last_proven"] >= found["start"] else "given that snapshot"
     out += [
         f"  replayed       from {since} to offset {found['offset']}: "
         f"{found['counted_entries']:,} entries count, {found['void_entries']:,} are void",
-        f"  proven         up to offset {found['last_proven']}; sequence {state['sequence']:,}, digests hold",
+        f"  proven         {proven}; sequence {state['sequence']:,}, digests hold",
         f"  head hash      {found['head_hash']}",
         f"  digest         {found['digest']}",
         f"  leader         {leader['owner']}, since offset {leader['offset']}" if leader else "  leader         none",

@@ -11,11 +11,12 @@ from typing import Any
 import click
 from antdt_schemas import container
 from antdt_schemas.errors import ExitCode, UsageError
-from antdt_schemas.topics import check_job
+from antdt_schemas.topics import SHARD_LOG, check_job
 
 from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument, note
+from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.log_source import LogSource, open_file, open_topic
-from antdt_streams.replay import document, lines
+from antdt_streams.replay import behind, document, lines
 from antdt_streams.replay import replay as replay_log
 
 
@@ -68,6 +69,7 @@ def open_log(job: str | None, file: Path | None, place: Place, start: int = 0) -
 @click.command()
 @log_options
 @click.option("--at", type=click.IntRange(min=0), help="The state after the entry at this offset; default: the last.")
+@click.option("--snapshot", is_flag=True, help="Begin with the ledger's newest snapshot, not with the first entry.")
 @click.option("--full", is_flag=True, help="All rows of the state, too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @connection_options
@@ -76,6 +78,7 @@ def replay(
     file: Path | None,
     anchors: dict[int, bytes],
     at: int | None,
+    snapshot: bool,
     full: bool,
     as_json: bool,
     place: Place,
@@ -84,8 +87,11 @@ def replay(
 
     Exit status 42 if the log breaks: the offset is named, what was expected and found, and how far the log is proven.
     """
-    with open_log(job, file, place) as log:
-        found = replay_log(log, at=at, anchors={**log.anchors, **anchors})
+    fold = _from_snapshot(job, file, place, at) if snapshot else Fold()
+    start = fold.position.next_offset
+    with open_log(job, file, place, max(start - 1, 0)) as log:
+        entries = behind(fold, log) if start else log
+        found = replay_log(entries, fold=fold, at=at, anchors={**log.anchors, **anchors})
     told = document(found, full=full)
     if as_json:
         emit_json(told)
@@ -96,6 +102,25 @@ def replay(
     if found.broken is not None:
         note(f"antdt: {found.broken.sentence()}")
         sys.exit(int(ExitCode.NEVER_RETRY))
+
+
+def _from_snapshot(job: str | None, file: Path | None, place: Place, at: int | None) -> Fold:
+    """The ledger's newest snapshot that reflects nothing behind `at`."""
+    from antdt_streams import topics_admin
+    from antdt_streams.ledger.cache import Identity, fold_of
+    from antdt_streams.ledger.snapshots import SERVICE
+    from antdt_streams.snapshots import newest
+
+    if job is None or file is not None:
+        raise UsageError("--snapshot needs the broker, where snapshots are: name a JOB and no --file.")
+    place.connection.check_reachable()
+    topic_id = topics_admin.topic_ids(place.connection, check_job(job)).get(SHARD_LOG.suffix, "")
+    found = newest(place.connection, job, SERVICE, topic_id=topic_id, at_most=None if at is None else at + 1)
+    if found is None:
+        where = "yet" if at is None else f"that ends before offset {at + 1}"
+        raise UsageError(f"There is no snapshot of job {job!r} {where}: replay it without --snapshot.")
+    fold, _ = fold_of(found.rows, Identity(job, topic_id), "the newest snapshot")
+    return fold
 
 
 @click.command()

@@ -1,0 +1,78 @@
+"""Records histories: logs of simulated jobs as files, with the digests that a replay of them must reach.
+
+`python -m tests.replay.make_histories` adds what is missing; a file that is there is never written again. When the
+rules of the log change, a newer fold still reads these files, by the FOLD_VERSION they name, to the digests of then.
+Histories of the new rules are added beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from antdt_schemas import container
+from antdt_streams.audit import audit
+from antdt_streams.ledger.core.state import FOLD_VERSION
+from antdt_streams.replay import document, replay
+
+from tests.helpers.logs import entries
+from tests.simulation.world import World
+
+FOLDER = Path(__file__).parent / "histories"
+EXPECTED = FOLDER / "expected.json"
+SEEDS = 2_000
+
+# What makes a history worth keeping, and how many entries it must have at least.
+WANTED: dict[str, tuple[int, Callable[[World], bool]]] = {
+    "calm": (40, lambda w: w.budget == 0 and not (w.counts["worker_killed"] or w.counts["ledger_killed"])),
+    "kills-and-rollbacks": (60, lambda w: w.counts["rolled_back"] > 1 and w.counts["worker_killed"] > 1),
+    "quarantine": (30, lambda w: w.counts["quarantined"] > 0),
+    "zombies": (60, lambda w: w.counts["void_entry"] > 1 and w.counts["zombie_ledger_superseded"] > 1),
+}
+
+
+def expected_of(path: Path) -> dict[str, Any]:
+    """What a replay and an audit of a history say today."""
+    with container.LogFile(path) as file:
+        log = [(entry.offset, entry.payload) for entry in file]
+        head = {file.header.entries - 1: file.header.head_hash}
+    found, report = document(replay(log, anchors=head)), audit(log, head)
+    digests = {str(at): document(replay(log, at=at))["digest"] for at in range(9, len(log), 10)}
+    return {
+        "fold_version": FOLD_VERSION,
+        "head_hash": found["head_hash"],
+        "digest": found["digest"],
+        "digests": digests,
+        "lineage": report["lineage"],
+        "void_entries": found["void_entries"],
+        **{name: report[name] for name in ("exactly_once", "committed", "quarantined", "rolled_back_steps", "steps")},
+    }
+
+
+def main() -> None:
+    """Add the histories that are not there."""
+    FOLDER.mkdir(exist_ok=True)
+    expected = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else {}
+    for name, (entries_min, wanted) in WANTED.items():
+        path = FOLDER / f"{name}-{FOLD_VERSION}.avro"
+        if path.exists():
+            continue
+        for seed in range(SEEDS):
+            world = World(seed)
+            budget = world.budget
+            world.run()
+            world.budget = budget
+            if wanted(world) and len(world.broker.log) >= entries_min:
+                container.write(path, "memory", f"seed-{seed}", entries(world.broker.log))
+                expected[path.stem] = expected_of(path)
+                print(f"{path.name}: seed {seed}, {len(world.broker.log)} entries, {expected[path.stem]['digest']}")
+                break
+        else:
+            raise SystemExit(f"{name}: no such world below seed {SEEDS}")
+    EXPECTED.write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
