@@ -1,9 +1,10 @@
 """A log of ten million entries: how fast it is proven, and how fast a ledger leads again from a snapshot of it.
 
 `python -m bench.biglog --json FILE [--entries 1000000,10000000]`. The entries are the ledger core's own, in office, at
-the product's settings (a digest every 1,000 entries): four workers, one committed step of four ranges in an entry, a
-lease in every fourth, a checkpoint now and then. They go straight into a container file as `antdt export` writes it,
-and never lie in memory or in a broker, where ten million of them would take longer to write than to measure.
+the product's settings (a digest every 1,000 entries): four workers, a committed step of four ranges in each entry (in
+a busy ledger: 16 of them), a lease for every 16 steps of a worker, a checkpoint now and then. They go straight into a
+container file as `antdt export` writes it, and never lie in memory or in a broker, where ten million of them would take
+longer to write than to measure.
 
 Measured, each in a process of its own so that its peak of memory is its own:
   verify    `replay` of the file: chain, sequence, digests, anchor of its last entry
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -30,7 +32,7 @@ from antdt_streams.ledger.cache import Identity, fold_of, whole
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.leader import InOffice
-from antdt_streams.ledger.core.state import FOLD_VERSION
+from antdt_streams.ledger.core.state import FOLD_VERSION, State
 from antdt_streams.ledger.options import LedgerOptions
 from antdt_streams.log_source import open_file
 from antdt_streams.replay import document, replay
@@ -44,76 +46,78 @@ BATCH, STEPS_A_LEASE, CHECKPOINT_EVERY = 64, 16, 5_000
 
 
 class Writer:
-    """The ledger in office over a job that never ends; `entries` yields its log, `rows` are those of its snapshots."""
+    """The ledger in office over a job that never ends; `entries` yields its log, `snapshot` are the rows of a snapshot
+    that was taken when the next one was nearly due: the worst case for a start.
+    """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, steps: int) -> None:
         options = LedgerOptions()
-        self.total, self.every = total, options.snapshot_every
-        samples = total * BATCH * len(WORKERS) + BATCH * STEPS_A_LEASE * len(WORKERS)
+        self.total, self.steps, self.every = total, steps, options.snapshot_every
+        samples = (total * steps + 2 * STEPS_A_LEASE) * BATCH * len(WORKERS)
         spec = records.JobSpec("big", samples, bytes(16), "sequential", 1, 0, BATCH, 4 * BATCH, 4, 3, "allreduce")
         self.genesis = records.Genesis(
             "run-1", "biglog", "bench", spec, FOLD_VERSION, "none", options.digest_every, options.patience_ms
         )
-        self.fold = Fold()
-        self.snapshot: bytes = b""
-        self.events = 0
+        self.fold, self.snapshot = Fold(), b""
+        self.events = self.cursor = 0
+        self.next_lease = 1
+        # What the workers hold: [lease, front, end] of each.
+        self.held: dict[str, deque[list[int]]] = {worker: deque() for worker in WORKERS}
 
     def entries(self) -> Iterator[container.LogEntry]:
         """The whole log."""
-        payload = codec.encode(records.Entry(self.genesis))
-        leader = codec.encode(records.Entry(records.Leader("run-1", "leader-1", "bench", FOLD_VERSION)))
-        for offset, first in enumerate((payload, leader)):
+        leader = records.Leader("run-1", "leader-1", "bench", FOLD_VERSION)
+        for offset, body in enumerate((self.genesis, leader)):
+            first = codec.encode(records.Entry(body))
             self.fold.read(offset, first)
             yield container.LogEntry(offset, 1_000, first)
         office = InOffice(self.fold)
         for offset in range(2, self.total):
-            payload, _ = office.propose([], self._facts(office, offset))
+            payload, _ = office.propose([], self._facts(office.state, offset))
             cycle = office.read_back(offset, payload)
             assert cycle is not None
             self.events += len(cycle.body.events)
             yield container.LogEntry(offset, 1_000 + offset, payload)
-            # The worst case for a start: the next snapshot was due and has not been written yet.
             if offset + 1 == self.total - self.every:
                 self.snapshot = pack(whole(self.fold, IDENTITY, 0))
 
-    def _facts(self, office: InOffice, offset: int) -> tuple[records.Event, ...]:
-        state = office.state
+    def _facts(self, state: State, offset: int) -> tuple[records.Event, ...]:
         if offset == 2:
             joined = [records.Joined(w, w, "worker", "h", 1, "n", "", 0) for w in WORKERS]
             return (*joined, records.Granted(1, tuple(WORKERS), None, None, 0, "init"))
         if offset == 3:
-            length, cursor, lease, out = BATCH * STEPS_A_LEASE, 0, state.next_lease, list[records.Event]()
-            for worker in WORKERS:
-                out.append(records.Leased(lease, STEPS_A_LEASE, worker, 1, 0, cursor, length))
-                lease, cursor = lease + STEPS_A_LEASE, cursor + length
-            return (*out, records.Settled(1))
-        ranges: list[int] = []
-        spent: list[str] = []
-        for worker in WORKERS:
-            number = next(iter(state.held[worker]))
-            front = state.leases[number]
-            ranges += (number, 0, front.front, BATCH)
-            if front.front + BATCH == front.end and len(state.held[worker]) == 1:
-                spent.append(worker)
-        step = state.committed + 1
-        after = lineage.next_lineage(state.lineage, step, ranges)
-        out = [records.Committed(1, step, tuple(ranges), after, 0)]
-        # Each worker asks anew while it still holds something, one worker an entry.
-        worker = WORKERS[offset % 4]
-        if len(state.held[worker]) == 1 and offset % STEPS_A_LEASE < 4:
-            start = state.epoch(0).cursor
-            length = BATCH * STEPS_A_LEASE
-            out.append(records.Leased(state.next_lease, STEPS_A_LEASE, worker, 1, 0, start, length))
-        elif spent:
-            raise AssertionError(f"{spent} hold nothing")
-        if step % CHECKPOINT_EVERY == 0:
+            return (*map(self._lease, 2 * WORKERS), records.Settled(1))
+        out: list[records.Event] = []
+        step, after = state.committed, state.lineage
+        for _ in range(self.steps):
+            step += 1
+            ranges = [number for worker in WORKERS for number in self._take(worker)]
+            after = lineage.next_lineage(after, step, ranges)
+            out.append(records.Committed(1, step, tuple(ranges), after, 0))
+        out += [self._lease(worker) for worker in WORKERS if len(self.held[worker]) < 2]
+        if step // CHECKPOINT_EVERY > state.committed // CHECKPOINT_EVERY:
             out.append(records.Checkpointed(step, after, f"step-{step}"))
         return tuple(out)
 
+    def _lease(self, worker: str) -> records.Leased:
+        length = BATCH * STEPS_A_LEASE
+        event = records.Leased(self.next_lease, STEPS_A_LEASE, worker, 1, 0, self.cursor, length)
+        self.held[worker].append([self.next_lease, self.cursor, self.cursor + length])
+        self.next_lease, self.cursor = self.next_lease + STEPS_A_LEASE, self.cursor + length
+        return event
 
-def generate(folder: Path, total: int) -> dict[str, Any]:
+    def _take(self, worker: str) -> tuple[int, int, int, int]:
+        lease = self.held[worker][0]
+        number, front, end = lease
+        lease[1] += BATCH
+        if lease[1] == end:
+            self.held[worker].popleft()
+        return number, 0, front, BATCH
+
+
+def generate(folder: Path, total: int, steps: int) -> dict[str, Any]:
     """Write the log and its snapshot."""
-    writer, began = Writer(total), time.perf_counter()
+    writer, began = Writer(total, steps), time.perf_counter()
     header = container.write(folder / "log.avro", "biglog", "topic-1", writer.entries())
     (folder / "snapshot").write_bytes(writer.snapshot)
     assert writer.fold.state is not None
@@ -169,27 +173,29 @@ def peak_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def apart(action: str, folder: Path, total: int) -> dict[str, Any]:
+def apart(action: str, folder: Path, total: int, steps: int) -> dict[str, Any]:
     """Run one measurement in a process of its own."""
-    command = [sys.executable, "-m", "bench.biglog", "--only", action, "--folder", str(folder), "--entries", str(total)]
+    command = [sys.executable, "-m", "bench.biglog", "--only", action, "--folder", str(folder)]
+    command += ["--entries", str(total), "--steps", str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def measure(total: int, starts: int) -> dict[str, Any]:
+def measure(total: int, steps: int, starts: int) -> dict[str, Any]:
     """All figures of one length."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        made = apart("generate", folder, total)
-        verified = apart("verify", folder, total)
-        started = sorted((apart("start", folder, total) for _ in range(starts)), key=lambda s: s["start_s"])
+        made = apart("generate", folder, total, steps)
+        verified = apart("verify", folder, total, steps)
+        started = sorted((apart("start", folder, total, steps) for _ in range(starts)), key=lambda s: s["start_s"])
         for found in (verified, *started):
             assert found.pop("digest") == made["digest"], "another state than the generator's"
         verified["entries_per_s"] = round(total / verified["verify_s"])
         verified["events_per_s"] = round(made["events"] / verified["verify_s"])
         verified["events_per_cpu_s"] = round(made["events"] / verified["verify_cpu_s"])
-        return made | verified | {"start": started[len(started) // 2]}
+        verified["ranges_per_s"] = round(len(WORKERS) * steps * total / verified["verify_s"])
+        return {"steps_an_entry": steps} | made | verified | {"start": started[len(started) // 2]}
 
 
 def main() -> None:
@@ -197,22 +203,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--entries", default="1000000,10000000")
+    parser.add_argument("--busy", type=int, default=100_000, help="entries of the log of a busy ledger; 0: none")
     parser.add_argument("--starts", type=int, default=3, help="starts measured of each length, the median counts")
     parser.add_argument("--only", choices=("generate", "verify", "start"), help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     sizes = [int(n) for n in options.entries.split(",")]
     if options.only:
-        action = {"generate": generate, "start": start}.get(options.only)
-        print(json.dumps(action(options.folder, sizes[0]) if action else verify(options.folder)))
+        made = generate(options.folder, sizes[0], options.steps) if options.only == "generate" else None
+        started = start(options.folder, sizes[0]) if options.only == "start" else None
+        print(json.dumps(made or started or verify(options.folder)))
         return
     results: list[dict[str, Any]] = []
-    for total in sizes:
-        results.append(measure(total, options.starts))
+    for total, steps in [*((n, 1) for n in sizes), *([(options.busy, 16)] if options.busy else [])]:
+        results.append(measure(total, steps, options.starts))
         print(json.dumps(results[-1]), flush=True)
     out: dict[str, Any] = {"machine": machine(), "logs": results}
-    if len(results) > 1:
-        out["start_ratio"] = round(results[-1]["start"]["start_cpu_s"] / results[0]["start"]["start_cpu_s"], 2)
+    if len(sizes) > 1:
+        first, last = (results[n]["start"]["start_cpu_s"] for n in (0, len(sizes) - 1))
+        out["start_ratio"] = round(last / first, 2)
         print(f"start, {sizes[-1]:,} against {sizes[0]:,} entries: {out['start_ratio']} times the CPU time")
     write(options.json, out)
 
