@@ -32,6 +32,7 @@ from antdt_streams.runtime.service import Service
 from antdt_streams.runtime.sink import KafkaSink
 from antdt_streams.runtime.source import Membership, Source
 from antdt_streams.runtime.store import RowStore
+from antdt_streams.snapshots import TopicShelf
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 JOB = "bench"
@@ -128,7 +129,8 @@ def through_runtime(connection: Connection, folder: Path, service: Service, coun
     halted, times_s = threading.Event(), list[float]()
     with closing(RowStore(folder / "rows")) as store:
         sink = KafkaSink(connection, halted)
-        partitions = Partitions(connection, service, identity, store, sink, Policy())
+        shelf = TopicShelf(connection, JOB, service.name)
+        partitions = Partitions(service, identity, store, sink, shelf, Policy())
         membership = Membership(f"antdt.bench.{service.name}")
         source = Source(connection, STEPS.name(JOB), identity.topic_id, membership, partitions, halted)
 
@@ -147,6 +149,7 @@ def through_runtime(connection: Connection, folder: Path, service: Service, coun
 
         asyncio.run(hosted())
         sink.close()
+        shelf.close()
         assert Runner(service, identity, store, sink).committed == count
     return times_s[-1] - times_s[0]
 

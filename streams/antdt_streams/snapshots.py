@@ -294,3 +294,30 @@ class SnapshotWriter:
             self._producer.purge()
             self._producer.flush(SLICE_S)
             self._producer = None
+
+
+class TopicShelf:
+    """The snapshots of every partition of one service: reads, and writes where it has read."""
+
+    def __init__(self, connection: Connection, job: str, service: str) -> None:
+        self._connection, self._job, self._service = connection, job, service
+        self._writers: dict[int, SnapshotWriter] = {}
+
+    def newest(self, partition: int) -> SnapshotFound | None:
+        """The newest whole one; `write` leaves it alone from now on."""
+        found = newest(self._connection, self._job, self._service, partition)
+        if partition in self._writers:
+            self._writers[partition].close()
+        self._writers[partition] = SnapshotWriter(self._connection, self._job, self._service, partition, found)
+        return found
+
+    def write(
+        self, partition: int, topic_id: str, next_offset: int, rows: Mapping[bytes, bytes], timeout_s: float | None
+    ) -> None:
+        """Write one. Raises Unavailable if it is not acknowledged in time."""
+        self._writers[partition].write(topic_id, next_offset, rows, timeout_s)
+
+    def close(self) -> None:
+        """End every producer."""
+        for writer in self._writers.values():
+            writer.close()

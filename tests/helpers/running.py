@@ -27,11 +27,11 @@ from tests.helpers.service_process import ServiceProcess
 PATIENCE_S = 40.0
 
 
-def until(true: Callable[[], bool], what: str) -> None:
+def until(true: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
     """Wait for a condition, with a bound."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not true():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
+        assert time.monotonic() < deadline, f"not within {patience_s:g} s: {what}"
         time.sleep(0.02)
 
 

@@ -85,7 +85,7 @@ def test_whatever_happens_to_the_one_that_works_the_other_goes_on(running: Runni
 
 
 def test_a_named_instance_hands_over_when_it_stops_and_not_before(running: Running, tmp_path: Path) -> None:
-    """Its session of 30 s is longer than the patience of most of this."""
+    """Its session lasts 30 s: what is there before that was not waited for."""
     a, b, c = (tmp_path / name for name in "abc")
     with ExitStack() as stack:
         first, second = (stack.enter_context(running.service(folder)) for folder in (a, b))
@@ -103,7 +103,7 @@ def test_a_named_instance_hands_over_when_it_stops_and_not_before(running: Runni
         assert not works(second), "a restart moved the partition"
 
         assert again.stop() == ExitCode.DRAINED
-        until(lambda: works(second), "the other takes over")
+        until(lambda: works(second), "the other takes over", 15.0)
         assert "next_offset=1000 from=snapshot" in second.logged()
         assert running.members() == 1, "who stops leaves"
 
@@ -153,7 +153,6 @@ def outputs(running: Running, service: Service, topic: Topic) -> list[Any]:
 
 def test_monitor_and_controller_decide_the_same_whoever_is_killed(running: Running, tmp_path: Path) -> None:
     records = Loop.of(slow_in_turns).run(600).records
-    expected = len(Loop.of(slow_in_turns).run(600).decisions)
     flags = ("--session-timeout-ms", "1500")
     with ExitStack() as stack:
 
@@ -180,4 +179,4 @@ def test_monitor_and_controller_decide_the_same_whoever_is_killed(running: Runni
     assert running.records(DECISIONS) == decided
     assert [decision.plan for decision in decided] == list(range(1, len(decided) + 1))
     assert running.raws(DEAD_LETTERS) == []
-    assert len(decided) >= 3, expected
+    assert len(decided) >= 3

@@ -10,16 +10,16 @@ import logging
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ForeignState, LogTruncated, Unavailable
 
 from antdt_streams.runtime.runner import Identity, Runner
 from antdt_streams.runtime.service import Batch, Service, Sink, Store
 from antdt_streams.runtime.source import Bounds
-from antdt_streams.snapshots import SnapshotFound, SnapshotWriter, newest
+from antdt_streams.snapshots import SnapshotFound
 
-SNAPSHOT_EVERY_RECORDS = 20_000
+SNAPSHOT_EVERY_RECORDS = 10_000
 FAREWELL_TIMEOUT_S = 1.5
 
 log = logging.getLogger("antdt.partitions")
@@ -35,11 +35,24 @@ class Policy:
     snapshot_every_records: int = SNAPSHOT_EVERY_RECORDS
 
 
+class Shelf(Protocol):
+    """Where the snapshots of a service lie."""
+
+    def newest(self, partition: int) -> SnapshotFound | None:
+        """The newest whole one; `write` leaves it alone from now on."""
+        ...
+
+    def write(
+        self, partition: int, topic_id: str, next_offset: int, rows: Mapping[bytes, bytes], timeout_s: float | None
+    ) -> None:
+        """Write one, or raise Unavailable."""
+        ...
+
+
 @dataclass(slots=True)
 class _Owned:
     assignment: int
     runner: Runner
-    writer: SnapshotWriter
     snapped: int
 
 
@@ -47,9 +60,9 @@ class Partitions:
     """The owner of a source's partitions; `take` and the rest may be called from two threads."""
 
     def __init__(
-        self, connection: Connection, service: Service, identity: Identity, store: Store, sink: Sink, policy: Policy
+        self, service: Service, identity: Identity, store: Store, sink: Sink, shelf: Shelf, policy: Policy
     ) -> None:
-        self._connection, self._policy = connection, policy
+        self._shelf, self._policy = shelf, policy
         self.service, self.identity, self.store, self.sink = service, identity, store, sink
         self._owned: dict[int, _Owned] = {}
         self._failed = False
@@ -65,14 +78,13 @@ class Partitions:
         """
         with self._lock:
             runner = Runner(self.service, self.identity, self.store, self.sink, partition)
-            found = newest(self._connection, self.identity.job, self.service.name, partition)
+            found = self._shelf.newest(partition)
             origin = "rows" if runner.next_offset else "zero"
             if found is not None and self._adopted(runner, found):
                 origin = "snapshot"
             self._check_position(runner, bounds)
-            writer = SnapshotWriter(self._connection, self.identity.job, self.service.name, partition, found)
             snapped = found.next_offset if found is not None else 0
-            self._owned[partition] = _Owned(assignment, runner, writer, snapped)
+            self._owned[partition] = _Owned(assignment, runner, snapped)
         log.info("event=assigned partition=%d next_offset=%d from=%s", partition, runner.next_offset, origin)
         return runner.next_offset
 
@@ -125,7 +137,6 @@ class Partitions:
                     continue
                 if not lost and not self._failed:
                     self._snapshot(owned, FAREWELL_TIMEOUT_S)
-                owned.writer.close()
                 _tell(owned.runner, lost)
 
     def positions(self) -> Mapping[int, int]:
@@ -138,7 +149,7 @@ class Partitions:
             return
         owned.snapped = at  # also if it fails: the next one is due when as many records have come again
         try:
-            owned.writer.write(self.identity.topic_id, at, owned.runner.rows(), timeout_s)
+            self._shelf.write(owned.runner.partition, self.identity.topic_id, at, owned.runner.rows(), timeout_s)
         except Unavailable as error:
             log.warning("event=no-snapshot next_offset=%d reason=%r", at, str(error))
 

@@ -24,6 +24,7 @@ from antdt_streams.runtime.service import Service
 from antdt_streams.runtime.sink import Halted, KafkaSink
 from antdt_streams.runtime.source import Membership, Source
 from antdt_streams.runtime.store import RowStore, open_or_rebuild
+from antdt_streams.snapshots import TopicShelf
 
 log = logging.getLogger("antdt.run")
 
@@ -84,7 +85,8 @@ def _run(
     halted = threading.Event()
     membership = Membership(f"antdt.{identity.job}.{service.name}", options.instance, options.session_timeout_ms)
     sink = KafkaSink(connection, halted)
-    partitions = Partitions(connection, service, identity, store, sink, options.policy)
+    shelf = TopicShelf(connection, identity.job, service.name)
+    partitions = Partitions(service, identity, store, sink, shelf, options.policy)
     topic = service.input.name(identity.job)
     source = Source(connection, topic, identity.topic_id, membership, partitions, halted)
 
@@ -106,6 +108,7 @@ def _run(
     finally:
         source.halt()
         sink.close()
+        shelf.close()
 
 
 # -- stopping
