@@ -112,6 +112,12 @@ class Instance:
             self.die()
         self.ends.crash_in = self.shelf.crash_in = None
 
+    def work(self, count: int, crash_in: int | None) -> None:
+        """All of it at once."""
+        self.begin()
+        self.read(count)
+        self.take(crash_in)
+
     def arrive(self, count: int) -> None:
         """What a dead process had sent reaches the broker after all."""
         for topic, value in self.in_flight[:count]:
@@ -128,13 +134,15 @@ class Instance:
 
 
 inputs = st.lists(
-    st.builds(steps, st.sampled_from(["w0", "w1", "leaver", "refused", "poison"]), st.integers(0, 3))
+    st.builds(steps, st.sampled_from(["w0", "w1", "w2", "leaver", "refused", "poison"]), st.integers(0, 3))
     | st.sampled_from([b"junk", None]),
-    min_size=1,
+    min_size=4,
     max_size=12,
 )
 deaths = st.none() | st.integers(0, 8)
+work = st.tuples(st.just("work"), st.integers(1, 3), deaths)
 events = st.one_of(
+    *[work] * 4,
     st.tuples(st.just("begin")),
     st.tuples(st.just("read"), st.integers(1, 5)),
     st.tuples(st.just("take"), deaths, st.none() | st.integers(0, 2)),
@@ -155,6 +163,10 @@ events = st.one_of(
         *((1, event) for event in [("begin",), ("read", 2), ("take",)]),
         (0, ("arrive", 3)),
     ],
+)
+# One dies when its state is written: its outputs must be there already, for it goes on behind them.
+@example(
+    [steps("w0", 1)] * 6, [(0, ("work", 1, 2)), (0, ("work", 2, None)), (0, ("work", 1, 3)), (0, ("work", 2, None))]
 )
 # A rebalance takes the partition away and gives it back while two batches wait: the second must not be taken.
 @example(
