@@ -46,7 +46,7 @@ class Stopped:
 
 def read(entries: Stopped) -> None:
     """Fold all of it."""
-    fold = Fold()
+    fold = Fold(cached=False)
     for offset, payload in entries:
         fold.read(offset, payload)
     assert fold.state is not None and fold.state.committed_total > 0

@@ -146,7 +146,7 @@ class Bench:
         )
 
     def _verify(self, job: str, pairs: int) -> Fold:
-        fold = Fold()
+        fold = Fold(cached=False)
         with TopicReader(self.connection, job, SHARD_LOG) as reader:
             for raw in reader.to_end():
                 fold.read(raw.offset, raw.value)

@@ -126,7 +126,7 @@ def audit(entries: Entries, anchors: Anchors | None = None) -> dict[str, Any]:
     Returns a report that is ready for JSON; `exactly_once` is true only when every sample of every epoch is committed
     once and everything else holds. Ranges are [epoch, start, end), at most 1,000 of each kind are listed.
     """
-    fold, voids, kept = Fold(), list[int](), list[Books]()
+    fold, voids, kept = Fold(cached=False), list[int](), list[Books]()
 
     def book(offset: int, verdict: Verdict) -> None:
         if verdict is Verdict.GENESIS and fold.genesis is not None:

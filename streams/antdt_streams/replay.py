@@ -138,7 +138,7 @@ def replay(
     Raises:
         UsageError: there is no entry at `at`.
     """
-    fold = fold or Fold()
+    fold = fold or Fold(cached=False)
     start = fold.position.next_offset
     broken = walk(fold, entries, at=at, anchors=anchors)
     if broken is None and at is not None and fold.position.next_offset <= at:

@@ -335,6 +335,17 @@ def _read(log: list[bytes]) -> Fold:
     return fold
 
 
+def test_a_reader_without_a_cache_keeps_no_changes_and_reaches_the_same_state() -> None:
+    log, reader = _log_of_some_entries(), Fold(cached=False)
+    for offset, payload in enumerate(log):
+        reader.read(offset, payload)
+    ledger = _read(log)
+    assert reader.state is not None and ledger.state is not None
+    assert rows.digest(reader.state) == rows.digest(ledger.state)
+    assert not reader.state.dirty
+    assert rows.changes(ledger.state).keys() >= dict(rows.all_rows(ledger.state)).keys()
+
+
 def test_a_log_that_was_altered_cut_or_reordered_breaks_at_the_first_entry() -> None:
     log = _log_of_some_entries()
     cycles = [i for i, p in enumerate(log) if isinstance(codec.decode(p, records.Entry).body, records.Cycle)]

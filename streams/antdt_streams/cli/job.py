@@ -93,7 +93,7 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
     """What `antdt status` shows, ready for JSON."""
     from antdt_streams.reader import TopicReader
 
-    fold = Fold()
+    fold = Fold(cached=False)
     with TopicReader(connection, job, SHARD_LOG) as reader:
         for raw in reader.to_end():
             fold.read(raw.offset, raw.value)

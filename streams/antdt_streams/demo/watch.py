@@ -42,7 +42,7 @@ class Watch(threading.Thread):
         super().__init__(name=f"watch-{job}", daemon=True)
         self.connection, self.job = connection, job
         self.lock = threading.Lock()
-        self.fold = Fold()
+        self.fold = Fold(cached=False)
         self.workers: dict[str, WorkerView] = {}
         self.decisions: list[records.Decision] = []
         self.failure: BaseException | None = None

@@ -68,8 +68,9 @@ class Fold:
     stands up to it was not altered.
     """
 
-    def __init__(self, bounds: Bounds | None = None) -> None:
-        self.bounds = bounds
+    def __init__(self, bounds: Bounds | None = None, *, cached: bool = True) -> None:
+        """cached: changed rows are kept until somebody writes them to a cache. A mere reader has none, and no end."""
+        self.bounds, self.cached = bounds, cached
         self.genesis: records.Genesis | None = None
         self.office: Office | None = None
         self.state: State | None = None
@@ -200,6 +201,8 @@ class Fold:
         self.proven = body.previous_offset
         last = self.position.next_offset - 1
         self.recent = {last: self.position.hash}
+        if not self.cached:
+            self.state.dirty.clear()
 
 
 def _check_version(version: int) -> None:

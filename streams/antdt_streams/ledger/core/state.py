@@ -310,12 +310,12 @@ class State:
     def _committed(self, e: records.Committed) -> None:
         assert e.step == self.committed + 1 and e.generation == self.generation and self.open, (e, self.committed)
         r = e.ranges
-        for i in range(0, len(r), 4):
-            end = r[i + 2] + r[i + 3]
-            self._take_front(r[i], r[i + 1], r[i + 2], end)
-            self.epoch(r[i + 1]).committed.add(r[i + 2], end)
-            self.committed_total += r[i + 3]
-            self.dirty.add(("epoch", r[i + 1]))
+        values = iter(r)
+        for number, epoch, start, length in zip(values, values, values, values, strict=True):
+            self._take_front(number, epoch, start, start + length)
+            self.epoch(epoch).committed.add(start, start + length)
+            self.committed_total += length
+            self.dirty.add(("epoch", epoch))
         self.lineage = lineage.next_lineage(self.lineage, e.step, r)
         assert self.lineage == e.lineage, (e, self.lineage)
         self.committed, self.plan = e.step, e.plan
