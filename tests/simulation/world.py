@@ -1,339 +1,287 @@
-"""A seeded world: the real ledger core and the real worker sessions in virtual time, with an adversary between them.
+"""A seeded world: the real ledger, workers' sessions and services in virtual time, with an adversary between them.
 
-One seed is one run. Faults: lost, repeated and late replies; repeated old requests; ledgers killed between any two
-steps of a cycle; ledgers that sleep, are superseded and wake up; workers killed, declared lost while they live, and
-collectives that end for some members and not for others. What really is in a model is recorded beside the protocol, and
-compared with what the log says in the end.
+One seed is one run; nothing is random but `World.rng`. Requests, replies and telemetry are lost, repeated and delayed
+all the time, old requests are sent again, and `faults` kills, stops, suspects and revives processes between any two of
+their steps. `judge` compares the log, while it grows and in the end, with what really is in models and files.
+
+    python -m tests.simulation SEED          repeats one world and prints every event
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from dataclasses import dataclass, field, replace
+from typing import Any
 
-from antdt.client import renew
-from antdt.session import Composition, Phase, Session, SessionOptions, Where
-from antdt_schemas import codec, lineage, records
-from antdt_schemas.errors import Superseded
-from antdt_streams.ledger.core import rows
-from antdt_streams.ledger.memory import MemoryBroker, MemoryLedger
+from antdt_schemas import codec, records
+from antdt_streams.ledger.memory import MemoryBroker
+from antdt_streams.runtime.memory import MemoryStore
 
-TICKS_MAX = 40_000
+from tests.simulation.faults import Faults
+from tests.simulation.judge import Judge
+from tests.simulation.ledgers import LedgerProcess
+from tests.simulation.model import Snapshot
+from tests.simulation.services import Services
+from tests.simulation.trainer import Died, Worker
 
-
-@dataclass(frozen=True)
-class Model:
-    """What is in a model: its steps, really applied. `first` is the oldest step whose composition is still carried."""
-
-    steps: tuple[Composition, ...] = ()
-
-    @property
-    def step(self) -> int:
-        return len(self.steps)
-
-    @property
-    def lineage(self) -> bytes:
-        return self.steps[-1].lineage if self.steps else lineage.ROOT
-
-    def applied(self, ranges: tuple[int, ...]) -> Model:
-        quads = [v for i in range(0, len(ranges), 5) for v in (ranges[i], *ranges[i + 2 : i + 5])]
-        h = lineage.next_lineage(self.lineage, self.step + 1, quads)
-        return Model((*self.steps, Composition(self.step + 1, ranges, h, 0)))
-
-
-@dataclass
-class Worker:
-    """One worker: its session, and the part of the Agent that matters here."""
-
-    name: str
-    session: Session
-    model: Model | None = None
-    alive: bool = True
-    inbox: deque[records.Reply] = field(default_factory=deque)
-    generation: int = 0
-    round: int = 0
-    entered: bool = False
-    left: set[int] = field(default_factory=set)
-    ended: bool = False
-    file: tuple[str, Model] | None = None
+HOUR_0_MS = 10 * 3_600_000
+TICKS_MAX = 60_000
+TICKS_TO_END_MAX = 20_000
+REPLY_LOST, REPLY_REPEATED = 0.06, 0.06
+REQUEST_LOST, REQUEST_REPEATED, OLD_REQUEST_SENT = 0.03, 0.03, 0.03
 
 
 class World:
-    """The scheduler and its adversary. `counts` says how often each fault really happened."""
+    """The scheduler. `counts` says how often each thing really happened, `lines` what, where `story` asks for it."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, story: bool = False) -> None:
+        self.seed, self.story, self.lines = seed, story, list[str]()
         self.rng = rng = random.Random(seed)
-        self.spec = records.JobSpec(
-            "sim", rng.randint(4, 40), bytes(16), "sequential", rng.randint(1, 3), seed, rng.randint(1, 5),
-            rng.randint(4, 8), rng.randint(1, 3), rng.choice([1, 2, 99]), "allreduce",
-        )  # fmt: skip
-        self.broker = MemoryBroker(self.spec, patience_ms=20_000, digest_every=rng.choice([1, 3, 10]))
-        self.ledger: MemoryLedger | None = MemoryLedger(self.broker)
-        self.zombies: list[MemoryLedger] = []
-        self.files: dict[str, Model] = {"init": Model()}
         self.counts: Counter[str] = Counter()
-        self.budget = rng.choice([0, 3, 6, 12])
+        self.tick, self.now_s, self.clock_offset_ms = 0, 1.0, HOUR_0_MS
+        self.tick_s = rng.choice((0.003, 0.01, 0.02))
+        self.inline = rng.random() < 0.5
+        self.checkpoint_share = rng.choice((0.01, 0.05, 0.15))
+        self.favours = rng.random() < 0.5
+        many = rng.random() < 0.25
+        self.spec = records.JobSpec(
+            "sim", rng.randint(100, 250) if many else rng.randint(4, 40), bytes(16), "sequential",
+            1 if many else rng.randint(1, 3), seed, rng.randint(1, 5), rng.randint(4, 8), rng.randint(1, 4),
+            rng.choice((2, 3, 99)), "allreduce",
+        )  # fmt: skip
+        patience_ms = int(rng.choice((1_500, 5_000)) * 1_000 * self.tick_s)
+        self.broker = MemoryBroker(self.spec, patience_ms, digest_every=rng.choice((1, 3, 10)))
+        self.broker.now_ms = HOUR_0_MS
+        self.wires: dict[str, deque[bytes]] = {}
+        self.sent: deque[bytes] = deque(maxlen=64)
+        self.collectives: dict[Any, dict[str, Any]] = {}
+        self.left, self.gone = set[tuple[int, str]](), set[str]()
+        self.files: dict[str, Snapshot] = {}
+        self.services, self.judge, self.faults = Services(self), Judge(self), Faults(self)
+        self.stores = list[MemoryStore]()
+        self.ledgers: list[LedgerProcess] = []
+        self.ledger_names = 0
+        self.loss: records.Regressed | None = None
         self.workers: dict[str, Worker] = {}
+        self.lives: Counter[str] = Counter()
         self.names = 0
-        self.rounds: dict[tuple[int, int], dict[str, tuple[tuple[int, ...], bool]]] = {}
-        self.handed: dict[int, Model] = {}
-        self.sent: deque[records.Request] = deque(maxlen=64)
-        self.now_s = 1.0
+        self.due: list[tuple[int, Any]] = []
+        self.models: dict[tuple[int | None, int], Any] = {}
+        self.add_ledger()
         for _ in range(self.spec.workers_min):
             self.add_worker()
 
-    def add_worker(self) -> None:
-        name = f"w{self.names}"
-        self.names += 1
-        session = Session(name, f"{name}.0", self.spec, Where("h", 1), SessionOptions(prefetch_steps=2, prefetch_s=0.0))
-        session.batch_size = self.rng.randint(1, 4)
-        self.workers[name] = Worker(name, session, Model())
+    # -- what the parts use
 
-    # -- one tick
+    def say(self, who: str, *what: Any) -> None:
+        """One line of the story."""
+        if self.story:
+            self.lines.append(f"{self.tick:6d} {who:8} {' '.join(map(str, what))}")
+
+    def count(self, what: str) -> None:
+        """It happened."""
+        self.counts[what] += 1
+
+    def append(self, payload: bytes) -> int:
+        """Append to the log; its offset."""
+        self.broker.log.append(payload)
+        self.judge.read(len(self.broker.log) - 1, payload)
+        return len(self.broker.log) - 1
+
+    def wire(self, request: records.Request) -> None:
+        """A request on its way: those of one incarnation keep their order."""
+        payload = codec.encode(request)
+        self.wires.setdefault(request.incarnation, deque()).append(payload)
+        self.sent.append(payload)
+        self.say(request.incarnation, request.body)
+
+    def operator(self, body: records.RequestBody, worker: str = "", incarnation: str = "") -> None:
+        """A request of a launcher or an operator."""
+        self.say("operator", worker, incarnation, body)
+        self.broker.send(records.Request(worker, incarnation, 0, body, b""))
+
+    def post(self, reply: records.Reply) -> None:
+        """A reply on its way: lost, or repeated, or neither."""
+        worker = self.process_of(reply.incarnation)
+        luck = self.rng.random()
+        if worker is None:
+            return
+        if luck < REPLY_LOST:
+            self.count("reply_lost")
+            return
+        worker.inbox.append(reply)
+        if luck > 1 - REPLY_REPEATED:
+            worker.inbox.append(reply)
+            self.count("reply_repeated")
+
+    def process_of(self, incarnation: str) -> Worker | None:
+        """The living process that is this incarnation now."""
+        worker = self.workers.get(incarnation.rpartition(".")[0])
+        return worker if worker is not None and worker.alive and worker.incarnation == incarnation else None
+
+    def one_model(self, worker: Worker, rows: dict[str, Any]) -> None:
+        """Whoever completes a round holds the same model under the same plan, before it is applied."""
+        mine = worker.model.origin, worker.model.step, worker.model.lineage, worker.model.plan, tuple(rows.items())
+        first = self.models.setdefault((worker.generation, worker.round), mine)
+        assert mine[:4] == first[:4], f"{worker.incarnation} and another member hold different models"
+        assert dict(first[4]) == rows, "members complete different rounds"
+
+    def aim(self, worker: Worker, share: float, why: str) -> None:
+        """Kill this worker soon after an interesting moment."""
+        if self.faults.budget and self.rng.random() < share:
+            self.faults.struck(why)
+            self.later(60, lambda: self.kill(worker) if worker.alive and not worker.ended else None)
+
+    # -- processes
+
+    def add_ledger(self) -> None:
+        """A new ledger process, on a store that is new, or that a dead process has left behind."""
+        self.ledger_names += 1
+        used = [ledger.store for ledger in self.ledgers]
+        free = [store for store in self.stores if store not in used]
+        if not free or self.rng.random() < 0.2:
+            self.stores.append(MemoryStore())
+            free = self.stores[-1:]
+        self.ledgers.append(LedgerProcess(self, f"ledger{self.ledger_names}", self.rng.choice(free)))
+
+    def next_life(self, name: str) -> int:
+        """Number of the next incarnation of a worker."""
+        self.lives[name] += 1
+        return self.lives[name]
+
+    def add_worker(self) -> None:
+        """A worker that was not there before."""
+        self.names += 1
+        self.start_worker(f"w{self.names - 1}")
+
+    def start_worker(self, name: str) -> None:
+        """A new process; another one of this name is dead by now."""
+        self.workers[name] = Worker(self, name, self.next_life(name))
+
+    def kill(self, worker: Worker, back: bool = False) -> None:
+        """The process dies here. What it had sent may not have got through; its launcher may tell, or only silence."""
+        self.say(worker.incarnation, "is killed")
+        worker.alive = False
+        self.gone.add(worker.incarnation)
+        wire = self.wires.get(worker.incarnation)
+        for _ in range(self.rng.randint(0, len(wire)) if wire else 0):
+            assert wire is not None
+            wire.pop()
+        if self.rng.random() < 0.8:
+            name, incarnation = worker.name, worker.incarnation
+            self.later(200, lambda: self.operator(records.Exited(-9, "killed"), name, incarnation))
+        others = sum(w.alive for w in self.workers.values())
+        state = self.judge.fold.state
+        needed = self.spec.workers_min if state is None or state.generation == 0 else 1
+        if back or others < needed or self.rng.random() < 0.6:
+            self.later(400, lambda: self.start_worker(worker.name))
+
+    def later(self, ticks_max: int, what: Any) -> None:
+        """Do it some time from now."""
+        self.due.append((self.tick + self.rng.randint(1, ticks_max), what))
+
+    # -- the scheduler
 
     def run(self) -> None:
         """Until every worker has ended. Raises AssertionError on any disagreement, or when nothing moves any more."""
-        for tick in range(TICKS_MAX):
-            self.now_s += 0.02
-            self.broker.now_ms = int(self.now_s * 1000)
-            if self.budget and self.rng.random() < 0.01:
-                self.fault()
-            self.rng.choice((self.step_ledger, self.step_ledger, self.step_worker, self.step_worker, self.deliver))()
-            live = [w for w in self.workers.values() if w.alive]
-            if live and all(w.ended for w in live):
-                self.check()
+        while self.tick < TICKS_MAX:
+            self.tick += 1
+            self.now_s += self.tick_s * self.rng.random() * 2
+            self.broker.now_ms = int(self.now_s * 1000) + self.clock_offset_ms
+            self.faults.maybe()
+            for item in [d for d in self.due if d[0] <= self.tick]:
+                self.due.remove(item)
+                item[1]()
+            self.step()
+            if self.over():
+                self.judge.verdict()
                 return
-            if not live:
-                self.add_worker()
-            if tick == TICKS_MAX // 2:
-                self.budget = 0
+            if self.tick == TICKS_MAX // 2:
+                self.faults.budget = 0
+            assert self.tick - self.faults.last_tick < TICKS_TO_END_MAX, "after the last fault the job does not end"
         raise AssertionError("nothing moves any more")
 
-    def step_ledger(self) -> None:
-        rng = self.rng
-        if self.zombies and self.ledger is not None and rng.random() < 0.1:
-            self.wake_zombie()
-        if self.ledger is None:
-            self.ledger = MemoryLedger(self.broker)
-        office = self.ledger.office
-        if office.pending is None:
-            self.ledger.append(limit=rng.choice((1, 2, 5, 50)))
-            return
-        before = len(self.broker.replies)
-        self.ledger.read_back()
-        office.state.check()
-        for reply in self.broker.replies[before:]:
-            self.post(reply)
+    def over(self) -> bool:
+        """Everybody who is alive has ended, and nobody is on the way."""
+        live = [w for w in self.workers.values() if w.alive]
+        return bool(live) and all(w.ended for w in live) and self.judge.fold.state.done is not None
 
-    def wake_zombie(self) -> None:
-        zombie = self.zombies.pop()
-        self.counts["zombie_ledger_woke"] += 1
-        if zombie.office.pending is None and not zombie.append(limit=3):
-            return
-        before = len(self.broker.replies)
-        try:
-            zombie.read_back()
-        except Superseded:
-            self.counts["zombie_ledger_superseded"] += 1
-        assert len(self.broker.replies) == before, "a zombie ledger has replied"
-
-    def post(self, reply: records.Reply) -> None:
-        worker = next((w for w in self.workers.values() if w.session.incarnation == reply.incarnation), None)
-        if worker is None or not worker.alive:
-            return
+    def step(self) -> None:
+        """One step of one part."""
         luck = self.rng.random()
-        if luck < 0.08:
-            self.counts["reply_lost"] += 1
-            return
-        worker.inbox.append(reply)
-        if luck > 0.92:
-            worker.inbox.append(reply)
-            self.counts["reply_repeated"] += 1
-
-    def deliver(self) -> None:
-        ready = [w for w in self.workers.values() if w.alive and w.inbox]
-        for worker in self.rng.sample(ready, self.rng.randint(0, len(ready))):
-            for _ in range(self.rng.randint(1, 4)):
-                if worker.inbox:
-                    worker.session.on_reply(worker.inbox.popleft())
-
-    def step_worker(self) -> None:
-        live = [w for w in self.workers.values() if w.alive and not w.ended]
-        if not live:
-            return
-        worker = self.rng.choice(live)
-        for request in worker.session.tick(self.now_s):
-            self.broker.send(request)
-            self.sent.append(request)
-        if self.sent and self.rng.random() < 0.05:
-            self.broker.send(self.rng.choice(self.sent))
-            self.counts["old_request_resent"] += 1
-        self.train(worker)
-
-    # -- training
-
-    def train(self, worker: Worker) -> None:
-        session = worker.session
-        assert session.phase is not Phase.FAILED, f"{worker.name}: {session.reason}"
-        if session.phase is Phase.ENDED:
-            worker.ended = True
-        elif session.phase is Phase.LOST:
-            self.counts["rejoined"] += 1
-            worker.model, worker.generation, worker.entered = None, 0, False
-            worker.session = renew(session, f"{worker.name}.{session.where.restarts + 1}")
-            worker.session.batch_size = session.batch_size
-            worker.inbox.clear()
-        elif session.phase is Phase.CLOSED or (worker.generation and self.broken(worker)):
-            self.leave(worker)
-        elif session.phase is Phase.MEMBER:
-            if worker.generation != session.generation:
-                self.enter(worker)
-            elif not worker.entered:
-                self.compose(worker)
-            else:
-                self.complete(worker)
-
-    def leave(self, worker: Worker) -> None:
-        worker.left.add(worker.session.generation)
-        worker.generation, worker.entered = 0, False
-        claim = None if worker.model is None else worker.model.step
-        worker.session.regroup(claim, worker.model.lineage if worker.model else b"")
-
-    def members(self, generation: int) -> list[Worker | None]:
-        grant = next(
-            w.session.grant for w in self.workers.values() if w.session.grant and w.session.generation == generation
-        )
-        assert grant is not None
-        by_incarnation = {w.session.incarnation: w for w in self.workers.values() if w.alive}
-        return [by_incarnation.get(m.incarnation) for m in grant.members]
-
-    def broken(self, worker: Worker) -> bool:
-        generation = worker.session.generation
-        return any(m is None or generation in m.left for m in self.members(generation))
-
-    def enter(self, worker: Worker) -> None:
-        """Adopt: the source hands out its state, everybody else takes it, possibly torn."""
-        session = worker.session
-        grant = session.grant
-        assert grant is not None
-        source = grant.members[0].incarnation if grant.restore_file is not None else grant.source
-        if source == session.incarnation:
-            if grant.restore_file is not None:
-                worker.model = self.files[grant.restore_file]
-            assert worker.model is not None, "the source has no valid state"
-            self.handed[session.generation] = worker.model
-        elif session.generation not in self.handed:
-            return
-        elif worker.model is None or worker.model.lineage != self.handed[session.generation].lineage:
-            if self.rng.random() < 0.1 and self.broken(worker):
-                worker.model = None
-                self.counts["torn_adoption"] += 1
-                self.leave(worker)
-                return
-            worker.model = self.handed[session.generation]
-        worker.generation, worker.round, worker.entered = session.generation, 0, False
-        session.begin([c for c in worker.model.steps if c.step > session.committed], worker.model.lineage)
-
-    def compose(self, worker: Worker) -> None:
-        session = worker.session
-        taken = tuple(v for r in session.take(session.batch_size, 8) for v in r)
-        key = (worker.generation, worker.round)
-        self.rounds.setdefault(key, {})[session.incarnation] = (taken, session.phase is Phase.ENDED)
-        worker.entered = True
-
-    def complete(self, worker: Worker) -> None:
-        session = worker.session
-        assert session.grant is not None
-        rows_ = self.rounds[(worker.generation, worker.round)]
-        names = [m.incarnation for m in session.grant.members]
-        if len(rows_) < len(names):
-            return
-        if self.broken(worker) and self.rng.random() < 0.5:
-            self.counts["failed_though_complete"] += 1
-            self.leave(worker)
-            return
-        assert worker.model is not None
-        session.proven(worker.model.step)
-        ranges = tuple(v for n in names for v in rows_[n][0])
-        if ranges:
-            worker.model = worker.model.applied(ranges)
-            session.applied(worker.model.steps[-1])
-            session.observe(sum(ranges[4::5]), self.spec.batch_size)
-            self.counts["step"] += 1
-        worker.round, worker.entered = worker.round + 1, False
-        self.checkpoint(worker)
-
-    def checkpoint(self, worker: Worker) -> None:
-        session, model = worker.session, worker.model
-        assert model is not None
-        if session.rank != 0 or session.checkpoint is not None:
-            return
-        final = session.finished and session.committed == model.step
-        if (final or self.rng.random() < 0.03) and model.step:
-            name = f"g{session.generation}-{session.incarnation}-{model.step}"
-            if final and name in self.files:
-                return
-            self.files[name] = model
-            session.checkpoint = records.Checkpoint(session.generation, model.step, model.lineage, name)
-
-    # -- faults
-
-    def fault(self) -> None:
-        self.budget -= 1
-        live = [w for w in self.workers.values() if w.alive and not w.ended]
-        kind = self.rng.choice(("ledger_killed", "ledger_slept", "worker_killed", "worker_suspected", "newcomer"))
-        if kind == "ledger_killed":
-            self.ledger = None
-        elif kind == "ledger_slept" and self.ledger is not None:
-            self.zombies.append(self.ledger)
-            self.ledger = None
-        elif kind in ("worker_killed", "worker_suspected") and live:
-            worker = self.rng.choice(live)
-            session = worker.session
-            body = records.Exited(-9, "killed")
-            self.broker.send(records.Request(worker.name, session.incarnation, 0, body, b""))
-            if kind == "worker_killed":
-                worker.alive = False
-                if self.rng.random() < 0.7:
-                    self.add_worker()
-        elif kind == "newcomer" and len(self.workers) < 7:
-            self.add_worker()
+        if luck < 0.30:
+            self.step_ledger()
+        elif luck < 0.62:
+            self.step_training()
+        elif luck < 0.80:
+            worker = self.choose([w for w in self.workers.values() if w.alive and not w.ended])
+            if worker is not None:
+                worker.talk()
+        elif luck < 0.95:
+            self.step_network()
         else:
+            self.services.step()
+
+    def choose(self, some: list[Any]) -> Any:
+        """One that is awake, by chance, or the favourite of this world."""
+        awake = [x for x in some if x.asleep_until <= self.tick]
+        if not awake:
+            return None
+        if self.favours and self.rng.random() < 0.4:
+            if self.rng.random() < 0.05:
+                self.rng.choice(awake).weight = self.rng.random()
+            return max(awake, key=lambda x: x.weight)
+        return self.rng.choice(awake)
+
+    def step_ledger(self) -> None:
+        """One step of one ledger process; a new one starts where none is awake."""
+        ledger = self.choose(self.ledgers)
+        if ledger is None:
+            if self.rng.random() < 0.1:
+                self.add_ledger()
             return
-        self.counts[kind] += 1
+        for _ in ledger.thread:
+            return
+        self.ledgers.remove(ledger)
 
-    # -- the judge
+    def step_training(self) -> None:
+        """One step of one training thread."""
+        worker = self.choose([w for w in self.workers.values() if w.alive and not w.ended])
+        if worker is None:
+            if not any(w.alive for w in self.workers.values()) and not self.due:
+                self.start_worker("w0")
+            return
+        try:
+            for _ in worker.thread:
+                return
+        except Died as reason:
+            self.say(worker.incarnation, reason)
+            self.count("model_before_the_first_step_gone")
+            self.kill(worker, back=True)
+            return
+        self.gone.add(worker.incarnation)
+        self.say(worker.incarnation, "ends")
+        if self.rng.random() < 0.7:
+            self.wire(records.Request(worker.name, worker.incarnation, 0, records.Leave(worker.session.generation)))
+        if not worker.ended:  # drained
+            worker.alive = False
+            self.later(400, lambda: self.start_worker(worker.name))
 
-    def check(self) -> None:
-        """Log, ledgers and the final model agree, and every sample is where it must be exactly once."""
-        fold = self.broker.fold()
-        state = fold.state
-        assert state is not None
-        assert state.done is not None
-        state.check()
-        stored = dict(rows.all_rows(state))
-        assert dict(rows.all_rows(rows.load(self.spec, stored))) == stored
-        model = self.files[state.done]
-        assert model.lineage == state.lineage
-        seen: Counter[tuple[int, int]] = Counter()
-        for composition in model.steps:
-            r = composition.ranges
-            for i in range(0, len(r), 5):
-                seen.update((r[i + 2], p) for p in range(r[i + 3], r[i + 3] + r[i + 4]))
-        for epoch in range(self.spec.epochs):
-            apart = state.epoch(epoch).quarantined
-            for position in range(self.spec.samples):
-                assert seen[epoch, position] == (not apart.contains(position)), (epoch, position)
-        self.counts["quarantined"] += state.quarantined_total
-        self.counts["void_entry"] += fold.void_entries
-        self.counts["rolled_back"] += sum(_rollbacks(p) for p in self.broker.log)
-        self.counts["generation"] += state.generation
-
-
-def _rollbacks(payload: bytes) -> int:
-    body = codec.decode(payload, records.Entry).body
-    return sum(isinstance(e, records.RolledBack) for e in body.events) if isinstance(body, records.Cycle) else 0
-
-
-__all__ = ["World", "replace"]
+    def step_network(self) -> None:
+        """Some requests of one incarnation arrive."""
+        full = [wire for wire in self.wires.values() if wire]
+        if not full:
+            return
+        wire = self.rng.choice(full)
+        for _ in range(min(self.rng.randint(1, 3), len(wire))):
+            payload, luck = wire.popleft(), self.rng.random()
+            if luck < REQUEST_LOST:
+                self.count("request_lost")
+                continue
+            self.broker.send(payload)
+            if luck > 1 - REQUEST_REPEATED:
+                self.broker.send(payload)
+                self.count("request_repeated")
+        if self.sent and self.rng.random() < OLD_REQUEST_SENT:
+            self.broker.send(self.rng.choice(self.sent))
+            self.count("old_request_sent")

@@ -47,10 +47,11 @@ class Plans:
         """Shares of the members, in rank order.
 
         A plan made for other members does not fit: then the global batch is split evenly, until the Controller has
-        seen the new members. Every member computes the same from the same decisions.
+        seen the new members. Every member computes the same from the same decisions. Nobody takes less than one
+        sample, even where there are more members than the batch has: what it holds would be held for ever.
         """
         assigned = self._plans.get(plan, {})
         if set(assigned) == set(workers):
             return [assigned[w] for w in workers]
         base, more = divmod(self.batch_size, len(workers))
-        return [Share(base + (rank < more)) for rank in range(len(workers))]
+        return [Share(max(1, base + (rank < more))) for rank in range(len(workers))]

@@ -129,6 +129,7 @@ class _Pending:
     settle: bool = False
     sent_step: int = -1
     sent: _Due = field(default_factory=_Due)
+    numbers: set[int] = field(default_factory=set)
 
 
 class Session:
@@ -164,6 +165,7 @@ class Session:
         self._waiting, self._answered = False, False
         self._newest_lease, self._asked = 0, set[int]()
         self._recent: deque[int] = deque(maxlen=STEPS_UNCOMMITTED)
+        self._files: dict[int, str] = {}
         self._void = False
         self._released: dict[int, tuple[int, _Due]] = {}
         self._release_numbers: deque[int] = deque(maxlen=RELEASES_KEPT)
@@ -289,21 +291,21 @@ class Session:
             self._pending.settle = False  # the first commit of a generation settles, whatever it carries
         if reply.number < 0:
             return  # news, nobody asked: not the answer to what was never sent
+        # Answers to older questions count, too: a ledger that is slower than our patience must not starve us.
         sent = self._pending.sent
-        if reply.number == sent.number and reply.status is Status.OK:
+        if reply.number in self._pending.numbers and reply.status is Status.OK:
             self._pending.settle = False
         if reply.number == sent.number or self.committed >= self._pending.sent_step > 0:
             sent.answered()
-        if reply.number == self._file.number and self._file.tries and reply.status is not Status.CLOSED:
-            # Once only: the answer may come again when the next checkpoint is there, and not sent yet.
-            if self.checkpoint is not None and reply.status is Status.OK:
-                self.kept_steps.append(self.checkpoint.step)
+        file = self.checkpoint
+        if file is not None and self._files.get(reply.number) == file.file and reply.status is not Status.CLOSED:
+            if reply.status is Status.OK:
+                self.kept_steps.append(file.step)
             self.checkpoint = None
-            self._file.answered()
 
     def _refused(self, reply: records.Reply) -> None:
         # A refused checkpoint is dropped: the next one is taken. Anything else refused is a fault that must be loud.
-        if reply.number < 0 or reply.number != self._file.number:
+        if reply.number not in self._files:
             self.phase, self.reason = Phase.FAILED, reply.reason
 
     def _granted(self, grant: records.Grant) -> None:
@@ -423,6 +425,9 @@ class Session:
         if file is not None and file.step <= self.committed:
             if now_s - self._file.at_s >= self._file.pause_s(self.options):
                 out.append(self._request(file, self._file, now_s))
+                self._files[self._file.number] = file.file
+                if len(self._files) > ASKED_MAX:
+                    del self._files[min(self._files)]
 
     def _target(self) -> int:
         """Samples to hold: some steps' worth, and what is used up in `prefetch_s`.
@@ -462,6 +467,8 @@ class Session:
             log_seen=-1,
         )
         out.append(self._request(body, pending.sent, now_s))
+        if pending.settle and len(pending.numbers) < ASKED_MAX:
+            pending.numbers.add(pending.sent.number)
         pending.sent_step = chosen[-1].step if chosen else pending.sent_step
 
     def _request(self, body: records.RequestBody, due: _Due, now_s: float) -> records.Request:

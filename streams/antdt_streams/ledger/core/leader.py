@@ -56,7 +56,7 @@ class Patience:
         """A request of this incarnation came at this broker time."""
         if self.last_ms:
             self.clock_ms += min(max(now_ms - self.last_ms, 0), PAUSE_MS)
-        self.last_ms = max(now_ms, self.last_ms)
+        self.last_ms = now_ms  # a clock that was set back stops ours for one request only
         self.heard[incarnation] = self.clock_ms
 
     def silent(self, state: State) -> list[str]:
@@ -162,7 +162,7 @@ class InOffice:
             refuse(turn, request, "The request is not authenticated with this job's secret (ANTDT_SECRET).")
             return
         if not isinstance(request.body, records.Exited):
-            self.patience.hear(request.incarnation, now_ms)
+            self.patience.hear(request.incarnation, incoming.time_ms)
         decide(turn, request)
         if self.patience.clock_ms - self._checked_ms >= self.genesis.patience_ms // 8:
             self._checked_ms = self.patience.clock_ms

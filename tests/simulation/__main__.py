@@ -1,0 +1,50 @@
+"""Repeat one world, or look for one that fails.
+
+python -m tests.simulation SEED [LINES]         repeat it; print its last lines (all without LINES) and its verdict
+python -m tests.simulation search FIRST COUNT   run worlds, print the seeds that fail and what was done to them
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections import Counter
+
+from tests.simulation.world import World
+
+
+def story(seed: int, lines: int) -> int:
+    """Repeat one world, and tell it."""
+    world = World(seed, story=True)
+    try:
+        world.run()
+        verdict = "every sample exactly once"
+    except Exception:  # noqa: BLE001  whatever it is, the story comes first
+        verdict = traceback.format_exc()
+    print(*world.lines[-lines:], verdict, sep="\n")
+    return verdict.startswith("Traceback")
+
+
+def search(first: int, count: int) -> int:
+    """Run many worlds."""
+    total: Counter[str] = Counter()
+    failed = 0
+    for seed in range(first, first + count):
+        world = World(seed)
+        try:
+            world.run()
+        except Exception as error:  # noqa: BLE001  any failure is a find
+            failed += 1
+            print(f"python -m tests.simulation {seed}    # {type(error).__name__}: {error}", flush=True)
+        total.update(world.counts)
+        total["worlds"] += 1
+        total["ticks"] += world.tick
+        total["ticks_to_end_max"] = max(total["ticks_to_end_max"], world.tick - world.faults.last_tick)
+    print(*(f"{n:8} {what}" for what, n in sorted(total.items())), sep="\n")
+    return failed > 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "search":
+        sys.exit(search(int(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(story(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))

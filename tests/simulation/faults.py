@@ -1,0 +1,203 @@
+"""What goes wrong, beside the losses and delays that are always there. Each method is one kind; `counts` says how often
+it really struck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from antdt_schemas import records
+
+from tests.simulation.trainer import Worker
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+WORKERS_MAX = 7
+HOUR_MS = 3_600_000
+
+
+class Faults:
+    """The adversary. `budget` is how many strikes are left; bursts make them come together."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        rng = world.rng
+        self.budget = rng.choice((0, 2, 4, 8, 14))
+        self.share = rng.choice((0.002, 0.006, 0.02))
+        self.burst_until = self.last_tick = 0
+        self.kinds: list[Callable[[], bool]] = [
+            *[self.worker_killed] * 4,
+            self.several_killed,
+            self.everybody_killed,
+            *[self.worker_stalled] * 2,
+            *[self.worker_suspected] * 2,
+            self.zombie_worker,
+            self.zombie_group,
+            self.worker_drained,
+            *[self.newcomer] * 2,
+            *[self.ledger_killed] * 3,
+            *[self.ledger_asleep] * 2,
+            self.standbys_race,
+            self.clock_jumps,
+            *[self.service_crash] * 3,
+            self.readmit,
+            *[self.rollback] * 2,
+            self.log_tail_lost,
+        ]
+
+    def maybe(self) -> None:
+        """Now and then, or soon after the last strike, the next one."""
+        world = self.world
+        share = 0.05 if world.tick < self.burst_until else self.share
+        if not self.budget or world.rng.random() >= share:
+            return
+        kind = world.rng.choice(self.kinds)
+        if kind():
+            self.struck(kind.__name__)
+            if world.rng.random() < 0.5:
+                self.burst_until = world.tick + world.rng.randint(10, 300)
+
+    def struck(self, kind: str) -> None:
+        """Count one strike."""
+        self.budget -= 1
+        self.last_tick = self.world.tick
+        self.world.count(kind)
+
+    def _workers(self) -> list[Worker]:
+        return [w for w in self.world.workers.values() if w.alive and not w.ended]
+
+    def _pick(self, hit: Callable[[Worker], None]) -> bool:
+        live = self._workers()
+        if live:
+            hit(self.world.rng.choice(live))
+        return bool(live)
+
+    # -- workers
+
+    def worker_killed(self) -> bool:
+        return self._pick(self.world.kill)
+
+    def several_killed(self) -> bool:
+        live = self._workers()
+        if len(live) < 3:
+            return False
+        for worker in self.world.rng.sample(live, self.world.rng.randint(2, len(live) - 1)):
+            self.world.kill(worker)
+        return True
+
+    def everybody_killed(self) -> bool:
+        for worker in self._workers():
+            self.world.kill(worker, back=True)
+        return True
+
+    def _stall(self, worker: Worker) -> None:
+        worker.asleep_until = self.world.tick + self.world.rng.randint(50, 1500)
+
+    def _suspect(self, worker: Worker) -> None:
+        body = records.Exited(-9, "so it seemed")
+        self.world.operator(body, worker.name, worker.incarnation)
+
+    def worker_stalled(self) -> bool:
+        return self._pick(self._stall)
+
+    def worker_suspected(self) -> bool:
+        """Declared lost while it lives and works."""
+        return self._pick(self._suspect)
+
+    def zombie_worker(self) -> bool:
+        """Declared lost while it sleeps; it wakes up in the middle of what it was doing."""
+
+        def hit(worker: Worker) -> None:
+            self._suspect(worker)
+            self._stall(worker)
+
+        return self._pick(hit)
+
+    def zombie_group(self) -> bool:
+        """A whole working group is declared lost while others come."""
+        for worker in self._workers():
+            self._suspect(worker)
+        return self.newcomer()
+
+    def worker_drained(self) -> bool:
+        """SIGTERM: it finishes its step and says good-bye; another one comes."""
+        if len(self._workers()) < 2:
+            return False
+
+        def hit(worker: Worker) -> None:
+            worker.draining = True
+
+        return self._pick(hit)
+
+    def newcomer(self) -> bool:
+        if self.world.names >= WORKERS_MAX:
+            return False
+        self.world.add_worker()
+        return True
+
+    # -- services
+
+    def ledger_killed(self) -> bool:
+        world = self.world
+        killed = bool(world.ledgers)
+        if world.ledgers:
+            victim = world.rng.choice(world.ledgers)
+            world.ledgers.remove(victim)
+            world.say(victim.name, "is killed")
+        return killed
+
+    def ledger_asleep(self) -> bool:
+        """It wakes up later, possibly in the middle of a cycle, and another one leads by then."""
+        awake = [x for x in self.world.ledgers if x.asleep_until <= self.world.tick]
+        for ledger in awake:
+            ledger.asleep_until = self.world.tick + self.world.rng.randint(20, 1000)
+            self.world.say(ledger.name, "falls asleep")
+        return bool(awake)
+
+    def standbys_race(self) -> bool:
+        for _ in range(self.world.rng.randint(1, 3)):
+            self.world.add_ledger()
+        return True
+
+    def service_crash(self) -> bool:
+        self.world.services.crash_soon()
+        return True
+
+    def log_tail_lost(self) -> bool:
+        """The broker has lost acknowledged entries, and an operator accepts it. Whoever leads is stopped for that."""
+        world, state = self.world, self.world.judge.fold.state
+        if state is None or state.done is not None or len(world.broker.log) < 4:
+            return False
+        world.ledgers.clear()
+        world.stores.clear()
+        kept = world.rng.randint(max(1, len(world.broker.log) - 20), len(world.broker.log) - 1)
+        before = world.judge.fold.position
+        world.loss = records.Regressed(
+            kept, before.next_offset, before.hash, "run-1", state.generation + world.rng.randint(1, 5),
+            state.next_lease + world.rng.randint(1, 5), "operator", "the disk is gone",
+        )  # fmt: skip
+        world.say("broker", f"loses the entries from {kept} on")
+        del world.broker.log[kept:]
+        world.judge.restart()
+        return True
+
+    # -- the rest
+
+    def clock_jumps(self) -> bool:
+        """The broker's clock is set."""
+        self.world.clock_offset_ms += self.world.rng.choice((-HOUR_MS, HOUR_MS))
+        return True
+
+    def rollback(self) -> bool:
+        """An operator goes back to a checkpoint, the newest or any that is kept."""
+        state = self.world.judge.fold.state
+        assert state is not None
+        step = self.world.rng.choice((-1, *(c.step for c in state.checkpoints)))
+        self.world.operator(records.Rollback(step, f"operator-{self.world.tick}", "the loss has diverged"))
+        return True
+
+    def readmit(self) -> bool:
+        self.world.operator(records.Readmit())
+        return True

@@ -1,0 +1,141 @@
+"""The judge: reads every entry as it is appended, and holds it against what really is in models and files.
+
+It may know what no process can: which worker is alive, and what was really added to whose model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from antdt_schemas import codec, lineage, records
+from antdt_streams.ledger.core import rows
+from antdt_streams.ledger.core.fold import Fold, Verdict
+
+from tests.simulation.model import Model
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+class Judge:
+    """Reads the log along. Every disagreement is an AssertionError at the entry where it began."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.restart()
+
+    def restart(self) -> None:
+        """Read the log from its beginning, as it is now; what was judged before is not judged against the present."""
+        self.live = False
+        self.fold, self.verdicts = Fold(), list[Verdict]()
+        self.members: dict[int, tuple[str, ...]] = {}
+        self.chain = [lineage.ROOT]
+        for offset, payload in enumerate(self.world.broker.log):
+            self.read(offset, payload)
+        self.live = True
+
+    def read(self, offset: int, payload: bytes) -> None:
+        """The next entry."""
+        verdict = self.fold.read(offset, payload)
+        self.verdicts.append(verdict)
+        body = codec.decode(payload, records.Entry).body
+        if not self.live:
+            for event in body.events if isinstance(body, records.Cycle) and verdict is Verdict.COUNTED else ():
+                self.remember(event)
+            return
+        if verdict is Verdict.VOID:
+            self.world.count("void_entry")
+        if isinstance(body, records.Leader):
+            self.world.say("LOG", offset, body.leader_id, "takes office")
+        elif isinstance(body, records.Cycle):
+            for event in body.events:
+                self.world.say("LOG", offset, "VOID" if verdict is Verdict.VOID else "", event)
+                if verdict is Verdict.COUNTED:
+                    self.event(event)
+                    self.remember(event)
+
+    def remember(self, event: records.Event) -> None:
+        """The lineage of every step that counts, and who was a member of which generation."""
+        if isinstance(event, records.Committed):
+            assert event.step == len(self.chain), (event, len(self.chain))
+            self.chain.append(event.lineage)
+        elif isinstance(event, records.RolledBack):
+            del self.chain[event.step + 1 :]
+        elif isinstance(event, records.Granted):
+            self.members[event.generation] = event.members
+
+    def event(self, event: records.Event) -> None:
+        """One event that counts, held against what there is at this moment."""
+        if isinstance(event, records.Committed):
+            self.committed(event)
+        elif isinstance(event, records.Granted):
+            self.granted(event)
+        elif isinstance(event, records.Checkpointed):
+            model = self.world.files[event.file].model
+            assert (model.step, model.lineage) == (event.step, event.lineage), "the file holds something else"
+        elif isinstance(event, records.RolledBack):
+            self.world.count("rolled_back_by_operator" if event.author else "rolled_back")
+            self.world.count("rollback_undid_steps" if event.step < len(self.chain) - 1 else "rollback_undid_nothing")
+        elif isinstance(event, records.Returned):
+            self.world.count("quarantined" if event.quarantined else "returned")
+        elif isinstance(event, records.Readmitted):
+            self.world.count("readmitted")
+        elif isinstance(event, records.Regressed):
+            self.world.loss = None
+            self.world.count("loss_accepted")
+        elif isinstance(event, records.Refused):
+            self.world.count(f"refused_{event.kind}")
+
+    def committed(self, event: records.Committed) -> None:
+        """Whoever is a member holds this very step."""
+        for name in self.members[event.generation]:
+            model = self.model_of(name)
+            made = model and model.at(event.step)
+            assert model is None or (made is not None and made.lineage == event.lineage), (
+                f"step {event.step} is committed, but not in the model of {name}"
+            )
+
+    def granted(self, event: records.Granted) -> None:
+        """The source holds all that is committed; a file to be restored is there."""
+        self.world.count("generation")
+        assert event.committed == len(self.chain) - 1, event
+        if event.source is None:
+            assert event.restore_file == "init" or event.restore_file in self.world.files, event
+            return
+        worker = self.world.process_of(event.source)
+        if worker is not None:
+            assert not worker.void, f"the source {event.source} holds no valid model"
+            self.agrees(worker.model, f"the source {event.source}")
+
+    def model_of(self, incarnation: str) -> Model | None:
+        """Its model, if its process is alive and holds one."""
+        worker = self.world.process_of(incarnation)
+        return None if worker is None or worker.void else worker.model
+
+    def agrees(self, model: Model, whose: str) -> None:
+        """The model holds every committed step, each exactly as the log has it."""
+        committed = len(self.chain) - 1
+        assert model.step >= committed, f"{whose} is at step {model.step}, {committed} are committed"
+        for made in model.steps():
+            if made.step <= committed:
+                assert made.lineage == self.chain[made.step], f"{whose} differs from the log in step {made.step}"
+
+    def verdict(self) -> None:
+        """At the end: log, ledgers and the final model agree, and every sample is where it must be exactly once."""
+        world, state = self.world, self.fold.state
+        assert state is not None and state.done is not None, "the job did not end"
+        state.check()
+        stored = dict(rows.all_rows(state))
+        assert dict(rows.all_rows(rows.load(world.spec, stored))) == stored, "rows do not give the state back"
+        model = world.files[state.done].model
+        assert (model.step, model.lineage) == (state.committed, state.lineage), "the final file is not the last step"
+        self.agrees(model, "the final model")
+        for worker in world.workers.values():
+            if worker.alive and worker.workers and worker.generation == state.generation:
+                self.agrees(worker.model, worker.incarnation)
+        seen = model.samples()
+        for epoch in range(world.spec.epochs):
+            apart = state.epoch(epoch).quarantined
+            for position in range(world.spec.samples):
+                assert seen[epoch, position] == (not apart.contains(position)), (epoch, position)
+        world.services.check()

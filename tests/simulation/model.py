@@ -1,0 +1,58 @@
+"""What really is in a model, recorded beside the protocol: a chain of steps, each with the samples that were added."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from antdt.session import Composition
+from antdt_schemas import lineage
+
+
+class Model:
+    """The state after one step. `origin` names the weights that the chain began with: no two processes start alike."""
+
+    __slots__ = ("lineage", "origin", "plan", "previous", "ranges", "step")
+
+    def __init__(self, origin: str, previous: Model | None = None, ranges: tuple[int, ...] = (), plan: int = 0) -> None:
+        self.origin, self.previous, self.ranges, self.plan = origin, previous, ranges, plan
+        self.step, self.lineage = 0, lineage.ROOT
+        if previous is not None:
+            quads = [v for i in range(0, len(ranges), 5) for v in (ranges[i], *ranges[i + 2 : i + 5])]
+            self.step = previous.step + 1
+            self.lineage = lineage.next_lineage(previous.lineage, self.step, quads)
+
+    def then(self, ranges: tuple[int, ...], plan: int) -> Model:
+        """The model after one more step: flat quintuples (lease, token, epoch, start, length) in rank order."""
+        return Model(self.origin, self, ranges, plan)
+
+    def steps(self) -> Iterator[Model]:
+        """Every step in it, the newest first; not the start."""
+        model: Model | None = self
+        while model is not None and model.step:
+            yield model
+            model = model.previous
+
+    def at(self, step: int) -> Model | None:
+        """The model as it was after `step`, None if it has not got there."""
+        model: Model | None = self
+        while model is not None and model.step > step:
+            model = model.previous
+        return model if model is not None and model.step == step else None
+
+    def samples(self) -> Counter[tuple[int, int]]:
+        """How often each (epoch, position) was added."""
+        seen: Counter[tuple[int, int]] = Counter()
+        for model in self.steps():
+            r = model.ranges
+            for i in range(0, len(r), 5):
+                seen.update((r[i + 2], p) for p in range(r[i + 3], r[i + 3] + r[i + 4]))
+        return seen
+
+
+class Snapshot(NamedTuple):
+    """What is handed to another member, or into a file: the model, and its steps that may not be committed yet."""
+
+    model: Model
+    pending: tuple[Composition, ...]

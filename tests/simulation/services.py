@@ -1,0 +1,97 @@
+"""Monitor and Controller in virtual time: the real services under the runtime's driver in memory.
+
+They may crash at any moment of a commit; in the end they are compared with services that nobody ever disturbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from antdt_schemas import codec, records
+from antdt_schemas.topics import DEAD_LETTERS, DECISIONS, MEASUREMENTS, STEPS
+from antdt_streams.controller import service as controller
+from antdt_streams.monitor import service as monitor
+from antdt_streams.monitor.core import DetectorOptions, MonitorState
+from antdt_streams.runtime.memory import Crashed, MemoryDriver, MemoryTopics
+from antdt_streams.runtime.service import Service
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+JOB = "sim"
+# Jobs here last some dozen steps: windows are short, and a rate is believed early.
+EAGER = DetectorOptions(
+    window_steps=2, long_windows=3, persistent_windows=2, warm_up_windows=0, rate_samples_min=1, rate_warm_up_steps=0
+)
+
+
+def eager_monitor() -> Service:
+    """The Monitor, with windows that a short job fills."""
+
+    def load(rows: Mapping[bytes, bytes]) -> MonitorState:
+        return MonitorState.load(rows, EAGER)
+
+    return replace(monitor.service(), new_state=lambda: MonitorState(EAGER), load_state=load)
+
+
+class Services:
+    """Both services of a job, and their topics."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.topics = world, MemoryTopics()
+        self.drivers = [MemoryDriver(service, JOB, self.topics) for service in (eager_monitor(), controller.service())]
+        self._decoded: list[records.Decision] = []
+
+    def report(self, batch: records.StepBatch) -> None:
+        """Telemetry on its way: it may be lost, or come twice."""
+        luck = self.world.rng.random()
+        if luck < 0.03:
+            self.world.count("telemetry_lost")
+            return
+        self.topics.now_ms = self.world.broker.now_ms
+        for _ in range(2 if luck > 0.97 else 1):
+            self.topics.append(STEPS.name(JOB), codec.encode(batch))
+
+    def decisions(self, start: int, limit: int) -> list[records.Decision]:
+        """Decisions from a position on, as they are in the topic."""
+        log = self.topics.logs.get(DECISIONS.name(JOB), [])
+        for raw in log[len(self._decoded) :]:
+            self._decoded.append(codec.decode(raw.value, records.Decision))
+            self.world.count("decision")
+        return self._decoded[start : start + limit]
+
+    def step(self) -> None:
+        """One of them works on what is there, in batches of any size."""
+        rng = self.world.rng
+        driver = rng.choice(self.drivers)
+        self.topics.now_ms = self.world.broker.now_ms
+        try:
+            driver.run(rng.choice((1, 3, 100)))
+        except Crashed:
+            self.world.count(f"{driver.service.name}_crashed")
+            self.world.say(driver.service.name, "crashed and starts again")
+            driver.restart()
+
+    def crash_soon(self) -> None:
+        """Whichever: after this many moments of its commits."""
+        self.world.rng.choice(self.drivers).crash_in = self.world.rng.randint(0, 6)
+
+    def check(self) -> None:
+        """The same input gives the same outputs and the same state, whatever crashed when; no plan is told twice."""
+        for driver, kind in zip(self.drivers, (MEASUREMENTS, DECISIONS), strict=True):
+            driver.crash_in = None
+            driver.run()
+            calm = MemoryDriver(driver.service, JOB, MemoryTopics())
+            for raw in self.topics.logs.get(driver.service.input.name(JOB), []):
+                calm.topics.now_ms = raw.timestamp_ms
+                calm.feed(raw.value)
+            calm.run()
+            told, expected = ([codec.encode(x) for x in d.outputs(kind)] for d in (driver, calm))  # nan is not nan
+            assert told == expected, f"{driver.service.name} tells something else"
+            assert driver.runner.digest() == calm.runner.digest(), f"{driver.service.name} has another state"
+            assert not driver.outputs(DEAD_LETTERS), driver.outputs(DEAD_LETTERS)[0].reason
+            if kind is DECISIONS:
+                plans = [d.plan for d in driver.outputs(kind)]
+                assert plans == list(range(1, len(plans) + 1)), f"plans are told twice or left out: {plans}"

@@ -1,0 +1,301 @@
+"""A worker in virtual time: the real Session, Plans, Telemetry and rounds, in the order in which the Agent calls them.
+
+`life` is the training thread and `talk` the thread of the connection; both stop wherever they yield or return, and the
+process may be killed, put to sleep or declared lost there. What the Agent does with tensors is a `Model` here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from antdt import checkpoint
+from antdt.allreduce.composition import RANGES_MAX, Range, Round, Row
+from antdt.client import renew
+from antdt.plans import Plans
+from antdt.session import Composition, Phase, Session, SessionOptions, Where
+from antdt.telemetry import StepTiming, Telemetry
+from antdt_schemas import records
+
+from tests.simulation.model import Model, Snapshot
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+Steps = Generator[None, None, Any]
+OPTIONS = SessionOptions(prefetch_steps=2, prefetch_s=0.0)
+PENDING_MAX = 64
+
+
+class Closed(Exception):
+    """The generation is over for this member."""
+
+
+class Died(Exception):
+    """The process ends itself; whoever watches it starts another one."""
+
+
+class Worker:
+    """One process. `left` of the world says who is out of which generation for good."""
+
+    def __init__(self, world: World, name: str, life: int) -> None:
+        self.world, self.name = world, name
+        self.session = Session(name, f"{name}.{life}", world.spec, Where("h", 1, name, "", life), OPTIONS)
+        self.plans = Plans(world.spec.batch_size)
+        self.telemetry = Telemetry(name, self.incarnation, name, "")
+        self.model, self.pending, self.void = Model(self.incarnation), list[Composition](), False
+        self.inbox: deque[records.Reply] = deque()
+        self.generation: int | None = None
+        self.members: tuple[str, ...] = ()
+        self.workers: list[str] = []
+        self.round, self.decisions_read = 0, 0
+        self.alive, self.ended, self.draining = True, False, False
+        self.asleep_until, self.weight = 0, world.rng.random()
+        self.seconds_per_sample = world.rng.choice((0.01, 0.01, 0.01, 0.05))
+        self.written_step, self.previous_total = -1, 1
+        self.thread = self.life()
+
+    @property
+    def incarnation(self) -> str:
+        """Which life of this worker."""
+        return self.session.incarnation
+
+    # -- the training thread
+
+    def life(self) -> Steps:
+        """Train until the end; each yield is a moment at which anything may happen."""
+        while not self.ended:
+            if self.draining and self.generation is None:
+                return
+            try:
+                yield from self.enter()
+                if not self.ended:
+                    yield from self.one_round()
+                    if self.draining:
+                        self.out_of_generation()
+                        return
+            except Closed:
+                self.leave()
+            yield
+
+    def enter(self) -> Steps:
+        """Be a member of a generation that stands, or be at the end."""
+        while self.generation is None and not self.ended:
+            phase = self.session.phase
+            assert phase is not Phase.FAILED, f"{self.incarnation} was refused: {self.session.reason}"
+            if phase is Phase.ENDED:
+                self.ended = True
+            elif phase is Phase.LOST:
+                self.rejoin()
+            elif phase is Phase.MEMBER:
+                yield from self.form()
+            elif phase is Phase.CLOSED:
+                self.leave()
+            yield
+
+    def form(self) -> Steps:
+        """Meet the members of the grant and take over the state of its source, or that of a file."""
+        session, grant = self.session, self.session.grant
+        assert grant is not None
+        self.generation, self.round = grant.generation, 0
+        self.members = tuple(m.incarnation for m in grant.members)
+        yield
+        if grant.source is None and session.rank == 0:
+            yield from self.restore(grant.restore_file or "")
+        head = self.model.step, self.model.lineage, self.model.plan, self.void
+        heads = yield from self.gather("heads", head)
+        source = grant.source or self.members[0]
+        assert not heads[source][3], "the source of an adoption holds no valid state"
+        if len(self.members) > 1 and (len(set(heads.values())) > 1 or self.model.step == 0):
+            yield from self.adopt(source)
+        self.workers = [m.worker for m in grant.members]
+        self.previous_total, self.written_step = 1, -1
+        self.drop_pending()
+        pending = [Composition(c.step, c.ranges, b"", c.plan) for c in self.pending]
+        session.begin(pending, self.model.lineage)
+        self.world.say(self.incarnation, f"stands in generation {self.generation} at step {self.model.step}")
+
+    def restore(self, file: str) -> Steps:
+        """Rank 0 loads the file. The model before the first step is kept as one when it is first used."""
+        files = self.world.files
+        if file == "init" and file not in files:
+            if self.model.step or self.void:
+                raise Died("the model before the first step is gone")
+            files[file] = Snapshot(self.model, ())
+            return
+        self.void = True
+        yield
+        self.load(files[file])
+
+    def adopt(self, source: str) -> Steps:
+        """The source's state, whole, or none."""
+        snapshot = Snapshot(self.model, tuple(self.pending)) if self.incarnation == source else None
+        handed = yield from self.gather("adoption", snapshot)
+        if snapshot is None:
+            self.void = True
+            yield
+            yield
+            if self.broken() and self.world.rng.random() < 0.5:
+                self.world.count("torn_adoption")
+                raise Closed
+            self.load(handed[source])
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Overwrite the model: void until the last byte is there."""
+        self.model, self.pending, self.void = snapshot.model, list(snapshot.pending), False
+
+    def one_round(self) -> Steps:
+        """Take, announce, reduce, apply, report."""
+        session, world = self.session, self.world
+        shares = self.plans.shares(self.model.plan, self.workers)
+        yield from self.await_samples()
+        session.batch_size = shares[session.rank].batch_size
+        ranges = tuple(Range(*r) for r in session.take(session.batch_size, RANGES_MAX))
+        assert not self.void, "a member without a valid state takes part"
+        row = Row(
+            samples=sum(r.length for r in ranges),
+            plan_seen=self.plans.newest,
+            plan=self.model.plan,
+            lineage=self.model.lineage,
+            step=self.model.step,
+            ended=session.phase is Phase.ENDED,
+            reference=sum(s.batch_size for s in shares),
+            ranges=ranges,
+        )
+        rows = yield from self.gather(("round", self.round), row)
+        result = Round.of([rows[m] for m in self.members])
+        if result.total and not world.inline:
+            yield from self.gather(("reduce", self.round), self.model.origin)
+        self.round, self.previous_total = self.round + 1, result.total
+        world.one_model(self, rows)
+        if result.total:
+            self.apply(result)
+        else:
+            session.proven(self.model.step)
+        self.ended = self.ended or result.ended
+        self.drop_pending()
+        yield from self.checkpoint()
+
+    def await_samples(self) -> Steps:
+        """Wait a little where nothing is held."""
+        session = self.session
+        for _ in range(6 if not session.answered else 2 if self.previous_total == 0 else 0):
+            if session.untaken or session.phase is not Phase.MEMBER:
+                return
+            yield
+
+    def apply(self, result: Round) -> None:
+        """The step is in the model: everybody entered it, so everybody had applied the one before."""
+        session, step = self.session, self.model.step + 1
+        made = result.composition(step)
+        lineage = result.lineage_after(self.model.lineage, step)
+        self.model = self.model.then(made.ranges, result.plan)
+        assert self.model.lineage == lineage, "what was added is not what is reported"
+        self.pending.append(Composition(step, made.ranges, lineage, made.plan))
+        assert len(self.pending) < PENDING_MAX, "steps pile up uncommitted"
+        session.proven(step - 1)
+        session.applied(self.pending[-1])
+        self.world.count("step")
+        mine = result.rows[session.rank]
+        own_s = 0.02 + mine.samples * self.seconds_per_sample
+        self.telemetry.add(StepTiming(session.generation, step, mine.samples, mine.plan, 0.0, own_s, 0.0, 0.0))
+
+    def checkpoint(self) -> Steps:
+        """Rank 0 writes a file: the final one when everything is committed, others now and then."""
+        session, step, world = self.session, self.model.step, self.world
+        if session.rank != 0 or step == self.written_step or session.checkpoint is not None:
+            return
+        final = session.finished and session.committed == step
+        if not final and not (step and world.rng.random() < world.checkpoint_share):
+            return
+        name = checkpoint.file_name(session.generation, self.incarnation, step)
+        assert name not in world.files, f"{name} is written twice"
+        yield
+        world.files[name] = Snapshot(self.model, tuple(self.pending))
+        world.count("file_written")
+        world.aim(self, 0.05, "killed_after_file")
+        self.written_step = step
+        yield
+        session.checkpoint = records.Checkpoint(session.generation, step, self.model.lineage, name)
+
+    def drop_pending(self) -> None:
+        """What is committed need not be reported again."""
+        self.pending = [c for c in self.pending if c.step > self.session.committed]
+
+    # -- in and out
+
+    def gather(self, name: Any, value: Any) -> Steps:
+        """A collective: it completes only where all have entered, and may fail anywhere once somebody is out."""
+        world = self.world
+        rows = world.collectives.setdefault((self.generation, name), {})
+        assert self.incarnation not in rows, f"{self.incarnation} enters {name} of {self.generation} twice"
+        rows[self.incarnation] = value
+        world.aim(self, 0.003, "killed_in_collective")
+        yield
+        while True:
+            full, broken = len(rows) == len(self.members), self.broken()
+            if full and not (broken and world.rng.random() < 0.5):
+                if broken:
+                    world.count("completed_though_broken")
+                    world.aim(self, 0.2, "killed_after_partial_completion")
+                return rows
+            if broken:
+                if full:
+                    world.count("failed_though_complete")
+                raise Closed
+            yield
+
+    def broken(self) -> bool:
+        """Somebody is out of the generation, or this member was told that it is closed."""
+        session, left = self.session, self.world.left
+        if session.generation != self.generation or session.phase not in (Phase.MEMBER, Phase.ENDED):
+            return True
+        return any((self.generation, m) in left or m in self.world.gone for m in self.members)
+
+    def out_of_generation(self) -> None:
+        """Nobody completes a collective with this member any more that it has not entered yet."""
+        if self.generation is not None:
+            self.world.left.add((self.generation, self.incarnation))
+        self.generation, self.workers = None, []
+
+    def leave(self) -> None:
+        """Out of the generation, then ask for the next one."""
+        self.out_of_generation()
+        self.session.regroup(None if self.void else self.model.step, self.model.lineage)
+
+    def rejoin(self) -> None:
+        """This incarnation was declared lost: its model is void, and it comes back as a new one."""
+        world, old = self.world, self.session
+        world.count("rejoined")
+        world.say(self.incarnation, f"joins anew: {old.reason}")
+        world.gone.add(self.incarnation)
+        self.out_of_generation()
+        self.void = True
+        self.session = renew(old, f"{self.name}.{world.next_life(self.name)}")
+        self.telemetry = Telemetry(self.name, self.incarnation, self.name, "")
+        self.inbox.clear()
+
+    # -- the thread of the connection
+
+    def talk(self) -> None:
+        """Read some of what came, send what is due."""
+        world, rng = self.world, self.world.rng
+        for _ in range(rng.randint(0, 4)):
+            if self.inbox:
+                self.session.on_reply(self.inbox.popleft())
+        self.read_decisions(rng.randint(0, 2))
+        for request in self.session.tick(world.now_s):
+            world.wire(request)
+            if isinstance(request.body, records.Commit):
+                world.aim(self, 0.01, "killed_after_commit_was_sent")
+        batch = self.telemetry.batch(world.now_s)
+        if batch is not None:
+            world.services.report(batch)
+
+    def read_decisions(self, limit: int) -> None:
+        """Decisions in their order, repeats included."""
+        for decision in self.world.services.decisions(self.decisions_read, limit):
+            self.decisions_read += 1
+            if not self.plans.add(decision):
+                self.world.count("decision_repeated")
