@@ -43,6 +43,7 @@ class Faults:
             self.clock_jumps,
             *[self.service_crash] * 3,
             self.readmit,
+            *[self.foreign_file] * 2,
             *[self.rollback] * 2,
             self.log_tail_lost,
         ]
@@ -175,7 +176,7 @@ class Faults:
         kept = world.rng.randint(max(1, len(world.broker.log) - 20), len(world.broker.log) - 1)
         before = world.judge.fold.position
         world.loss = records.Regressed(
-            kept, before.next_offset, before.hash, "run-1", state.generation + world.rng.randint(1, 5),
+            kept, before.next_offset, before.hash, "run-1", state.generation + world.rng.randint(2, 5),
             state.next_lease + world.rng.randint(1, 5), "operator", "the disk is gone",
         )  # fmt: skip
         world.say("broker", f"loses the entries from {kept} on")
@@ -200,4 +201,14 @@ class Faults:
 
     def readmit(self) -> bool:
         self.world.operator(records.Readmit())
+        self.world.later(2_000, lambda: self.world.operator(records.Readmit()))
+        return True
+
+    def foreign_file(self) -> bool:
+        """Somebody tells of a file that was written before, perhaps on a branch that was undone."""
+        files = [(name, s.model) for name, s in self.world.files.items() if name != "init"]
+        if not files:
+            return False
+        name, model = self.world.rng.choice(files)
+        self.world.operator(records.Checkpoint(1, model.step, model.lineage, name), "ghost", "ghost.1")
         return True

@@ -54,9 +54,7 @@ class LedgerProcess:
         self.read(fold, offset + 1)
         self.cache.save(fold, None)
         assert fold.office is not None
-        if fold.office.leader_id != self.name:
-            self.world.count("outrun_by_another_standby")
-            return
+        assert fold.office.leader_id == self.name
         self.office = InOffice(fold)
         try:
             yield from self.lead(self.office)

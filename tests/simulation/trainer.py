@@ -214,7 +214,7 @@ class Worker:
         yield
         world.files[name] = Snapshot(self.model, tuple(self.pending))
         world.count("file_written")
-        world.aim(self, 0.05, "killed_after_file")
+        world.aim(self, 0.15, "killed_after_file")
         self.written_step = step
         yield
         session.checkpoint = records.Checkpoint(session.generation, step, self.model.lineage, name)
@@ -288,7 +288,7 @@ class Worker:
         for request in self.session.tick(world.now_s):
             world.wire(request)
             if isinstance(request.body, records.Commit):
-                world.aim(self, 0.01, "killed_after_commit_was_sent")
+                world.aim(self, 0.02, "killed_after_commit_was_sent")
         batch = self.telemetry.batch(world.now_s)
         if batch is not None:
             world.services.report(batch)

@@ -47,7 +47,7 @@ class World:
         self.spec = records.JobSpec(
             "sim", rng.randint(100, 250) if many else rng.randint(4, 40), bytes(16), "sequential",
             1 if many else rng.randint(1, 3), seed, rng.randint(1, 5), rng.randint(4, 8), rng.randint(1, 4),
-            rng.choice((2, 3, 99)), "allreduce",
+            rng.choice((1, 2, 99)), "allreduce",
         )  # fmt: skip
         patience_ms = int(rng.choice((1_500, 5_000)) * 1_000 * self.tick_s)
         self.broker = MemoryBroker(self.spec, patience_ms, digest_every=rng.choice((1, 3, 10)))

@@ -309,6 +309,10 @@ class Session:
             self.phase, self.reason = Phase.FAILED, reply.reason
 
     def _granted(self, grant: records.Grant) -> None:
+        if self.generation and (self.phase is not Phase.REGROUPING or grant.generation != self.generation + 1):
+            # Of one that has asked it is the next one: the log has lost its tail, and our model may be of that.
+            self.phase, self.reason = Phase.LOST, "granted what it did not ask for"
+            return
         ranks = [i for i, m in enumerate(grant.members) if m.incarnation == self.incarnation]
         if not ranks:
             self.phase, self.reason = Phase.LOST, "left out of a grant"
