@@ -44,15 +44,16 @@ class Services:
         self.drivers = [MemoryDriver(service, JOB, self.topics) for service in (eager_monitor(), controller.service())]
         self._decoded: list[records.Decision] = []
 
-    def report(self, batch: records.StepBatch) -> None:
-        """Telemetry on its way: it may be lost, or come twice."""
+    def report(self, batch: records.StepBatch) -> bool:
+        """Telemetry on its way: it may come twice, or be lost, which False says."""
         luck = self.world.rng.random()
         if luck < 0.03:
             self.world.count("telemetry_lost")
-            return
+            return False
         self.topics.now_ms = self.world.broker.now_ms
         for _ in range(2 if luck > 0.97 else 1):
             self.topics.append(STEPS.name(JOB), codec.encode(batch))
+        return True
 
     def decisions(self, start: int, limit: int) -> list[records.Decision]:
         """Decisions from a position on, as they are in the topic."""

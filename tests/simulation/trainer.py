@@ -17,6 +17,7 @@ from antdt.plans import Plans
 from antdt.session import Composition, Phase, Session, SessionOptions, Where
 from antdt.telemetry import StepTiming, Telemetry
 from antdt_schemas import records
+from antdt_schemas.limits import CHECKPOINTS_KEPT, INIT_FILE
 
 from tests.simulation.model import Model, Snapshot
 
@@ -50,7 +51,7 @@ class Worker:
         self.members: tuple[str, ...] = ()
         self.workers: list[str] = []
         self.round, self.decisions_read = 0, 0
-        self.alive, self.ended, self.draining = True, False, False
+        self.alive, self.ended, self.draining, self.departed = True, False, False, False
         self.asleep_until, self.weight = 0, world.rng.random()
         self.seconds_per_sample = world.rng.choice((0.01, 0.01, 0.01, 0.05))
         self.written_step, self.previous_total = -1, 1
@@ -66,25 +67,24 @@ class Worker:
     def life(self) -> Steps:
         """Train until the end; each yield is a moment at which anything may happen."""
         while not self.ended:
-            if self.draining and self.generation is None:
+            if self.departed or (self.draining and self.generation is None):
+                self.out_of_generation()
                 return
             try:
                 yield from self.enter()
-                if not self.ended:
+                if not self.ended and self.generation is not None:
                     yield from self.one_round()
-                    if self.draining:
-                        self.out_of_generation()
-                        return
             except Closed:
                 self.leave()
             yield
 
     def enter(self) -> Steps:
         """Be a member of a generation that stands, or be at the end."""
-        while self.generation is None and not self.ended:
+        while self.generation is None and not self.ended and not self.draining:
             phase = self.session.phase
             assert phase is not Phase.FAILED, f"{self.incarnation} was refused: {self.session.reason}"
             if phase is Phase.ENDED:
+                self.load(self.world.files[self.session.file])
                 self.ended = True
             elif phase is Phase.LOST:
                 self.rejoin()
@@ -119,7 +119,7 @@ class Worker:
     def restore(self, file: str) -> Steps:
         """Rank 0 loads the file. The model before the first step is kept as one when it is first used."""
         files = self.world.files
-        if file == "init" and file not in files:
+        if file == INIT_FILE and file not in files:
             if self.model.step or self.void:
                 raise Died("the model before the first step is gone")
             files[file] = Snapshot(self.model, ())
@@ -149,9 +149,12 @@ class Worker:
         """Take, announce, reduce, apply, report."""
         session, world = self.session, self.world
         shares = self.plans.shares(self.model.plan, self.workers)
-        yield from self.await_samples()
-        session.batch_size = shares[session.rank].batch_size
-        ranges = tuple(Range(*r) for r in session.take(session.batch_size, RANGES_MAX))
+        batch_size = shares[session.rank].batch_size
+        leaving, ranges = self.draining, tuple[Range, ...]()
+        if not leaving:
+            yield from self.await_samples()
+            session.batch_size = batch_size
+            ranges = tuple(Range(*r) for r in session.take(batch_size, RANGES_MAX))
         assert not self.void, "a member without a valid state takes part"
         row = Row(
             samples=sum(r.length for r in ranges),
@@ -162,6 +165,8 @@ class Worker:
             ended=session.phase is Phase.ENDED,
             reference=sum(s.batch_size for s in shares),
             ranges=ranges,
+            leaving=leaving,
+            checkpoint=session.rank == 0 and world.rng.random() < world.checkpoint_share,
         )
         rows = yield from self.gather(("round", self.round), row)
         result = Round.of([rows[m] for m in self.members])
@@ -175,7 +180,7 @@ class Worker:
             session.proven(self.model.step)
         self.ended = self.ended or result.ended
         self.drop_pending()
-        yield from self.checkpoint()
+        yield from self.checkpoint(result)
 
     def await_samples(self) -> Steps:
         """Wait a little where nothing is held."""
@@ -196,19 +201,35 @@ class Worker:
         assert len(self.pending) < PENDING_MAX, "steps pile up uncommitted"
         session.proven(step - 1)
         session.applied(self.pending[-1])
+        session.observe(result.total)
         self.world.count("step")
         mine = result.rows[session.rank]
         own_s = 0.02 + mine.samples * self.seconds_per_sample
         self.telemetry.add(StepTiming(session.generation, step, mine.samples, mine.plan, 0.0, own_s, 0.0, 0.0))
 
-    def checkpoint(self) -> Steps:
-        """Rank 0 writes a file: the final one when everything is committed, others now and then."""
+    def checkpoint(self, result: Round) -> Steps:
+        """Files where the rows ask for them, when somebody leaves on purpose, and the final one."""
         session, step, world = self.session, self.model.step, self.world
-        if session.rank != 0 or step == self.written_step or session.checkpoint is not None:
-            return
+        leaving = any(row.leaving for row in result.rows)
+        asked = leaving or (result.total > 0 and any(row.checkpoint for row in result.rows))
+        if asked:  # everybody's random state goes into the file: this, too, proves that all have applied the step
+            yield from self.gather(("random", self.round), None)
+            session.proven(step)
         final = session.finished and session.committed == step
-        if not final and not (step and world.rng.random() < world.checkpoint_share):
-            return
+        if session.rank == 0 and (asked or final) and step not in (self.written_step, 0):
+            if session.checkpoint is None or leaving:
+                yield from self.write(step)
+        if result.rows[session.rank].leaving:
+            session.leaving = True
+            for _ in range(world.rng.randint(1, 100)):  # a bounded wait for the commit of this step
+                if session.committed >= step and session.checkpoint is None:
+                    break
+                yield
+            self.departed = True
+
+    def write(self, step: int) -> Steps:
+        """The file first, then its event; what the ledger keeps no longer is removed."""
+        session, world = self.session, self.world
         name = checkpoint.file_name(session.generation, self.incarnation, step)
         assert name not in world.files, f"{name} is written twice"
         yield
@@ -217,7 +238,13 @@ class Worker:
         world.aim(self, 0.15, "killed_after_file")
         self.written_step = step
         yield
-        session.checkpoint = records.Checkpoint(session.generation, step, self.model.lineage, name)
+        session.wrote(records.Checkpoint(session.generation, step, self.model.lineage, name))
+        kept = session.kept_steps
+        if world.prunes and len(kept) == CHECKPOINTS_KEPT:
+            old = [n for n, s in world.files.items() if n != INIT_FILE and s.model.step < min(kept)]
+            for name in old:
+                del world.files[name]
+                world.count("file_removed")
 
     def drop_pending(self) -> None:
         """What is committed need not be reported again."""
@@ -291,7 +318,9 @@ class Worker:
                 world.aim(self, 0.02, "killed_after_commit_was_sent")
         batch = self.telemetry.batch(world.now_s)
         if batch is not None:
-            world.services.report(batch)
+            self.telemetry.sent(world.now_s)
+            arrived = world.services.report(batch)
+            self.telemetry.acknowledged(len(batch.step), world.now_s, arrived=arrived)
 
     def read_decisions(self, limit: int) -> None:
         """Decisions in their order, repeats included."""

@@ -41,7 +41,8 @@ class World:
         self.tick, self.now_s, self.clock_offset_ms = 0, 1.0, HOUR_0_MS
         self.tick_s = rng.choice((0.003, 0.01, 0.02))
         self.inline = rng.random() < 0.5
-        self.checkpoint_share = rng.choice((0.01, 0.05, 0.15))
+        self.checkpoint_share = rng.choice((0.02, 0.1, 0.4))
+        self.prunes = rng.random() < 0.5
         self.favours = rng.random() < 0.5
         many = rng.random() < 0.25
         self.spec = records.JobSpec(
