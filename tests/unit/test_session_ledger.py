@@ -71,6 +71,7 @@ def test_a_model_that_was_rolled_back_is_not_claimed_before_it_was_restored() ->
     assert first.grant is not None
     rolled_back = replace(first.grant, generation=2, source=None, restore_file="step-3.pt", committed=3)
     for session in desk.sessions:
+        session.regroup(7, b"x" * 16)
         session.on_reply(
             records.Reply(session.worker, session.incarnation, -1, records.Status.OK, "", 2, 3, False, (), rolled_back)
         )
