@@ -33,6 +33,8 @@ def logs() -> list[Log]:
     for seed in range(1_000):
         log = simulated(seed)
         found = kinds(log)
+        if "Regressed" in found:
+            continue  # an accepted loss excuses who names what is gone, up to the entry that says so
         if found - seen or (entries < ENTRIES and len(log) > 60):
             out.append(log)
             seen |= found
