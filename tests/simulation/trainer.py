@@ -201,7 +201,7 @@ class Worker:
         assert len(self.pending) < PENDING_MAX, "steps pile up uncommitted"
         session.proven(step - 1)
         session.applied(self.pending[-1])
-        session.observe(result.total)
+        session.observe(result.total, result.rows[0].reference)
         self.world.count("step")
         mine = result.rows[session.rank]
         own_s = 0.02 + mine.samples * self.seconds_per_sample
