@@ -50,11 +50,15 @@ def chaos(
     folder = data_dir or Path(tempfile.mkdtemp(prefix="antdt-chaos-"))
     verdicts: list[Verdict] = []
     running = Chaos(folder, chosen, stopping)
-    for seed in range(first_seed, first_seed + seeds):
-        note(f"seed {seed}: " + "; ".join(map(str, schedule(seed, chosen.schedule))))
-        verdict = running.run(seed)
-        verdicts.append(verdict)
-        _tell(verdict, workers, profile)
+    try:
+        for seed in range(first_seed, first_seed + seeds):
+            note(f"seed {seed}: " + "; ".join(map(str, schedule(seed, chosen.schedule))))
+            verdict = running.run(seed)
+            verdicts.append(verdict)
+            _tell(verdict, workers, profile)
+    finally:
+        if data_dir is None and all(v.passed for v in verdicts):
+            shutil.rmtree(folder, ignore_errors=True)
     found = counts(verdicts, chosen.schedule.kinds)
     passed = sum(v.passed for v in verdicts)
     click.echo(f"{passed} of {len(verdicts)} exactly once, {sum(found.values())} faults carried out:")
@@ -68,8 +72,6 @@ def chaos(
             "not_available": missing,
         }
         json_file.write_text(json.dumps(document, indent=1), encoding="utf-8")
-    if passed == len(verdicts) and data_dir is None:
-        shutil.rmtree(folder, ignore_errors=True)
     sys.exit(0 if passed == len(verdicts) else 1)
 
 
