@@ -1,0 +1,445 @@
+"""The rules of the exactly-once protocol, each with a piece of our code that keeps it, and what notices its absence.
+
+The numbers are those of `tests/README.md`. Rules 15 to 19 are the parameter server's, which does not exist yet.
+"""
+
+from __future__ import annotations
+
+from antdt import checkpoint
+from antdt.allreduce.composition import Round
+from antdt.allreduce.strategy import AllReduce
+from antdt.plans import Plans
+from antdt.session import Session
+from antdt_streams.ledger.core import decide, leader
+from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.core.leader import InOffice
+from antdt_streams.ledger.core.state import State
+from antdt_streams.runtime.runner import Runner
+
+from tests.mutations import stories
+from tests.mutations.mutate import Edit, Mutation
+from tests.mutations.worlds import worlds
+from tests.simulation.ledgers import LedgerProcess
+from tests.simulation.trainer import Worker
+from tests.unit import test_allreduce_composition, test_allreduce_steps, test_ledger
+
+GIVE_BACK_AT_ONCE = """
+    for number in sorted(state.held.get(incarnation, ())):
+        lease = state.leases[number]
+        turn.emit(records.Returned(number, lease.epoch, lease.front, lease.end - lease.front, True, False))
+    if state.open and incarnation in state.members:
+"""
+QUARANTINE_AT_ONCE = """
+    for number in sorted(state.held.get(incarnation, ())):
+        lease = state.leases[number]
+        attempts = state.epoch(lease.epoch).attempts.get(lease.front // state.spec.shard_size, 0)
+        if attempts + 1 >= state.spec.max_attempts:
+            turn.emit(records.Returned(number, lease.epoch, lease.front, lease.end - lease.front, True, True))
+    if state.open and incarnation in state.members:
+"""
+IN_MEMBERS = "\n    if state.open and incarnation in state.members:\n"
+
+MUTATIONS = (
+    # -- 1: one ledger leads, its entry is the truth, and it replies on what it has read back
+    Mutation(
+        "1",
+        "entries of a former leader count",
+        (Edit(Fold.read, "!= (self.office.offset, self.office.hash)", "== (-1, b'')"),),
+        test_ledger.test_a_zombies_entry_is_void_and_it_notices,
+    ),
+    Mutation(
+        "1",
+        "replies before the entry is read back",
+        (
+            Edit(
+                LedgerProcess.lead,
+                "            payload, _ = office.propose(incoming, facts)\n",
+                "            payload, _ = office.propose(incoming, facts)\n"
+                "            for answer in office.pending.answers:\n"
+                "                world.post(office.reply(answer))\n",
+            ),
+        ),
+        worlds(60),
+    ),
+    Mutation(
+        "1",
+        "the cache is written ahead of the log",
+        (
+            Edit(
+                LedgerProcess.lead,
+                "            yield\n            end = world.append",
+                "            self.cache.save(office.fold, None)\n            yield\n            end = world.append",
+            ),
+        ),
+        worlds(60),
+    ),
+    Mutation(
+        "1",
+        "a refusal leaves no trace",
+        (Edit(decide.refuse, "turn.emit(records.Refused", "(records.Refused"),),
+        test_ledger.test_requests_without_the_secret_are_refused,
+    ),
+    Mutation(
+        "1",
+        "an input position that is not in the entry",
+        (Edit(InOffice.propose, "requests_next=requests_next", "requests_next=state.requests_next"),),
+        stories.every_request_is_consumed_once,
+    ),
+    # -- 2: requests may arrive again; an answer is the whole list of leases
+    Mutation(
+        "2",
+        "only new leases are told",
+        (
+            Edit(
+                leader._leases,
+                "if lease.generation == state.generation:",
+                "if lease.generation == state.generation and number not in state.held.setdefault('', {}):\n"
+                "            state.held[''][number] = None",
+            ),
+        ),
+        stories.an_answer_that_was_lost_is_told_again,
+    ),
+    Mutation(
+        "2",
+        "a lease that was taken from is taken again",
+        (Edit(Session._merge, "if number <= self._newest_lease:", "if False:"),),
+        worlds(150),
+    ),
+    Mutation(
+        "2",
+        "news counts as the answer to what was never asked",
+        (
+            Edit(Session._acknowledge, "if reply.number < 0:", "if False:"),
+            Edit(Session._acknowledge, "self._files.get(reply.number) == file.file", "reply.number < 0"),
+        ),
+        stories.a_late_answer_to_an_older_file_is_none_to_the_next,
+    ),
+    # -- 3: generations come from the ledger
+    Mutation(
+        "3",
+        "a grant does not wait for those that have not asked",
+        (Edit(decide._grant, 'state.incarnations[m].status == "member" for m in state.members', "False for m in ()"),),
+        stories.nobody_is_granted_before_everybody_has_asked,
+    ),
+    Mutation(
+        "3",
+        "claims while a collective may still complete",
+        (
+            Edit(
+                Worker.talk,
+                "        self.read_decisions",
+                "        self.session.regroup(None if self.void else self.model.step, self.model.lineage) "
+                "if self.session.phase == 'closed' else None\n        self.read_decisions",
+            ),
+            Edit(
+                Worker.broken,
+                "session.phase not in (Phase.MEMBER, Phase.ENDED)",
+                "session.phase not in (Phase.MEMBER, Phase.ENDED, Phase.REGROUPING)",
+            ),
+        ),
+        worlds(400),
+    ),
+    Mutation(
+        "3",
+        "collectives of two generations meet",
+        (Edit(Worker.gather, "(self.generation, name), {}", "(0, name), {}"),),
+        worlds(30),
+    ),
+    # -- 4: fences
+    Mutation(
+        "4",
+        "a lost incarnation is heard",
+        (Edit(decide._member, "if who.gone:", "if False:"),),
+        test_ledger.test_a_lost_incarnation_is_refused_everything,
+    ),
+    Mutation(
+        "4",
+        "a generation that is closed is heard",
+        (Edit(decide._open_member, "generation != state.generation or not state.open or", ""),),
+        stories.a_closed_generation_commits_nothing,
+    ),
+    Mutation(
+        "4",
+        "any member commits",
+        (Edit(decide._commit, "if request.incarnation != state.members[0]:", "if False:"),),
+        test_ledger.test_only_the_first_member_commits,
+    ),
+    # -- 5: void states
+    Mutation(
+        "5",
+        "who was declared lost keeps its model",
+        (Edit(Worker.rejoin, "        self.void = True\n", ""),),
+        worlds(400),
+    ),
+    Mutation(
+        "5",
+        "a state is valid while it is overwritten",
+        (Edit(AllReduce.restore, "        self.void = True\n", ""),),
+        test_allreduce_steps.test_a_state_that_does_not_fit_leaves_a_void_one_that_is_never_a_source,
+    ),
+    Mutation(
+        "5",
+        "a grant that was not asked for is taken",
+        (Edit(Session._granted, "if self.generation and (", "if False and ("),),
+        stories.a_grant_that_was_not_asked_for_is_of_another_history,
+    ),
+    Mutation(
+        "5",
+        "a zombie is heard, with the model it has",
+        (Edit(decide._member, "if who.gone:", "if False:"),),
+        stories.a_zombie_that_is_furthest_is_no_source,
+    ),
+    Mutation(
+        "5",
+        "a model that was rolled back is claimed",
+        (Edit(Session._granted, "self._void or grant.restore_file is not None", "False"),),
+        stories.who_was_granted_a_file_claims_nothing_until_it_has_it,
+    ),
+    Mutation(
+        "5",
+        "the claims of those that a roll-back found waiting stand",
+        (Edit(State._void_models, "who.claim = None", "pass"),),
+        stories.a_rollback_voids_the_claims_that_were_made,
+    ),
+    # -- 6: the source
+    Mutation(
+        "6",
+        "whoever comes is the source",
+        (Edit(decide._grant, "and i.claim >= state.committed", ""),),
+        stories.a_source_holds_all_that_is_committed,
+    ),
+    Mutation(
+        "6",
+        "a grant from a file undoes nothing in the log",
+        (Edit(decide._grant, "if state.committed > newest.step:", "if False:"),),
+        test_ledger.test_nobody_holds_what_is_committed_so_the_ledger_rolls_back,
+    ),
+    # -- 7: commits
+    Mutation(
+        "7",
+        "a step is committed again",
+        (Edit(decide._commit, "range(max(body.first_step, state.committed + 1), ", "range(body.first_step, "),),
+        test_ledger.test_a_step_that_is_committed_is_not_committed_again,
+    ),
+    Mutation(
+        "7",
+        "steps may be left out",
+        (Edit(decide._commit, "if body.first_step > state.committed + 1:", "if False:"),),
+        test_ledger.test_a_gap_and_a_wrong_lineage_are_refused,
+    ),
+    Mutation(
+        "7",
+        "any lease, any token",
+        (Edit(decide._validated, "if lease is None or lease.token != token:", "if lease is None:"),),
+        test_ledger.test_a_commit_with_another_token_is_refused_and_recorded,
+    ),
+    Mutation(
+        "7",
+        "a new generation forgets what its model carries",
+        (Edit(Session.begin, "deque(c for c in pending if c.step > self.committed)", "deque()"),),
+        worlds(100),
+    ),
+    # -- 8: settlement
+    Mutation(
+        "8",
+        "leases of the lost return at once",
+        (Edit(decide.lose, IN_MEMBERS, GIVE_BACK_AT_ONCE),),
+        test_ledger.test_leases_of_the_lost_wait_for_the_first_commit_of_the_next_generation,
+    ),
+    Mutation(
+        "8",
+        "leases of the lost never return",
+        (Edit(decide._commit, "if not state.settled and", "if False and"),),
+        test_ledger.test_leases_of_the_lost_wait_for_the_first_commit_of_the_next_generation,
+    ),
+    Mutation(
+        "8",
+        "settled by the first commit of several",
+        (Edit(decide._commit, " and _has_reported_what_it_began_with(state)", ""),),
+        test_ledger.test_leases_stay_in_limbo_until_every_step_of_the_source_is_committed,
+    ),
+    Mutation(
+        "8",
+        "held leases are kept over a regroup",
+        (Edit(Session._drop_leases, "self.held.clear()", "return"),),
+        worlds(60),
+    ),
+    Mutation(
+        "8",
+        "quarantined when the loss is noticed",
+        (Edit(decide.lose, IN_MEMBERS, QUARANTINE_AT_ONCE),),
+        stories.a_shard_in_the_model_is_never_quarantined,
+    ),
+    Mutation(
+        "8",
+        "who leaves on purpose counts as lost",
+        (Edit(decide._settle, '.status == "lost"', '.status != ""'),),
+        stories.who_leaves_costs_no_attempt,
+    ),
+    # -- 9: lineage
+    Mutation(
+        "9",
+        "a file of any branch is a checkpoint",
+        (
+            Edit(decide._checkpoint, "if state.lineage_at(body.step) != body.lineage:", "if False:"),
+            Edit(State._checkpointed, "assert self.lineage_at(e.step) == e.lineage, e", "pass"),
+        ),
+        test_ledger.test_a_checkpoint_of_another_branch_is_refused,
+    ),
+    Mutation(
+        "9",
+        "a commit need not lead to the model's lineage",
+        (Edit(decide._validated, "and body.lineage != at:", "and False:"),),
+        test_ledger.test_a_gap_and_a_wrong_lineage_are_refused,
+    ),
+    # -- 10: files
+    Mutation(
+        "10",
+        "the event goes before the file",
+        (
+            Edit(
+                Worker.write,
+                "        yield\n        world.files[name]",
+                "        session.wrote(records.Checkpoint(session.generation, step, self.model.lineage, name))\n"
+                "        for _ in range(200):\n            yield\n        world.files[name]",
+            ),
+        ),
+        worlds(60),
+    ),
+    Mutation(
+        "10",
+        "file names repeat over branches",
+        (Edit(checkpoint.file_name, "-g{generation}-{incarnation}", ""),),
+        worlds(60),
+    ),
+    Mutation(
+        "10",
+        "the event is sent once",
+        (Edit(Session._tick_file, "if file is not None and", "if file is not None and not self._file.tries and"),),
+        stories.an_event_of_a_file_that_was_lost_is_sent_again,
+    ),
+    Mutation(
+        "10",
+        "an answer to any file is one to the last",
+        (Edit(Session._acknowledge, "self._files.get(reply.number) == file.file", "reply.number in self._files"),),
+        stories.a_late_answer_to_an_older_file_is_none_to_the_next,
+    ),
+    Mutation(
+        "10",
+        "a refused file is pending for ever",
+        (
+            Edit(
+                Session._acknowledge,
+                "reply.status is not Status.CLOSED:",
+                "reply.status is Status.OK:",
+            ),
+        ),
+        stories.a_refused_file_makes_room_for_the_next,
+    ),
+    # -- 11: the end
+    Mutation(
+        "11",
+        "done without a durable file",
+        (
+            Edit(
+                decide.decide,
+                "if state.finished and state.checkpoints[-1].step == state.committed:",
+                "if state.finished:",
+            ),
+        ),
+        test_ledger.test_end_only_when_a_durable_file_holds_everything,
+    ),
+    Mutation(
+        "11",
+        "the end is looked for only when a file comes",
+        (
+            Edit(
+                decide.decide, "if state.finished and", "if isinstance(body, records.Checkpoint) and state.finished and"
+            ),
+        ),
+        stories.the_end_is_noticed_whatever_brings_it,
+    ),
+    # -- 12: release
+    Mutation(
+        "12",
+        "a release names no token",
+        (Edit(decide._release, " or lease.token != body.token", ""),),
+        test_ledger.test_release_returns_a_lease_that_was_never_taken_from,
+    ),
+    Mutation(
+        "12",
+        "a lease that was taken from is released",
+        (Edit(decide._release, "if lease.front != lease.start:", "if False:"),),
+        stories.a_lease_that_was_taken_from_is_not_released,
+    ),
+    # -- 13: rounds
+    Mutation(
+        "13",
+        "a step is reported before all are known to have applied it",
+        (Edit(Session._tick_commit, "if c.step <= pending.provable", ""),),
+        worlds(100),
+    ),
+    Mutation(
+        "13",
+        "a round without samples is a step",
+        (Edit(AllReduce.step, "if round_.total == 0:", "if False:"),),
+        lambda: test_allreduce_steps.test_a_round_without_samples_changes_nothing(1, "inline"),
+    ),
+    Mutation(
+        "13",
+        "replicas that differ go on",
+        (Edit(Round.of, "if _identity(row) != first:", "if False:"),),
+        lambda: test_allreduce_composition.test_replicas_that_differ_are_named({"lineage": b"x" * 16}),
+    ),
+    # -- 14: plans
+    Mutation(
+        "14",
+        "the plan in the model is taken back",
+        (
+            Edit(
+                Round.of, "max(rows[0].plan, min(row.plan_seen for row in rows))", "min(row.plan_seen for row in rows)"
+            ),
+        ),
+        test_allreduce_composition.test_plan_in_the_model_is_never_taken_back,
+    ),
+    Mutation(
+        "14",
+        "a plan counts before everybody has seen it",
+        (Edit(Round.of, "min(row.plan_seen for row in rows)", "max(row.plan_seen for row in rows)"),),
+        test_allreduce_composition.test_plan_takes_effect_when_everybody_has_seen_it,
+    ),
+    Mutation(
+        "14",
+        "the plan does not travel with the model",
+        (
+            Edit(
+                Worker.load,
+                "        self.model, self.pending",
+                "        from copy import copy\n        plan = self.model.plan\n"
+                "        snapshot = snapshot._replace(model=copy(snapshot.model))\n"
+                "        snapshot.model.plan = plan\n        self.model, self.pending",
+            ),
+        ),
+        worlds(100),
+    ),
+    # -- services: exactly once over crashes
+    Mutation(
+        "services",
+        "the state is stored before its outputs are written",
+        (
+            Edit(Runner._commit, "        if outbox:\n            self.sink.flush()\n", ""),
+            Edit(
+                Runner._commit,
+                "        self.store.write(changes)\n",
+                "        self.store.write(changes)\n        self.sink.flush()\n",
+            ),
+        ),
+        worlds(100),
+    ),
+    Mutation(
+        "services",
+        "a repeated decision is taken again",
+        (Edit(Plans.add, "if mark <= self._marks.get(cause.partition, (-1, -1)):", "if False:"),),
+        stories.a_decision_counts_once,
+    ),
+)
