@@ -176,10 +176,12 @@ class Faults:
         world.stores.clear()
         kept = world.rng.randint(max(1, len(world.broker.log) - 20), len(world.broker.log) - 1)
         before = world.judge.fold.position
+        # Beyond all that was ever given away, also where a loss before this one is not yet accepted.
+        generation = max(state.generation, world.loss.generation if world.loss else 0) + world.rng.randint(2, 5)
+        lease = max(state.next_lease, world.loss.next_lease if world.loss else 0) + world.rng.randint(1, 5)
         world.loss = records.Regressed(
-            kept, before.next_offset, before.hash, "run-1", state.generation + world.rng.randint(2, 5),
-            state.next_lease + world.rng.randint(1, 5), "operator", "the disk is gone",
-        )  # fmt: skip
+            kept, before.next_offset, before.hash, "run-1", generation, lease, "operator", "the disk is gone"
+        )
         world.say("broker", f"loses the entries from {kept} on")
         del world.broker.log[kept:]
         world.judge.restart()

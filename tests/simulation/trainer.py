@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 Steps = Generator[None, None, Any]
-OPTIONS = SessionOptions(prefetch_steps=2, prefetch_s=0.0)
 PENDING_MAX = 64
 
 
@@ -42,7 +41,8 @@ class Worker:
 
     def __init__(self, world: World, name: str, life: int) -> None:
         self.world, self.name = world, name
-        self.session = Session(name, f"{name}.{life}", world.spec, Where("h", 1, name, "", life), OPTIONS)
+        options = SessionOptions(prefetch_steps=2, prefetch_s=0.0, commit_steps_max=world.commit_steps_max)
+        self.session = Session(name, f"{name}.{life}", world.spec, Where("h", 1, name, "", life), options)
         self.plans = Plans(world.spec.batch_size)
         self.telemetry = Telemetry(name, self.incarnation, name, "")
         self.model, self.pending, self.void = Model(self.incarnation), list[Composition](), False

@@ -42,6 +42,7 @@ class World:
         self.tick_s = rng.choice((0.003, 0.01, 0.02))
         self.inline = rng.random() < 0.5
         self.checkpoint_share = rng.choice((0.02, 0.1, 0.4))
+        self.commit_steps_max = rng.choice((1, 3, 64))
         self.prunes = rng.random() < 0.5
         self.favours = rng.random() < 0.5
         many = rng.random() < 0.25

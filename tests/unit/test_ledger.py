@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -531,3 +532,19 @@ def test_what_the_leader_of_a_former_topic_writes_into_a_new_one_is_void() -> No
     assert fold.void_entries == 1
     assert fold.state is not None
     assert fold.state.sequence == 0
+
+
+def test_leases_given_back_in_any_order_leave_no_fragments_behind() -> None:
+    """Shards of one sample: what came back is merged again, the state is as large as what is out."""
+    bench = Bench(replace(SPEC, samples=10**9, shard_size=1, batch_size=1000))
+    bench.join("w0.0", "w1.0")
+    rng = random.Random(1)
+    for _ in range(20):
+        held = bench.lease("w0.0", 256 * 4)
+        leases = [held[i : i + 2] for i in range(0, len(held), 5)]
+        rng.shuffle(leases)
+        bench.ledger.run(bench.request("w0.0", records.Release(1, *lease)) for lease in leases)
+        bench.state.check()
+    epoch = bench.state.epoch(0)
+    assert len(leases) > 1 and not bench.state.leases
+    assert list(epoch.returned) == [(0, epoch.cursor)]
