@@ -169,7 +169,7 @@ MUTATIONS = (
         "5",
         "who was declared lost keeps its model",
         (Edit(Worker.rejoin, "        self.void = True\n", ""),),
-        worlds(400),
+        worlds(100, first=460),
     ),
     Mutation(
         "5",
