@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def antdt(line: str) -> list[str]:
 def test_every_block_is_known_here() -> None:
     """A block that is added must be run by a test of this module, or be a picture."""
     assert [len(fenced(f, "python")) for f in ("README.md", "ARCHITECTURE.md")] == [1, 0]
-    assert [len(commands(f)) for f in ("README.md", "ARCHITECTURE.md")] == [2, 0]
+    assert [len(commands(f)) for f in ("README.md", "ARCHITECTURE.md")] == [4, 0]
     languages = {
         x for f in ("README.md", "ARCHITECTURE.md") for x in re.findall(r"^```(\w+)", (HERE / f).read_text(), re.M)
     }
@@ -66,11 +67,21 @@ def test_every_block_is_known_here() -> None:
 
 
 def test_make_knows_what_the_readme_asks_of_it() -> None:
-    (block,) = [b for b in commands("README.md") if b[0].startswith("make")]
-    assert block == ["make demo", "make test"]
-    for line in block:
+    lines = [line for block in commands("README.md") if block[0].startswith("make") for line in block]
+    means = {"make demo": "antdt demo", "make test": "-m pytest", "make chaos SEEDS=20": "antdt chaos --seeds 20"}
+    assert lines == list(means)
+    for line in lines:
         plan = subprocess.run([*line.split(), "-n"], cwd=HERE, capture_output=True, text=True, check=True).stdout
-        assert {"make demo": "antdt demo", "make test": "-m pytest"}[line] in plan
+        assert means[line] in plan
+
+
+def test_what_an_operator_is_told_to_type_is_understood() -> None:
+    """Commands that act upon a running job have tests of their own; here, that their options are called like that."""
+    (block,) = [b for b in commands("README.md") if b[0].startswith("antdt rollback")]
+    for line in block:
+        _, command, _, *options = shlex.split(line)
+        told = subprocess.run(antdt(f"antdt {command} --help"), capture_output=True, text=True, check=True).stdout
+        assert not [word for word in options if word.startswith("--") and word not in told], line
 
 
 @contextmanager
@@ -97,6 +108,7 @@ def up(line: str, folder: Path, environ: dict[str, str]) -> Iterator[None]:
 @pytest.mark.kafka
 def test_the_commands_of_the_readme_with_its_loop(connection: Connection, tmp_path: Path) -> None:
     (block,) = [b for b in commands("README.md") if b[0].startswith("antdt up")]
+    said: dict[str, str] = {}
     (tmp_path / "train.py").write_text(BEFORE_THE_LOOP + fenced("README.md", "python")[0])
     place = Place(connection, True, tmp_path / "antdt-data", None)
     environ = {**os.environ, **environment_of(connection, place)}
@@ -106,7 +118,8 @@ def test_the_commands_of_the_readme_with_its_loop(connection: Connection, tmp_pa
                 antdt(line), cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=WITHIN_S, check=False
             )
             assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
-    assert "EXACTLY ONCE" in done.stdout
+            said[line.split()[1]] = done.stdout
+    assert "EXACTLY ONCE" in said["audit"]
 
 
 @pytest.mark.kafka
