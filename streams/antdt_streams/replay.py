@@ -96,6 +96,8 @@ def walk(
                 break
             reading = offset
             verdict = fold.read(offset, payload)
+            if fold.state is not None:
+                fold.state.dirty.clear()  # nobody stores rows here: their names would grow with the log
             if each is not None:
                 each(offset, verdict)
             if offset in due:

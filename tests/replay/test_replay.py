@@ -99,6 +99,13 @@ def run_world(seed: int) -> World:
     return world
 
 
+def test_memory_does_not_grow_with_the_log() -> None:
+    """What a replay keeps is the state, and that is bounded: no list of rows that nobody will store."""
+    replayed = replay(enumerate(simulated(3)))
+    assert replayed.fold.state is not None and not replayed.fold.state.dirty
+    assert len(replayed.fold.recent) < 5
+
+
 # -- the command, without a broker
 
 
