@@ -52,7 +52,7 @@ class Writer:
 
     def __init__(self, total: int, steps: int) -> None:
         options = LedgerOptions()
-        self.total, self.steps, self.every = total, steps, options.snapshot_every
+        self.total, self.steps, self.every = total, steps, behind_most(steps)
         samples = (total * steps + 2 * STEPS_A_LEASE) * BATCH * len(WORKERS)
         spec = records.JobSpec("big", samples, bytes(16), "sequential", 1, 0, BATCH, 4 * BATCH, 4, 3, "allreduce")
         self.genesis = records.Genesis(
@@ -145,10 +145,16 @@ def verify(folder: Path) -> dict[str, Any]:
     }
 
 
-def start(folder: Path, total: int) -> dict[str, Any]:
+def behind_most(steps: int) -> int:
+    """Entries that may lie behind the newest snapshot: an entry has about an event a step, and leases."""
+    options = LedgerOptions()
+    return min(options.snapshot_every, options.snapshot_events // steps)
+
+
+def start(folder: Path, total: int, steps: int) -> dict[str, Any]:
     """From the snapshot to office. The entries behind it are in memory, as a fetch from a broker brings them."""
     packed = (folder / "snapshot").read_bytes()
-    behind = LedgerOptions().snapshot_every
+    behind = behind_most(steps)
     with open_file(folder / "log.avro") as log:
         tail = list(islice(log, total - behind, None))
     wall, cpu = time.perf_counter(), time.process_time()
@@ -212,7 +218,7 @@ def main() -> None:
     sizes = [int(n) for n in options.entries.split(",")]
     if options.only:
         made = generate(options.folder, sizes[0], options.steps) if options.only == "generate" else None
-        started = start(options.folder, sizes[0]) if options.only == "start" else None
+        started = start(options.folder, sizes[0], options.steps) if options.only == "start" else None
         print(json.dumps(made or started or verify(options.folder)))
         return
     results: list[dict[str, Any]] = []

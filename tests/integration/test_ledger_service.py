@@ -375,3 +375,11 @@ def test_partitions_that_somebody_adds_stop_the_ledger(connection: Connection, j
         led.error = None
     with pytest.raises(Mismatch, match=f"partitions of {name}"):
         Ledger(connection, job, tmp_path)
+
+
+def test_a_snapshot_is_due_after_many_events_as_well(connection: Connection, job: str, tmp_path: Path) -> None:
+    topics_admin.create(connection, job)
+    with asker(connection, job) as worker, LedgerThread(connection, job, tmp_path, snapshot_events=8) as one:
+        worker.join()
+        worker.train(4)  # a lease and a commit each
+        eventually(lambda: one.ledger.snapshots.newest() is not None, "a snapshot, with few entries and in office")

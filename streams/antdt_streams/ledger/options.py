@@ -14,7 +14,8 @@ class LedgerOptions:
 
     patience_ms, digest_every: of a job that is founded here; an older one has its own in Genesis. standby: take office
     only once the log was silent for standby_patience_s, which a leader's heartbeats (every heartbeat_s) prevent.
-    snapshot_every: entries between two snapshots, which bound what a ledger without a folder has to read.
+    snapshot_every, snapshot_events: entries, and events, between two snapshots at most: they bound what a ledger
+    without a folder has to read.
     """
 
     patience_ms: int = 5_000
@@ -29,6 +30,7 @@ class LedgerOptions:
     standby_patience_s: float = 1.0
     identity_every_s: float = 5.0
     snapshot_every: int = 20_000
+    snapshot_events: int = 50_000
     secret: bytes | None = None
 
 

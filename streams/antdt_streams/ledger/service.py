@@ -48,7 +48,9 @@ class Ledger:
         self.identity = Identity(job, topics_admin.require(connection, job)[topics.SHARD_LOG.suffix])
         self.cache = Cache(folder, self.identity)
         self.log = Log(connection, job, self.options)
-        self.snapshots = LedgerSnapshots(connection, self.identity, self.options.snapshot_every)
+        self.snapshots = LedgerSnapshots(
+            connection, self.identity, self.options.snapshot_every, self.options.snapshot_events
+        )
         self.start = Start(self.log, self.cache, self.snapshots, self.options)
         self.requests = Consumer(connection.consumer(**{"fetch.wait.max.ms": 5, "group.id": f"antdt.{job}.ledger"}))
         self.replies, self.dead = topics.REPLIES.name(job), topics.DEAD_LETTERS.name(job)

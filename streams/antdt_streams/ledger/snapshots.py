@@ -20,12 +20,14 @@ log = logging.getLogger("antdt.ledger")
 class LedgerSnapshots:
     """Reads and writes them. A snapshot that cannot be written costs time at some later start, and nothing else."""
 
-    def __init__(self, connection: Connection, identity: Identity, every_entries: int) -> None:
-        self.connection, self.identity, self.every_entries = connection, identity, every_entries
+    def __init__(self, connection: Connection, identity: Identity, every_entries: int, every_events: int) -> None:
+        self.connection, self.identity = connection, identity
+        self.every_entries, self.every_events = every_entries, every_events
         self._writer: SnapshotWriter | None = None
         self._worker = ThreadPoolExecutor(1, "antdt-snapshot")
         self._running: Future[None] | None = None
         self._written_at: int | None = None
+        self._written_events = 0
 
     def newest(self, *, topic_id: str | None = None, at_most: int | None = None) -> SnapshotFound | None:
         """The newest one of this job, of whatever topic and position unless it is said."""
@@ -36,7 +38,10 @@ class LedgerSnapshots:
         position = fold.position.next_offset
         if self._written_at is None:
             self._written_at = position - position % self.every_entries
-        if position - self._written_at >= self.every_entries and (self._running is None or self._running.done()):
+        self._written_events = min(self._written_events, fold.events)  # less than before: a new fold
+        due = position - self._written_at >= self.every_entries
+        due = due or fold.events - self._written_events >= self.every_events
+        if due and (self._running is None or self._running.done()):
             self._submit(fold, leader_epoch)
 
     def write(self, fold: Fold, leader_epoch: int | None) -> None:
@@ -49,7 +54,7 @@ class LedgerSnapshots:
     def _submit(self, fold: Fold, leader_epoch: int | None) -> None:
         # The rows are taken here, between two cycles; packing and sending them is the other thread's.
         stored, position = whole(fold, self.identity, leader_epoch), fold.position.next_offset
-        self._written_at = position
+        self._written_at, self._written_events = position, fold.events
         self._running = self._worker.submit(self._write, stored, position)
 
     def _write(self, stored: dict[bytes, bytes], position: int) -> None:

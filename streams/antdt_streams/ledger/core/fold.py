@@ -77,6 +77,7 @@ class Fold:
         self.position = Position()
         self.entry: records.EntryBody | None = None
         self.void_entries = self.counted_entries = 0
+        self.events = 0  # of counted entries, since this object was made: what it took to get here
         # Rolling hashes from the last entry that counted on: what an entry of the current leader may name.
         self.recent: dict[int, bytes] = {}
         self.proven = -1
@@ -198,6 +199,7 @@ class Fold:
         assert self.state is not None
         self.state.seal(body.sequence, body.requests_next, body.now_ms, self.position.hash)
         self.counted_entries += 1
+        self.events += len(body.events)
         self.proven = body.previous_offset
         last = self.position.next_offset - 1
         self.recent = {last: self.position.hash}
