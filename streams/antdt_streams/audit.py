@@ -99,6 +99,9 @@ class Books:
 
     def _roll_back(self, step: int) -> None:
         self.rolled_back += self.step - step
+        if step == 0:  # the model before any step is always kept
+            self.checkpoints, self.lineages, self.first_step_kept = {0: {}}, {0: lineage.ROOT}, 1
+            self.steps.clear()
         inside = self.checkpoints.get(step)
         if inside is None:
             raise LogTampered("The step that the log rolls back to", sorted(self.checkpoints), step)

@@ -9,6 +9,7 @@ import pytest
 from antdt_schemas import auth, codec, lineage, records
 from antdt_schemas.errors import LogTampered, Mismatch, Superseded, UnknownSchema
 from antdt_schemas.records import Status
+from antdt_streams.audit import audit
 from antdt_streams.ledger.core import leader, rows
 from antdt_streams.ledger.core.decide import Turn, check_spec
 from antdt_streams.ledger.core.fold import Fold
@@ -415,16 +416,16 @@ def rollback(step: int, author: str = "ops@host#1") -> records.Rollback:
 
 def trained(bench: Bench, steps: int, checkpoint_at: int) -> None:
     """Steps of eight samples by a.0, with a durable file after one of them."""
-    for step in range(1, steps + 1):
+    for step in range(bench.step + 1, bench.step + steps + 1):
         lease = bench.lease("a.0", 8)
-        bench.commit("a.0", (lease[0], lease[1], lease[2], lease[3], 8))
+        assert bench.commit("a.0", (*lease[:4], 8)).status is Status.OK
         if step == checkpoint_at:
             body = records.Checkpoint(bench.state.generation, step, bench.lineage, f"file-{step}", bytes(16))
             bench.say("a.0", body)
 
 
 def test_an_operator_rolls_back_to_a_checkpoint_and_exactly_what_it_lacks_returns() -> None:
-    bench = Bench()
+    bench = Bench(replace(SPEC, shard_size=8))
     bench.join("a.0", "b.0")
     trained(bench, steps=3, checkpoint_at=1)
     old = bench.lineage
@@ -440,7 +441,7 @@ def test_an_operator_rolls_back_to_a_checkpoint_and_exactly_what_it_lacks_return
 
 
 def test_a_rollback_request_that_arrives_again_changes_nothing() -> None:
-    bench = Bench()
+    bench = Bench(replace(SPEC, shard_size=8))
     bench.join("a.0", "b.0")
     trained(bench, steps=2, checkpoint_at=1)
     bench.say("ops.0", rollback(1))
@@ -453,7 +454,7 @@ def test_a_rollback_request_that_arrives_again_changes_nothing() -> None:
 
 
 def test_a_rollback_to_a_step_without_a_checkpoint_says_which_there_are() -> None:
-    bench = Bench()
+    bench = Bench(replace(SPEC, shard_size=8))
     bench.join("a.0", "b.0")
     trained(bench, steps=2, checkpoint_at=1)
     reply = bench.say("ops.0", rollback(2))
@@ -463,7 +464,7 @@ def test_a_rollback_to_a_step_without_a_checkpoint_says_which_there_are() -> Non
 
 
 def test_a_claim_of_another_branch_is_no_claim() -> None:
-    bench = Bench()
+    bench = Bench(replace(SPEC, shard_size=8))
     bench.join("a.0", "b.0")
     trained(bench, steps=2, checkpoint_at=0)
     bench.say("a.0", records.Regroup(1, 2, bytes(15) + b"x", "h", 1))
@@ -473,7 +474,7 @@ def test_a_claim_of_another_branch_is_no_claim() -> None:
 
 
 def test_an_accepted_loss_takes_every_number_that_may_have_been_given_away() -> None:
-    bench = Bench()
+    bench = Bench(replace(SPEC, shard_size=8))
     bench.join("a.0", "b.0")
     trained(bench, steps=2, checkpoint_at=1)
     fact = records.Regressed(9, 12, bytes(16), "run-1", 40, 1_000, "ops", "the disk of the broker")
@@ -548,3 +549,22 @@ def test_leases_given_back_in_any_order_leave_no_fragments_behind() -> None:
     epoch = bench.state.epoch(0)
     assert len(leases) > 1 and not bench.state.leases
     assert list(epoch.returned) == [(0, epoch.cursor)]
+
+
+def test_the_way_back_to_the_beginning_stays_open_when_its_checkpoint_is_long_past() -> None:
+    bench = Bench(replace(SPEC, shard_size=8))
+    bench.join("a.0", "b.0")
+    for step in range(1, 8):
+        trained(bench, steps=1, checkpoint_at=0)
+        bench.say("a.0", records.Checkpoint(bench.state.generation, step, bench.lineage, f"file-{step}", bytes(16)))
+    assert bench.state.checkpoints[0].step > 0
+    assert bench.say("ops.0", rollback(0)).status is Status.OK
+    for who in ("a.0", "b.0"):
+        bench.say(who, records.Regroup(1, 7, bench.lineage, "h", 1))
+    assert bench.state.grant is not None
+    assert (bench.state.grant.restore_file, bench.state.committed_total) == ("init", 0)
+    bench.state.check()
+    bench.step, bench.lineage = 0, lineage.ROOT
+    trained(bench, steps=1, checkpoint_at=0)
+    report = audit(enumerate(bench.broker.log))
+    assert (report["broken"], report["repeated"], report["committed"], report["rolled_back_steps"]) == (None, [], 8, 7)

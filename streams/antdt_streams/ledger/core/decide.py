@@ -461,7 +461,7 @@ def _rollback(turn: Turn, request: records.Request, body: records.Rollback) -> N
     if not author:
         raise Refusal("A roll-back names its author.")
     if author not in state.authors:
-        steps = [c.step for c in state.checkpoints]
+        steps = sorted({0, *(c.step for c in state.checkpoints)})
         step = steps[-1] if body.step < 0 else body.step
         if step not in steps:
             raise Refusal(f"No checkpoint of step {step} is kept: choose one of {', '.join(map(str, steps))}.")

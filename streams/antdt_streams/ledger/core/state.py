@@ -101,6 +101,10 @@ class Checkpoint:
     committed: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
 
 
+# The model before any step: its file is never removed, so the way back to it is always open.
+BEFORE_ANY = Checkpoint(0, lineage.ROOT, INIT_FILE, ())
+
+
 class State:
     """The fold of the log."""
 
@@ -122,7 +126,7 @@ class State:
         self.epochs: dict[int, Epoch] = {}
         self.leases: dict[int, Lease] = {}
         self.held: dict[str, dict[int, None]] = {}
-        self.checkpoints = [Checkpoint(0, lineage.ROOT, INIT_FILE, ())]
+        self.checkpoints = [BEFORE_ANY]
         self.steps: deque[Step] = deque()
         self.step_numbers = 0
         self._low_epoch = 0
@@ -241,7 +245,7 @@ class State:
             self.dirty.add(("incarnation", name))
 
     def _rolled_back(self, e: records.RolledBack) -> None:
-        kept = [c for c in self.checkpoints if c.step <= e.step]
+        kept = [c for c in self.checkpoints if c.step <= e.step] or [BEFORE_ANY]
         target = kept[-1]
         assert target.step == e.step and not self.open, (e, self.checkpoints)
         self._void_models()
