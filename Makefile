@@ -33,7 +33,7 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 unit: install
 	$(BIN)/python -m pytest -m "not kafka" $(ARGS)

@@ -2,8 +2,10 @@
 
 Commands
     grant {number, rank, world, host, port, source}    form the generation, attach, adopt
-    train {steps, hold_step, hold_at, bulky}           make steps; at hold_step stand still at "take", "backward" or
-                                                       "transfer" (a bulky reduction on its way) until "go"
+    train {steps, hold_step, hold_at, bulky, tell_step}
+                                                       make steps; at hold_step stand still at "take", "backward" or
+                                                       "transfer" (a bulky reduction on its way) until "go"; say so
+                                                       when tell_step is applied
     go, close, exit                                    obeyed at once, also in the middle of a step
 Every command but "go" and "close" is answered by one line: {"did": ..., "step": ..., "digest": ...}.
 """
@@ -106,6 +108,8 @@ class Member:
             if command["bulky"]:
                 self.transfer(generation, holds and command["hold_at"] == "transfer")
             replica.step()
+            if command["tell_step"] == replica.step_number:
+                self.say("applied")
 
     def transfer(self, generation: Generation, holds: bool) -> None:
         work = generation.allreduce(torch.ones(BULK_SIZE))
