@@ -12,13 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from antdt_schemas.connection import Connection
-from antdt_schemas.topics import SHARD_LOG
 from antdt_streams import topics_admin
 from antdt_streams.chaos.judge import entries_of, judge_log, judge_records
 from antdt_streams.cli.common import Place
 from antdt_streams.cli.services import environment_of, start_services
 from antdt_streams.ledger.core.state import State
-from antdt_streams.reader import TopicReader
 
 from tests.helpers.ledger_thread import replayed
 
@@ -59,8 +57,7 @@ class JobProcesses:
 
     def state(self) -> State | None:
         """What the log says now."""
-        with TopicReader(self.connection, self.job, SHARD_LOG) as reader:
-            return replayed(self.connection, self.job).state if sum(reader.ends()) else None
+        return replayed(self.connection, self.job).state
 
     def until(self, holds: Callable[[], bool], what: str) -> None:
         """Wait for a condition."""

@@ -33,6 +33,7 @@ from antdt_streams.ledger.cache import Cache, Identity
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.service import Ledger
 from antdt_streams.operator_request import ask
+from antdt_streams.reader import TopicReader
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 
@@ -267,13 +268,7 @@ class Process:
 
 
 def offices(connection: Connection, job: str) -> list[str]:
-    """Owners in the order in which they took office."""
-    return [f"{o}" for o in _leaders(connection, job)]
-
-
-def _leaders(connection: Connection, job: str) -> list[str]:
-    from antdt_streams.reader import TopicReader
-
+    """Process ids in the order in which they took office."""
     with TopicReader(connection, job, topics.SHARD_LOG) as reader:
         bodies = [codec.decode(raw.value, records.Entry).body for raw in reader.to_end()]
     return [body.owner.rpartition(":")[2] for body in bodies if isinstance(body, records.Leader)]
