@@ -391,6 +391,8 @@ class Grant:
     source_step: int | None
     committed: int
     restore_file: str | None
+    kept_steps: tuple[int, ...] = ()
+    shard_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

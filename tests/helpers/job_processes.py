@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
+from antdt_schemas.topics import SHARD_LOG
 from antdt_streams import topics_admin
-from antdt_streams.chaos.judge import entries_of, judge_log, judge_records
+from antdt_streams.chaos.judge import Entries, judge_log, judge_records
 from antdt_streams.cli.common import Place
 from antdt_streams.cli.services import environment_of, start_services
+from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.state import State
 
-from tests.helpers.ledger_thread import replayed
+from tests.helpers.running import Tail
 
 WITHIN_S = 90.0
+RECORDED = ("-m", "antdt.examples.recorded")
 Launcher = subprocess.Popen[bytes]
 
 
@@ -35,13 +40,15 @@ class JobProcesses:
         self.supervisor = start_services(job, self.place, connection, ("ledger",), extra=extra)
         self.launchers: list[Launcher] = []
         self.record, self.output = folder / "record", folder / "workers.log"
+        self._log, self._fold = Tail(connection, SHARD_LOG.name(job)), Fold(cached=False)
 
-    def launch(self, workers: int, *options: str) -> Launcher:
+    def launch(self, workers: int, *options: str, script: Sequence[str] = RECORDED, restarts: int = 3) -> Launcher:
         """Workers that write down what they train on; `options` are the script's."""
-        script = ["-m", "antdt.examples.recorded", "--record", str(self.record), "--batch-size", "24", *options]
+        command = [*script, "--record", str(self.record), "--batch-size", "24", *options]
+        limits = ["-n", str(workers), "--max-restarts", str(restarts)]
         with self.output.open("ab") as out:
             launcher = subprocess.Popen(
-                [sys.executable, "-m", "antdt.launch", "--job", self.job, "-n", str(workers), "--", *script],
+                [sys.executable, "-m", "antdt.launch", "--job", self.job, *limits, "--", *command],
                 env=dict(os.environ) | environment_of(self.connection, self.place),
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -55,9 +62,21 @@ class JobProcesses:
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
         return sorted(map(int, children))
 
+    def pid_of(self, launcher: Launcher, incarnation: str) -> int:
+        """Process of an incarnation, if none of its launcher's workers was started again."""
+        return self.workers_of(launcher)[int(incarnation.partition(".")[0].removeprefix("w"))]
+
     def state(self) -> State | None:
-        """What the log says now."""
-        return replayed(self.connection, self.job).state
+        """What the log says now. The next look goes on with the same object."""
+        for offset, payload in self.entries()[self._fold.position.next_offset :]:
+            self._fold.read(offset, payload)
+        return self._fold.state
+
+    def now(self) -> State:
+        """What the log says now, when somebody has joined."""
+        state = self.state()
+        assert state is not None
+        return state
 
     def until(self, holds: Callable[[], bool], what: str) -> None:
         """Wait for a condition."""
@@ -81,9 +100,19 @@ class JobProcesses:
         self.until(lambda: launcher.poll() is not None, "the run does not end")
         assert launcher.returncode == code, self.output.read_text()
 
+    def entries(self) -> Entries:
+        """The log as it lies there now."""
+        return [(offset, raw.value or b"") for offset, raw in enumerate(self._log.read())]
+
+    def events(self, before_ms: float = math.inf) -> list[records.Event]:
+        """Events of every cycle that was written before a time, in order."""
+        raws = (raw for raw in self._log.read() if raw.timestamp_ms < before_ms)
+        bodies = (codec.decode(raw.value, records.Entry).body for raw in raws)
+        return [event for body in bodies if isinstance(body, records.Cycle) for event in body.events]
+
     def judged(self) -> dict[str, object]:
         """The report of the audit, once that and the workers' own records agree that all is well."""
-        entries = entries_of(self.connection, self.job)
+        entries = self.entries()
         report, wrong = judge_log(entries)
         assert not wrong
         assert not judge_records(entries, self.record), "the workers' own records say something else"
@@ -95,6 +124,7 @@ class JobProcesses:
             launcher.kill()
             launcher.wait(10)
         self.supervisor.stop()
+        self._log.close()
 
 
 def kill_all(launcher: Launcher) -> None:

@@ -47,7 +47,7 @@ def mixed(count: int, seed: int) -> list[Any]:
     return out
 
 
-class _Tail:
+class Tail:
     """Reads one topic on and on: everything that it holds, each record once."""
 
     def __init__(self, connection: Connection, topic: str) -> None:
@@ -82,7 +82,7 @@ class Running:
         self._producer = self._new_producer()
         self._admin = AdminClient(connection.admin())
         self._group = Consumer(connection.consumer(group_id=f"antdt.{job}.counting"))
-        self._tails: dict[str, _Tail] = {}
+        self._tails: dict[str, Tail] = {}
 
     def _new_producer(self) -> Producer:
         return Producer(self.connection.producer(linger_ms=5))
@@ -108,7 +108,7 @@ class Running:
         """Everything that a topic holds now, repeats included."""
         name = topic.name(self.job)
         if name not in self._tails:
-            self._tails[name] = _Tail(self.connection, name)
+            self._tails[name] = Tail(self.connection, name)
         return self._tails[name].read()
 
     def records(self, topic: Topic) -> list[Any]:

@@ -17,7 +17,7 @@ from antdt.plans import Plans
 from antdt.session import Composition, Phase, Session, SessionOptions, Where
 from antdt.telemetry import StepTiming, Telemetry
 from antdt_schemas import records
-from antdt_schemas.limits import CHECKPOINTS_KEPT, INIT_FILE
+from antdt_schemas.limits import INIT_FILE
 
 from tests.simulation.model import Model, Snapshot
 
@@ -239,9 +239,9 @@ class Worker:
         self.written_step = step
         yield
         session.wrote(records.Checkpoint(session.generation, step, self.model.lineage, name))
-        kept = session.kept_steps
-        if world.prunes and len(kept) == CHECKPOINTS_KEPT:
-            old = [n for n, s in world.files.items() if n != INIT_FILE and s.model.step < min(kept)]
+        if world.prunes:
+            oldest = min(session.kept_steps)
+            old = [n for n, s in world.files.items() if n != INIT_FILE and s.model.step < oldest]
             for name in old:
                 del world.files[name]
                 world.count("file_removed")

@@ -151,6 +151,28 @@ def test_only_what_the_ledger_accepted_counts_as_kept() -> None:
     assert [c.step for c in desk.ledger.office.state.checkpoints] == files[-CHECKPOINTS_KEPT:]
 
 
+def test_who_comes_later_knows_what_is_kept_before_it_has_written_anything() -> None:
+    """Or the files of first members that die early would never be removed."""
+    desk = begun(LONG)
+    session = desk.sessions[0]
+    for number in range(CHECKPOINTS_KEPT + 2):
+        desk.train(8)
+        session.proven(desk.step)
+        desk.run(0.5)
+        session.wrote(records.Checkpoint(1, desk.step, desk.lineage, f"f{number}", b"d" * 16))
+        desk.run(1)
+    kept = [c.step for c in desk.ledger.office.state.checkpoints]
+    assert min(kept) > 0
+    heir = Session("w0", "w0.1", LONG, Where("h", 1))
+    desk.sessions = [heir]
+    assert list(heir.kept_steps) == [0], "nothing is removed by who knows of nothing"
+    desk.run(1)
+    assert heir.phase is Phase.MEMBER
+    assert list(heir.kept_steps) == kept
+    assert heir.grant is not None
+    assert heir.grant.shard_size == LONG.shard_size
+
+
 def test_the_answer_to_an_older_file_says_nothing_about_the_newest() -> None:
     desk = begun(LONG)
     session = desk.sessions[0]

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from antdt_schemas import records
 from antdt_schemas.errors import ExitCode, ForeignState, Refused, Unavailable, UsageError
-from antdt_schemas.limits import CHECKPOINTS_KEPT, INIT_FILE
+from antdt_schemas.limits import INIT_FILE
 
 from antdt import checkpoint
 from antdt.allreduce import (
@@ -311,6 +311,9 @@ class Agent:
     def _adopt(self, grant: records.Grant, generation: Generation) -> None:
         """Everybody holds the same state afterwards: the source's, or that of a file."""
         strategy, source = self.strategy, 0
+        if not self._run_id and self.options.shard_size and grant.shard_size not in (0, self.options.shard_size):
+            said = "shard_size=%d is ignored: the shards of job %s have %d samples, as its first worker has named it"
+            log.warning(said, self.options.shard_size, self.settings.job, grant.shard_size)
         self._run_id = grant.run_id
         strategy.attach(generation)
         if grant.source is not None:
@@ -521,10 +524,8 @@ class Agent:
         self._written_step = step
         with self._client.changed:
             session.wrote(records.Checkpoint(session.generation, step, self.strategy.lineage, name, digest))
-        kept = session.kept_steps
-        if len(kept) == CHECKPOINTS_KEPT:
-            # The ledger refuses whatever is older than the oldest that it keeps, so no event can name these any more.
-            checkpoint.prune(folder, min(kept))
+        # The ledger refuses whatever is older than the oldest that it keeps, so no event can name these any more.
+        checkpoint.prune(folder, min(session.kept_steps))
 
     def _say_farewell(self) -> None:
         """Everybody has this step: stay until it is committed, and the file of it known to the ledger. Bounded."""

@@ -140,6 +140,8 @@ class Launcher:
                 continue
             if code in (ExitCode.DONE, ExitCode.DRAINED):  # it has said good-bye: the others go on
                 worker.done = code
+                if code == ExitCode.DRAINED:
+                    click.echo(f"{worker.name} {_how(code)}: it was told to, and has left", err=True)
                 continue
             self._report(worker, code)
             again = code < 0 or code in (ExitCode.RESTART_HERE, ExitCode.RESTART_ELSEWHERE)

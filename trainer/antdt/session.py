@@ -151,7 +151,7 @@ class Session:
         self.held: deque[Held] = deque()
         self.untaken = 0
         self.checkpoint: records.Checkpoint | None = None
-        self.kept_steps: deque[int] = deque(maxlen=CHECKPOINTS_KEPT)
+        self.kept_steps = deque([0], maxlen=CHECKPOINTS_KEPT)  # what the ledger may restore; 0: not known to be less
         self.leaving = False
         # Until the first plan: what an even split gives. rate: samples taken per second, lately; 0 while unknown.
         self.batch_size, self.rate = max(1, spec.batch_size // max(1, spec.workers_min)), 0.0
@@ -319,8 +319,8 @@ class Session:
             return
         self.generation, self.grant, self.phase, self.rank = grant.generation, grant, Phase.MEMBER, ranks[0]
         self.committed = grant.committed  # exact at the grant; after a rollback less than before
-        if grant.restore_file is not None:
-            self.kept_steps.clear()
+        if grant.kept_steps or grant.restore_file is not None:
+            self.kept_steps = deque(grant.kept_steps or [0], maxlen=CHECKPOINTS_KEPT)
         self._drop_leases()
         self._pending = _Pending()
         self._frontier, self._unleased = 0, self._samples_total

@@ -22,6 +22,7 @@ from torch.utils.data import TensorDataset
 
 import antdt
 from antdt.agent import AgentOptions
+from antdt.allreduce import AllReduceOptions
 from antdt.examples.digits import accuracy, load
 
 
@@ -48,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--delay-ms", type=float, default=0.0, help="time a sample takes")
     parser.add_argument("--checkpoint-every", type=int, default=20, help="steps; 0: the final one only")
     parser.add_argument("--max-attempts", type=int, default=1000, help="workers that a shard may lose")
+    parser.add_argument("--shard-size", type=int, default=0, help="samples; 0: as the Agent chooses")
+    parser.add_argument("--pending-max", type=int, default=4096, help="steps that may await their commit")
     parser.add_argument("--result", type=Path, help="JSON file with the accuracy")
     options = parser.parse_args(argv)
 
@@ -64,7 +67,12 @@ def main(argv: list[str] | None = None) -> None:
         batch_size=options.batch_size,
         epochs=options.epochs,
         seed=options.seed,
-        options=AgentOptions(checkpoint_every_steps=options.checkpoint_every, max_attempts=options.max_attempts),
+        options=AgentOptions(
+            shard_size=options.shard_size,
+            checkpoint_every_steps=options.checkpoint_every,
+            max_attempts=options.max_attempts,
+            allreduce=AllReduceOptions(pending_max=options.pending_max),
+        ),
     )
     record = Record(options.record, os.environ.get("ANTDT_WORKER", "w0"))
     for images, labels, numbers in agent:

@@ -223,6 +223,8 @@ def _grant(state: State, run_id: str) -> records.Grant:
         g.source_step,
         g.committed,
         g.restore_file,
+        tuple(c.step for c in state.checkpoints),
+        state.spec.shard_size,
     )
 
 
