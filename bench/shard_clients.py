@@ -120,16 +120,16 @@ class Member:
             raise RuntimeError(f"{worker} was not granted a place.")
         self.step, self.lineage = 0, lineage.ROOT
         with self.client.changed:
-            session.batch_size = batch
+            session.leases.batch_size = batch
             session.begin((), self.lineage)
 
     def take(self) -> list[array[int]]:
         """The samples of the next few steps; waits for the first of them where training would go on meanwhile."""
-        self.client.wait(lambda: self.session.untaken > 0, WAIT_S)
+        self.client.wait(lambda: self.session.leases.untaken > 0, WAIT_S)
         out = []
         for _ in range(STEPS_AN_EXCHANGE):
             with self.client.changed:
-                taken = self.session.take(self.batch, RANGES_A_TAKE_MAX)
+                taken = self.session.leases.take(self.batch, RANGES_A_TAKE_MAX)
             out.append(array("q", [x for piece in taken for x in piece]))
         return out
 

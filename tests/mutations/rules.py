@@ -10,6 +10,9 @@ from antdt.allreduce.composition import Round
 from antdt.allreduce.strategy import AllReduce
 from antdt.plans import Plans
 from antdt.session import Session
+from antdt.session.commits import Commits
+from antdt.session.files import Files
+from antdt.session.leases import Leases
 from antdt_streams.ledger.core import decide, leader
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.leader import InOffice
@@ -102,7 +105,7 @@ MUTATIONS = (
     Mutation(
         "2",
         "a lease that was taken from is taken again",
-        (Edit(Session._merge, "if number <= self._newest_lease:", "if False:"),),
+        (Edit(Leases._merge, "if number <= self._newest_lease:", "if False:"),),
         worlds(150),
     ),
     Mutation(
@@ -110,7 +113,7 @@ MUTATIONS = (
         "news counts as the answer to what was never asked",
         (
             Edit(Session._acknowledge, "if reply.number < 0:", "if False:"),
-            Edit(Session._acknowledge, "self._files.get(reply.number) == file.file", "reply.number < 0"),
+            Edit(Files.answered, "self._names.get(reply.number) == file.file", "reply.number < 0"),
         ),
         stories.a_late_answer_to_an_older_file_is_none_to_the_next,
     ),
@@ -236,7 +239,7 @@ MUTATIONS = (
     Mutation(
         "7",
         "a new generation forgets what its model carries",
-        (Edit(Session.begin, "deque(c for c in pending if c.step > self.committed)", "deque()"),),
+        (Edit(Session.begin, "[c for c in pending if c.step > self.committed]", "[]"),),
         worlds(100),
     ),
     # -- 8: settlement
@@ -261,7 +264,7 @@ MUTATIONS = (
     Mutation(
         "8",
         "held leases are kept over a regroup",
-        (Edit(Session._drop_leases, "self.held.clear()", "return"),),
+        (Edit(Leases.drop, "self.held.clear()", "return"),),
         worlds(60),
     ),
     Mutation(
@@ -300,7 +303,7 @@ MUTATIONS = (
             Edit(
                 Worker.write,
                 "        yield\n        world.files[name]",
-                "        session.wrote(records.Checkpoint(session.generation, step, self.model.lineage, name))\n"
+                "        session.files.wrote(records.Checkpoint(session.generation, step, self.model.lineage, name))\n"
                 "        for _ in range(200):\n            yield\n        world.files[name]",
             ),
         ),
@@ -315,13 +318,13 @@ MUTATIONS = (
     Mutation(
         "10",
         "the event is sent once",
-        (Edit(Session._tick_file, "if file is not None and", "if file is not None and not self._file.tries and"),),
+        (Edit(Files.tick, "if file is not None and", "if file is not None and not self._due.tries and"),),
         stories.an_event_of_a_file_that_was_lost_is_sent_again,
     ),
     Mutation(
         "10",
         "an answer to any file is one to the last",
-        (Edit(Session._acknowledge, "self._files.get(reply.number) == file.file", "reply.number in self._files"),),
+        (Edit(Files.answered, "self._names.get(reply.number) == file.file", "reply.number in self._names"),),
         stories.a_late_answer_to_an_older_file_is_none_to_the_next,
     ),
     Mutation(
@@ -329,7 +332,7 @@ MUTATIONS = (
         "a refused file is pending for ever",
         (
             Edit(
-                Session._acknowledge,
+                Files.answered,
                 "reply.status is not Status.CLOSED:",
                 "reply.status is Status.OK:",
             ),
@@ -376,7 +379,7 @@ MUTATIONS = (
     Mutation(
         "13",
         "a step is reported before all are known to have applied it",
-        (Edit(Session._tick_commit, "if c.step <= pending.provable", ""),),
+        (Edit(Commits.tick, "if c.step <= self._provable", ""),),
         worlds(100),
     ),
     Mutation(

@@ -203,7 +203,7 @@ def who_was_granted_a_file_claims_nothing_until_it_has_it() -> None:
 def an_event_of_a_file_that_was_lost_is_sent_again() -> None:
     """Until it is answered."""
     session = member()
-    session.wrote(records.Checkpoint(1, 0, lineage.ROOT, "zero.pt"))
+    session.files.wrote(records.Checkpoint(1, 0, lineage.ROOT, "zero.pt"))
     assert sent(session, 2.0, records.Checkpoint)
     assert sent(session, 9.0, records.Checkpoint)
 
@@ -211,28 +211,28 @@ def an_event_of_a_file_that_was_lost_is_sent_again() -> None:
 def a_refused_file_makes_room_for_the_next() -> None:
     """Also where the refusal comes late, to a question that was asked twice, and where it comes twice."""
     session = member()
-    session.wrote(records.Checkpoint(1, 0, lineage.ROOT, "zero.pt"))
+    session.files.wrote(records.Checkpoint(1, 0, lineage.ROOT, "zero.pt"))
     first, second = sent(session, 2.0, records.Checkpoint), sent(session, 9.0, records.Checkpoint)
     assert first is not None and second is not None
     session.on_reply(reply(first.number, Status.REFUSED))
-    assert session.checkpoint is None
-    session.wrote(records.Checkpoint(1, 0, lineage.ROOT, "another.pt"))
+    assert session.files.newest is None
+    session.files.wrote(records.Checkpoint(1, 0, lineage.ROOT, "another.pt"))
     session.on_reply(reply(second.number, Status.REFUSED))
     assert session.phase is Phase.MEMBER
-    assert session.checkpoint is not None
+    assert session.files.newest is not None
 
 
 def a_late_answer_to_an_older_file_is_none_to_the_next() -> None:
     """It comes again when the next file is there and not sent yet: that one would never be told of."""
     session = member()
-    session.wrote(records.Checkpoint(1, 0, lineage.ROOT, "zero.pt"))
+    session.files.wrote(records.Checkpoint(1, 0, lineage.ROOT, "zero.pt"))
     first = sent(session, 2.0, records.Checkpoint)
     assert first is not None
     session.on_reply(reply(first.number))
-    session.wrote(records.Checkpoint(1, 5, lineage.ROOT, "five.pt"))
+    session.files.wrote(records.Checkpoint(1, 5, lineage.ROOT, "five.pt"))
     session.on_reply(reply(first.number))
     session.on_reply(reply(-1))
-    assert session.checkpoint is not None
+    assert session.files.newest is not None
     session.on_reply(reply(committed=5))
     assert sent(session, 12.0, records.Checkpoint)
 

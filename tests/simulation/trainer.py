@@ -153,8 +153,8 @@ class Worker:
         leaving, ranges = self.draining, tuple[Range, ...]()
         if not leaving:
             yield from self.await_samples()
-            session.batch_size = batch_size
-            ranges = tuple(Range(*r) for r in session.take(batch_size, RANGES_MAX))
+            session.leases.batch_size = batch_size
+            ranges = tuple(Range(*r) for r in session.leases.take(batch_size, RANGES_MAX))
         assert not self.void, "a member without a valid state takes part"
         row = Row(
             samples=sum(r.length for r in ranges),
@@ -185,8 +185,8 @@ class Worker:
     def await_samples(self) -> Steps:
         """Wait a little where nothing is held."""
         session = self.session
-        for _ in range(6 if not session.answered else 2 if self.previous_total == 0 else 0):
-            if session.untaken or session.phase is not Phase.MEMBER:
+        for _ in range(6 if not session.leases.answered else 2 if self.previous_total == 0 else 0):
+            if session.leases.untaken or session.phase is not Phase.MEMBER:
                 return
             yield
 
@@ -201,7 +201,7 @@ class Worker:
         assert len(self.pending) < PENDING_MAX, "steps pile up uncommitted"
         session.proven(step - 1)
         session.applied(self.pending[-1])
-        session.observe(result.total, result.rows[0].reference)
+        session.leases.observe(result.total, result.rows[0].reference)
         self.world.count("step")
         mine = result.rows[session.rank]
         own_s = 0.02 + mine.samples * self.seconds_per_sample
@@ -217,12 +217,12 @@ class Worker:
             session.proven(step)
         final = session.finished and session.committed == step
         if session.rank == 0 and (asked or final) and step not in (self.written_step, 0):
-            if session.checkpoint is None or leaving:
+            if session.files.newest is None or leaving:
                 yield from self.write(step)
         if result.rows[session.rank].leaving:
             session.leaving = True
             for _ in range(world.rng.randint(1, 100)):  # a bounded wait for the commit of this step
-                if session.committed >= step and session.checkpoint is None:
+                if session.committed >= step and session.files.newest is None:
                     break
                 yield
             self.departed = True
@@ -238,9 +238,9 @@ class Worker:
         world.aim(self, 0.15, "killed_after_file")
         self.written_step = step
         yield
-        session.wrote(records.Checkpoint(session.generation, step, self.model.lineage, name))
+        session.files.wrote(records.Checkpoint(session.generation, step, self.model.lineage, name))
         if world.prunes:
-            oldest = min(session.kept_steps)
+            oldest = min(session.files.kept_steps)
             old = [n for n, s in world.files.items() if n != INIT_FILE and s.model.step < oldest]
             for name in old:
                 del world.files[name]

@@ -42,7 +42,7 @@ def samples(session: Session, now_s: float) -> list[int]:
 
 def answer(session: Session, start: int, length: int, lease: int) -> None:
     """The newest request is answered with one more lease."""
-    session.on_reply(reply(session._number, leases=(lease, 7, 0, start, length)))
+    session.on_reply(reply(session.outbox.number, leases=(lease, 7, 0, start, length)))
 
 
 def test_the_first_request_is_for_whole_steps(session: Session) -> None:
@@ -55,9 +55,9 @@ def test_an_answer_lets_the_next_question_follow_at_once_and_a_wait_does_not(ses
     samples(session, 1.0)
     answer(session, 0, 96, lease=1)
     assert samples(session, 1.01) == [], "enough is held"
-    session.take(64, 8)
+    session.leases.take(64, 8)
     assert samples(session, 1.02) == [64 + 96]
-    session.on_reply(reply(session._number, leases=(1, 7, 0, 0, 96)))
+    session.on_reply(reply(session.outbox.number, leases=(1, 7, 0, 0, 96)))
     assert samples(session, 1.03) == [], "it brought nothing new"
     assert samples(session, 1.15) == [64 + 96]
 
@@ -65,7 +65,7 @@ def test_an_answer_lets_the_next_question_follow_at_once_and_a_wait_does_not(ses
 def test_less_is_held_towards_the_end(session: Session) -> None:
     samples(session, 1.0)
     answer(session, 700, 96, lease=1)
-    session.take(96, 8)
+    session.leases.take(96, 8)
     left = 1000 - 796
     assert samples(session, 1.1) == [96 + max(32, left * 32 // (2 * 128))]
 
@@ -78,25 +78,25 @@ def test_a_grant_that_is_told_twice_settles_nothing(session: Session) -> None:
 
 def test_a_repeated_answer_to_the_last_checkpoint_is_none_to_the_next(session: Session) -> None:
     session.applied(Composition(1, (1, 7, 0, 0, 4), b"", 0))
-    session.checkpoint = records.Checkpoint(1, 0, bytes(16), "first")
+    session.files.newest = records.Checkpoint(1, 0, bytes(16), "first")
     (first,) = asked(session, 1.0, records.Checkpoint)
     session.on_reply(reply(first.number))
-    assert session.checkpoint is None
-    session.checkpoint = records.Checkpoint(1, 1, bytes(16), "second")
+    assert session.files.newest is None
+    session.files.newest = records.Checkpoint(1, 1, bytes(16), "second")
     session.on_reply(reply(first.number, committed=1))
-    assert session.checkpoint is not None
+    assert session.files.newest is not None
     assert len(asked(session, 2.0, records.Checkpoint)) == 1
 
 
 def test_when_somebody_runs_out_what_is_held_for_later_goes_back(session: Session) -> None:
     samples(session, 1.0)
     leases = [v for n in range(1, 6) for v in (n, 7, 0, 96 * (n - 1), 96)]
-    session.on_reply(reply(session._number, leases=leases))
-    session.take(32, 8)
-    session.observe(128, 128)
-    assert session.untaken == 448, "nobody ran out"
-    session.observe(96, 128)
-    assert session.untaken == 64, "two steps are kept"
+    session.on_reply(reply(session.outbox.number, leases=leases))
+    session.leases.take(32, 8)
+    session.leases.observe(128, 128)
+    assert session.leases.untaken == 448, "nobody ran out"
+    session.leases.observe(96, 128)
+    assert session.leases.untaken == 64, "two steps are kept"
     gone = asked(session, 1.1, records.Release)
     assert [r.body.lease for r in gone if isinstance(r.body, records.Release)] == [5, 4, 3, 2]
     for request in gone[:3]:

@@ -46,7 +46,7 @@ class Desk:
     def train(self, samples: int) -> int:
         """A step of every member; returns how many samples it had. The one before it is proven by it."""
         first, self.step = self.sessions[0], self.step + 1
-        taken = [v for s in self.sessions for r in s.take(samples, 8) for v in r]
+        taken = [v for s in self.sessions for r in s.leases.take(samples, 8) for v in r]
         quads = [v for i in range(0, len(taken), 5) for v in (taken[i], *taken[i + 2 : i + 5])]
         self.lineage = lineage.next_lineage(self.lineage, self.step, quads)
         for session in self.sessions:
@@ -88,8 +88,8 @@ def test_a_model_that_was_rolled_back_is_not_claimed_before_it_was_restored() ->
 def test_while_the_ledger_is_away_training_goes_on_and_little_is_sent() -> None:
     desk = begun(LONG)
     for _ in range(100):  # 50 steps a second of 8 samples each
-        desk.sessions[0].batch_size = desk.train(8) or 8
-        desk.sessions[0].observe(8)
+        desk.sessions[0].leases.batch_size = desk.train(8) or 8
+        desk.sessions[0].leases.observe(8)
         desk.run(0.02)
     desk.sent.clear()
     for _ in range(1_500):  # 30 s
@@ -110,11 +110,11 @@ def test_prefetch_leaves_the_others_their_share_at_the_end_of_the_data() -> None
     desk = begun(spec, workers=2)
     sizes = 48, 16
     for session, size in zip(desk.sessions, sizes, strict=True):
-        session.batch_size = size
+        session.leases.batch_size = size
     alone, total = 0, 0
     while total < spec.samples:
         desk.step += 1
-        taken = [s.take(size, 8) for s, size in zip(desk.sessions, sizes, strict=True)]
+        taken = [s.leases.take(size, 8) for s, size in zip(desk.sessions, sizes, strict=True)]
         counts = [sum(r[4] for r in ranges) for ranges in taken]
         flat = [v for ranges in taken for r in ranges for v in r]
         quads = [v for i in range(0, len(flat), 5) for v in (flat[i], *flat[i + 2 : i + 5])]
@@ -122,7 +122,7 @@ def test_prefetch_leaves_the_others_their_share_at_the_end_of_the_data() -> None
             desk.lineage = lineage.next_lineage(desk.lineage, desk.step, quads)
             for session in desk.sessions:
                 session.applied(Composition(desk.step, tuple(flat), desk.lineage, 0))
-                session.observe(sum(counts))
+                session.leases.observe(sum(counts))
                 session.proven(desk.step)
             alone += 0 in counts
         else:
@@ -142,12 +142,12 @@ def test_only_what_the_ledger_accepted_counts_as_kept() -> None:
         desk.run(0.5)
         assert session.committed == desk.step
         good = desk.lineage if number != 1 else b"another branch.."
-        session.wrote(records.Checkpoint(1, desk.step, good, f"f{number}", b"d" * 16))
+        session.files.wrote(records.Checkpoint(1, desk.step, good, f"f{number}", b"d" * 16))
         desk.run(1)
-        assert session.checkpoint is None
+        assert session.files.newest is None
         files.append(desk.step)
     del files[1]
-    assert list(session.kept_steps) == files[-CHECKPOINTS_KEPT:]
+    assert list(session.files.kept_steps) == files[-CHECKPOINTS_KEPT:]
     assert [c.step for c in desk.ledger.office.state.checkpoints] == files[-CHECKPOINTS_KEPT:]
 
 
@@ -159,16 +159,16 @@ def test_who_comes_later_knows_what_is_kept_before_it_has_written_anything() -> 
         desk.train(8)
         session.proven(desk.step)
         desk.run(0.5)
-        session.wrote(records.Checkpoint(1, desk.step, desk.lineage, f"f{number}", b"d" * 16))
+        session.files.wrote(records.Checkpoint(1, desk.step, desk.lineage, f"f{number}", b"d" * 16))
         desk.run(1)
     kept = [c.step for c in desk.ledger.office.state.checkpoints]
     assert min(kept) > 0
     heir = Session("w0", "w0.1", LONG, Where("h", 1))
     desk.sessions = [heir]
-    assert list(heir.kept_steps) == [0], "nothing is removed by who knows of nothing"
+    assert list(heir.files.kept_steps) == [0], "nothing is removed by who knows of nothing"
     desk.run(1)
     assert heir.phase is Phase.MEMBER
-    assert list(heir.kept_steps) == kept
+    assert list(heir.files.kept_steps) == kept
     assert heir.grant is not None
     assert heir.grant.shard_size == LONG.shard_size
 
@@ -179,9 +179,9 @@ def test_the_answer_to_an_older_file_says_nothing_about_the_newest() -> None:
     desk.train(8)
     session.proven(1)
     desk.run(0.5)
-    session.wrote(records.Checkpoint(1, 1, desk.lineage, "old", b""))
+    session.files.wrote(records.Checkpoint(1, 1, desk.lineage, "old", b""))
     desk.run(0.02, away=True)
-    session.wrote(records.Checkpoint(1, 2, desk.lineage, "new", b""))
+    session.files.wrote(records.Checkpoint(1, 2, desk.lineage, "new", b""))
     desk.answer()
-    assert session.checkpoint is not None
-    assert session.checkpoint.file == "new"
+    assert session.files.newest is not None
+    assert session.files.newest.file == "new"

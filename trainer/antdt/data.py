@@ -191,3 +191,24 @@ def manifest_digest(dataset: Any, source: Source) -> bytes:
         out.update(f"{tuple(tensor.shape)}/{tensor.dtype}".encode())
         out.update(repr(picked.tolist()).encode())
     return out.digest()
+
+
+def split(ranges: list[Range], parts: int) -> list[list[Range]]:
+    """Cut ranges into `parts` pieces of nearly equal numbers of samples, in order; never an empty one."""
+    if parts == 1:
+        return [ranges]
+    total = sum(r.length for r in ranges)
+    parts = min(parts, total)
+    sizes = [total // parts + (i < total % parts) for i in range(parts)]
+    out, queue = list[list[Range]](), list(reversed(ranges))
+    for size in sizes:
+        piece: list[Range] = []
+        while size:
+            r = queue.pop()
+            length = min(size, r.length)
+            piece.append(r._replace(length=length))
+            size -= length
+            if length < r.length:
+                queue.append(r._replace(start=r.start + length, length=r.length - length))
+        out.append(piece)
+    return out

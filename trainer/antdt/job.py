@@ -1,0 +1,85 @@
+"""The job as a training script states it.
+
+Owns the options that most jobs leave alone, and the JobSpec that the ledger compares between workers. Must not know how
+any of it is carried out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from antdt_schemas import records
+from antdt_schemas.errors import UsageError
+
+from antdt.allreduce import AllReduceOptions, GenerationOptions
+from antdt.data import Source, manifest_digest
+from antdt.session import SessionOptions
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """What most jobs leave alone.
+
+    shard_size: samples; 0 chooses an eighth of an even share. micro_batch_size_max: samples that one backward may hold;
+    0 for all. checkpoint_every_steps: 0 for the final one only. join_timeout_s bounds the wait for the other workers.
+    """
+
+    workers_min: int = 0
+    shard_size: int = 0
+    max_attempts: int = 4
+    micro_batch_size_max: int = 0
+    checkpoint_every_steps: int = 0
+    join_timeout_s: float = 600.0
+    allreduce: AllReduceOptions = field(default_factory=AllReduceOptions)
+    generation: GenerationOptions = field(default_factory=GenerationOptions)
+    session: SessionOptions = field(default_factory=SessionOptions)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train on what, in steps of how many samples of all `workers` together.
+
+    Raises:
+        UsageError: a value that cannot work, with what to do about it.
+    """
+
+    batch_size: int
+    epochs: int
+    seed: int
+    workers: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size={self.batch_size}: the global batch needs at least one sample.")
+        if self.epochs < 1:
+            raise UsageError(f"epochs={self.epochs}: train for at least one.")
+
+
+def spec_of(schedule: Schedule, dataset: Any, source: Source, options: AgentOptions) -> records.JobSpec:
+    """What every worker of the job must agree on.
+
+    Raises:
+        UsageError: there is not a sample for each worker, in the data or in a step.
+    """
+    workers = schedule.workers
+    if source.size < workers:
+        raise UsageError(
+            f"The data set has {source.size} samples for {workers} workers: "
+            f"start at most {source.size} workers, or take more data."
+        )
+    if schedule.batch_size < workers:
+        raise UsageError(f"batch_size={schedule.batch_size} is less than one sample for each of the {workers} workers.")
+    return records.JobSpec(
+        dataset=getattr(dataset, "name", None) or type(dataset).__name__,
+        samples=source.size,
+        dataset_digest=manifest_digest(dataset, source),
+        order=source.order,
+        epochs=schedule.epochs,
+        seed=schedule.seed,
+        shard_size=options.shard_size or max(1, schedule.batch_size // (8 * workers)),
+        batch_size=schedule.batch_size,
+        workers_min=workers,
+        max_attempts=options.max_attempts,
+        strategy="allreduce",
+    )

@@ -1,0 +1,10 @@
+"""A worker's side of the exactly-once protocol, without a clock, a thread or a broker."""
+
+from __future__ import annotations
+
+from antdt.session.asking import SessionOptions
+from antdt.session.commits import Composition
+from antdt.session.leases import Held
+from antdt.session.machine import Phase, Session, Where
+
+__all__ = ["Composition", "Held", "Phase", "Session", "SessionOptions", "Where"]
