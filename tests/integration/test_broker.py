@@ -25,6 +25,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
+from tests.helpers.running import until
+
 pytestmark = pytest.mark.kafka
 
 
@@ -97,6 +99,21 @@ def test_a_broker_that_is_not_ready_in_time_is_ended(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
         slow.start()
     assert running(tmp_path) is None
+
+
+@pytest.mark.parametrize("damage", ["none", "all of it", "a page"])
+def test_java_starts_without_a_damaged_archive_of_classes(broker: EmbeddedBroker, tmp_path: Path, damage: str) -> None:
+    command = broker._java()
+    places = [index for index, part in enumerate(command) if part.startswith("-XX:SharedArchiveFile=")]
+    if not places:
+        pytest.skip("the Java of this machine makes no archive")
+    content = bytearray(Path(command[places[0]].partition("=")[2]).read_bytes())
+    first, length = {"none": (0, 0), "all of it": (0, len(content)), "a page": (len(content) // 2, 4096)}[damage]
+    content[first : first + length] = b"\x01" * length
+    (tmp_path / "classes.jsa").write_bytes(content)
+    command[places[0]] = f"-XX:SharedArchiveFile={tmp_path / 'classes.jsa'}"
+    said = subprocess.run([*command, "-Xlog:class+load", "-version"], check=True, capture_output=True, text=True).stdout
+    assert ("source: shared objects file" in said) == (damage == "none")
 
 
 PARENT = """
@@ -192,20 +209,30 @@ def test_settings_that_were_changed_are_found(connection: Connection, job: str) 
         for future in admin.incremental_alter_configs([change]).values():
             future.result(20)
 
+    # The controller has a change a moment before the broker shows it.
     alter(STEPS.name(job), "retention.ms", "1000")
+    until(lambda: topics_admin.check(connection, job) != [], "another retention")
     found = topics_admin.check(connection, job)
     assert [(d.what, d.found, d.fatal) for d in found] == [("retention.ms", "1000", False)]
     topics_admin.require(connection, job)
     alter(SHARD_LOG.name(job), "message.timestamp.type", "CreateTime")
+    until(lambda: len(topics_admin.check(connection, job)) == 2, "another kind of time stamp")
     with pytest.raises(Mismatch, match=r"message.timestamp.type of .*shard-log differs: expected LogAppendTime"):
         topics_admin.require(connection, job)
+
+
+def partitions(admin: AdminClient, topic: str) -> int:
+    found = admin.list_topics(timeout=20).topics
+    return len(found[topic].partitions) if topic in found else 0
 
 
 def test_wrong_partitions_are_found(connection: Connection, job: str) -> None:
     admin = AdminClient(connection.admin())
     topics_admin.create(connection, job)
     admin.delete_topics([REPLIES.name(job)])[REPLIES.name(job)].result(20)
+    until(lambda: partitions(admin, REPLIES.name(job)) == 0, "no such topic")
     admin.create_topics([NewTopic(REPLIES.name(job), 2, config=REPLIES.settings())])[REPLIES.name(job)].result(20)
+    until(lambda: partitions(admin, REPLIES.name(job)) == 2, "two partitions")
     with pytest.raises(Mismatch, match=r"partitions of .*replies differs: expected 4, found 2"):
         topics_admin.require(connection, job)
 

@@ -24,8 +24,9 @@ from typing import BinaryIO, Self
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Unavailable, UsageError
 
+from antdt_streams.broker.archive import exercise, sharing_flags
 from antdt_streams.broker.child import spawn
-from antdt_streams.broker.jars import KAFKA_VERSION, class_path
+from antdt_streams.broker.jars import ENV_JARS, KAFKA_VERSION, cached_jars, class_path
 from antdt_streams.broker.java import find_java
 from antdt_streams.broker.settings import HOST, JAVA_FLAGS, server_properties
 
@@ -38,7 +39,8 @@ POLL_S = 0.1
 @dataclass(frozen=True)
 class BrokerOptions:
     """Bounds and extras. `properties` go into server.properties and win; `environ` is where JAVA_HOME is looked up;
-    `prefix` is a command that starts the broker, say `nice`.
+    `prefix` is a command that starts the broker, say `nice`. `java_flags` are more options of Java; with any of them it
+    loads its classes one by one.
     """
 
     start_timeout_s: float = 60.0
@@ -47,6 +49,7 @@ class BrokerOptions:
     properties: Mapping[str, str] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     prefix: Sequence[str] = ()
+    java_flags: Sequence[str] = ()
 
 
 class EmbeddedBroker:
@@ -88,11 +91,10 @@ class EmbeddedBroker:
         """
         assert self.pid is None, "already running"
         self.folder.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + self.options.start_timeout_s
         lock = self._locked()
         try:
-            java = [str(find_java(self.options.environ)), f"-Xmx{self.options.heap_mb}m", *JAVA_FLAGS]
-            java += ["-cp", class_path(self.options.environ)]
+            java = self._java()  # what is fetched and prepared once does not count as a slow start
+            deadline = time.monotonic() + self.options.start_timeout_s
             for _ in range(BIND_ATTEMPTS):
                 self._configure()
                 self._format(java, deadline)
@@ -162,6 +164,19 @@ class EmbeddedBroker:
                 f"use it at {running(self.folder)}, or stop it first."
             )
         return handle
+
+    def _java(self) -> list[str]:
+        environ = self.options.environ
+        java, flags = find_java(environ), [*JAVA_FLAGS, "-cp", class_path(environ)]
+        more = self.options.java_flags
+        if not more and not environ.get(ENV_JARS):  # whoever brings jars of his own has no place of ours beside them
+            more = sharing_flags(java, cached_jars(environ), flags, self._record)
+        return [str(java), f"-Xmx{self.options.heap_mb}m", *flags, *more]
+
+    def _record(self, flag: str, folder: Path) -> None:
+        options = BrokerOptions(environ=self.options.environ, java_flags=(flag,))
+        with EmbeddedBroker(folder, options) as broker:
+            exercise(broker.connection)
 
     def _configure(self) -> None:
         ports = self.folder / "ports.json"
