@@ -30,6 +30,8 @@ COMMON: dict[str, Any] = {
     "reconnect.backoff.ms": 50,
     "reconnect.backoff.max.ms": 500,
     "socket.keepalive.enable": True,
+    # A connection that is half open carries nothing and says nothing: with the default, the job stands for a minute.
+    "socket.timeout.ms": 10_000,
 }
 PRODUCER: dict[str, Any] = {"enable.idempotence": True, "acks": "all"}
 CONSUMER: dict[str, Any] = {

@@ -24,6 +24,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 TIMEOUT_S = 20.0
+PATIENT = {"operation_timeout": TIMEOUT_S, "request_timeout": TIMEOUT_S}
 POLL_S = 0.05
 DURABLE_REPLICATION = 3
 NAME = re.compile(rf"antdt\.({JOB_NAME.pattern})\.([a-z-]+)")
@@ -148,7 +149,7 @@ def delete(connection: Connection, job: str) -> list[str]:
         log = SHARD_LOG.name(job)
         for names in (sorted(present - {log}), sorted(present & {log})):
             if names:
-                _results(admin.delete_topics(names, operation_timeout=TIMEOUT_S), KafkaError.UNKNOWN_TOPIC_OR_PART)
+                _results(admin.delete_topics(names, **PATIENT), KafkaError.UNKNOWN_TOPIC_OR_PART)
         _await_topics(admin, job, present, present=False)
     return sorted(present)
 
@@ -173,7 +174,7 @@ def _create(admin: AdminClient, topics: list[Topic], job: str, replication: int 
             config.setdefault("min.insync.replicas", "2")  # an acknowledged entry survives the loss of a broker
         copies = -1 if replication is None else replication
         new.append(NewTopic(topic.name(job), topic.partitions, copies, config=config))
-    return _results(admin.create_topics(new, operation_timeout=TIMEOUT_S), KafkaError.TOPIC_ALREADY_EXISTS)
+    return _results(admin.create_topics(new, **PATIENT), KafkaError.TOPIC_ALREADY_EXISTS)
 
 
 def _results(futures: Mapping[str, Any], tolerated: int) -> list[str]:

@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
@@ -29,27 +32,44 @@ RECORDED = ("-m", "antdt.examples.recorded")
 Launcher = subprocess.Popen[bytes]
 
 
+@dataclass(frozen=True)
+class JobOptions:
+    """services: what is started beside the workers. bootstrap: where processes find the broker, if not where the test
+    does. environ: further variables of a process by its kind, a service or "worker".
+    """
+
+    patience_ms: int = 5_000
+    services: Sequence[str] = ("ledger",)
+    bootstrap: str = ""
+    environ: Callable[[str], Mapping[str, str]] = lambda kind: {}
+
+
 class JobProcesses:
     """One job on one machine. Every wait keeps the services going and has a bound."""
 
-    def __init__(self, connection: Connection, job: str, folder: Path, patience_ms: int = 5_000) -> None:
-        self.connection, self.job, self.folder = connection, job, folder
+    def __init__(self, connection: Connection, job: str, folder: Path, options: JobOptions) -> None:
+        self.connection, self.job, self.folder, self.options = connection, job, folder, options
         self.place = Place(connection, True, folder, None)
         topics_admin.create(connection, job)
-        extra = {"ledger": ("--patience-ms", str(patience_ms))}
-        self.supervisor = start_services(job, self.place, connection, ("ledger",), extra=extra)
+        extra = {"ledger": ("--patience-ms", str(options.patience_ms))}
+        self.supervisors = []
+        for service in options.services:
+            with mock.patch.dict(os.environ, options.environ(service)):
+                client = Connection(options.bootstrap or connection.bootstrap)
+                self.supervisors.append(start_services(job, self.place, client, (service,), extra=extra))
         self.launchers: list[Launcher] = []
         self.record, self.output = folder / "record", folder / "workers.log"
-        self._log, self._fold = Tail(connection, SHARD_LOG.name(job)), Fold(cached=False)
+        self._log, self.fold = Tail(connection, SHARD_LOG.name(job)), Fold(cached=False)
 
     def launch(self, workers: int, *options: str, script: Sequence[str] = RECORDED, restarts: int = 3) -> Launcher:
         """Workers that write down what they train on; `options` are the script's."""
         command = [*script, "--record", str(self.record), "--batch-size", "24", *options]
+        client = Connection(self.options.bootstrap or self.connection.bootstrap)
         limits = ["-n", str(workers), "--max-restarts", str(restarts)]
         with self.output.open("ab") as out:
             launcher = subprocess.Popen(
                 [sys.executable, "-m", "antdt.launch", "--job", self.job, *limits, "--", *command],
-                env=dict(os.environ) | environment_of(self.connection, self.place),
+                env=dict(os.environ) | environment_of(client, self.place) | self.options.environ("worker"),
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
@@ -68,9 +88,9 @@ class JobProcesses:
 
     def state(self) -> State | None:
         """What the log says now. The next look goes on with the same object."""
-        for offset, payload in self.entries()[self._fold.position.next_offset :]:
-            self._fold.read(offset, payload)
-        return self._fold.state
+        for offset, payload in self.entries()[self.fold.position.next_offset :]:
+            self.fold.read(offset, payload)
+        return self.fold.state
 
     def now(self) -> State:
         """What the log says now, when somebody has joined."""
@@ -82,7 +102,8 @@ class JobProcesses:
         """Wait for a condition."""
         end = time.monotonic() + WITHIN_S
         while not holds():
-            self.supervisor.poll()
+            for supervisor in self.supervisors:
+                supervisor.poll()
             assert time.monotonic() < end, what
             time.sleep(0.02)  # between two looks
 
@@ -123,7 +144,8 @@ class JobProcesses:
         for launcher in self.launchers:
             launcher.kill()
             launcher.wait(10)
-        self.supervisor.stop()
+        for supervisor in self.supervisors:
+            supervisor.stop()
         self._log.close()
 
 
@@ -136,9 +158,9 @@ def kill_all(launcher: Launcher) -> None:
 
 
 @contextmanager
-def job_processes(connection: Connection, job: str, folder: Path, patience_ms: int = 5_000) -> Iterator[JobProcesses]:
-    """A job that is ended whatever happens."""
-    one = JobProcesses(connection, job, folder, patience_ms)
+def job_processes(connection: Connection, job: str, folder: Path, **options: Any) -> Iterator[JobProcesses]:
+    """A job that is ended whatever happens. options: those of JobOptions."""
+    one = JobProcesses(connection, job, folder, JobOptions(**options))
     try:
         yield one
     finally:

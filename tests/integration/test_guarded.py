@@ -1,0 +1,165 @@
+"""A broker that asks who is there and lets each write its own topics only, behind a wire that goes dead twice."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from antdt_schemas import codec, records, topics
+from antdt_schemas.connection import Connection
+from antdt_streams.broker import BrokerOptions, EmbeddedBroker
+from antdt_streams.broker.embedded import _free_ports
+from antdt_streams.cli.job import audit_of, status_of
+from antdt_streams.ledger.core.fold import Verdict
+from antdt_streams.reader import TopicReader
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+
+from tests.helpers.job_processes import JobProcesses, job_processes
+from tests.helpers.wire import TO_BROKER, TO_CLIENT, Wire
+
+pytestmark = pytest.mark.kafka
+ACLS = Path(__file__).parents[2] / "deploy" / "acls.txt"
+PRINCIPALS = ("ledger", "services", "worker", "auditor")
+OPERATIONS = {
+    "Read": AclOperation.READ,
+    "Write": AclOperation.WRITE,
+    "Describe": AclOperation.DESCRIBE,
+    "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
+}
+
+
+def acls_of(job: str) -> list[AclBinding]:
+    """What deploy/acls.txt grants for a job."""
+    out = []
+    for line in ACLS.read_text().splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        principal, kind, name, operations = line.split()
+        prefixed = name.endswith("*")
+        pattern = ResourcePatternType.PREFIXED if prefixed else ResourcePatternType.LITERAL
+        where = (
+            ResourceType[kind.upper()],
+            name.removesuffix("*").replace("JOB", job),
+            pattern,
+            f"User:{principal}",
+            "*",
+        )
+        out += [AclBinding(*where, OPERATIONS[word], AclPermissionType.ALLOW) for word in operations.split(",")]
+    return out
+
+
+@contextmanager
+def guarded(folder: Path, wire: Wire) -> Iterator[EmbeddedBroker]:
+    """A broker with a listener for this test, which may do everything, and one behind the wire, which asks."""
+    port, controller, asking = _free_ports(0, 0, 0)
+    folder.mkdir()
+    (folder / "ports.json").write_text(json.dumps({"broker": port, "controller": controller}))
+    users = " ".join(f'user_{name}="secret-of-{name}"' for name in PRINCIPALS)
+    module = "org.apache.kafka.common.security.plain.PlainLoginModule"
+    here = "127.0.0.1"
+    properties = {
+        "listeners": f"PLAINTEXT://{here}:{port},CONTROLLER://{here}:{controller},SASL_PLAINTEXT://{here}:{asking}",
+        "advertised.listeners": f"PLAINTEXT://{here}:{port},SASL_PLAINTEXT://{wire.address}",
+        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.sasl_plaintext.plain.sasl.jaas.config": f"{module} required {users};",
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS",
+    }
+    wire.target = here, asking
+    with EmbeddedBroker(folder, BrokerOptions(properties=properties)) as broker:
+        assert broker.bootstrap == f"{here}:{port}", "somebody took the port"
+        yield broker
+
+
+def credentials(folder: Path, name: str) -> Path:
+    """The client.properties of a principal, as Java people write it."""
+    file = folder / f"{name}.properties"
+    module = "org.apache.kafka.common.security.plain.PlainLoginModule"
+    file.write_text(
+        "security.protocol=SASL_PLAINTEXT\nsasl.mechanism=PLAIN\nsocket.timeout.ms=2000\n"
+        f'sasl.jaas.config={module} required username="{name}" password="secret-of-{name}";\n'
+    )
+    return file
+
+
+def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path) -> None:
+    job = "guarded"
+    with Wire() as wire, guarded(tmp_path / "broker", wire) as broker:
+        admin = AdminClient(broker.connection.admin())
+        for future in admin.create_acls(acls_of(job)).values():
+            future.result(20)
+
+        def environ(kind: str) -> dict[str, str]:
+            name = "services" if kind in ("monitor", "controller") else kind
+            return {"ANTDT_KAFKA_CONFIG": str(credentials(tmp_path, name))}
+
+        services = ("ledger", "monitor", "controller")
+        options = ("--samples", "700", "--epochs", "4", "--delay-ms", "4", "--checkpoint-every", "20")
+        with job_processes(
+            broker.connection, job, tmp_path, services=services, bootstrap=wire.address, environ=environ
+        ) as run:
+            launcher = run.launch(2, *options)
+            run.until_committed(10)
+            pids = run.workers_of(launcher)
+            for ways in ((TO_BROKER, TO_CLIENT), (TO_CLIENT,)):
+                before = run.now().committed
+                assert wire.go_dead(*ways) >= 8, "two clients of each process at least"
+                run.until_committed(before + 15)
+            assert run.workers_of(launcher) == pids, "a worker did not live through it"
+            run.ended(launcher)
+            assert run.judged()["committed"] == 2800
+
+            def connection(name: str) -> Connection:
+                return Connection.of(wire.address, credentials(tmp_path, name), {})
+
+            auditor = connection("auditor")
+            nobody_writes_what_is_not_theirs(run, connection)
+            with TopicReader(auditor, job, topics.MEASUREMENTS) as reader:
+                assert sum(reader.ends()) > 0, "the Monitor may not work"
+            assert [s.children[n].restarts for s, n in zip(run.supervisors, services, strict=True)] == [0, 0, 0]
+            assert audit_of(auditor, job)["exactly_once"]
+            assert status_of(auditor, job)["committed"] == 2800
+
+
+def nobody_writes_what_is_not_theirs(run: JobProcesses, connection: Callable[[str], Connection]) -> None:
+    """The entry would be the next one of the log, as good as the leader's own: only the broker stands before it."""
+    state, fold = run.now(), run.fold
+    assert fold.office is not None
+    cycle = records.Cycle(
+        fold.office.offset, fold.office.hash, state.sequence + 1, fold.position.next_offset - 1, fold.position.hash,
+        state.requests_next, state.now_ms, (),
+    )  # fmt: skip
+    entry = codec.encode(records.Entry(cycle))
+    assert copy.deepcopy(fold).read(fold.position.next_offset, entry) is Verdict.COUNTED
+    theirs = {
+        "worker": (topics.REQUESTS, topics.STEPS),
+        "ledger": (topics.SHARD_LOG, topics.REPLIES, topics.DEAD_LETTERS, topics.SNAPSHOTS),
+        "services": (topics.MEASUREMENTS, topics.DECISIONS, topics.DEAD_LETTERS, topics.SNAPSHOTS),
+        "auditor": (),
+    }
+    for name, own in theirs.items():
+        producer = Producer(connection(name).producer(linger_ms=0, enable_idempotence=False))
+        for topic in (topic for topic in topics.TOPICS if topic not in own):
+            refused: list[Any] = []
+            try:
+                producer.produce(topic.name(run.job), entry, on_delivery=lambda e, _, out=refused: out.append(e))
+                assert producer.flush(10) == 0
+            except KafkaException as error:  # known since the last one
+                refused.append(error.args[0])
+            assert refused[0] is not None, f"{name} wrote to {topic.suffix}"
+            assert refused[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED, refused[0]
+    assert entry not in (payload for _, payload in run.entries())
