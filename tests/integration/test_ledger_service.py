@@ -27,7 +27,7 @@ from antdt_schemas.errors import (
 from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.cli.common import Place
-from antdt_streams.cli.job import audit_of
+from antdt_streams.cli.job import audit_of, status_of
 from antdt_streams.cli.services import environment_of, service_command
 from antdt_streams.ledger.cache import Cache, Identity
 from antdt_streams.ledger.core.fold import Fold
@@ -39,6 +39,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 
 from tests.helpers.ledger_thread import WITHIN_S, LedgerThread, asker, digest_of, replayed
 
+FLOOD = 30_000
 pytestmark = pytest.mark.kafka
 
 
@@ -190,6 +191,7 @@ def test_a_lost_tail_is_refused_until_an_operator_accepts_it(tmp_path: Path) -> 
             with pytest.raises(LogTruncated, match=f"{before}.*{after}.*antdt recover {job}"):
                 Ledger(connection, job, tmp_path / "l").run()
         assert replayed(connection, job).position.next_offset == after
+        assert status_of(connection, job)["entries"] == after, "a snapshot of what is lost hides nothing"
         fact = Ledger(connection, job, tmp_path / "l").recover("the machine lost its power")
         assert (fact.first_lost, fact.next_offset) == (after, before)
         assert (tmp_path / "l.broken-1").is_dir()
@@ -378,3 +380,29 @@ def test_a_snapshot_is_due_after_many_events_as_well(connection: Connection, job
         worker.join()
         worker.train(4)  # a lease and a commit each
         eventually(lambda: one.ledger.snapshots.newest() is not None, "a snapshot, with few entries and in office")
+
+
+def test_a_flood_of_requests_leaves_the_process_as_large_as_it_was(
+    connection: Connection, job: str, tmp_path: Path
+) -> None:
+    """Of strangers, each with a name of its own, of a member, and of who sends rubbish: all of it is recorded."""
+    topics_admin.create(connection, job)
+    ledger = Process(job, Place(connection, True, tmp_path, None))
+    pages = Path(f"/proc/{ledger.popen.pid}/statm")
+    try:
+        with asker(connection, job) as worker:
+            worker.join()
+            sizes = []
+            for part in range(3):
+                for number in range(FLOOD // 3):
+                    stranger = records.Request("w1", f"w1.{part}.{number}{'x' * 64}", 1, records.Heartbeat(1, 0), b"")
+                    member = records.Request(worker.worker, worker.incarnation, 0, records.Lease(7, 1), b"")
+                    value = (codec.encode(stranger), codec.encode(member), b"\xc3\x01 no request")[number % 3]
+                    worker.producer.produce(topics.REQUESTS.name(job), value, "w1", 0)
+                    worker.producer.poll(0)
+                assert worker.ask(records.Heartbeat(worker.generation, 0)).status is records.Status.OK
+                sizes.append(int(pages.read_text().split()[1]) * resource.getpagesize() >> 10)
+            assert worker.ask(records.Lease(worker.generation, 8)).leases
+    finally:
+        ledger.end()
+    assert sizes[2] - sizes[1] < FLOOD // 3 * 300 >> 10, f"{sizes} KiB: more than 300 bytes a request"

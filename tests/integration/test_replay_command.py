@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from antdt_schemas import codec, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import ExitCode
+from antdt_schemas.errors import ExitCode, LogTampered
 from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
+from antdt_streams.cli.job import status_of
 from confluent_kafka import Producer
 
 from tests.helpers.ledger_thread import LedgerThread, asker, digest_of, replayed
@@ -47,6 +48,11 @@ def test_the_state_from_zero_from_a_snapshot_and_from_a_file(
     assert whole["digest"] == digest_of(replayed(connection, job)) and whole["state"]["steps"] == 8
     assert (whole["start"], newest["start"]) == (0, whole["offset"] + 1), "the newest one reflects all of the log"
     assert (newest["digest"], newest["state"]) == (whole["digest"], whole["state"])
+    status = json.loads(antdt("status", job, "--json").stdout)
+    assert (status["read_from"], status["entries"]) == (newest["start"], whole["offset"] + 1), (
+        "and no entry but the last"
+    )
+    assert (status["digest"], status["step"]) == (whole["digest"], 8)
     at = whole["offset"] - 2
     long, short = replay(job, "--at", at), replay(job, "--at", at, "--snapshot")
     assert 0 < short["start"] < at, "the one before it"
@@ -73,3 +79,5 @@ def test_the_state_from_zero_from_a_snapshot_and_from_a_file(
         broken = antdt(*arguments)
         assert broken.returncode == ExitCode.NEVER_RETRY, (arguments, broken.stderr)
         assert f"The log breaks at offset {whole['offset'] + 1}." in broken.stderr + broken.stdout
+    with pytest.raises(LogTampered):
+        status_of(connection, job)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import ExitCode
+from antdt_schemas.errors import ExitCode, ForeignState, LogTampered
 from antdt_schemas.topics import DECISIONS, SHARD_LOG
 
 from antdt_streams.audit import audit as audit_log
@@ -18,6 +19,7 @@ from antdt_streams.cli.replay import log_options, open_log
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.log_source import open_topic
+from antdt_streams.replay import Entries, behind
 
 
 @click.command(short_help="Prove from the log what a job trained on.")
@@ -93,10 +95,7 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
     """What `antdt status` shows, ready for JSON."""
     from antdt_streams.reader import TopicReader
 
-    fold = Fold(cached=False)
-    with TopicReader(connection, job, SHARD_LOG) as reader:
-        for raw in reader.to_end():
-            fold.read(raw.offset, raw.value)
+    fold, start = _newest_state(connection, job)
     with TopicReader(connection, job, DECISIONS) as reader:
         decisions = [codec.to_json(codec.decode(raw.value, records.Decision)) for raw in reader.to_end()]
     state, genesis, office = fold.state, fold.genesis, fold.office
@@ -117,8 +116,37 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
         "accepted_losses": len(state.accepted) if state else 0,
         "leader": office.owner if office else None,
         "entries": fold.position.next_offset,
+        "read_from": start,
         "void_entries": fold.void_entries,
         "refused_reports": state.refused if state else 0,
         "digest": rows.digest(state).hex() if state else None,
         "decisions": decisions,
     }
+
+
+def _newest_state(connection: Connection, job: str) -> tuple[Fold, int]:
+    """What the log says at its end, and where reading it began: behind the newest snapshot that it agrees with."""
+    from antdt_streams import topics_admin
+    from antdt_streams.ledger.cache import Identity, fold_of
+    from antdt_streams.ledger.snapshots import SERVICE
+    from antdt_streams.reader import TopicReader
+    from antdt_streams.snapshots import newest
+
+    with TopicReader(connection, job, SHARD_LOG) as reader:
+        topic_id = topics_admin.topic_ids(connection, job)[SHARD_LOG.suffix]
+        snapshot = newest(connection, job, SERVICE, topic_id=topic_id, at_most=reader.ends()[0])
+        if snapshot is not None:
+            # One that belongs to other rules, or to what the log has lost, is no reason to show nothing.
+            with suppress(ForeignState, LogTampered):
+                fold, _ = fold_of(snapshot.rows, Identity(job, topic_id), "the newest snapshot")
+                start = fold.position.next_offset
+                tail = ((raw.offset, raw.value) for raw in reader.to_end(start - 1))
+                return _read(fold, behind(fold, tail)), start
+        return _read(Fold(), ((raw.offset, raw.value) for raw in reader.to_end())), 0
+
+
+def _read(fold: Fold, entries: Entries) -> Fold:
+    fold.cached = False
+    for offset, payload in entries:
+        fold.read(offset, payload)
+    return fold
