@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 
 DIGEST_SIZE = 16
@@ -21,7 +22,12 @@ def next_lineage(previous: bytes, step: int, ranges: Sequence[int]) -> bytes:
     """
     assert len(previous) == DIGEST_SIZE, previous
     assert len(ranges) % 4 == 0, ranges
-    return blake2b(previous + struct.pack(f">{1 + len(ranges)}q", step, *ranges), digest_size=DIGEST_SIZE).digest()
+    return blake2b(previous + _words(1 + len(ranges)).pack(step, *ranges), digest_size=DIGEST_SIZE).digest()
+
+
+@lru_cache(maxsize=64)
+def _words(count: int) -> struct.Struct:
+    return struct.Struct(f">{count}q")
 
 
 def chain(previous: bytes, offset: int, payload: bytes) -> bytes:

@@ -67,20 +67,27 @@ class Books:
 
     def _commit(self, event: records.Committed) -> None:
         r = event.ranges
-        for i in range(0, len(r), 4):
-            epoch, start, end = r[i + 1], r[i + 2], r[i + 2] + r[i + 3]
-            inside = self.committed.setdefault(epoch, IntervalSet())
-            for low, high in inside.overlaps(start, end):
-                if len(self.repeated) < RANGES_LISTED_MAX:
-                    self.repeated.append((epoch, low, high))
-            for low, high in inside.gaps(start, end):
-                inside.add(low, high)
+        values = iter(r)
+        for _, epoch, start, length in zip(values, values, values, values, strict=True):
+            inside = self.committed.get(epoch)
+            if inside is None:
+                inside = self.committed[epoch] = IntervalSet()
+            if not inside.try_add(start, start + length):
+                self._repeat(epoch, start, start + length)
         self.step += 1
         self.lineage = lineage.next_lineage(self.lineage, self.step, r)
         self.lineages[self.step] = self.lineage
         if event.step != self.step or event.lineage != self.lineage:
             self.wrong_lineage.append(event.step)
         self.steps.append(r)
+
+    def _repeat(self, epoch: int, start: int, end: int) -> None:
+        inside = self.committed[epoch]
+        for low, high in inside.overlaps(start, end):
+            if len(self.repeated) < RANGES_LISTED_MAX:
+                self.repeated.append((epoch, low, high))
+        for low, high in inside.gaps(start, end):
+            inside.add(low, high)
 
     def _checkpoint(self, step: int) -> None:
         """What the model of this step contains; steps before it need not be kept apart any more."""

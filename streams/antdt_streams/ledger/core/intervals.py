@@ -45,24 +45,30 @@ class IntervalSet:
 
     def add(self, start: int, end: int) -> None:
         """Add [start, end), which must not overlap what is there: a position is never added twice."""
+        assert self.try_add(start, end), f"[{start}, {end}) overlaps {self.overlaps(start, end)}"
+
+    def try_add(self, start: int, end: int) -> bool:
+        """Add [start, end) and return True, or change nothing and return False if it overlaps what is there."""
         assert start < end, (start, end)
         starts, ends = self._starts, self._ends
         at = bisect_right(starts, start)
-        assert at == 0 or ends[at - 1] <= start, f"[{start}, {end}) overlaps [{starts[at - 1]}, {ends[at - 1]})"
-        assert at == len(starts) or end <= starts[at], f"[{start}, {end}) overlaps [{starts[at]}, {ends[at]})"
+        before = ends[at - 1] if at else None
+        after = starts[at] if at < len(starts) else None
+        if (before is not None and before > start) or (after is not None and after < end):
+            return False
         self.total += end - start
-        left = at > 0 and ends[at - 1] == start
-        right = at < len(starts) and starts[at] == end
-        if left and right:
-            ends[at - 1] = ends[at]
-            del starts[at], ends[at]
-        elif left:
-            ends[at - 1] = end
-        elif right:
+        if before == start:
+            if after == end:
+                ends[at - 1] = ends[at]
+                del starts[at], ends[at]
+            else:
+                ends[at - 1] = end
+        elif after == end:
             starts[at] = start
         else:
             starts.insert(at, start)
             ends.insert(at, end)
+        return True
 
     def remove(self, start: int, end: int) -> None:
         """Remove [start, end), all of which must be there."""

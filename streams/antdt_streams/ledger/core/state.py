@@ -8,11 +8,14 @@ Rules
   4. Memory is O(live leases + fragments), never O(samples) or O(steps): committed positions are intervals, compositions
      are kept for a bounded number of steps.
   5. `dirty` names the rows (see `rows`) that changed since they were last written.
+
+Every event of a log that is proven comes through here, so leases and commits are written to cost little.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,13 +85,41 @@ class Epoch:
 @dataclass(slots=True)
 class Step:
     """A committed step: flat quadruples (lease, epoch, start, length), and the lineage after it. Never changed;
-    `row` is what it is stored as, once somebody asked for it.
+    `framed` is what it adds to a digest, once one was asked for.
     """
 
     step: int
     ranges: tuple[int, ...]
     lineage: bytes
-    row: bytes = field(default=b"", compare=False)
+    framed: bytes = field(default=b"", compare=False)
+
+
+@dataclass(slots=True)
+class Dirty:
+    """Names of changed rows. The kinds that change with every step have sets of their own: numbers hash faster than
+    pairs of kind and name.
+    """
+
+    leases: set[int] = field(default_factory=set)
+    epochs: set[int] = field(default_factory=set)
+    steps: set[int] = field(default_factory=set)
+    others: set[tuple[str, Any]] = field(default_factory=lambda: {("meta", 0), ("checkpoints", 0)})
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """(kind, name) of each row."""
+        for kind, numbers in (("lease", self.leases), ("epoch", self.epochs), ("step", self.steps)):
+            yield from ((kind, number) for number in numbers)
+        yield from self.others
+
+    def __bool__(self) -> bool:
+        return bool(self.others or self.leases or self.epochs or self.steps)
+
+    def clear(self) -> None:
+        """All of them are written, or nobody will."""
+        self.leases.clear()
+        self.epochs.clear()
+        self.steps.clear()
+        self.others.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +162,7 @@ class State:
         self.step_numbers = 0
         self._low_epoch = 0
         self._unsealed: list[int] = []
-        self.dirty: set[tuple[str, Any]] = {("meta", 0), ("checkpoints", 0)}
+        self.dirty = Dirty()
 
     # -- questions
 
@@ -200,18 +231,18 @@ class State:
         assert requests_next >= self.requests_next, (requests_next, self.requests_next)
         self.sequence, self.requests_next = sequence, requests_next
         self.now_ms = max(self.now_ms, now_ms)
-        self.dirty.add(("meta", 0))
+        self.dirty.others.add(("meta", 0))
 
     def _joined(self, e: records.Joined) -> None:
         assert e.incarnation not in self.incarnations, e
         self.incarnations[e.incarnation] = Incarnation(e.worker, e.role, e.host, e.port, e.node, e.hardware, e.restarts)
-        self.dirty.add(("incarnation", e.incarnation))
+        self.dirty.others.add(("incarnation", e.incarnation))
 
     def _gone(self, incarnation: str, status: str) -> None:
         who = self.incarnations[incarnation]
         assert not who.gone, (incarnation, who)
         who.status, who.claim = status, None
-        self.dirty.add(("incarnation", incarnation))
+        self.dirty.others.add(("incarnation", incarnation))
 
     def _lost(self, e: records.Lost) -> None:
         self._gone(e.incarnation, "lost")
@@ -228,7 +259,7 @@ class State:
         assert not self.open and who.status == "member", (e, who)
         assert e.claim is None or not self.restoring, e
         who.status, who.claim, who.host, who.port = "ready", e.claim, e.host, e.port
-        self.dirty.add(("incarnation", e.incarnation))
+        self.dirty.others.add(("incarnation", e.incarnation))
 
     def _granted(self, e: records.Granted) -> None:
         assert not self.open and e.generation == self.generation + 1 and e.members, e
@@ -237,12 +268,12 @@ class State:
         self.generation, self.members, self.open, self.settled = e.generation, e.members, True, False
         self.restoring = False
         self.grant = e
-        self.dirty.add(("grant", 0))
+        self.dirty.others.add(("grant", 0))
         for name in e.members:
             who = self.incarnations[name]
             assert who.status in ("waiting", "ready"), (name, who)
             who.status, who.claim = "member", None
-            self.dirty.add(("incarnation", name))
+            self.dirty.others.add(("incarnation", name))
 
     def _rolled_back(self, e: records.RolledBack) -> None:
         kept = [c for c in self.checkpoints if c.step <= e.step] or [BEFORE_ANY]
@@ -259,19 +290,19 @@ class State:
                     epoch.committed.remove(low, high)
                     self._give_back(number, low, high)
                     self.committed_total -= high - low
-                    self.dirty.add(("epoch", number))
+                    self.dirty.epochs.add(number)
         while self.steps and self.steps[-1].step > e.step:
             self._forget(self.steps.pop())
         self.checkpoints = kept
         self.committed, self.lineage = e.step, target.lineage
-        self.dirty.add(("checkpoints", 0))
+        self.dirty.others.add(("checkpoints", 0))
 
     def _void_models(self) -> None:
         self.restoring = True
         for name, who in self.incarnations.items():
             if who.claim is not None:
                 who.claim = None
-                self.dirty.add(("incarnation", name))
+                self.dirty.others.add(("incarnation", name))
 
     def _regressed(self, e: records.Regressed) -> None:
         """Nobody is known any more, and no number that the lost entries may have given away is given again."""
@@ -297,14 +328,15 @@ class State:
         self.held.setdefault(e.incarnation, {})[e.lease] = None
         self.next_lease += e.shards
         self._unsealed.append(e.lease)
-        self.dirty.update((("lease", e.lease), ("epoch", e.epoch)))
+        self.dirty.leases.add(e.lease)
+        self.dirty.epochs.add(e.epoch)
 
     def _take_front(self, number: int, epoch: int, start: int, end: int) -> None:
         lease = self.leases[number]
         assert lease.epoch == epoch and lease.front == start and end <= lease.end, (number, lease, epoch, start, end)
         lease.front = end
-        self.dirty.add(("lease", number))
-        if lease.front == lease.end:
+        self.dirty.leases.add(number)
+        if end == lease.end:
             del self.leases[number]
             mine = self.held[lease.incarnation]
             del mine[number]
@@ -313,25 +345,28 @@ class State:
 
     def _committed(self, e: records.Committed) -> None:
         assert e.step == self.committed + 1 and e.generation == self.generation and self.open, (e, self.committed)
-        r = e.ranges
+        r, take_front, number_before, inside = e.ranges, self._take_front, -1, IntervalSet()
         values = iter(r)
         for number, epoch, start, length in zip(values, values, values, values, strict=True):
-            self._take_front(number, epoch, start, start + length)
-            self.epoch(epoch).committed.add(start, start + length)
+            end = start + length
+            take_front(number, epoch, start, end)
+            if epoch != number_before:
+                inside, number_before = self.epoch(epoch).committed, epoch
+                self.dirty.epochs.add(epoch)
+            assert inside.try_add(start, end), (e, inside.overlaps(start, end))
             self.committed_total += length
-            self.dirty.add(("epoch", epoch))
         self.lineage = lineage.next_lineage(self.lineage, e.step, r)
         assert self.lineage == e.lineage, (e, self.lineage)
         self.committed, self.plan = e.step, e.plan
         self.steps.append(Step(e.step, r, e.lineage))
         self.step_numbers += len(r)
-        self.dirty.add(("step", e.step))
+        self.dirty.steps.add(e.step)
         while len(self.steps) > self.bounds.steps or self.step_numbers > self.bounds.step_numbers:
             self._forget(self.steps.popleft())
 
     def _forget(self, step: Step) -> None:
         self.step_numbers -= len(step.ranges)
-        self.dirty.add(("step", step.step))
+        self.dirty.steps.add(step.step)
 
     def _settled(self, e: records.Settled) -> None:
         assert e.generation == self.generation and not self.settled, e
@@ -349,7 +384,7 @@ class State:
             self.quarantined_total += e.length
         else:
             self._give_back(e.epoch, e.start, end)
-        self.dirty.add(("epoch", e.epoch))
+        self.dirty.epochs.add(e.epoch)
 
     def _readmitted(self, e: records.Readmitted) -> None:
         epoch, end = self.epoch(e.epoch), e.start + e.length
@@ -358,7 +393,7 @@ class State:
         self.quarantined_total -= e.length
         for shard in self.shards_between(e.start, end):
             epoch.attempts.pop(shard, None)
-        self.dirty.add(("epoch", e.epoch))
+        self.dirty.epochs.add(e.epoch)
 
     def _checkpointed(self, e: records.Checkpointed) -> None:
         assert self.lineage_at(e.step) == e.lineage, e
@@ -373,7 +408,7 @@ class State:
         self.checkpoints.append(Checkpoint(e.step, e.lineage, e.file, inside))
         self.checkpoints.sort(key=lambda c: c.step)
         del self.checkpoints[: -self.bounds.checkpoints]
-        self.dirty.add(("checkpoints", 0))
+        self.dirty.others.add(("checkpoints", 0))
 
     def _done(self, e: records.Done) -> None:
         assert self.finished and self.done is None, e
