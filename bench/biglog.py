@@ -7,7 +7,9 @@ container file as `antdt export` writes it, and never lie in memory or in a brok
 longer to write than to measure.
 
 Measured, each in a process of its own so that its peak of memory is its own:
-  verify    `replay` of the file: chain, sequence, digests, anchor of its last entry
+  verify    `replay` of the file in one piece: chain, sequence, digests, anchor of its last entry
+  audit     `audit` of the file in one piece: all that, and the accounting
+  parts     `audit` of the file in parts between waypoints, one process a core
   start     from the rows of the newest snapshot to an object that leads: rows to state, the entries behind the snapshot
             (as many as there can be) folded in, digest compared with the generator's
 """
@@ -22,21 +24,24 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from antdt_schemas import codec, container, lineage, records
-from antdt_streams.ledger.cache import Identity, fold_of, whole
+from antdt_streams import parts, waypoints
+from antdt_streams.audit import audit, report_of
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.leader import InOffice
 from antdt_streams.ledger.core.state import FOLD_VERSION, State
 from antdt_streams.ledger.options import LedgerOptions
+from antdt_streams.ledger.stored import Identity, fold_of, whole
 from antdt_streams.log_source import open_file
 from antdt_streams.replay import document, replay
 from antdt_streams.snapshots import pack, unpack
+from antdt_streams.waypoints import Waypoint
 
 from bench.common import machine, write
 
@@ -81,6 +86,15 @@ class Writer:
             if offset + 1 == self.total - self.every:
                 self.snapshot = pack(whole(self.fold, IDENTITY, 0))
 
+    def marked(self, keep: Callable[[Waypoint], None]) -> Iterator[container.LogEntry]:
+        """The whole log, with waypoints as `antdt export` makes them, but of the writer's own fold."""
+        due = waypoints.EVERY_EVENTS
+        for entry in self.entries():
+            yield entry
+            if self.events >= due:
+                keep(Waypoint.of(self.fold, IDENTITY))
+                due = self.events + waypoints.EVERY_EVENTS
+
     def _facts(self, state: State, offset: int) -> tuple[records.Event, ...]:
         if offset == 2:
             joined = [records.Joined(w, w, "worker", "h", 1, "n", "", 0) for w in WORKERS]
@@ -118,7 +132,8 @@ class Writer:
 def generate(folder: Path, total: int, steps: int) -> dict[str, Any]:
     """Write the log and its snapshot."""
     writer, began = Writer(total, steps), time.perf_counter()
-    header = container.write(folder / "log.avro", "biglog", "topic-1", writer.entries())
+    with waypoints.writing(folder / "log.avro") as keep:
+        header = container.write(folder / "log.avro", "biglog", "topic-1", writer.marked(keep))
     (folder / "snapshot").write_bytes(writer.snapshot)
     assert writer.fold.state is not None
     return {
@@ -142,6 +157,26 @@ def verify(folder: Path) -> dict[str, Any]:
         "verify_cpu_s": round(time.process_time() - cpu, 2),
         "peak_rss_mb": peak_mb(),
         "digest": found["digest"],
+    }
+
+
+def prove(folder: Path, processes: int) -> dict[str, Any]:
+    """Audit the whole file, in one piece or in parts."""
+    path, wall = folder / "log.avro", time.perf_counter()
+    if processes == 1:
+        with open_file(path) as log:
+            report = audit(log, log.anchors)
+    else:
+        account = parts.prove(path, {}, processes)
+        assert account is not None
+        report = report_of(account, None)
+    assert not report["broken"] and not report["repeated"] and not report["wrong_lineage"], report["verdict"]
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {
+        "s": round(time.perf_counter() - wall, 2),
+        "cpu_s": round(sum(u.ru_utime + u.ru_stime for u in usage), 2),
+        "peak_rss_mb": [u.ru_maxrss // 1024 for u in usage],  # of this process, and of the largest of its parts
+        "digest": report["digest"],
     }
 
 
@@ -194,14 +229,18 @@ def measure(total: int, steps: int, starts: int) -> dict[str, Any]:
         folder = Path(name)
         made = apart("generate", folder, total, steps)
         verified = apart("verify", folder, total, steps)
+        proven = {"audit": apart("audit", folder, total, steps), "parts": apart("parts", folder, total, steps)}
         started = sorted((apart("start", folder, total, steps) for _ in range(starts)), key=lambda s: s["start_s"])
-        for found in (verified, *started):
+        for found in (verified, *proven.values(), *started):
             assert found.pop("digest") == made["digest"], "another state than the generator's"
         verified["entries_per_s"] = round(total / verified["verify_s"])
         verified["events_per_s"] = round(made["events"] / verified["verify_s"])
         verified["events_per_cpu_s"] = round(made["events"] / verified["verify_cpu_s"])
         verified["ranges_per_s"] = round(len(WORKERS) * steps * total / verified["verify_s"])
-        return {"steps_an_entry": steps} | made | verified | {"start": started[len(started) // 2]}
+        for found in proven.values():
+            found["events_per_s"] = round(made["events"] / found["s"])
+        proven["parts"]["processes"] = parts.cores()
+        return {"steps_an_entry": steps} | made | verified | proven | {"start": started[len(started) // 2]}
 
 
 def main() -> None:
@@ -211,15 +250,20 @@ def main() -> None:
     parser.add_argument("--entries", default="1000000,10000000")
     parser.add_argument("--busy", type=int, default=100_000, help="entries of the log of a busy ledger; 0: none")
     parser.add_argument("--starts", type=int, default=3, help="starts measured of each length, the median counts")
-    parser.add_argument("--only", choices=("generate", "verify", "start"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=("generate", "verify", "audit", "parts", "start"), help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     sizes = [int(n) for n in options.entries.split(",")]
     if options.only:
-        made = generate(options.folder, sizes[0], options.steps) if options.only == "generate" else None
-        started = start(options.folder, sizes[0], options.steps) if options.only == "start" else None
-        print(json.dumps(made or started or verify(options.folder)))
+        actions: dict[str, Callable[[], dict[str, Any]]] = {
+            "generate": lambda: generate(options.folder, sizes[0], options.steps),
+            "verify": lambda: verify(options.folder),
+            "audit": lambda: prove(options.folder, 1),
+            "parts": lambda: prove(options.folder, parts.cores()),
+            "start": lambda: start(options.folder, sizes[0], options.steps),
+        }
+        print(json.dumps(actions[options.only]()))
         return
     results: list[dict[str, Any]] = []
     for total, steps in [*((n, 1) for n in sizes), *([(options.busy, 16)] if options.busy else [])]:

@@ -3,6 +3,9 @@
 `python -m bench.fold --json FILE`. The log is made by the ledger's own core while it is read, entry by entry, so no
 length of it is ever in memory: half a hundred events an entry, two leases for each step, four members. Timed is the
 reader alone, by the processor's time of this process; two lengths show whether it stays as fast.
+
+Then a million events in a file, as `antdt export` leaves it: the audit in one piece and in parts between waypoints, one
+process a core, by turns and by the clock.
 """
 
 from __future__ import annotations
@@ -12,16 +15,24 @@ import itertools
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 from typing import Any
 
-from antdt_streams.audit import audit
+from antdt_schemas.container import LogEntry
+from antdt_schemas.container import write as write_file
+from antdt_streams import parts, waypoints
+from antdt_streams.audit import audit, report_of
 from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.stored import Identity
+from antdt_streams.log_source import open_file
 
 from bench.common import machine, spread, write
 from bench.job import Job, Shape
 
 LENGTHS_EVENTS = (10_000, 100_000)
+FILE_EVENTS = 1_000_000
+IDENTITY = Identity("bench", "topic-1")
 CHUNK = 200
 
 
@@ -58,8 +69,36 @@ def prove(entries: Stopped) -> None:
     assert report["committed"] > 0 and not report["broken"] and not report["repeated"], report["verdict"]
 
 
+def measure_file(repetitions: int) -> dict[str, Any]:
+    """The audit of a file by one process, and by one process a core."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "log.avro"
+        made = Stopped(FILE_EVENTS)
+        entries = (LogEntry(offset, 0, payload) for offset, payload in made)
+        with waypoints.writing(path) as keep:
+            write_file(path, IDENTITY.job, IDENTITY.topic_id, waypoints.marked(entries, IDENTITY, keep))
+        whole, in_parts = [], []
+        for _ in range(repetitions):
+            before_s = perf_counter()
+            with open_file(path) as log:
+                report = audit(log, log.anchors)
+            whole.append(made.events / (perf_counter() - before_s))
+            before_s = perf_counter()
+            account = parts.prove(path, {})
+            in_parts.append(made.events / (perf_counter() - before_s))
+            assert account is None or report_of(account, None) == report
+        return {
+            "events": made.events,
+            "megabytes": round(path.stat().st_size / 1e6, 1),
+            "waypoints_megabytes": round(waypoints.beside(path).stat().st_size / 1e6, 1),
+            "processes": parts.cores(),
+            "events_per_s": spread(whole, 0),
+            "parts_events_per_s": spread(in_parts, 0) if parts.cores() > 1 else None,
+        }
+
+
 def measure(repetitions: int) -> dict[str, Any]:
-    """Both readers, at both lengths."""
+    """Both readers, at both lengths, and the file."""
     out: dict[str, Any] = {}
     for length in LENGTHS_EVENTS:
         for name, reader in (("fold", read), ("audit", prove)):
@@ -80,6 +119,7 @@ def measure(repetitions: int) -> dict[str, Any]:
         "fold_events_per_s": out[f"fold_{longest}"]["events_per_cpu_s"]["median"],
         "audit_events_per_s": out[f"audit_{longest}"]["events_per_cpu_s"]["median"],
         **out,
+        "file": measure_file(repetitions),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "repetitions": repetitions,
         "machine": machine(),
@@ -100,6 +140,11 @@ def main() -> None:
                 f"{name:<14} {cpu['median']:>9,.0f} events per second of the processor [{cpu['min']:,.0f} to "
                 f"{cpu['max']:,.0f}], {wall['median']:>9,.0f} by the clock, {r['bytes_an_event']} B an event"
             )
+    file = results["file"]
+    for name, r in (("one piece", file["events_per_s"]), ("in parts", file["parts_events_per_s"])):
+        if r is not None:
+            spread_of = f"[{r['min']:,.0f} to {r['max']:,.0f}]"
+            print(f"file, {name:<9} {r['median']:>9,.0f} events per second by the clock {spread_of}")
     print(f"peak memory {results['peak_rss_mb']} MB")
     write(options.json, results)
 

@@ -168,15 +168,24 @@ class LogFile:
         self._file.close()
 
     def __iter__(self) -> Iterator[LogEntry]:
-        for block in self.blocks():
-            yield from block
+        return self.entries()
 
-    def blocks(self) -> Iterator[list[LogEntry]]:
-        """The entries from the first one on, in the portions that they were written in."""
+    def entries(self, start: int = 0) -> Iterator[LogEntry]:
+        """The entries from offset `start` on. What is before it is not looked at."""
+        for block in self.blocks(start):
+            yield from block if block[0].offset >= start else (e for e in block if e.offset >= start)
+
+    def blocks(self, start: int = 0) -> Iterator[list[LogEntry]]:
+        """The entries in the portions that they were written in, from the one with offset `start` on."""
         self._file.seek(self._start)
         expected = 0
         while self._file.tell() < self._size:
-            block = self._read_block(expected)
+            count, size = self._read_sizes(expected)
+            if expected + count <= start:
+                self._file.seek(size + SYNC_SIZE, os.SEEK_CUR)
+                expected += count
+                continue
+            block = self._read_block(count, size, expected)
             for entry in block:
                 if entry.offset != expected:
                     raise LogTampered(f"The next offset in {self.path}", expected, entry.offset)
@@ -207,11 +216,18 @@ class LogFile:
             reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
             raise UsageError(f"{self.path} is not a log of `antdt export`: {reason}.") from error
 
-    def _read_block(self, expected: int) -> list[LogEntry]:
+    def _read_sizes(self, expected: int) -> tuple[int, int]:
+        """How many entries the block at hand has, in how many bytes."""
         try:
             count, size = self._read_long(), self._read_long()
             if not (0 < count <= BLOCK_BYTES_MAX and 0 < size <= BLOCK_BYTES_MAX):
                 raise ValueError(f"a block of {count} entries in {size} bytes")
+        except ValueError as error:
+            raise self._damaged(expected, str(error)) from error
+        return count, size
+
+    def _read_block(self, count: int, size: int, expected: int) -> list[LogEntry]:
+        try:
             data, sync = self._file.read(size), self._file.read(SYNC_SIZE)
             if len(data) + len(sync) < size + SYNC_SIZE:
                 raise ValueError("the file ends inside a block")

@@ -90,14 +90,13 @@ def walk(
     due = {offset: h for offset, h in (anchors or {}).items() if at is None or offset <= at}
     reading: int | None = None
     found: Break | None = None
+    fold.cached = False  # nobody stores rows here: their names would grow with the log
     try:
         for offset, payload in entries:
             if at is not None and offset > at:
                 break
             reading = offset
             verdict = fold.read(offset, payload)
-            if fold.state is not None:
-                fold.state.dirty.clear()  # nobody stores rows here: their names would grow with the log
             if each is not None:
                 each(offset, verdict)
             if offset in due:

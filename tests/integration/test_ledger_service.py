@@ -29,9 +29,10 @@ from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.cli.common import Place
 from antdt_streams.cli.job import audit_of, status_of
 from antdt_streams.cli.services import environment_of, service_command
-from antdt_streams.ledger.cache import Cache, Identity
+from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.service import Ledger
+from antdt_streams.ledger.stored import Identity
 from antdt_streams.operator_request import ask
 from antdt_streams.reader import TopicReader
 from confluent_kafka import Producer

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from antdt_schemas import codec, records
 from antdt_schemas.errors import Superseded
-from antdt_streams.ledger.cache import Cache, Identity
+from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.leader import Cycle, InOffice
 from antdt_streams.ledger.core.state import FOLD_VERSION
+from antdt_streams.ledger.stored import Identity
 from antdt_streams.runtime.memory import MemoryStore
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from antdt_streams.audit import audit
 from antdt_streams.ledger.core import leader, rows
 from antdt_streams.ledger.core.decide import Turn, check_spec
 from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.core.state import Bounds
 from antdt_streams.ledger.memory import MemoryLedger
 
 from tests.helpers.ledger import SPEC, Bench
@@ -568,3 +569,24 @@ def test_the_way_back_to_the_beginning_stays_open_when_its_checkpoint_is_long_pa
     trained(bench, steps=1, checkpoint_at=0)
     report = audit(enumerate(bench.broker.log))
     assert (report["broken"], report["repeated"], report["committed"], report["rolled_back_steps"]) == (None, [], 8, 7)
+
+
+def test_the_same_model_in_another_file_contains_the_same_however_long_ago_it_was() -> None:
+    """Only so many steps are kept apart: what a later file of an old step holds cannot be worked out from them."""
+    bench = Bench(replace(SPEC, shard_size=8))
+    bench.ledger.office.state.bounds = Bounds(steps=3)
+    bench.join("a.0", "b.0")
+    trained(bench, steps=8, checkpoint_at=2)
+    first = bench.state.checkpoints[-1]
+    assert first.step == 2 and bench.state.steps[0].step > 3
+    again = records.Checkpoint(bench.state.generation, 2, first.lineage, "file-2-again", bytes(16))
+    assert bench.say("a.0", again).status is Status.OK
+    assert [(c.file, c.committed) for c in bench.state.checkpoints[1:]] == [
+        ("file-2", first.committed),
+        ("file-2-again", first.committed),
+    ]
+    assert bench.say("ops.0", rollback(2)).status is Status.OK
+    for who in ("a.0", "b.0"):
+        bench.say(who, records.Regroup(1, 8, bench.lineage, "h", 1))
+    assert bench.state.committed_total == 16
+    bench.state.check()

@@ -13,9 +13,11 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode, ForeignState, LogTampered
 from antdt_schemas.topics import DECISIONS, SHARD_LOG
 
+from antdt_streams import parts
 from antdt_streams.audit import audit as audit_log
+from antdt_streams.audit import report_of
 from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument
-from antdt_streams.cli.replay import log_options, open_log
+from antdt_streams.cli.replay import check_same, log_options, open_log, processes_option
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.log_source import open_topic
@@ -24,15 +26,25 @@ from antdt_streams.replay import Entries, behind
 
 @click.command(short_help="Prove from the log what a job trained on.")
 @log_options
+@processes_option
 @click.option("--json", "as_json", is_flag=True, help="The whole report as one JSON document.")
 @connection_options
-def audit(job: str | None, file: Path | None, anchors: dict[int, bytes], as_json: bool, place: Place) -> None:
+def audit(
+    job: str | None, file: Path | None, anchors: dict[int, bytes], processes: int | None, as_json: bool, place: Place
+) -> None:
     """Prove from the log alone that each sample of each epoch was committed exactly once.
 
     Exit status 0 if it is proven; 1 if not: then the offending ranges are listed; 42 if the log itself breaks.
     """
-    with open_log(job, file, place) as log:
-        report = audit_log(log, {**log.anchors, **anchors})
+    account = None
+    if file is not None:
+        check_same(job, file)
+        account = parts.prove(file, anchors, processes)
+    if account is not None:
+        report = report_of(account, None)
+    else:
+        with open_log(job, file, place) as log:
+            report = audit_log(log, {**log.anchors, **anchors})
     if as_json:
         emit_json(report)
     else:

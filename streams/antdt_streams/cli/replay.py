@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from antdt_schemas import container
 from antdt_schemas.errors import ExitCode, UsageError
 from antdt_schemas.topics import SHARD_LOG, check_job
 
+from antdt_streams import parts, waypoints
 from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument, note
 from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.stored import Identity
 from antdt_streams.log_source import LogSource, open_file, open_topic
-from antdt_streams.replay import behind, document, lines
+from antdt_streams.replay import Replayed, behind, document, lines
 from antdt_streams.replay import replay as replay_log
 
 
@@ -53,9 +55,8 @@ def _anchors(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 def open_log(job: str | None, file: Path | None, place: Place, start: int = 0) -> Iterator[LogSource]:
     """The log that JOB or --file names."""
     if file is not None:
+        check_same(job, file)
         with open_file(file) as log:
-            if job is not None and job != log.job:
-                raise UsageError(f"{file} is the log of job {log.job!r}, not of {job!r}.")
             yield log
         return
     if job is None:
@@ -66,10 +67,25 @@ def open_log(job: str | None, file: Path | None, place: Place, start: int = 0) -
         yield log
 
 
+def check_same(job: str | None, file: Path) -> None:
+    """Refuse a file that is not of the job that was named beside it."""
+    with open_file(file) as log:
+        if job is not None and job != log.job:
+            raise UsageError(f"{file} is the log of job {log.job!r}, not of {job!r}.")
+
+
+processes_option = click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Prove so many parts of a --file at once, if it has waypoints beside it. Default: one for each core.",
+)
+
+
 @click.command()
 @log_options
 @click.option("--at", type=click.IntRange(min=0), help="The state after the entry at this offset; default: the last.")
 @click.option("--snapshot", is_flag=True, help="Begin with the ledger's newest snapshot, not with the first entry.")
+@processes_option
 @click.option("--full", is_flag=True, help="All rows of the state, too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @connection_options
@@ -79,6 +95,7 @@ def replay(
     anchors: dict[int, bytes],
     at: int | None,
     snapshot: bool,
+    processes: int | None,
     full: bool,
     as_json: bool,
     place: Place,
@@ -87,11 +104,18 @@ def replay(
 
     Exit status 42 if the log breaks: the offset is named, what was expected and found, and how far the log is proven.
     """
-    fold = _from_snapshot(job, file, place, at) if snapshot else Fold()
-    start = fold.position.next_offset
-    with open_log(job, file, place, max(start - 1, 0)) as log:
-        entries = behind(fold, log) if start else log
-        found = replay_log(entries, fold=fold, at=at, anchors={**log.anchors, **anchors})
+    account = None
+    if file is not None and at is None and not snapshot:
+        check_same(job, file)
+        account = parts.prove(file, anchors, processes)
+    if account is not None:
+        found = Replayed(account.fold, 0, None)
+    else:
+        fold = _from_snapshot(job, file, place, at) if snapshot else Fold()
+        start = fold.position.next_offset
+        with open_log(job, file, place, max(start - 1, 0)) as log:
+            entries = behind(fold, log) if start else log
+            found = replay_log(entries, fold=fold, at=at, anchors={**log.anchors, **anchors})
     told = document(found, full=full)
     if as_json:
         emit_json(told)
@@ -107,8 +131,8 @@ def replay(
 def _from_snapshot(job: str | None, file: Path | None, place: Place, at: int | None) -> Fold:
     """The ledger's newest snapshot that reflects nothing behind `at`."""
     from antdt_streams import topics_admin
-    from antdt_streams.ledger.cache import Identity, fold_of
     from antdt_streams.ledger.snapshots import SERVICE
+    from antdt_streams.ledger.stored import fold_of
     from antdt_streams.snapshots import newest
 
     if job is None or file is not None:
@@ -126,14 +150,21 @@ def _from_snapshot(job: str | None, file: Path | None, place: Place, at: int | N
 @click.command()
 @job_argument
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--waypoints/--no-waypoints",
+    "mark",
+    default=True,
+    help="Also write FILE.waypoints, by which parts of FILE can be proven at once. Without them, this is faster.",
+)
 @connection_options
-def export(job: str, file: Path, place: Place) -> None:
+def export(job: str, file: Path, mark: bool, place: Place) -> None:
     """Write the shard log of a job to FILE, an Avro container: `replay --file` and `audit --file` need no broker.
 
     FILE is there whole or not at all. The rolling hash that is printed proves it later, if it is kept elsewhere.
     """
     place.connection.check_reachable()
-    with open_topic(place.connection, job) as log:
-        header = container.write(file, job, log.topic_id, log.entries)
+    with open_topic(place.connection, job) as log, waypoints.writing(file) if mark else nullcontext() as keep:
+        entries = log.entries if keep is None else waypoints.marked(log.entries, Identity(job, log.topic_id), keep)
+        header = container.write(file, job, log.topic_id, entries)
     anchor = f"{header.entries - 1}:{header.head_hash.hex()}" if header.entries else "none, the log is empty"
     click.echo(f"{file}: {header.entries:,} entries, {file.stat().st_size:,} bytes, anchor {anchor}")

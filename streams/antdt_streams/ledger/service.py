@@ -26,7 +26,7 @@ from antdt_schemas.offsets import watermarks
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from antdt_streams import topics_admin
-from antdt_streams.ledger.cache import Cache, Identity
+from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.decide import check_spec
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.leader import Cycle, Incoming, InOffice, PoisonRequest
@@ -35,6 +35,7 @@ from antdt_streams.ledger.log import Log
 from antdt_streams.ledger.options import LedgerOptions, owner
 from antdt_streams.ledger.snapshots import LedgerSnapshots
 from antdt_streams.ledger.start import Start
+from antdt_streams.ledger.stored import Identity
 
 log = logging.getLogger("antdt.ledger")
 

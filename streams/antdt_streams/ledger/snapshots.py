@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Unavailable
 
-from antdt_streams.ledger.cache import Identity, whole
 from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.stored import Identity, whole
 from antdt_streams.snapshots import SnapshotFound, SnapshotWriter, newest
 
 SERVICE = "ledger"

@@ -13,11 +13,12 @@ from time import monotonic
 from antdt_schemas import lineage, records
 from antdt_schemas.errors import ForeignState, LogTruncated, Mismatch, Unavailable, UsageError
 
-from antdt_streams.ledger.cache import Cache, Known, fold_of, known_of, whole
+from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.log import Log
 from antdt_streams.ledger.options import LedgerOptions, owner
 from antdt_streams.ledger.snapshots import LedgerSnapshots
+from antdt_streams.ledger.stored import Known, fold_of, known_of, whole
 
 SAVE_EVERY = 10_000
 # What was given away behind the last saved state cannot be known: numbers go on well beyond it.

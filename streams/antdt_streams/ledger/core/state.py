@@ -397,18 +397,24 @@ class State:
 
     def _checkpointed(self, e: records.Checkpointed) -> None:
         assert self.lineage_at(e.step) == e.lineage, e
-        committed = {number: epoch.committed.copy() for number, epoch in self.epochs.items()}
-        for step in reversed(self.steps):
-            if step.step <= e.step:
-                break
-            for i in range(0, len(step.ranges), 4):
-                _, number, start, length = step.ranges[i : i + 4]
-                committed[number].remove(start, start + length)
-        inside = tuple((number, tuple(s)) for number, s in sorted(committed.items()) if s)
+        # The same model in another file contains the same, also when the steps since are no longer kept apart.
+        same = next((c.committed for c in self.checkpoints if c.step == e.step), None)
+        inside = self._inside(e.step) if same is None else same
         self.checkpoints.append(Checkpoint(e.step, e.lineage, e.file, inside))
         self.checkpoints.sort(key=lambda c: c.step)
         del self.checkpoints[: -self.bounds.checkpoints]
         self.dirty.others.add(("checkpoints", 0))
+
+    def _inside(self, step: int) -> tuple[tuple[int, tuple[tuple[int, int], ...]], ...]:
+        """Committed intervals of each epoch after this step: all that are committed, but those of later steps."""
+        committed = {number: epoch.committed.copy() for number, epoch in self.epochs.items()}
+        for later in reversed(self.steps):
+            if later.step <= step:
+                break
+            for i in range(0, len(later.ranges), 4):
+                _, number, start, length = later.ranges[i : i + 4]
+                committed[number].remove(start, start + length)
+        return tuple((number, tuple(s)) for number, s in sorted(committed.items()) if s)
 
     def _done(self, e: records.Done) -> None:
         assert self.finished and self.done is None, e
