@@ -71,11 +71,7 @@ class Client:
         replies = self._names[topics.REPLIES.suffix], topics.replies_partition(self.session.worker)
         decisions = self._names[topics.DECISIONS.suffix]
         try:
-            known = self._consumer.list_topics(timeout=self.options.reach_s).topics
-            if replies[0] not in known:
-                raise UnknownJob(
-                    f"Job {self.options.job!r} is not on this broker.", f"Start it with `antdt up {self.options.job}`."
-                )
+            require_job(self._consumer, self.options.job, self.options.reach_s)
             # What was answered before this incarnation was born is not for it.
             end = watermarks(self._consumer, *replies, self.options.reach_s)[1]
         except KafkaException as error:
@@ -193,10 +189,16 @@ class Client:
         return True
 
 
+def require_job(client: Any, job: str, reach_s: float) -> None:
+    """Raises UnknownJob if the broker of this Kafka client has no such job."""
+    if topics.REPLIES.name(job) not in client.list_topics(timeout=reach_s).topics:
+        raise UnknownJob(f"Job {job!r} is not on this broker.", f"Start it with `antdt up {job}`.")
+
+
 def renew(session: Session, incarnation: str) -> Session:
     """A new incarnation of the same worker, which holds nothing."""
     where = replace(session.where, restarts=session.where.restarts + 1)
     return Session(session.worker, incarnation, session.spec, where, session.options)
 
 
-__all__: list[Any] = ["Client", "ClientOptions", "renew"]
+__all__: list[Any] = ["Client", "ClientOptions", "renew", "require_job"]

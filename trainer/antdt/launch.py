@@ -22,8 +22,10 @@ import click
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
 
 from antdt import process
+from antdt.client import require_job
 from antdt.settings import Settings
 
 POLL_S = 0.02
@@ -94,6 +96,7 @@ class Launcher:
         def ask() -> None:
             try:
                 settings.connection.check_reachable(REACH_S)
+                require_job(AdminClient(settings.connection.admin()), settings.job, REACH_S)
             except (AntdtError, UsageError) as error:
                 click.echo(f"antdt launch: {error}", err=True)
                 sys.exit(int(error.exit_code))
