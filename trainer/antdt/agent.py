@@ -26,13 +26,14 @@ from antdt.allreduce import AllReduce, GenerationClosed, Range, StepResult
 from antdt.allreduce.composition import RANGES_MAX
 from antdt.data import source_of, split
 from antdt.job import AgentOptions, Schedule, spec_of
+from antdt.loading import LoadingOptions, loader_of
 from antdt.membership import HINT_EVERY_S, Membership
 from antdt.plans import Plans, Share
 from antdt.session import Composition, Phase, Session
 from antdt.settings import Settings
 from antdt.telemetry import StepTiming
 
-__all__ = ["Agent", "AgentOptions"]
+__all__ = ["Agent", "AgentOptions", "LoadingOptions"]
 
 log = logging.getLogger("antdt")
 
@@ -64,10 +65,18 @@ class Agent:
         shuffle: bool = True,
         size: int | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        num_workers: int = 0,
         options: AgentOptions | None = None,
         settings: Settings | None = None,
     ) -> None:
         """batch_size: samples of all workers together in one step. size: of an iterable data set without a length.
+
+        num_workers: processes that load samples ahead for this worker; 0 loads them in the loop itself. A batch is made
+        of the same samples in the same order whatever it is. What a data set draws by `random`, `torch` or `numpy`
+        while a data process makes a sample depends on seed, epoch and position only: it is the same for any number of
+        them, any batch size, and when another worker has to make it again. (A data set with `__getitems__` draws for
+        a chunk as a whole, so chunks of another size draw differently. With 0, data sets draw from the generators of
+        the loop.) A TensorDataset is cut in the loop in any case, which is faster than passing samples on.
 
         Raises:
             UsageError: a value that cannot work, with what to do about it.
@@ -78,6 +87,8 @@ class Agent:
         schedule = Schedule(batch_size, epochs, seed, self.options.workers_min or self.settings.world_size)
         self.source = source_of(dataset, seed=seed, size=size, shuffle=shuffle, collate=collate_fn)
         self.spec = spec_of(schedule, dataset, self.source, self.options)
+        # Processes are forked before there is anything that must not be: threads, clients, sockets.
+        self.loader = loader_of(self.source, num_workers, seed, self.options.loading)
         self.strategy = AllReduce(model, optimizer, self.options.allreduce)
         self.plans = Plans(batch_size)
         self.epoch = 0
@@ -85,7 +96,11 @@ class Agent:
         self._broken = False
         self._previous_total = 1
         self._clock = _Clock()
-        self._membership = Membership(self.settings, self.options, self.spec, self.strategy, self.plans)
+        try:
+            self._membership = Membership(self.settings, self.options, self.spec, self.strategy, self.plans)
+        except BaseException:
+            self.loader.close()
+            raise
         self._client = self._membership.client
         self._client.on_leases = self.source.prepare
 
@@ -144,8 +159,10 @@ class Agent:
                 except GenerationClosed as closed:
                     log.info("generation is over: %s", closed)
                     self._broken, self._micro = False, None
+                    self.loader.expect((), self.spec.batch_size)  # leases are void with their generation
                     member.leave()
         finally:
+            self.loader.close()
             member.finish()
 
     def step(self, loss: torch.Tensor) -> bool:
@@ -205,7 +222,7 @@ class Agent:
         parts = split(ranges, self._micro_count(mine, samples))
         for number, part in enumerate(parts):
             started = perf_counter()
-            batch = self.source.fetch(part)
+            batch = self.loader.fetch(part)
             self._clock.data_s += perf_counter() - started
             self._micro = sum(r.length for r in part), number == len(parts) - 1
             yield batch
@@ -248,7 +265,10 @@ class Agent:
                 self._client.wait(lambda: session.leases.untaken > 0 or session.phase is not Phase.MEMBER, patience_s)
         with self._client.changed:
             session.leases.batch_size = batch_size
-            return [Range(*r) for r in session.leases.take(batch_size, RANGES_MAX)]
+            ranges = [Range(*r) for r in session.leases.take(batch_size, RANGES_MAX)]
+            ahead = session.leases.ahead(self.loader.ahead(batch_size))
+        self.loader.expect([*((r.epoch, r.start, r.length) for r in ranges), *ahead], batch_size)
+        return ranges
 
     def _account(self, result: StepResult) -> None:
         """A round is complete: everybody entered it, so everybody had applied the step before."""

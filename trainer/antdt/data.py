@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -40,6 +41,76 @@ def permute(permutation: Permutation, positions: torch.Tensor) -> torch.Tensor:
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Contiguous positions of one epoch, [start, start + length). indices: of their samples, where those have any."""
+
+    epoch: int
+    start: int
+    length: int
+    indices: tuple[int, ...] | None = None
+
+    @property
+    def stop(self) -> int:
+        """The position behind the last one."""
+        return self.start + self.length
+
+    def name(self, at: int = 0) -> str:
+        """What to call its sample number `at`, counted from its beginning."""
+        at = min(at, self.length - 1)
+        where = f"position {self.start + at} of epoch {self.epoch}"
+        return f"the sample at {where}" if self.indices is None else f"sample {self.indices[at]} ({where})"
+
+
+class Reader(Protocol):
+    """Gives the samples of pieces, in any process: nothing else of a source travels there."""
+
+    @property
+    def dataset(self) -> Any:
+        """The data set itself."""
+
+    def samples(self, piece: Piece, before: Callable[[int], None]) -> Iterator[Any]:
+        """One after another; calls before(position) first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemReader:
+    """Samples by index. A data set with `__getitems__` is asked for all of a piece at once."""
+
+    dataset: Any
+
+    def samples(self, piece: Piece, before: Callable[[int], None]) -> Iterator[Any]:
+        """One after another."""
+        assert piece.indices is not None
+        fetch_many = getattr(self.dataset, "__getitems__", None)
+        if fetch_many is not None:
+            before(piece.start)
+            yield from fetch_many(list(piece.indices))
+            return
+        for position, index in enumerate(piece.indices, piece.start):
+            before(position)
+            yield self.dataset[index]
+
+
+@dataclass(frozen=True, slots=True)
+class RangeReader:
+    """Samples by position, from a data set with `iter_range(start, stop)`."""
+
+    dataset: Any
+    size: int
+
+    def samples(self, piece: Piece, before: Callable[[int], None]) -> Iterator[Any]:
+        """One after another."""
+        found = iter(self.dataset.iter_range(piece.start, piece.stop))
+        for position in range(piece.start, piece.stop):
+            before(position)
+            try:
+                sample = next(found)
+            except StopIteration:
+                raise UsageError(_too_few(position - piece.start, piece.start, piece.stop, self.size)) from None
+            yield sample
+
+
 class Source(Protocol):
     """Where samples come from. `order` names how positions map to samples."""
 
@@ -61,6 +132,20 @@ class MapSource:
         self.order = FEISTEL if shuffle else SEQUENTIAL
         self._tensors = dataset.tensors if isinstance(dataset, TensorDataset) and collate is None else None
         self._blocks: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
+
+    @property
+    def is_tensors(self) -> bool:
+        """Whether batches are cut from whole tensors: no process could do that faster than it could pass them on."""
+        return self._tensors is not None
+
+    @property
+    def reader(self) -> ItemReader:
+        """What loads samples elsewhere."""
+        return ItemReader(self.dataset)
+
+    def piece(self, epoch: int, start: int, length: int) -> Piece:
+        """These positions, for the reader."""
+        return Piece(epoch, start, length, tuple(self.indices(epoch, start, length).tolist()))
 
     def indices(self, epoch: int, start: int, length: int) -> torch.Tensor:
         """Sample indices of positions [start, start + length) of an epoch."""
@@ -117,6 +202,15 @@ class IterableSource:
     def prepare(self, epoch: int, start: int, length: int) -> None:
         """Nothing can be known ahead."""
 
+    @property
+    def reader(self) -> RangeReader:
+        """What loads samples elsewhere; for a data set with `iter_range` only."""
+        return RangeReader(self.dataset, self.size)
+
+    def piece(self, epoch: int, start: int, length: int) -> Piece:
+        """These positions, for the reader."""
+        return Piece(epoch, start, length)
+
     def fetch(self, ranges: Sequence[Range]) -> Any:
         """The collated batch of these ranges."""
         return self.collate([sample for r in ranges for sample in self._read(r)])
@@ -128,10 +222,7 @@ class IterableSource:
         else:
             got = self._skip_to(taken)
         if len(got) != taken.length:
-            raise UsageError(
-                f"The data set gave {len(got)} samples for positions [{taken.start}, {taken.start + taken.length}), "
-                f"its size was stated as {self.size}: it must give the same samples in every iteration."
-            )
+            raise UsageError(_too_few(len(got), taken.start, taken.start + taken.length, self.size))
         return got
 
     def _skip_to(self, taken: Range) -> list[Any]:
@@ -147,6 +238,13 @@ class IterableSource:
                 break
         self._at = (taken.epoch, at)
         return got
+
+
+def _too_few(got: int, start: int, stop: int, size: int) -> str:
+    return (
+        f"The data set gave {got} samples for positions [{start}, {stop}), its size was stated as {size}: "
+        "it must give the same samples in every iteration."
+    )
 
 
 def source_of(
@@ -185,7 +283,10 @@ def manifest_digest(dataset: Any, source: Source) -> bytes:
     out.update(f"{type(dataset).__module__}.{type(dataset).__qualname__}/{source.size}/{source.order}".encode())
     if own is not None:
         out.update(own() if callable(own) else own)
-    for tensor in getattr(dataset, "tensors", ()) if own is None else ():
+    tensors = getattr(dataset, "tensors", ()) if own is None else ()
+    for tensor in tensors if isinstance(tensors, tuple | list) else ():
+        if not isinstance(tensor, torch.Tensor):
+            continue  # somebody's own attribute of that name
         flat = tensor.reshape(-1)
         picked = flat[:: max(1, flat.numel() // 1000)].contiguous().cpu()
         out.update(f"{tuple(tensor.shape)}/{tensor.dtype}".encode())

@@ -14,6 +14,7 @@ from antdt_schemas.errors import UsageError
 
 from antdt.allreduce import AllReduceOptions, GenerationOptions
 from antdt.data import Source, manifest_digest
+from antdt.loading import LoadingOptions
 from antdt.session import SessionOptions
 
 
@@ -34,6 +35,7 @@ class AgentOptions:
     allreduce: AllReduceOptions = field(default_factory=AllReduceOptions)
     generation: GenerationOptions = field(default_factory=GenerationOptions)
     session: SessionOptions = field(default_factory=SessionOptions)
+    loading: LoadingOptions = field(default_factory=LoadingOptions)
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,15 @@ def in_child(target: Callable[[], None]) -> ForkProcess:
     return process
 
 
-def _child(target: Callable[[], None], parent: int) -> None:
+def die_with_parent(is_alive: Callable[[], bool]) -> None:
+    """Be killed by the system when the parent ends, however it ends; at once if it has already."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if not is_alive():
         os._exit(0)
+
+
+def _child(target: Callable[[], None], parent: int) -> None:
+    die_with_parent(lambda: os.getppid() == parent)
     # Ctrl-C in the terminal is for the launcher, which tells its workers.
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -38,6 +38,19 @@ class Record:
         os.write(self._file, json.dumps(line).encode() + b"\n")
 
 
+class OneByOne:
+    """Gives samples one at a time, as a data set does that reads a file for each of them."""
+
+    def __init__(self, whole: TensorDataset) -> None:
+        self.whole = whole
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.whole[index]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train, record; the first rank writes what came out to --result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-attempts", type=int, default=1000, help="workers that a shard may lose")
     parser.add_argument("--shard-size", type=int, default=0, help="samples; 0: as the Agent chooses")
     parser.add_argument("--pending-max", type=int, default=4096, help="steps that may await their commit")
+    parser.add_argument("--num-workers", type=int, default=0, help="data processes; 0: whole batches of tensors")
     parser.add_argument("--result", type=Path, help="JSON file with the accuracy")
     options = parser.parse_args(argv)
 
@@ -58,15 +72,17 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     train, test = load("digits")
     x, y = (t[: options.samples or len(t)] for t in train.tensors)
+    tensors = TensorDataset(x, y, torch.arange(len(y)))
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     agent = antdt.Agent(
         model,
         optimizer,
-        TensorDataset(x, y, torch.arange(len(y))),
+        OneByOne(tensors) if options.num_workers else tensors,
         batch_size=options.batch_size,
         epochs=options.epochs,
         seed=options.seed,
+        num_workers=options.num_workers,
         options=AgentOptions(
             shard_size=options.shard_size,
             checkpoint_every_steps=options.checkpoint_every,

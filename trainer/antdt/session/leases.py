@@ -71,6 +71,17 @@ class Leases:
         self._recent.append(before - self.untaken)
         return out
 
+    def ahead(self, samples: int) -> list[tuple[int, int, int]]:
+        """(epoch, start, length) of what would be taken next, in that order, of so many samples. Nothing is taken."""
+        out: list[tuple[int, int, int]] = []
+        for held in self.held:
+            if samples <= 0:
+                break
+            length = min(samples, held.length)
+            out.append((held.epoch, held.next, length))
+            samples -= length
+        return out
+
     def observe(self, total: int, expected: int = 0) -> None:
         """All members together had `total` samples in a step, and would have taken `expected`.
 
