@@ -4,8 +4,8 @@
 length of it is ever in memory: half a hundred events an entry, two leases for each step, four members. Timed is the
 reader alone, by the processor's time of this process; two lengths show whether it stays as fast.
 
-Then a million events in a file, as `antdt export` leaves it: the audit in one piece and in parts between waypoints, one
-process a core, by turns and by the clock.
+Then a million events in a file, as `antdt export` leaves it: audit and replay, in one piece and in parts between
+waypoints, one process a core, by turns and by the clock.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
-from typing import Any
+from typing import Any, TypeVar
 
 from antdt_schemas.container import LogEntry
 from antdt_schemas.container import write as write_file
@@ -26,6 +26,7 @@ from antdt_streams.audit import audit, report_of
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.stored import Identity
 from antdt_streams.log_source import open_file
+from antdt_streams.replay import replay
 
 from bench.common import machine, spread, write
 from bench.job import Job, Shape
@@ -33,6 +34,7 @@ from bench.job import Job, Shape
 LENGTHS_EVENTS = (10_000, 100_000)
 FILE_EVENTS = 1_000_000
 IDENTITY = Identity("bench", "topic-1")
+T = TypeVar("T")
 CHUNK = 200
 
 
@@ -77,23 +79,29 @@ def measure_file(repetitions: int) -> dict[str, Any]:
         entries = (LogEntry(offset, 0, payload) for offset, payload in made)
         with waypoints.writing(path) as keep:
             write_file(path, IDENTITY.job, IDENTITY.topic_id, waypoints.marked(entries, IDENTITY, keep))
-        whole, in_parts = [], []
+        rates: dict[str, list[float]] = {"audit": [], "audit_parts": [], "replay": [], "replay_parts": []}
+
+        def timed(name: str, work: Callable[[], T]) -> T:
+            before_s = perf_counter()
+            done = work()
+            rates[name].append(made.events / (perf_counter() - before_s))
+            return done
+
         for _ in range(repetitions):
-            before_s = perf_counter()
             with open_file(path) as log:
-                report = audit(log, log.anchors)
-            whole.append(made.events / (perf_counter() - before_s))
-            before_s = perf_counter()
-            account = parts.prove(path, {})
-            in_parts.append(made.events / (perf_counter() - before_s))
+                report = timed("audit", lambda log=log: audit(log, log.anchors))
+            with open_file(path) as log:
+                replayed = timed("replay", lambda log=log: replay(log, anchors=log.anchors))
+            account = timed("audit_parts", lambda: parts.prove(path, {}))
             assert account is None or report_of(account, None) == report
+            account = timed("replay_parts", lambda: parts.prove(path, {}, accounting=False))
+            assert account is None or account.fold.position == replayed.fold.position
         return {
             "events": made.events,
             "megabytes": round(path.stat().st_size / 1e6, 1),
             "waypoints_megabytes": round(waypoints.beside(path).stat().st_size / 1e6, 1),
             "processes": parts.cores(),
-            "events_per_s": spread(whole, 0),
-            "parts_events_per_s": spread(in_parts, 0) if parts.cores() > 1 else None,
+            "events_per_s": {name: spread(found, 0) for name, found in rates.items()},
         }
 
 
@@ -140,11 +148,10 @@ def main() -> None:
                 f"{name:<14} {cpu['median']:>9,.0f} events per second of the processor [{cpu['min']:,.0f} to "
                 f"{cpu['max']:,.0f}], {wall['median']:>9,.0f} by the clock, {r['bytes_an_event']} B an event"
             )
-    file = results["file"]
-    for name, r in (("one piece", file["events_per_s"]), ("in parts", file["parts_events_per_s"])):
-        if r is not None:
-            spread_of = f"[{r['min']:,.0f} to {r['max']:,.0f}]"
-            print(f"file, {name:<9} {r['median']:>9,.0f} events per second by the clock {spread_of}")
+    for name, r in results["file"]["events_per_s"].items():
+        print(
+            f"file, {name:<13} {r['median']:>9,.0f} events per second by the clock [{r['min']:,.0f} to {r['max']:,.0f}]"
+        )
     print(f"peak memory {results['peak_rss_mb']} MB")
     write(options.json, results)
 

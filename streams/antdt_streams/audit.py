@@ -19,8 +19,12 @@ from antdt_streams.replay import Anchors, Break, Entries, walk
 
 @dataclass(slots=True)
 class Account:
-    """What an audit knows: the fold, and beside it the books and the offsets of void entries."""
+    """What an audit knows: the fold, and beside it the books and the offsets of void entries.
 
+    accounting: a mere replay keeps no books.
+    """
+
+    accounting: bool = True
     fold: Fold = field(default_factory=lambda: Fold(cached=False))
     books: Books | None = None
     voids: list[int] = field(default_factory=list)
@@ -32,12 +36,13 @@ class Account:
     def _book(self, offset: int, verdict: Verdict) -> None:
         if verdict is Verdict.COUNTED:
             body, books = self.fold.entry, self.books
-            assert isinstance(body, records.Cycle) and books is not None
-            for event in body.events:
-                books.enter(event, body.now_ms)
+            assert isinstance(body, records.Cycle)
+            if books is not None:
+                for event in body.events:
+                    books.enter(event, body.now_ms)
         elif verdict is Verdict.VOID:
             self.voids.append(offset)
-        elif verdict is Verdict.GENESIS:
+        elif verdict is Verdict.GENESIS and self.accounting:
             assert self.fold.genesis is not None
             self.books = Books(self.fold.genesis.spec)
 

@@ -42,6 +42,7 @@ class Part:
     start: Waypoint | None
     end: Waypoint | None
     anchors: dict[int, bytes]
+    accounting: bool = True
 
 
 class PartBroken(Exception):
@@ -53,11 +54,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def prove(path: Path, anchors: Anchors, processes: int | None = None) -> Account | None:
+def prove(path: Path, anchors: Anchors, processes: int | None = None, *, accounting: bool = True) -> Account | None:
     """The account of the whole log in a file, as `Account.read` would leave it; None if it was not proven in parts:
     there is one core, or no waypoint, or something does not hold.
 
-    anchors: rolling hashes that the log must meet, beside that of the file itself.
+    anchors: rolling hashes that the log must meet, beside that of the file itself. accounting: keep books as well.
 
     Raises:
         UsageError: the file cannot be read.
@@ -85,14 +86,14 @@ def prove(path: Path, anchors: Anchors, processes: int | None = None) -> Account
     return account
 
 
-def parts_of(path: Path, entries: int, identity: Identity, anchors: Anchors) -> Iterator[Part]:
+def parts_of(path: Path, entries: int, identity: Identity, anchors: Anchors, accounting: bool = True) -> Iterator[Part]:
     """The parts between the waypoints beside a file of so many entries, each with the anchors that lie in it."""
     start: Waypoint | None = None
     # One at the end of the file would leave the last part without an entry to be told by.
     for end in chain((w for w in waypoints.reading(path) if w.next_offset < entries), (None,)):
         low, high = start.next_offset if start else 0, end.next_offset if end else 1 << 63
         due = {offset: expected for offset, expected in anchors.items() if low <= offset < high}
-        yield Part(path, identity, start, end, due)
+        yield Part(path, identity, start, end, due, accounting)
         start = end
 
 
@@ -111,8 +112,8 @@ def joined(accounts: Iterator[Account]) -> Account:
     """The last account, with what those before it found."""
     whole = next(accounts)
     for account in accounts:
-        assert account.books is not None and whole.books is not None
-        account.books.follow(whole.books)
+        if account.books is not None and whole.books is not None:
+            account.books.follow(whole.books)
         account.voids = whole.voids + account.voids
         whole = account
     return whole
@@ -127,7 +128,7 @@ def prove_part(part: Part) -> Account:
     Raises:
         PartBroken: it does not hold.
     """
-    account = Account()
+    account = Account(part.accounting)
     if part.start is not None:
         _depart(account, part.start, part.identity)
     end = part.end
@@ -147,7 +148,7 @@ def _depart(account: Account, start: Waypoint, identity: Identity) -> None:
     try:
         account.fold = start.fold(identity)
         assert account.fold.state is not None, "no job"
-        account.books = Books.opened(account.fold.state)
+        account.books = Books.opened(account.fold.state) if account.accounting else None
     except Exception as error:  # whatever a file from elsewhere may hold
         raise PartBroken(f"the waypoint at offset {start.next_offset}: {type(error).__name__} {error}") from error
 
@@ -156,12 +157,12 @@ def _arrive(account: Account, end: Waypoint, identity: Identity, anchors: Anchor
     fold, books = account.fold, account.books
     if not waypoints.stands(fold) or waypoints.packed(fold, identity) != end.unpacked():
         raise PartBroken(f"the state before offset {end.next_offset} is not that of the waypoint there")
-    assert fold.state is not None and books is not None
+    assert fold.state is not None
     if fold.proven != end.proven and end.next_offset - 1 not in anchors:  # an anchor there proves more
         raise PartBroken(f"the waypoint at offset {end.next_offset} says that offset {end.proven} is proven")
-    if not books.agree(fold.state):
+    if books is not None and not books.agree(fold.state):
         raise PartBroken(f"the accounting before offset {end.next_offset} disagrees with the state")
-    account.fold, account.books = type(fold)(cached=False), books.closed()
+    account.fold, account.books = type(fold)(cached=False), books and books.closed()
 
 
 def _begin() -> None:

@@ -107,7 +107,7 @@ def replay(
     account = None
     if file is not None and at is None and not snapshot:
         check_same(job, file)
-        account = parts.prove(file, anchors, processes)
+        account = parts.prove(file, anchors, processes, accounting=False)
     if account is not None:
         found = Replayed(account.fold, 0, None)
     else:
