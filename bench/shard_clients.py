@@ -216,7 +216,7 @@ class Asker:
         self.generation = self.number = 0
         self._topic, topic = REQUESTS.name(job), REPLIES.name(job)
         self._producer = Producer(connection.producer(**{"linger.ms": 0}))
-        self._consumer = Consumer(connection.consumer(**{"fetch.wait.max.ms": 5}))
+        self._consumer = Consumer(connection.consumer())
         partition = replies_partition(self.worker)
         end = watermarks(self._consumer, topic, partition)[1]
         self._consumer.assign([TopicPartition(topic, partition, end)])

@@ -40,7 +40,9 @@ CONSUMER: dict[str, Any] = {
     "enable.auto.commit": False,
     # What retention has removed is an error with a range, never a silent jump.
     "auto.offset.reset": "error",
-    "fetch.wait.max.ms": 20,
+    # How long the broker may hold a fetch when there is nothing new. What comes is delivered at once whatever this is;
+    # only what is assigned anew waits for it. At 5 ms a consumer that waits costs the broker 5 % of a core.
+    "fetch.wait.max.ms": 100,
     "queued.max.messages.kbytes": 16 * 1024,
 }
 

@@ -58,7 +58,7 @@ class Client:
                 **{"linger.ms": 0, "queue.buffering.max.messages": QUEUE_MESSAGES_MAX, "delivery.timeout.ms": 30_000}
             )
         )
-        self._consumer = Consumer(connection.consumer(**{"fetch.wait.max.ms": 5}))
+        self._consumer = Consumer(connection.consumer())
         self._names = {t.suffix: t.name(job) for t in topics.TOPICS}
         self._follow()
         self._thread = threading.Thread(target=self._run, name="antdt-client", daemon=True)

@@ -32,7 +32,7 @@ class Log:
         self.topic, self.options = topics.SHARD_LOG.name(job), options
         timeout_ms = int(options.append_timeout_s * 1000)
         self.producer = Producer(connection.producer(**{"linger.ms": 0, "delivery.timeout.ms": timeout_ms}))
-        self.consumer = Consumer(connection.consumer(**{"fetch.wait.max.ms": 5, "isolation.level": "read_uncommitted"}))
+        self.consumer = Consumer(connection.consumer(**{"isolation.level": "read_uncommitted"}))
         self.leader_epoch: int | None = None
 
     def end(self, timeout_s: float | None = None) -> int:

@@ -53,7 +53,7 @@ class Ledger:
             connection, self.identity, self.options.snapshot_every, self.options.snapshot_events
         )
         self.start = Start(self.log, self.cache, self.snapshots, self.options)
-        self.requests = Consumer(connection.consumer(**{"fetch.wait.max.ms": 5, "group.id": f"antdt.{job}.ledger"}))
+        self.requests = Consumer(connection.consumer(**{"group.id": f"antdt.{job}.ledger"}))
         self.replies, self.dead = topics.REPLIES.name(job), topics.DEAD_LETTERS.name(job)
         self.looked = 0  # how often, as a standby, the log seemed silent
         self._position_at = self._identity_at = self._appended_at = 0.0
