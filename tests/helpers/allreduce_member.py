@@ -1,4 +1,4 @@
-"""A member of generations as a process of its own; what the ledger would tell it comes as JSON lines on stdin.
+"""A member of generations as a process of its own; what the ledger would tell it comes down a pipe.
 
 Commands
     grant {number, rank, world, host, port, source}    form the generation, attach, adopt
@@ -7,16 +7,15 @@ Commands
                                                        "transfer" (a bulky reduction on its way) until "go"; say so
                                                        when tell_step is applied
     go, close, exit                                    obeyed at once, also in the middle of a step
-Every command but "go" and "close" is answered by one line: {"did": ..., "step": ..., "digest": ...}.
+Every command but "go" and "close" is answered once: {"did": ..., "step": ..., "digest": ...}.
 """
 
 from __future__ import annotations
 
-import json
 import queue
-import sys
 import threading
 from hashlib import blake2b
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -47,7 +46,8 @@ class Momentum:
 
 
 class Member:
-    def __init__(self) -> None:
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
         torch.set_num_threads(1)
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(6, 512), nn.BatchNorm1d(512), nn.Tanh(), nn.Linear(512, 3))
@@ -61,8 +61,11 @@ class Member:
         threading.Thread(target=self.listen, daemon=True).start()
 
     def listen(self) -> None:
-        for line in sys.stdin:
-            command = json.loads(line)
+        while True:
+            try:
+                command = self.pipe.recv()
+            except EOFError:
+                break
             if command["do"] == "go":
                 self.go.set()
             elif command["do"] == "close":
@@ -127,8 +130,9 @@ class Member:
         digest = blake2b(b"".join(value.numpy().tobytes() for value in state.values()), digest_size=8).hexdigest()
         pending = [made.step for made in self.replica.pending]
         fields = {"step": self.replica.step_number, "lineage": self.replica.lineage.hex(), "pending": pending}
-        print(json.dumps({"did": did, "digest": digest} | fields | more), flush=True)
+        self.pipe.send({"did": did, "digest": digest} | fields | more)
 
 
-if __name__ == "__main__":
-    Member().serve()
+def serve(pipe: Connection) -> None:
+    """The whole life of a member's process."""
+    Member(pipe).serve()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,10 +24,10 @@ from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.state import State
 
 from tests.helpers.running import Tail
+from tests.helpers.warm import Warm, launched
 
 WITHIN_S = 90.0
 RECORDED = ("-m", "antdt.examples.recorded")
-Launcher = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
@@ -57,32 +55,27 @@ class JobProcesses:
             with mock.patch.dict(os.environ, options.environ(service)):
                 client = Connection(options.bootstrap or connection.bootstrap)
                 self.supervisors.append(start_services(job, self.place, client, (service,), extra=extra))
-        self.launchers: list[Launcher] = []
+        self.launchers: list[Warm] = []
         self.record, self.output = folder / "record", folder / "workers.log"
         self._log, self.fold = Tail(connection, SHARD_LOG.name(job)), Fold(cached=False)
 
-    def launch(self, workers: int, *options: str, script: Sequence[str] = RECORDED, restarts: int = 3) -> Launcher:
+    def launch(self, workers: int, *options: str, script: Sequence[str] = RECORDED, restarts: int = 3) -> Warm:
         """Workers that write down what they train on; `options` are the script's."""
         command = [*script, "--record", str(self.record), "--batch-size", "24", *options]
         client = Connection(self.options.bootstrap or self.connection.bootstrap)
         limits = ["-n", str(workers), "--max-restarts", str(restarts)]
-        with self.output.open("ab") as out:
-            launcher = subprocess.Popen(
-                [sys.executable, "-m", "antdt.launch", "--job", self.job, *limits, "--", *command],
-                env=dict(os.environ) | environment_of(client, self.place) | self.options.environ("worker"),
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
-        self.launchers.append(launcher)
-        return launcher
+        environ = dict(os.environ) | environment_of(client, self.place) | self.options.environ("worker")
+        one = launched(["--job", self.job, *limits, "--", *command], environ, self.output)
+        self.launchers.append(one)
+        return one
 
     @staticmethod
-    def workers_of(launcher: Launcher) -> list[int]:
+    def workers_of(launcher: Warm) -> list[int]:
         """Process ids of a launcher's workers, in the order of their ranks."""
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
         return sorted(map(int, children))
 
-    def pid_of(self, launcher: Launcher, incarnation: str) -> int:
+    def pid_of(self, launcher: Warm, incarnation: str) -> int:
         """Process of an incarnation, if none of its launcher's workers was started again."""
         return self.workers_of(launcher)[int(incarnation.partition(".")[0].removeprefix("w"))]
 
@@ -116,7 +109,7 @@ class JobProcesses:
 
         self.until(there, f"step {step} was not committed")
 
-    def ended(self, launcher: Launcher, code: int = 0) -> None:
+    def ended(self, launcher: Warm, code: int = 0) -> None:
         """Wait for the end of a launcher, which must end like that."""
         self.until(lambda: launcher.poll() is not None, "the run does not end")
         assert launcher.returncode == code, self.output.read_text()
@@ -149,7 +142,7 @@ class JobProcesses:
         self._log.close()
 
 
-def kill_all(launcher: Launcher) -> None:
+def kill_all(launcher: Warm) -> None:
     """kill -9 of a launcher and its workers."""
     pids = JobProcesses.workers_of(launcher)
     for pid in (launcher.pid, *pids):

@@ -2,60 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.kafka
+from tests.helpers.allreduce_member import serve
+from tests.helpers.warm import Warm
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.kafka
 
 
 class Process:
-    """A member; commands go down its stdin, answers come up its stdout."""
+    """A member; commands go down a pipe, answers come up."""
 
     def __init__(self) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.allreduce_member"],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        self.pipe, other = Pipe()
+        self.process = Warm(serve, (other,), os.environ, Path(os.devnull))
+        other.close()
 
     def tell(self, do: str, **more: Any) -> None:
-        assert self.popen.stdin is not None
-        self.popen.stdin.write(json.dumps({"do": do} | more) + "\n")
-        self.popen.stdin.flush()
+        self.pipe.send({"do": do} | more)
 
     def hear(self, did: str) -> dict[str, Any]:
-        assert self.popen.stdout is not None
-        line = self.popen.stdout.readline()
-        assert line, f"the member went away instead of: {did}"
-        said: dict[str, Any] = json.loads(line)
+        try:
+            said: dict[str, Any] = self.pipe.recv()
+        except EOFError:
+            raise AssertionError(f"the member went away instead of: {did}") from None
         assert said["did"] == did, said
         return said
 
     def signal(self, number: signal.Signals) -> None:
-        self.popen.send_signal(number)
+        self.process.send_signal(number)
 
     def end(self) -> None:
-        if self.popen.poll() is None:
-            self.popen.kill()
-        self.popen.wait(10)
-        for pipe in (self.popen.stdin, self.popen.stdout):
-            if pipe is not None:
-                pipe.close()
+        self.process.kill()
+        self.process.wait(10)
+        self.pipe.close()
 
 
 @pytest.fixture
@@ -162,4 +149,4 @@ def test_a_process_that_ends_with_a_step_open_does_not_block_at_its_exit(members
         member.hear("hold")
         member.signal(signal.SIGINT)
     for member in members:
-        member.popen.wait(20)
+        member.process.wait(20)
