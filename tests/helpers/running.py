@@ -19,7 +19,7 @@ from antdt_streams.runtime.runner import Identity, Runner
 from antdt_streams.runtime.service import Raw
 from antdt_streams.runtime.store import RowStore
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
 from tests.helpers.counting import COUNTING, steps
 from tests.helpers.service_process import ServiceProcess
@@ -50,16 +50,16 @@ def mixed(count: int, seed: int) -> list[Any]:
 class Tail:
     """Reads one topic on and on: everything that it holds, each record once."""
 
-    def __init__(self, connection: Connection, topic: str) -> None:
-        self._topic, self.seen = topic, list[Raw]()
+    def __init__(self, connection: Connection, topic: str, partition: int = 0) -> None:
+        self._topic, self._partition, self.seen = topic, partition, list[Raw]()
         self._consumer = Consumer(connection.consumer())
-        low, _ = watermarks(self._consumer, topic, 0, PATIENCE_S)
+        low, _ = watermarks(self._consumer, topic, partition, PATIENCE_S)
         self._first = low
-        self._consumer.assign([TopicPartition(topic, 0, low)])
+        self._consumer.assign([TopicPartition(topic, partition, low)])
 
     def read(self) -> list[Raw]:
         """Everything up to the end that the topic has now."""
-        _, high = watermarks(self._consumer, self._topic, 0, PATIENCE_S)
+        _, high = watermarks(self._consumer, self._topic, self._partition, PATIENCE_S)
         deadline = time.monotonic() + PATIENCE_S
         while self._first + len(self.seen) < high:
             assert time.monotonic() < deadline, self._topic
@@ -82,7 +82,7 @@ class Running:
         self._producer = self._new_producer()
         self._admin = AdminClient(connection.admin())
         self._group = Consumer(connection.consumer(group_id=f"antdt.{job}.counting"))
-        self._tails: dict[str, Tail] = {}
+        self._tails: dict[tuple[str, int], Tail] = {}
 
     def _new_producer(self) -> Producer:
         return Producer(self.connection.producer(linger_ms=5))
@@ -96,24 +96,32 @@ class Running:
         group = f"antdt.{self.job}.counting"
         return len(self._admin.describe_consumer_groups([group])[group].result(20).members)
 
-    def write(self, values: list[Any]) -> None:
+    def add_partitions(self, count: int) -> None:
+        """Somebody raises the number of partitions, of outputs and input: those of one partition go into its like."""
+        for topic in (MEASUREMENTS, DEAD_LETTERS, STEPS):
+            name = topic.name(self.job)
+            self._admin.create_partitions([NewPartitions(name, count)])[name].result(20)
+            until(lambda: len(self._admin.list_topics(name, 10).topics[name].partitions) == count, "it is known")  # noqa: B023
+        self._producer = self._new_producer()
+
+    def write(self, values: list[Any], partition: int = 0) -> None:
         """Append records, or bytes as they are, to the input."""
         for value in values:
             data = value if isinstance(value, bytes) else codec.encode(value)
-            self._producer.produce(STEPS.name(self.job), data, partition=0)
+            self._producer.produce(STEPS.name(self.job), data, partition=partition)
         assert self._producer.flush(PATIENCE_S) == 0
-        self.written += len(values)
+        self.written += len(values) if partition == 0 else 0
 
-    def raws(self, topic: Topic) -> list[Raw]:
+    def raws(self, topic: Topic, partition: int = 0) -> list[Raw]:
         """Everything that a topic holds now, repeats included."""
-        name = topic.name(self.job)
-        if name not in self._tails:
-            self._tails[name] = Tail(self.connection, name)
-        return self._tails[name].read()
+        place = topic.name(self.job), partition
+        if place not in self._tails:
+            self._tails[place] = Tail(self.connection, *place)
+        return self._tails[place].read()
 
-    def records(self, topic: Topic) -> list[Any]:
+    def records(self, topic: Topic, partition: int = 0) -> list[Any]:
         """What a reader takes who drops repeats."""
-        return without_repeats([codec.decode(raw.value, topic.record) for raw in self.raws(topic)])
+        return without_repeats([codec.decode(raw.value, topic.record) for raw in self.raws(topic, partition)])
 
     def forget(self) -> None:
         """Topics were deleted and created again: clients that knew the old ones take half a minute to believe it."""
@@ -122,10 +130,11 @@ class Running:
             tail.close()
         self._tails.clear()
 
-    def committed(self) -> int:
+    def committed(self, partition: int = 0) -> int:
         """The copy of the offset that lag tools see."""
+        place = TopicPartition(STEPS.name(self.job), partition)
         try:
-            return int(self._group.committed([TopicPartition(STEPS.name(self.job), 0)], timeout=5)[0].offset)
+            return int(self._group.committed([place], timeout=5)[0].offset)
         except KafkaException:  # a broker that has just started is still loading its groups
             return -1
 

@@ -98,7 +98,7 @@ def main() -> int:
         policy=Policy(given.accept_loss, given.snapshot_every),
         reach_timeout_s=3.0,
     )
-    return run_service(Connection(given.bootstrap), given.job, COUNTING, given.folder, options)
+    return run_service(Connection.of(given.bootstrap, None, os.environ), given.job, COUNTING, given.folder, options)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from antdt_schemas.topics import DEAD_LETTERS, DECISIONS, MEASUREMENTS, STEPS, T
 from antdt_streams.controller.service import service as controller_service
 from antdt_streams.monitor.service import service as monitor_service
 from antdt_streams.runtime.memory import MemoryDriver
-from antdt_streams.runtime.service import Service
+from antdt_streams.runtime.runner import Identity, Runner
+from antdt_streams.runtime.service import Batch, Service
 from antdt_streams.snapshots import newest
 
-from tests.helpers.counting import steps
+from tests.helpers.counting import COUNTING, steps
 from tests.helpers.running import PATIENCE_S, Running, mixed, until
 from tests.helpers.service_process import AntdtProcess, Process
 from tests.replay.control_loop import Loop
@@ -133,6 +134,47 @@ def test_a_wiped_folder_is_restored_from_a_snapshot_when_the_input_is_gone(runni
         assert f"next_offset={found.next_offset} from=snapshot" in process.logged()
         process.stop()
     running.assert_exact(folder)
+
+
+class OfOnePartition(MemoryDriver):
+    """An undisturbed instance of the counting service that has read one partition."""
+
+    def __init__(self, running: Running, partition: int) -> None:
+        super().__init__(COUNTING, running.job)
+        runner = Runner(COUNTING, Identity(running.job, "memory"), self, self, partition)
+        runner.take(Batch(partition, 0, running.raws(STEPS, partition)))
+
+    def send(self, topic: str, value: bytes, partition: int) -> None:
+        super().send(topic, value, 0)
+
+
+def test_partitions_that_somebody_adds_are_shared_and_taken_over(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it runs that is harmless; a job is not begun on such a topic, since nobody writes into the others."""
+    monkeypatch.setenv("ANTDT_KAFKA_TOPIC_METADATA_REFRESH_INTERVAL_MS", "250")
+    flags = ("--nameless", "--session-timeout-ms", "1500")
+    with ExitStack() as stack:
+        pair = [stack.enter_context(running.service(tmp_path / name, *flags)) for name in "ab"]
+        until(lambda: any(works(p) for p in pair) and any("standing-by" in p.logged() for p in pair), "one stands by")
+        running.write(mixed(300, 1))
+        running.add_partitions(2)
+        until(lambda: all(works(p) for p in pair), "the one that stood by has the new one")
+        running.write(mixed(300, 2), partition=1)
+        running.write(mixed(300, 3))
+        until(lambda: (running.committed(0), running.committed(1)) == (600, 300), "both partitions")
+        victim = next(p for p in pair if "event=assigned partition=1" in p.logged())
+        victim.kill()
+        running.write(mixed(300, 4), partition=1)
+        running.write(mixed(300, 5))
+        until(lambda: (running.committed(0), running.committed(1)) == (900, 600), "all of both by the other one")
+        for partition in (0, 1):
+            expected = OfOnePartition(running, partition)
+            for topic in (MEASUREMENTS, DEAD_LETTERS):
+                assert running.records(topic, partition) == expected.outputs(topic)
+        late = stack.enter_context(running.service(tmp_path / "c", *flags))
+        assert late.process.wait(PATIENCE_S) == ExitCode.NEVER_RETRY
+        assert f"partitions of {STEPS.name(running.job)} differs: expected 1, found 2" in late.logged()
 
 
 # -- the real ones

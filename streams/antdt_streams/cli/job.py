@@ -139,8 +139,8 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
 def _newest_state(connection: Connection, job: str) -> tuple[Fold, int]:
     """What the log says at its end, and where reading it began: behind the newest snapshot that it agrees with."""
     from antdt_streams import topics_admin
-    from antdt_streams.ledger.stored import Identity, fold_of
     from antdt_streams.ledger.snapshots import SERVICE
+    from antdt_streams.ledger.stored import Identity, fold_of
     from antdt_streams.reader import TopicReader
     from antdt_streams.snapshots import newest
 
