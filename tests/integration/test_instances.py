@@ -174,7 +174,7 @@ def test_partitions_that_somebody_adds_are_shared_and_taken_over(
                 assert running.records(topic, partition) == expected.outputs(topic)
         late = stack.enter_context(running.service(tmp_path / "c", *flags))
         assert late.process.wait(PATIENCE_S) == ExitCode.NEVER_RETRY
-        assert f"partitions of {STEPS.name(running.job)} differs: expected 1, found 2" in late.logged()
+        assert f"partitions of {DEAD_LETTERS.name(running.job)} differs: expected 1, found 2" in late.logged()
 
 
 # -- the real ones
