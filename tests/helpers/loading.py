@@ -105,6 +105,13 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def sockets(pid: int) -> set[str]:
+    """Those that a process has open, as the kernel numbers them."""
+    folder = Path(f"/proc/{pid}/fd")
+    links = [os.readlink(folder / name) for name in os.listdir(folder)]
+    return {link for link in links if link.startswith("socket:")}
+
+
 def forked(act: Callable[[int], object], log: Path) -> tuple[int, int]:
     """Runs act(writing end of a pipe) in a session of its own, as a program would; its id, and the reading end."""
     reading, writing = os.pipe()

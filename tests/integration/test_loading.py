@@ -10,7 +10,7 @@ import pytest
 from antdt_schemas.connection import Connection
 
 from tests.helpers.job_processes import job_processes
-from tests.helpers.loading import children, gone
+from tests.helpers.loading import children, gone, sockets
 
 pytestmark = pytest.mark.kafka
 
@@ -26,6 +26,9 @@ def test_a_worker_dies_one_drains_and_the_rest_take_every_sample_once(
         workers = run.workers_of(launcher)
         of_worker = {pid: children(pid) for pid in workers}
         assert [len(c) for c in of_worker.values()] == [2, 2, 2]
+        for pid, processes in of_worker.items():
+            assert len(sockets(pid)) > 4, "broker, peers, data processes"
+            assert all(len(sockets(c)) == 1 and not sockets(c) & sockets(pid) for c in processes), "a link, no more"
         os.kill(workers[2], signal.SIGKILL)
         assert gone(of_worker[workers[2]]), "those of a worker that was killed"
         run.until_committed(20)

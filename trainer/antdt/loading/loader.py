@@ -32,6 +32,9 @@ class LoadingOptions:
     bounded by that. chunk_size: samples that a process loads at a time; 0 chooses an even part of a step, of 4 to 32.
     timeout_s: for how long to wait for a sample. multiprocessing_context: fork, spawn or forkserver; None is the
     system's own, as in torch. worker_init_fn(number) runs first in each process, where `get_worker_info()` works.
+
+    collate_fn runs in the loop's own process, on whole steps: batch sizes are not known ahead. There is no pin_memory;
+    collate_fn may do that as well.
     """
 
     worker_init_fn: Callable[[int], None] | None = None

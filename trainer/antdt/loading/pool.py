@@ -66,7 +66,8 @@ class Job:
 class Pool:
     """Invariant: a job is in `_waiting`, and counts in `_loads`, until it has come or nobody wants it any more.
 
-    Neither side ever waits for the other to listen: what a link has no room for is sent later, or both could be full.
+    The trainer never waits for a process to listen: what a link has no room for is sent later. A process may wait for
+    the trainer, which comes for what it needs. Were both to wait, nothing would ever move again.
     """
 
     def __init__(self, reader: Reader, setup: Setup, context: str | None) -> None:
@@ -88,8 +89,10 @@ class Pool:
         try:
             for number in range(setup.count):
                 self._start(reader, replace(setup, number=number), multiprocessing.get_context(context))
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+        except BaseException as error:
             self.close()
+            if not isinstance(error, pickle.PicklingError | AttributeError | TypeError):
+                raise
             raise UsageError(
                 f"The data set or worker_init_fn cannot be passed on to a process that is started by {context!r}: "
                 f"{error}. Define them at the top of a module, or use multiprocessing_context='fork'."
