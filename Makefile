@@ -32,8 +32,9 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The longest come first (tests/conftest.py), and each goes to whoever is free.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 $(ARGS)
 
 unit: install
 	$(BIN)/python -m pytest -m "not kafka" $(ARGS)

@@ -19,6 +19,26 @@ from tests.helpers.running import Running
 settings.register_profile("antdt", deadline=None)
 settings.load_profile("antdt")
 _numbers = itertools.count(1)
+# Whoever shares the tests takes them in this order: one of half a minute must not begin when all others have ended.
+LONGEST_FIRST = (
+    "test_chaos",
+    "test_elastic",
+    "test_demo",
+    "test_documents",
+    "test_guarded",
+    "integration",
+    "simulation",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that take long come first, and keep their order among themselves."""
+
+    def place(item: pytest.Item) -> int:
+        parts = {item.path.stem, *item.path.parts}
+        return next((index for index, name in enumerate(LONGEST_FIRST) if name in parts), len(LONGEST_FIRST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
