@@ -141,7 +141,7 @@ def nobody_writes_what_is_not_theirs(run: JobProcesses, connection: Callable[[st
     assert fold.office is not None
     cycle = records.Cycle(
         fold.office.offset, fold.office.hash, state.sequence + 1, fold.position.next_offset - 1, fold.position.hash,
-        state.requests_next, state.now_ms, (),
+        state.requests_next, state.now_ms + 1, (),  # an hour that no idle entry of the leader has
     )  # fmt: skip
     entry = codec.encode(records.Entry(cycle))
     assert copy.deepcopy(fold).read(fold.position.next_offset, entry) is Verdict.COUNTED
