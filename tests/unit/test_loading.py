@@ -89,6 +89,7 @@ def test_whole_tensors_need_no_process(make: Make) -> None:
 
 def test_what_is_not_wanted_any_more_is_dropped(make: Make) -> None:
     """A release, a regroup, a roll-back: the next list says so, whatever was being loaded."""
+    before = len(os.listdir("/proc/self/fd"))
     loader, plain = make(Numbers(), 2), make(Numbers(), 0)
     assert isinstance(loader, Loader)
     loader.expect([(0, 0, 200)], 32)
@@ -110,6 +111,10 @@ def test_what_is_not_wanted_any_more_is_dropped(make: Make) -> None:
     loader.expect([(0, 299, 1)], 1)
     loader.fetch([Range(1, 1, 0, 299, 1)])
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 1, "nothing leaks"
+    loader.expect([(0, 0, 200)], 32)
+    loader.pool.receive(10)
+    loader.close()
+    assert len(os.listdir("/proc/self/fd")) <= before, "and nothing is left"
 
 
 def test_more_than_links_hold(make: Make) -> None:

@@ -172,6 +172,8 @@ class Loader:
 
     def close(self) -> None:
         """End the processes."""
+        for job in self._jobs:
+            job.throw_away()
         self._jobs = []
         self.pool.close()
 

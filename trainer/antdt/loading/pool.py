@@ -62,6 +62,12 @@ class Job:
             self.outcome = unpack(descriptor)
         return self.outcome
 
+    def throw_away(self) -> None:
+        """Nobody will look at it."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
 
 class Pool:
     """Invariant: a job is in `_waiting`, and counts in `_loads`, until it has come or nobody wants it any more.
@@ -124,9 +130,7 @@ class Pool:
         for job in jobs:
             if self._no_more(job.number) is not None:
                 by_process.setdefault(job.process, []).append(job.number)
-            elif job.descriptor is not None:
-                os.close(job.descriptor)
-                job.descriptor = None
+            job.throw_away()
         for process, numbers in by_process.items():
             self._tell(process, Order(dropped=tuple(numbers)))
 
