@@ -62,14 +62,13 @@ def test_who_sleeps_too_long_wakes_up_to_nothing_and_comes_back_as_somebody_new(
         pid = run.pid_of(launcher, sleeper)
         os.kill(pid, signal.SIGSTOP)
         run.until(lambda: run.now().incarnations[sleeper].status == "lost", "it was not declared lost")
-        state, known = run.now(), set(run.now().incarnations)
-        run.until_committed(state.committed + 3)  # the others go on without it
-        generation = run.now().generation  # theirs: when the loss is seen, it may not be granted yet
+        known = set(run.now().incarnations)
+        run.until_committed(run.now().committed + 3)  # the others go on without it
         late_reports_are_refused(run, sleeper)
         os.kill(pid, signal.SIGCONT)
 
         def back() -> bool:
-            return any(n not in known and n in state.members for n in run.now().incarnations)
+            return any(member not in known for member in run.now().members)
 
         run.until(back, "it did not come back as a new incarnation")
         run.ended(launcher)
