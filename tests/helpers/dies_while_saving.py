@@ -14,6 +14,9 @@ from typing import Any
 
 from antdt import checkpoint
 from antdt.examples import recorded
+from antdt.session.files import Files
+from antdt_schemas import records
+from antdt_schemas.limits import INIT_FILE
 
 SPARED = "spared"
 POINTS = ("half-written", "not-synced", "not-renamed", "not-told")
@@ -26,13 +29,20 @@ class Fates:
         self.folder = folder
         self.fate: Path | None = None
         self.name, self.synced = "", 0
+        self.spared = self.told = ""
 
     def begin(self, name: str) -> None:
-        """A checkpoint is written: what is to become of it?"""
+        """A checkpoint is written: what is to become of it? None dies before the ledger knows the one that was spared:
+        on a busy machine steps may be faster than answers, and then there would be no file to come back to.
+        """
         self.fate, self.name, self.synced = min(self.folder.glob("[0-9]*"), default=None), name, 0
-        if self.fate is not None and self.fate.name.endswith(SPARED):
+        if self.fate is None:
+            return
+        if self.fate.name.endswith(SPARED):
             self.fate.unlink()
-            self.fate = None
+            self.spared, self.fate = name, None
+        elif self.spared not in ("", INIT_FILE, self.told):
+            self.spared, self.fate = name, None
 
     def meet(self, point: str) -> None:
         """Die here if that is it. The launcher starts all again, so nobody is left whose memory holds the model."""
@@ -47,6 +57,13 @@ class Fates:
     def install(self) -> None:
         """Put the deaths into what a checkpoint is written by."""
         write, real_open, real_fsync, real_replace = checkpoint.write, Path.open, os.fsync, Path.replace
+        real_answered = Files.answered
+
+        def answered(files: Files, reply: records.Reply) -> None:
+            before = files.newest
+            real_answered(files, reply)
+            if before is not None and files.newest is None and reply.status is records.Status.OK:
+                self.told = before.file
 
         def begun(folder: Path, name: str, data: bytes) -> bytes:
             self.begin(name)
@@ -69,7 +86,8 @@ class Fates:
             return real_replace(path, target)
 
         for place, name, patched in (
-            (checkpoint, "write", begun), (Path, "open", opened), (os, "fsync", fsync), (Path, "replace", replace)
+            (checkpoint, "write", begun), (Path, "open", opened), (os, "fsync", fsync), (Path, "replace", replace),
+            (Files, "answered", answered),
         ):  # fmt: skip
             setattr(place, name, patched)
 
