@@ -69,7 +69,7 @@ def prove(path: Path, anchors: Anchors, processes: int | None = None, *, account
     with LogFile(path) as file:
         header = file.header
     whole = {**({header.entries - 1: header.head_hash} if header.entries else {}), **anchors}
-    pool = ProcessPoolExecutor(count, get_context("spawn"), _begin)
+    pool, account = ProcessPoolExecutor(count, get_context("spawn"), _begin), None
     try:
         found = _proven(
             pool, parts_of(path, header.entries, Identity(header.job, header.topic_id), whole), count * AHEAD
@@ -77,12 +77,8 @@ def prove(path: Path, anchors: Anchors, processes: int | None = None, *, account
         account = joined(found)
     except (PartBroken, AntdtError, BrokenExecutor) as error:
         log.warning("event=parts-broken file=%s reason=%s: it is read again in one piece", path, error)
-        pool.shutdown(wait=False, cancel_futures=True)
-        return None
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
+    finally:
+        pool.shutdown(wait=account is not None, cancel_futures=True)
     return account
 
 

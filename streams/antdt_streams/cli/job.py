@@ -13,11 +13,10 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode, ForeignState, LogTampered
 from antdt_schemas.topics import DECISIONS, SHARD_LOG
 
-from antdt_streams import parts
 from antdt_streams.audit import audit as audit_log
 from antdt_streams.audit import report_of
 from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument
-from antdt_streams.cli.replay import check_same, log_options, open_log, processes_option
+from antdt_streams.cli.replay import in_parts, log_options, open_log, processes_option
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.log_source import open_topic
@@ -36,10 +35,7 @@ def audit(
 
     Exit status 0 if it is proven; 1 if not: then the offending ranges are listed; 42 if the log itself breaks.
     """
-    account = None
-    if file is not None:
-        check_same(job, file)
-        account = parts.prove(file, anchors, processes)
+    account = in_parts(job, file, anchors, processes, accounting=True)
     if account is not None:
         report = report_of(account, None)
     else:

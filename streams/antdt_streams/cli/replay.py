@@ -14,6 +14,7 @@ from antdt_schemas.errors import ExitCode, UsageError
 from antdt_schemas.topics import SHARD_LOG, check_job
 
 from antdt_streams import parts, waypoints
+from antdt_streams.audit import Account
 from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument, note
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.stored import Identity
@@ -55,8 +56,8 @@ def _anchors(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 def open_log(job: str | None, file: Path | None, place: Place, start: int = 0) -> Iterator[LogSource]:
     """The log that JOB or --file names."""
     if file is not None:
-        check_same(job, file)
         with open_file(file) as log:
+            _check_same(job, log, file)
             yield log
         return
     if job is None:
@@ -67,11 +68,20 @@ def open_log(job: str | None, file: Path | None, place: Place, start: int = 0) -
         yield log
 
 
-def check_same(job: str | None, file: Path) -> None:
-    """Refuse a file that is not of the job that was named beside it."""
+def _check_same(job: str | None, log: LogSource, file: Path) -> None:
+    if job is not None and job != log.job:
+        raise UsageError(f"{file} is the log of job {log.job!r}, not of {job!r}.")
+
+
+def in_parts(
+    job: str | None, file: Path | None, anchors: dict[int, bytes], processes: int | None, *, accounting: bool
+) -> Account | None:
+    """The account of a --file that was proven in parts; None: the log is to be read in one piece."""
+    if file is None:
+        return None
     with open_file(file) as log:
-        if job is not None and job != log.job:
-            raise UsageError(f"{file} is the log of job {log.job!r}, not of {job!r}.")
+        _check_same(job, log, file)
+    return parts.prove(file, anchors, processes, accounting=accounting)
 
 
 processes_option = click.option(
@@ -104,10 +114,8 @@ def replay(
 
     Exit status 42 if the log breaks: the offset is named, what was expected and found, and how far the log is proven.
     """
-    account = None
-    if file is not None and at is None and not snapshot:
-        check_same(job, file)
-        account = parts.prove(file, anchors, processes, accounting=False)
+    whole = at is None and not snapshot
+    account = in_parts(job, file, anchors, processes, accounting=False) if whole else None
     if account is not None:
         found = Replayed(account.fold, 0, None)
     else:

@@ -45,7 +45,8 @@ class IntervalSet:
 
     def add(self, start: int, end: int) -> None:
         """Add [start, end), which must not overlap what is there: a position is never added twice."""
-        assert self.try_add(start, end), f"[{start}, {end}) overlaps {self.overlaps(start, end)}"
+        added = self.try_add(start, end)
+        assert added, f"[{start}, {end}) overlaps {self.overlaps(start, end)}"
 
     def try_add(self, start: int, end: int) -> bool:
         """Add [start, end) and return True, or change nothing and return False if it overlaps what is there."""

@@ -353,7 +353,8 @@ class State:
             if epoch != number_before:
                 inside, number_before = self.epoch(epoch).committed, epoch
                 self.dirty.epochs.add(epoch)
-            assert inside.try_add(start, end), (e, inside.overlaps(start, end))
+            added = inside.try_add(start, end)
+            assert added, (e, inside.overlaps(start, end))
             self.committed_total += length
         self.lineage = lineage.next_lineage(self.lineage, e.step, r)
         assert self.lineage == e.lineage, (e, self.lineage)
