@@ -28,6 +28,7 @@ from antdt.data import source_of, split
 from antdt.job import AgentOptions, Schedule, spec_of
 from antdt.loading import LoadingOptions, loader_of
 from antdt.membership import HINT_EVERY_S, Membership
+from antdt.pinning import pinning_of
 from antdt.plans import Plans, Share
 from antdt.session import Composition, Phase, Session
 from antdt.settings import Settings
@@ -66,6 +67,7 @@ class Agent:
         size: int | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
+        pin_memory: bool = False,
         options: AgentOptions | None = None,
         settings: Settings | None = None,
     ) -> None:
@@ -78,6 +80,9 @@ class Agent:
         a chunk as a whole, so chunks of another size draw differently. With 0, data sets draw from the generators of
         the loop.) A TensorDataset is cut in the loop in any case, which is faster than passing samples on.
 
+        pin_memory: batches lie in page-locked memory, so that `x.to(device, non_blocking=True)` does not hold up the
+        loop. Costs no further copy, but for what a collate_fn returns. Without an accelerator it does nothing but warn.
+
         Raises:
             UsageError: a value that cannot work, with what to do about it.
             Unavailable, UnknownJob: the broker is away, or the job was not started.
@@ -85,7 +90,8 @@ class Agent:
         self.options = options or AgentOptions()
         self.settings = settings or Settings.of()
         schedule = Schedule(batch_size, epochs, seed, self.options.workers_min or self.settings.world_size)
-        self.source = source_of(dataset, seed=seed, size=size, shuffle=shuffle, collate=collate_fn)
+        pinning = pinning_of(pin_memory)
+        self.source = source_of(dataset, seed=seed, size=size, shuffle=shuffle, collate=collate_fn, pinning=pinning)
         self.spec = spec_of(schedule, dataset, self.source, self.options)
         # Processes are forked before there is anything that must not be: threads, clients, sockets.
         self.loader = loader_of(self.source, num_workers, seed, self.options.loading)

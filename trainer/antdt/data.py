@@ -17,6 +17,7 @@ from antdt_schemas.order import FACTOR, FEISTEL, SEQUENTIAL, WORD, Permutation
 from torch.utils.data import IterableDataset, TensorDataset, default_collate
 
 from antdt.allreduce import Range
+from antdt.pinning import Pinning
 
 BLOCKS_KEPT_MAX = 64
 BLOCKS_AHEAD_MAX = 4
@@ -126,9 +127,17 @@ class MapSource:
 
     order = FEISTEL
 
-    def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any] | None, shuffle: bool) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        seed: int,
+        collate: Callable[[list[Any]], Any] | None,
+        shuffle: bool,
+        pinning: Pinning | None,
+    ) -> None:
         self.dataset, self.size, self.seed = dataset, len(dataset), seed
-        self.collate = collate or default_collate
+        self.collate = pinning.collate(collate) if pinning else collate or default_collate
+        self._pinning = pinning
         self.order = FEISTEL if shuffle else SEQUENTIAL
         self._tensors = dataset.tensors if isinstance(dataset, TensorDataset) and collate is None else None
         self._blocks: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
@@ -179,7 +188,7 @@ class MapSource:
         parts = [self.indices(r.epoch, r.start, r.length) for r in ranges]
         index = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self._tensors is not None:
-            return [t[index] for t in self._tensors]
+            return [self._pinning.rows(t, index) if self._pinning else t[index] for t in self._tensors]
         chosen = index.tolist()
         fetch_many = getattr(self.dataset, "__getitems__", None)
         return self.collate(fetch_many(chosen) if fetch_many else [self.dataset[i] for i in chosen])
@@ -194,8 +203,11 @@ class IterableSource:
 
     order = SEQUENTIAL
 
-    def __init__(self, dataset: Any, size: int, collate: Callable[[list[Any]], Any] | None) -> None:
-        self.dataset, self.size, self.collate = dataset, size, collate or default_collate
+    def __init__(
+        self, dataset: Any, size: int, collate: Callable[[list[Any]], Any] | None, pinning: Pinning | None
+    ) -> None:
+        self.dataset, self.size = dataset, size
+        self.collate = pinning.collate(collate) if pinning else collate or default_collate
         self._iterator: Iterator[Any] | None = None
         self._at = (-1, 0)
 
@@ -254,10 +266,12 @@ def source_of(
     size: int | None = None,
     shuffle: bool = True,
     collate: Callable[[list[Any]], Any] | None = None,
+    pinning: Pinning | None = None,
 ) -> MapSource | IterableSource:
     """The source for a PyTorch data set.
 
-    size: number of samples of an iterable data set that does not know its length.
+    size: number of samples of an iterable data set that does not know its length. pinning: for batches in page-locked
+    memory.
 
     Raises:
         UsageError: the data set is empty, or its size is not known.
@@ -266,10 +280,10 @@ def source_of(
         count = size if size is not None else (len(dataset) if hasattr(dataset, "__len__") else 0)
         if count < 1:
             raise UsageError("An iterable data set needs its number of samples: pass size=N to antdt.Agent.")
-        return IterableSource(dataset, count, collate)
+        return IterableSource(dataset, count, collate, pinning)
     if len(dataset) < 1:
         raise UsageError("The data set is empty.")
-    return MapSource(dataset, seed, collate, shuffle)
+    return MapSource(dataset, seed, collate, shuffle, pinning)
 
 
 def manifest_digest(dataset: Any, source: Source) -> bytes:

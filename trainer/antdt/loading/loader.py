@@ -33,8 +33,8 @@ class LoadingOptions:
     timeout_s: for how long to wait for a sample. multiprocessing_context: fork, spawn or forkserver; None is the
     system's own, as in torch. worker_init_fn(number) runs first in each process, where `get_worker_info()` works.
 
-    collate_fn runs in the loop's own process, on whole steps: batch sizes are not known ahead. There is no pin_memory;
-    collate_fn may do that as well.
+    collate_fn runs in the loop's own process, on whole steps: batch sizes are not known ahead. So does pin_memory,
+    which is the Agent's own argument, as it works without data processes as well.
     """
 
     worker_init_fn: Callable[[int], None] | None = None
