@@ -61,13 +61,15 @@ def test_what_cannot_work_is_said_by_the_worker(connection: Connection, job: str
     ("bootstrap", "code", "said"),
     [
         ("", ExitCode.USAGE, "Job 'no-such-job' is not on this broker"),
-        ("127.0.0.1:1", ExitCode.RESTART_HERE, "No Kafka broker answers at 127.0.0.1:1"),
+        ("127.0.0.1:1", ExitCode.RESTART_HERE, "No Kafka broker answers at 127.0.0.1:1 within 0.5 s"),
     ],
 )
 def test_an_unknown_job_and_a_missing_broker_are_said_before_anything_is_imported(
     connection: Connection, bootstrap: str, code: int, said: str
 ) -> None:
     where = ["--bootstrap-servers", bootstrap or connection.bootstrap]
+    if bootstrap:
+        where += ["--broker-timeout", "0.5"]
     command = [sys.executable, "-m", "antdt.launch", "--job", "no-such-job", *where, "-n", "2", "no-such-script.py"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
     assert done.returncode == code, done.stderr

@@ -29,13 +29,12 @@ from antdt.client import require_job
 from antdt.settings import Settings
 
 POLL_S = 0.02
-REACH_S = 10.0
 REPORT_S = 2.0
 
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """What to start. grace_s: time between SIGTERM and SIGKILL."""
+    """What to start. reach_s: how long to wait for a broker. grace_s: time between SIGTERM and SIGKILL."""
 
     workers: int
     script: Sequence[str]
@@ -43,6 +42,7 @@ class LaunchOptions:
     world_size: int = 0
     restarts_max: int = 3
     grace_s: float = 10.0
+    reach_s: float = 10.0
     logs: Path | None = None
 
 
@@ -91,18 +91,18 @@ class Launcher:
 
     def _check_reachable(self) -> None:
         """Ask for the broker and the job in a child, before seconds go into imports."""
-        settings = self.settings
+        settings, reach_s = self.settings, self.options.reach_s
 
         def ask() -> None:
             try:
-                settings.connection.check_reachable(REACH_S)
-                require_job(AdminClient(settings.connection.admin()), settings.job, REACH_S)
+                settings.connection.check_reachable(reach_s)
+                require_job(AdminClient(settings.connection.admin()), settings.job, reach_s)
             except (AntdtError, UsageError) as error:
                 click.echo(f"antdt launch: {error}", err=True)
                 sys.exit(int(error.exit_code))
 
         child = process.in_child(ask)
-        child.join(REACH_S + 5)
+        child.join(reach_s + 5)
         if child.exitcode != 0:
             sys.exit(child.exitcode if child.exitcode is not None else ExitCode.RESTART_HERE)
 
@@ -207,6 +207,13 @@ def _how(code: int) -> str:
 @click.option("--first-rank", type=int, default=0, help="Rank of the first worker of this machine.")
 @click.option("--world-size", type=int, default=0, help="Workers on all machines; default: those of this one.")
 @click.option("--max-restarts", type=int, default=3, show_default=True, help="How often a worker is started again.")
+@click.option(
+    "--broker-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Seconds to wait for a broker that does not answer.",
+)
 @click.option("--logs", type=click.Path(path_type=Path), help="Folder for the workers' output; default: this terminal.")
 @click.argument("script", nargs=-1, required=True, type=click.UNPROCESSED)
 def main(
@@ -218,6 +225,7 @@ def main(
     first_rank: int,
     world_size: int,
     max_restarts: int,
+    broker_timeout: float,
     logs: Path | None,
     script: tuple[str, ...],
 ) -> None:
@@ -239,7 +247,9 @@ def main(
         if value:
             environ[key] = value
     try:
-        options = LaunchOptions(workers, script, first_rank, world_size, max_restarts, logs=logs)
+        options = LaunchOptions(
+            workers, script, first_rank, world_size, max_restarts, reach_s=broker_timeout, logs=logs
+        )
         launcher = Launcher(options, environ)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: launcher.stopping.set())
