@@ -217,6 +217,18 @@ def test_what_cannot_work_is_said(make: Make, dataset: Any, workers: int, option
         make(dataset, workers, size=9, **options)
 
 
+def test_processes_that_are_not_forked_from_the_loop(make: Make) -> None:
+    """Everything travels as a pickle, as with spawn, whose process would import torch for a second and a half."""
+    forked_, started = (
+        make(Augmented(), 1, multiprocessing_context=method, worker_init_fn=abs) for method in ("fork", "forkserver")
+    )
+    assert isinstance(started, Loader)
+    assert list(batches(started, (50,))) == list(batches(forked_, (50,)))
+    pids = started.pool.pids
+    started.close()
+    assert gone(pids, 5)
+
+
 def _train(loader: Loader, told: int) -> None:
     os.write(told, " ".join(map(str, loader.pool.pids)).encode() + b"\n")
     for _ in batches(loader, (4,)):
