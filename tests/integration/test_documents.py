@@ -138,7 +138,7 @@ def test_the_example_trains(connection: Connection, job: str, tmp_path: Path) ->
         )
     finally:
         supervisor.stop()
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     found = re.search(r"accuracy (\S+) after", done.stdout)
     assert found is not None
     assert float(found[1]) > 0.85

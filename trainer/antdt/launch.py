@@ -257,7 +257,7 @@ def main(
     except (UsageError, AntdtError) as error:
         click.echo(f"antdt launch: {error}", err=True)
         status = int(error.exit_code)
-    sys.exit(status)
+    process.leave(status)
 
 
 if __name__ == "__main__":
