@@ -1,4 +1,4 @@
-"""One real broker for the whole session, started when the first test asks for it; a fresh job name for each test.
+"""One real broker for the whole run, started when the first test asks for it; a fresh job name for each test.
 
 Hypothesis counts no time: its deadline is one of the clock on the wall, and this suite shares its machine.
 """
@@ -6,19 +6,22 @@ Hypothesis counts no time: its deadline is one of the clock on the wall, and thi
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterator
 
 import pytest
 from antdt_schemas.connection import Connection
-from antdt_streams.broker import EmbeddedBroker
 from hypothesis import settings
 
 from tests.helpers.running import Running
+from tests.helpers.shared import Leader, SharedBroker, ask
 
 settings.register_profile("antdt", deadline=None)
 settings.load_profile("antdt")
 _numbers = itertools.count(1)
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "t")  # of those that share the tests
+LEADER = pytest.StashKey[Leader]()
 # Whoever shares the tests takes them in this order: one of half a minute must not begin when all others have ended.
 LONGEST_FIRST = (
     "test_chaos",
@@ -29,6 +32,18 @@ LONGEST_FIRST = (
     "integration",
     "simulation",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Whoever leads the run, alone or with others that run the tests, has what they share."""
+    if not hasattr(config, "workerinput"):
+        config.stash[LEADER] = Leader()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """And ends it."""
+    if LEADER in config.stash:
+        config.stash[LEADER].close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,23 +57,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
-    """A running Apache Kafka broker. Tests share it: they keep to a job of their own and do not stop it."""
-    with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as running:
-        yield running
+def broker(tmp_path_factory: pytest.TempPathFactory) -> SharedBroker:
+    """A running Apache Kafka broker. All tests share it: they keep to a job of their own and do not stop it."""
+    broker = ask("broker", tmp_path_factory.mktemp("broker"))
+    assert isinstance(broker, SharedBroker)
+    return broker
 
 
 @pytest.fixture
-def connection(broker: EmbeddedBroker) -> Connection:
-    """How to reach the session's broker."""
+def connection(broker: SharedBroker) -> Connection:
+    """How to reach the run's broker."""
     return broker.connection
 
 
 @pytest.fixture
 def job(request: pytest.FixtureRequest) -> str:
-    """A valid job name that no other test of this session has."""
+    """A valid job name that no other test of this run has."""
     slug = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
-    return f"t{next(_numbers)}-{slug}"[:41].rstrip("-")
+    return f"{WORKER}-{next(_numbers)}-{slug}"[:41].rstrip("-")
 
 
 @pytest.fixture

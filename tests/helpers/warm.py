@@ -1,59 +1,73 @@
 """Processes that find torch imported: importing it is most of what a short one costs, and changes nothing else.
 
-A server, one for each process of the test run, imports it once and forks whoever is asked for, as `antdt launch` does
+A server, one for the whole run of the tests, imports it once and forks whoever is asked for, as `antdt launch` does
 with its workers. What is started here is a process like any other: it has a pid, and is killed, stopped and awaited.
-`python -m antdt.launch` itself is run by chaos, the demo and the documents.
+`python -m antdt.launch` itself is run by the demo and the documents.
 """
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 import os
+import pickle
 import signal
+import socket
 import subprocess
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ["torch._dynamo", "antdt.agent", "antdt.launch"]
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read while torch is imported; what `antdt launch` sets as well
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(PRELOADED)
+from tests.helpers.shared import ask
+
+START_S = 60.0
 
 
 class Warm:
-    """Runs target(*args) in a process of its own; what tests use of Popen."""
+    """Runs target(*args, *pipes) in a process of its own; what tests use of Popen."""
 
     def __init__(
-        self, target: Callable[..., None], args: tuple[Any, ...], environ: Mapping[str, str], output: Path
+        self,
+        target: Callable[..., None],
+        args: tuple[Any, ...],
+        environ: Mapping[str, str],
+        output: Path,
+        pipes: Sequence[Connection] = (),
     ) -> None:
-        """`output` is where it writes what it says; `args` may have connections of `Pipe` among them."""
-        self._process = _server.Process(target=_begin, args=(target, args, dict(environ), str(output)))
-        self._process.start()
-        assert self._process.pid is not None
-        self.pid = self._process.pid
-
-    @property
-    def returncode(self) -> int | None:
-        """As Popen's: negative for a signal."""
-        return self._process.exitcode
+        """`output` is where it writes what it says."""
+        server = ask("warm")
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._server.settimeout(START_S)
+        self._server.connect(server)
+        request = pickle.dumps((target, args, dict(environ), str(output)))
+        socket.send_fds(self._server, [request], [pipe.fileno() for pipe in pipes])
+        answer = self._server.recv(16)
+        assert answer, f"the server of warm processes has ended: {Path(f'{server}.log').read_text()}"
+        self.pid = int(answer)
+        self.returncode: int | None = None  # as Popen's: negative for a signal
 
     def poll(self) -> int | None:
         """The exit status once it has ended."""
-        return self._process.exitcode
+        try:
+            return self.wait(0.0)
+        except subprocess.TimeoutExpired:
+            return None
 
     def wait(self, timeout: float) -> int:
         """The exit status; TimeoutExpired if it goes on."""
-        self._process.join(timeout)
-        if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired(str(self._process), timeout)
-        return self._process.exitcode
+        if self.returncode is None:
+            self._server.settimeout(timeout)
+            try:
+                answer = self._server.recv(16)
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout) from None
+            assert answer, "the server of warm processes has ended"
+            self.returncode = int(answer)
+            self._server.close()
+        return self.returncode
 
     def send_signal(self, number: signal.Signals) -> None:
         """Unless it has ended."""
-        if self._process.exitcode is None:
+        if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
@@ -68,25 +82,6 @@ class Warm:
 def launched(arguments: list[str], environ: Mapping[str, str], output: Path) -> Warm:
     """`antdt launch` with these arguments."""
     return Warm(_launch, (arguments,), environ, output)
-
-
-def _begin(target: Callable[..., None], args: tuple[Any, ...], environ: dict[str, str], output: str) -> None:
-    os.environ.clear()
-    os.environ.update(environ)
-    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
-    code = 1
-    try:
-        target(*args)
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except BaseException:  # noqa: BLE001  as the interpreter does
-        traceback.print_exc()
-    # And it ends as an interpreter does: a forked process would skip what a step that is open might block.
-    ctypes.pythonapi.Py_Exit(code)
 
 
 def _launch(arguments: list[str]) -> None:

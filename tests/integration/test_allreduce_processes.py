@@ -22,7 +22,7 @@ class Process:
 
     def __init__(self) -> None:
         self.pipe, other = Pipe()
-        self.process = Warm(serve, (other,), os.environ, Path(os.devnull))
+        self.process = Warm(serve, (), os.environ, Path(os.devnull), [other])
         other.close()
 
     def tell(self, do: str, **more: Any) -> None:

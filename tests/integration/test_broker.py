@@ -26,6 +26,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from tests.helpers.running import until
+from tests.helpers.shared import SharedBroker
 
 pytestmark = pytest.mark.kafka
 
@@ -80,7 +81,7 @@ def test_what_was_written_survives_a_restart_and_a_kill_at_the_same_address(tmp_
     assert "Apache Kafka 4.4.0 starts on 127.0.0.1" in broker.log.read_text()
 
 
-def test_a_second_broker_on_a_folder_is_refused(broker: EmbeddedBroker) -> None:
+def test_a_second_broker_on_a_folder_is_refused(broker: SharedBroker) -> None:
     with pytest.raises(UsageError, match=rf"already runs on .* \(process {broker.pid}\): use it at {broker.bootstrap}"):
         EmbeddedBroker(broker.folder).start()
     broker.connection.check_reachable(5)
@@ -102,8 +103,8 @@ def test_a_broker_that_is_not_ready_in_time_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["none", "all of it", "a page"])
-def test_java_starts_without_a_damaged_archive_of_classes(broker: EmbeddedBroker, tmp_path: Path, damage: str) -> None:
-    command = broker._java()
+def test_java_starts_without_a_damaged_archive_of_classes(broker: SharedBroker, tmp_path: Path, damage: str) -> None:
+    command = EmbeddedBroker(tmp_path)._java()
     places = [index for index, part in enumerate(command) if part.startswith("-XX:SharedArchiveFile=")]
     if not places:
         pytest.skip("the Java of this machine makes no archive")

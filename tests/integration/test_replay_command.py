@@ -12,17 +12,17 @@ from antdt_schemas import codec, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode, LogTampered
 from antdt_streams import topics_admin
-from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.cli.job import status_of
 from confluent_kafka import Producer
 
 from tests.helpers.ledger_thread import LedgerThread, asker, digest_of, replayed
+from tests.helpers.shared import SharedBroker
 
 pytestmark = pytest.mark.kafka
 
 
 def test_the_state_from_zero_from_a_snapshot_and_from_a_file(
-    broker: EmbeddedBroker, connection: Connection, job: str, tmp_path: Path
+    broker: SharedBroker, connection: Connection, job: str, tmp_path: Path
 ) -> None:
     def antdt(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "antdt_streams", *map(str, arguments)]
