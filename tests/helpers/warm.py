@@ -52,14 +52,14 @@ class Warm:
         except subprocess.TimeoutExpired:
             return None
 
-    def wait(self, timeout: float) -> int:
+    def wait(self, timeout: float | None = None) -> int:
         """The exit status; TimeoutExpired if it goes on."""
         if self.returncode is None:
             self._server.settimeout(timeout)
             try:
                 answer = self._server.recv(16)
             except (TimeoutError, BlockingIOError):
-                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout) from None
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0) from None
             assert answer, "the server of warm processes has ended"
             self.returncode = int(answer)
             self._server.close()
@@ -79,9 +79,9 @@ class Warm:
         self.send_signal(signal.SIGTERM)
 
 
-def launched(arguments: list[str], environ: Mapping[str, str], output: Path) -> Warm:
+def launched(arguments: Sequence[str], environ: Mapping[str, str], output: Path) -> Warm:
     """`antdt launch` with these arguments."""
-    return Warm(_launch, (arguments,), environ, output)
+    return Warm(_launch, (list(arguments),), environ, output)
 
 
 def _launch(arguments: list[str]) -> None:

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from antdt_schemas.errors import AntdtError, ExitCode, Unavailable
 
@@ -29,7 +31,30 @@ LEDGERS = ("ledger", STANDBY)
 LAUNCH_AGAIN = (ExitCode.RESTART_HERE, ExitCode.RESTART_ELSEWHERE, ExitCode.DRAINED)
 
 
-Launcher = subprocess.Popen[bytes]
+class Launcher(Protocol):
+    """A process of `antdt launch`: what is used here of Popen."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit status, once it has ended."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status, once it has ended; or TimeoutExpired."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+
+# Starts one with these arguments and this environment; its output is appended to the file.
+Launch = Callable[[Sequence[str], Mapping[str, str], Path], Launcher]
+
+
+def launch_process(arguments: Sequence[str], environ: Mapping[str, str], output: Path) -> Launcher:
+    """A Launch: as users start it."""
+    command = [sys.executable, "-m", "antdt.launch", *arguments]
+    with output.open("ab") as out:
+        return spawn(command, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +75,15 @@ class Training:
 class World:
     """One job on a broker that may be struck as well. Nothing of it outlives `close`."""
 
-    def __init__(self, broker: EmbeddedBroker, job: str, folder: Path, training: Training) -> None:
-        self.broker, self.job, self.training = broker, job, training
+    def __init__(
+        self,
+        broker: EmbeddedBroker,
+        job: str,
+        folder: Path,
+        training: Training,
+        launch: Launch = launch_process,
+    ) -> None:
+        self.broker, self.job, self.training, self._launch = broker, job, training, launch
         self.place = Place(broker.connection, True, folder, None)
         self.records, self.logs, self.result = folder / "records", folder / "logs", folder / "result.json"
         self.services = (*SERVICES, STANDBY) if training.standby else SERVICES
@@ -82,17 +114,14 @@ class World:
         """Start the launcher of all workers, the first time or after it was killed, or one for a worker that left."""
         t = self.training
         which = ["-n", "1", "--first-rank", worker[1:]] if worker != ALL else ["-n", str(t.workers)]
-        command = [sys.executable, "-m", "antdt.launch", "--job", self.job, *which, "--world-size", str(t.workers)]
+        command = ["--job", self.job, *which, "--world-size", str(t.workers)]
         command += ["--max-restarts", str(RESTARTS_MAX), "--logs", str(self.logs), "--"]
         command += ["-m", "antdt.examples.recorded", "--record", str(self.records), "--seed", str(t.seed)]
         command += ["--samples", str(t.samples), "--epochs", str(t.epochs), "--batch-size", str(t.batch_size)]
         command += ["--delay-ms", str(t.delay_ms), "--checkpoint-every", str(t.checkpoint_every)]
         command += ["--result", str(self.result)]
         self.logs.mkdir(parents=True, exist_ok=True)
-        with (self.logs / "launcher.log").open("ab") as out:
-            self.launchers[worker] = spawn(
-                command, env=self.environ, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
-            )
+        self.launchers[worker] = self._launch(command, self.environ, self.logs / "launcher.log")
 
     def look(self) -> bool:
         """Keep what is to live alive. True once the workers have ended well.
