@@ -22,6 +22,7 @@ from antdt_streams.cli.common import Place
 from antdt_streams.cli.services import environment_of, start_services
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.state import State
+from antdt_streams.runtime.service import Raw
 
 from tests.helpers.running import Tail
 from tests.helpers.warm import Warm, launched
@@ -58,6 +59,7 @@ class JobProcesses:
         self.launchers: list[Warm] = []
         self.record, self.output = folder / "record", folder / "workers.log"
         self._log, self.fold = Tail(connection, SHARD_LOG.name(job)), Fold(cached=False)
+        self._looks_again = False
 
     def launch(self, workers: int, *options: str, script: Sequence[str] = RECORDED, restarts: int = 3) -> Warm:
         """Workers that write down what they train on; `options` are the script's."""
@@ -81,8 +83,9 @@ class JobProcesses:
 
     def state(self) -> State | None:
         """What the log says now. The next look goes on with the same object."""
-        for offset, payload in self.entries()[self.fold.position.next_offset :]:
-            self.fold.read(offset, payload)
+        raws = self._raws()
+        for offset in range(self.fold.position.next_offset, len(raws)):
+            self.fold.read(offset, raws[offset].value or b"")
         return self.fold.state
 
     def now(self) -> State:
@@ -94,11 +97,15 @@ class JobProcesses:
     def until(self, holds: Callable[[], bool], what: str) -> None:
         """Wait for a condition."""
         end = time.monotonic() + WITHIN_S
-        while not holds():
-            for supervisor in self.supervisors:
-                supervisor.poll()
-            assert time.monotonic() < end, what
-            time.sleep(0.02)  # between two looks
+        self._looks_again = True
+        try:
+            while not holds():
+                for supervisor in self.supervisors:
+                    supervisor.poll()
+                assert time.monotonic() < end, what
+                time.sleep(0.02)  # between two looks
+        finally:
+            self._looks_again = False
 
     def until_committed(self, step: int) -> None:
         """Wait until this step is in the log."""
@@ -115,12 +122,15 @@ class JobProcesses:
         assert launcher.returncode == code, self.output.read_text()
 
     def entries(self) -> Entries:
-        """The log as it lies there now."""
-        return [(offset, raw.value or b"") for offset, raw in enumerate(self._log.read())]
+        """The log as it lies there now; within `until`, what of it has arrived."""
+        return [(offset, raw.value or b"") for offset, raw in enumerate(self._raws())]
+
+    def _raws(self) -> list[Raw]:
+        return self._log.arrived() if self._looks_again else self._log.read()
 
     def events(self, before_ms: float = math.inf) -> list[records.Event]:
         """Events of every cycle that was written before a time, in order."""
-        raws = (raw for raw in self._log.read() if raw.timestamp_ms < before_ms)
+        raws = (raw for raw in self._raws() if raw.timestamp_ms < before_ms)
         bodies = (codec.decode(raw.value, records.Entry).body for raw in raws)
         return [event for body in bodies if isinstance(body, records.Cycle) for event in body.events]
 

@@ -57,9 +57,18 @@ class Tail:
         self._first = low
         self._consumer.assign([TopicPartition(topic, partition, low)])
 
+    def arrived(self) -> list[Raw]:
+        """What has come so far, without a question to the broker: for who will look again."""
+        place = TopicPartition(self._topic, self._partition)
+        _, high = self._consumer.get_watermark_offsets(place, cached=True)
+        return self._up_to(high)
+
     def read(self) -> list[Raw]:
         """Everything up to the end that the topic has now."""
         _, high = watermarks(self._consumer, self._topic, self._partition, PATIENCE_S)
+        return self._up_to(high)
+
+    def _up_to(self, high: int) -> list[Raw]:
         deadline = time.monotonic() + PATIENCE_S
         while self._first + len(self.seen) < high:
             assert time.monotonic() < deadline, self._topic

@@ -68,6 +68,7 @@ class World:
         self.lives: Counter[str] = Counter()
         self.names = 0
         self.due: list[tuple[int, Any]] = []
+        self.next_due = TICKS_MAX
         self.models: dict[tuple[int | None, int], Any] = {}
         self.add_ledger()
         for _ in range(self.spec.workers_min):
@@ -180,7 +181,9 @@ class World:
 
     def later(self, ticks_max: int, what: Any) -> None:
         """Do it some time from now."""
-        self.due.append((self.tick + self.rng.randint(1, ticks_max), what))
+        tick = self.tick + self.rng.randint(1, ticks_max)
+        self.due.append((tick, what))
+        self.next_due = min(self.next_due, tick)
 
     # -- the scheduler
 
@@ -191,9 +194,8 @@ class World:
             self.now_s += self.tick_s * self.rng.random() * 2
             self.broker.now_ms = int(self.now_s * 1000) + self.clock_offset_ms
             self.faults.maybe()
-            for item in [d for d in self.due if d[0] <= self.tick]:
-                self.due.remove(item)
-                item[1]()
+            if self.tick >= self.next_due:
+                self.do_what_is_due()
             self.step()
             if self.over():
                 self.judge.verdict()
@@ -203,10 +205,20 @@ class World:
             assert self.tick - self.faults.last_tick < TICKS_TO_END_MAX, "after the last fault the job does not end"
         raise AssertionError("nothing moves any more")
 
+    def do_what_is_due(self) -> None:
+        """What was put off until now."""
+        for item in [d for d in self.due if d[0] <= self.tick]:
+            self.due.remove(item)
+            item[1]()
+        self.next_due = min((tick for tick, _ in self.due), default=TICKS_MAX)
+
     def over(self) -> bool:
         """Everybody who is alive has ended, and nobody is on the way."""
+        state = self.judge.fold.state
+        if state is None or state.done is None:
+            return False
         live = [w for w in self.workers.values() if w.alive]
-        return bool(live) and all(w.ended for w in live) and self.judge.fold.state.done is not None
+        return bool(live) and all(w.ended for w in live)
 
     def step(self) -> None:
         """One step of one part."""
