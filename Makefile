@@ -32,9 +32,10 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The longest come first (tests/conftest.py), and each goes to whoever is free.
+# The longest come first (tests/conftest.py), and each goes to whoever is free. Many wait for processes rather than
+# compute, and what is dear, a broker and a process with torch, all share: four at a time keep two cores busy.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist load --maxschedchunk 1 $(ARGS)
 
 unit: install
 	$(BIN)/python -m pytest -m "not kafka" $(ARGS)

@@ -92,6 +92,8 @@ def begin(
     target: Callable[..., None], args: tuple[Any, ...], environ: dict[str, str], output: str, pipes: list[Connection]
 ) -> None:
     """Be the process, to its end."""
+    # Whoever runs the tests in the background has SIGINT ignored, and that is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environ)
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
