@@ -3,9 +3,9 @@
 `python -m bench.loading --json FILE`. One worker, a real broker and a real ledger, batches of 32 samples of 48 KB, a
 model that computes for some tens of milliseconds. Getting a sample takes nothing, 2 ms of the processor, or 2 ms of
 waiting; with 0, 1 and 2 data processes. Beside each, the same in a plain PyTorch loop over a DataLoader with as many
-workers. Every run is a process of its own; all kinds of runs take turns, as often as --repetitions says. A figure is
-the median over the repetitions of each run's mean step (batches of several processes come in bursts, so single steps
-say little), with the least and the greatest.
+workers. Every run is a process of its own, forked from one that has imported torch, as `antdt launch` does it; all
+kinds of runs take turns, as often as --repetitions says. A figure is the median over the repetitions of each run's mean
+step (batches of several processes come in bursts, so single steps say little), with the least and the greatest.
 
 Two cores are two cores: where samples cost the processor, two processes and the loop share them.
 """
@@ -13,11 +13,9 @@ Two cores are two cores: where samples cost the processor, two processes and the
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,15 +28,17 @@ from antdt_streams.broker import EmbeddedBroker
 from torch.utils.data import DataLoader, Dataset
 
 from bench.common import machine, spread, write
-from bench.shard_clients import ledger_process
+from bench.shard_clients import WAIT_S, Pipe, ledger_process, receive
 
 BATCH_SIZE = 32
 COST_S = 0.002
-WARM_UP_STEPS = 8
+WARM_UP_STEPS = 6
 COSTS = ("nothing", "processor", "waiting")
 LOOPS = ("agent", "dataloader")
 WORKERS = (0, 1, 2)
 JOB = "bench-loading"
+WARM = multiprocessing.get_context("forkserver")
+WARM.set_forkserver_preload(["torch._dynamo", "antdt.agent", "bench.shard_clients"])
 
 
 class Costly(Dataset[Any]):
@@ -95,11 +95,23 @@ def one_run(loop: str, cost: str, workers: int, steps: int) -> list[float]:
     return out[WARM_UP_STEPS:]
 
 
-def in_a_process(environ: dict[str, str], *run: str) -> list[float]:
+def in_a_process(environ: dict[str, str], loop: str, cost: str, workers: int, steps: int) -> list[float]:
     """The same, in a process that has nothing else."""
-    command = [sys.executable, "-m", "bench.loading", "--run", *run]
-    done = subprocess.run(command, env={**os.environ, **environ}, capture_output=True, text=True, check=True)
-    return list(json.loads(done.stdout.splitlines()[-1]))
+    mine, theirs = WARM.Pipe(duplex=False)
+    process = WARM.Process(target=_run, args=(theirs, environ, loop, cost, workers, steps))
+    process.start()
+    theirs.close()
+    try:
+        return list(receive(mine))
+    finally:
+        process.join(WAIT_S)
+        process.kill()
+
+
+def _run(pipe: Pipe, environ: dict[str, str], loop: str, cost: str, workers: int, steps: int) -> None:
+    os.environ.update(environ)
+    multiprocessing.set_start_method("fork", force=True)  # for data processes, as in a script of one's own
+    pipe.send(one_run(loop, cost, workers, steps))
 
 
 def measure(steps: int, repetitions: int) -> dict[str, Any]:
@@ -117,10 +129,10 @@ def measure(steps: int, repetitions: int) -> dict[str, Any]:
                             "ANTDT_DATA": str(folder),
                             "ANTDT_KAFKA_BOOTSTRAP_SERVERS": broker.connection.bootstrap,
                         }
-                        run = loop, cost, str(workers), str(steps)
+                        run = loop, cost, workers, steps
                         if loop == "agent":
                             topics_admin.create(broker.connection, name)
-                            with ledger_process(broker.connection, name, folder / "ledger"):
+                            with ledger_process(broker.connection, name, folder / "ledger", WARM):
                                 times = in_a_process(environ, *run)
                             topics_admin.delete(broker.connection, name)
                         else:
@@ -135,14 +147,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the results here")
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--run", nargs=4, metavar=("LOOP", "COST", "WORKERS", "STEPS"), help="one run of them")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()
-    if options.run is not None:
-        loop, cost, workers, steps = options.run
-        print(json.dumps(one_run(loop, cost, int(workers), int(steps))))
-        return
     results = measure(options.steps, options.repetitions)
     for cost in COSTS:
         for loop in LOOPS:

@@ -44,8 +44,8 @@ TRAINING = Training(workers=WORKERS, epochs=10_000, delay_ms=2.0, patience_ms=50
 class Recovery:
     """One world, kept alive in a thread of its own while processes are killed here."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, workers: int = WORKERS) -> None:
+        self.world, self.workers = world, workers
         assert world.progress is not None
         self.progress = world.progress
         self._halt = threading.Event()
@@ -64,13 +64,14 @@ class Recovery:
     def calm(self) -> None:
         """Everybody is there, and steps are committed."""
         p = self.progress
-        self._until(lambda: p.members == WORKERS)
-        self._until(lambda: all(self.world.service(name) for name in self.world.services))
+        self.until(lambda: p.members == self.workers)
+        self.until(lambda: all(self.world.service(name) for name in self.world.services))
         sleep(CALM_S)  # not to wait for something: what is measured shall not begin amid a start
         seen = p.commits
-        self._until(lambda: p.members == WORKERS and p.commits > seen + 3)
+        self.until(lambda: p.members == self.workers and p.commits > seen + 3)
 
-    def _until(self, true: Callable[[], bool]) -> float:
+    def until(self, true: Callable[[], bool]) -> float:
+        """Wait for what the log shows; when that was."""
         until = monotonic() + WITHIN_S
         while not self.progress.wait(true, 0.2):
             assert self._thread.is_alive(), "a process ended for good"
@@ -91,15 +92,15 @@ class Recovery:
         """One worker of four; the one with rank 0 among them."""
         p, before = self.progress, self.progress.generation
         at = self.kill(f"w{number % WORKERS}", self.world.worker_pid)
-        return self._until(lambda: p.generation > before and p.step > p.source_step) - at
+        return self.until(lambda: p.generation > before and p.step > p.source_step) - at
 
     def ledger(self, _: int) -> float:
         """Whichever leads."""
         p, before = self.progress, self.progress.leaders
         at = self.kill("ledger", self.world.service_pid)
-        self._until(lambda: p.leaders > before)
+        self.until(lambda: p.leaders > before)
         seen = p.commits
-        return self._until(lambda: p.commits > seen) - at
+        return self.until(lambda: p.commits > seen) - at
 
     def monitor(self, _: int) -> float:
         """Fed with steps."""
@@ -136,7 +137,7 @@ class Recovery:
         self._halt.clear()
         self._thread = threading.Thread(target=self._look_after, name="look-after", daemon=True)
         self._thread.start()
-        return self._until(lambda: p.generation > before and p.step > p.source_step) - at
+        return self.until(lambda: p.generation > before and p.step > p.source_step) - at
 
 
 @contextmanager

@@ -67,27 +67,28 @@ def end_with_parent() -> None:
 # -- the ledger
 
 
-def _serve(connection: Connection, job: str, folder: Path, stop: Any, used: Pipe) -> None:
+def _serve(connection: Connection, job: str, folder: Path, stop: Pipe, used: Pipe) -> None:
     end_with_parent()
     ledger = Ledger(connection, job, folder, LedgerOptions(patience_ms=PATIENCE_MS))
-    threading.Thread(target=lambda: (stop.wait(), ledger.stopping.set()), daemon=True).start()
+    threading.Thread(target=lambda: (stop.poll(None), ledger.stopping.set()), daemon=True).start()
     ledger.run()
     used.send(process_time())
 
 
 @contextmanager
-def ledger_process(connection: Connection, job: str, folder: Path) -> Iterator[list[float]]:
+def ledger_process(connection: Connection, job: str, folder: Path, context: Any = SPAWN) -> Iterator[list[float]]:
     """A ledger in a process of its own; the list has its processor seconds once it has ended."""
-    stop, (mine, theirs), used = SPAWN.Event(), SPAWN.Pipe(duplex=False), list[float]()
-    process = SPAWN.Process(target=_serve, args=(connection, job, folder, stop, theirs), daemon=True)
+    (stopped, stop), (mine, theirs), used = context.Pipe(duplex=False), context.Pipe(duplex=False), list[float]()
+    process = context.Process(target=_serve, args=(connection, job, folder, stopped, theirs), daemon=True)
     process.start()
+    stopped.close()
     theirs.close()
     try:
         yield used
-        stop.set()
+        stop.close()
         used.append(receive(mine))
     finally:
-        stop.set()
+        stop.close()
         process.join(WAIT_S)
         process.kill()
 
