@@ -75,13 +75,20 @@ def members(folder: Path, session_ms: int) -> dict[int, Member]:
     return out
 
 
+def until(true: Callable[[], bool]) -> None:
+    """Wait for the brokers."""
+    latest = monotonic() + WITHIN_S
+    while not true():
+        assert monotonic() < latest, f"not within {WITHIN_S:g} s"
+        sleep(0.05)  # between two questions
+
+
 class Cluster:
     """The brokers that run, and a job on them."""
 
-    def __init__(self, brokers: dict[int, Member], world: World) -> None:
-        self.brokers, self.world = brokers, world
+    def __init__(self, brokers: dict[int, Member], world: World, admin: AdminClient) -> None:
+        self.brokers, self.world, self.admin = brokers, world, admin
         self.recovery = Recovery(world, WORKERS)
-        self.admin = AdminClient(world.broker.connection.admin())
 
     def leader(self) -> tuple[int, int]:
         """Who leads the shard log, and how many brokers have all of it."""
@@ -89,24 +96,17 @@ class Cluster:
         found = self.admin.list_topics(topic, timeout=10).topics[topic].partitions[0]
         return found.leader, len(found.isrs)
 
-    def until(self, true: Callable[[], bool]) -> None:
-        """Wait for the brokers."""
-        until = monotonic() + WITHIN_S
-        while not true():
-            assert monotonic() < until, f"not within {WITHIN_S:g} s"
-            sleep(0.05)  # between two questions
-
     def strike(self) -> tuple[float, float]:
         """Kill the leader of the shard log. Seconds until there was another one, and until the job went on.
 
         The dead one is back before this ends.
         """
-        self.until(lambda: self.leader()[1] == len(BROKERS))
+        until(lambda: self.leader()[1] == len(BROKERS))
         self.recovery.calm()
         dead, progress = self.leader()[0], self.recovery.progress
         at = monotonic()
         self.brokers[dead].kill()
-        self.until(lambda: self.leader()[0] not in (dead, -1))
+        until(lambda: self.leader()[0] not in (dead, -1))
         elected, seen = monotonic(), progress.commits
         committed = self.recovery.until(lambda: progress.commits > seen)
         self.brokers[dead].start()
@@ -129,10 +129,12 @@ def running(folder: Path, session_ms: int) -> Iterator[Cluster]:
             stack.callback(broker.stop)
         with ThreadPoolExecutor() as pool:  # none of them is ready without another one
             list(pool.map(Member.start, brokers.values()))
+        admin = AdminClient(brokers[1].connection.admin())
+        until(lambda: len(admin.list_topics(timeout=10).brokers) == len(BROKERS))
         world = World(brokers[1], JOB, folder, replace(TRAINING, workers=WORKERS, standby=True))
         stack.callback(world.close)
         world.open()
-        cluster = Cluster(brokers, world)
+        cluster = Cluster(brokers, world, admin)
         stack.callback(cluster.recovery.stop)
         yield cluster
         cluster.close()

@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,10 @@ def children(pid: int) -> list[int]:
 def sockets(pid: int) -> set[str]:
     """Those that a process has open, as the kernel numbers them."""
     folder = Path(f"/proc/{pid}/fd")
-    links = [os.readlink(folder / name) for name in os.listdir(folder)]
+    links = set[str]()
+    for name in os.listdir(folder):
+        with suppress(FileNotFoundError):  # it was closed since
+            links.add(os.readlink(folder / name))
     return {link for link in links if link.startswith("socket:")}
 
 
