@@ -25,6 +25,21 @@ def next_lineage(previous: bytes, step: int, ranges: Sequence[int]) -> bytes:
     return blake2b(previous + _words(1 + len(ranges)).pack(step, *ranges), digest_size=DIGEST_SIZE).digest()
 
 
+def lineages(previous: bytes, packed: bytes, ends: Sequence[int]) -> list[bytes]:
+    """Lineages after many steps.
+
+    packed: the number and the ranges of each step as big-endian 64-bit words, one step behind the other; `ends` says
+    where each of them ends, in bytes.
+    """
+    assert len(previous) == DIGEST_SIZE, previous
+    found, start = [], 0
+    for end in ends:
+        previous = blake2b(previous + packed[start:end], digest_size=DIGEST_SIZE).digest()
+        found.append(previous)
+        start = end
+    return found
+
+
 @lru_cache(maxsize=64)
 def _words(count: int) -> struct.Struct:
     return struct.Struct(f">{count}q")
@@ -33,3 +48,12 @@ def _words(count: int) -> struct.Struct:
 def chain(previous: bytes, offset: int, payload: bytes) -> bytes:
     """Rolling hash of a log after the entry `payload` at `offset`."""
     return blake2b(previous + offset.to_bytes(8, "big") + payload, digest_size=DIGEST_SIZE).digest()
+
+
+def chains(previous: bytes, offset: int, payloads: Sequence[bytes]) -> list[bytes]:
+    """Rolling hashes after each of several entries, the first of which lies at `offset`."""
+    found = []
+    for number, payload in enumerate(payloads, offset):
+        previous = blake2b(previous + number.to_bytes(8, "big") + payload, digest_size=DIGEST_SIZE).digest()
+        found.append(previous)
+    return found

@@ -14,7 +14,9 @@ from antdt_schemas import records
 from antdt_streams.books import RANGES_LISTED_MAX, Books
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold, Verdict
-from antdt_streams.replay import Anchors, Break, Entries, walk
+from antdt_streams.ledger.core.runs import Run
+from antdt_streams.replay import Break, walk
+from antdt_streams.walker import Anchors, Entries
 
 
 @dataclass(slots=True)
@@ -31,9 +33,10 @@ class Account:
 
     def read(self, entries: Entries, anchors: Anchors | None = None) -> Break | None:
         """Read a log, or a part of one, to its end. Returns where it breaks, or None."""
-        return walk(self.fold, entries, anchors=anchors, each=self._book)
+        return walk(self.fold, entries, anchors=anchors, observer=self)
 
-    def _book(self, offset: int, verdict: Verdict) -> None:
+    def entry(self, verdict: Verdict) -> None:
+        """Book the entry that the fold has read."""
         if verdict is Verdict.COUNTED:
             body, books = self.fold.entry, self.books
             assert isinstance(body, records.Cycle)
@@ -41,10 +44,15 @@ class Account:
                 for event in body.events:
                     books.enter(event, body.now_ms)
         elif verdict is Verdict.VOID:
-            self.voids.append(offset)
+            self.voids.append(self.fold.position.next_offset - 1)
         elif verdict is Verdict.GENESIS and self.accounting:
             assert self.fold.genesis is not None
             self.books = Books(self.fold.genesis.spec)
+
+    def run(self, run: Run) -> None:
+        """Book all entries of a run."""
+        if self.books is not None:
+            self.books.enter_run(run)
 
 
 def audit(entries: Entries, anchors: Anchors | None = None) -> dict[str, Any]:

@@ -10,11 +10,14 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
 from antdt_schemas import lineage, records
 from antdt_schemas.errors import LogTampered
 from antdt_schemas.limits import CHECKPOINTS_KEPT
 
+from antdt_streams.ledger.core.columns import union
 from antdt_streams.ledger.core.intervals import IntervalSet
+from antdt_streams.ledger.core.runs import Run
 from antdt_streams.ledger.core.state import Bounds, State
 
 RANGES_LISTED_MAX = 1000
@@ -130,6 +133,37 @@ class Books:
             self.regressions.append(event)
         elif isinstance(event, records.Done):
             self.done = event.file
+
+    def enter_run(self, run: Run) -> None:
+        """Book all entries of a run, which count."""
+        if self.first_lease_ms is None:
+            self.first_lease_ms = run.first_lease_ms
+        if run.steps:
+            if not self._commit_together(run):
+                for event in run.committed():
+                    self._commit(event)
+            self.last_commit_ms = run.last_commit_ms
+
+    def _commit_together(self, run: Run) -> bool:
+        """Book the steps of a run, or nothing if that is not all there is to say of them."""
+        unions = {}
+        for epoch in np.unique(run.ranges[:, 1]).tolist():
+            inside = self.committed.setdefault(epoch, IntervalSet())
+            found = union(run.ranges[run.ranges[:, 1] == epoch, 2:])
+            if found is None or any(inside.overlaps(*part) for part in found):
+                return False
+            unions[epoch] = found
+        lineages = run.lineages_after(self.lineage)
+        if lineages != run.lineages or (run.step_numbers != self.step + 1 + np.arange(run.steps)).any():
+            return False
+        for epoch, parts in unions.items():
+            for start, end in parts:
+                self.committed[epoch].add(start, end)
+        self.step, self.lineage = self.step + run.steps, lineages[-1]
+        last = run.compositions(STEPS_KEPT)
+        numbers = range(self.step - len(last) + 1, self.step + 1)
+        self.steps.extend(map(Step, numbers, last, lineages[-len(last) :]))
+        return True
 
     def _commit(self, event: records.Committed) -> None:
         r = event.ranges

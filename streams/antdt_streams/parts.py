@@ -6,6 +6,7 @@ anything else nothing is said: the log is then read in one piece, and that reade
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -25,7 +26,7 @@ from antdt_streams import waypoints
 from antdt_streams.audit import Account
 from antdt_streams.books import Books
 from antdt_streams.ledger.stored import Identity
-from antdt_streams.replay import Anchors
+from antdt_streams.walker import Anchors
 from antdt_streams.waypoints import Waypoint
 
 AHEAD = 2  # parts for each process, at work or waiting for it: what bounds the memory of this one
@@ -162,6 +163,7 @@ def _arrive(account: Account, end: Waypoint, identity: Identity, anchors: Anchor
 
 
 def _begin() -> None:
+    gc.disable()  # steps and numbers by the thousand, none of which refers to another
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

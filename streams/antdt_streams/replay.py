@@ -10,7 +10,7 @@ of it anew with a fresh chain. Both need a rolling hash that was kept elsewhere:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,11 @@ from antdt_schemas import codec, lineage
 from antdt_schemas.errors import AntdtError, LogTampered, Mismatch, UsageError
 
 from antdt_streams.ledger.core import rows
-from antdt_streams.ledger.core.fold import Doubt, Fold, Verdict
+from antdt_streams.ledger.core.fold import Doubt, Fold
 from antdt_streams.ledger.core.state import State
+from antdt_streams.walker import Anchors, Entries, Observer, Walker, chunks
 
 DOCUMENT = "antdt.replay/1"
-
-Entries = Iterable[tuple[int, bytes]]
-Anchors = Mapping[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,46 +78,23 @@ def walk(
     *,
     at: int | None = None,
     anchors: Anchors | None = None,
-    each: Callable[[int, Verdict], None] | None = None,
+    observer: Observer | None = None,
 ) -> Break | None:
     """Fold a log in, up to and including offset `at`. Returns where it breaks, or None.
 
     anchors: rolling hashes after some offsets, known from elsewhere. Every one that is within reach must be met.
-    each: is called after each entry, with the verdict; `fold.entry` is what it said.
     """
     due = {offset: h for offset, h in (anchors or {}).items() if at is None or offset <= at}
-    reading: int | None = None
-    found: Break | None = None
-    fold.cached = False  # nobody stores rows here: their names would grow with the log
+    walker, found = Walker(fold, due, observer), None
     try:
-        for offset, payload in entries:
-            if at is not None and offset > at:
-                break
-            reading = offset
-            verdict = fold.read(offset, payload)
-            if each is not None:
-                each(offset, verdict)
-            if offset in due:
-                _check_anchor(fold, offset, due.pop(offset))
-            reading = None
-        _check_unmet(fold, due)
+        for chunk in chunks(entries, at):
+            walker.read(chunk)
+        walker.end()
     except AntdtError as error:
         if error.exit_code != LogTampered.exit_code:
             raise
-        found = Break.of(fold.position.next_offset if reading is None else reading, error, fold.proven)
+        found = Break.of(fold.position.next_offset if walker.reading is None else walker.reading, error, fold.proven)
     return Break.of_doubt(fold.doubt, fold.proven) if fold.doubt is not None else found
-
-
-def _check_anchor(fold: Fold, offset: int, expected: bytes) -> None:
-    if fold.position.hash != expected:
-        raise LogTampered(f"The rolling hash after offset {offset}", expected.hex(), fold.position.hash.hex())
-    fold.proven = max(fold.proven, offset)
-
-
-def _check_unmet(fold: Fold, due: dict[int, bytes]) -> None:
-    unmet = [offset for offset in due if offset >= fold.position.next_offset]
-    if unmet:
-        raise LogTampered("The end of the log", f"at least offset {max(unmet)}", fold.position.next_offset - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,10 @@ from antdt_schemas.container import LogEntry
 from antdt_schemas.errors import AntdtError, Undecodable
 from fastavro.write import Writer
 
-from antdt_streams.ledger.core.fold import Fold, Verdict
+from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.stored import Identity, fold_of, whole
 from antdt_streams.snapshots import pack, unpack
+from antdt_streams.walker import CHUNK_ENTRIES, Walker, chunks
 
 SUFFIX = ".waypoints"
 EVERY_EVENTS = 100_000  # a second or two of a core's work, megabytes of log; a waypoint has some 100 kB
@@ -81,8 +82,8 @@ class Waypoint(NamedTuple):
 
 
 def stands(fold: Fold) -> bool:
-    """Whether rows tell all of what this fold knows: there is a job, and no doubt."""
-    return fold.state is not None and fold.doubt is None
+    """Whether rows tell all of what this fold knows: there is a job, its last entry counts, and there is no doubt."""
+    return fold.state is not None and len(fold.recent) == 1 and fold.doubt is None
 
 
 def packed(fold: Fold, identity: Identity) -> bytes:
@@ -96,18 +97,18 @@ def marked(
     """Pass entries on, and hand a waypoint to `keep` whenever so many events have passed. A log that breaks gets no
     more of them: it is passed on as it is.
     """
-    fold, due = Fold(cached=False), every_events
-    source = iter(entries)
-    for entry in source:
-        yield entry
-        try:
-            verdict = fold.read(entry.offset, entry.payload)
-        except AntdtError:
-            break
-        if fold.events >= due and verdict is Verdict.COUNTED and stands(fold):
+    fold, due = Fold(), every_events
+    walker, broken = Walker(fold), False
+    for chunk in chunks(entries, most=min(CHUNK_ENTRIES, every_events)):
+        if fold.events >= due and not broken and stands(fold):
             keep(Waypoint.of(fold, identity))
             due = fold.events + every_events
-    yield from source
+        yield from chunk
+        try:
+            if not broken:
+                walker.read([(entry.offset, entry.payload) for entry in chunk])
+        except AntdtError:
+            broken = True
 
 
 def beside(log: Path) -> Path:

@@ -20,7 +20,8 @@ from antdt_streams.cli.replay import in_parts, log_options, open_log, processes_
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.log_source import open_topic
-from antdt_streams.replay import Entries, behind
+from antdt_streams.replay import behind
+from antdt_streams.walker import Entries, Walker, chunks
 
 
 @click.command(short_help="Prove from the log what a job trained on.")
@@ -154,7 +155,7 @@ def _newest_state(connection: Connection, job: str) -> tuple[Fold, int]:
 
 
 def _read(fold: Fold, entries: Entries) -> Fold:
-    fold.cached = False
-    for offset, payload in entries:
-        fold.read(offset, payload)
+    walker = Walker(fold)
+    for chunk in chunks(entries):
+        walker.read(chunk)
     return fold

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -126,6 +127,20 @@ class Fold:
         """Fold in an entry of our own whose events were applied when they were decided."""
         self._advance(offset, payload)
         self._seal(body)
+
+    def pass_over(self, hashes: Sequence[bytes], proven: int, events: int) -> None:
+        """The next entries count, and what they say was applied. hashes: the rolling hash after each of them, of which
+        there are several. For a reader without a cache.
+        """
+        assert self.state is not None and not self.cached
+        position = self.position
+        position.before, position.hash = hashes[-2], hashes[-1]
+        position.next_offset += len(hashes)
+        self.counted_entries += len(hashes)
+        self.events += events
+        self.proven, self.entry = proven, None
+        self.recent = {position.next_offset - 1: position.hash}
+        self.state.dirty.clear()
 
     def read_foreign(self, offset: int, payload: bytes) -> Verdict:
         """Read an entry while in office: only a new Leader, or what is void, may come from anybody else."""

@@ -15,7 +15,7 @@ Every event of a log that is proven comes through here, so leases and commits ar
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,11 @@ class Lease:
     front: int
     end: int
     token: int = NO_TOKEN
+
+
+def token_of(entry_hash: bytes) -> int:
+    """The token of the leases of an entry, from the rolling hash after it. Never `NO_TOKEN`."""
+    return int.from_bytes(entry_hash[:8], "big", signed=True) or 1
 
 
 @dataclass(slots=True)
@@ -222,7 +227,7 @@ class State:
 
     def seal(self, sequence: int, requests_next: int, now_ms: int, entry_hash: bytes) -> None:
         """The entry with the events applied since the last seal has its place in the log: leases get their token."""
-        token = int.from_bytes(entry_hash[:8], "big", signed=True) or 1
+        token = token_of(entry_hash)
         for number in self._unsealed:
             if number in self.leases:
                 self.leases[number].token = token
@@ -324,24 +329,33 @@ class State:
             assert end <= self.spec.samples, e
         else:
             epoch.returned.remove(e.start, end)
-        self.leases[e.lease] = Lease(e.shards, e.incarnation, e.generation, e.epoch, e.start, e.start, end)
-        self.held.setdefault(e.incarnation, {})[e.lease] = None
+        self.hold(e.lease, Lease(e.shards, e.incarnation, e.generation, e.epoch, e.start, e.start, end))
         self.next_lease += e.shards
         self._unsealed.append(e.lease)
         self.dirty.leases.add(e.lease)
         self.dirty.epochs.add(e.epoch)
 
-    def _take_front(self, number: int, epoch: int, start: int, end: int) -> None:
+    def hold(self, number: int, lease: Lease) -> None:
+        """A lease begins."""
+        self.leases[number] = lease
+        self.held.setdefault(lease.incarnation, {})[number] = None
+
+    def move_front(self, number: int, front: int) -> None:
+        """What a lease held up to `front` is committed or returned; it is over when nothing is left."""
         lease = self.leases[number]
-        assert lease.epoch == epoch and lease.front == start and end <= lease.end, (number, lease, epoch, start, end)
-        lease.front = end
+        lease.front = front
         self.dirty.leases.add(number)
-        if end == lease.end:
+        if front == lease.end:
             del self.leases[number]
             mine = self.held[lease.incarnation]
             del mine[number]
             if not mine:
                 del self.held[lease.incarnation]
+
+    def _take_front(self, number: int, epoch: int, start: int, end: int) -> None:
+        lease = self.leases[number]
+        assert lease.epoch == epoch and lease.front == start and end <= lease.end, (number, lease, epoch, start, end)
+        self.move_front(number, end)
 
     def _committed(self, e: records.Committed) -> None:
         assert e.step == self.committed + 1 and e.generation == self.generation and self.open, (e, self.committed)
@@ -359,10 +373,20 @@ class State:
         self.lineage = lineage.next_lineage(self.lineage, e.step, r)
         assert self.lineage == e.lineage, (e, self.lineage)
         self.committed, self.plan = e.step, e.plan
-        self.steps.append(Step(e.step, r, e.lineage))
-        self.step_numbers += len(r)
-        self.dirty.steps.add(e.step)
+        self.remember((Step(e.step, r, e.lineage),))
+
+    def remember(self, steps: Sequence[Step]) -> None:
+        """Keep the next steps apart, and forget the oldest ones beyond the bounds."""
+        for step in steps:
+            self.step_numbers += len(step.ranges)
+            self.dirty.steps.add(step.step)
+        self.steps.extend(steps)
         while len(self.steps) > self.bounds.steps or self.step_numbers > self.bounds.step_numbers:
+            self._forget(self.steps.popleft())
+
+    def forget_steps(self) -> None:
+        """Keep none of the steps so far apart."""
+        while self.steps:
             self._forget(self.steps.popleft())
 
     def _forget(self, step: Step) -> None:
