@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 from antdt_schemas.errors import AntdtError, LogTampered
 
 from antdt_streams.ledger.core import columns, runs
@@ -60,13 +59,14 @@ class Walker:
             self._one_by_one(chunk)
             return
         # Where a run must end: before and behind an entry that is not plain, and behind one with an anchor.
-        ends = {n + behind for n in np.flatnonzero(~found.cycles.plain).tolist() for behind in (0, 1)} | {size}
+        plain = found.cycles.plain.tolist()
+        ends = {n + behind for n, it_is in enumerate(plain) if not it_is for behind in (0, 1)} | {size}
         ends |= {offset - first + 1 for offset in self.due if first <= offset < first + size}
         at = 0
         for end in sorted(ends):
             tedious = runs.FEWEST
             while at < end:
-                run = runs.read(self.fold, found, payloads, at, end) if end - at >= runs.FEWEST else None
+                run = runs.read(self.fold, found, payloads, at, end) if plain[at] else None
                 if run is None:
                     # Each time that nothing comes of it, it is asked half as often.
                     self._one_by_one(chunk[at : min(at + tedious, end)])

@@ -22,6 +22,7 @@ Bits = NDArray[np.uint64]
 Where = NDArray[np.bool_]
 
 FEWEST = 16  # entries that are walked at once: for fewer, the codec is as fast
+EVENTS_OF_FEW = 32  # events of an entry that are walked for fewer of them, so that no run ends there
 WORD = 8
 EVENT_BITS = 32  # of an event's number in its entry: one of 8 MiB has no more
 _PAD = bytes(4 * WORD)  # whoever walks past the end reads zeros, and is told so
@@ -203,7 +204,7 @@ class _Walk:
         requests_next, now_ms, events = (self._long(everyone) for _ in range(3))
         self.bad |= events < 0
         number, rows = 0, np.flatnonzero(~self.bad & (events > 0))
-        while rows.size >= FEWEST:
+        while rows.size >= FEWEST or (rows.size and number < EVENTS_OF_FEW):
             self._event(rows, number)
             number += 1
             over = rows[events[rows] == number]
@@ -239,7 +240,8 @@ class _Walk:
         behind = first + np.where(self.bad[rows], 0, count)
         self.bad[rows[behind >= self.stops.size]] = True
         behind = np.minimum(behind, self.stops.size - 1)
-        self.at[rows] = np.where(behind > first, self.stops[behind - 1] + 1, self.at[rows])
+        at = np.where(behind > first, self.stops[behind - 1] + 1, self.at[rows])
+        self.at[rows] = np.minimum(at, self.beyond)
         self._expect_long(rows, 0)
         digest = self._digest(rows)
         self.kept_commits.append((rows, number, generation, step, self._long(rows), digest, first, count))

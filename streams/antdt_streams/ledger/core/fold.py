@@ -129,12 +129,12 @@ class Fold:
         self._seal(body)
 
     def pass_over(self, hashes: Sequence[bytes], proven: int, events: int) -> None:
-        """The next entries count, and what they say was applied. hashes: the rolling hash after each of them, of which
-        there are several. For a reader without a cache.
+        """The next entries count, and what they say was applied. hashes: the rolling hash after each of them. For a
+        reader without a cache.
         """
         assert self.state is not None and not self.cached
         position = self.position
-        position.before, position.hash = hashes[-2], hashes[-1]
+        position.before, position.hash = [position.hash, *hashes][-2:]
         position.next_offset += len(hashes)
         self.counted_entries += len(hashes)
         self.events += events
