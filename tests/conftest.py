@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from antdt_schemas.connection import Connection
@@ -23,16 +24,13 @@ settings.load_profile("antdt")
 _numbers = itertools.count(1)
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "t")  # of those that share the tests
 LEADER = pytest.StashKey[Leader]()
-# Whoever shares the tests takes them in this order: one of half a minute must not begin when all others have ended.
-LONGEST_FIRST = (
-    "test_chaos",
-    "test_elastic",
-    "test_demo",
-    "test_documents",
-    "test_guarded",
-    "integration",
-    "simulation",
-)
+# Whoever shares the tests takes them in order. Those of real processes wait most of the time, all others compute: side
+# by side they keep the cores busy. And one of half a minute must not begin when all others have ended.
+WAITS, COMPUTES = "integration", "simulation"
+LONGEST_FIRST = ("test_chaos", "test_elastic", "test_demo", "test_documents", "test_guarded")
+# How long they take: those above against others that wait; a block of worlds against a file of others that compute.
+LONG, BLOCK = 5, 10
+Place = tuple[float, list[pytest.Item]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -59,13 +57,31 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that take long come first, and keep their order among themselves."""
+    """Those that wait, the longest first, and among them the files that compute, the worlds first."""
 
-    def place(item: pytest.Item) -> int:
-        parts = {item.path.stem, *item.path.parts}
-        return next((index for index, name in enumerate(LONGEST_FIRST) if name in parts), len(LONGEST_FIRST))
+    def order(item: pytest.Item) -> int:
+        name = item.path.stem
+        return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
 
-    items.sort(key=place)
+    waiting = sorted((item for item in items if WAITS in item.path.parts), key=order)
+    worlds = [item for item in items if COMPUTES in item.path.parts]
+    others = [item for item in items if WAITS not in item.path.parts and COMPUTES not in item.path.parts]
+    places = spread([(LONG if item.path.stem in LONGEST_FIRST else 1, [item]) for item in waiting])
+    places += spread(
+        [(BLOCK, [item]) for item in worlds] + [(1, list(file)) for _, file in itertools.groupby(others, by_path)]
+    )
+    items[:] = [item for _, some in sorted(places, key=lambda place: place[0]) for item in some]
+
+
+def by_path(item: pytest.Item) -> Path:
+    """Tests of one file stay together: they may share what is dear."""
+    return item.path
+
+
+def spread(weighed: list[tuple[int, list[pytest.Item]]]) -> list[Place]:
+    """Each with its place between 0 and 1: the share of what lies before it."""
+    before = [0, *itertools.accumulate(weight for weight, _ in weighed)]
+    return [(start / before[-1], some) for start, (_, some) in zip(before, weighed, strict=False)]
 
 
 @pytest.fixture(scope="session")

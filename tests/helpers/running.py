@@ -25,6 +25,7 @@ from tests.helpers.counting import COUNTING, steps
 from tests.helpers.service_process import ServiceProcess
 
 PATIENCE_S = 40.0
+ASK_EVERY_S = 1.0
 
 
 def until(true: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
@@ -54,11 +55,13 @@ class Tail:
         self._topic, self._partition, self.seen = topic, partition, list[Raw]()
         self._consumer = Consumer(connection.consumer())
         low, _ = watermarks(self._consumer, topic, partition, PATIENCE_S)
-        self._first = low
+        self._first, self._asked_s = low, time.monotonic()
         self._consumer.assign([TopicPartition(topic, partition, low)])
 
     def arrived(self) -> list[Raw]:
-        """What has come so far, without a question to the broker: for who will look again."""
+        """What has come so far, for who will look again: the broker is asked now and then only."""
+        if time.monotonic() - self._asked_s > ASK_EVERY_S:
+            return self.read()
         place = TopicPartition(self._topic, self._partition)
         _, high = self._consumer.get_watermark_offsets(place, cached=True)
         return self._up_to(high)
@@ -66,6 +69,7 @@ class Tail:
     def read(self) -> list[Raw]:
         """Everything up to the end that the topic has now."""
         _, high = watermarks(self._consumer, self._topic, self._partition, PATIENCE_S)
+        self._asked_s = time.monotonic()
         return self._up_to(high)
 
     def _up_to(self, high: int) -> list[Raw]:
