@@ -73,9 +73,9 @@ class JobProcesses:
 
     @staticmethod
     def workers_of(launcher: Warm) -> list[int]:
-        """Process ids of a launcher's workers, in the order of their ranks."""
+        """Process ids of a launcher's workers, in the order of their starts: numbers begin anew at some point."""
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-        return sorted(map(int, children))
+        return [int(pid) for pid in children]
 
     def pid_of(self, launcher: Warm, incarnation: str) -> int:
         """Process of an incarnation, if none of its launcher's workers was started again."""
