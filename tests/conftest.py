@@ -17,7 +17,7 @@ from antdt_schemas.connection import Connection
 from hypothesis import settings
 
 from tests.helpers.running import Running
-from tests.helpers.shared import Leader, SharedBroker, ask
+from tests.helpers.shared import BROKER, Leader, SharedBroker, ask
 
 settings.register_profile("antdt", deadline=None)
 settings.load_profile("antdt")
@@ -87,7 +87,7 @@ def spread(weighed: list[tuple[int, list[pytest.Item]]]) -> list[Place]:
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> SharedBroker:
     """A running Apache Kafka broker. All tests share it: they keep to a job of their own and do not stop it."""
-    broker = ask("broker", tmp_path_factory.mktemp("broker"))
+    broker = ask(BROKER, tmp_path_factory.mktemp("broker"))
     assert isinstance(broker, SharedBroker)
     return broker
 

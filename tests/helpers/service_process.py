@@ -1,11 +1,10 @@
-"""A service in a process of its own, to be killed: `python -m tests.helpers.service_process BOOTSTRAP JOB FOLDER`."""
+"""A service in a process of its own, to be killed: `tests.helpers.service_process BOOTSTRAP JOB FOLDER` as a module."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +12,7 @@ from typing import Self
 
 from antdt_schemas.connection import Connection
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.warm import module
 
 
 class Process:
@@ -22,12 +21,8 @@ class Process:
     def __init__(self, command: list[str], log: Path) -> None:
         self.log = log
         self._said_before = len(self.log.read_text()) if log.exists() else 0
-        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *command], cwd=ROOT, env=environ, stderr=out, stdout=out
-            )
+        self.process = module(command, os.environ, log)
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""

@@ -1,6 +1,6 @@
-"""What a run of the tests has one of, however many processes share the tests: a broker, and a server of warm processes.
+"""What a run of the tests has one of, however many processes share the tests: a broker, and servers of warm processes.
 
-The process that leads the run has both, starts each when somebody asks for it first, and tells whoever asks where it
+The process that leads the run has them, starts each when somebody asks for it first, and tells whoever asks where it
 is. They are its children, and die with it, whatever it dies of.
 """
 
@@ -23,6 +23,7 @@ from antdt_streams.broker.child import spawn
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV_ADDRESS = "ANTDT_TESTS_SHARED"
+BROKER = "broker"
 BACKLOG = 128
 
 
@@ -47,7 +48,7 @@ class Leader:
         self._listener = Listener(family="AF_UNIX")
         os.environ[ENV_ADDRESS] = str(self._listener.address)  # those that share the tests are its children
         self._broker: EmbeddedBroker | None = None
-        self._server: subprocess.Popen[bytes] | None = None
+        self._servers: dict[str, subprocess.Popen[bytes]] = {}
         threading.Thread(target=self._serve, name="shared", daemon=True).start()
 
     def _serve(self) -> None:
@@ -59,7 +60,7 @@ class Leader:
             with asker, suppress(EOFError, BrokenPipeError):
                 what, folder = asker.recv()
                 try:
-                    asker.send(self._a_broker(folder) if what == "broker" else self._warm())
+                    asker.send(self._a_broker(folder) if what == BROKER else self._server(what))
                 except Exception as error:  # noqa: BLE001  raised where it was asked for
                     asker.send(error)
 
@@ -69,17 +70,17 @@ class Leader:
         assert self._broker.pid is not None, "somebody has ended the broker that all share"
         return SharedBroker(self._broker.folder, self._broker.bootstrap, self._broker.pid)
 
-    def _warm(self) -> str:
+    def _server(self, kind: str) -> str:
         """Where it listens, and ".log" what it says. It is bound before the server runs: who is early waits."""
-        address = f"{self._listener.address}-warm"
-        if self._server is None:
+        address = f"{self._listener.address}-{kind}"
+        if kind not in self._servers:
             environ = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, open(f"{address}.log", "wb") as log:
                 listener.bind(address)
                 listener.listen(BACKLOG)
-                command = [sys.executable, "-m", "tests.helpers.warm_server", str(listener.fileno())]
+                command = [sys.executable, "-m", "tests.helpers.warm_server", str(listener.fileno()), kind]
                 quiet = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-                self._server = spawn(command, cwd=ROOT, env=environ, pass_fds=(listener.fileno(),), **quiet)
+                self._servers[kind] = spawn(command, cwd=ROOT, env=environ, pass_fds=(listener.fileno(),), **quiet)
         return address
 
     def close(self) -> None:
@@ -87,13 +88,13 @@ class Leader:
         self._listener.close()
         if self._broker is not None:
             self._broker.kill()  # nobody wants its data
-        if self._server is not None:
-            self._server.kill()
-            self._server.wait()
+        for server in self._servers.values():
+            server.kill()
+            server.wait()
 
 
 def ask(what: str, folder: Path | None = None) -> Any:
-    """The run's broker, in `folder` if it is not started yet, or the address of its server of warm processes."""
+    """The run's BROKER, in `folder` if it is not started yet, or the address of its server of warm processes."""
     with Client(os.environ[ENV_ADDRESS], family="AF_UNIX") as leader:
         leader.send((what, folder))
         answer = leader.recv()

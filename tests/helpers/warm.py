@@ -1,23 +1,27 @@
-"""Processes that find torch imported: importing it is most of what a short one costs, and changes nothing else.
+"""Processes that find imported what they need: importing is most of what a short one costs, and changes nothing else.
 
-A server, one for the whole run of the tests, imports it once and forks whoever is asked for, as `antdt launch` does
-with its workers. What is started here is a process like any other: it has a pid, and is killed, stopped and awaited.
-`python -m antdt.launch` itself is run by the demo and the documents.
+A server, one of each kind for the whole run of the tests, imports it once and forks whoever is asked for, as `antdt
+launch` does with its workers. What is started here is a process like any other: it has a pid, and is killed, stopped
+and awaited. The commands themselves, `python -m antdt_streams` and `python -m antdt.launch`, are run by chaos, the demo
+and the documents.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import runpy
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from tests.helpers.shared import ask
+from tests.helpers.warm_server import SERVICES, TRAINER
 
 START_S = 60.0
 
@@ -32,9 +36,11 @@ class Warm:
         environ: Mapping[str, str],
         output: Path,
         pipes: Sequence[Connection] = (),
+        kind: str = TRAINER,
     ) -> None:
-        """`output` is where it writes what it says."""
-        server = ask("warm")
+        """`output` is where it writes what it says; `kind` says what it finds imported."""
+        output.touch()
+        server = ask(kind)
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._server.settimeout(START_S)
         self._server.connect(server)
@@ -82,6 +88,16 @@ class Warm:
 def launched(arguments: Sequence[str], environ: Mapping[str, str], output: Path) -> Warm:
     """`antdt launch` with these arguments."""
     return Warm(_launch, (list(arguments),), environ, output)
+
+
+def module(command: Sequence[str], environ: Mapping[str, str], output: Path) -> Warm:
+    """`python -m` this, a service or a command of `antdt`."""
+    return Warm(_run, (list(command),), environ, output, kind=SERVICES)
+
+
+def _run(command: list[str]) -> None:
+    sys.argv = command
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
 
 
 def _launch(arguments: list[str]) -> None:

@@ -1,4 +1,6 @@
-"""Forks processes that find torch imported: `python -m tests.helpers.warm_server LISTENER`, a socket's descriptor.
+"""Forks processes that find imported what they need: `python -m tests.helpers.warm_server LISTENER KIND`.
+
+LISTENER is a socket's descriptor; KIND says what is imported, torch and what a worker needs of it, or the services.
 
 One message is one process: what to run, pickled, and descriptors to go with it. The answers on the same connection are
 its pid, and its exit status as the system has it. It is killed when the connection ends, or this server.
@@ -9,6 +11,7 @@ It has no threads, as `antdt launch` has none when it forks.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import pickle
 import selectors
@@ -23,15 +26,33 @@ from typing import Any
 
 MESSAGE_MAX_BYTES = 1 << 20
 PIPES_MAX = 4
+TRAINER, SERVICES = "trainer", "services"
 
 
 def main() -> None:
     """Serve until killed."""
+    {TRAINER: preload_trainer, SERVICES: preload_services}[sys.argv[2]]()
+    Server(socket.socket(fileno=int(sys.argv[1]))).run()
+
+
+def preload_trainer() -> None:
+    """What `antdt launch` has imported when it forks its workers, and itself."""
     from antdt import launch, process
 
     assert launch is not None
     process.preload(os.environ)
-    Server(socket.socket(fileno=int(sys.argv[1]))).run()
+
+
+def preload_services() -> None:
+    """What a service imports before it does anything."""
+    from antdt_streams.cli import processors, replay, services
+    from antdt_streams.controller import service as controller
+    from antdt_streams.ledger import service as ledger
+    from antdt_streams.monitor import service as monitor
+    from antdt_streams.runtime import faust_app, run
+
+    assert None not in (processors, replay, services, controller, ledger, monitor, faust_app, run)
+    gc.freeze()
 
 
 class Server:

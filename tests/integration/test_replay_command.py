@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from confluent_kafka import Producer
 
 from tests.helpers.ledger_thread import LedgerThread, asker, digest_of, replayed
 from tests.helpers.shared import SharedBroker
+from tests.helpers.warm import module
 
 pytestmark = pytest.mark.kafka
 
@@ -24,19 +24,20 @@ pytestmark = pytest.mark.kafka
 def test_the_state_from_zero_from_a_snapshot_and_from_a_file(
     broker: SharedBroker, connection: Connection, job: str, tmp_path: Path
 ) -> None:
-    def antdt(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "antdt_streams", *map(str, arguments)]
-        where = ["--bootstrap-servers", broker.connection.bootstrap]
-        return subprocess.run([*command, *where], capture_output=True, text=True, timeout=60, check=False)
+    def antdt(*arguments: object) -> tuple[int, str]:
+        command = ["antdt_streams", *map(str, arguments), "--bootstrap-servers", broker.connection.bootstrap]
+        said = tmp_path / "said"
+        said.unlink(missing_ok=True)
+        return module(command, os.environ, said).wait(60), said.read_text()
 
     def replay(*arguments: object) -> dict:  # type: ignore[type-arg]
-        done = antdt("replay", *arguments, "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        code, said = antdt("replay", *arguments, "--json")
+        assert code == 0, said
+        return json.loads(said)
 
     topics_admin.create(connection, job)
-    early = antdt("replay", job, "--snapshot")
-    assert early.returncode == ExitCode.USAGE and "no snapshot" in early.stderr
+    code, said = antdt("replay", job, "--snapshot")
+    assert code == ExitCode.USAGE and "no snapshot" in said
     with asker(connection, job) as worker:
         with LedgerThread(connection, job, tmp_path / "a", snapshot_every=1_000_000):
             worker.join()
@@ -48,7 +49,7 @@ def test_the_state_from_zero_from_a_snapshot_and_from_a_file(
     assert whole["digest"] == digest_of(replayed(connection, job)) and whole["state"]["steps"] == 8
     assert (whole["start"], newest["start"]) == (0, whole["offset"] + 1), "the newest one reflects all of the log"
     assert (newest["digest"], newest["state"]) == (whole["digest"], whole["state"])
-    status = json.loads(antdt("status", job, "--json").stdout)
+    status = json.loads(antdt("status", job, "--json")[1])
     assert (status["read_from"], status["entries"]) == (newest["start"], whole["offset"] + 1), (
         "and no entry but the last"
     )
@@ -59,9 +60,9 @@ def test_the_state_from_zero_from_a_snapshot_and_from_a_file(
     assert short | {"start": 0} == long and long["digest"] != whole["digest"]
 
     path = tmp_path / "log.avro"
-    exported = antdt("export", job, path)
-    assert exported.returncode == 0, exported.stderr
-    assert f"anchor {whole['offset']}:{whole['head_hash']}" in exported.stdout
+    code, said = antdt("export", job, path)
+    assert code == 0, said
+    assert f"anchor {whole['offset']}:{whole['head_hash']}" in said
     filed = replay("--file", path, "--full")
     assert (filed["digest"], filed["state"]) == (whole["digest"], whole["state"])
     assert replay("--file", path, "--at", at)["digest"] == long["digest"]
@@ -76,8 +77,8 @@ def test_the_state_from_zero_from_a_snapshot_and_from_a_file(
     producer.produce(topics.SHARD_LOG.name(job), codec.encode(records.Entry(forged)), partition=0)
     assert producer.flush(30) == 0
     for arguments in (["replay", job], ["replay", job, "--snapshot"], ["audit", job]):
-        broken = antdt(*arguments)
-        assert broken.returncode == ExitCode.NEVER_RETRY, (arguments, broken.stderr)
-        assert f"The log breaks at offset {whole['offset'] + 1}." in broken.stderr + broken.stdout
+        code, said = antdt(*arguments)
+        assert code == ExitCode.NEVER_RETRY, (arguments, said)
+        assert f"The log breaks at offset {whole['offset'] + 1}." in said
     with pytest.raises(LogTampered):
         status_of(connection, job)
