@@ -33,9 +33,10 @@ lint: install
 	$(BIN)/lint-imports
 
 # The longest come first (tests/conftest.py), and each goes to whoever is free. Many wait for processes rather than
-# compute, and what is dear, a broker and a process with torch, all share: four at a time keep two cores busy.
+# compute, and what is dear, a broker and a process with torch, all share: four at a time keep two cores busy. Bytecode
+# is kept, whatever the environment says: each of the four would write its assertions anew, for more than a second.
 test: lint
-	$(BIN)/python -m pytest -n 4 --dist load --maxschedchunk 1 $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist load --maxschedchunk 1 $(ARGS)
 
 unit: install
 	$(BIN)/python -m pytest -m "not kafka" $(ARGS)
