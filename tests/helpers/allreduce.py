@@ -13,6 +13,9 @@ from antdt.allreduce import AllReduce, AllReduceOptions, Generation, GenerationO
 from torch import nn
 
 JOIN_S = 30.0
+# A generation that is closed while a message is half read strands it, and until it runs into this time gloo's loop asks
+# for the rest without a pause: a whole core, for as long as the tests of this process go on.
+STRANDED_SOON = GenerationOptions(op_timeout_s=10.0)
 LEASES = count(1)
 _numbers = count(1)
 _rendezvous: list[Rendezvous] = []
@@ -84,7 +87,7 @@ def generation_of(members: Sequence[AllReduce], source: int | None = None) -> It
     store = store_of(_rendezvous[0].host, _rendezvous[0].port)
 
     def join(rank: int) -> Generation:
-        generation = Generation(number, world, rank, store, lambda: False, GenerationOptions())
+        generation = Generation(number, world, rank, store, lambda: False, STRANDED_SOON)
         members[rank].attach(generation)
         if source is not None:
             members[rank].adopt(source)

@@ -12,7 +12,7 @@ from antdt.allreduce import Generation, GenerationClosed, GenerationOptions, Ren
 from antdt.allreduce import rendezvous as module
 from antdt.allreduce.sockets import tcp_sockets
 
-from tests.helpers.allreduce import each
+from tests.helpers.allreduce import STRANDED_SOON, each
 
 SOON = GenerationOptions(form_timeout_s=0.05)
 
@@ -29,7 +29,7 @@ def never() -> bool:
 
 
 def form(store: module.StoreAddress, number: int, world: int, closed: Callable[[], bool] = never) -> list[Generation]:
-    return each(world, lambda rank: Generation(number, world, rank, store, closed, GenerationOptions()))
+    return each(world, lambda rank: Generation(number, world, rank, store, closed, STRANDED_SOON))
 
 
 def test_a_generation_of_one_has_no_socket_and_needs_no_store() -> None:
