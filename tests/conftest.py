@@ -27,7 +27,18 @@ LEADER = pytest.StashKey[Leader]()
 # Whoever shares the tests takes them in order. Those of real processes wait most of the time, all others compute: side
 # by side they keep the cores busy. And one of half a minute must not begin when all others have ended.
 WAITS, COMPUTES = "integration", "simulation"
-LONGEST_FIRST = ("test_chaos", "test_elastic", "test_demo", "test_documents", "test_guarded")
+LONGEST_FIRST = (
+    "test_chaos",
+    "test_elastic",
+    "test_demo",
+    "test_documents",
+    "test_guarded",
+    "test_a_broker_that_goes_away_and_comes_back_costs_nothing",
+    "test_whatever_happens_to_the_one_that_works_the_other_goes_on",
+    "test_a_lost_tail_is_refused_until_an_operator_accepts_it",
+    "test_what_was_written_survives_a_restart_and_a_kill_at_the_same_address",
+    "test_a_broker_that_is_silent_makes_nobody_leader_and_nobody_is_answered",
+)
 # How long they take: those above against others that wait; a block of worlds against a file of others that compute.
 LONG, BLOCK = 5, 10
 Place = tuple[float, list[pytest.Item]]
@@ -60,13 +71,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those that wait, the longest first, and among them the files that compute, the worlds first."""
 
     def order(item: pytest.Item) -> int:
-        name = item.path.stem
-        return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+        names = item.path.stem, item.name
+        return next((index for index, name in enumerate(LONGEST_FIRST) if name in names), len(LONGEST_FIRST))
 
     waiting = sorted((item for item in items if WAITS in item.path.parts), key=order)
     worlds = [item for item in items if COMPUTES in item.path.parts]
     others = [item for item in items if WAITS not in item.path.parts and COMPUTES not in item.path.parts]
-    places = spread([(LONG if item.path.stem in LONGEST_FIRST else 1, [item]) for item in waiting])
+    places = spread([(LONG if order(item) < len(LONGEST_FIRST) else 1, [item]) for item in waiting])
     places += spread(
         [(BLOCK, [item]) for item in worlds] + [(1, list(file)) for _, file in itertools.groupby(others, by_path)]
     )
