@@ -13,11 +13,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from antdt.process import die_with_parent
 from antdt_schemas.connection import Connection
 from hypothesis import settings
 
 from tests.helpers.running import Running
-from tests.helpers.shared import BROKER, Leader, SharedBroker, ask
+from tests.helpers.shared import BROKER, ENV_LEADER, Leader, SharedBroker, ask
 
 settings.register_profile("antdt", deadline=None)
 settings.load_profile("antdt")
@@ -45,9 +46,11 @@ Place = tuple[float, list[pytest.Item]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Whoever leads the run, alone or with others that run the tests, has what they share."""
+    """Whoever leads the run, alone or with others that run the tests, has what they share; and they die with it."""
     if not hasattr(config, "workerinput"):
         config.stash[LEADER] = Leader()
+    else:
+        die_with_parent(lambda: os.environ[ENV_LEADER] == str(os.getppid()))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

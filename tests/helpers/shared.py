@@ -22,7 +22,7 @@ from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.broker.child import spawn
 
 ROOT = Path(__file__).resolve().parents[2]
-ENV_ADDRESS = "ANTDT_TESTS_SHARED"
+ENV_ADDRESS, ENV_LEADER = "ANTDT_TESTS_SHARED", "ANTDT_TESTS_LEADER"
 BROKER = "broker"
 BACKLOG = 128
 
@@ -46,7 +46,8 @@ class Leader:
 
     def __init__(self) -> None:
         self._listener = Listener(family="AF_UNIX")
-        os.environ[ENV_ADDRESS] = str(self._listener.address)  # those that share the tests are its children
+        # Those that share the tests are its children.
+        os.environ |= {ENV_ADDRESS: str(self._listener.address), ENV_LEADER: str(os.getpid())}
         self._broker: EmbeddedBroker | None = None
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
         threading.Thread(target=self._serve, name="shared", daemon=True).start()

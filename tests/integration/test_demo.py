@@ -11,11 +11,13 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
 from antdt_streams import topics_admin
+from antdt_streams.broker.child import spawn
 
 pytestmark = pytest.mark.kafka
 WITHIN_S = 60.0
@@ -24,14 +26,14 @@ SHORT = ("--workers", "3", "--epochs", "1", "--samples", "600", "--batch-size", 
 
 def start(*options: str, **environ: str) -> subprocess.Popen[str]:
     """The command, its output a pipe, in a session of its own."""
-    return subprocess.Popen(
+    demo: Any = spawn(
         [sys.executable, "-m", "antdt_streams", "demo", *options],
         env={**os.environ, **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
+    return demo
 
 
 def with_mark(mark: str) -> list[str]:

@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
 from threading import Thread
+from typing import Any
 
 import pytest
 from antdt_schemas.connection import Connection
 from antdt_streams import topics_admin
+from antdt_streams.broker.child import spawn
 from antdt_streams.cli.common import Place
 from antdt_streams.cli.job import audit_of
 from antdt_streams.cli.services import environment_of, start_services
@@ -87,7 +89,7 @@ def test_what_an_operator_is_told_to_type_is_understood() -> None:
 @contextmanager
 def up(line: str, folder: Path, environ: dict[str, str]) -> Iterator[None]:
     """`antdt up` in a terminal of its own, until Ctrl-C."""
-    process = subprocess.Popen(antdt(line), cwd=folder, env=environ, stderr=subprocess.PIPE, text=True)
+    process: Any = spawn(antdt(line), cwd=folder, env=environ, stderr=subprocess.PIPE, text=True)
     said: Queue[str] = Queue()
 
     def read() -> None:
