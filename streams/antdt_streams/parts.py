@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, takewhile
+from itertools import chain
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
@@ -130,15 +130,21 @@ def prove_part(part: Part) -> Account:
         _depart(account, part.start, part.identity)
     end = part.end
     with LogFile(part.path) as file:
-        found = file.entries(account.fold.position.next_offset)
-        entries = ((entry.offset, entry.payload) for entry in found)
-        mine = entries if end is None else takewhile(lambda entry: entry[0] < end.next_offset, entries)
-        broken = account.read(mine, part.anchors)
+        broken = account.read(_between(file, account.fold.position.next_offset, end), part.anchors)
     if broken is not None:
         raise PartBroken(broken.message)
     if end is not None:
         _arrive(account, end, part.identity, part.anchors)
     return account
+
+
+def _between(file: LogFile, start: int, end: Waypoint | None) -> Iterator[tuple[int, bytes]]:
+    """The entries from an offset on, up to a waypoint."""
+    stop = end.next_offset if end else 1 << 63
+    for block in file.blocks(start):
+        yield from [(offset, payload) for offset, _, payload in block if start <= offset < stop]
+        if block[-1].offset >= stop - 1:
+            return
 
 
 def _depart(account: Account, start: Waypoint, identity: Identity) -> None:

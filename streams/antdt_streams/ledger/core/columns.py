@@ -331,6 +331,9 @@ class _Walk:
     def _numbers_at(self, at: Numbers) -> tuple[Numbers, Numbers]:
         """Avro's numbers at these places, and how many bytes each has: 0 where it is longer than seven."""
         word = self.words[at]
+        low = word & np.uint64(0xFF)
+        if (low < 0x80).all():  # as of most fields, in most logs
+            return _signed(low), np.ones(at.size, np.int64)
         stop = ~word & np.uint64(0x8080808080808080)
         stop &= ~stop + np.uint64(1)  # the lowest of them
         mask = stop ^ (stop - np.uint64(1))  # up to and with it; all bits where there is none
@@ -340,8 +343,13 @@ class _Walk:
         word = (word & np.uint64(0x007F007F007F007F)) | ((word & np.uint64(0x7F007F007F007F00)) >> np.uint64(1))
         word = (word & np.uint64(0x00003FFF00003FFF)) | ((word & np.uint64(0x3FFF00003FFF0000)) >> np.uint64(2))
         word = (word & np.uint64(0x000000000FFFFFFF)) | ((word & np.uint64(0x0FFFFFFF00000000)) >> np.uint64(4))
-        signed = word.astype(np.int64)
-        return (signed >> 1) ^ -(signed & 1), sizes
+        return _signed(word), sizes
+
+
+def _signed(word: Bits) -> Numbers:
+    """Zigzag: the sign is the last bit."""
+    signed = word.astype(np.int64)
+    return (signed >> 1) ^ -(signed & 1)
 
 
 def _ordered(kept: list[tuple[Any, ...]], bad: Where) -> tuple[Numbers, Numbers, list[Numbers]]:

@@ -297,7 +297,9 @@ class State:
                     self.committed_total -= high - low
                     self.dirty.epochs.add(number)
         while self.steps and self.steps[-1].step > e.step:
-            self._forget(self.steps.pop())
+            undone = self.steps.pop()
+            self.step_numbers -= len(undone.ranges)
+            self.dirty.steps.add(undone.step)
         self.checkpoints = kept
         self.committed, self.lineage = e.step, target.lineage
         self.dirty.others.add(("checkpoints", 0))
@@ -377,21 +379,23 @@ class State:
 
     def remember(self, steps: Sequence[Step]) -> None:
         """Keep the next steps apart, and forget the oldest ones beyond the bounds."""
-        for step in steps:
-            self.step_numbers += len(step.ranges)
-            self.dirty.steps.add(step.step)
         self.steps.extend(steps)
-        while len(self.steps) > self.bounds.steps or self.step_numbers > self.bounds.step_numbers:
-            self._forget(self.steps.popleft())
+        self.step_numbers += sum([len(step.ranges) for step in steps])
+        self.dirty.steps.update(range(steps[0].step, steps[-1].step + 1))
+        self._forget(self.bounds.steps, self.bounds.step_numbers)
 
     def forget_steps(self) -> None:
         """Keep none of the steps so far apart."""
-        while self.steps:
-            self._forget(self.steps.popleft())
+        self._forget(0, 0)
 
-    def _forget(self, step: Step) -> None:
-        self.step_numbers -= len(step.ranges)
-        self.dirty.steps.add(step.step)
+    def _forget(self, steps: int, numbers: int) -> None:
+        """Keep as many of the newest steps apart, of as many numbers together."""
+        first = self.steps[0].step if self.steps else 0
+        forgotten = 0
+        while len(self.steps) > steps or self.step_numbers > numbers:
+            self.step_numbers -= len(self.steps.popleft().ranges)
+            forgotten += 1
+        self.dirty.steps.update(range(first, first + forgotten))
 
     def _settled(self, e: records.Settled) -> None:
         assert e.generation == self.generation and not self.settled, e
