@@ -28,7 +28,7 @@ from tests.mutations.mutate import Edit, taken_out
 
 IDENTITY = Identity("plain", "topic-1")
 LENGTH = 70
-SEEDS = 30
+SEEDS = 16
 FORGERIES_A_SEED = 10
 # Of simulated worlds: with roll-backs, void entries, quarantine, an accepted loss of the log's tail.
 WORLDS = (4, 19, 42, 48, 55, 57)
