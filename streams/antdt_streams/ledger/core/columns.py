@@ -198,7 +198,7 @@ class _Walk:
     def columns(self) -> Columns:
         everyone = np.arange(len(self.at))
         self._expect(everyone, self.layout.header)
-        self._expect_branch(everyone, self.layout.cycle)
+        self._expect_long(everyone, self.layout.cycle)
         epoch_offset, epoch_hash = self._long(everyone), self._digest(everyone)
         sequence, previous_offset, previous_hash = self._long(everyone), self._long(everyone), self._digest(everyone)
         requests_next, now_ms, events = (self._long(everyone) for _ in range(3))
@@ -304,8 +304,6 @@ class _Walk:
 
     def _expect_long(self, rows: Numbers, value: int) -> None:
         self.bad[rows[self._long(rows) != value]] = True
-
-    _expect_branch = _expect_long
 
     def _digest(self, rows: Numbers) -> Numbers:
         """Where the digest at the cursors of these rows begins."""
