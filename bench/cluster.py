@@ -22,10 +22,10 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from antdt_schemas.connection import Connection
+from antdt_schemas.data_folder import HOST
 from antdt_schemas.topics import SHARD_LOG
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.broker.embedded import _free_ports
-from antdt_streams.broker.settings import HOST
 from antdt_streams.chaos import judge
 from antdt_streams.chaos.world import World
 from confluent_kafka.admin import AdminClient

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from antdt_schemas.connection import Connection
+from antdt_schemas.data_folder import running
 from antdt_schemas.errors import JobTaken, Mismatch, Unavailable, UnknownJob, UsageError
 from antdt_schemas.topics import REPLIES, SHARD_LOG, STEPS, TOPICS
 from antdt_streams import topics_admin
-from antdt_streams.broker import BrokerOptions, EmbeddedBroker, running
+from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,

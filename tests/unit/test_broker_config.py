@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from antdt_schemas.data_folder import running
 from antdt_schemas.errors import UsageError
 from antdt_schemas.properties import parse_properties
-from antdt_streams.broker.embedded import _cluster_id, _free_ports, running
+from antdt_streams.broker.embedded import _cluster_id, _free_ports
 from antdt_streams.broker.jars import cache_folder, class_path
 from antdt_streams.broker.java import find_java, java_version, parse_version
 from antdt_streams.broker.settings import server_properties

@@ -11,11 +11,9 @@ from pathlib import Path
 
 from antdt_schemas import auth
 from antdt_schemas.connection import Connection
+from antdt_schemas.data_folder import BROKER, data_folder, running
 from antdt_schemas.errors import UsageError
 from antdt_schemas.topics import check_job, check_worker
-
-DATA_FOLDER = "antdt-data"
-BOOTSTRAP_FILE = "bootstrap"
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Settings:
         restarts = _number(environ, "TORCHELASTIC_RESTART_COUNT", 0)
         worker = check_worker(environ.get("ANTDT_WORKER", f"w{rank}"))
         secret = environ.get(auth.ENV_SECRET, "")
-        folder = Path(environ.get("ANTDT_DATA", DATA_FOLDER))
+        folder = data_folder(environ)
         return cls(
             job=check_job(job),
             worker=worker,
@@ -73,10 +71,9 @@ class Settings:
 
 
 def _bootstrap(environ: Mapping[str, str], folder: Path) -> str | None:
-    """An embedded broker leaves its address in the data folder; whoever names another one wins."""
-    file = folder / BOOTSTRAP_FILE
+    """The broker of `antdt up` on this machine; whoever names another one wins."""
     named = environ.get("ANTDT_KAFKA_BOOTSTRAP_SERVERS") or environ.get("ANTDT_KAFKA_CONFIG")
-    return None if named or not file.is_file() else file.read_text(encoding="utf-8").strip()
+    return None if named else running(folder / BROKER)
 
 
 def _number(environ: Mapping[str, str], name: str, default: int) -> int:

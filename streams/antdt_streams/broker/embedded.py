@@ -7,7 +7,6 @@ The folder holds everything: `data/`, `server.properties`, `ports.json` (a resta
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 import signal
@@ -22,13 +21,14 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from antdt_schemas.connection import Connection
+from antdt_schemas.data_folder import HOST, PORTS, ports_of, running, try_lock
 from antdt_schemas.errors import Unavailable, UsageError
 
 from antdt_streams.broker.archive import exercise, sharing_flags
 from antdt_streams.broker.child import spawn
 from antdt_streams.broker.jars import ENV_JARS, KAFKA_VERSION, cached_jars, class_path
 from antdt_streams.broker.java import find_java
-from antdt_streams.broker.settings import HOST, JAVA_FLAGS, server_properties
+from antdt_streams.broker.settings import JAVA_FLAGS, server_properties
 
 LOG_MAX_BYTES = 16 << 20
 LAST_LINES = 12
@@ -157,7 +157,7 @@ class EmbeddedBroker:
     # -- how it starts
 
     def _locked(self) -> int:
-        handle = _try_lock(self.folder)
+        handle = try_lock(self.folder)
         if handle is None:
             raise UsageError(
                 f"A broker already runs on {self.folder} (process {_read(self.folder / 'broker.pid')}): "
@@ -179,10 +179,9 @@ class EmbeddedBroker:
             exercise(broker.connection)
 
     def _configure(self) -> None:
-        ports = self.folder / "ports.json"
-        stored = json.loads(_read(ports) or "{}")
+        stored = ports_of(self.folder)
         port, controller_port = _free_ports(stored.get("broker", 0), stored.get("controller", 0))
-        _write(ports, json.dumps({"broker": port, "controller": controller_port}) + "\n")
+        _write(self.folder / PORTS, json.dumps({"broker": port, "controller": controller_port}) + "\n")
         text = server_properties(self.folder, port, controller_port, self.options.properties)
         _write(self.folder / "server.properties", text)
         self._port = port
@@ -246,29 +245,6 @@ class EmbeddedBroker:
     def _forget(self) -> None:
         self._process = None
         (self.folder / "broker.pid").unlink(missing_ok=True)
-
-
-def running(folder: Path) -> str | None:
-    """`host:port` of the broker that runs on a folder, whoever started it; None if none does."""
-    if not (folder / "lock").exists():
-        return None
-    handle = _try_lock(folder)
-    if handle is not None:
-        os.close(handle)
-        return None
-    ports = json.loads(_read(folder / "ports.json") or "{}")
-    return f"{HOST}:{ports['broker']}" if ports else None
-
-
-def _try_lock(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock, or None if a broker does. The lock ends with its last descriptor."""
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
 
 
 def _free_ports(*wanted: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-HOST = "127.0.0.1"
+from antdt_schemas.data_folder import HOST
 
 # One node, small: 154 MB resident and an answer 3.2 s after the start were measured.
 SETTINGS = {

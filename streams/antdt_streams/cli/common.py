@@ -13,12 +13,9 @@ from typing import Any
 import click
 from antdt_schemas import auth
 from antdt_schemas.connection import Connection
+from antdt_schemas.data_folder import BROKER, data_folder, running
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 from antdt_schemas.topics import check_job
-
-from antdt_streams.broker import running
-
-DATA_FOLDER = "antdt-data"
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def place_of(bootstrap_servers: str | None, kafka_config: Path | None, data: Path | None) -> Place:
     """The place that options and environment name."""
-    folder = data or Path(os.environ.get("ANTDT_DATA", DATA_FOLDER))
+    folder = data or data_folder(os.environ)
     named = bool(
         bootstrap_servers
         or kafka_config
@@ -66,7 +63,7 @@ def place_of(bootstrap_servers: str | None, kafka_config: Path | None, data: Pat
         or os.environ.get("ANTDT_KAFKA_CONFIG")
     )
     if not named:
-        bootstrap_servers = running(folder / "kafka")
+        bootstrap_servers = running(folder / BROKER)
     secret = os.environ.get(auth.ENV_SECRET, "")
     connection = Connection.of(bootstrap_servers, kafka_config, os.environ)
     return Place(connection, named, folder, secret.encode() if secret else None)

@@ -18,10 +18,11 @@ from typing import Any
 
 import click
 from antdt_schemas.connection import Connection
+from antdt_schemas.data_folder import data_folder
 from antdt_schemas.errors import UsageError
 
 from antdt_streams import topics_admin
-from antdt_streams.cli.common import DATA_FOLDER, Place, connection_options, note
+from antdt_streams.cli.common import Place, connection_options, note
 from antdt_streams.cli.services import SERVICES, broker_of, start_services
 
 
@@ -108,7 +109,7 @@ def _interrupt_once() -> None:
 @contextmanager
 def _folder(place: Place, keep: bool) -> Iterator[Place]:
     """A folder of the demo's own, removed afterwards unless somebody wants to look, or has named one."""
-    if keep or place.data != Path(os.environ.get("ANTDT_DATA", DATA_FOLDER)):
+    if keep or place.data != data_folder(os.environ):
         yield place
         return
     folder = Path(tempfile.mkdtemp(prefix="antdt-demo-"))

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import click
 from antdt_schemas.connection import Connection
+from antdt_schemas.data_folder import BROKER, ENV_DATA, running
 from antdt_schemas.errors import ExitCode, JobTaken
 from antdt_schemas.topics import check_worker
 
 from antdt_streams import topics_admin
-from antdt_streams.broker import EmbeddedBroker, running
+from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.cli.common import Place, connection_options, job_argument, note
 from antdt_streams.cli.processors import MAIN_INSTANCE
 from antdt_streams.runtime.logs import log_to_stderr
@@ -41,7 +42,7 @@ def broker_of(place: Place) -> Iterator[Connection]:
         place.connection.check_reachable()
         yield place.connection
         return
-    folder = place.data / "kafka"
+    folder = place.data / BROKER
     if running(folder):
         place.connection.check_reachable()
         yield place.connection
@@ -89,7 +90,7 @@ def start_services(
 
 def environment_of(connection: Connection, place: Place) -> dict[str, str]:
     """What a child needs to find the broker: properties pass through the environment it already has."""
-    return {"ANTDT_KAFKA_BOOTSTRAP_SERVERS": connection.bootstrap, "ANTDT_DATA": str(place.data)}
+    return {"ANTDT_KAFKA_BOOTSTRAP_SERVERS": connection.bootstrap, ENV_DATA: str(place.data)}
 
 
 @click.command(short_help="Start the services of a job, and Kafka if need be.")
