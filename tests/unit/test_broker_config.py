@@ -9,10 +9,11 @@ import pytest
 from antdt_schemas.data_folder import running
 from antdt_schemas.errors import UsageError
 from antdt_schemas.properties import parse_properties
-from antdt_streams.broker.embedded import _cluster_id, _free_ports
+from antdt_streams.broker.embedded import _free_ports
 from antdt_streams.broker.jars import cache_folder, class_path
 from antdt_streams.broker.java import find_java, java_version, parse_version
 from antdt_streams.broker.settings import server_properties
+from antdt_streams.broker.storage import random_id
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,7 +105,7 @@ def test_ports_are_kept_where_they_are_free() -> None:
 
 
 def test_cluster_ids_are_no_options() -> None:
-    ids = {_cluster_id() for _ in range(300)}
+    ids = {random_id() for _ in range(300)}
     assert len(ids) == 300
     assert all(len(i) == 22 and i[0] != "-" for i in ids)
 

@@ -6,14 +6,12 @@ The folder holds everything: `data/`, `server.properties`, `ports.json` (a resta
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import signal
 import socket
 import subprocess
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +24,10 @@ from antdt_schemas.errors import Unavailable, UsageError
 
 from antdt_streams.broker.archive import exercise, sharing_flags
 from antdt_streams.broker.child import spawn
-from antdt_streams.broker.jars import ENV_JARS, KAFKA_VERSION, cached_jars, class_path
+from antdt_streams.broker.jars import ENV_JARS, KAFKA_VERSION, cache_folder, cached_jars, class_path
 from antdt_streams.broker.java import find_java
 from antdt_streams.broker.settings import JAVA_FLAGS, server_properties
+from antdt_streams.broker.storage import copy_format, is_formatted, keep_format, random_id
 
 LOG_MAX_BYTES = 16 << 20
 LAST_LINES = 12
@@ -187,9 +186,12 @@ class EmbeddedBroker:
         self._port = port
 
     def _format(self, java: list[str], deadline: float) -> None:
-        if (self.folder / "data" / "meta.properties").exists():
+        data, cache = self.folder / "data", cache_folder(self.options.environ)
+        # With settings or jars of somebody else's, only Kafka knows what belongs there.
+        usual = not self.options.properties and not self.options.environ.get(ENV_JARS)
+        if is_formatted(data) or (usual and copy_format(data, cache)):
             return
-        tool = ["kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(self.folder / "server.properties")]
+        tool = ["kafka.tools.StorageTool", "format", "-t", random_id(), "-c", str(self.folder / "server.properties")]
         with self._log_file() as out:
             process = spawn([*java, *tool], stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=self.folder)
             try:
@@ -199,6 +201,8 @@ class EmbeddedBroker:
                 code = process.wait()
         if code:
             raise Unavailable(f"Storage for a broker cannot be formatted in {self.folder}.", self._last_lines())
+        if usual:
+            keep_format(data, cache)
 
     def _launch(self, java: list[str], lock: int) -> None:
         with self._log_file() as out:
@@ -265,14 +269,6 @@ def _free_ports(*wanted: int) -> list[int]:
     finally:
         for probe in held:
             probe.close()
-
-
-def _cluster_id() -> str:
-    """A random id as Kafka writes it: 22 characters, and no option of the command line."""
-    while True:
-        text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        if not text.startswith("-"):
-            return text
 
 
 def _read(path: Path) -> str:
