@@ -1,4 +1,5 @@
-"""What a run of the tests has one of, however many processes share the tests: a broker, and servers of warm processes.
+"""What a run of the tests has one of, however many processes share the tests: a broker, servers of warm processes, and
+a shelf of what one has computed and others need, too.
 
 The process that leads the run has them, starts each when somebody asks for it first, and tells whoever asks where it
 is. They are its children, and die with it, whatever it dies of.
@@ -7,9 +8,11 @@ is. They are its children, and die with it, whatever it dies of.
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +25,7 @@ from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.broker.child import spawn
 
 ROOT = Path(__file__).resolve().parents[2]
-ENV_ADDRESS, ENV_LEADER = "ANTDT_TESTS_SHARED", "ANTDT_TESTS_LEADER"
+ENV_ADDRESS, ENV_LEADER, ENV_SHELF = "ANTDT_TESTS_SHARED", "ANTDT_TESTS_LEADER", "ANTDT_TESTS_SHELF"
 BROKER = "broker"
 BACKLOG = 128
 
@@ -46,8 +49,13 @@ class Leader:
 
     def __init__(self) -> None:
         self._listener = Listener(family="AF_UNIX")
+        self._shelf = tempfile.TemporaryDirectory(prefix="antdt-tests-")
         # Those that share the tests are its children.
-        os.environ |= {ENV_ADDRESS: str(self._listener.address), ENV_LEADER: str(os.getpid())}
+        os.environ |= {
+            ENV_ADDRESS: str(self._listener.address),
+            ENV_LEADER: str(os.getpid()),
+            ENV_SHELF: self._shelf.name,
+        }
         self._broker: EmbeddedBroker | None = None
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
         threading.Thread(target=self._serve, name="shared", daemon=True).start()
@@ -92,6 +100,7 @@ class Leader:
         for server in self._servers.values():
             server.kill()
             server.wait()
+        self._shelf.cleanup()
 
 
 def ask(what: str, folder: Path | None = None) -> Any:
@@ -102,3 +111,19 @@ def ask(what: str, folder: Path | None = None) -> Any:
     if isinstance(answer, Exception):
         raise answer
     return answer
+
+
+def put(name: str, value: Any) -> None:
+    """Lay something on the shelf; whoever takes it sees all of it or nothing."""
+    file = Path(os.environ[ENV_SHELF]) / name
+    scratch = file.with_name(f"{name}.{os.getpid()}")
+    scratch.write_bytes(pickle.dumps(value))
+    scratch.replace(file)
+
+
+def take(name: str) -> Any:
+    """What lies there; None if nobody has put it."""
+    try:
+        return pickle.loads((Path(os.environ[ENV_SHELF]) / name).read_bytes())
+    except FileNotFoundError:
+        return None

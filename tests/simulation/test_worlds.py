@@ -6,9 +6,11 @@ from collections import Counter
 
 import pytest
 
+from tests.helpers.logs import shelve
 from tests.simulation.world import World
 
 BLOCKS, SEEDS = 5, 200
+SHELVED = 100  # whose logs other tests read
 # Everything that the adversary can do, and what must have come of it, in each block.
 STRUCK = (
     "reply_lost", "reply_repeated", "request_lost", "request_repeated", "old_request_sent", "telemetry_lost",
@@ -38,5 +40,7 @@ def test_every_sample_is_in_the_model_exactly_once(block: int) -> None:
             command = f"python -m tests.simulation {seed}"
             raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\nRepeat it by: {command}") from error
         counts.update(world.counts)
+        if seed < SHELVED:
+            shelve(world)
     print(*(f"{n:8} {what}" for what, n in sorted(counts.items())), sep="\n")
     assert not [what for what in STRUCK + CAME_OF_IT if not counts[what]]
