@@ -13,8 +13,9 @@ from antdt_schemas import records
 
 from antdt_streams.ledger.core.intervals import IntervalSet
 from antdt_streams.ledger.core.state import Bounds, Checkpoint, Epoch, Incarnation, Lease, State, Step
+from antdt_streams.rows import json_encoder
 
-_ENCODE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_ENCODE = json_encoder(ensure_ascii=False)
 
 
 def changes(state: State) -> dict[bytes, bytes | None]:
