@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
+from typing import Protocol
 
 from antdt_schemas.errors import ExitCode, Unavailable
 
@@ -16,6 +17,34 @@ from antdt_streams.broker.child import spawn
 
 POLL_S = 0.02
 DOUBLINGS_MAX = 30
+
+
+class Process(Protocol):
+    """What is used here of Popen."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit status, once it has ended."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status, once it has ended; or TimeoutExpired."""
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+
+# Starts a process with this command line and this environment; its output is appended to the file.
+Start = Callable[[Sequence[str], Mapping[str, str], Path], Process]
+
+
+def start_process(command: Sequence[str], environ: Mapping[str, str], output: Path) -> Process:
+    """A Start: a new program."""
+    with output.open("ab") as out:
+        return spawn(command, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
 
 
 @dataclass(frozen=True)
@@ -42,7 +71,7 @@ class Child:
     name: str
     command: Sequence[str]
     log: Path
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     starts: deque[float] = field(default_factory=deque)
     started_at: float = 0.0
     due_at: float = 0.0
@@ -54,8 +83,10 @@ class Child:
 class Supervisor:
     """Services of one job. `poll` is called often; nothing happens in the background."""
 
-    def __init__(self, environ: Mapping[str, str], policy: RestartPolicy | None = None) -> None:
-        self.environ, self.policy = dict(environ), policy or RestartPolicy()
+    def __init__(
+        self, environ: Mapping[str, str], policy: RestartPolicy | None = None, start: Start = start_process
+    ) -> None:
+        self.environ, self.policy, self._start_process = dict(environ), policy or RestartPolicy(), start
         self.children: dict[str, Child] = {}
 
     def add(self, name: str, command: Sequence[str], log: Path) -> Child:
@@ -66,10 +97,7 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         child.log.parent.mkdir(parents=True, exist_ok=True)
-        with child.log.open("ab") as out:
-            child.process = spawn(
-                child.command, env=self.environ, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
-            )
+        child.process = self._start_process(child.command, self.environ, child.log)
         child.started_at = monotonic()
         child.starts.append(child.started_at)
 

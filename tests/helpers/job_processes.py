@@ -25,7 +25,7 @@ from antdt_streams.ledger.core.state import State
 from antdt_streams.runtime.service import Raw
 
 from tests.helpers.running import Tail
-from tests.helpers.warm import Warm, launched
+from tests.helpers.warm import Warm, launched, started
 
 WITHIN_S = 90.0
 RECORDED = ("-m", "antdt.examples.recorded")
@@ -55,7 +55,7 @@ class JobProcesses:
         for service in options.services:
             with mock.patch.dict(os.environ, options.environ(service)):
                 client = Connection(options.bootstrap or connection.bootstrap)
-                self.supervisors.append(start_services(job, self.place, client, (service,), extra=extra))
+                self.supervisors.append(start_services(job, self.place, client, (service,), extra=extra, start=started))
         self.launchers: list[Warm] = []
         self.record, self.output = folder / "record", folder / "workers.log"
         self._log, self.fold = Tail(connection, SHARD_LOG.name(job)), Fold(cached=False)

@@ -2,8 +2,8 @@
 
 A server, one of each kind for the whole run of the tests, imports it once and forks whoever is asked for, as `antdt
 launch` does with its workers. What is started here is a process like any other: it has a pid, and is killed, stopped
-and awaited. The commands themselves, `python -m antdt_streams` and `python -m antdt.launch`, are run by chaos, the demo
-and the documents.
+and awaited. The commands themselves, `python -m antdt_streams` and `python -m antdt.launch`, are run by the tests of
+the demo and of the documents.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.helpers.shared import ask
 from tests.helpers.warm_server import SERVICES, TRAINER
 
 START_S = 60.0
+LAUNCH = "antdt.launch"
 
 
 class Warm:
@@ -44,7 +46,7 @@ class Warm:
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._server.settimeout(START_S)
         self._server.connect(server)
-        request = pickle.dumps((target, args, dict(environ), str(output)))
+        request = pickle.dumps((target, args, dict(environ), str(output.absolute()), str(Path.cwd())))
         socket.send_fds(self._server, [request], [pipe.fileno() for pipe in pipes])
         answer = self._server.recv(16)
         assert answer, f"the server of warm processes has ended: {Path(f'{server}.log').read_text()}"
@@ -74,7 +76,8 @@ class Warm:
     def send_signal(self, number: signal.Signals) -> None:
         """Unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it ends at this moment
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -93,6 +96,13 @@ def launched(arguments: Sequence[str], environ: Mapping[str, str], output: Path)
 def module(command: Sequence[str], environ: Mapping[str, str], output: Path) -> Warm:
     """`python -m` this, a service or a command of `antdt`."""
     return Warm(_run, (list(command),), environ, output, kind=SERVICES)
+
+
+def started(command: Sequence[str], environ: Mapping[str, str], output: Path) -> Warm:
+    """A supervise.Start: a launcher or a service, by the command line that users start it with."""
+    assert list(command[:2]) == [sys.executable, "-m"], command
+    name, *arguments = command[2:]
+    return launched(arguments, environ, output) if name == LAUNCH else module([name, *arguments], environ, output)
 
 
 def _run(command: list[str]) -> None:

@@ -87,6 +87,7 @@ class Server:
             from antdt.process import die_with_parent
 
             die_with_parent(lambda: os.getppid() == server)
+            os.setsid()  # as antdt_streams.broker.child.spawn does
             asker.close()
             for key in self.selector.get_map().values():
                 os.close(key.fd)
@@ -110,13 +111,19 @@ class Server:
 
 
 def begin(
-    target: Callable[..., None], args: tuple[Any, ...], environ: dict[str, str], output: str, pipes: list[Connection]
+    target: Callable[..., None],
+    args: tuple[Any, ...],
+    environ: dict[str, str],
+    output: str,
+    cwd: str,
+    pipes: list[Connection],
 ) -> None:
     """Be the process, to its end."""
     # Whoever runs the tests in the background has SIGINT ignored, and that is inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environ)
+    os.chdir(cwd)
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)

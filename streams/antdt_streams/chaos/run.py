@@ -17,7 +17,8 @@ from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.chaos import clock, judge
 from antdt_streams.chaos.driver import Bounds, Driver
 from antdt_streams.chaos.schedule import BROKER, Fault, Kind, ScheduleOptions, schedule
-from antdt_streams.chaos.world import LEDGERS, Launch, Training, World, launch_process
+from antdt_streams.chaos.world import LEDGERS, Training, World
+from antdt_streams.supervise import Start, start_process
 
 CATCH_UP_S = 30.0
 POLL_S = 0.1
@@ -88,10 +89,10 @@ class Chaos:
         folder: Path,
         profile: Profile,
         stopping: threading.Event | None = None,
-        launch: Launch = launch_process,
+        start: Start = start_process,
     ) -> None:
         self.folder, self.profile, self.stopping = folder, profile, stopping or threading.Event()
-        self.launch = launch
+        self.start = start
 
     def run(self, seed: int) -> Verdict:
         """One seed, with everything of its own."""
@@ -105,7 +106,7 @@ class Chaos:
             # Half of the runs have a hot standby, half live by restarts alone.
             standby = seed % 2 == 0 or any(f.kind is Kind.KILL_STANDBY for f in faults)
             training = replace(self.profile.training, seed=seed, standby=standby)
-            world = World(broker, f"chaos-{seed}", folder, training, self.launch)
+            world = World(broker, f"chaos-{seed}", folder, training, self.start)
             world.clocks[BROKER] = broker_clock
             try:
                 world.open()

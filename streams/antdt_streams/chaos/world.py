@@ -4,57 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from antdt_schemas.errors import AntdtError, ExitCode, Unavailable
 
 from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
-from antdt_streams.broker.child import spawn
 from antdt_streams.chaos import clock
 from antdt_streams.chaos.progress import Progress
 from antdt_streams.chaos.schedule import SERVICES
 from antdt_streams.cli.common import Place
 from antdt_streams.cli.services import STANDBY, environment_of, ledger_folder, service_command
-from antdt_streams.supervise import Child, RestartPolicy, Supervisor, last_words
+from antdt_streams.supervise import Child, Process, RestartPolicy, Start, Supervisor, last_words, start_process
 
 RESTARTS_MAX = 1000
 ALL = "all"
 LEDGERS = ("ledger", STANDBY)
 LAUNCH_AGAIN = (ExitCode.RESTART_HERE, ExitCode.RESTART_ELSEWHERE, ExitCode.DRAINED)
-
-
-class Launcher(Protocol):
-    """A process of `antdt launch`: what is used here of Popen."""
-
-    pid: int
-
-    def poll(self) -> int | None:
-        """Its exit status, once it has ended."""
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Its exit status, once it has ended; or TimeoutExpired."""
-
-    def kill(self) -> None:
-        """SIGKILL."""
-
-
-# Starts one with these arguments and this environment; its output is appended to the file.
-Launch = Callable[[Sequence[str], Mapping[str, str], Path], Launcher]
-
-
-def launch_process(arguments: Sequence[str], environ: Mapping[str, str], output: Path) -> Launcher:
-    """A Launch: as users start it."""
-    command = [sys.executable, "-m", "antdt.launch", *arguments]
-    with output.open("ab") as out:
-        return spawn(command, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +43,10 @@ class Training:
 
 
 class World:
-    """One job on a broker that may be struck as well. Nothing of it outlives `close`."""
+    """One job on a broker that may be struck as well. Nothing of it outlives `close`.
+
+    start: what starts services and launchers; by default as users start them.
+    """
 
     def __init__(
         self,
@@ -81,16 +54,16 @@ class World:
         job: str,
         folder: Path,
         training: Training,
-        launch: Launch = launch_process,
+        start: Start = start_process,
     ) -> None:
-        self.broker, self.job, self.training, self._launch = broker, job, training, launch
+        self.broker, self.job, self.training, self._start = broker, job, training, start
         self.place = Place(broker.connection, True, folder, None)
         self.records, self.logs, self.result = folder / "records", folder / "logs", folder / "result.json"
         self.services = (*SERVICES, STANDBY) if training.standby else SERVICES
         self.clocks = {name: clock.Clock(folder / "clocks" / name) for name in self.services}
         self.environ = dict(os.environ) | environment_of(broker.connection, self.place)
-        self.supervisor = Supervisor(self.environ, RestartPolicy(restarts_max=RESTARTS_MAX))
-        self.launchers: dict[str, Launcher] = {}
+        self.supervisor = Supervisor(self.environ, RestartPolicy(restarts_max=RESTARTS_MAX), start)
+        self.launchers: dict[str, Process] = {}
         self.leaving: dict[str, int] = {}
         self.progress: Progress | None = None
         self._broker_starts: threading.Thread | None = None
@@ -114,14 +87,14 @@ class World:
         """Start the launcher of all workers, the first time or after it was killed, or one for a worker that left."""
         t = self.training
         which = ["-n", "1", "--first-rank", worker[1:]] if worker != ALL else ["-n", str(t.workers)]
-        command = ["--job", self.job, *which, "--world-size", str(t.workers)]
+        command = [sys.executable, "-m", "antdt.launch", "--job", self.job, *which, "--world-size", str(t.workers)]
         command += ["--max-restarts", str(RESTARTS_MAX), "--logs", str(self.logs), "--"]
         command += ["-m", "antdt.examples.recorded", "--record", str(self.records), "--seed", str(t.seed)]
         command += ["--samples", str(t.samples), "--epochs", str(t.epochs), "--batch-size", str(t.batch_size)]
         command += ["--delay-ms", str(t.delay_ms), "--checkpoint-every", str(t.checkpoint_every)]
         command += ["--result", str(self.result)]
         self.logs.mkdir(parents=True, exist_ok=True)
-        self.launchers[worker] = self._launch(command, self.environ, self.logs / "launcher.log")
+        self.launchers[worker] = self._start(command, self.environ, self.logs / "launcher.log")
 
     def look(self) -> bool:
         """Keep what is to live alive. True once the workers have ended well.

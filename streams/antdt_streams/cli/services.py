@@ -21,7 +21,7 @@ from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.cli.common import Place, connection_options, job_argument, note
 from antdt_streams.cli.processors import MAIN_INSTANCE
 from antdt_streams.runtime.logs import log_to_stderr
-from antdt_streams.supervise import Supervisor
+from antdt_streams.supervise import Start, Supervisor, start_process
 
 SERVICES = ("ledger", "monitor", "controller")
 STANDBY = "standby"
@@ -72,13 +72,14 @@ def start_services(
     services: Sequence[str],
     policy: str | None = None,
     extra: Mapping[str, Sequence[str]] | None = None,
+    start: Start = start_process,
 ) -> Supervisor:
     """Start the services of a job as supervised processes; their logs lie in the data folder.
 
-    extra: further arguments by service.
+    extra: further arguments by service. start: what starts a process.
     """
     environ = dict(os.environ) | environment_of(connection, place)
-    supervisor = Supervisor(environ)
+    supervisor = Supervisor(environ, start=start)
     for service in services:
         more = [*(extra or {}).get(service, ())]
         if policy and service == "controller":
