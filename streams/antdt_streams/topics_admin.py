@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import JobTaken, Mismatch, Unavailable, UnknownJob, UsageError
@@ -24,6 +24,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 TIMEOUT_S = 20.0
+ATTEMPT_S = 5.0
 PATIENT = {"operation_timeout": TIMEOUT_S, "request_timeout": TIMEOUT_S}
 POLL_S = 0.05
 DURABLE_REPLICATION = 3
@@ -35,6 +36,7 @@ DENIED = (
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
 )
+T = TypeVar("T")
 REFUSED = (KafkaError.INVALID_REPLICATION_FACTOR, KafkaError.INVALID_CONFIG, KafkaError.POLICY_VIOLATION)
 
 
@@ -193,21 +195,42 @@ def _results(futures: Mapping[str, Any], tolerated: int) -> list[str]:
 def _described(connection: Connection, job: str) -> dict[str, Any]:
     """Suffix -> description of the topic, None where the broker has no such topic."""
     names = {topic.name(job): topic.suffix for topic in TOPICS}
-    out: dict[str, Any] = {}
-    # The client must stay alive until its futures are done: they fail when it is collected.
-    admin = _admin(connection)
-    with _said(connection, f"look up job {job!r}"):
-        futures = admin.describe_topics(TopicCollection(list(names)), request_timeout=TIMEOUT_S)
+
+    def ask(timeout_s: float) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        # The client must stay alive until its futures are done: they fail when it is collected.
+        admin = _admin(connection)
+        futures = admin.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s)
         for name, future in futures.items():
             try:
-                out[names[name]] = future.result(TIMEOUT_S)
+                out[names[name]] = future.result(timeout_s)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                     raise
                 out[names[name]] = None
-    if out[SHARD_LOG.suffix] is None:
+        return out
+
+    with _said(connection, f"look up job {job!r}"):
+        found = patiently(ask)
+    if found[SHARD_LOG.suffix] is None:
         raise _unknown(job)
-    return out
+    return found
+
+
+def patiently(ask: Callable[[float], T]) -> T:
+    """What `ask`, which makes a client of its own and is given the seconds it may wait, has found within TIMEOUT_S.
+
+    A client that was made while its broker came back got no answer for 20 s (seen once, with librdkafka 2.16, on a busy
+    machine); others got theirs meanwhile.
+    """
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            return ask(ATTEMPT_S)
+        except (TimeoutError, KafkaException) as error:
+            late = isinstance(error, TimeoutError) or error.args[0].code() == KafkaError._TIMED_OUT
+            if not late or time.monotonic() > deadline - ATTEMPT_S:
+                raise
 
 
 def _settings(connection: Connection, job: str, suffixes: list[str]) -> dict[str, dict[str, str]]:
