@@ -41,7 +41,7 @@ LONGEST_FIRST = (
     "test_a_broker_that_is_silent_makes_nobody_leader_and_nobody_is_answered",
 )
 # How long they take: those above against others that wait; a block of worlds against a file of others that compute.
-LONG, BLOCK = 5, 10
+LONG, BLOCK = 10, 25
 Place = tuple[float, list[pytest.Item]]
 
 

@@ -336,12 +336,15 @@ def test_a_full_disk_ends_the_ledger_and_costs_nothing(connection: Connection, j
     assert digest_of(stored(place.service_folder(job, "ledger"), job, topic_id)) == digest_of(whole)
 
 
-def test_a_broker_that_is_silent_makes_nobody_leader_and_nobody_is_answered(tmp_path: Path) -> None:
+def test_a_broker_that_is_silent_makes_nobody_leader_and_nobody_is_answered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Connections that stay open and carry nothing: what a cut cable looks like."""
     job = "silent"
     with EmbeddedBroker(tmp_path / "broker") as broker:
         connection = broker.connection
         topics_admin.create(connection, job)
+        caplog.set_level("INFO")
         assert broker.pid is not None
         with (
             asker(connection, job) as worker,
@@ -350,6 +353,7 @@ def test_a_broker_that_is_silent_makes_nobody_leader_and_nobody_is_answered(tmp_
         ):
             worker.join()
             worker.train(1)
+            eventually(lambda: "standing by at offset" in caplog.text, "the standby has read the log")
             os.kill(broker.pid, signal.SIGSTOP)
             try:
                 looked = standby.ledger.looked
