@@ -74,7 +74,7 @@ MUTATIONS = (
                 "            self.cache.save(office.fold, None)\n            yield\n            end = world.append",
             ),
         ),
-        worlds(60),
+        worlds(60, first=8),
     ),
     Mutation(
         "1",
@@ -106,7 +106,7 @@ MUTATIONS = (
         "2",
         "a lease that was taken from is taken again",
         (Edit(Leases._merge, "if number <= self._newest_lease:", "if False:"),),
-        worlds(150),
+        worlds(150, first=50),
     ),
     Mutation(
         "2",
@@ -140,7 +140,7 @@ MUTATIONS = (
                 "session.phase not in (Phase.MEMBER, Phase.ENDED, Phase.REGROUPING)",
             ),
         ),
-        worlds(400),
+        worlds(400, first=15),
     ),
     Mutation(
         "3",

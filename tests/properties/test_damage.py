@@ -10,7 +10,7 @@ from antdt_schemas import records
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.replay import Break, walk
 
-from tests.helpers.logs import copy_of, simulated
+from tests.helpers.logs import Standing, simulated
 
 ENTRIES = 400
 Log = tuple[bytes, ...]
@@ -44,11 +44,11 @@ def logs() -> list[Log]:
     raise AssertionError(f"{entries} entries, {sorted(seen)}")
 
 
-def prefixes(log: Log) -> Iterator[tuple[int, Fold]]:
-    """For each entry, a reader that stands before it."""
+def prefixes(log: Log) -> Iterator[tuple[int, Standing]]:
+    """For each entry, where a reader stands before it."""
     fold = Fold()
     for offset, payload in enumerate(log):
-        yield offset, fold
+        yield offset, Standing(fold)
         fold.read(offset, payload)
 
 
@@ -61,9 +61,9 @@ def witnesses(log: Log) -> list[int]:
     return out + [len(log)] * (len(log) + 1 - len(out))
 
 
-def judge(fold: Fold, at: int, tail: list[bytes]) -> Break | None:
+def judge(before: Standing, at: int, tail: list[bytes]) -> Break | None:
     """Read on from `at` with another tail."""
-    return walk(copy_of(fold), enumerate(tail, at))
+    return walk(before.reader(), enumerate(tail, at))
 
 
 def test_every_altered_byte_is_found(logs: list[Log]) -> None:
@@ -72,14 +72,14 @@ def test_every_altered_byte_is_found(logs: list[Log]) -> None:
     tried = 0
     for log in logs:
         named = witnesses(log)
-        for at, fold in prefixes(log):
+        for at, before in prefixes(log):
             limit = named[at]
             if limit == len(log):
                 break  # nobody has named these entries yet: only an anchor proves them
             for byte in range(at % 8, len(log[at]), 8):
                 bad = bytearray(log[at])
                 bad[byte] ^= 1 << rng.randrange(8)
-                found = judge(fold, at, [bytes(bad), *log[at + 1 : limit + 1]])
+                found = judge(before, at, [bytes(bad), *log[at + 1 : limit + 1]])
                 assert found is not None, (at, byte)
                 assert found.proven < at <= found.offset <= limit, (at, byte, limit, found)
                 tried += 1
@@ -91,7 +91,7 @@ def test_every_removed_inserted_and_moved_entry_is_found(logs: list[Log]) -> Non
     tried = 0
     for log in logs:
         named = witnesses(log)
-        for at, fold in prefixes(log):
+        for at, before in prefixes(log):
             # A Leader that stands there twice voids one entry more: two must have read what stood before them.
             limit = named[named[at]]
             if at == 0 or limit == len(log):
@@ -101,10 +101,10 @@ def test_every_removed_inserted_and_moved_entry_is_found(logs: list[Log]) -> Non
             if tail[0] != tail[1]:
                 variants["moved"] = [tail[1], tail[0], *tail[2:]]
             for name, altered in variants.items():
-                found = judge(fold, at, altered)
+                found = judge(before, at, altered)
                 assert found is not None, (at, name)
                 assert found.proven <= at and found.offset <= limit + 1, (at, name, found)
                 tried += 1
-            gap = walk(copy_of(fold), [(at + 1, log[at + 1])])
+            gap = walk(before.reader(), [(at + 1, log[at + 1])])
             assert gap is not None and (gap.expected, gap.found) == (str(at), str(at + 1))
     assert tried > 1_000, tried
