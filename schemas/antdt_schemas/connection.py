@@ -18,6 +18,7 @@ from antdt_schemas.properties import parse_properties, to_librdkafka
 DEFAULT_BOOTSTRAP = "127.0.0.1:9092"
 ENV_PREFIX = "ANTDT_KAFKA_"
 ENV_FILE = "ANTDT_KAFKA_CONFIG"
+ENV_BOOTSTRAP = "ANTDT_KAFKA_BOOTSTRAP_SERVERS"
 BOOTSTRAP = "bootstrap.servers"
 
 SECRET = re.compile(r"password|secret|jaas|token(?!\.endpoint)|key\.pem|keystore\.key|credential", re.IGNORECASE)
@@ -45,6 +46,11 @@ CONSUMER: dict[str, Any] = {
     "fetch.wait.max.ms": 100,
     "queued.max.messages.kbytes": 16 * 1024,
 }
+
+
+def names_a_broker(environ: Mapping[str, str]) -> bool:
+    """Whether the environment says where Kafka is; if not, the one of this machine is meant."""
+    return bool(environ.get(ENV_BOOTSTRAP) or environ.get(ENV_FILE))
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,8 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -70,11 +68,6 @@ class LogEntry(NamedTuple):
     offset: int
     timestamp_ms: int
     payload: bytes
-
-
-# A LogEntry of what fastavro has read, a million times a log: neither runs a line of Python.
-_FIELDS = itemgetter("offset", "timestamp_ms", "payload")
-_ENTRY: Callable[[tuple[int, int, bytes]], LogEntry] = partial(tuple.__new__, LogEntry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +243,7 @@ class LogFile:
             entries: Any = fastavro.schemaless_reader(body, _RECORDS, None)
             if body.tell() != len(body.getbuffer()):
                 raise ValueError("bytes follow the entries of a block")
-            return list(map(_ENTRY, map(_FIELDS, entries)))
+            return [LogEntry(e["offset"], e["timestamp_ms"], e["payload"]) for e in entries]
         except LogTampered:
             raise
         except Exception as error:

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.container import LogEntry, LogFile
 from antdt_schemas.topics import SHARD_LOG
-
-_OFFSET_AND_PAYLOAD = itemgetter(0, 2)
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class LogSource:
     anchors: dict[int, bytes] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
-        return map(_OFFSET_AND_PAYLOAD, self.entries)
+        return ((entry.offset, entry.payload) for entry in self.entries)
 
 
 @contextmanager

@@ -36,8 +36,8 @@ DENIED = (
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
 )
-T = TypeVar("T")
 REFUSED = (KafkaError.INVALID_REPLICATION_FACTOR, KafkaError.INVALID_CONFIG, KafkaError.POLICY_VIOLATION)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from typing import Any
 from antdt_schemas.connection import Connection
 from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.broker.child import spawn
+from antdt_streams.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV_ADDRESS, ENV_LEADER, ENV_SHELF = "ANTDT_TESTS_SHARED", "ANTDT_TESTS_LEADER", "ANTDT_TESTS_SHELF"
@@ -115,10 +116,7 @@ def ask(what: str, folder: Path | None = None) -> Any:
 
 def put(name: str, value: Any) -> None:
     """Lay something on the shelf; whoever takes it sees all of it or nothing."""
-    file = Path(os.environ[ENV_SHELF]) / name
-    scratch = file.with_name(f"{name}.{os.getpid()}")
-    scratch.write_bytes(pickle.dumps(value))
-    scratch.replace(file)
+    write_whole(Path(os.environ[ENV_SHELF]) / name, pickle.dumps(value))
 
 
 def take(name: str) -> Any:

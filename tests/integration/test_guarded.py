@@ -112,8 +112,8 @@ def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path)
         with job_processes(
             broker.connection, job, tmp_path, services=services, bootstrap=wire.address, environ=environ
         ) as run:
-            # Kafka's client waits for its group for minutes, as others may be slow to join: what is shown here is a
-            # connection that dies later.
+            # Kafka's client waits for its group for longer than a session, as others may be slow to join: what is
+            # shown here is a connection that dies later.
             logs = [tmp_path / "logs" / job / f"{name}.log" for name in ("monitor", "controller")]
             run.until(lambda: all("event=assigned" in log.read_text() for log in logs), "the services have no work")
             launcher = run.launch(2, *options)

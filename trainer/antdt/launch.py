@@ -20,6 +20,8 @@ from time import monotonic
 
 import click
 from antdt_schemas import auth, codec, records, topics
+from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE
+from antdt_schemas.data_folder import ENV_DATA
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
@@ -240,9 +242,9 @@ def main(
     """
     environ = dict(os.environ) | {"ANTDT_JOB": job}
     for key, value in (
-        ("ANTDT_KAFKA_BOOTSTRAP_SERVERS", bootstrap_servers),
-        ("ANTDT_KAFKA_CONFIG", kafka_config),
-        ("ANTDT_DATA", data_dir),
+        (ENV_BOOTSTRAP, bootstrap_servers),
+        (ENV_FILE, kafka_config),
+        (ENV_DATA, data_dir),
     ):
         if value:
             environ[key] = value

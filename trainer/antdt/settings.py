@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from antdt_schemas import auth
-from antdt_schemas.connection import Connection
+from antdt_schemas.connection import Connection, names_a_broker
 from antdt_schemas.data_folder import BROKER, data_folder, running
 from antdt_schemas.errors import UsageError
 from antdt_schemas.topics import check_job, check_worker
@@ -72,8 +72,7 @@ class Settings:
 
 def _bootstrap(environ: Mapping[str, str], folder: Path) -> str | None:
     """The broker of `antdt up` on this machine; whoever names another one wins."""
-    named = environ.get("ANTDT_KAFKA_BOOTSTRAP_SERVERS") or environ.get("ANTDT_KAFKA_CONFIG")
-    return None if named else running(folder / BROKER)
+    return None if names_a_broker(environ) else running(folder / BROKER)
 
 
 def _number(environ: Mapping[str, str], name: str, default: int) -> int:

@@ -28,6 +28,7 @@ from antdt_streams.broker.jars import ENV_JARS, KAFKA_VERSION, cache_folder, cac
 from antdt_streams.broker.java import find_java
 from antdt_streams.broker.settings import JAVA_FLAGS, server_properties
 from antdt_streams.broker.storage import copy_format, is_formatted, keep_format, random_id
+from antdt_streams.files import write_whole
 
 LOG_MAX_BYTES = 16 << 20
 LAST_LINES = 12
@@ -180,9 +181,10 @@ class EmbeddedBroker:
     def _configure(self) -> None:
         stored = ports_of(self.folder)
         port, controller_port = _free_ports(stored.get("broker", 0), stored.get("controller", 0))
-        _write(self.folder / PORTS, json.dumps({"broker": port, "controller": controller_port}) + "\n")
+        ports = json.dumps({"broker": port, "controller": controller_port})
+        write_whole(self.folder / PORTS, f"{ports}\n".encode())
         text = server_properties(self.folder, port, controller_port, self.options.properties)
-        _write(self.folder / "server.properties", text)
+        write_whole(self.folder / "server.properties", text.encode())
         self._port = port
 
     def _format(self, java: list[str], deadline: float) -> None:
@@ -212,7 +214,7 @@ class EmbeddedBroker:
             self._process = spawn(
                 command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=self.folder, pass_fds=(lock,)
             )
-        _write(self.folder / "broker.pid", f"{self._process.pid}\n")
+        write_whole(self.folder / "broker.pid", f"{self._process.pid}\n".encode())
 
     def _await_ready(self, deadline: float) -> str:
         """Empty once it serves clients, else what became of it."""
@@ -276,9 +278,3 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
         return ""
-
-
-def _write(path: Path, text: str) -> None:
-    scratch = path.with_name(path.name + ".new")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)

@@ -1,25 +1,25 @@
 """The storage of a broker's folder, formatted: what Kafka's tool wrote once, written again with ids of its own.
 
-Starting Java for the tool costs half of what a start of the broker costs, and what it writes differs in two ids only.
-So the first folder is formatted by it, and its one binary file, the features of this release, is kept beside the jars.
-A kept file is used if its name says its hash; whatever is wrong with it ends in the tool.
+Starting Java for the tool costs half of what a start of the broker costs, and what it writes differs in two ids and in
+times only. So the first folder is formatted by it, and its one binary file, the features of this release, is kept
+beside the jars. A kept file is used if its name says its hash; whatever is wrong with it ends in the tool.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
 from antdt_streams.broker.jars import KAFKA_VERSION
+from antdt_streams.broker.settings import SETTINGS
+from antdt_streams.files import write_whole
 
 META = "meta.properties"
 FEATURES = "__cluster_metadata-0/00000000000000000000-0000000000.checkpoint"
 KEPT = f"kafka-{KAFKA_VERSION}-features-"
-NODE_ID = 1
 
 
 def is_formatted(data: Path) -> bool:
@@ -33,9 +33,9 @@ def copy_format(data: Path, cache: Path) -> bool:
     if features is None:
         return False
     (data / FEATURES).parent.mkdir(parents=True, exist_ok=True)
-    _write(data / FEATURES, features)
-    ids = {"version": 1, "cluster.id": random_id(), "node.id": NODE_ID, "directory.id": random_id()}
-    _write(data / META, "".join(f"{key}={value}\n" for key, value in ids.items()).encode())
+    write_whole(data / FEATURES, features)
+    ids = {"version": 1, "cluster.id": random_id(), "node.id": SETTINGS["node.id"], "directory.id": random_id()}
+    write_whole(data / META, "".join(f"{key}={value}\n" for key, value in ids.items()).encode())
     return True
 
 
@@ -43,7 +43,7 @@ def keep_format(data: Path, cache: Path) -> None:
     """Keep what the tool has written to `data`, if the cache can be written."""
     with suppress(OSError):
         features = (data / FEATURES).read_bytes()
-        _write(cache / f"{KEPT}{_hash(features)}", features)
+        write_whole(cache / f"{KEPT}{_hash(features)}", features)
 
 
 def random_id() -> str:
@@ -65,10 +65,3 @@ def _kept(cache: Path) -> bytes | None:
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, also to whoever writes the same at the same time."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    scratch.write_bytes(content)
-    scratch.replace(path)

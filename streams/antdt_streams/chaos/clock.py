@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from antdt_streams.files import write_whole
+
 MISSING = "clock-broker: not available, install faketime (`pip install libfaketime`, or the package faketime of Debian)"
 PROBE_SHIFT_S = 86_400
 SHARED_MEMORY = Path("/dev/shm")
@@ -56,9 +58,7 @@ class Clock:
 
     def set(self, shift_s: int) -> bool:
         """Move the clock to `shift_s` from the true time. The file is never seen half-written."""
-        scratch = self.file.with_suffix(".new")
-        scratch.write_text(f"{shift_s:+d}\n")
-        scratch.replace(self.file)
+        write_whole(self.file, f"{shift_s:+d}\n".encode())
         return True
 
     def of_service(self, command: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 from antdt_schemas import auth
-from antdt_schemas.connection import Connection
+from antdt_schemas.connection import Connection, names_a_broker
 from antdt_schemas.data_folder import BROKER, data_folder, running
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 from antdt_schemas.topics import check_job
@@ -56,12 +56,7 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def place_of(bootstrap_servers: str | None, kafka_config: Path | None, data: Path | None) -> Place:
     """The place that options and environment name."""
     folder = data or data_folder(os.environ)
-    named = bool(
-        bootstrap_servers
-        or kafka_config
-        or os.environ.get("ANTDT_KAFKA_BOOTSTRAP_SERVERS")
-        or os.environ.get("ANTDT_KAFKA_CONFIG")
-    )
+    named = bool(bootstrap_servers or kafka_config) or names_a_broker(os.environ)
     if not named:
         bootstrap_servers = running(folder / BROKER)
     secret = os.environ.get(auth.ENV_SECRET, "")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from antdt_schemas.connection import Connection
+from antdt_schemas.connection import ENV_BOOTSTRAP, Connection
 from antdt_schemas.data_folder import BROKER, ENV_DATA, running
 from antdt_schemas.errors import ExitCode, JobTaken
 from antdt_schemas.topics import check_worker
@@ -91,7 +91,7 @@ def start_services(
 
 def environment_of(connection: Connection, place: Place) -> dict[str, str]:
     """What a child needs to find the broker: properties pass through the environment it already has."""
-    return {"ANTDT_KAFKA_BOOTSTRAP_SERVERS": connection.bootstrap, ENV_DATA: str(place.data)}
+    return {ENV_BOOTSTRAP: connection.bootstrap, ENV_DATA: str(place.data)}
 
 
 @click.command(short_help="Start the services of a job, and Kafka if need be.")
