@@ -28,6 +28,7 @@ class JobSpec:
     workers_min: int
     max_attempts: int
     strategy: str
+    fingerprint: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,9 @@ class Joined:
     node: str
     hardware: str
     restarts: int
+    launch: str = ""
+    launcher: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +231,37 @@ class Regressed:
 
 
 @dataclass(frozen=True, slots=True)
+class Blamed:
+    """There is evidence that these samples made a worker fail. Counted when the leases are settled."""
+
+    incarnation: str
+    epoch: int
+    start: int
+    length: int
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepSkipped:
+    """The reduced gradient of this step was not finite: its samples count, the model stayed as it was."""
+
+    step: int
+    authors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsMoved:
+    """The requests are not those that were read before: the topic is another one, or has lost some. Nothing is lost by
+    it: what matters is asked again.
+    """
+
+    topic_id: str
+    next: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cycle:
     """One cycle of the ledger: all its events, atomically, with the input position that they reach."""
 
@@ -258,6 +293,10 @@ class Join:
     hardware: str
     restarts: int
     spec: JobSpec
+    launch: str = ""
+    launcher: str = ""
+    place: str = ""
+    take_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +325,15 @@ class Release:
     generation: int
     lease: int
     token: int
+    more: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A step whose reduced gradient was not finite, and who brought that about."""
+
+    step: int
+    authors: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +346,7 @@ class Commit:
     plans: tuple[int, ...]
     lineage: bytes
     log_seen: int
+    skipped: tuple[Skip, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +366,10 @@ class Heartbeat:
 
     generation: int
     step: int
+    phase: str = ""
+    phase_s: float = 0.0
+    allowed_s: float = 0.0
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +384,18 @@ class Exited:
     """The launcher beside a worker saw its process end."""
 
     exit_code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """These samples made this worker fail: they could not be loaded, or the step raised."""
+
+    generation: int
+    epoch: int
+    start: int
+    length: int
+    key: str
     reason: str
 
 
@@ -370,6 +435,9 @@ class Status(StrEnum):
     REJOIN = "REJOIN"
     REFUSED = "REFUSED"
     CLOSED = "CLOSED"
+    OCCUPIED = "OCCUPIED"
+    DISPLACED = "DISPLACED"
+    LEAVE = "LEAVE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,6 +480,7 @@ class Reply:
     leases: tuple[int, ...]
     grant: Grant | None = None
     file: str = ""
+    quarantined: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,6 +501,7 @@ class StepBatch:
     compute_s: tuple[float, ...]
     communication_s: tuple[float, ...]
     wait_s: tuple[float, ...]
+    batch_size_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -466,6 +536,7 @@ class NodeMeasurement:
     batch_size: int
     persistent_windows: int
     rejected: int
+    batch_size_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -571,6 +642,11 @@ Event = (
     | Refused
     | Digested
     | Regressed
+    | Blamed
+    | StepSkipped
+    | RequestsMoved
 )
-RequestBody = Join | Regroup | Lease | Release | Commit | Checkpoint | Heartbeat | Leave | Exited | Readmit | Rollback
+RequestBody = (
+    Join | Regroup | Lease | Release | Commit | Checkpoint | Heartbeat | Leave | Exited | Readmit | Rollback | Failed
+)
 EntryBody = Genesis | Leader | Cycle
