@@ -218,9 +218,26 @@ def test_release_returns_a_lease_that_was_never_taken_from() -> None:
     bench = Bench()
     bench.join("w0.0", "w1.0")
     number, token, *_ = bench.lease("w0.0", 10)
-    assert bench.say("w0.0", records.Release(1, number, token + 1)).status is Status.REFUSED
+    for stranger in (records.Release(1, number, token + 1), records.Release(1, number + 1, token)):
+        reply = bench.say("w0.0", stranger)
+        assert (reply.status, reply.leases[:2]) == (Status.OK, (number, token)), "what is not held is not given back"
     assert bench.say("w0.0", records.Release(1, number, token)).leases == ()
     assert bench.state.epoch(0).returned.total == 10
+    again = bench.say("w0.0", records.Release(1, number, token))
+    assert (again.status, len(bench.refused())) == (Status.OK, 0), "a request may arrive again, however late"
+
+
+def test_one_release_gives_back_many_leases_or_none() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    bench.lease("w0.0", 10)
+    held = bench.lease("w0.0", 20)
+    (first, token), (second, other) = held[:2], held[5:7]
+    bench.commit("w0.0", (second, other, *held[7:9], 2))
+    assert bench.say("w0.0", records.Release(1, first, token, (second, other))).status is Status.REFUSED
+    assert bench.state.epoch(0).returned.total == 0
+    assert bench.say("w0.0", records.Release(1, first, token, (77, 1))).status is Status.OK
+    assert bench.state.epoch(0).returned.total == held[4]
 
 
 def test_other_data_is_refused_with_both_values() -> None:
