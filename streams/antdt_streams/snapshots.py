@@ -15,6 +15,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from time import monotonic
@@ -290,9 +291,12 @@ class SnapshotWriter:
 
     def close(self) -> None:
         """End the producer. Closing twice is fine."""
+        from confluent_kafka import KafkaException
+
         if self._producer is not None:
-            self._producer.purge()
-            self._producer.flush(SLICE_S)
+            with suppress(KafkaException):  # one that has failed for good says so once more
+                self._producer.purge()
+                self._producer.flush(SLICE_S)
             self._producer = None
 
 

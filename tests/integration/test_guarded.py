@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from antdt.sender import Sender
 from antdt_schemas import codec, records, topics
 from antdt_schemas.connection import Connection
+from antdt_schemas.errors import UsageError
+from antdt_streams import operator_request
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.broker.embedded import _free_ports
 from antdt_streams.cli.job import audit_of, status_of
@@ -137,6 +141,20 @@ def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path)
             assert [s.children[n].restarts for s, n in zip(run.supervisors, services, strict=True)] == [0, 0, 0]
             assert audit_of(auditor, job)["exactly_once"]
             assert status_of(auditor, job)["committed"] == 2800
+            a_missing_right_is_named(auditor, job)
+
+
+def a_missing_right_is_named(auditor: Connection, job: str) -> None:
+    """And ends with the status of a user's mistake; timings that must not be written end nothing."""
+    with pytest.raises(UsageError, match=rf"ACL Write on the topic antdt\.{job}\.requests"):
+        operator_request.ask(auditor, job, lambda author: records.Rollback(0, author, "no right to"), None)
+    sender, arrived = Sender(auditor), list[bool]()
+    until = time.monotonic() + 10
+    while not sender.tell(topics.STEPS.name(job), b"", "w0", arrived.append) or not arrived:
+        sender.poll()
+        if time.monotonic() > until or sender._fatal is not None:
+            break
+    assert not any(arrived)
 
 
 def nobody_writes_what_is_not_theirs(run: JobProcesses, connection: Callable[[str], Connection]) -> None:

@@ -9,23 +9,24 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, Unavailable, UnknownJob
+from antdt_schemas.errors import AntdtError, Unavailable, UnknownJob, UsageError
 from antdt_schemas.offsets import watermarks
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from antdt.plans import Plans
+from antdt.sender import Sender
 from antdt.session import Phase, Session
 from antdt.telemetry import Telemetry
 
 POLL_S = 0.02
 SLICE_S = 0.5
-QUEUE_MESSAGES_MAX = 10_000
 
 log = logging.getLogger("antdt")
 
@@ -52,12 +53,7 @@ class Client:
         self._halt = threading.Event()
         job, connection = options.job, options.connection
         connection.check_reachable(options.reach_s)
-        # Requests wait for nobody; a full queue is reported at once, and the session asks again.
-        self._producer = Producer(
-            connection.producer(
-                **{"linger.ms": 0, "queue.buffering.max.messages": QUEUE_MESSAGES_MAX, "delivery.timeout.ms": 30_000}
-            )
-        )
+        self._sender = Sender(connection)
         self._consumer = Consumer(connection.consumer())
         self._names = {t.suffix: t.name(job) for t in topics.TOPICS}
         self._follow()
@@ -95,13 +91,14 @@ class Client:
         """Say good-bye, send what is left, end the thread. Bounded."""
         self._halt.set()
         self._thread.join(5)
-        for batch in iter(lambda: self.telemetry.batch(monotonic(), everything=True), None):
-            self._send_telemetry(batch)
-        if leave and self.session.generation:
-            s = self.session
-            body = records.Leave(s.generation)
-            self._send(records.Request(s.worker, s.incarnation, 0, body, b""))
-        self._producer.flush(5)
+        with suppress(UsageError, Unavailable):  # said before: it must not hide why the connection ends
+            for batch in iter(lambda: self.telemetry.batch(monotonic(), everything=True), None):
+                self._send_telemetry(batch)
+            if leave and self.session.generation:
+                s = self.session
+                body = records.Leave(s.generation)
+                self._send(records.Request(s.worker, s.incarnation, 0, body, b""))
+        self._sender.close(5)
         self._consumer.close()
 
     # -- the connection's thread
@@ -117,7 +114,7 @@ class Client:
                 batch = self.telemetry.batch(monotonic())
                 if batch is not None:
                     self._send_telemetry(batch)
-                self._producer.poll(0)
+                self._sender.poll()
         except BaseException as error:  # noqa: BLE001  the training thread raises it
             with self.changed:
                 self.failure = error
@@ -166,27 +163,19 @@ class Client:
             self.on_closed()
 
     def _send(self, request: records.Request) -> None:
-        signed = auth.sign(request, self.options.secret)
-        self._produce(topics.REQUESTS, codec.encode(signed), request.worker)
+        """One that does not go out is asked again."""
+        payload = codec.encode(auth.sign(request, self.options.secret))
+        self._sender.ask(self._names[topics.REQUESTS.suffix], payload, request.worker)
 
     def _send_telemetry(self, batch: records.StepBatch) -> None:
         telemetry, steps = self.telemetry, len(batch.step)
 
-        def delivered(error: KafkaError | None, _message: Any) -> None:
-            telemetry.acknowledged(steps, monotonic(), arrived=error is None)
+        def delivered(arrived: bool) -> None:
+            telemetry.acknowledged(steps, monotonic(), arrived=arrived)
 
         telemetry.sent(monotonic())
-        if not self._produce(topics.STEPS, codec.encode(batch), batch.worker, delivered):
-            telemetry.acknowledged(steps, monotonic(), arrived=False)
-
-    def _produce(
-        self, topic: topics.Topic, payload: bytes, worker: str, on_delivery: Callable[[Any, Any], None] | None = None
-    ) -> bool:
-        try:
-            self._producer.produce(self._names[topic.suffix], payload, worker, 0, on_delivery=on_delivery)
-        except BufferError:
-            return False  # a request is asked for again, telemetry is counted as dropped
-        return True
+        if not self._sender.tell(self._names[topics.STEPS.suffix], codec.encode(batch), batch.worker, delivered):
+            delivered(False)
 
 
 def require_job(client: Any, job: str, reach_s: float) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 
 from antdt_schemas import topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import LogTruncated, Unavailable
+from antdt_schemas.denied import WRITE, denied
+from antdt_schemas.errors import LogTruncated, Unavailable, UsageError
 from antdt_schemas.offsets import watermarks
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.options import LedgerOptions
@@ -75,25 +77,47 @@ class Log:
 
         Raises:
             Unavailable: no acknowledgement in time; whether it was written shows when the log is read.
+            UsageError: the broker does not let this client write the log.
             LogTruncated: it landed among offsets that were read before.
         """
         box: list[tuple[KafkaError | None, int | None]] = []
-        self.producer.produce(self.topic, payload, partition=0, on_delivery=lambda e, m: box.append((e, m.offset())))
+        try:
+            self.producer.produce(
+                self.topic, payload, partition=0, on_delivery=lambda e, m: box.append((e, m.offset()))
+            )
+        except KafkaException as failure:
+            raise self._unwritten(failure.args[0]) from failure
         until = monotonic() + self.options.append_timeout_s + 5
         while not box:
-            self.producer.poll(0.05)
+            self.serve(0.05)
             if monotonic() > until:
                 raise Unavailable("An entry was not acknowledged in time.")
         error, offset = box[0]
         if error is not None or offset is None:
-            raise Unavailable(f"An entry could not be appended: {error}.")
+            raise self._unwritten(error)
         if offset < after:
             raise LogTruncated(
                 f"The end of {self.topic}", f"at least {after}", offset, "Entries are gone, or it was created again."
             )
         return offset
 
+    def serve(self, wait_s: float) -> None:
+        """Take what the broker has said of what was written.
+
+        Raises:
+            UsageError, Unavailable: the producer has failed for good.
+        """
+        try:
+            self.producer.poll(wait_s)
+        except KafkaException as failure:
+            raise self._unwritten(failure.args[0]) from failure
+
+    def _unwritten(self, error: KafkaError | None) -> UsageError | Unavailable:
+        wrong = denied(error, WRITE, self.topic) if error is not None else None
+        return wrong or Unavailable(f"An entry could not be appended: {error.str() if error else 'no offset'}.")
+
     def close(self) -> None:
         """Hand over what is queued, and end."""
-        self.producer.flush(2)
+        with suppress(KafkaException):  # it was said before
+            self.producer.flush(2)
         self.consumer.close()

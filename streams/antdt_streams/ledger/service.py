@@ -21,6 +21,7 @@ from time import monotonic
 
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
+from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import AntdtError, ForeignState, LogTruncated, Superseded, Unavailable
 from antdt_schemas.offsets import watermarks
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -182,7 +183,7 @@ class Ledger:
             return request.body.spec
         who = request.worker, request.incarnation, request.number
         self._send(records.Reply(*who, records.Status.REFUSED, wrong, 0, 0, False, (), None))
-        self.log.producer.poll(0)
+        self.log.serve(0)
         return None
 
     def _take_office(self, fold: Fold) -> InOffice:
@@ -263,7 +264,7 @@ class Ledger:
             self._send(office.reply(answer))
         for incoming, reason in cycle.dead:
             self._bury(incoming, reason)
-        self.log.producer.poll(0)
+        self.log.serve(0)
 
     def _check_identity(self) -> None:
         """A topic that was created again, or got more partitions, under a running leader is noticed, busy or not."""
@@ -300,7 +301,10 @@ class Ledger:
             try:
                 self.log.producer.produce(topic, value, key, partition)
             except BufferError:
-                self.log.producer.poll(0.1)
+                self.log.serve(0.1)
+            except KafkaException as error:
+                wrong = denied(error.args[0], WRITE, topic)
+                raise wrong or Unavailable(f"{topic} cannot be written: {error.args[0].str()}.") from error
             else:
                 return
         raise Unavailable(f"{topic} takes no records: the queue stayed full.")
