@@ -255,7 +255,7 @@ class Ledger:
         end = self.log.append(payload, office.fold.position.next_offset) + 1
         self._appended_at = monotonic()
         cycle: Cycle | None = None
-        for message in self.log.read_to(end, office.fold):
+        for message in self.log.read_to(end):
             cycle = office.read_back(message.offset, message.payload) or cycle
         assert cycle is not None, "an acknowledged entry was not found in the log"
         self.cache.save(office.fold, self.log.leader_epoch)
