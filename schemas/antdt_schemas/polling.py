@@ -61,7 +61,7 @@ def sort_out(
     """
     from confluent_kafka import KafkaError
 
-    good, reached, failure = [], dict[tuple[str, int], int](), None
+    good, odd, reached = [], [], dict[tuple[str, int], int]()
     for message in messages:
         error, place = message.error(), (message.topic(), message.partition())
         if error is None:
@@ -70,11 +70,11 @@ def sort_out(
         elif error.code() == KafkaError._PARTITION_EOF:
             reached[place] = message.offset()  # an end has the offset of the record to come
         else:
-            found = failure_of(Place(message.topic() or "", message.partition() or 0), error)
-            failure = failure or found
+            odd.append((Place(message.topic() or "", message.partition() or 0), error))
     for place, position in reached.items():
         watch.reached(place, position)
-    return good, failure
+    failures = [failure_of(place, error) for place, error in odd]
+    return good, next((failure for failure in failures if failure is not None), None)
 
 
 class Reader:

@@ -283,6 +283,7 @@ def test_what_is_not_there_is_named_behind_the_records_that_were() -> None:
     cluster = a_cluster()
     one = reader(cluster)
     one.assign({REQUESTS: 2})
+    cluster.deaf.add(0)
     cluster.said += [Message(REQUESTS, 2), Message(REQUESTS, 3, KafkaError._AUTO_OFFSET_RESET)]
     assert [m.offset() for m in one.poll(0.1)] == [2]
     with pytest.raises(OutOfRange, match="offset 3, found 2 to 3") as raised:
