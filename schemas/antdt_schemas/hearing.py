@@ -39,9 +39,18 @@ class Place(NamedTuple):
 class TopicGone(UnknownJob):
     """The topic was deleted."""
 
+    def __init__(self, topic: str) -> None:
+        super().__init__(f"The topic {topic} is gone.", "Somebody has deleted it.")
+        self.topic = topic
+
 
 class Recreated(ForeignState):
     """There is another topic of that name now."""
+
+    def __init__(self, topic: str, expected: str, found: str) -> None:
+        hint = "Somebody has deleted the topic and created it again."
+        super().__init__(f"The topic id of {topic}", expected, found, hint)
+        self.topic, self.found_id = topic, found
 
 
 class OutOfRange(LogTruncated):
@@ -50,6 +59,11 @@ class OutOfRange(LogTruncated):
     def __init__(self, place: Place, position: int, low: int, high: int) -> None:
         super().__init__(f"What {place} holds", f"offset {position}", f"{low} to {high}")
         self.place, self.position, self.low, self.high = place, position, low, high
+
+    @property
+    def nearest(self) -> int:
+        """Where what there is begins, or ends."""
+        return self.low if self.position < self.low else self.high
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +94,10 @@ class Told:
 class Broker(Protocol):
     """Whom a watch asks."""
 
-    def ask(self, places: Iterable[Place]) -> None:
-        """Ask about these, without waiting. Nothing happens while an answer is awaited."""
+    def ask(self, places: Iterable[Place], beside: Iterable[str] = ()) -> None:
+        """Ask for the ends of these and the ids of their topics, and of others beside, without waiting. Nothing happens
+        while an answer is awaited.
+        """
         ...
 
     def answer(self) -> Told | None:
@@ -103,9 +119,18 @@ class _Partition:
 class Watch:
     """Positions against what the broker says, in a clock that runs while somebody polls."""
 
-    def __init__(self, broker: Broker, hearing: Hearing | None = None, ids: Mapping[str, str] | None = None) -> None:
-        """ids: of the topics that are read, by name; one that is missing is taken from the first answer."""
+    def __init__(
+        self,
+        broker: Broker,
+        hearing: Hearing | None = None,
+        ids: Mapping[str, str] | None = None,
+        beside: Iterable[str] = (),
+    ) -> None:
+        """ids: of the topics that are read, by name; one that is missing is taken from the first answer. beside: topics
+        that are not read here, but must stay what they are.
+        """
         self.broker, self.hearing, self.ids = broker, hearing or Hearing(), dict(ids or {})
+        self.beside = tuple(beside)
         self._partitions: dict[tuple[str, int], _Partition] = {}
         self._doubts: dict[str, tuple[str, float]] = {}
         self._asked = False
@@ -177,7 +202,7 @@ class Watch:
                 p.ask_every_s = min(2 * p.ask_every_s, self.hearing.ask_every_max_s)
             p.ask_in_s = p.ask_every_s
         self._asked = True
-        self.broker.ask([Place(*place) for place in self._partitions])
+        self.broker.ask([Place(*place) for place in self._partitions], self.beside)
 
     def _is_deaf(self, place: Place, p: _Partition) -> bool:
         if p.behind_s < self.hearing.deaf_s * 2**p.replaced:
@@ -198,16 +223,15 @@ class Watch:
             p = self._partitions.get(place)
             if p is not None:
                 p.end = end
-        for topic in {topic for topic, _ in self._partitions}:
+        for topic in {*(topic for topic, _ in self._partitions), *self.beside}:
             if topic in told.gone:
-                self._doubt(topic, "", TopicGone(f"The topic {topic} is gone.", "Somebody has deleted it."))
+                self._doubt(topic, "", TopicGone(topic))
             elif topic in told.ids:
                 expected, found = self.ids.setdefault(topic, told.ids[topic]), told.ids[topic]
                 if found == expected:
                     self._doubts.pop(topic, None)
                 else:
-                    hint = "Somebody has deleted the topic and created it again."
-                    self._doubt(topic, found, Recreated(f"The topic id of {topic}", expected, found, hint))
+                    self._doubt(topic, found, Recreated(topic, expected, found))
 
     def _doubt(self, topic: str, found: str, error: Exception) -> None:
         before, since_s = self._doubts.get(topic, (None, 0.0))
@@ -215,9 +239,8 @@ class Watch:
             self._doubts[topic] = found, self._clock_s
         elif self._clock_s - since_s >= self.hearing.gone_s:
             raise error
-        for (name, _), p in self._partitions.items():
-            if name == topic:
-                p.ask_in_s = p.ask_every_s = self.hearing.ask_after_s / 2
+        for p in self._partitions.values():
+            p.ask_in_s = p.ask_every_s = self.hearing.ask_after_s / 2
 
 
 class AskedBroker:
@@ -230,8 +253,10 @@ class AskedBroker:
         self._ends: dict[Place, Any] = {}
         self._until_s = 0.0
 
-    def ask(self, places: Iterable[Place]) -> None:
-        """Ask about these, without waiting. Nothing happens while an answer is awaited."""
+    def ask(self, places: Iterable[Place], beside: Iterable[str] = ()) -> None:
+        """Ask for the ends of these and the ids of their topics, and of others beside, without waiting. Nothing happens
+        while an answer is awaited.
+        """
         from confluent_kafka import TopicCollection, TopicPartition
         from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
@@ -240,7 +265,7 @@ class AskedBroker:
         if self._admin is None:
             self._admin = AdminClient(self._connection.admin())
         asked = list(places)
-        names = TopicCollection(sorted({place.topic for place in asked}))
+        names = TopicCollection(sorted({*(place.topic for place in asked), *beside}))
         self._topics = dict(self._admin.describe_topics(names, request_timeout=ASK_TIMEOUT_S))
         specs = {TopicPartition(*place): OffsetSpec.latest() for place in asked}  # type: ignore[no-untyped-call]
         found = self._admin.list_offsets(specs, request_timeout=ASK_TIMEOUT_S)

@@ -32,12 +32,21 @@ def new_consumer(settings: Mapping[str, Any]) -> Any:
     return confluent_kafka.Consumer(dict(settings))
 
 
-def fetch(consumer: Any, wait_s: float, limit: int = RECORDS_MAX) -> list[Any]:
+def fetch(
+    consumer: Any, wait_s: float, limit: int = RECORDS_MAX, assignment: Callable[[], object] = lambda: None
+) -> list[Any]:
     """What is there, errors and ends of partitions among it; waits a little for the first. `consume(n, t)` would wait
     the whole t for n messages.
+
+    assignment: what is assigned by a group. A client drops what was fetched before that changes, but cannot take back
+    the first.
     """
     first = consumer.poll(wait_s)
-    return [] if first is None else [first, *consumer.consume(limit - 1, 0)]
+    if first is None:
+        return []
+    before = assignment()
+    rest = consumer.consume(limit - 1, 0)
+    return [first, *rest] if before == assignment() else list(rest)
 
 
 def retire(consumer: Any, wait_s: float = 0.0) -> None:
@@ -86,19 +95,20 @@ class Reader:
         *,
         hearing: Hearing | None = None,
         ids: Mapping[str, str] | None = None,
+        beside: Iterable[str] = (),
         broker: Broker | None = None,
         make: Callable[[Mapping[str, Any]], Any] = new_consumer,
         clock: Callable[[], float] = monotonic,
         **over: Any,
     ) -> None:
-        """ids: see Watch. broker, make, clock: what is asked, how a client is made, and the time. over: settings of the
-        client, with underscores for dots.
+        """ids, beside: see Watch. broker, make, clock: what is asked, how a client is made, and the time. over: settings
+        of the client, with underscores for dots.
         """
         self._settings = connection.consumer(**{**over, "enable.partition.eof": True})
         self._make, self._clock = make, clock
         self.consumer = make(self._settings)
         self._failure: Exception | None = None
-        self._watch = Watch(broker or AskedBroker(connection), hearing, ids)
+        self._watch = Watch(broker or AskedBroker(connection), hearing, ids, beside)
 
     def assign(self, places: Mapping[Place, int]) -> None:
         """Read these partitions from these offsets on, and no others."""
@@ -117,6 +127,10 @@ class Reader:
     def identify(self, topic: str, topic_id: str) -> None:
         """The id that a topic must have from now on."""
         self._watch.ids[topic] = topic_id
+
+    def positions(self) -> dict[Place, int]:
+        """Of every partition that is read."""
+        return self._watch.positions()
 
     def position(self, place: Place) -> int:
         """Offset of the next record: all below it was returned, or is not there."""

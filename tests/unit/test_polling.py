@@ -52,12 +52,12 @@ class Cluster:
     said: list[Message] = field(default_factory=list)
     _told: Told | None = None
 
-    def ask(self, places: Iterable[Place]) -> None:
+    def ask(self, places: Iterable[Place], beside: Iterable[str] = ()) -> None:
         self.asked += 1
-        there = [place for place in places if place.topic in self.ids]
-        gone = frozenset(place.topic for place in places if place.topic not in self.ids)
-        ends = {place: len(self.logs[place]) for place in there}
-        self._told = Told(ends, {place.topic: self.ids[place.topic] for place in there}, gone)
+        topics = {*(place.topic for place in places), *beside}
+        ends = {place: len(self.logs[place]) for place in places if place.topic in self.ids}
+        ids = {topic: self.ids[topic] for topic in topics if topic in self.ids}
+        self._told = Told(ends, ids, frozenset(topics - set(ids)))
 
     def answer(self) -> Told | None:
         if not self.answers:
@@ -265,6 +265,19 @@ def test_a_topic_that_is_gone_or_another_one_is_named_once_the_broker_goes_on_sa
         with pytest.raises(error, match="replies"):
             until(cluster, lambda: False, lambda r=one: r.poll(0.1), 8.0)
         assert cluster.now_s - began_s > Hearing().gone_s
+
+
+def test_a_topic_that_is_only_written_to_is_looked_at_as_well() -> None:
+    cluster = a_cluster()
+    cluster.ids["written"] = "id-3"
+    one = Reader(
+        Connection("nowhere:1"), beside=["written"], broker=cluster, make=cluster.make, clock=lambda: cluster.now_s
+    )
+    one.assign({REPLIES: 3})
+    until(cluster, lambda: cluster.asked > 1, lambda: one.poll(0.1), 5.0)
+    cluster.ids["written"] = "another"
+    with pytest.raises(Recreated, match="written differs: expected id-3, found another"):
+        until(cluster, lambda: False, lambda: one.poll(0.1), 8.0)
 
 
 def test_a_broker_that_does_not_know_its_topics_yet_ends_nobody() -> None:
