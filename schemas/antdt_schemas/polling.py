@@ -101,8 +101,8 @@ class Reader:
         clock: Callable[[], float] = monotonic,
         **over: Any,
     ) -> None:
-        """ids, beside: see Watch. broker, make, clock: what is asked, how a client is made, and the time. over: settings
-        of the client, with underscores for dots.
+        """ids, beside: see Watch. broker, make, clock: what is asked, how a client is made, and the time. over:
+        settings of the client, with underscores for dots.
         """
         self._settings = connection.consumer(**{**over, "enable.partition.eof": True})
         self._make, self._clock = make, clock
