@@ -82,6 +82,9 @@ class Hearing:
     gone_s: float = 1.5
 
 
+HEARING = Hearing()
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """What the broker says: the ends of partitions, the ids of topics, which topics it does not know."""
@@ -129,7 +132,7 @@ class Watch:
         """ids: of the topics that are read, by name; one that is missing is taken from the first answer. beside: topics
         that are not read here, but must stay what they are.
         """
-        self.broker, self.hearing, self.ids = broker, hearing or Hearing(), dict(ids or {})
+        self.broker, self.hearing, self.ids = broker, hearing or HEARING, dict(ids or {})
         self.beside = tuple(beside)
         self._partitions: dict[tuple[str, int], _Partition] = {}
         self._doubts: dict[str, tuple[str, float]] = {}

@@ -21,7 +21,7 @@ from time import monotonic
 
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, ForeignState, Superseded, Unavailable
+from antdt_schemas.errors import AntdtError, ForeignState, Mismatch, Superseded, Unavailable
 from antdt_schemas.polling import OutOfRange, Recreated
 
 from antdt_streams import topics_admin
@@ -57,7 +57,7 @@ class Ledger:
         self.requests = Requests(connection, job)
         self.replies, self.dead = topics.REPLIES.name(job), topics.DEAD_LETTERS.name(job)
         self.looked = 0  # how often, as a standby, the log seemed silent
-        self._position_at = self._identity_at = self._appended_at = 0.0
+        self._position_at = self._identity_at = self._whole_at = self._appended_at = 0.0
 
     def run(self) -> None:
         """Lead, or stand by, until told to stop.
@@ -226,6 +226,7 @@ class Ledger:
 
     def _lead(self, office: InOffice) -> None:
         self._begin_requests(office)
+        self._whole_at = monotonic()
         waiting: list[Incoming] = []
         while not self.stopping.is_set():
             if not waiting:
@@ -301,6 +302,13 @@ class Ledger:
             ids = topics_admin.require(self.connection, self.job)
         except Unavailable:
             return False
+        except Mismatch as error:
+            # Whoever creates a topic again has deleted it before.
+            if error.found != topics_admin.MISSING or now - self._whole_at > self.options.missing_s:
+                raise
+            log.warning("event=topic-missing reason=%r", str(error))
+            return False
+        self._whole_at = now
         found = ids[topics.SHARD_LOG.suffix]
         if found != self.identity.topic_id:
             raise ForeignState(f"The topic id of {self.log.topic}", self.identity.topic_id, found, "It was replaced.")
