@@ -63,7 +63,7 @@ def a_log_with_a_move(bench: Bench, next_offset: int) -> list[bytes]:
     assert taken == 0
     bench.broker.log.append(payload)
     assert ledger.read_back() == []
-    del bench.broker.requests[:]
+    del bench.broker.requests[:]  # their topic is created again
     bench.lease("w0.0", 15)
     return bench.broker.log
 
