@@ -16,12 +16,13 @@ from antdt.telemetry import Telemetry
 from antdt_schemas import codec, hearing, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.deafness import deafened, strike
-from antdt_schemas.errors import UsageError
+from antdt_schemas.errors import Unavailable, UsageError
 from antdt_schemas.hearing import TopicGone
 from antdt_schemas.offsets import watermarks
 from antdt_streams import topics_admin
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.cli.job import audit_of
+from antdt_streams.ledger.requests import unread
 from antdt_streams.ledger.service import Ledger
 from antdt_streams.runtime.service import Batch
 from antdt_streams.runtime.source import Bounds, Membership, Source
@@ -65,6 +66,57 @@ def test_a_ledger_and_a_worker_that_fall_deaf_hear_again(
     assert fold.state.committed == 3
     for topic in (topics.REQUESTS, topics.REPLIES):
         assert f"event=deaf topic={topic.name(job)}" in caplog.text
+
+
+class Deaf(confluent_kafka.Consumer):
+    """Hears nothing, ever."""
+
+    def poll(self, timeout: float = -1) -> None:  # type: ignore[override]
+        super().poll(timeout)
+
+
+def deafen(led: LedgerThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger in office gets no requests any more, by no client."""
+    reader = led.ledger.requests._reader
+    eventually(lambda: led.ledger.requests.topic_id != "", "in office")
+    monkeypatch.setattr(reader, "_make", lambda settings: Deaf(dict(settings)))
+    reader.consumer = Deaf(dict(reader._settings))
+
+
+def test_a_standby_takes_office_from_a_leader_that_only_beats(
+    connection: Connection, job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    topics_admin.create(connection, job)
+    with (
+        asker(connection, job) as worker,
+        LedgerThread(connection, job, tmp_path / "a") as leader,
+        LedgerThread(connection, job, tmp_path / "b", standby=True, neglect_s=0.5),
+    ):
+        worker.join()
+        deafen(leader, monkeypatch)
+        worker.train(1)
+    assert "event=neglect" in caplog.text
+    assert "took office" in caplog.text
+
+
+def test_a_leader_that_cannot_read_its_requests_resigns(
+    connection: Connection, job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hearing, "HEARING", hearing.Hearing(ask_after_s=0.2, deaf_s=0.4, replacements_max=1))
+    topics_admin.create(connection, job)
+    with asker(connection, job) as worker, LedgerThread(connection, job, tmp_path) as leader:
+        worker.join()
+        deafen(leader, monkeypatch)
+
+        def asked_in_vain() -> bool:
+            worker.producer.produce(topics.REQUESTS.name(job), b"\xc3\x01 no request", "w0", 0)
+            worker.producer.poll(0.05)
+            return leader.error is not None
+
+        eventually(asked_in_vain, "it resigns")
+        error, leader.error = leader.error, None
+    assert isinstance(error, Unavailable)
+    assert "cannot read its requests, and resigns" in str(error)
 
 
 class Positions:
@@ -142,12 +194,14 @@ def test_requests_that_are_gone_cost_nothing_and_the_log_says_so(
         write_and_commit()  # nobody reads it before it is removed
         everything = TopicPartition(name, 0, -1)
         next(iter(admin.delete_records([everything]).values())).result(WITHIN_S)
+        assert "removed before they were read" in unread(connection, job)
         with pytest.raises(UsageError, match="Nothing is lost"):
             Ledger(connection, job, tmp_path / "l").recover("is anything lost?")
         with LedgerThread(connection, job, tmp_path / "l", identity_every_s=0.2):
             worker.train(1)
             recreate(connection, job, topics.REQUESTS)
             worker.train(1)
+    assert unread(connection, job) == ""
     report = audit_of(connection, job)
     assert (report["steps"], report["broken"]) == (3, None)
     moves = report["requests_moved"]

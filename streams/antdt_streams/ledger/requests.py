@@ -59,6 +59,13 @@ class Requests:
             raise Unavailable(f"This ledger cannot read its requests, and resigns. {error}") from error
         return [Incoming(m.offset(), m.timestamp()[1], m.value()) for m in messages]
 
+    def published(self) -> int | None:
+        """The copy of the position, if there is one: Kafka forgets it with the topic."""
+        with suppress(KafkaException):
+            (at,) = self._reader.consumer.committed([TopicPartition(*self.place)], timeout=10.0)
+            return at.offset if at.error is None and at.offset >= 0 else None
+        return None
+
     def publish(self, offset: int) -> None:
         """A copy of the position for tools that show lag; never read back."""
         with suppress(KafkaException):
@@ -71,6 +78,21 @@ class Requests:
     def close(self) -> None:
         """End the client."""
         self._reader.close()
+
+
+def unread(connection: Connection, job: str) -> str:
+    """What is gone of the requests that the ledger has not read, or beyond what it has read, in words; else empty."""
+    requests = Requests(connection, job)
+    try:
+        at, (_, low, high) = requests.published(), requests.look()
+    finally:
+        requests.close()
+    so = "The ledger goes on there, and says so in the log: nothing is lost."
+    if at is not None and at < low:
+        return f"{requests.place.topic}: {at} to {low - 1} were removed before they were read, it begins at {low}. {so}"
+    if at is not None and at > high:
+        return f"{requests.place.topic}: up to {at} was read, but it ends at {high}. {so}"
+    return ""
 
 
 class Neglect:
@@ -106,6 +128,3 @@ class Neglect:
         if wrote:
             self._wrote_at_s = now_s
         return self.neglected_s > self.patience_s
-
-
-__all__ = ["Neglect", "Requests"]
