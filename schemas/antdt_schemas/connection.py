@@ -33,6 +33,8 @@ COMMON: dict[str, Any] = {
     "socket.keepalive.enable": True,
     # A connection that is half open carries nothing and says nothing: with the default, the job stands for a minute.
     "socket.timeout.ms": 10_000,
+    # A topic that somebody has deleted is gone: producers would bring it back, as another one, with other settings.
+    "allow.auto.create.topics": False,
 }
 PRODUCER: dict[str, Any] = {"enable.idempotence": True, "acks": "all"}
 CONSUMER: dict[str, Any] = {
@@ -41,6 +43,8 @@ CONSUMER: dict[str, Any] = {
     "enable.auto.commit": False,
     # What retention has removed is an error with a range, never a silent jump.
     "auto.offset.reset": "error",
+    # All read the same, whoever has written into a topic, and nobody waits for the end of a stranger's transaction.
+    "isolation.level": "read_uncommitted",
     # How long the broker may hold a fetch when there is nothing new. What comes is delivered at once whatever this is;
     # only what is assigned anew waits for it. At 5 ms a consumer that waits costs the broker 5 % of a core.
     "fetch.wait.max.ms": 100,

@@ -25,6 +25,7 @@ from antdt_schemas import codec
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Unavailable, Undecodable
 from antdt_schemas.offsets import watermarks
+from antdt_schemas.polling import Place, Reader
 from antdt_schemas.records import Snapshot
 from antdt_schemas.topics import SNAPSHOTS
 
@@ -195,29 +196,17 @@ def newest(
 
 def _everything(connection: Connection, topic: str) -> Iterator[tuple[bytes, bytes | None]]:
     """(key, value) of every record that is there now. Compaction leaves gaps, also before the end."""
-    from confluent_kafka import Consumer, KafkaError, TopicPartition
-
-    consumer = Consumer(connection.consumer(enable_partition_eof=True))
+    reader, place = Reader(connection), Place(topic)
     try:
-        low, high = watermarks(consumer, topic, 0)
+        low, high = watermarks(reader.consumer, topic, 0)
         if low == high:
             return
-        consumer.assign([TopicPartition(topic, 0, low)])
-        until_s = monotonic() + READ_TIMEOUT_S
-        while monotonic() < until_s:
-            first = consumer.poll(SLICE_S)
-            for message in (first, *consumer.consume(999, 0)) if first is not None else ():
-                until_s = monotonic() + READ_TIMEOUT_S
-                error, offset = message.error(), message.offset() or 0
-                if error is None and offset < high:
-                    yield message.key() or b"", message.value()
-                elif error is not None and error.code() != KafkaError._PARTITION_EOF:
-                    raise Unavailable(f"{topic} cannot be read: {error.str()}.")
-                if offset + (error is None) >= high:  # an end has the offset of the record to come
-                    return
-        raise Unavailable(f"{topic} cannot be read: nothing came for {READ_TIMEOUT_S:g} s.")
+        reader.assign({place: low})
+        for message in reader.read_to(place, high, READ_TIMEOUT_S):
+            if message.offset() < high:
+                yield message.key() or b"", message.value()
     finally:
-        consumer.close()
+        reader.close()
 
 
 class SnapshotWriter:

@@ -28,6 +28,7 @@ ATTEMPT_S = 5.0
 PATIENT = {"operation_timeout": TIMEOUT_S, "request_timeout": TIMEOUT_S}
 POLL_S = 0.05
 DURABLE_REPLICATION = 3
+MISSING = "no such topic"
 NAME = re.compile(rf"antdt\.({JOB_NAME.pattern})\.([a-z-]+)")
 # A deviation in one of these changes what is computed; in any other, how long records are kept.
 FATAL = ("partitions", "message.timestamp.type", "cleanup.policy")
@@ -106,7 +107,7 @@ def check(connection: Connection, job: str) -> list[Difference]:
     for topic in TOPICS:
         name = topic.name(job)
         if topic.suffix not in present:
-            out.append(Difference(name, "partitions", str(topic.partitions), "no such topic"))
+            out.append(Difference(name, "partitions", str(topic.partitions), MISSING))
             continue
         expected = {"partitions": str(topic.partitions), **topic.settings()}
         found = {"partitions": str(len(present[topic.suffix].partitions)), **settings[topic.suffix]}

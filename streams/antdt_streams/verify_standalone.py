@@ -243,12 +243,12 @@ class Log:
             raise Broken(f"the rolling hash after offset {named} is not the one that this entry names")
         if body["sequence"] != self.sequence + 1:
             raise Broken(f"sequence number {self.sequence + 1} is expected, {body['sequence']} found")
-        if body["requests_next"] < self.requests_next:
-            raise Broken("the position in the requests goes back")
         for event in body["events"]:
             book = getattr(self, "on_" + event["#"].lower(), None)
             if book is not None:
                 book(event)
+        if body["requests_next"] < self.requests_next:
+            raise Broken("the position in the requests goes back")
         self.sequence, self.requests_next, self.proven = body["sequence"], body["requests_next"], named
         self.recent = {offset: self.rolling}
 
@@ -301,6 +301,9 @@ class Log:
         self.lost_from = e["first_lost"] if self.lost_from is None else min(self.lost_from, e["first_lost"])
         if self.doubt is not None and self.doubt[1] >= self.lost_from:
             self.doubt = None
+
+    def on_requestsmoved(self, e: dict[str, Any]) -> None:
+        self.requests_next = e["next"]
 
     def on_done(self, e: dict[str, Any]) -> None:
         self.file = e["file"]

@@ -18,7 +18,8 @@ from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, Unavailable, UnknownJob, UsageError
 from antdt_schemas.offsets import watermarks
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from antdt_schemas.polling import OutOfRange, Place, Reader, Recreated
+from confluent_kafka import KafkaException
 
 from antdt.plans import Plans
 from antdt.sender import Sender
@@ -27,6 +28,7 @@ from antdt.telemetry import Telemetry
 
 POLL_S = 0.02
 SLICE_S = 0.5
+RECORDS_MAX = 100
 
 log = logging.getLogger("antdt")
 
@@ -54,8 +56,9 @@ class Client:
         job, connection = options.job, options.connection
         connection.check_reachable(options.reach_s)
         self._sender = Sender(connection)
-        self._consumer = Consumer(connection.consumer())
         self._names = {t.suffix: t.name(job) for t in topics.TOPICS}
+        self._decisions = Place(self._names[topics.DECISIONS.suffix])
+        self._reader = Reader(connection, beside=[self._names[topics.REQUESTS.suffix]])
         self._follow()
         self._thread = threading.Thread(target=self._run, name="antdt-client", daemon=True)
 
@@ -64,15 +67,17 @@ class Client:
         self._thread.start()
 
     def _follow(self) -> None:
-        replies = self._names[topics.REPLIES.suffix], topics.replies_partition(self.session.worker)
-        decisions = self._names[topics.DECISIONS.suffix]
+        replies = Place(self._names[topics.REPLIES.suffix], topics.replies_partition(self.session.worker))
+        consumer, reach_s = self._reader.consumer, self.options.reach_s
         try:
-            require_job(self._consumer, self.options.job, self.options.reach_s)
+            require_job(consumer, self.options.job, reach_s)
             # What was answered before this incarnation was born is not for it.
-            end = watermarks(self._consumer, *replies, self.options.reach_s)[1]
+            end = watermarks(consumer, *replies, reach_s)[1]
+            # Of the plans, whatever there is: one that was removed is as good as none.
+            first = watermarks(consumer, *self._decisions, reach_s)[0]
         except KafkaException as error:
             raise Unavailable(f"The topics of job {self.options.job!r} cannot be read: {error}.") from error
-        self._consumer.assign([TopicPartition(*replies, end), TopicPartition(decisions, 0, 0)])
+        self._reader.assign({replies: end, self._decisions: first})
 
     # -- the training thread
 
@@ -99,7 +104,7 @@ class Client:
                 body = records.Leave(s.generation)
                 self._send(records.Request(s.worker, s.incarnation, 0, body, b""))
         self._sender.close(5)
-        self._consumer.close()
+        self._reader.close()
 
     # -- the connection's thread
 
@@ -122,16 +127,24 @@ class Client:
             self._tell_closed()
 
     def _receive(self) -> None:
-        first = self._consumer.poll(POLL_S)
-        if first is None:
+        try:
+            messages = self._reader.poll(POLL_S, RECORDS_MAX)
+        except OutOfRange as error:
+            self._go_on(error.place, error.low if error.place == self._decisions else error.nearest)
             return
-        for message in (first, *self._consumer.consume(99, 0)):
-            error = message.error()
-            if error is not None:
-                if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                    raise Unavailable(f"Replies were removed before they were read: {error.str()}.")
-                continue
+        except Recreated as error:
+            if error.topic != self._decisions.topic:
+                raise
+            self._reader.identify(error.topic, error.found_id)
+            self._go_on(self._decisions, watermarks(self._reader.consumer, *self._decisions)[0])
+            return
+        for message in messages:
             self._take(message.topic(), message.value())
+
+    def _go_on(self, place: Place, offset: int) -> None:
+        """Replies are asked for again, and plans that were removed are none."""
+        log.warning("%s goes on at offset %d: what was before it is gone.", place, offset)
+        self._reader.assign({**self._reader.positions(), place: offset})
 
     def _take(self, topic: str | None, payload: bytes | None) -> None:
         try:

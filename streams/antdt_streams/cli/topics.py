@@ -60,10 +60,15 @@ def list_(job: str | None, as_json: bool, place: Place) -> None:
 @connection_options
 def check(job: str, place: Place) -> None:
     """Compare a job's topics with what they must be; exit status 1 if something differs."""
+    from antdt_streams.ledger.requests import unread
+
+    of = place.connection, job
     place.connection.check_reachable()
-    differences = topics_admin.check(place.connection, job)
+    differences = topics_admin.check(*of)
     for difference in differences:
         click.echo(str(difference))
+    if not any(difference.found == topics_admin.MISSING for difference in differences) and (said := unread(*of)):
+        click.echo(said)
     sys.exit(1 if differences else 0)
 
 

@@ -12,9 +12,9 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import LogTruncated, Unavailable, UsageError
 from antdt_schemas.offsets import watermarks
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from antdt_schemas.polling import Place, Reader
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.options import LedgerOptions
 
 
@@ -34,43 +34,33 @@ class Log:
         self.topic, self.options = topics.SHARD_LOG.name(job), options
         timeout_ms = int(options.append_timeout_s * 1000)
         self.producer = Producer(connection.producer(**{"linger.ms": 0, "delivery.timeout.ms": timeout_ms}))
-        self.consumer = Consumer(connection.consumer(**{"isolation.level": "read_uncommitted"}))
+        self.reader, self.place = Reader(connection), Place(self.topic)
         self.leader_epoch: int | None = None
 
     def end(self, timeout_s: float | None = None) -> int:
         """Offset of the next entry that will be written, as the broker has it now."""
-        return watermarks(self.consumer, self.topic, 0, timeout_s or self.options.read_timeout_s)[1]
+        return watermarks(self.reader.consumer, *self.place, timeout_s or self.options.read_timeout_s)[1]
+
+    @property
+    def position(self) -> int:
+        """Offset of the next entry to read; all below it were read, or are none."""
+        return self.reader.position(self.place)
 
     def seek(self, offset: int) -> None:
         """Read on from this offset."""
-        self.consumer.assign([TopicPartition(self.topic, 0, offset)])
+        self.reader.assign({self.place: offset})
 
     def poll(self, wait_s: float) -> list[LogRecord]:
         """The entries that are there; waits for the first one."""
-        first = self.consumer.poll(wait_s)
-        if first is None:
-            return []
-        good = []
-        for message in (first, *self.consumer.consume(999, 0)):
-            error = message.error()
-            if error is None:
-                record = LogRecord(message.offset() or 0, message.value() or b"", message.leader_epoch() or 0)
-                self.leader_epoch = record.leader_epoch
-                good.append(record)
-            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                raise LogTruncated(f"The range of {self.topic}", "the offset that was read before", error.str())
-        return good
+        return [self._record(message) for message in self.reader.poll(wait_s)]
 
-    def read_to(self, end: int, fold: Fold) -> Iterator[LogRecord]:
-        """Entries from the fold's position up to `end`."""
-        until = monotonic() + self.options.read_timeout_s
-        while fold.position.next_offset < end:
-            messages = self.poll(0.1)
-            yield from messages
-            if messages:
-                until = monotonic() + self.options.read_timeout_s
-            elif monotonic() > until:
-                raise Unavailable(f"{self.topic} stopped at offset {fold.position.next_offset} of {end}.")
+    def read_to(self, end: int) -> Iterator[LogRecord]:
+        """Entries from the position up to `end`, and what came with them."""
+        return map(self._record, self.reader.read_to(self.place, end, self.options.read_timeout_s))
+
+    def _record(self, message: Message) -> LogRecord:
+        self.leader_epoch = message.leader_epoch() or 0
+        return LogRecord(message.offset() or 0, message.value() or b"", self.leader_epoch)
 
     def append(self, payload: bytes, after: int) -> int:
         """Write an entry; returns its offset once the broker has acknowledged it. `after`: what was read is below.
@@ -120,4 +110,4 @@ class Log:
         """Hand over what is queued, and end."""
         with suppress(KafkaException):  # it was said before
             self.producer.flush(2)
-        self.consumer.close()
+        self.reader.close()

@@ -15,8 +15,13 @@ from antdt_streams.ledger.core.state import FOLD_VERSION
 class MemoryBroker:
     """Topics of one job as lists; time is what the caller says."""
 
-    def __init__(self, spec: records.JobSpec, patience_ms: int = 5_000, digest_every: int = 10) -> None:
-        genesis = records.Genesis("run-1", "memory", "test", spec, FOLD_VERSION, "none", digest_every, patience_ms)
+    def __init__(
+        self, spec: records.JobSpec, patience_ms: int = 5_000, digest_every: int = 10, requests_topic: str = ""
+    ) -> None:
+        self.requests_topic, self.requests_low = requests_topic, 0
+        genesis = records.Genesis(
+            "run-1", "memory", "test", spec, FOLD_VERSION, "none", digest_every, patience_ms, requests_topic
+        )
         self.log: list[bytes] = [codec.encode(records.Entry(genesis))]
         self.requests: list[tuple[int, bytes]] = []
         self.replies: list[records.Reply] = []
@@ -27,11 +32,17 @@ class MemoryBroker:
         """Append a request; returns its offset."""
         payload = request if isinstance(request, bytes) else codec.encode(request)
         self.requests.append((self.now_ms, payload))
-        return len(self.requests) - 1
+        return self.requests_high - 1
+
+    @property
+    def requests_high(self) -> int:
+        """Offset of the next request."""
+        return self.requests_low + len(self.requests)
 
     def incoming(self, start: int, limit: int) -> list[Incoming]:
         """Requests from an offset on."""
-        part = self.requests[start : start + limit]
+        assert self.requests_low <= start <= self.requests_high, "where they are not must be noticed"
+        part = self.requests[start - self.requests_low :][:limit]
         return [Incoming(start + i, time_ms, payload) for i, (time_ms, payload) in enumerate(part)]
 
     def fold(self) -> Fold:

@@ -22,18 +22,20 @@ from time import monotonic
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.denied import WRITE, denied
-from antdt_schemas.errors import AntdtError, ForeignState, LogTruncated, Superseded, Unavailable
-from antdt_schemas.offsets import watermarks
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from antdt_schemas.errors import AntdtError, ForeignState, Mismatch, Superseded, Unavailable
+from antdt_schemas.polling import OutOfRange, Recreated
+from confluent_kafka import KafkaException
 
 from antdt_streams import topics_admin
 from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.decide import check_spec
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.leader import Cycle, Incoming, InOffice, PoisonRequest
+from antdt_streams.ledger.core.moved import moved
 from antdt_streams.ledger.core.state import FOLD_VERSION
 from antdt_streams.ledger.log import Log
 from antdt_streams.ledger.options import LedgerOptions, owner
+from antdt_streams.ledger.requests import Neglect, Requests
 from antdt_streams.ledger.snapshots import LedgerSnapshots
 from antdt_streams.ledger.start import Start
 from antdt_streams.ledger.stored import Identity
@@ -54,10 +56,10 @@ class Ledger:
             connection, self.identity, self.options.snapshot_every, self.options.snapshot_events
         )
         self.start = Start(self.log, self.cache, self.snapshots, self.options)
-        self.requests = Consumer(connection.consumer(**{"group.id": f"antdt.{job}.ledger"}))
+        self.requests = Requests(connection, job)
         self.replies, self.dead = topics.REPLIES.name(job), topics.DEAD_LETTERS.name(job)
         self.looked = 0  # how often, as a standby, the log seemed silent
-        self._position_at = self._identity_at = self._appended_at = 0.0
+        self._position_at = self._identity_at = self._whole_at = self._appended_at = 0.0
 
     def run(self) -> None:
         """Lead, or stand by, until told to stop.
@@ -107,13 +109,23 @@ class Ledger:
     # -- into office
 
     def _await_silence(self, fold: Fold) -> bool:
-        """Follow the log until nothing was written for `standby_patience_s`. False: told to stop."""
+        """Follow the log until nothing was written for `standby_patience_s`, or for `neglect_s` nothing but what takes
+        no request while there are some. False: told to stop.
+        """
         log.info("standing by at offset %d", fold.position.next_offset)
         quiet_at = monotonic()
+        neglect = Neglect.of(self.connection, self.job, self.options.neglect_s)
         while not self.stopping.is_set():
             entries = self.log.poll(self.options.idle_s)
             for entry in entries:
                 fold.read(entry.offset, entry.payload)
+            at = fold.state.requests_next if fold.state is not None else 0
+            if neglect.look(at, monotonic(), wrote=bool(entries)):
+                log.warning(
+                    "event=neglect position=%d end=%d for_s=%.1f reason=%r",
+                    at, neglect.end, neglect.neglected_s, "whoever is in office takes no requests: taking office",
+                )  # fmt: skip
+                return True
             if entries:
                 self.cache.save(fold, self.log.leader_epoch)
                 quiet_at = monotonic()
@@ -128,12 +140,12 @@ class Ledger:
         """A broker that is away silences everybody; only an end that it tells itself counts."""
         self.looked += 1
         try:
-            if self.log.end(self.options.standby_patience_s) > fold.position.next_offset:
+            if self.log.end(self.options.standby_patience_s) > self.log.position:
                 return False
             if fold.genesis is not None:
                 return True
             # A leader of a new job has nothing to write until the first worker asks.
-            return watermarks(self.requests, topics.REQUESTS.name(self.job), 0, self.options.standby_patience_s)[1] > 0
+            return self.requests.look(self.options.standby_patience_s)[2] > 0
         except Unavailable:
             return False
 
@@ -148,13 +160,21 @@ class Ledger:
     def _found(self, fold: Fold) -> None:
         """The log is empty: wait for the first worker that says what is trained on, and write Genesis."""
         log.info("job %s is new: waiting for its first worker", self.job)
-        self.requests.assign([TopicPartition(topics.REQUESTS.name(self.job), 0, 0)])
+        self._begin_requests_at_the_first()
         while not self.stopping.is_set():
-            message = self.requests.poll(self.options.idle_s)
-            spec = self._spec_of(message) if message is not None and message.error() is None else None
+            try:
+                incoming = self.requests.take(self.options.idle_s, 1)
+            except (OutOfRange, Recreated):
+                self._begin_requests_at_the_first()
+                continue
+            spec = self._spec_of(incoming[0].payload) if incoming else None
             if spec is not None:
                 self._begin(fold, spec)
                 return
+
+    def _begin_requests_at_the_first(self) -> None:
+        topic_id, low, _ = self.requests.look()
+        self.requests.begin(topic_id, low)
 
     def _begin(self, fold: Fold, spec: records.JobSpec) -> None:
         genesis = records.Genesis(
@@ -166,14 +186,15 @@ class Ledger:
             auth=auth.NONE if self.options.secret is None else auth.HMAC,
             digest_every=self.options.digest_every,
             patience_ms=self.options.patience_ms,
+            requests_topic=self.requests.topic_id,
         )
         end = self.log.append(codec.encode(records.Entry(genesis)), fold.position.next_offset) + 1
         self.start.fold_to(fold, end)
 
-    def _spec_of(self, message: Message) -> records.JobSpec | None:
+    def _spec_of(self, payload: bytes | None) -> records.JobSpec | None:
         """The spec of a Join that may found the job. What cannot is answered; it is recorded once there is a log."""
         try:
-            request = codec.decode(message.value(), records.Request)
+            request = codec.decode(payload, records.Request)
         except AntdtError:
             return None
         if not isinstance(request.body, records.Join) or not auth.is_authentic(request, self.options.secret):
@@ -200,13 +221,14 @@ class Ledger:
             "in office at offset %d: %d steps committed, requests from %d",
             offset, fold.state.committed, fold.state.requests_next,
         )  # fmt: skip
-        self.requests.assign([TopicPartition(topics.REQUESTS.name(self.job), 0, fold.state.requests_next)])
         self._appended_at = monotonic()
         return InOffice(fold, self.options.secret)
 
     # -- in office
 
     def _lead(self, office: InOffice) -> None:
+        self._begin_requests(office)
+        self._whole_at = monotonic()
         waiting: list[Incoming] = []
         while not self.stopping.is_set():
             if not waiting:
@@ -222,7 +244,9 @@ class Ledger:
             else:
                 self._watch(office)
             self._publish_position(office)
-            self._check_identity()
+            if self._requests_are_others():
+                waiting.clear()
+                self._begin_requests(office)
             self.snapshots.offer(office.fold, self.log.leader_epoch)
 
     def _without(self, office: InOffice, poison: PoisonRequest) -> InOffice:
@@ -236,27 +260,29 @@ class Ledger:
         return again
 
     def _take(self, office: InOffice) -> list[Incoming]:
-        first = self.requests.poll(self.options.idle_s)
-        if first is None:
+        try:
+            return self.requests.take(self.options.idle_s, self.options.requests_per_cycle_max)
+        except (OutOfRange, Recreated) as error:
+            log.warning("event=requests-moved reason=%r", str(error))
+            self._begin_requests(office)
             return []
-        out, expected = [], office.state.requests_next
-        for message in (first, *self.requests.consume(self.options.requests_per_cycle_max - 1, 0)):
-            error = message.error()
-            if error is None:
-                # Requests have holes only where retention removed them: then they are gone, and that must be said.
-                if message.offset() != expected:
-                    raise LogTruncated("The next request", expected, message.offset(), "Requests were removed unread.")
-                expected += 1
-                out.append(Incoming(expected - 1, message.timestamp()[1], message.value()))
-            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                raise LogTruncated("The range of the requests", f"from {expected}", error.str())
-        return out
+
+    def _begin_requests(self, office: InOffice) -> None:
+        """Go on at what there is: where the log says, or where that is not any more, somewhere else, and record it."""
+        topic_id, low, high = self.requests.look()
+        fact = moved(office.state, office.genesis, topic_id, low, high)
+        if fact is not None:
+            log.warning("event=requests-moved next=%d reason=%r", fact.next, fact.reason)
+            office.poisoned.clear()  # it lay at an offset of what was there before
+            payload, _ = office.propose([], (fact,))
+            self._run_cycle(office, payload)
+        self.requests.begin(topic_id, office.state.requests_next)
 
     def _run_cycle(self, office: InOffice, payload: bytes) -> None:
         end = self.log.append(payload, office.fold.position.next_offset) + 1
         self._appended_at = monotonic()
         cycle: Cycle | None = None
-        for message in self.log.read_to(end, office.fold):
+        for message in self.log.read_to(end):
             cycle = office.read_back(message.offset, message.payload) or cycle
         assert cycle is not None, "an acknowledged entry was not found in the log"
         self.cache.save(office.fold, self.log.leader_epoch)
@@ -266,18 +292,29 @@ class Ledger:
             self._bury(incoming, reason)
         self.log.serve(0)
 
-    def _check_identity(self) -> None:
-        """A topic that was created again, or got more partitions, under a running leader is noticed, busy or not."""
+    def _requests_are_others(self) -> bool:
+        """Whether the topic of the requests was created again. That one of the log was, or that a topic got more
+        partitions, is noticed here, too, busy or not.
+        """
         now = monotonic()
         if now - self._identity_at < self.options.identity_every_s:
-            return
+            return False
         self._identity_at = now
         try:
-            found = topics_admin.require(self.connection, self.job)[topics.SHARD_LOG.suffix]
+            ids = topics_admin.require(self.connection, self.job)
         except Unavailable:
-            return
+            return False
+        except Mismatch as error:
+            # Whoever creates a topic again has deleted it before.
+            if error.found != topics_admin.MISSING or now - self._whole_at > self.options.missing_s:
+                raise
+            log.warning("event=topic-missing reason=%r", str(error))
+            return False
+        self._whole_at = now
+        found = ids[topics.SHARD_LOG.suffix]
         if found != self.identity.topic_id:
             raise ForeignState(f"The topic id of {self.log.topic}", self.identity.topic_id, found, "It was replaced.")
+        return ids[topics.REQUESTS.suffix] != self.requests.topic_id
 
     def _watch(self, office: InOffice) -> None:
         """Nobody asks: see whether somebody else took office."""
@@ -314,8 +351,4 @@ class Ledger:
         if monotonic() - self._position_at < self.options.position_every_s:
             return
         self._position_at = monotonic()
-        where = TopicPartition(topics.REQUESTS.name(self.job), 0, office.state.requests_next)
-        try:
-            self.requests.commit(offsets=[where], asynchronous=True)
-        except KafkaException:
-            log.debug("the position could not be published")
+        self.requests.publish(office.state.requests_next)
