@@ -193,7 +193,7 @@ class LogFile:
             yield from block if block[0].offset >= start else (e for e in block if e.offset >= start)
 
     def blocks(self, start: int = 0) -> Iterator[list[LogEntry]]:
-        """The entries in the portions that they were written in; those that end before offset `start` may be left out."""
+        """The entries in the portions that they were written in, but for those that end before offset `start`."""
         self._file.seek(self._start)
         read, holes = 0, self.header.holes
         expected = 0  # the least offset that the next entry may have

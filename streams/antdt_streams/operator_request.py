@@ -12,7 +12,7 @@ from antdt_schemas.errors import Unavailable
 from confluent_kafka import Producer
 
 from antdt_streams.ledger.options import owner
-from antdt_streams.reader import TopicReader
+from antdt_streams.reader import TopicReader, decoded
 
 OPERATOR = "operator"
 RETRY_S = 1.0
@@ -39,8 +39,7 @@ def ask(connection: Connection, job: str, body: Body, secret: bytes | None) -> r
                 producer.produce(topics.REQUESTS.name(job), payload, OPERATOR, 0)
                 producer.poll(0)
                 sent_at = monotonic()
-            for raw in reader.poll(0.1):
-                reply = codec.decode(raw.value, records.Reply)
+            for _, reply in decoded(reader.poll(0.1), records.Reply):
                 if reply.incarnation == request.incarnation:
                     return reply
     producer.flush(1)

@@ -84,7 +84,7 @@ def prove(path: Path, anchors: Anchors, processes: int | None = None, *, account
 
 
 def parts_of(path: Path, end: int, identity: Identity, anchors: Anchors, accounting: bool = True) -> Iterator[Part]:
-    """The parts between the waypoints beside a file that ends before this offset, each with the anchors that lie in it."""
+    """The parts between the waypoints beside a file that ends before offset `end`, each with the anchors in it."""
     start: Waypoint | None = None
     # One at the end of the file would leave the last part without an entry to be told by.
     for stop in chain((w for w in waypoints.reading(path) if w.next_offset < end), (None,)):

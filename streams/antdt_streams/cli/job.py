@@ -104,11 +104,11 @@ def status(job: str, as_json: bool, place: Place) -> None:
 
 def status_of(connection: Connection, job: str) -> dict[str, Any]:
     """What `antdt status` shows, ready for JSON."""
-    from antdt_streams.reader import TopicReader
+    from antdt_streams.reader import TopicReader, decoded
 
     fold, start = _newest_state(connection, job)
     with TopicReader(connection, job, DECISIONS) as reader:
-        decisions = [codec.to_json(codec.decode(raw.value, records.Decision)) for raw in reader.to_end()]
+        decisions = [codec.to_json(decision) for _, decision in decoded(reader.to_end(), records.Decision)]
     state, genesis, office = fold.state, fold.genesis, fold.office
     return {
         "job": job,

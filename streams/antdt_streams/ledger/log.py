@@ -32,8 +32,11 @@ class Log:
         self.topic, self.options = topics.SHARD_LOG.name(job), options
         timeout_ms = int(options.append_timeout_s * 1000)
         self.producer = Producer(connection.producer(**{"linger.ms": 0, "delivery.timeout.ms": timeout_ms}))
-        self.consumer = Consumer(connection.consumer(**{"isolation.level": "read_uncommitted"}))
+        self.consumer = Consumer(
+            connection.consumer(**{"isolation.level": "read_uncommitted", "enable.partition.eof": True})
+        )
         self.leader_epoch: int | None = None
+        self.reached = 0  # all below it was read: entries, and where there are none, as at a transaction's marker
 
     def end(self, timeout_s: float | None = None) -> int:
         """Offset of the next entry that will be written, as the broker has it now."""
@@ -41,6 +44,7 @@ class Log:
 
     def seek(self, offset: int) -> None:
         """Read on from this offset."""
+        self.reached = offset
         self.consumer.assign([TopicPartition(self.topic, 0, offset)])
 
     def poll(self, wait_s: float) -> list[LogRecord]:
@@ -53,8 +57,10 @@ class Log:
             error = message.error()
             if error is None:
                 record = LogRecord(message.offset() or 0, message.value() or b"", message.leader_epoch() or 0)
-                self.leader_epoch = record.leader_epoch
+                self.leader_epoch, self.reached = record.leader_epoch, record.offset + 1
                 good.append(record)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self.reached = max(self.reached, message.offset() or 0)
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 raise LogTruncated(f"The range of {self.topic}", "the offset that was read before", error.str())
         return good
@@ -62,7 +68,7 @@ class Log:
     def read_to(self, end: int, fold: Fold) -> Iterator[LogRecord]:
         """Entries from the fold's position up to `end`."""
         until = monotonic() + self.options.read_timeout_s
-        while fold.position.next_offset < end:
+        while max(fold.position.next_offset, self.reached) < end:
             messages = self.poll(0.1)
             yield from messages
             if messages:

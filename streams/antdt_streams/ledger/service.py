@@ -56,7 +56,8 @@ class Ledger:
         self.requests = Consumer(connection.consumer(**{"group.id": f"antdt.{job}.ledger"}))
         self.replies, self.dead = topics.REPLIES.name(job), topics.DEAD_LETTERS.name(job)
         self.looked = 0  # how often, as a standby, the log seemed silent
-        self._position_at = self._identity_at = self._appended_at = 0.0
+        self._position_at = self._identity_at = self._appended_at = self._void_at = 0.0
+        self._void_told = 0
 
     def run(self) -> None:
         """Lead, or stand by, until told to stop.
@@ -127,7 +128,7 @@ class Ledger:
         """A broker that is away silences everybody; only an end that it tells itself counts."""
         self.looked += 1
         try:
-            if self.log.end(self.options.standby_patience_s) > fold.position.next_offset:
+            if self.log.end(self.options.standby_patience_s) > max(fold.position.next_offset, self.log.reached):
                 return False
             if fold.genesis is not None:
                 return True
@@ -187,6 +188,7 @@ class Ledger:
 
     def _take_office(self, fold: Fold) -> InOffice:
         assert fold.genesis is not None
+        fold.check_doubts()
         leader_id = str(uuid.uuid4())
         entry = records.Entry(records.Leader(fold.genesis.run_id, leader_id, owner(), FOLD_VERSION))
         offset = self.log.append(codec.encode(entry), fold.position.next_offset)
@@ -194,6 +196,7 @@ class Ledger:
         assert fold.office is not None
         if fold.office.leader_id != leader_id:
             raise Superseded(f"{fold.office.owner} took office at offset {fold.office.offset}.")
+        fold.check_doubts()
         assert fold.state is not None
         log.info(
             "in office at offset %d: %d steps committed, requests from %d",
@@ -221,6 +224,7 @@ class Ledger:
             else:
                 self._watch(office)
             self._publish_position(office)
+            self._tell_void(office.fold)
             self._check_identity()
             self.snapshots.offer(office.fold, self.log.leader_epoch)
 
@@ -242,11 +246,13 @@ class Ledger:
         for message in (first, *self.requests.consume(self.options.requests_per_cycle_max - 1, 0)):
             error = message.error()
             if error is None:
-                # Requests have holes only where retention removed them: then they are gone, and that must be said.
-                if message.offset() != expected:
-                    raise LogTruncated("The next request", expected, message.offset(), "Requests were removed unread.")
-                expected += 1
-                out.append(Incoming(expected - 1, message.timestamp()[1], message.value()))
+                offset = message.offset() or 0
+                # The broker gave it as the next one from `expected` on: between them there is none, but a transaction's
+                # marker, say. What retention has removed is an error instead, as the position is out of range then.
+                if offset < expected:
+                    raise LogTruncated("The next request", expected, offset)
+                expected = offset + 1
+                out.append(Incoming(offset, message.timestamp()[1], message.value()))
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 raise LogTruncated("The range of the requests", f"from {expected}", error.str())
         return out
@@ -277,6 +283,13 @@ class Ledger:
             return
         if found != self.identity.topic_id:
             raise ForeignState(f"The topic id of {self.log.topic}", self.identity.topic_id, found, "It was replaced.")
+
+    def _tell_void(self, fold: Fold) -> None:
+        """Who else writes into the log should be asked why; what it costs is this line, not more than one a second."""
+        if fold.void_entries == self._void_told or monotonic() - self._void_at < self.options.position_every_s:
+            return
+        self._void_at, self._void_told = monotonic(), fold.void_entries
+        log.warning("event=void-entries count=%d next_offset=%d", fold.void_entries, fold.position.next_offset)
 
     def _watch(self, office: InOffice) -> None:
         """Nobody asks: see whether somebody else took office."""

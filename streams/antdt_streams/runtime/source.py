@@ -113,6 +113,7 @@ class Source:
         self._consumer = Consumer({**settings, "on_commit": self._on_commit})
         self._admin = AdminClient(connection.admin())
         self._assignments, self._assigned = 0, dict[int, int]()
+        self._received = dict[int, int]()  # of each partition: the offset behind the last record that came
         self._failure: Exception | None = None
         self._away = False
         self._copied: dict[int, int] = {}
@@ -155,6 +156,7 @@ class Source:
                 self._assignments += 1
                 at.offset = self.owner.begin(at.partition, self._assignments, self._bounds(at.partition))
                 self._assigned[at.partition] = self._assignments
+                self._received[at.partition] = at.offset
             consumer.incremental_assign(partitions)
         except Exception as error:  # noqa: BLE001  raised by _poll
             self._failure = error
@@ -214,6 +216,10 @@ class Source:
             raise self._failure
         # A rebalance between the two: the client drops what was fetched before it, but cannot take back the first.
         messages = [first, *rest] if first is not None and before == self._assigned else rest
+        if first is not None and messages is rest and not first.error():
+            partition = first.partition() or 0
+            if before.get(partition) == self._assigned.get(partition):  # it does not begin anew
+                self._received[partition] = (first.offset() or 0) + 1
         for message in messages:
             if message.error():
                 self._check(message)
@@ -221,17 +227,20 @@ class Source:
                 yield message
 
     def _batches(self) -> Iterator[Batch]:
-        open_runs: dict[int, tuple[int, list[Raw]]] = {}
+        open_runs: dict[int, tuple[Batch, list[Raw]]] = {}
         for message in self._poll():
             partition, offset = message.partition() or 0, message.offset() or 0
+            received = self._received.get(partition, offset)
+            self._received[partition] = offset + 1
             run = open_runs.get(partition)
-            if run is None or offset != run[0] + len(run[1]):
+            if run is None or offset != received:
                 if run is not None:
-                    yield Batch(partition, *run, self._assigned[partition])
-                run = open_runs[partition] = (offset, [])
+                    yield run[0]
+                raws, since = list[Raw](), min(received, offset)
+                run = open_runs[partition] = Batch(partition, offset, raws, self._assigned[partition], since), raws
             run[1].append(Raw(message.value(), message.timestamp()[1]))
-        for partition, run in open_runs.items():
-            yield Batch(partition, *run, self._assigned[partition])
+        for batch, _ in open_runs.values():
+            yield batch
             self._away = False
 
     def _is_same_topic(self) -> bool:
