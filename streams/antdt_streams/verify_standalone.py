@@ -194,6 +194,7 @@ class Log:
         self.genesis: dict[str, Any] | None = None
         self.epoch: tuple[int, bytes] | None = None
         self.former: tuple[int, bytes] | None = None
+        self.leader: str | None = None
         self.void: list[int] = []
         # Each: offset, offset that it names, what is proven, message, in the leader's name, of an office of this log.
         self.doubts: list[tuple[int, int, int, str, bool, bool]] = []
@@ -242,9 +243,10 @@ class Log:
             if kind == "Cycle":
                 self.suspect(offset, body)
         elif kind == "Leader":
-            if body["run_id"] != self.genesis["run_id"]:
+            if body["run_id"] != self.genesis["run_id"] or body["leader_id"] == self.leader:
                 self.void.append(offset)
             else:
+                self.leader = body["leader_id"]
                 self.former, self.epoch = self.epoch or self.former, (offset, self.rolling)
         elif (body["epoch_offset"], body["epoch_hash"]) != self.epoch:
             self.void.append(offset)

@@ -3,7 +3,8 @@
 1. Offsets grow; a reader keeps a rolling hash over all entries, void ones included. A hole is a hole: where an entry of
    ours is missing, a later one names it, or what was before it, and does not chain (rules 4 and 8).
 2. The first Genesis counts; later ones are void, and so is what came before it.
-3. A Leader entry of this run sets the current epoch: its offset and the rolling hash there. One of another is void.
+3. A Leader entry of this run sets the current epoch: its offset and the rolling hash there. One of another run is
+   void, and so is a copy of the current one.
 4. A Cycle counts if it names the current epoch, the next dense sequence number, and the rolling hash of an entry that
    its writer had read; else it is void. A zombie wrote it, or it was copied, or it is nothing of ours.
 5. A Digested event must equal the digest of the state so far.
@@ -225,7 +226,8 @@ class Fold:
 
     def _read_leader(self, offset: int, body: records.Leader) -> Verdict:
         assert self.genesis is not None
-        if body.run_id != self.genesis.run_id:
+        again = self.office is not None and body.leader_id == self.office.leader_id  # who leads says so once
+        if again or body.run_id != self.genesis.run_id:
             return self._void()
         _check_version(body.fold_version)
         if self.office is not None:
