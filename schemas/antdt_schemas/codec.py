@@ -136,16 +136,25 @@ def decode(data: bytes | None, expected: type[R]) -> R:
     writer, reader = found[1], known.current[name]
     # Over bytes in memory no length in the data can claim more than there is: a read of 2^62 bytes returns the rest,
     # and arrays grow item by item, each of which takes at least a byte.
-    body = io.BytesIO(data)
+    # But text that claims to be longer than the rest is cut short in silence: the byte behind the end shows it.
+    body = io.BytesIO(data + b"\0")
     body.seek(HEADER_SIZE)
     try:
         plain = fastavro.schemaless_reader(body, writer, None if writer is reader else reader, return_record_name=True)
         record = cast(R, _typed(cast(Hashable, expected))(plain))
     except Exception as error:
         raise Undecodable(f"Not a {name}: {type(error).__name__} {error} in {_peek(data)}.") from error
+    if body.tell() > len(data):
+        raise Undecodable(f"Not a {name}: it ends too early, in {_peek(data)}.")
     if body.tell() != len(data):
         raise Undecodable(f"Not a {name}: {len(data) - body.tell()} bytes follow its end.")
     return record
+
+
+def begins_as(data: bytes, expected: type[Any]) -> bool:
+    """Whether these bytes begin with the header of such a record, of any age."""
+    found = registry().writers.get(data[2:HEADER_SIZE]) if data[:2] == MARKER else None
+    return found is not None and found[0] == expected.__name__
 
 
 def _peek(data: bytes | None) -> str:

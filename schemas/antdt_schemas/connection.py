@@ -43,7 +43,8 @@ CONSUMER: dict[str, Any] = {
     "enable.auto.commit": False,
     # What retention has removed is an error with a range, never a silent jump.
     "auto.offset.reset": "error",
-    # All read the same, whoever has written into a topic, and nobody waits for the end of a stranger's transaction.
+    # Everybody reads the same records. Those of a transaction that was aborted are among them: they are in the rolling
+    # hash of whoever has read them; and one that somebody has left open must not hold us up.
     "isolation.level": "read_uncommitted",
     # How long the broker may hold a fetch when there is nothing new. What comes is delivered at once whatever this is;
     # only what is assigned anew waits for it. At 5 ms a consumer that waits costs the broker 5 % of a core.

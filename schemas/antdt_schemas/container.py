@@ -34,6 +34,7 @@ COMPRESSION = 6
 # What is known only at the end has its place in the header, of fixed width, and is written there last.
 ENTRIES_LATER = b"N" * 20
 HASH_LATER = b"H" * 32
+HOLES_LATER = b"O" * 20
 
 RECORD = {
     "type": "record",
@@ -41,7 +42,7 @@ RECORD = {
     "namespace": codec.NAMESPACE,
     "doc": "An entry of a shard log, as it lies in its topic.",
     "fields": [
-        {"name": "offset", "type": "long", "doc": "Offset in the topic: dense, from 0."},
+        {"name": "offset", "type": "long", "doc": "Offset in the topic: grows, with holes where there is no entry."},
         {"name": "timestamp_ms", "type": "long", "doc": "The broker's time, milliseconds since 1970."},
         {"name": "payload", "type": "bytes", "doc": "The entry, Avro single-object encoding: what the chain hashes."},
     ],
@@ -72,12 +73,26 @@ class LogEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says of itself: `head_hash` is the rolling hash after its last entry."""
+    """What a file says of itself: `head_hash` is the rolling hash after its last entry.
+
+    holes: offsets below that of the last entry at which there is none. A file that does not say has none.
+    """
 
     job: str
     topic_id: str
     entries: int
     head_hash: bytes
+    holes: int = 0
+
+    @property
+    def next_offset(self) -> int:
+        """One behind that of the last entry."""
+        return self.entries + self.holes
+
+    @property
+    def anchors(self) -> dict[int, bytes]:
+        """The rolling hash that a reader must have after the last entry, if there is any."""
+        return {self.next_offset - 1: self.head_hash} if self.entries else {}
 
 
 # -- writing
@@ -87,7 +102,7 @@ def write(path: Path, job: str, topic_id: str, entries: Iterable[LogEntry]) -> H
     """Write a log to `path`, whole or not at all; memory does not grow with the log.
 
     Raises:
-        LogTampered: the entries are not dense from offset 0.
+        LogTampered: the offsets do not grow.
         Unavailable: the file cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
@@ -116,6 +131,7 @@ def _write(file: BinaryIO, job: str, topic_id: str, entries: Iterable[LogEntry])
         "antdt.topic_id": topic_id,
         "antdt.entries": ENTRIES_LATER.decode(),
         "antdt.head_hash": HASH_LATER.decode(),
+        "antdt.holes": HOLES_LATER.decode(),
         "antdt.schemas": json.dumps(codec.writer_schemas("Entry"), separators=(",", ":")),
     }
     writer = Writer(file, _RECORD, "deflate", BLOCK_BYTES, metadata, compression_level=COMPRESSION)
@@ -123,18 +139,19 @@ def _write(file: BinaryIO, job: str, topic_id: str, entries: Iterable[LogEntry])
     file.seek(0)
     head = file.read(end)
     file.seek(end)
-    count, rolling = 0, lineage.ROOT
+    count, due, rolling = 0, 0, lineage.ROOT
     for offset, timestamp_ms, payload in entries:
-        if offset != count:
-            raise LogTampered("The next offset of the log", count, offset)
+        if offset < due:
+            raise LogTampered("The next offset of the log", f"at least {due}", offset)
         writer.write({"offset": offset, "timestamp_ms": timestamp_ms, "payload": payload})
         rolling = lineage.chain(rolling, offset, payload)
-        count += 1
+        count, due = count + 1, offset + 1
     writer.flush()
-    for mark, value in ((ENTRIES_LATER, f"{count:020d}"), (HASH_LATER, rolling.hex())):
+    later = (ENTRIES_LATER, f"{count:020d}"), (HOLES_LATER, f"{due - count:020d}"), (HASH_LATER, rolling.hex())
+    for mark, value in later:
         file.seek(head.index(mark))
         file.write(value.encode())
-    return Header(job, topic_id, count, rolling)
+    return Header(job, topic_id, count, rolling, due - count)
 
 
 # -- reading
@@ -176,22 +193,25 @@ class LogFile:
             yield from block if block[0].offset >= start else (e for e in block if e.offset >= start)
 
     def blocks(self, start: int = 0) -> Iterator[list[LogEntry]]:
-        """The entries in the portions that they were written in, from the one with offset `start` on."""
+        """The entries in the portions that they were written in, but for those that end before offset `start`."""
         self._file.seek(self._start)
-        expected = 0
+        read, holes = 0, self.header.holes
+        expected = 0  # the least offset that the next entry may have
         while self._file.tell() < self._size:
             count, size = self._read_sizes(expected)
-            if expected + count <= start:
+            if read + count + holes <= start:
                 self._file.seek(size + SYNC_SIZE, os.SEEK_CUR)
-                expected += count
+                read += count
+                expected = max(expected, read)
                 continue
             block = self._read_block(count, size, expected)
             for entry in block:
-                if entry.offset != expected:
+                if entry.offset != expected and (entry.offset < expected or not holes):
                     raise LogTampered(f"The next offset in {self.path}", expected, entry.offset)
-                expected += 1
+                expected = entry.offset + 1
+            read += count
             yield block
-        if expected != self.header.entries:
+        if read != self.header.entries:
             raise self._damaged(expected, f"the file ends there, and names {self.header.entries} entries")
 
     def _read_header(self) -> tuple[Header, bytes, str, int]:
@@ -210,6 +230,7 @@ class LogFile:
                 meta["antdt.topic_id"].decode(),
                 int(meta["antdt.entries"]),
                 bytes.fromhex(meta["antdt.head_hash"].decode()),
+                int(meta.get("antdt.holes", b"0")),
             )
             return header, found["sync"], meta["avro.codec"].decode(), head.tell()
         except Exception as error:

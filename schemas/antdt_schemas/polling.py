@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, Unavailable, UsageError
@@ -21,6 +21,7 @@ from antdt_schemas.offsets import watermarks
 
 RECORDS_MAX = 1000
 SLICE_S = 0.1
+T = TypeVar("T")
 
 __all__ = ["OutOfRange", "Place", "Reader", "Recreated", "TopicGone"]
 
@@ -33,20 +34,28 @@ def new_consumer(settings: Mapping[str, Any]) -> Any:
 
 
 def fetch(
-    consumer: Any, wait_s: float, limit: int = RECORDS_MAX, assignment: Callable[[], object] = lambda: None
+    consumer: Any,
+    wait_s: float,
+    limit: int = RECORDS_MAX,
+    assignment: Callable[[], T | None] = lambda: None,
+    dropped: Callable[[Any, T], None] | None = None,
 ) -> list[Any]:
     """What is there, errors and ends of partitions among it; waits a little for the first. `consume(n, t)` would wait
     the whole t for n messages.
 
     assignment: what is assigned by a group. A client drops what was fetched before that changes, but cannot take back
-    the first.
+    the first: `dropped` is told of that one, and of the assignment that it was of.
     """
     first = consumer.poll(wait_s)
     if first is None:
         return []
     before = assignment()
     rest = consumer.consume(limit - 1, 0)
-    return [first, *rest] if before == assignment() else list(rest)
+    if before == assignment():
+        return [first, *rest]
+    if dropped is not None and before is not None:
+        dropped(first, before)
+    return list(rest)
 
 
 def retire(consumer: Any, wait_s: float = 0.0) -> None:

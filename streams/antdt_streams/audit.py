@@ -74,7 +74,7 @@ def report_of(account: Account, broken: Break | None) -> dict[str, Any]:
         "exactly_once": False,
         "job": genesis.job if genesis else None,
         "run_id": genesis.run_id if genesis else None,
-        "entries": fold.position.next_offset if broken is None else broken.offset,
+        "entries": fold.position.entries if broken is None else broken.offset,
         "void_entries": len(voids),
         "void_offsets": voids[:RANGES_LISTED_MAX],
         "head_hash": fold.position.hash.hex(),

@@ -34,8 +34,7 @@ def open_file(path: Path) -> Iterator[LogSource]:
     """The log in a file of `antdt export`."""
     with LogFile(path) as file:
         header = file.header
-        anchors = {header.entries - 1: header.head_hash} if header.entries else {}
-        yield LogSource(header.job, header.topic_id, iter(file), anchors)
+        yield LogSource(header.job, header.topic_id, iter(file), header.anchors)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from antdt_schemas.errors import Unavailable
 from confluent_kafka import KafkaException, Producer
 
 from antdt_streams.ledger.options import owner
-from antdt_streams.reader import TopicReader
+from antdt_streams.reader import TopicReader, decoded
 
 OPERATOR = "operator"
 RETRY_S = 1.0
@@ -57,8 +57,7 @@ def ask(connection: Connection, job: str, body: Body, secret: bytes | None) -> r
             if refused is not None:
                 raise refused
             wrong.clear()  # anything else may pass: it is asked again
-            for raw in reader.poll(0.1):
-                reply = codec.decode(raw.value, records.Reply)
+            for _, reply in decoded(reader.poll(0.1), records.Reply):
                 if reply.incarnation == request.incarnation:
                     return reply
     with noted(wrong):

@@ -69,11 +69,11 @@ def prove(path: Path, anchors: Anchors, processes: int | None = None, *, account
         return None
     with LogFile(path) as file:
         header = file.header
-    whole = {**({header.entries - 1: header.head_hash} if header.entries else {}), **anchors}
+    whole = {**header.anchors, **anchors}
     pool, account = ProcessPoolExecutor(count, get_context("spawn"), _begin), None
     try:
         found = _proven(
-            pool, parts_of(path, header.entries, Identity(header.job, header.topic_id), whole), count * AHEAD
+            pool, parts_of(path, header.next_offset, Identity(header.job, header.topic_id), whole), count * AHEAD
         )
         account = joined(found)
     except (PartBroken, AntdtError, BrokenExecutor) as error:
@@ -83,15 +83,15 @@ def prove(path: Path, anchors: Anchors, processes: int | None = None, *, account
     return account
 
 
-def parts_of(path: Path, entries: int, identity: Identity, anchors: Anchors, accounting: bool = True) -> Iterator[Part]:
-    """The parts between the waypoints beside a file of so many entries, each with the anchors that lie in it."""
+def parts_of(path: Path, end: int, identity: Identity, anchors: Anchors, accounting: bool = True) -> Iterator[Part]:
+    """The parts between the waypoints beside a file that ends before offset `end`, each with the anchors in it."""
     start: Waypoint | None = None
     # One at the end of the file would leave the last part without an entry to be told by.
-    for end in chain((w for w in waypoints.reading(path) if w.next_offset < entries), (None,)):
-        low, high = start.next_offset if start else 0, end.next_offset if end else 1 << 63
+    for stop in chain((w for w in waypoints.reading(path) if w.next_offset < end), (None,)):
+        low, high = start.next_offset if start else 0, stop.next_offset if stop else 1 << 63
         due = {offset: expected for offset, expected in anchors.items() if low <= offset < high}
-        yield Part(path, identity, start, end, due, accounting)
-        start = end
+        yield Part(path, identity, start, stop, due, accounting)
+        start = stop
 
 
 def _proven(pool: ProcessPoolExecutor, parts: Iterator[Part], depth: int) -> Iterator[Account]:

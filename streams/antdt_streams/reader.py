@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, Unavailable, UnknownJob
+from antdt_schemas.errors import Unavailable, Undecodable, UnknownJob
 from antdt_schemas.offsets import watermarks
 from antdt_schemas.polling import OutOfRange, Place, Reader
 from antdt_schemas.topics import SHARD_LOG, Topic
 from confluent_kafka import KafkaException, Message
 
 READ_TIMEOUT_S = 30.0
+R = TypeVar("R")
+
+log = logging.getLogger("antdt.reader")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +110,23 @@ def _raw(message: Message) -> Raw:
 
 
 def read_genesis(connection: Connection, job: str) -> records.Genesis | None:
-    """Who a job belongs to; None if nobody has begun it."""
+    """Who a job belongs to; None if nobody has begun it. It is the first of its kind: what is before it is void."""
     with TopicReader(connection, job, SHARD_LOG) as reader:
-        for raw in reader.to_end():
-            try:
-                body = codec.decode(raw.value, records.Entry).body
-            except AntdtError:
-                return None
-            return body if isinstance(body, records.Genesis) else None
+        for _, entry in decoded(reader.to_end(), records.Entry):
+            if isinstance(entry.body, records.Genesis):
+                return entry.body
     return None
+
+
+def decoded(raws: Iterable[Raw], kind: type[R]) -> Iterator[tuple[Raw, R]]:
+    """Each record with what it says. Those that are nothing of ours are passed over; the first one is told."""
+    told = False
+    for raw in raws:
+        try:
+            record = codec.decode(raw.value, kind)
+        except Undecodable as error:
+            level = logging.DEBUG if told else logging.WARNING
+            log.log(level, "passed over partition %d offset %d: %s", raw.partition, raw.offset, error)
+            told = True
+            continue
+        yield raw, record

@@ -47,14 +47,10 @@ class Break:
 
     @classmethod
     def of_doubt(cls, doubt: Doubt, proven: int) -> Break:
-        """The break that a doubt means when nothing has explained it."""
-        found = doubt.found.hex() or "no such entry yet"
-        message = (
-            f"The entry at offset {doubt.offset}, written by nobody in office, names {doubt.expected.hex()} as the "
-            f"rolling hash after offset {doubt.named}, where the log has {found}: an entry before it was altered, or "
-            "a tail of the log was lost and nobody has accepted that."
-        )
-        return cls(doubt.offset, doubt.expected.hex(), found, message, min(proven, doubt.named - 1))
+        """The break that a doubt means when nothing has ended it."""
+        if doubt.grave:
+            return cls.of(doubt.offset, doubt.error(), doubt.proven)
+        return cls(doubt.offset, doubt.expected, doubt.found, doubt.what, min(proven, doubt.named - 1))
 
     def sentence(self) -> str:
         """For people: where, what, and what is still proven."""
@@ -94,7 +90,7 @@ def walk(
         if error.exit_code != LogTampered.exit_code:
             raise
         found = Break.of(fold.position.next_offset if walker.reading is None else walker.reading, error, fold.proven)
-    return Break.of_doubt(fold.doubt, fold.proven) if fold.doubt is not None else found
+    return Break.of_doubt(fold.doubts[0], fold.proven) if fold.doubts else found
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,8 @@ class Assembly:
         """Take one record that concerns it."""
         match = self._key.fullmatch(key)
         assert match is not None, key
+        if not 0 <= snapshot.part < snapshot.parts:
+            return  # no writer of ours wrote that
         slot = int(match[1])
         kept = self._slots.setdefault(slot, {})
         kept[snapshot.part] = snapshot

@@ -5,9 +5,11 @@
 
 A second opinion. It shares no code with antdt (a test holds that), reads only the file of `antdt export`, and counts in
 another way: it keeps every committed range and sorts them in the end. It checks
-  - the file: whole, offsets dense from 0, the rolling hash of its last entry (and every --anchor)
+  - the file: whole, offsets grow, the rolling hash of its last entry (and every --anchor)
   - the chain: every entry that counts names the rolling hash of an entry before it; the sequence is dense
-  - who may write: an entry counts only if it names the newest Leader entry by offset and hash, else it is void
+  - who may write: an entry counts only if it names the newest Leader entry by offset and hash, else it is void, as is
+    what nobody can decode. What was written in the leader's name and does not chain breaks the log, unless a later
+    entry of the same leader, who has read it, counts
   - the steps: dense, each range from the front of a live lease, the lineage hash of each step recomputed
   - the end: each sample of each epoch in exactly one step that was not rolled back, or in quarantine
 
@@ -26,13 +28,17 @@ from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from typing import Any, BinaryIO
 
-BLOCK_BYTES_MAX = 64 << 20
-LISTED_MAX = 1000
-Decode = Callable[[bytes, int], "tuple[Any, int]"]
-
 
 class Broken(Exception):
     """The log contradicts itself, or the file what it says of itself."""
+
+
+BLOCK_BYTES_MAX = 64 << 20
+ENTRY_BYTES_MAX = 8 << 20
+DOUBTS_MAX = 64
+DAMAGED = (Broken, IndexError, UnicodeDecodeError, struct.error)
+LISTED_MAX = 1000
+Decode = Callable[[bytes, int], "tuple[Any, int]"]
 
 
 def hash16(data: bytes) -> bytes:
@@ -183,11 +189,15 @@ class Log:
     def __init__(self, schemas: dict[str, Any]) -> None:
         self.decoders = {bytes.fromhex(mark): decoder(schema, {}) for mark, schema in schemas.items()}
         self.next_offset, self.rolling, self.proven, self.sequence, self.requests_next = 0, bytes(16), -1, 0, 0
+        self.entries = 0
         self.recent: dict[int, bytes] = {}
         self.genesis: dict[str, Any] | None = None
         self.epoch: tuple[int, bytes] | None = None
+        self.former: tuple[int, bytes] | None = None
+        self.leader: str | None = None
         self.void: list[int] = []
-        self.doubt: tuple[int, int] | None = None
+        # Each: offset, offset that it names, what is proven, message, in the leader's name, of an office of this log.
+        self.doubts: list[tuple[int, int, int, str, bool, bool]] = []
         self.lost_from: int | None = None
         self.leases: dict[int, list[int]] = {}
         # Triples (epoch, start, end) of every step; `ends[s]` is where those of step s end, `lineages` 16 bytes a step.
@@ -201,16 +211,25 @@ class Log:
         return len(self.ends) - 1
 
     def read(self, offset: int, payload: bytes) -> None:
-        if offset != self.next_offset:
+        if offset < self.next_offset:
             raise Broken(f"offset {self.next_offset} is expected, {offset} found")
-        decode = self.decoders.get(payload[2:10])
-        if payload[:2] != b"\xc3\x01" or decode is None:
-            raise Broken("an entry that no schema of this file has written")
-        body, end = decode(payload, 10)
-        if end != len(payload):
-            raise Broken("bytes follow the end of the entry")
         self.rolling = self.recent[offset] = hash16(self.rolling + offset.to_bytes(8, "big") + payload)
-        self.next_offset += 1
+        self.next_offset = offset + 1
+        self.entries += 1
+        decode = self.decoders.get(payload[2:10]) if payload[:2] == b"\xc3\x01" else None
+        try:
+            if decode is None:
+                raise Broken("an entry that no schema of this file has written")
+            if len(payload) > ENTRY_BYTES_MAX:
+                raise Broken("more bytes than an entry has")
+            body, end = decode(payload, 10)
+            if end != len(payload):
+                raise Broken("bytes follow the end of the entry")
+        except DAMAGED as error:
+            self.void.append(offset)
+            if decode is not None:
+                self.doubtful(offset, offset, f"an entry that cannot be decoded: {error}", grave=True)
+            return
         self.enter(offset, body["body"])
 
     def enter(self, offset: int, body: dict[str, Any]) -> None:
@@ -218,31 +237,59 @@ class Log:
         if self.genesis is None or kind == "Genesis":
             if self.genesis is None and kind == "Genesis":
                 self.genesis = body
-            else:
-                self.void.append(offset)
+                self.doubts = [doubt for doubt in self.doubts if doubt[4]]
+                return
+            self.void.append(offset)
+            if kind == "Cycle":
+                self.suspect(offset, body)
         elif kind == "Leader":
-            if body["run_id"] != self.genesis["run_id"]:
-                raise Broken(f"a leader of run {body['run_id']} in the log of run {self.genesis['run_id']}")
-            self.epoch = (offset, self.rolling)
+            if body["run_id"] != self.genesis["run_id"] or body["leader_id"] == self.leader:
+                self.void.append(offset)
+            else:
+                self.leader = body["leader_id"]
+                self.former, self.epoch = self.epoch or self.former, (offset, self.rolling)
         elif (body["epoch_offset"], body["epoch_hash"]) != self.epoch:
             self.void.append(offset)
-            self.suspect(offset, body["previous_offset"], body["previous_hash"])
-        else:
+            self.suspect(offset, body)
+        elif self.follows(offset, body):
             self.count(offset, body)
+        else:
+            self.void.append(offset)
 
-    def suspect(self, offset: int, named: int, expected: bytes) -> None:
-        """A void entry whose writer had read another log than this one: altered, or cut and the loss not accepted."""
-        if self.recent.get(named, expected) == expected and named < offset:
+    def suspect(self, offset: int, body: dict[str, Any]) -> None:
+        """A void entry whose writer had read another log than this one: it is of another job, or this one was altered,
+        or cut and the loss not accepted. Of another job it is where what is proven has no such office.
+        """
+        epoch, named = (body["epoch_offset"], body["epoch_hash"]), body["previous_offset"]
+        ours = epoch == self.former or self.recent.get(epoch[0]) == epoch[1]
+        if not ours and epoch[0] <= self.proven:
             return
-        if self.doubt is None and (self.lost_from is None or named < self.lost_from):
-            self.doubt = (offset, named)
+        if named < offset:
+            if self.recent.get(named) == body["previous_hash"]:
+                return
+            if named not in self.recent and named <= min(self.recent) and (ours or named <= self.proven):
+                return  # older than what is remembered
+        if self.lost_from is None or named < self.lost_from:
+            message = f"a void entry names another rolling hash after offset {named} than this log has"
+            self.doubtful(offset, named, message, ours=ours)
+
+    def doubtful(self, offset: int, named: int, message: str, grave: bool = False, ours: bool = False) -> None:
+        del self.doubts[DOUBTS_MAX - 1 :]
+        self.doubts.append((offset, named, self.proven, message, grave, ours))
+
+    def follows(self, offset: int, body: dict[str, Any]) -> bool:
+        """Whether an entry in the name of the leader in office is its next one; a copy of an older one is not."""
+        named, due, message = body["previous_offset"], self.sequence + 1, ""
+        if named >= offset or self.recent.get(named) != body["previous_hash"]:
+            message = f"the rolling hash after offset {named} is not the one that this entry names"
+        elif body["sequence"] != due:
+            message = f"sequence number {due} is expected, {body['sequence']} found"
+        if message and body["sequence"] >= due:
+            self.doubtful(offset, named, message, grave=True)
+        return not message
 
     def count(self, offset: int, body: dict[str, Any]) -> None:
         named = body["previous_offset"]
-        if named >= offset or self.recent.get(named) != body["previous_hash"]:
-            raise Broken(f"the rolling hash after offset {named} is not the one that this entry names")
-        if body["sequence"] != self.sequence + 1:
-            raise Broken(f"sequence number {self.sequence + 1} is expected, {body['sequence']} found")
         for event in body["events"]:
             book = getattr(self, "on_" + event["#"].lower(), None)
             if book is not None:
@@ -251,6 +298,9 @@ class Log:
             raise Broken("the position in the requests goes back")
         self.sequence, self.requests_next, self.proven = body["sequence"], body["requests_next"], named
         self.recent = {offset: self.rolling}
+        assert self.epoch is not None
+        # Its writer was in office since before them, has read them as they are here, and went on.
+        self.doubts = [d for d in self.doubts if d[5] or not self.epoch[0] < d[0] <= named]
 
     def on_leased(self, e: dict[str, Any]) -> None:
         self.leases[e["lease"]] = [e["epoch"], e["start"], e["start"] + e["length"]]
@@ -299,8 +349,7 @@ class Log:
 
     def on_regressed(self, e: dict[str, Any]) -> None:
         self.lost_from = e["first_lost"] if self.lost_from is None else min(self.lost_from, e["first_lost"])
-        if self.doubt is not None and self.doubt[1] >= self.lost_from:
-            self.doubt = None
+        self.doubts = [doubt for doubt in self.doubts if doubt[4] or doubt[1] < self.lost_from]
 
     def on_requestsmoved(self, e: dict[str, Any]) -> None:
         self.requests_next = e["next"]
@@ -346,8 +395,9 @@ def verify(path: str, anchors: dict[int, bytes] | None = None) -> dict[str, Any]
     """The report. Raises ValueError for a file that is no exported log."""
     with open(path, "rb") as file:
         metadata, sync = read_header(file)
-        log, head = Log(json.loads(metadata["antdt.schemas"])), int(metadata["antdt.entries"])
-        due = {head - 1: bytes.fromhex(metadata["antdt.head_hash"].decode())} if head else {}
+        log, entries = Log(json.loads(metadata["antdt.schemas"])), int(metadata["antdt.entries"])
+        head = entries + int(metadata.get("antdt.holes", b"0"))
+        due = {head - 1: bytes.fromhex(metadata["antdt.head_hash"].decode())} if entries else {}
         due |= anchors or {}
         broken: dict[str, Any] | None = None
         reading = 0
@@ -356,6 +406,7 @@ def verify(path: str, anchors: dict[int, bytes] | None = None) -> dict[str, Any]
                 at = 0
                 for _ in range(count):
                     offset, at = long_at(data, at)
+                    reading = offset
                     _, at = long_at(data, at)
                     payload, at = bytes_at(data, at)
                     log.read(offset, payload)
@@ -364,8 +415,8 @@ def verify(path: str, anchors: dict[int, bytes] | None = None) -> dict[str, Any]
                     reading = log.next_offset
                 if at != len(data):
                     raise Broken("bytes follow the entries of a block")
-            if due or head != log.next_offset:
-                raise Broken(f"the log ends before offset {max([*due, head - 1])}")
+            if due or (entries, head) != (log.entries, log.next_offset):
+                raise Broken(f"the log ends before offset {max([*due, head - 1])}, or has no entry there")
         except (Broken, IndexError, UnicodeDecodeError, zlib.error, struct.error) as error:
             broken = {"offset": reading, "message": str(error), "last_proven": log.proven}
     return report(log, broken)
@@ -377,7 +428,7 @@ def report(log: Log, broken: dict[str, Any] | None) -> dict[str, Any]:
         "exactly_once": False,
         "job": log.genesis and log.genesis["job"],
         "run_id": log.genesis and log.genesis["run_id"],
-        "entries": log.next_offset,
+        "entries": log.entries,
         "void_entries": len(log.void),
         "head_hash": log.rolling.hex(),
         "steps": log.step,
@@ -390,10 +441,10 @@ def report(log: Log, broken: dict[str, Any] | None) -> dict[str, Any]:
         "quarantined": [],
         "not_checked": ["digests of the ledger's state"],
     }
-    if log.doubt is not None:
-        offset, named = log.doubt
-        message = f"a void entry names another rolling hash after offset {named} than this log has"
-        broken = {"offset": offset, "message": message, "last_proven": min(log.proven, named - 1)}
+    if log.doubts:
+        offset, named, proven, message, grave, _ = log.doubts[0]
+        proven = proven if grave else min(log.proven, named - 1)
+        broken = {"offset": offset, "message": message, "last_proven": proven}
     if broken is None and log.genesis is not None:
         try:
             log.balance(out)

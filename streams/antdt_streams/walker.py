@@ -42,6 +42,7 @@ class Walker:
     def __init__(self, fold: Fold, anchors: Anchors | None = None, observer: Observer | None = None) -> None:
         fold.cached = False  # nobody stores rows here: their names would grow with the log
         self.fold, self.due, self.observer = fold, dict(anchors or {}), observer
+        self.start = fold.position.next_offset
         self.reading: int | None = None
 
     def read(self, chunk: list[tuple[int, bytes]]) -> None:
@@ -101,11 +102,16 @@ class Walker:
         """That was all.
 
         Raises:
-            LogTampered: an anchor lies behind it.
+            LogTampered: an anchor lies behind it, or where there is no entry.
         """
-        unmet = [offset for offset in self.due if offset >= self.fold.position.next_offset]
-        if unmet:
-            raise LogTampered("The end of the log", f"at least offset {max(unmet)}", self.fold.position.next_offset - 1)
+        end = self.fold.position.next_offset
+        unmet = [offset for offset in self.due if offset >= self.start]
+        if not unmet:
+            return
+        if max(unmet) >= end:
+            raise LogTampered("The end of the log", f"at least offset {max(unmet)}", end - 1)
+        offset = min(unmet)
+        raise LogTampered(f"The rolling hash after offset {offset}", self.due[offset].hex(), "no such entry")
 
 
 def chunks(entries: Iterable[E], at: int | None = None, most: int = CHUNK_ENTRIES) -> Iterator[list[E]]:

@@ -77,13 +77,13 @@ class Waypoint(NamedTuple):
     def fold(self, identity: Identity) -> Fold:
         """A reader that knows this. Errors are those of `unpacked` and of a snapshot's rows."""
         fold, _ = fold_of(unpack(self.unpacked()), identity, f"the waypoint at offset {self.next_offset}")
-        fold.proven = self.proven
+        fold.proven, fold.trusted = self.proven, -1
         return fold
 
 
 def stands(fold: Fold) -> bool:
     """Whether rows tell all of what this fold knows: there is a job, its last entry counts, and there is no doubt."""
-    return fold.state is not None and len(fold.recent) == 1 and fold.doubt is None
+    return fold.state is not None and len(fold.recent) == 1 and not fold.doubts
 
 
 def packed(fold: Fold, identity: Identity) -> bytes:

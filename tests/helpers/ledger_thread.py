@@ -16,7 +16,7 @@ from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.options import LedgerOptions
 from antdt_streams.ledger.service import Ledger
-from antdt_streams.reader import TopicReader
+from antdt_streams.reader import TopicReader, decoded
 from confluent_kafka import Producer
 
 SPEC = records.JobSpec("d", 1000, bytes(16), "sequential", 1, 0, 8, 8, 1, 3, "allreduce")
@@ -76,8 +76,7 @@ class Asker:
                 self.producer.produce(topics.REQUESTS.name(self.job), codec.encode(request), self.worker, 0)
                 self.producer.poll(0)
                 sent_at = monotonic()
-            for raw in self.reader.poll(0.05):
-                reply = codec.decode(raw.value, records.Reply)
+            for _, reply in decoded(self.reader.poll(0.05), records.Reply):
                 if reply.incarnation == self.incarnation and reply.number == number:
                     return reply
         raise AssertionError(f"no answer to {body}")

@@ -19,22 +19,36 @@ Log = tuple[bytes, ...]
 Forgery = Callable[[records.Cycle], records.Cycle]
 
 
-class _Writer:
+class Writer:
+    """A leader in office, and its log: `offsets` are where the entries of `log` lie."""
+
     def __init__(self, epochs: int, seed: int, digest_every: int) -> None:
         self.rng, self.fold = random.Random(seed), Fold()
+        self.offsets, self.next_offset = list[int](), 0
         spec = records.JobSpec("d", 400, bytes(16), "sequential", epochs, 0, 4, 8, 3, 3, "allreduce")
         self.log: list[bytes] = []
         genesis = records.Genesis("run-1", "plain", "test", spec, FOLD_VERSION, "none", digest_every, 5_000)
         for body in (genesis, records.Leader("run-1", "leader-1", "test", FOLD_VERSION)):
-            self.log.append(codec.encode(records.Entry(body)))
-            self.fold.read(len(self.log) - 1, self.log[-1])
+            payload = codec.encode(records.Entry(body))
+            self.fold.read(self.append(payload), payload)
         self.office = InOffice(self.fold)
         self.state = self.office.state
 
-    def write(self, *events: records.Event) -> None:
-        payload, _ = self.office.propose([], events)
-        assert self.office.read_back(len(self.log), payload) is not None
+    def append(self, payload: bytes) -> int:
+        """It lies in the log; nobody has read it. Its offset."""
         self.log.append(payload)
+        self.offsets.append(self.next_offset)
+        self.next_offset += 1
+        return self.offsets[-1]
+
+    def write(self, *events: records.Event) -> None:
+        """An entry of this leader."""
+        payload, _ = self.office.propose([], events)
+        self.meanwhile()
+        assert self.office.read_back(self.append(payload), payload) is not None
+
+    def meanwhile(self) -> None:
+        """What happens between deciding an entry and its place in the log."""
 
     def plain(self) -> list[records.Event]:
         """Some leases and commits that follow; at times none."""
@@ -68,7 +82,7 @@ class _Writer:
 
 def plain_log(entries: int, seed: int, digest_every: int = 1_000) -> Log:
     """A log of so many entries, nearly all of them plain."""
-    writer = _Writer(max(entries // 8, 2), seed, digest_every)
+    writer = Writer(max(entries // 8, 2), seed, digest_every)
     writer.write(
         *(records.Joined(w, w[:2], "worker", "h", 1, "n", "", 0) for w in WORKERS),
         records.Granted(1, WORKERS, None, None, 0, "init"),

@@ -4,10 +4,11 @@ it really struck.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from antdt_schemas import records
+from antdt_schemas import codec, records
 
 from tests.simulation.trainer import Worker
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 WORKERS_MAX = 7
 HOUR_MS = 3_600_000
+FOREIGN_EVERY, FOREIGN_SHARE = 10, 0.02
 
 
 class Faults:
@@ -28,6 +30,9 @@ class Faults:
         self.budget = rng.choice((0, 2, 4, 8, 14))
         self.share = rng.choice((0.002, 0.006, 0.02))
         self.burst_until = self.last_tick = 0
+        # Some worlds have somebody who writes what is not ours into our topics; with chances of its own, so that the
+        # other worlds are what they were.
+        self.foreigner = random.Random(world.seed) if world.seed % FOREIGN_EVERY == 6 else None
         self.kinds: list[Callable[[], bool]] = [
             *[self.worker_killed] * 4,
             self.several_killed,
@@ -53,6 +58,8 @@ class Faults:
     def maybe(self) -> None:
         """Now and then, or soon after the last strike, the next one."""
         world = self.world
+        if self.foreigner is not None and self.foreigner.random() < FOREIGN_SHARE:
+            self.foreign_record(self.foreigner)
         share = 0.05 if world.tick < self.burst_until else self.share
         if not self.budget or world.rng.random() >= share:
             return
@@ -205,6 +212,23 @@ class Faults:
         self.world.say("broker", "has other requests:", broker.requests_topic, broker.requests_low)
 
     # -- the rest
+
+    def foreign_record(self, rng: random.Random) -> None:
+        """Junk, nothing, an unknown schema, a copy of what is there: in the log, or among the requests."""
+        world = self.world
+        log = world.broker.log
+        strange = codec.MARKER + rng.randbytes(8) + b"of some day"
+        junk = [b"{}", b"", strange, log[0]]
+        copy = rng.choice(log[-20:])
+        if codec.begins_as(copy, records.Entry) and isinstance(codec.decode(copy, records.Entry).body, records.Cycle):
+            junk += [copy] * 4
+        if rng.random() < 0.5:
+            offset = world.append(rng.choice(junk))
+            world.count("foreign_entry")
+            world.say("somebody", "writes something into the log at", offset)
+        else:
+            world.broker.send(rng.choice(junk))
+            world.count("foreign_request")
 
     def clock_jumps(self) -> bool:
         """The broker's clock is set."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from antdt_schemas import codec, lineage, records
+from antdt_schemas import lineage, records
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold, Verdict
 
@@ -38,7 +38,7 @@ class Judge:
         """The next entry."""
         verdict = self.fold.read(offset, payload)
         self.verdicts.append(verdict)
-        body = codec.decode(payload, records.Entry).body
+        body = self.fold.entry
         if not self.live:
             for event in body.events if isinstance(body, records.Cycle) and verdict is Verdict.COUNTED else ():
                 self.remember(event)

@@ -52,11 +52,39 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "log.avro"
     export(path, simulated(7))
     before = path.read_bytes()
-    gap = [entry for entry in entries(simulated(3)) if entry.offset != 5]
-    with pytest.raises(LogTampered, match="expected 5, found 6"):
-        container.write(path, "memory", "topic-1", gap)
+    twice = [entry for entry in entries(simulated(3)) for _ in range(2 if entry.offset == 5 else 1)]
+    with pytest.raises(LogTampered, match="expected at least 6, found 5"):
+        container.write(path, "memory", "topic-1", twice)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_holes_in_the_offsets_are_kept_and_any_portion_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container, "BLOCK_BYTES", 500)
+    some = [entry._replace(offset=entry.offset + 3 * (entry.offset // 4)) for entry in entries(simulated(7))]
+    path = tmp_path / "log.avro"
+    header = container.write(path, "memory", "topic-1", some)
+    assert (header.entries, header.next_offset) == (len(some), some[-1].offset + 1)
+    with container.LogFile(path) as file:
+        assert (file.header, list(file)) == (header, some)
+        for start in range(some[-1].offset + 3):
+            assert list(file.entries(start)) == [entry for entry in some if entry.offset >= start]
+    data = path.read_bytes()
+    path.write_bytes(data.replace(f"{header.holes:020d}".encode(), b"0" * 20))
+    with container.LogFile(path) as file, pytest.raises(LogTampered, match="expected 4, found 7"):
+        list(file)
+
+
+def test_a_file_that_does_not_say_has_no_holes(tmp_path: Path) -> None:
+    path = tmp_path / "log.avro"
+    header = export(path, simulated(7))
+    data = path.read_bytes()
+    assert data.count(b"antdt.holes") == 1
+    path.write_bytes(data.replace(b"antdt.holes", b"other.holes"))
+    with container.LogFile(path) as file:
+        assert file.header == header and len(list(file)) == header.entries
 
 
 def test_every_cut_and_every_altered_byte_is_named(tmp_path: Path) -> None:

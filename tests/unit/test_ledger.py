@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from antdt_schemas import auth, codec, lineage, records
-from antdt_schemas.errors import LogTampered, Mismatch, Superseded, UnknownSchema
+from antdt_schemas.errors import LogTampered, Mismatch, Superseded
 from antdt_schemas.records import Status
 from antdt_streams.audit import audit
 from antdt_streams.ledger.core import leader, rows
@@ -352,6 +352,7 @@ def _read(log: list[bytes]) -> Fold:
     fold = Fold()
     for offset, payload in enumerate(log):
         fold.read(offset, payload)
+    fold.check_doubts()
     return fold
 
 
@@ -398,18 +399,12 @@ def test_a_digest_that_the_replay_does_not_reach_stops_it() -> None:
         fold.read(at, log[at])
 
 
-def test_newer_rules_and_another_run_stop_a_reader() -> None:
+def test_newer_rules_stop_a_reader() -> None:
     log = _log_of_some_entries()
     fold = _read(log)
     newer = codec.encode(records.Entry(records.Leader("run-1", "x", "o", 99)))
     with pytest.raises(Mismatch, match="Upgrade"):
         fold.read(len(log), newer)
-    fold = _read(log)
-    with pytest.raises(Mismatch, match="run"):
-        fold.read(len(log), codec.encode(records.Entry(records.Leader("run-2", "x", "o", 1))))
-    unknown = log[-1][:2] + b"\0" * 8 + log[-1][10:]
-    with pytest.raises(UnknownSchema, match="0000000000000000"):
-        _read([*log[:-1], unknown])
 
 
 def test_a_second_genesis_is_void() -> None:

@@ -29,7 +29,7 @@ from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.stored import Identity
 from antdt_streams.monitor.service import service as monitor
-from antdt_streams.reader import TopicReader
+from antdt_streams.reader import TopicReader, decoded
 from antdt_streams.runtime.memory import MemoryDriver, without_repeats
 from antdt_streams.runtime.service import Raw, Service
 
@@ -63,8 +63,9 @@ def judge_cache(connection: Connection, job: str, folder: Path, entries: Entries
     if stored.state is None:
         return []  # it was wiped, or was never in office
     fold = Fold()
-    for offset, payload in entries[: stored.position.next_offset]:
-        fold.read(offset, payload)
+    for offset, payload in entries:
+        if offset < stored.position.next_offset:
+            fold.read(offset, payload)
     assert fold.state is not None
     replayed, kept = rows.digest(fold.state).hex(), rows.digest(stored.state).hex()
     if replayed == kept and fold.position.hash == stored.position.hash:
@@ -94,8 +95,9 @@ def outputs_of(connection: Connection, job: str, service: Service, topic: Topic)
     driver = MemoryDriver(service, job)
     driver.topics.logs[service.input.name(job)] = [Raw(r.value, r.time_ms) for r in _read(connection, job, service)]
     driver.run()
+    kind: type[Any] = topic.record
     with TopicReader(connection, job, topic) as reader:
-        written: list[Any] = [codec.decode(raw.value, topic.record) for raw in reader.to_end()]
+        written = [record for _, record in decoded(reader.to_end(), kind)]
     expected, found = driver.outputs(topic), without_repeats(written)
     by_cause: dict[Any, bytes] = {}  # as bytes: a figure that is not known yet is NaN, which equals nothing
     twice = [r.cause for r in written if by_cause.setdefault(r.cause, codec.encode(r)) != codec.encode(r)]
@@ -187,7 +189,7 @@ def history_of(entries: Entries) -> History:
         if verdict is Verdict.GENESIS and fold.genesis is not None:
             history = History(fold.genesis.spec)
         elif verdict is Verdict.COUNTED and history is not None:
-            body = codec.decode(payload, records.Entry).body
+            body = fold.entry
             assert isinstance(body, records.Cycle)
             for event in body.events:
                 history.enter(event)

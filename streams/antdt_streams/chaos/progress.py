@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable
 from time import monotonic
 
-from antdt_schemas import codec, records
+from antdt_schemas import records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError
 from antdt_schemas.topics import SHARD_LOG
 
+from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.reader import TopicReader
 
 POLL_S = 0.02
@@ -22,6 +23,7 @@ class Progress(threading.Thread):
     def __init__(self, connection: Connection, job: str) -> None:
         super().__init__(name=f"progress-{job}", daemon=True)
         self._reader = TopicReader(connection, job, SHARD_LOG)
+        self._fold = Fold(cached=False)
         self._halt = threading.Event()
         self._changed = threading.Condition()
         self.step = self.commits = self.rollbacks = self.leaders = 0
@@ -36,13 +38,14 @@ class Progress(threading.Thread):
         try:
             while not self._halt.is_set():
                 for raw in self._reader.poll(POLL_S):
-                    self._take(codec.decode(raw.value, records.Entry).body, monotonic())
+                    if self._fold.read(raw.offset, raw.value) is not Verdict.VOID:
+                        self._take(self._fold.entry, monotonic())
         except AntdtError as error:
             self.failure = error
         finally:
             self._reader.__exit__()
 
-    def _take(self, body: records.EntryBody, now_s: float) -> None:
+    def _take(self, body: records.EntryBody | None, now_s: float) -> None:
         with self._changed:
             if isinstance(body, records.Leader):
                 self.leader = body.owner

@@ -90,6 +90,8 @@ def status(job: str, as_json: bool, place: Place) -> None:
     click.echo(
         f"  ledger: {found['leader'] or 'none yet'}, {found['entries']} entries, digest {found['digest'] or '-'}"
     )
+    if found["void_entries"]:
+        click.echo(f"  {found['void_entries']:,} of these entries are void: of former leaders, or of somebody else")
     steps = ", ".join(str(c["step"]) for c in found["checkpoints"])
     click.echo(f"  checkpoints at steps {steps or 'none'} (go back to one by `antdt rollback {job} --step STEP`)")
     if found["quarantined"]:
@@ -102,11 +104,11 @@ def status(job: str, as_json: bool, place: Place) -> None:
 
 def status_of(connection: Connection, job: str) -> dict[str, Any]:
     """What `antdt status` shows, ready for JSON."""
-    from antdt_streams.reader import TopicReader
+    from antdt_streams.reader import TopicReader, decoded
 
     fold, start = _newest_state(connection, job)
     with TopicReader(connection, job, DECISIONS) as reader:
-        decisions = [codec.to_json(codec.decode(raw.value, records.Decision)) for raw in reader.to_end()]
+        decisions = [codec.to_json(decision) for _, decision in decoded(reader.to_end(), records.Decision)]
     state, genesis, office = fold.state, fold.genesis, fold.office
     return {
         "job": job,
@@ -124,7 +126,7 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
         "checkpoints": [{"step": c.step, "file": c.file} for c in state.checkpoints] if state else [],
         "accepted_losses": len(state.accepted) if state else 0,
         "leader": office.owner if office else None,
-        "entries": fold.position.next_offset,
+        "entries": fold.position.entries,
         "read_from": start,
         "void_entries": fold.void_entries,
         "refused_reports": state.refused if state else 0,
@@ -158,4 +160,5 @@ def _read(fold: Fold, entries: Entries) -> Fold:
     walker = Walker(fold)
     for chunk in chunks(entries):
         walker.read(chunk)
+    fold.check_doubts()
     return fold

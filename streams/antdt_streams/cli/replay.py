@@ -174,5 +174,5 @@ def export(job: str, file: Path, mark: bool, place: Place) -> None:
     with open_topic(place.connection, job) as log, waypoints.writing(file) if mark else nullcontext() as keep:
         entries = log.entries if keep is None else waypoints.marked(log.entries, Identity(job, log.topic_id), keep)
         header = container.write(file, job, log.topic_id, entries)
-    anchor = f"{header.entries - 1}:{header.head_hash.hex()}" if header.entries else "none, the log is empty"
+    anchor = f"{header.next_offset - 1}:{header.head_hash.hex()}" if header.entries else "none, the log is empty"
     click.echo(f"{file}: {header.entries:,} entries, {file.stat().st_size:,} bytes, anchor {anchor}")

@@ -6,13 +6,14 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
-from antdt_schemas import codec, records
+from antdt_schemas import records
 from antdt_schemas.connection import Connection
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS, SHARD_LOG, STEPS, Topic
 
-from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.reader import TopicReader
+from antdt_streams.ledger.core.fold import Fold, Verdict
+from antdt_streams.reader import Raw, TopicReader, decoded
 
 STEPS_KEPT = 8
 EVERYTHING = 1 << 40
@@ -61,9 +62,9 @@ class Watch(threading.Thread):
                 reader.follow(EVERYTHING)
             while not self._halt.wait(0.1):
                 for topic, reader in readers:
-                    for raw in reader.poll(0.0):
-                        with self.lock:
-                            self._take(topic.record, raw.offset, raw.value)
+                    raws = reader.poll(0.0)
+                    with self.lock:
+                        self._take(topic, raws)
         except BaseException as error:  # noqa: BLE001  whoever reads this raises it
             self.failure = error
         finally:
@@ -76,21 +77,23 @@ class Watch(threading.Thread):
         if self.is_alive():
             self.join(5)
 
-    def _take(self, kind: type, offset: int, value: bytes) -> None:
-        if kind is records.Entry:
-            self.fold.read(offset, value)
-            self._progress(codec.decode(value, records.Entry).body)
-        elif kind is records.StepBatch:
-            self._steps(codec.decode(value, records.StepBatch))
-        elif kind is records.Measurement:
-            for node in codec.decode(value, records.Measurement).nodes:
-                self.workers.setdefault(node.worker, WorkerView()).node_class = str(node.node_class)
-        else:
-            decision = codec.decode(value, records.Decision)
-            if not self.decisions or decision.plan > self.decisions[-1].plan:
-                self.decisions.append(decision)
+    def _take(self, topic: Topic, raws: list[Raw]) -> None:
+        if topic is SHARD_LOG:
+            for raw in raws:
+                if self.fold.read(raw.offset, raw.value) is Verdict.COUNTED:
+                    self._progress(self.fold.entry)
+            return
+        record: Any
+        for _, record in decoded(raws, topic.record):
+            if isinstance(record, records.StepBatch):
+                self._steps(record)
+            elif isinstance(record, records.Measurement):
+                for node in record.nodes:
+                    self.workers.setdefault(node.worker, WorkerView()).node_class = str(node.node_class)
+            elif not self.decisions or record.plan > self.decisions[-1].plan:
+                self.decisions.append(record)
 
-    def _progress(self, body: records.EntryBody) -> None:
+    def _progress(self, body: records.EntryBody | None) -> None:
         """Samples in the model at the end of each second, by the broker's clock."""
         state = self.fold.state
         if not isinstance(body, records.Cycle) or state is None:

@@ -59,7 +59,8 @@ class Ledger:
         self.requests = Requests(connection, job)
         self.replies, self.dead = topics.REPLIES.name(job), topics.DEAD_LETTERS.name(job)
         self.looked = 0  # how often, as a standby, the log seemed silent
-        self._position_at = self._identity_at = self._whole_at = self._appended_at = 0.0
+        self._position_at = self._identity_at = self._whole_at = self._appended_at = self._void_at = 0.0
+        self._void_told = 0
 
     def run(self) -> None:
         """Lead, or stand by, until told to stop.
@@ -209,6 +210,7 @@ class Ledger:
 
     def _take_office(self, fold: Fold) -> InOffice:
         assert fold.genesis is not None
+        fold.check_doubts()
         leader_id = str(uuid.uuid4())
         entry = records.Entry(records.Leader(fold.genesis.run_id, leader_id, owner(), FOLD_VERSION))
         offset = self.log.append(codec.encode(entry), fold.position.next_offset)
@@ -216,6 +218,7 @@ class Ledger:
         assert fold.office is not None
         if fold.office.leader_id != leader_id:
             raise Superseded(f"{fold.office.owner} took office at offset {fold.office.offset}.")
+        fold.check_doubts()
         assert fold.state is not None
         log.info(
             "in office at offset %d: %d steps committed, requests from %d",
@@ -247,6 +250,7 @@ class Ledger:
             if self._requests_are_others():
                 waiting.clear()
                 self._begin_requests(office)
+            self._tell_void(office.fold)
             self.snapshots.offer(office.fold, self.log.leader_epoch)
 
     def _without(self, office: InOffice, poison: PoisonRequest) -> InOffice:
@@ -315,6 +319,13 @@ class Ledger:
         if found != self.identity.topic_id:
             raise ForeignState(f"The topic id of {self.log.topic}", self.identity.topic_id, found, "It was replaced.")
         return ids[topics.REQUESTS.suffix] != self.requests.topic_id
+
+    def _tell_void(self, fold: Fold) -> None:
+        """Who else writes into the log should be asked why; what it costs is this line, not more than one a second."""
+        if fold.void_entries == self._void_told or monotonic() - self._void_at < self.options.position_every_s:
+            return
+        self._void_at, self._void_told = monotonic(), fold.void_entries
+        log.warning("event=void-entries count=%d next_offset=%d", fold.void_entries, fold.position.next_offset)
 
     def _watch(self, office: InOffice) -> None:
         """Nobody asks: see whether somebody else took office."""

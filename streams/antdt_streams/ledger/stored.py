@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from antdt_schemas import codec, records
 from antdt_schemas.errors import ForeignState
 
 from antdt_streams.ledger.core import rows
-from antdt_streams.ledger.core.fold import Fold, Office, Position
+from antdt_streams.ledger.core.fold import Doubt, Fold, Office, Position
 from antdt_streams.ledger.core.state import FOLD_VERSION
 
 POSITION = b"\0position"
@@ -48,6 +48,13 @@ def position_row(fold: Fold, identity: Identity, leader_epoch: int | None) -> by
         "lost_from": fold.lost_from,
         "recent": [(offset, h.hex()) for offset, h in fold.recent.items()],
     }
+    # Said only where there is something to say: the rows of most logs are those that older versions wrote.
+    if fold.former is not None:
+        mark["former"] = [fold.former[0], fold.former[1].hex()]
+    if fold.position.holes:
+        mark["holes"] = fold.position.holes
+    if fold.doubts:
+        mark["doubts"] = [astuple(doubt) for doubt in fold.doubts]
     return json.dumps(mark).encode()
 
 
@@ -75,7 +82,13 @@ def fold_of(stored: Mapping[bytes, bytes], identity: Identity, where: str) -> tu
     _check_identity(found, identity, where)
     fold = Fold()
     fold.genesis = _genesis(rest.pop(GENESIS, None))
-    fold.position = Position(found["next_offset"], bytes.fromhex(found["hash"]), bytes.fromhex(found["before"]))
+    fold.position = Position(
+        found["next_offset"], bytes.fromhex(found["hash"]), bytes.fromhex(found["before"]), found.get("holes", 0)
+    )
+    fold.trusted = fold.position.next_offset - 1
+    if former := found.get("former"):
+        fold.former = former[0], bytes.fromhex(former[1])
+    fold.doubts = [Doubt(*doubt) for doubt in found.get("doubts", ())]
     office = found["office"]
     fold.office = office and Office(office[0], bytes.fromhex(office[1]), office[2], office[3])
     fold.counted_entries, fold.void_entries = found["counted"], found["void"]

@@ -106,13 +106,23 @@ class Runner:
     def take(self, batch: Batch) -> None:
         """Process what is new in a batch and commit it. Repeated records are skipped, missing ones are an error.
 
+        A hole is none: what is between the position and a batch that was read from there on is no record, but the
+        marker of a transaction, or what compaction has removed. Nothing can be lost in it unnoticed. Reading began at
+        the position, which was held against the bounds of the partition; what retention removes later is below these
+        bounds, so that a fetch from there is an error and never a later record; and whatever the reader was given and
+        has not passed on moves `since` beyond the position.
+
         Raises:
             LogTruncated: records between the position and this batch are missing.
         """
         assert batch.partition == self.partition, batch.partition
+        since = batch.first_offset if batch.since is None else batch.since
+        if since > self.next_offset:
+            raise LogTruncated(f"The next record of {self.topic}", self.next_offset, since)
+        if batch.first_offset > self.next_offset:
+            self.next_offset = batch.first_offset
+            self._commit([])  # so that a restore, too, begins behind it
         ahead = batch.first_offset - self.next_offset
-        if ahead > 0:
-            raise LogTruncated(f"The next record of {self.topic}", self.next_offset, batch.first_offset)
         records = batch.records[-ahead:]
         while records:
             taken, outbox = self._fold(records)

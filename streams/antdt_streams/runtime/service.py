@@ -80,9 +80,12 @@ class Batch:
     """Records of one partition with dense offsets from `first_offset` on.
 
     assignment: for which turn of owning the partition they were read; they are nobody's once that is over.
+    since: where the reader stood when the broker gave the first of them as the next one: from there on, there is none
+        before it. By default nothing is known of what is before it.
     """
 
     partition: int
     first_offset: int
     records: Sequence[Raw]
     assignment: int = 0
+    since: int | None = None

@@ -120,6 +120,7 @@ class Source:
         self._watch = Watch(AskedBroker(connection), ids={topic: topic_id})
         self._consumer = self._new_consumer()
         self._assignments, self._assigned = 0, dict[int, int]()
+        self._received = dict[int, int]()  # of each partition: the offset behind the last record that came
         self._failure: Exception | None = None
         self._doubtful = False
         self._away = False
@@ -199,6 +200,7 @@ class Source:
                 at.offset = self.owner.begin(at.partition, self._assignments, self._bounds(at.partition))
                 self._assigned[at.partition] = self._assignments
                 self._watch.begin(Place(self.topic, at.partition), at.offset)
+                self._received[at.partition] = at.offset
             consumer.incremental_assign(partitions)
         except Exception as error:  # noqa: BLE001  raised by _poll
             self._failure = error
@@ -254,7 +256,7 @@ class Source:
 
     def _poll(self) -> Iterator[Message]:
         """What is there; waits a little for the first."""
-        messages = fetch(self._consumer, POLL_S, BATCH_RECORDS_MAX, lambda: dict(self._assigned))
+        messages = fetch(self._consumer, POLL_S, BATCH_RECORDS_MAX, lambda: dict(self._assigned), self._dropped)
         if self._failure is not None:
             raise self._failure
         good, failure = sort_out(self._watch, messages, self._failure_of)
@@ -262,18 +264,27 @@ class Source:
             raise failure
         yield from (message for message in good if message.partition() in self._assigned)
 
+    def _dropped(self, first: Message, before: Mapping[int, int]) -> None:
+        """A record that nobody will process: one of a partition that does not begin anew is missing from here on."""
+        partition = first.partition() or 0
+        if not first.error() and before.get(partition) == self._assigned.get(partition):
+            self._received[partition] = (first.offset() or 0) + 1
+
     def _batches(self) -> Iterator[Batch]:
-        open_runs: dict[int, tuple[int, list[Raw]]] = {}
+        open_runs: dict[int, tuple[Batch, list[Raw]]] = {}
         for message in self._poll():
             partition, offset = message.partition() or 0, message.offset() or 0
+            received = self._received.get(partition, offset)
+            self._received[partition] = offset + 1
             run = open_runs.get(partition)
-            if run is None or offset != run[0] + len(run[1]):
+            if run is None or offset != received:
                 if run is not None:
-                    yield Batch(partition, *run, self._assigned[partition])
-                run = open_runs[partition] = (offset, [])
+                    yield run[0]
+                raws, since = list[Raw](), min(received, offset)
+                run = open_runs[partition] = Batch(partition, offset, raws, self._assigned[partition], since), raws
             run[1].append(Raw(message.value(), message.timestamp()[1]))
-        for partition, run in open_runs.items():
-            yield Batch(partition, *run, self._assigned[partition])
+        for batch, _ in open_runs.values():
+            yield batch
             self._away = False
 
     def _is_same_topic(self) -> bool:
