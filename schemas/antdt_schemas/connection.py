@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from antdt_schemas.errors import Unavailable, UsageError
+from antdt_schemas.errors import UsageError
 from antdt_schemas.properties import parse_properties, to_librdkafka
+from antdt_schemas.reaching import Reaching
 
 DEFAULT_BOOTSTRAP = "127.0.0.1:9092"
 ENV_PREFIX = "ANTDT_KAFKA_"
@@ -121,41 +122,25 @@ class Connection:
         return f"Connection({self.bootstrap!r}, {rest!r})"
 
     def check_reachable(self, timeout_s: float = 5.0) -> None:
-        """Ask the brokers for their metadata, once, within `timeout_s`.
+        """Ask the brokers for their metadata, and whether an address in them can be reached, within `timeout_s`.
 
         Raises:
-            Unavailable: nobody answers, or refuses these credentials.
-            UsageError: a property that librdkafka does not know.
+            Unavailable: nobody answers.
+            UsageError: somebody does, and refuses these settings; or librdkafka does not know one of them.
         """
         from confluent_kafka import KafkaException
         from confluent_kafka.admin import AdminClient
 
-        said: list[Any] = []
+        reaching = Reaching(self.bootstrap, self.origins, timeout_s)
         try:
-            client = AdminClient(self.admin(error_cb=said.append))
+            client = AdminClient(self.admin(error_cb=reaching.said.append))
         except (KafkaException, TypeError, ValueError) as error:
             raise UsageError(f"The Kafka client refuses its settings: {_text(error)}{self._culprit(error)}") from error
-        try:
-            client.list_topics(timeout=timeout_s)
-        except KafkaException as error:
-            raise Unavailable(*self._unreachable(said, timeout_s)) from error
+        reaching.check(client, self.properties.get("security.protocol", "plaintext").upper())
 
     def _culprit(self, error: Exception) -> str:
-        named = [key for key in self.properties if f'"{key}"' in str(error)]
+        named = [key for key in self.properties if re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.])", str(error))]
         return "".join(f" It came from {self.origins.get(key, 'code')}." for key in named)
-
-    def _unreachable(self, said: list[Any], timeout_s: float) -> tuple[str, str]:
-        from confluent_kafka import KafkaError
-
-        for error in said:
-            if error.code() == KafkaError._AUTHENTICATION:
-                return f"The Kafka broker at {self.bootstrap} refuses these credentials: {error.str()}.", ""
-            if error.code() == KafkaError._SSL:
-                return f"No TLS connection with the Kafka broker at {self.bootstrap}: {error.str()}.", ""
-        return (
-            f"No Kafka broker answers at {self.bootstrap} within {timeout_s:g} s.",
-            "Start one with `antdt up …` or name yours with --bootstrap-servers.",
-        )
 
 
 def check_bootstrap(servers: str) -> None:

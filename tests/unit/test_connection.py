@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from antdt_schemas.connection import DEFAULT_BOOTSTRAP, Connection, masked, read_properties
 from antdt_schemas.errors import Unavailable, UsageError
+from antdt_schemas.listener import Spoken, host_port, spoken
 from antdt_schemas.properties import parse_properties, to_librdkafka
+from antdt_schemas.reaching import bare
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -263,3 +270,69 @@ def test_an_unknown_property_is_named_with_its_origin() -> None:
     connection = Connection.of("127.0.0.1:1", None, {"ANTDT_KAFKA_NO_SUCH_THING": "1"})
     with pytest.raises(UsageError, match=r'"no.such.thing".* It came from ANTDT_KAFKA_NO_SUCH_THING\.'):
         connection.check_reachable(0.2)
+
+
+# -- who is there, and for whom
+
+
+@contextmanager
+def answering(answer: Callable[[bytes], bytes]) -> Iterator[str]:
+    """A server on this machine that sends `answer` of what came first, and closes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):  # closed
+                while True:
+                    wire, _ = server.accept()
+                    with wire:
+                        wire.sendall(answer(wire.recv(1000)))
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def handshake(error: int, *mechanisms: bytes) -> bytes:
+    body = struct.pack(">ihi", 1, error, len(mechanisms))
+    body += b"".join(struct.pack(">h", len(name)) + name for name in mechanisms)
+    return struct.pack(">i", len(body)) + body
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (handshake(34), Spoken(tls=False, mechanisms=())),
+        (handshake(33, b"PLAIN", b"SCRAM-SHA-512"), Spoken(tls=False, mechanisms=("PLAIN", "SCRAM-SHA-512"))),
+        (handshake(0), None),
+        (b"", None),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", None),
+        (handshake(33, b"PLAIN")[:-2], None),
+    ],
+)
+def test_what_a_listener_speaks(answer: bytes, expected: Spoken | None) -> None:
+    with answering(lambda _: answer) as server:
+        assert spoken(server, 2) == expected
+
+
+def test_a_listener_with_credentials_is_told_from_one_that_is_about_to_stop() -> None:
+    """Both close what a client without credentials opens; only one says why, when it is asked."""
+    asks = answering(lambda asked: handshake(33, b"PLAIN") if asked[4:6] == b"\0\x11" else b"")
+    with asks as server, pytest.raises(UsageError, match="speaks SASL_PLAINTEXT with sasl.mechanism PLAIN"):
+        Connection(server).check_reachable(0.3)
+    with answering(lambda _: b"") as server, pytest.raises(Unavailable, match="No Kafka broker answers"):
+        Connection(server).check_reachable(0.3)
+
+
+def test_a_name_that_is_none_is_named_with_its_origin() -> None:
+    connection = Connection.of(None, None, {"ANTDT_KAFKA_BOOTSTRAP_SERVERS": "no-such-host.invalid:9092"})
+    with pytest.raises((UsageError, Unavailable), match=r"no-such-host\.invalid:9092.*"):
+        connection.check_reachable(1)
+
+
+def test_what_librdkafka_says_loses_its_frame() -> None:
+    said = (
+        "sasl_ssl://b:1/bootstrap: SASL authentication error: no. (after 301ms in state AUTH_REQ, 3 identical error(s))"
+    )
+    assert bare(said) == "SASL authentication error: no"
+    assert host_port("SSL://[::1]:1") == ("::1", 1)
+    assert host_port("kafka") == ("kafka", 9092)
