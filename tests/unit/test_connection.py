@@ -317,7 +317,7 @@ def test_what_a_listener_speaks(answer: bytes, expected: Spoken | None) -> None:
 def test_a_listener_with_credentials_is_told_from_one_that_is_about_to_stop() -> None:
     """Both close what a client without credentials opens; only one says why, when it is asked."""
     asks = answering(lambda asked: handshake(33, b"PLAIN") if asked[4:6] == b"\0\x11" else b"")
-    with asks as server, pytest.raises(UsageError, match="speaks SASL_PLAINTEXT with sasl.mechanism PLAIN"):
+    with asks as server, pytest.raises(UsageError, match="speaks SASL_PLAINTEXT with sasl"):
         Connection(server).check_reachable(0.3)
     with answering(lambda _: b"") as server, pytest.raises(Unavailable, match="No Kafka broker answers"):
         Connection(server).check_reachable(0.3)
