@@ -6,6 +6,7 @@ the translation of Java's names to librdkafka's. Knows no topic and no job.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,12 +16,13 @@ from typing import Any
 from antdt_schemas.errors import UsageError
 from antdt_schemas.properties import parse_properties, to_librdkafka
 from antdt_schemas.reaching import Reaching
+from antdt_schemas.settings_ours import OURS
 
 DEFAULT_BOOTSTRAP = "127.0.0.1:9092"
 ENV_PREFIX = "ANTDT_KAFKA_"
 ENV_FILE = "ANTDT_KAFKA_CONFIG"
 ENV_BOOTSTRAP = "ANTDT_KAFKA_BOOTSTRAP_SERVERS"
-BOOTSTRAP = "bootstrap.servers"
+BOOTSTRAP, ALIAS = "bootstrap.servers", "metadata.broker.list"
 
 SECRET = re.compile(r"password|secret|jaas|token(?!\.endpoint)|key\.pem|keystore\.key|credential", re.IGNORECASE)
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9_]*://)?(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/,]+)(:(\d{1,5}))?")
@@ -47,6 +49,9 @@ CONSUMER: dict[str, Any] = {
     "fetch.wait.max.ms": 100,
     "queued.max.messages.kbytes": 16 * 1024,
 }
+
+log = logging.getLogger("antdt.connection")
+_said: set[str] = set()  # what this process was warned of
 
 
 def names_a_broker(environ: Mapping[str, str]) -> bool:
@@ -78,12 +83,15 @@ class Connection:
         environ: read for ANTDT_KAFKA_CONFIG and for single keys, ANTDT_KAFKA_SASL_USERNAME for `sasl.username`.
 
         Raises:
-            UsageError: a file that cannot be read, or a setting that this client cannot honour.
+            UsageError: a file that cannot be read, or a setting that this client cannot honour. What is ours to set, or
+                known to Java only, is ignored; a warning says so, once in a process.
         """
         found: dict[str, tuple[str, str]] = {BOOTSTRAP: (DEFAULT_BOOTSTRAP, "default")}
         file = properties_file or (Path(environ[ENV_FILE]) if environ.get(ENV_FILE) else None)
         if file is not None:
             found.update({key: (value, str(file)) for key, value in read_properties(file).items()})
+        if ALIAS in found:
+            found[BOOTSTRAP] = found.pop(ALIAS)
         for name, value in environ.items():
             if name.startswith(ENV_PREFIX) and name != ENV_FILE and value:
                 found[name.removeprefix(ENV_PREFIX).lower().replace("_", ".")] = (value, name)
@@ -92,8 +100,13 @@ class Connection:
         servers, origin = found.pop(BOOTSTRAP)
         properties: dict[str, str] = {}
         origins = {BOOTSTRAP: origin}
-        for key, (value, source) in to_librdkafka(found).items():
+        known, ignored = to_librdkafka(found)
+        for key, (value, source) in known.items():
             properties[key], origins[key] = value, source
+        for line in ignored:
+            if line not in _said:
+                _said.add(line)
+                log.warning("%s", line)
         return cls(servers.strip(), properties, origins)
 
     def producer(self, **over: Any) -> dict[str, Any]:
@@ -110,7 +123,8 @@ class Connection:
 
     def _config(self, defaults: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         named = {key if key.endswith("_cb") else key.replace("_", "."): value for key, value in over.items()}
-        return {**COMMON, **defaults, **self.properties, **named, BOOTSTRAP: self.bootstrap}
+        theirs = {key: value for key, value in self.properties.items() if key not in OURS}
+        return {**COMMON, **defaults, **theirs, **named, BOOTSTRAP: self.bootstrap}
 
     def shown(self) -> list[tuple[str, str, str]]:
         """(key, value with secrets masked, origin), sorted by key."""

@@ -167,7 +167,7 @@ def test_addresses(servers: str) -> None:
 
 def names(**found: str) -> dict[str, str]:
     dotted = {key.replace("_", "."): (value, "x") for key, value in found.items()}
-    return {key: value for key, (value, _) in to_librdkafka(dotted).items()}
+    return {key: value for key, (value, _) in to_librdkafka(dotted)[0].items()}
 
 
 def test_jaas_becomes_user_and_password() -> None:
@@ -219,7 +219,9 @@ def test_what_passes_through_and_what_is_left_out() -> None:
     same = {"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512", "ssl.ca.location": "/ca", "foo": "1"}
     java = {"key.serializer": "x", "ssl.protocol": "TLSv1.3", "metrics.num.samples": "3", "interceptor.classes": ""}
     found = {key: (value, "x") for key, value in {**same, **java}.items()}
-    assert {key: value for key, (value, _) in to_librdkafka(found).items()} == same
+    known, ignored = to_librdkafka(found)
+    assert {key: value for key, (value, _) in known.items()} == same
+    assert ignored == [f"{', '.join(java)} (from x): ignored, only Java has them."]
     assert names(ssl_endpoint_identification_algorithm="") == {"ssl.endpoint.identification.algorithm": "none"}
 
 
@@ -228,7 +230,7 @@ def test_what_passes_through_and_what_is_left_out() -> None:
 
 def test_configurations_merge_defaults_properties_and_code() -> None:
     connection = Connection("a:1", {"linger.ms": "9", "acks": "1"})
-    assert connection.producer(acks="all", linger_ms=0)["acks"] == "all"
+    assert connection.producer()["acks"] == "all"
     assert connection.producer()["linger.ms"] == "9"
     assert connection.producer(linger_ms=0)["linger.ms"] == 0
     assert connection.consumer(group_id="g")["group.id"] == "g"
@@ -270,6 +272,83 @@ def test_an_unknown_property_is_named_with_its_origin() -> None:
     connection = Connection.of("127.0.0.1:1", None, {"ANTDT_KAFKA_NO_SUCH_THING": "1"})
     with pytest.raises(UsageError, match=r'"no.such.thing".* It came from ANTDT_KAFKA_NO_SUCH_THING\.'):
         connection.check_reachable(0.2)
+
+
+# -- what a company's file may say, and what it may not
+
+
+def of(tmp_path: Path, text: str) -> Connection:
+    file = tmp_path / "company.properties"
+    file.write_text(text)
+    return Connection.of("a:1", file, {})
+
+
+def test_what_is_ours_is_ignored_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    theirs = {
+        "acks": "1", "enable.idempotence": "false", "retries": "0", "max.in.flight": "9", "delivery.timeout.ms": "1",
+        "auto.offset.reset": "latest", "enable.auto.commit": "true", "group.id": "crawler", "session.timeout.ms": "1",
+        "group.protocol": "consumer", "isolation.level": "read_committed", "allow.auto.create.topics": "true",
+        "message.max.bytes": "1000", "fetch.max.bytes": "1000", "delivery.report.only.error": "true",
+    }  # fmt: skip
+    text = "".join(f"{key}={value}\n" for key, value in theirs.items())
+    connection = of(tmp_path, text)
+    assert not connection.properties
+    made = {**connection.producer(), **connection.consumer()}
+    assert made["acks"] == "all"
+    assert made["enable.idempotence"] is True
+    assert made["group.id"] == "antdt.none"
+    assert not {key for key, value in theirs.items() if made.get(key) == value}
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == len(theirs)
+    assert lines[0].startswith(f"acks (from {tmp_path}/company.properties) is ignored: what was acknowledged")
+    of(tmp_path, text)
+    assert len(caplog.records) == len(theirs), "said once in a process"
+
+
+@pytest.mark.parametrize(
+    ("java", "value", "ours", "expected"),
+    [
+        ("buffer.memory", "33554432", "queue.buffering.max.kbytes", "32768"),
+        ("fetch.max.wait.ms", "500", "fetch.wait.max.ms", "500"),
+        ("send.buffer.bytes", "-1", "socket.send.buffer.bytes", "0"),
+        ("receive.buffer.bytes", "65536", "socket.receive.buffer.bytes", "65536"),
+        ("request.timeout.ms", "30000", "socket.timeout.ms", "30000"),
+        ("batch.size", "0", "batch.size", "1"),
+        ("connections.max.idle.ms", "-1", "connections.max.idle.ms", "0"),
+    ],
+)
+def test_javas_tuning_is_translated(java: str, value: str, ours: str, expected: str) -> None:
+    assert names(**{java.replace(".", "_"): value}) == {ours: expected}
+
+
+def test_librdkafkas_own_name_is_the_more_exact_one() -> None:
+    for order in (1, -1):
+        found = {"request.timeout.ms": ("30000", "x"), "socket.timeout.ms": ("2000", "x")}
+        assert to_librdkafka(dict(list(found.items())[::order]))[0] == {"socket.timeout.ms": ("2000", "x")}
+
+
+def test_tuning_that_is_no_number_and_values_that_lie_elsewhere_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"buffer\.memory=much \(from x\) is no number"):
+        names(buffer_memory="much")
+    with pytest.raises(UsageError, match=r"config\.providers \(from x\): only Java"):
+        names(config_providers="vault")
+
+
+JAVA = parse_properties((Path(__file__).parent / "java_client.properties").read_text())
+
+
+@pytest.mark.parametrize("wanted", ["defaults", "small", "large"])
+def test_no_setting_of_javas_clients_stops_ours(tmp_path: Path, wanted: str) -> None:
+    """All that Java's producer, consumer and admin client know, with their defaults and with numbers far off."""
+    from confluent_kafka import Consumer, Producer
+    from confluent_kafka.admin import AdminClient
+
+    number = {"defaults": None, "small": "0", "large": "2147483647"}[wanted]
+    text = "".join(f"{k}={number if number and v.isdigit() and k[:4] != 'sasl' else v}\n" for k, v in JAVA.items() if v)
+    connection = of(tmp_path, text)
+    Producer(connection.producer())
+    AdminClient(connection.admin())
+    Consumer(connection.consumer()).close()
 
 
 # -- who is there, and for whom
