@@ -78,7 +78,7 @@ TUNING: dict[str, tuple[str, Callable[[int], int]]] = {
     # These librdkafka has under the same name, but not with every value that Java takes (-1, 0).
     "batch.size": ("batch.size", _between(1, 2_147_483_647)),
     "connections.max.idle.ms": ("connections.max.idle.ms", _between(0, 2_147_483_647)),
-    "linger.ms": ("linger.ms", _between(0, 900_000)),
+    "linger.ms": ("linger.ms", _between(0, 60_000)),
     "metadata.max.age.ms": ("metadata.max.age.ms", _between(1, 86_400_000)),
     "reconnect.backoff.ms": ("reconnect.backoff.ms", _between(0, 3_600_000)),
     "reconnect.backoff.max.ms": ("reconnect.backoff.max.ms", _between(0, 3_600_000)),
