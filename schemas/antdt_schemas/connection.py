@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from antdt_schemas.errors import UsageError
 from antdt_schemas.properties import parse_properties, to_librdkafka
 from antdt_schemas.reaching import Reaching
 from antdt_schemas.settings_ours import OURS
+from antdt_schemas.topics import HEADERS_BYTES, RECORD_BYTES_MAX
 
 DEFAULT_BOOTSTRAP = "127.0.0.1:9092"
 ENV_PREFIX = "ANTDT_KAFKA_"
@@ -28,7 +29,6 @@ SECRET = re.compile(r"password|secret|jaas|token(?!\.endpoint)|key\.pem|keystore
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9_]*://)?(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/,]+)(:(\d{1,5}))?")
 
 COMMON: dict[str, Any] = {
-    "client.id": "antdt",
     # librdkafka writes to stderr whenever a broker is away; who waits for it says so itself, once.
     "log_level": 0,
     "reconnect.backoff.ms": 50,
@@ -37,6 +37,7 @@ COMMON: dict[str, Any] = {
     # A connection that is half open carries nothing and says nothing: with the default, the job stands for a minute.
     "socket.timeout.ms": 10_000,
 }
+KEY_BYTES = HEADERS_BYTES // 2  # librdkafka counts a record's key, and not all of its headers
 PRODUCER: dict[str, Any] = {"enable.idempotence": True, "acks": "all"}
 CONSUMER: dict[str, Any] = {
     # librdkafka wants a group even where partitions are assigned by hand and nothing is committed.
@@ -63,12 +64,14 @@ def names_a_broker(environ: Mapping[str, str]) -> bool:
 class Connection:
     """Bootstrap servers and client properties, in librdkafka's names. Secrets never show in its repr.
 
-    `origins` says where each property came from, for people who wonder.
+    `origins` says where each property came from, for people who wonder. `client_id` is what brokers know its clients
+    by, in quotas, metrics and logs, unless the properties have one: a user's quotas are bound to it.
     """
 
     bootstrap: str
     properties: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+    client_id: str = "antdt"
 
     def __post_init__(self) -> None:
         check_bootstrap(self.bootstrap)
@@ -109,9 +112,17 @@ class Connection:
                 log.warning("%s", line)
         return cls(servers.strip(), properties, origins)
 
-    def producer(self, **over: Any) -> dict[str, Any]:
-        """Configuration of a Producer; underscores in the names of `over` stand for dots, and `over` wins."""
-        return self._config(PRODUCER, over)
+    def named(self, job: str, service: str, instance: str = "") -> Connection:
+        """The same for one of a job's processes: its clients are `antdt.JOB.SERVICE.INSTANCE`."""
+        return replace(self, client_id=".".join(part for part in ("antdt", job, service, instance) if part))
+
+    def producer(self, record_bytes_max: int = RECORD_BYTES_MAX, **over: Any) -> dict[str, Any]:
+        """Configuration of a Producer; underscores in the names of `over` stand for dots, and `over` wins.
+
+        record_bytes_max: what the topics take, where that was looked up. A batch is a message to the broker, so a few
+        small records must not become a larger one.
+        """
+        return self._config({**PRODUCER, "message.max.bytes": record_bytes_max + KEY_BYTES}, over)
 
     def consumer(self, **over: Any) -> dict[str, Any]:
         """Configuration of a Consumer; underscores in the names of `over` stand for dots, and `over` wins."""
@@ -124,7 +135,7 @@ class Connection:
     def _config(self, defaults: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         named = {key if key.endswith("_cb") else key.replace("_", "."): value for key, value in over.items()}
         theirs = {key: value for key, value in self.properties.items() if key not in OURS}
-        return {**COMMON, **defaults, **theirs, **named, BOOTSTRAP: self.bootstrap}
+        return {"client.id": self.client_id, **COMMON, **defaults, **theirs, **named, BOOTSTRAP: self.bootstrap}
 
     def shown(self) -> list[tuple[str, str, str]]:
         """(key, value with secrets masked, origin), sorted by key."""

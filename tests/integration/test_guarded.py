@@ -15,50 +15,16 @@ from antdt_schemas.connection import Connection
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.broker.embedded import _free_ports
 from antdt_streams.cli.job import audit_of, status_of
+from antdt_streams.grants import grant
 from antdt_streams.ledger.core.fold import Verdict
 from antdt_streams.reader import TopicReader
 from confluent_kafka import KafkaError, KafkaException, Producer
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AclBinding,
-    AclOperation,
-    AclPermissionType,
-    AdminClient,
-    ResourcePatternType,
-    ResourceType,
-)
 
 from tests.helpers.job_processes import JobProcesses, job_processes
 from tests.helpers.wire import TO_BROKER, TO_CLIENT, Wire
 
 pytestmark = pytest.mark.kafka
-ACLS = Path(__file__).parents[2] / "deploy" / "acls.txt"
 PRINCIPALS = ("ledger", "services", "worker", "auditor")
-OPERATIONS = {
-    "Read": AclOperation.READ,
-    "Write": AclOperation.WRITE,
-    "Describe": AclOperation.DESCRIBE,
-    "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
-}
-
-
-def acls_of(job: str) -> list[AclBinding]:
-    """What deploy/acls.txt grants for a job."""
-    out = []
-    for line in ACLS.read_text().splitlines():
-        if not line.strip() or line.startswith("#"):
-            continue
-        principal, kind, name, operations = line.split()
-        prefixed = name.endswith("*")
-        pattern = ResourcePatternType.PREFIXED if prefixed else ResourcePatternType.LITERAL
-        where = (
-            ResourceType[kind.upper()],
-            name.removesuffix("*").replace("JOB", job),
-            pattern,
-            f"User:{principal}",
-            "*",
-        )
-        out += [AclBinding(*where, OPERATIONS[word], AclPermissionType.ALLOW) for word in operations.split(",")]
-    return out
 
 
 @contextmanager
@@ -99,9 +65,7 @@ def credentials(folder: Path, name: str) -> Path:
 def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path) -> None:
     job = "guarded"
     with Wire() as wire, guarded(tmp_path / "broker", wire) as broker:
-        admin = AdminClient(broker.connection.admin())
-        for future in admin.create_acls(acls_of(job)).values():
-            future.result(20)
+        assert grant(broker.connection, job) == grant(broker.connection, job)
 
         def environ(kind: str) -> dict[str, str]:
             name = "services" if kind in ("monitor", "controller") else kind

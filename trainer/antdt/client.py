@@ -15,8 +15,9 @@ from typing import Any
 
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, Unavailable, UnknownJob
+from antdt_schemas.errors import AntdtError, Refused, Unavailable, UnknownJob
 from antdt_schemas.offsets import watermarks
+from antdt_schemas.room import record_bytes_max
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from antdt.plans import Plans
@@ -26,6 +27,9 @@ from antdt.telemetry import Telemetry
 POLL_S = 0.02
 SLICE_S = 0.5
 QUEUE_MESSAGES_MAX = 10_000
+# What a commit takes in a request and in the entry of the log that it becomes: steps, plans and names, and at most so
+# much for each number of a range.
+COMMIT_FIXED_BYTES, COMMIT_NUMBER_BYTES = 8 << 10, 6
 
 log = logging.getLogger("antdt")
 
@@ -52,10 +56,14 @@ class Client:
         self._halt = threading.Event()
         job, connection = options.job, options.connection
         connection.check_reachable(options.reach_s)
+        names = [topic.name(job) for topic in (topics.REQUESTS, topics.STEPS, topics.SHARD_LOG)]
+        self._room = record_bytes_max(connection, names, options.reach_s)
+        session.limit_commits((self._room - COMMIT_FIXED_BYTES) // COMMIT_NUMBER_BYTES)
         # Requests wait for nobody; a full queue is reported at once, and the session asks again.
         self._producer = Producer(
             connection.producer(
-                **{"linger.ms": 0, "queue.buffering.max.messages": QUEUE_MESSAGES_MAX, "delivery.timeout.ms": 30_000}
+                self._room,
+                **{"linger.ms": 0, "queue.buffering.max.messages": QUEUE_MESSAGES_MAX, "delivery.timeout.ms": 30_000},
             )
         )
         self._consumer = Consumer(connection.consumer())
@@ -166,8 +174,14 @@ class Client:
             self.on_closed()
 
     def _send(self, request: records.Request) -> None:
-        signed = auth.sign(request, self.options.secret)
-        self._produce(topics.REQUESTS, codec.encode(signed), request.worker)
+        payload = codec.encode(auth.sign(request, self.options.secret))
+        if len(payload) > self._room:
+            raise Refused(
+                f"A {type(request.body).__name__} of {len(payload)} bytes cannot be sent: the topics of job "
+                f"{self.options.job!r} take {self._room}.",
+                "Raise their max.message.bytes, or let a step have fewer ranges (larger shards).",
+            )
+        self._produce(topics.REQUESTS, payload, request.worker)
 
     def _send_telemetry(self, batch: records.StepBatch) -> None:
         telemetry, steps = self.telemetry, len(batch.step)

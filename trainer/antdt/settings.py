@@ -64,7 +64,7 @@ class Settings:
             node=environ.get("ANTDT_NODE") or socket.gethostname(),
             hardware=environ.get("ANTDT_HARDWARE", ""),
             advertise=environ.get("ANTDT_ADVERTISE", "127.0.0.1"),
-            connection=Connection.of(_bootstrap(environ, folder), None, environ),
+            connection=Connection.of(_bootstrap(environ, folder), None, environ).named(job, "worker", worker),
             secret=secret.encode() if secret else None,
             checkpoints=Path(environ.get("ANTDT_CHECKPOINTS") or folder / "checkpoints" / job),
         )

@@ -21,7 +21,7 @@ from time import monotonic
 
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, ForeignState, LogTruncated, Superseded, Unavailable
+from antdt_schemas.errors import AntdtError, ForeignState, LogTruncated, Superseded, Unavailable, UsageError
 from antdt_schemas.offsets import watermarks
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -29,13 +29,16 @@ from antdt_streams import topics_admin
 from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.decide import check_spec
 from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.ledger.core.leader import Cycle, Incoming, InOffice, PoisonRequest
+from antdt_streams.ledger.core.leader import Crowded, Cycle, Incoming, InOffice, PoisonRequest
 from antdt_streams.ledger.core.state import FOLD_VERSION
 from antdt_streams.ledger.log import Log
 from antdt_streams.ledger.options import LedgerOptions, owner
 from antdt_streams.ledger.snapshots import LedgerSnapshots
 from antdt_streams.ledger.start import Start
 from antdt_streams.ledger.stored import Identity
+
+WRITTEN = (topics.SHARD_LOG, topics.REPLIES, topics.DEAD_LETTERS)  # by one producer
+LETTER_BYTES_MAX = 64 << 10
 
 log = logging.getLogger("antdt.ledger")
 
@@ -46,11 +49,16 @@ class Ledger:
     def __init__(self, connection: Connection, job: str, folder: Path, options: LedgerOptions | None = None) -> None:
         self.connection, self.job, self.options = connection, job, options or LedgerOptions()
         self.stopping = threading.Event()
-        self.identity = Identity(job, topics_admin.require(connection, job)[topics.SHARD_LOG.suffix])
+        self.topics = topics_admin.fit(connection, job)
+        self.identity = Identity(job, self.topics.ids[topics.SHARD_LOG.suffix])
         self.cache = Cache(folder, self.identity)
-        self.log = Log(connection, job, self.options)
+        self.log = Log(connection, job, self.options, self.topics.record_bytes_max(*WRITTEN))
         self.snapshots = LedgerSnapshots(
-            connection, self.identity, self.options.snapshot_every, self.options.snapshot_events
+            connection,
+            self.identity,
+            self.options.snapshot_every,
+            self.options.snapshot_events,
+            self.topics.record_bytes_max(topics.SNAPSHOTS),
         )
         self.start = Start(self.log, self.cache, self.snapshots, self.options)
         self.requests = Consumer(connection.consumer(**{"group.id": f"antdt.{job}.ledger"}))
@@ -201,22 +209,26 @@ class Ledger:
         )  # fmt: skip
         self.requests.assign([TopicPartition(topics.REQUESTS.name(self.job), 0, fold.state.requests_next)])
         self._appended_at = monotonic()
-        return InOffice(fold, self.options.secret)
+        return InOffice(fold, self.options.secret, record_bytes_max=self.log.record_bytes_max)
 
     # -- in office
 
     def _lead(self, office: InOffice) -> None:
-        waiting: list[Incoming] = []
+        waiting, most = list[Incoming](), self.options.requests_per_cycle_max
         while not self.stopping.is_set():
             if not waiting:
                 waiting = self._take(office)
             if waiting or monotonic() - self._appended_at >= self.options.heartbeat_s:
                 try:
-                    payload, taken = office.propose(waiting)
+                    payload, taken = office.propose(waiting[:most])
                 except PoisonRequest as poison:
                     office = self._without(office, poison)
                     continue
+                except Crowded as crowded:
+                    office, most = self._again(office, {}), crowded.fits
+                    continue
                 self._run_cycle(office, payload)
+                most = self.options.requests_per_cycle_max
                 del waiting[:taken]
             else:
                 self._watch(office)
@@ -227,10 +239,13 @@ class Ledger:
     def _without(self, office: InOffice, poison: PoisonRequest) -> InOffice:
         """The office as of the last entry that was read back, with this request to be refused: no crash loop."""
         log.error("event=poison request_offset=%d reason=%r", poison.offset, str(poison), exc_info=poison)
+        assert poison.offset not in office.poisoned, "refusing a request must not fail"
+        return self._again(office, {poison.offset: str(poison)})
+
+    def _again(self, office: InOffice, poisoned: dict[int, str]) -> InOffice:
         fold = self.cache.load()
         self.start.fold_to(fold, office.fold.position.next_offset)
-        assert poison.offset not in office.poisoned, "refusing a request must not fail"
-        again = InOffice(fold, self.options.secret, {**office.poisoned, poison.offset: str(poison)})
+        again = InOffice(fold, self.options.secret, {**office.poisoned, **poisoned}, self.log.record_bytes_max)
         again.patience = office.patience
         return again
 
@@ -272,8 +287,9 @@ class Ledger:
             return
         self._identity_at = now
         try:
-            found = topics_admin.require(self.connection, self.job)[topics.SHARD_LOG.suffix]
-        except Unavailable:
+            found = topics_admin.fit(self.connection, self.job).ids[topics.SHARD_LOG.suffix]
+        except (Unavailable, UsageError) as error:  # if it is more than a moment, appending fails as well
+            log.info("event=topics-not-looked-at reason=%r", str(error))
             return
         if found != self.identity.topic_id:
             raise ForeignState(f"The topic id of {self.log.topic}", self.identity.topic_id, found, "It was replaced.")
@@ -284,13 +300,18 @@ class Ledger:
             office.read_back(message.offset, message.payload)
 
     def _send(self, reply: records.Reply) -> None:
-        partition = topics.replies_partition(reply.worker)
-        self._produce(self.replies, codec.encode(reply), reply.worker, partition)
+        partition, payload = topics.replies_partition(reply.worker), codec.encode(reply)
+        if len(payload) > self.log.record_bytes_max:
+            reason = f"The answer has {len(payload)} bytes, and {self.replies} takes {self.log.record_bytes_max}."
+            log.error("event=answer-too-large worker=%s reason=%r", reply.worker, reason)
+            who = reply.worker, reply.incarnation, reply.number
+            payload = codec.encode(records.Reply(*who, records.Status.REFUSED, reason, 0, 0, False, (), None))
+        self._produce(self.replies, payload, reply.worker, partition)
 
     def _bury(self, incoming: Incoming, reason: str) -> None:
-        payload = incoming.payload or b""
+        payload, kept = incoming.payload or b"", min(LETTER_BYTES_MAX, self.log.record_bytes_max // 2)
         letter = records.DeadLetter(
-            "ledger", topics.REQUESTS.name(self.job), 0, incoming.offset, reason, payload[: 64 << 10], len(payload)
+            "ledger", topics.REQUESTS.name(self.job), 0, incoming.offset, reason, payload[:kept], len(payload)
         )
         self._produce(self.dead, codec.encode(letter), None, 0)
 
