@@ -228,6 +228,7 @@ def delete(connection: Connection, job: str) -> list[str]:
     with _said(connection, f"delete the topics of job {job!r}", f"Delete on topics {_prefix(job)}"):
         present = ours & _topic_names(admin)
         if not present:
+            _described(connection, job)  # what this client may not see is not listed, and named only if asked for
             raise _unknown(job)
         log = SHARD_LOG.name(job)
         for names in (sorted(present - {log}), sorted(present & {log})):
@@ -323,12 +324,16 @@ def patiently(ask: Callable[[float], T]) -> T:
 
 def _settings(connection: Connection, job: str, suffixes: list[str]) -> dict[str, dict[str, str | None]]:
     """Suffix -> every setting of the topic; None where it has no value."""
-    admin = _admin(connection)
+    asked = {ConfigResource(ResourceType.TOPIC, BY_SUFFIX[suffix].name(job)): suffix for suffix in suffixes}
+
+    def ask(timeout_s: float) -> dict[str, dict[str, str | None]]:
+        admin = _admin(connection)
+        futures = admin.describe_configs(list(asked), request_timeout=timeout_s)
+        found = {asked[resource]: future.result(timeout_s) for resource, future in futures.items()}
+        return {suffix: {key: entry.value for key, entry in entries.items()} for suffix, entries in found.items()}
+
     with _said(connection, f"read the settings of job {job!r}", f"DescribeConfigs on topics {_prefix(job)}"):
-        asked = {ConfigResource(ResourceType.TOPIC, BY_SUFFIX[suffix].name(job)): suffix for suffix in suffixes}
-        futures = admin.describe_configs(list(asked), request_timeout=TIMEOUT_S)
-        found = {asked[resource]: future.result(TIMEOUT_S) for resource, future in futures.items()}
-    return {suffix: {key: entry.value for key, entry in entries.items()} for suffix, entries in found.items()}
+        return patiently(ask)
 
 
 def _prefix(job: str) -> str:

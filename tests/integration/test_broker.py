@@ -18,6 +18,7 @@ from antdt_schemas.errors import JobTaken, Mismatch, Unavailable, UnknownJob, Us
 from antdt_schemas.topics import REPLIES, REQUESTS, SHARD_LOG, STEPS, TOPICS, record_bytes
 from antdt_streams import topics_admin
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
+from antdt_streams.grants import grant
 from antdt_streams.ledger.service import Ledger
 from antdt_streams.reader import TopicReader
 from antdt_streams.snapshots import newest
@@ -327,3 +328,8 @@ def test_a_log_that_would_lose_entries_is_refused_before_anything_is_up(
     repaired = topics_admin.repair(connection, job)
     assert [d.what for d in repaired] == ["retention.ms", "unclean.leader.election.enable"]
     assert topics_admin.check(connection, job) == []
+
+
+def test_rights_are_granted_only_where_somebody_asks_for_them(connection: Connection, job: str) -> None:
+    with pytest.raises(UsageError, match=r"refuses to grant rights .*No Authorizer"):
+        grant(connection, job)

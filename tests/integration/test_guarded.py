@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 from antdt_schemas import codec, records, topics
 from antdt_schemas.connection import Connection
+from antdt_schemas.errors import UsageError
+from antdt_streams import topics_admin
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.broker.embedded import _free_ports
 from antdt_streams.cli.job import audit_of, status_of
@@ -19,6 +22,7 @@ from antdt_streams.grants import grant
 from antdt_streams.ledger.core.fold import Verdict
 from antdt_streams.reader import TopicReader
 from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
 
 from tests.helpers.job_processes import JobProcesses, job_processes
 from tests.helpers.wire import TO_BROKER, TO_CLIENT, Wire
@@ -67,6 +71,11 @@ def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path)
     with Wire() as wire, guarded(tmp_path / "broker", wire) as broker:
         assert grant(broker.connection, job) == grant(broker.connection, job)
 
+        def connection(name: str) -> Connection:
+            return Connection.of(wire.address, credentials(tmp_path, name), {})
+
+        what_is_not_granted_is_named(broker.connection, connection)
+
         def environ(kind: str) -> dict[str, str]:
             name = "services" if kind in ("monitor", "controller") else kind
             return {"ANTDT_KAFKA_CONFIG": str(credentials(tmp_path, name))}
@@ -91,9 +100,9 @@ def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path)
             run.ended(launcher)
             assert run.judged()["committed"] == 2800
 
-            def connection(name: str) -> Connection:
-                return Connection.of(wire.address, credentials(tmp_path, name), {})
-
+            groups = AdminClient(broker.connection.admin()).describe_consumer_groups([f"antdt.{job}.monitor"])
+            members = groups[f"antdt.{job}.monitor"].result(20).members
+            assert [member.client_id for member in members] == [f"antdt.{job}.monitor.main"]
             auditor = connection("auditor")
             nobody_writes_what_is_not_theirs(run, connection)
             with TopicReader(auditor, job, topics.MEASUREMENTS) as reader:
@@ -101,6 +110,19 @@ def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path)
             assert [s.children[n].restarts for s, n in zip(run.supervisors, services, strict=True)] == [0, 0, 0]
             assert audit_of(auditor, job)["exactly_once"]
             assert status_of(auditor, job)["committed"] == 2800
+
+
+def what_is_not_granted_is_named(ours: Connection, connection: Callable[[str], Connection]) -> None:
+    """Of a job that nobody was granted anything of."""
+    topics_admin.create(ours, "closed")
+    for ask, name, right in (
+        (topics_admin.check, "auditor", "Describe on topics antdt.closed.*"),
+        (topics_admin.create, "ledger", "Create on topics antdt.closed.*"),
+        (topics_admin.delete, "ledger", "Describe on topics antdt.closed.*"),
+        (grant, "ledger", "Alter on the cluster"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(f"must grant it {right};")):
+            ask(connection(name), "closed")
 
 
 def nobody_writes_what_is_not_theirs(run: JobProcesses, connection: Callable[[str], Connection]) -> None:

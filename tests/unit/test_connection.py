@@ -10,11 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from antdt.settings import Settings
 from antdt_schemas.connection import DEFAULT_BOOTSTRAP, Connection, masked, read_properties
 from antdt_schemas.errors import Unavailable, UsageError
 from antdt_schemas.listener import Spoken, host_port, spoken
 from antdt_schemas.properties import parse_properties, to_librdkafka
 from antdt_schemas.reaching import bare
+from antdt_streams.cli.common import Place
+from antdt_streams.cli.services import environment_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -272,6 +275,23 @@ def test_an_unknown_property_is_named_with_its_origin() -> None:
     connection = Connection.of("127.0.0.1:1", None, {"ANTDT_KAFKA_NO_SUCH_THING": "1"})
     with pytest.raises(UsageError, match=r'"no.such.thing".* It came from ANTDT_KAFKA_NO_SUCH_THING\.'):
         connection.check_reachable(0.2)
+
+
+def test_brokers_know_a_jobs_processes_apart(tmp_path: Path) -> None:
+    connection = Connection("a:1")
+    assert connection.admin()["client.id"] == "antdt"
+    assert connection.named("j", "monitor", "main").consumer()["client.id"] == "antdt.j.monitor.main"
+    assert connection.named("", "cli").producer()["client.id"] == "antdt.cli"
+    theirs = of(tmp_path, "client.id=team-7").named("j", "ledger")
+    assert theirs.admin()["client.id"] == "team-7", "quotas are bound to it"
+    worker = Settings.of({"ANTDT_JOB": "j", "ANTDT_WORKER": "w3"}).connection
+    assert worker.producer()["client.id"] == "antdt.j.worker.w3"
+
+
+def test_services_get_the_properties_that_a_flag_named(tmp_path: Path) -> None:
+    place = Place(Connection("a:1"), True, tmp_path, None, Path("mine.properties"))
+    assert environment_of(place.connection, place)["ANTDT_KAFKA_CONFIG"] == str(Path("mine.properties").absolute())
+    assert "ANTDT_KAFKA_CONFIG" not in environment_of(place.connection, Place(place.connection, True, tmp_path, None))
 
 
 # -- what a company's file may say, and what it may not

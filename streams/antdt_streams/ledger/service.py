@@ -21,7 +21,7 @@ from time import monotonic
 
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, ForeignState, LogTruncated, Superseded, Unavailable, UsageError
+from antdt_schemas.errors import AntdtError, ForeignState, LogTruncated, Superseded, Unavailable
 from antdt_schemas.offsets import watermarks
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -36,6 +36,7 @@ from antdt_streams.ledger.options import LedgerOptions, owner
 from antdt_streams.ledger.snapshots import LedgerSnapshots
 from antdt_streams.ledger.start import Start
 from antdt_streams.ledger.stored import Identity
+from antdt_streams.topics_watch import TopicsWatch
 
 WRITTEN = (topics.SHARD_LOG, topics.REPLIES, topics.DEAD_LETTERS)  # by one producer
 LETTER_BYTES_MAX = 64 << 10
@@ -63,8 +64,9 @@ class Ledger:
         self.start = Start(self.log, self.cache, self.snapshots, self.options)
         self.requests = Consumer(connection.consumer(**{"group.id": f"antdt.{job}.ledger"}))
         self.replies, self.dead = topics.REPLIES.name(job), topics.DEAD_LETTERS.name(job)
+        self.topics_watch = TopicsWatch(connection, job, self.options.identity_every_s)
         self.looked = 0  # how often, as a standby, the log seemed silent
-        self._position_at = self._identity_at = self._appended_at = 0.0
+        self._position_at = self._appended_at = 0.0
 
     def run(self) -> None:
         """Lead, or stand by, until told to stop.
@@ -281,18 +283,11 @@ class Ledger:
         self.log.producer.poll(0)
 
     def _check_identity(self) -> None:
-        """A topic that was created again, or got more partitions, under a running leader is noticed, busy or not."""
-        now = monotonic()
-        if now - self._identity_at < self.options.identity_every_s:
-            return
-        self._identity_at = now
-        try:
-            found = topics_admin.fit(self.connection, self.job).ids[topics.SHARD_LOG.suffix]
-        except (Unavailable, UsageError) as error:  # if it is more than a moment, appending fails as well
-            log.info("event=topics-not-looked-at reason=%r", str(error))
-            return
-        if found != self.identity.topic_id:
-            raise ForeignState(f"The topic id of {self.log.topic}", self.identity.topic_id, found, "It was replaced.")
+        """A topic that was created again, or is not fit any more, under a running leader is noticed, busy or not."""
+        found = self.topics_watch.look()
+        if found is not None and found.ids[topics.SHARD_LOG.suffix] != self.identity.topic_id:
+            now = found.ids[topics.SHARD_LOG.suffix]
+            raise ForeignState(f"The topic id of {self.log.topic}", self.identity.topic_id, now, "It was replaced.")
 
     def _watch(self, office: InOffice) -> None:
         """Nobody asks: see whether somebody else took office."""

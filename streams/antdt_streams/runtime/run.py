@@ -60,6 +60,8 @@ def run_service(
         try:
             connection.check_reachable(options.reach_timeout_s)
             topics = topics_admin.fit(connection, job)
+            for difference in topics.differences:
+                log.warning("event=topic-differs what=%r mend=%r", str(difference), difference.mend(job))
             with closing(open_or_rebuild(folder / "rows")) as store:
                 written = topics.record_bytes_max(*service.outputs.values(), DEAD_LETTERS)
                 identity = Identity(job, topics.ids[service.input.suffix], written)
