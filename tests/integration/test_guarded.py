@@ -100,7 +100,8 @@ def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path)
             run.ended(launcher)
             assert run.judged()["committed"] == 2800
 
-            groups = AdminClient(broker.connection.admin()).describe_consumer_groups([f"antdt.{job}.monitor"])
+            admin = AdminClient(broker.connection.admin())
+            groups = admin.describe_consumer_groups([f"antdt.{job}.monitor"])
             members = groups[f"antdt.{job}.monitor"].result(20).members
             assert [member.client_id for member in members] == [f"antdt.{job}.monitor.main"]
             auditor = connection("auditor")
