@@ -27,7 +27,7 @@ from antdt_schemas.errors import Unavailable, Undecodable
 from antdt_schemas.offsets import watermarks
 from antdt_schemas.polling import Place, Reader
 from antdt_schemas.records import Snapshot
-from antdt_schemas.topics import SNAPSHOTS
+from antdt_schemas.topics import RECORD_BYTES_MAX, SNAPSHOTS
 
 SLOTS = 2
 PART_BYTES = 512 << 10
@@ -76,17 +76,23 @@ def unpack(packed: bytes) -> dict[bytes, bytes]:
 
 
 def cut(
-    service: str, topic_id: str, partition: int, next_offset: int, rows: Mapping[bytes, bytes]
+    service: str,
+    topic_id: str,
+    partition: int,
+    next_offset: int,
+    rows: Mapping[bytes, bytes],
+    record_bytes_max: int = RECORD_BYTES_MAX,
 ) -> Iterator[Snapshot]:
-    """The records of one snapshot, each well below what a broker takes."""
+    """The records of one snapshot, each well below what its topic takes."""
     packed = pack(rows)
     if len(packed) > PACKED_BYTES_MAX:
         raise Unavailable(f"The state of {service} has {len(packed)} bytes, too many for a snapshot.")
     digest = blake2b(packed, digest_size=16).digest()
     data = zlib.compress(packed, COMPRESSION)
-    parts = max(1, -(-len(data) // PART_BYTES))
+    size = min(PART_BYTES, record_bytes_max // 2)
+    parts = max(1, -(-len(data) // size))
     for part in range(parts):
-        piece = data[part * PART_BYTES : (part + 1) * PART_BYTES]
+        piece = data[part * size : (part + 1) * size]
         yield Snapshot(service, topic_id, partition, next_offset, part, parts, digest, piece)
 
 
@@ -222,8 +228,12 @@ class SnapshotWriter:
         partition: int,
         last: SnapshotFound | None,
         timeout_s: float = WRITE_TIMEOUT_S,
+        record_bytes_max: int = RECORD_BYTES_MAX,
     ) -> None:
-        """`last` is what `newest` has found: it is never overwritten. A write takes at most `timeout_s`."""
+        """`last` is what `newest` has found: it is never overwritten. A write takes at most `timeout_s`, a record
+        at most `record_bytes_max`.
+        """
+        self._record_bytes_max = record_bytes_max
         self._connection, self._topic, self._timeout_s = connection, SNAPSHOTS.name(job), timeout_s
         self._service, self._partition = service, partition
         self._slot = 0 if last is None else (last.slot + 1) % SLOTS
@@ -244,8 +254,10 @@ class SnapshotWriter:
         try:
             if self._producer is None:
                 timeout_ms = int(self._timeout_s * 1000)
-                self._producer = Producer(self._connection.producer(message_timeout_ms=timeout_ms, linger_ms=0))
-            for part in cut(self._service, topic_id, self._partition, next_offset, rows):
+                self._producer = Producer(
+                    self._connection.producer(self._record_bytes_max, message_timeout_ms=timeout_ms, linger_ms=0)
+                )
+            for part in cut(self._service, topic_id, self._partition, next_offset, rows, self._record_bytes_max):
                 self._send(part, until_s)
             while self._producer.flush(SLICE_S):
                 self._check(until_s)
@@ -294,8 +306,11 @@ class SnapshotWriter:
 class TopicShelf:
     """The snapshots of every partition of one service: reads, and writes where it has read."""
 
-    def __init__(self, connection: Connection, job: str, service: str) -> None:
+    def __init__(
+        self, connection: Connection, job: str, service: str, record_bytes_max: int = RECORD_BYTES_MAX
+    ) -> None:
         self._connection, self._job, self._service = connection, job, service
+        self._record_bytes_max = record_bytes_max
         self._writers: dict[int, SnapshotWriter] = {}
 
     def newest(self, partition: int) -> SnapshotFound | None:
@@ -303,7 +318,9 @@ class TopicShelf:
         found = newest(self._connection, self._job, self._service, partition)
         if partition in self._writers:
             self._writers[partition].close()
-        self._writers[partition] = SnapshotWriter(self._connection, self._job, self._service, partition, found)
+        self._writers[partition] = SnapshotWriter(
+            self._connection, self._job, self._service, partition, found, record_bytes_max=self._record_bytes_max
+        )
         return found
 
     def write(

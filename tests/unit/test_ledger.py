@@ -14,7 +14,7 @@ from antdt_streams.ledger.core import leader, rows
 from antdt_streams.ledger.core.decide import Turn, check_spec
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.state import Bounds
-from antdt_streams.ledger.memory import MemoryLedger
+from antdt_streams.ledger.memory import MemoryBroker, MemoryLedger
 
 from tests.helpers.ledger import SPEC, Bench
 
@@ -602,3 +602,44 @@ def test_the_same_model_in_another_file_contains_the_same_however_long_ago_it_wa
         bench.say(who, records.Regroup(1, 8, bench.lineage, "h", 1))
     assert bench.state.committed_total == 16
     bench.state.check()
+
+
+# -- entries are as large as the log takes
+
+ROOM = 15_000
+
+
+def crowd(count: int, node_bytes: int) -> list[records.Request]:
+    """Workers that join, with names of machines of that length: their events are larger than anybody guesses."""
+    bodies = (records.Join("worker", "h", 1, f"{i}".rjust(node_bytes, "n"), "", 0, SPEC) for i in range(count))
+    return [records.Request(f"w{i}", f"w{i}.0", 1, body, b"") for i, body in enumerate(bodies)]
+
+
+@pytest.mark.parametrize("node_bytes", [1, 300, 3_000, 12_000])
+def test_entries_are_split_by_what_the_log_takes(node_bytes: int) -> None:
+    broker = MemoryBroker(SPEC)
+    ledger = MemoryLedger(broker, record_bytes_max=ROOM)
+    ledger.run(crowd(60, node_bytes))
+    assert max(map(len, broker.log)) <= ROOM
+    state = broker.fold().state
+    assert state is not None
+    assert state.refused == 0
+    assert len(state.incarnations) == 60
+
+
+def test_what_is_too_large_alone_is_refused_and_what_came_with_it_is_not() -> None:
+    broker = MemoryBroker(SPEC)
+    requests = [*crowd(20, 300), *crowd(21, 2 * ROOM)[20:], *crowd(25, 300)[21:]]
+    MemoryLedger(broker, record_bytes_max=ROOM).run(requests)
+    assert max(map(len, broker.log)) <= ROOM
+    state = broker.fold().state
+    assert state is not None
+    assert len(state.incarnations) == 24
+    assert state.refused == 1
+    refusals = [e for e in _events(broker) if isinstance(e, records.Refused)]
+    assert f"and the log takes {ROOM}" in refusals[0].reason
+
+
+def _events(broker: MemoryBroker) -> list[records.Event]:
+    bodies = (codec.decode(payload, records.Entry).body for payload in broker.log)
+    return [e for body in bodies if isinstance(body, records.Cycle) for e in body.events]

@@ -49,7 +49,7 @@ def broken(fails: Callable[[Broken], None]) -> tuple[Sender, list[Broken]]:
         made.append(Broken(settings, fails))
         return made[-1]
 
-    return Sender(Connection("127.0.0.1:1"), make), made
+    return Sender(Connection("127.0.0.1:1"), make=make), made
 
 
 def raises(error: Exception) -> Callable[[Broken], None]:

@@ -16,9 +16,10 @@ from typing import Any
 
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, Unavailable, UnknownJob, UsageError
+from antdt_schemas.errors import AntdtError, Refused, Unavailable, UnknownJob, UsageError
 from antdt_schemas.offsets import watermarks
 from antdt_schemas.polling import OutOfRange, Place, Reader, Recreated
+from antdt_schemas.room import record_bytes_max
 from confluent_kafka import KafkaException
 
 from antdt.plans import Plans
@@ -29,6 +30,9 @@ from antdt.telemetry import Telemetry
 POLL_S = 0.02
 SLICE_S = 0.5
 RECORDS_MAX = 100
+# What a commit takes in a request and in the entry of the log that it becomes: steps, plans and names, and at most so
+# much for each number of a range.
+COMMIT_FIXED_BYTES, COMMIT_NUMBER_BYTES = 8 << 10, 6
 
 log = logging.getLogger("antdt")
 
@@ -55,7 +59,10 @@ class Client:
         self._halt = threading.Event()
         job, connection = options.job, options.connection
         connection.check_reachable(options.reach_s)
-        self._sender = Sender(connection)
+        names = [topic.name(job) for topic in (topics.REQUESTS, topics.STEPS, topics.SHARD_LOG)]
+        self._room = record_bytes_max(connection, names, options.reach_s)
+        session.limit_commits((self._room - COMMIT_FIXED_BYTES) // COMMIT_NUMBER_BYTES)
+        self._sender = Sender(connection, self._room)
         self._names = {t.suffix: t.name(job) for t in topics.TOPICS}
         self._decisions = Place(self._names[topics.DECISIONS.suffix])
         self._reader = Reader(connection, beside=[self._names[topics.REQUESTS.suffix]])
@@ -178,6 +185,12 @@ class Client:
     def _send(self, request: records.Request) -> None:
         """One that does not go out is asked again."""
         payload = codec.encode(auth.sign(request, self.options.secret))
+        if len(payload) > self._room:
+            raise Refused(
+                f"A {type(request.body).__name__} of {len(payload)} bytes cannot be sent: the topics of job "
+                f"{self.options.job!r} take {self._room}.",
+                "Raise their max.message.bytes, or let a step have fewer ranges (larger shards).",
+            )
         self._sender.ask(self._names[topics.REQUESTS.suffix], payload, request.worker)
 
     def _send_telemetry(self, batch: records.StepBatch) -> None:

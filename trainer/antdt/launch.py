@@ -69,6 +69,7 @@ class Launcher:
             raise UsageError(f"-n {options.workers}: start at least one worker.")
         self.options, self.environ = options, environ
         self.settings = Settings.of(environ)
+        self.connection = self.settings.connection.named(self.settings.job, "launch")
         self.run_id = uuid.uuid4().hex[:12]
         ranks = range(options.first_rank, options.first_rank + options.workers)
         self.workers = [Worker(rank, i, f"w{rank}") for i, rank in enumerate(ranks)]
@@ -94,12 +95,12 @@ class Launcher:
 
     def _check_reachable(self) -> None:
         """Ask for the broker and the job in a child, before seconds go into imports."""
-        settings, reach_s = self.settings, self.options.reach_s
+        job, connection, reach_s = self.settings.job, self.connection, self.options.reach_s
 
         def ask() -> None:
             try:
-                settings.connection.check_reachable(reach_s)
-                require_job(AdminClient(settings.connection.admin()), settings.job, reach_s)
+                connection.check_reachable(reach_s)
+                require_job(AdminClient(connection.admin()), job, reach_s)
             except (AntdtError, UsageError) as error:
                 click.echo(f"antdt launch: {error}", err=True)
                 sys.exit(int(error.exit_code))
@@ -163,10 +164,10 @@ class Launcher:
 
     def _report(self, worker: Worker, code: int) -> None:
         """Tell the ledger at once: it need not wait until the worker has been silent for long enough."""
-        incarnation, settings = self._incarnation(worker), self.settings
+        incarnation, settings, connection = self._incarnation(worker), self.settings, self.connection
 
         def tell() -> None:
-            producer = Producer(settings.connection.producer(**{"linger.ms": 0}))
+            producer = Producer(connection.producer(**{"linger.ms": 0}))
             request = records.Request(worker.name, incarnation, 0, records.Exited(code, _how(code)), b"")
             payload = codec.encode(auth.sign(request, settings.secret))
             with suppress(KafkaException):  # a hint: the ledger finds out by itself, later

@@ -16,6 +16,7 @@ from typing import Any
 from antdt_schemas.connection import Connection
 from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import Unavailable, UsageError
+from antdt_schemas.topics import RECORD_BYTES_MAX
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 QUEUE_MESSAGES_MAX = 10_000
@@ -30,16 +31,21 @@ Delivered = Callable[[bool], None]
 class Sender:
     """Never waits. Called by one thread; what the broker says comes in `poll`.
 
-    make: what makes a producer of its settings.
+    record_bytes_max: what the topics take. make: what makes a producer of its settings.
     """
 
-    def __init__(self, connection: Connection, make: Callable[[dict[str, Any]], Any] = Producer) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        record_bytes_max: int = RECORD_BYTES_MAX,
+        make: Callable[[dict[str, Any]], Any] = Producer,
+    ) -> None:
         settings = {
             "linger.ms": 0,
             "queue.buffering.max.messages": QUEUE_MESSAGES_MAX,
             "delivery.timeout.ms": DELIVERY_MS,
         }
-        self._settings, self._make = connection.producer(**settings), make
+        self._settings, self._make = connection.producer(record_bytes_max, **settings), make
         self._producer = make(self._settings)
         self._fatal: KafkaError | None = None
         self._failure: UsageError | None = None

@@ -56,7 +56,7 @@ class Settings:
         worker = check_worker(environ.get("ANTDT_WORKER", f"w{rank}"))
         secret = environ.get(auth.ENV_SECRET, "")
         folder = data_folder(environ)
-        connection = Connection.of(_bootstrap(environ, folder), None, environ)
+        connection = Connection.of(_bootstrap(environ, folder), None, environ).named(job, "worker", worker)
         return cls(
             job=check_job(job),
             worker=worker,

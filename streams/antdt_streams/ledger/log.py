@@ -30,11 +30,20 @@ class LogRecord:
 class Log:
     """The shard log as one writer and reader: appends are acknowledged, reads come in order."""
 
-    def __init__(self, connection: Connection, job: str, options: LedgerOptions) -> None:
-        self.topic, self.options = topics.SHARD_LOG.name(job), options
+    def __init__(
+        self,
+        connection: Connection,
+        job: str,
+        options: LedgerOptions,
+        record_bytes_max: int = topics.RECORD_BYTES_MAX,
+    ) -> None:
+        """record_bytes_max: of an entry, and of whatever else its producer is used for."""
+        self.topic, self.options, self.record_bytes_max = topics.SHARD_LOG.name(job), options, record_bytes_max
         timeout_ms = int(options.append_timeout_s * 1000)
-        self.producer = Producer(connection.producer(**{"linger.ms": 0, "delivery.timeout.ms": timeout_ms}))
         self.reader, self.place = Reader(connection), Place(self.topic)
+        self.producer = Producer(
+            connection.producer(record_bytes_max, **{"linger.ms": 0, "delivery.timeout.ms": timeout_ms})
+        )
         self.leader_epoch: int | None = None
 
     def end(self, timeout_s: float | None = None) -> int:

@@ -22,7 +22,7 @@ from time import monotonic
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.denied import WRITE, denied
-from antdt_schemas.errors import AntdtError, ForeignState, Mismatch, Superseded, Unavailable
+from antdt_schemas.errors import AntdtError, ForeignState, Superseded, Unavailable
 from antdt_schemas.polling import OutOfRange, Recreated
 from confluent_kafka import KafkaException
 
@@ -30,7 +30,7 @@ from antdt_streams import topics_admin
 from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.decide import check_spec
 from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.ledger.core.leader import Cycle, Incoming, InOffice, PoisonRequest
+from antdt_streams.ledger.core.leader import Crowded, Cycle, Incoming, InOffice, PoisonRequest
 from antdt_streams.ledger.core.moved import moved
 from antdt_streams.ledger.core.state import FOLD_VERSION
 from antdt_streams.ledger.log import Log
@@ -39,6 +39,10 @@ from antdt_streams.ledger.requests import Neglect, Requests
 from antdt_streams.ledger.snapshots import LedgerSnapshots
 from antdt_streams.ledger.start import Start
 from antdt_streams.ledger.stored import Identity
+from antdt_streams.topics_watch import TopicsWatch
+
+WRITTEN = (topics.SHARD_LOG, topics.REPLIES, topics.DEAD_LETTERS)  # by one producer
+LETTER_BYTES_MAX = 64 << 10
 
 log = logging.getLogger("antdt.ledger")
 
@@ -49,17 +53,23 @@ class Ledger:
     def __init__(self, connection: Connection, job: str, folder: Path, options: LedgerOptions | None = None) -> None:
         self.connection, self.job, self.options = connection, job, options or LedgerOptions()
         self.stopping = threading.Event()
-        self.identity = Identity(job, topics_admin.require(connection, job)[topics.SHARD_LOG.suffix])
+        self.topics = topics_admin.fit(connection, job)
+        self.identity = Identity(job, self.topics.ids[topics.SHARD_LOG.suffix])
         self.cache = Cache(folder, self.identity)
-        self.log = Log(connection, job, self.options)
+        self.log = Log(connection, job, self.options, self.topics.record_bytes_max(*WRITTEN))
         self.snapshots = LedgerSnapshots(
-            connection, self.identity, self.options.snapshot_every, self.options.snapshot_events
+            connection,
+            self.identity,
+            self.options.snapshot_every,
+            self.options.snapshot_events,
+            self.topics.record_bytes_max(topics.SNAPSHOTS),
         )
         self.start = Start(self.log, self.cache, self.snapshots, self.options)
         self.requests = Requests(connection, job)
         self.replies, self.dead = topics.REPLIES.name(job), topics.DEAD_LETTERS.name(job)
+        self.topics_watch = TopicsWatch(connection, job, self.options.identity_every_s, self.options.missing_s)
         self.looked = 0  # how often, as a standby, the log seemed silent
-        self._position_at = self._identity_at = self._whole_at = self._appended_at = self._void_at = 0.0
+        self._position_at = self._appended_at = self._void_at = 0.0
         self._void_told = 0
 
     def run(self) -> None:
@@ -225,24 +235,27 @@ class Ledger:
             offset, fold.state.committed, fold.state.requests_next,
         )  # fmt: skip
         self._appended_at = monotonic()
-        return InOffice(fold, self.options.secret)
+        return InOffice(fold, self.options.secret, record_bytes_max=self.log.record_bytes_max)
 
     # -- in office
 
     def _lead(self, office: InOffice) -> None:
         self._begin_requests(office)
-        self._whole_at = monotonic()
-        waiting: list[Incoming] = []
+        waiting, most = list[Incoming](), self.options.requests_per_cycle_max
         while not self.stopping.is_set():
             if not waiting:
                 waiting = self._take(office)
             if waiting or monotonic() - self._appended_at >= self.options.heartbeat_s:
                 try:
-                    payload, taken = office.propose(waiting)
+                    payload, taken = office.propose(waiting[:most])
                 except PoisonRequest as poison:
                     office = self._without(office, poison)
                     continue
+                except Crowded as crowded:
+                    office, most = self._again(office, {}), crowded.fits
+                    continue
                 self._run_cycle(office, payload)
+                most = self.options.requests_per_cycle_max
                 del waiting[:taken]
             else:
                 self._watch(office)
@@ -256,10 +269,13 @@ class Ledger:
     def _without(self, office: InOffice, poison: PoisonRequest) -> InOffice:
         """The office as of the last entry that was read back, with this request to be refused: no crash loop."""
         log.error("event=poison request_offset=%d reason=%r", poison.offset, str(poison), exc_info=poison)
+        assert poison.offset not in office.poisoned, "refusing a request must not fail"
+        return self._again(office, {poison.offset: str(poison)})
+
+    def _again(self, office: InOffice, poisoned: dict[int, str]) -> InOffice:
         fold = self.cache.load()
         self.start.fold_to(fold, office.fold.position.next_offset)
-        assert poison.offset not in office.poisoned, "refusing a request must not fail"
-        again = InOffice(fold, self.options.secret, {**office.poisoned, poison.offset: str(poison)})
+        again = InOffice(fold, self.options.secret, {**office.poisoned, **poisoned}, self.log.record_bytes_max)
         again.patience = office.patience
         return again
 
@@ -296,30 +312,6 @@ class Ledger:
             self._bury(incoming, reason)
         self.log.serve(0)
 
-    def _requests_are_others(self) -> bool:
-        """Whether the topic of the requests was created again. That one of the log was, or that a topic got more
-        partitions, is noticed here, too, busy or not.
-        """
-        now = monotonic()
-        if now - self._identity_at < self.options.identity_every_s:
-            return False
-        self._identity_at = now
-        try:
-            ids = topics_admin.require(self.connection, self.job)
-        except Unavailable:
-            return False
-        except Mismatch as error:
-            # Whoever creates a topic again has deleted it before.
-            if error.found != topics_admin.MISSING or now - self._whole_at > self.options.missing_s:
-                raise
-            log.warning("event=topic-missing reason=%r", str(error))
-            return False
-        self._whole_at = now
-        found = ids[topics.SHARD_LOG.suffix]
-        if found != self.identity.topic_id:
-            raise ForeignState(f"The topic id of {self.log.topic}", self.identity.topic_id, found, "It was replaced.")
-        return ids[topics.REQUESTS.suffix] != self.requests.topic_id
-
     def _tell_void(self, fold: Fold) -> None:
         """Who else writes into the log should be asked why; what it costs is this line, not more than one a second."""
         if fold.void_entries == self._void_told or monotonic() - self._void_at < self.options.position_every_s:
@@ -327,19 +319,36 @@ class Ledger:
         self._void_at, self._void_told = monotonic(), fold.void_entries
         log.warning("event=void-entries count=%d next_offset=%d", fold.void_entries, fold.position.next_offset)
 
+    def _requests_are_others(self) -> bool:
+        """Whether the topic of the requests was created again. That the log's was, or that a topic is not fit any more,
+        under a running leader is noticed here, too, busy or not.
+        """
+        found = self.topics_watch.look()
+        if found is None:
+            return False
+        now = found.ids[topics.SHARD_LOG.suffix]
+        if now != self.identity.topic_id:
+            raise ForeignState(f"The topic id of {self.log.topic}", self.identity.topic_id, now, "It was replaced.")
+        return found.ids[topics.REQUESTS.suffix] != self.requests.topic_id
+
     def _watch(self, office: InOffice) -> None:
         """Nobody asks: see whether somebody else took office."""
         for message in self.log.poll(0):
             office.read_back(message.offset, message.payload)
 
     def _send(self, reply: records.Reply) -> None:
-        partition = topics.replies_partition(reply.worker)
-        self._produce(self.replies, codec.encode(reply), reply.worker, partition)
+        partition, payload = topics.replies_partition(reply.worker), codec.encode(reply)
+        if len(payload) > self.log.record_bytes_max:
+            reason = f"The answer has {len(payload)} bytes, and {self.replies} takes {self.log.record_bytes_max}."
+            log.error("event=answer-too-large worker=%s reason=%r", reply.worker, reason)
+            who = reply.worker, reply.incarnation, reply.number
+            payload = codec.encode(records.Reply(*who, records.Status.REFUSED, reason, 0, 0, False, (), None))
+        self._produce(self.replies, payload, reply.worker, partition)
 
     def _bury(self, incoming: Incoming, reason: str) -> None:
-        payload = incoming.payload or b""
+        payload, kept = incoming.payload or b"", min(LETTER_BYTES_MAX, self.log.record_bytes_max // 2)
         letter = records.DeadLetter(
-            "ledger", topics.REQUESTS.name(self.job), 0, incoming.offset, reason, payload[: 64 << 10], len(payload)
+            "ledger", topics.REQUESTS.name(self.job), 0, incoming.offset, reason, payload[:kept], len(payload)
         )
         self._produce(self.dead, codec.encode(letter), None, 0)
 

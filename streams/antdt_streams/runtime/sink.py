@@ -10,13 +10,13 @@ from contextlib import suppress
 from antdt_schemas.connection import Connection
 from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import AntdtError, Unavailable
+from antdt_schemas.topics import RECORD_BYTES_MAX
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 SLICE_S = 0.1
 HALT_GRACE_S = 1.0
 QUEUE_RECORDS_MAX = 10_000
 QUEUE_KBYTES_MAX = 64 * 1024
-MESSAGE_MAX_BYTES = 1_048_588
 
 log = logging.getLogger("antdt.sink")
 
@@ -30,17 +30,19 @@ class KafkaSink:
     readers take later records and drop the missing one when it comes.
     """
 
-    def __init__(self, connection: Connection, halted: threading.Event) -> None:
+    def __init__(
+        self, connection: Connection, halted: threading.Event, record_bytes_max: int = RECORD_BYTES_MAX
+    ) -> None:
         self._halted = halted
         self._failure: tuple[KafkaError, str] | None = None
         self._producer = Producer(
             connection.producer(
+                record_bytes_max,
                 enable_idempotence=True,
                 acks="all",
                 # A broker that is away is waited for; whoever restarts this process begins where the state is.
                 message_timeout_ms=0,
                 linger_ms=5,
-                message_max_bytes=MESSAGE_MAX_BYTES,
                 # A topic that is gone is told after 30 s by default, for brokers that are slow to create one.
                 topic_metadata_propagation_max_ms=5000,
                 queue_buffering_max_messages=QUEUE_RECORDS_MAX,
