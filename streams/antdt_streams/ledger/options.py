@@ -36,4 +36,12 @@ class LedgerOptions:
 
 def owner() -> str:
     """user@host:pid of this process."""
-    return f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
+    return f"{_user()}@{socket.gethostname()}:{os.getpid()}"
+
+
+def _user() -> str:
+    """The name of the user, or its number: containers run under ids that have none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return f"uid{os.getuid()}"

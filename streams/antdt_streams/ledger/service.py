@@ -36,6 +36,7 @@ from antdt_streams.ledger.options import LedgerOptions, owner
 from antdt_streams.ledger.snapshots import LedgerSnapshots
 from antdt_streams.ledger.start import Start
 from antdt_streams.ledger.stored import Identity
+from antdt_streams.readiness import Readiness
 
 log = logging.getLogger("antdt.ledger")
 
@@ -45,7 +46,7 @@ class Ledger:
 
     def __init__(self, connection: Connection, job: str, folder: Path, options: LedgerOptions | None = None) -> None:
         self.connection, self.job, self.options = connection, job, options or LedgerOptions()
-        self.stopping = threading.Event()
+        self.stopping, self.readiness = threading.Event(), Readiness()
         self.identity = Identity(job, topics_admin.require(connection, job)[topics.SHARD_LOG.suffix])
         self.cache = Cache(folder, self.identity)
         self.log = Log(connection, job, self.options)
@@ -98,6 +99,7 @@ class Ledger:
 
     def close(self) -> None:
         """Release folder and connections."""
+        self.readiness.withdraw()
         self.snapshots.close()
         self.log.close()
         self.requests.close()
@@ -108,6 +110,7 @@ class Ledger:
     def _await_silence(self, fold: Fold) -> bool:
         """Follow the log until nothing was written for `standby_patience_s`. False: told to stop."""
         log.info("standing by at offset %d", fold.position.next_offset)
+        self.readiness.say(f"standing by at offset {fold.position.next_offset}")
         quiet_at = monotonic()
         while not self.stopping.is_set():
             entries = self.log.poll(self.options.idle_s)
@@ -148,6 +151,7 @@ class Ledger:
         """The log is empty: wait for the first worker that says what is trained on, and write Genesis."""
         log.info("job %s is new: waiting for its first worker", self.job)
         self.requests.assign([TopicPartition(topics.REQUESTS.name(self.job), 0, 0)])
+        self.readiness.say("waiting for the first worker")
         while not self.stopping.is_set():
             message = self.requests.poll(self.options.idle_s)
             spec = self._spec_of(message) if message is not None and message.error() is None else None
@@ -201,6 +205,7 @@ class Ledger:
         )  # fmt: skip
         self.requests.assign([TopicPartition(topics.REQUESTS.name(self.job), 0, fold.state.requests_next)])
         self._appended_at = monotonic()
+        self.readiness.say(f"in office at offset {offset}")
         return InOffice(fold, self.options.secret)
 
     # -- in office

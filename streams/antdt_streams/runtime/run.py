@@ -17,6 +17,7 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 
 from antdt_streams import topics_admin
+from antdt_streams.readiness import Readiness
 from antdt_streams.runtime.logs import log_to_stderr
 from antdt_streams.runtime.partitions import Partitions, Policy
 from antdt_streams.runtime.runner import Identity
@@ -53,6 +54,7 @@ def run_service(
     """
     options = options or RunOptions()
     log_to_stderr(job, service.name)
+    readiness = Readiness.of(os.environ)
     # Signals first: importing Faust takes a while, and a stop may come meanwhile.
     with _signals() as asked, _cut_off(options.stop_timeout_s) as cut_off:
         try:
@@ -60,7 +62,7 @@ def run_service(
             ids = topics_admin.require(connection, job)
             with closing(open_or_rebuild(folder / "rows")) as store:
                 identity = Identity(job, ids[service.input.suffix])
-                _run(connection, identity, service, store, options, _Stop(asked, cut_off))
+                _run(connection, identity, service, store, options, _Stop(asked, cut_off), readiness)
         except Halted as error:
             log.warning("event=stopped reason=%r", str(error))
         except (AntdtError, UsageError) as error:
@@ -69,6 +71,8 @@ def run_service(
         except Exception:
             log.exception("event=ended code=%d reason='a bug of ours'", ExitCode.BUG)
             return int(ExitCode.BUG)
+        finally:
+            readiness.withdraw()
     return int(ExitCode.DRAINED)
 
 
@@ -79,6 +83,7 @@ def _run(
     store: RowStore,
     options: RunOptions,
     stopping: _Stop,
+    readiness: Readiness,
 ) -> None:
     from antdt_streams.runtime.faust_app import Host
 
@@ -89,6 +94,7 @@ def _run(
     partitions = Partitions(service, identity, store, sink, shelf, options.policy)
     topic = service.input.name(identity.job)
     source = Source(connection, topic, identity.topic_id, membership, partitions, halted)
+    source.on_joined = readiness.say
 
     def on_end() -> None:
         source.halt()
