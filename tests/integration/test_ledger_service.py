@@ -230,7 +230,7 @@ def test_a_recreated_log_is_refused_until_an_operator_accepts_it(
         worker.train(3)
         recreate(connection, job)
         led.join()  # it notices by itself, also while nobody asks for anything
-        # What it says depends on what it does first: it asks for the topic's id, or its heartbeat finds no topic.
+        # What it says depends on what it does first: it asks for the topic's id, or looks at the log and finds none.
         assert isinstance(led.error, ForeignState | LogTruncated | UnknownJob | Unavailable)
         led.error = None
     with pytest.raises(ForeignState, match="topic_id"):
@@ -288,22 +288,43 @@ def test_a_standby_takes_over_and_a_zombie_stands_by(connection: Connection, job
             worker.train(2)
             pids = [str(p.popen.pid) for p in processes]
             assert offices(connection, job) == pids[:1], "a standby took office beside a living leader"
-            processes[0].popen.send_signal(signal.SIGSTOP)  # to its standbys, that looks like death
-            eventually(lambda: offices(connection, job)[-1] in pids[1:], "a standby takes office")
+            processes[0].popen.send_signal(signal.SIGSTOP)  # to its standbys, that looks like death once somebody asks
             worker.train(3)
+            eventually(lambda: offices(connection, job)[-1] in pids[1:], "a standby takes office")
             processes[0].popen.send_signal(signal.SIGCONT)
             worker.train(3)
             leader = offices(connection, job)[-1]
             assert leader in pids[1:], "a zombie took its office back"
             processes[pids.index(leader)].popen.kill()
-            eventually(lambda: offices(connection, job)[-1] != leader, "the next one takes office")
             worker.train(2)
+            eventually(lambda: offices(connection, job)[-1] != leader, "the next one takes office")
     finally:
         said = [process.end() for process in processes]
     report = audit_of(connection, job)
     assert report["steps"] == 10, said
     assert not report["broken"]
     assert "Standing by" in said[0], said[0]
+
+
+def test_while_nobody_asks_nothing_is_written_and_nobody_takes_office(
+    connection: Connection, job: str, tmp_path: Path
+) -> None:
+    """A job that is idle, or done, costs nothing, whether or not there is a standby."""
+    topics_admin.create(connection, job)
+    patience = {"standby": True, "standby_patience_s": 0.4}
+    with asker(connection, job) as worker, LedgerThread(connection, job, tmp_path / "a") as one:
+        worker.join()
+        worker.train(1)
+        with LedgerThread(connection, job, tmp_path / "b", **patience) as two:
+            eventually(lambda: two.ledger.looked >= 1, "the standby stands by")
+            before = replayed(connection, job).position.next_offset
+            looked = two.ledger.looked
+            eventually(lambda: two.ledger.looked > looked + 12, "the log is silent three times as long as its patience")
+            assert replayed(connection, job).position.next_offset == before, "an idle ledger writes"
+            one.ledger.stopping.set()
+            one.join()
+            worker.train(1)  # the first question that nobody answers is what the standby needs
+            assert len(offices(connection, job)) == 2
 
 
 def test_a_full_disk_ends_the_ledger_and_costs_nothing(connection: Connection, job: str, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from antdt_schemas.offsets import watermarks
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from antdt.plans import Plans
+from antdt.reach import Reach
 from antdt.session import Phase, Session
 from antdt.telemetry import Telemetry
 
@@ -32,12 +33,13 @@ log = logging.getLogger("antdt")
 
 @dataclass(frozen=True)
 class ClientOptions:
-    """Where the job is, and the bounds of the connection."""
+    """Where the job is, and the bounds of the connection. pending_max: steps that may await their commit."""
 
     connection: Connection
     job: str
     secret: bytes | None = None
     reach_s: float = 10.0
+    pending_max: int = 0
 
 
 class Client:
@@ -49,6 +51,7 @@ class Client:
         self.on_closed: Callable[[], None] | None = None
         self.on_leases: Callable[[int, int, int], None] | None = None
         self.failure: BaseException | None = None
+        self.reach = Reach(options.job, options.connection.bootstrap, options.pending_max)
         self._halt = threading.Event()
         job, connection = options.job, options.connection
         connection.check_reachable(options.reach_s)
@@ -114,6 +117,9 @@ class Client:
                     requests = self.session.tick(monotonic())
                 for request in requests:
                     self._send(request)
+                    self.reach.asked()
+                if (word := self.reach.word(self.session, monotonic())) is not None:
+                    log.warning(word)
                 batch = self.telemetry.batch(monotonic())
                 if batch is not None:
                     self._send_telemetry(batch)
@@ -149,6 +155,7 @@ class Client:
             return
         if reply.incarnation != self.session.incarnation:
             return
+        self.reach.heard()
         if self.on_leases is not None:
             for i in range(0, len(reply.leases), 5):
                 self.on_leases(*reply.leases[i + 2 : i + 5])
@@ -167,7 +174,12 @@ class Client:
 
     def _send(self, request: records.Request) -> None:
         signed = auth.sign(request, self.options.secret)
-        self._produce(topics.REQUESTS, codec.encode(signed), request.worker)
+
+        def delivered(error: KafkaError | None, _message: Any) -> None:
+            if error is None:
+                self.reach.taken()
+
+        self._produce(topics.REQUESTS, codec.encode(signed), request.worker, delivered)
 
     def _send_telemetry(self, batch: records.StepBatch) -> None:
         telemetry, steps = self.telemetry, len(batch.step)

@@ -13,7 +13,7 @@ class LedgerOptions:
     """Times in seconds unless the name says otherwise.
 
     patience_ms, digest_every: of a job that is founded here; an older one has its own in Genesis. standby: take office
-    only once the log was silent for standby_patience_s, which a leader's heartbeats (every heartbeat_s) prevent.
+    only once requests were left unanswered, and nothing was written, for standby_patience_s.
     snapshot_every, snapshot_events: entries, and events, between two snapshots at most: they bound what a ledger
     without a folder has to read.
     """
@@ -26,7 +26,6 @@ class LedgerOptions:
     idle_s: float = 0.05
     position_every_s: float = 1.0
     standby: bool = False
-    heartbeat_s: float = 0.3
     standby_patience_s: float = 1.0
     identity_every_s: float = 5.0
     snapshot_every: int = 20_000

@@ -8,7 +8,7 @@ Order of a cycle, which recovery rests on
   5. write the changed rows and the position to the cache, in one batch
   6. only now reply
 Killed anywhere, the next leader reads the log and goes on at the position that the log carries. Whoever is superseded
-becomes a standby: it follows the log, and takes office when that has been silent for too long.
+becomes a standby: it follows the log, and takes office when requests wait for too long and nothing is written.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from antdt_streams import topics_admin
 from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.decide import check_spec
-from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.leader import Cycle, Incoming, InOffice, PoisonRequest
 from antdt_streams.ledger.core.state import FOLD_VERSION
 from antdt_streams.ledger.log import Log
 from antdt_streams.ledger.options import LedgerOptions, owner
+from antdt_streams.ledger.silence import Silence
 from antdt_streams.ledger.snapshots import LedgerSnapshots
 from antdt_streams.ledger.start import Start
 from antdt_streams.ledger.stored import Identity
@@ -56,8 +57,9 @@ class Ledger:
         self.start = Start(self.log, self.cache, self.snapshots, self.options)
         self.requests = Consumer(connection.consumer(**{"group.id": f"antdt.{job}.ledger"}))
         self.replies, self.dead = topics.REPLIES.name(job), topics.DEAD_LETTERS.name(job)
+        self.silence = Silence(self.options.standby_patience_s)
         self.looked = 0  # how often, as a standby, the log seemed silent
-        self._position_at = self._identity_at = self._appended_at = 0.0
+        self._position_at = self._identity_at = 0.0
 
     def run(self) -> None:
         """Lead, or stand by, until told to stop.
@@ -75,6 +77,7 @@ class Ledger:
                     self._serve(fold)
                 except Superseded as error:
                     log.warning("%s Standing by.", error)
+                    self.silence.wrote(monotonic(), leader=True)
                     stands_by = True
         finally:
             self.close()
@@ -108,36 +111,39 @@ class Ledger:
     # -- into office
 
     def _await_silence(self, fold: Fold) -> bool:
-        """Follow the log until nothing was written for `standby_patience_s`. False: told to stop."""
+        """Follow the log until somebody asks in vain for `standby_patience_s`. False: told to stop."""
         log.info("standing by at offset %d", fold.position.next_offset)
         self.readiness.say(f"standing by at offset {fold.position.next_offset}")
-        quiet_at = monotonic()
+        silence = self.silence
+        silence.begin(monotonic())
         while not self.stopping.is_set():
             entries = self.log.poll(self.options.idle_s)
-            for entry in entries:
-                fold.read(entry.offset, entry.payload)
+            verdicts = [fold.read(entry.offset, entry.payload) for entry in entries]
             if entries:
                 self.cache.save(fold, self.log.leader_epoch)
-                quiet_at = monotonic()
-            elif monotonic() - quiet_at > self.options.standby_patience_s:
-                if self._is_silent(fold):
-                    log.warning("nothing was written for %.1f s: taking office", self.options.standby_patience_s)
-                    return True
-                quiet_at = monotonic()
+                silence.wrote(monotonic(), leader=Verdict.LEADER in verdicts)
+            elif silence.is_look_due(monotonic()) and self._is_silent(fold):
+                log.warning("requests were not answered for %.1f s: taking office", silence.patience_s)
+                return True
         return False
 
     def _is_silent(self, fold: Fold) -> bool:
-        """A broker that is away silences everybody; only an end that it tells itself counts."""
+        """A broker that is away silences everybody; only ends that it tells itself count."""
         self.looked += 1
+        began, silence = monotonic(), self.silence
+        requests_next = fold.state.requests_next if fold.state is not None else 0
         try:
-            if self.log.end(self.options.standby_patience_s) > fold.position.next_offset:
+            end = self._requests_end(silence.patience_s)
+            if silence.waits(requests_next, end) and self.log.end(silence.patience_s) > fold.position.next_offset:
+                silence.in_vain(began)
                 return False
-            if fold.genesis is not None:
-                return True
-            # A leader of a new job has nothing to write until the first worker asks.
-            return watermarks(self.requests, topics.REQUESTS.name(self.job), 0, self.options.standby_patience_s)[1] > 0
         except Unavailable:
+            silence.in_vain(monotonic())
             return False
+        return silence.looked(began, requests_next, end)
+
+    def _requests_end(self, timeout_s: float) -> int:
+        return watermarks(self.requests, topics.REQUESTS.name(self.job), 0, timeout_s)[1]
 
     def _serve(self, fold: Fold) -> None:
         if fold.genesis is None:
@@ -204,7 +210,7 @@ class Ledger:
             offset, fold.state.committed, fold.state.requests_next,
         )  # fmt: skip
         self.requests.assign([TopicPartition(topics.REQUESTS.name(self.job), 0, fold.state.requests_next)])
-        self._appended_at = monotonic()
+        self.silence.wrote(monotonic(), leader=True)
         self.readiness.say(f"in office at offset {offset}")
         return InOffice(fold, self.options.secret)
 
@@ -215,7 +221,7 @@ class Ledger:
         while not self.stopping.is_set():
             if not waiting:
                 waiting = self._take(office)
-            if waiting or monotonic() - self._appended_at >= self.options.heartbeat_s:
+            if waiting:
                 try:
                     payload, taken = office.propose(waiting)
                 except PoisonRequest as poison:
@@ -258,7 +264,6 @@ class Ledger:
 
     def _run_cycle(self, office: InOffice, payload: bytes) -> None:
         end = self.log.append(payload, office.fold.position.next_offset) + 1
-        self._appended_at = monotonic()
         cycle: Cycle | None = None
         for message in self.log.read_to(end, office.fold):
             cycle = office.read_back(message.offset, message.payload) or cycle

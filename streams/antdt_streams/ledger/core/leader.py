@@ -96,7 +96,7 @@ class InOffice:
 
     def propose(self, requests: list[Incoming], facts: tuple[records.Event, ...] = ()) -> tuple[bytes, int]:
         """Decide requests, in order, after `facts` that no request caused. Returns the entry to append and how many
-        requests it covers; without any it is a heartbeat.
+        requests it covers.
 
         An entry never grows far beyond CYCLE_BYTES_MAX: the rest waits.
 
