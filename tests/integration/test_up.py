@@ -14,9 +14,12 @@ import pytest
 from antdt_schemas.connection import Connection
 from antdt_schemas.data_folder import running
 from antdt_schemas.errors import ExitCode
+from antdt_schemas.topics import REQUESTS
 from antdt_streams import locks, topics_admin
 from antdt_streams.broker.child import spawn
 from antdt_streams.broker.keeper import KEEPER
+from antdt_streams.cli.job import status_of
+from confluent_kafka import Producer
 
 from tests.helpers.running import until
 from tests.integration.test_demo import with_mark
@@ -113,6 +116,21 @@ class Up:
         return int(self.popen.wait(20))
 
 
+def pids_of(parent: int, service: bytes) -> list[str]:
+    """Children of a process that run this service."""
+    threads = Path(f"/proc/{parent}/task").iterdir()
+    pids = [pid for thread in threads for pid in (thread / "children").read_text().split()]
+    return [pid for pid in pids if b"\0%s\0" % service in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def ask(connection: Connection, job: str, times: int) -> None:
+    """Requests that somebody should answer."""
+    producer = Producer(connection.producer(linger_ms=0))
+    for _ in range(times):
+        producer.produce(REQUESTS.name(job), b"a question", partition=0)
+    assert producer.flush(20) == 0
+
+
 def test_up_says_what_becomes_of_its_services(connection: Connection, job: str, tmp_path: Path) -> None:
     misspelt = Up(connection, tmp_path, job, "--policy", "no-such-policy")
     assert misspelt.end() == ExitCode.USAGE, "not 75: nobody shall start this again"
@@ -132,16 +150,25 @@ def test_up_says_what_becomes_of_its_services(connection: Connection, job: str, 
         assert other.end() == ExitCode.NEVER_RETRY
         assert f"is up already: process {one.popen.pid} runs its services" in other.said[-1]
 
-        children = Path(f"/proc/{one.popen.pid}/task")
-        pids = [int(pid) for thread in children.iterdir() for pid in (thread / "children").read_text().split()]
-        (monitor,) = [pid for pid in pids if b"\0monitor\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        os.kill(monitor, signal.SIGKILL)
+        found = status_of(connection, job)["services"]
+        assert [(s["answers"], s["behind"]) for s in found.values()] == [(True, 0)] * 3, found
+        assert found["ledger"]["owner"].rpartition(":")[2] in pids_of(one.popen.pid, b"ledger")
+        assert (found["monitor"]["state"], found["monitor"]["instances"]) == ("STABLE", 1)
+
+        (monitor,) = pids_of(one.popen.pid, b"monitor")
+        os.kill(int(monitor), signal.SIGKILL)
         told = one.until_said("The monitor was ended by SIGKILL after")
         assert str(logs / "monitor.log") in told
         one.until_said("The monitor answers again.")
         one.popen.terminate()
         assert one.end() == 0
         assert not list(logs.glob("*.ready"))
+        ask(connection, job, 3)
+        gone = status_of(connection, job)["services"]
+        assert [s["answers"] for s in gone.values()] == [False] * 3, gone
+        assert gone["ledger"]["behind"] == 3
+        assert "IS NOT THERE: it has written nothing yet, and 3 requests wait" in gone["ledger"]["said"]
+        assert "IS NOT THERE, nothing to do" in gone["controller"]["said"]
     finally:
         one.popen.kill()
         one.popen.wait(5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, NoReturn
@@ -41,7 +42,7 @@ NEEDS: Mapping[str, Sequence[str]] = {
 
 def require(command: str) -> None:
     """Raises UsageError if something is missing that a command is going to need."""
-    missing = [name for name in NEEDS.get(command, ()) if find_spec(name) is None]
+    missing = [n for n in NEEDS.get(command, ()) if n not in sys.modules and find_spec(n) is None]
     if missing:
         raise UsageError(told(command, missing))
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from pathlib import Path
 from time import monotonic
@@ -37,6 +38,7 @@ from antdt_streams.ledger.silence import Silence
 from antdt_streams.ledger.snapshots import LedgerSnapshots
 from antdt_streams.ledger.start import Start
 from antdt_streams.ledger.stored import Identity
+from antdt_streams.liveness import sign_of_life
 from antdt_streams.readiness import Readiness
 
 log = logging.getLogger("antdt.ledger")
@@ -159,6 +161,7 @@ class Ledger:
         self.requests.assign([TopicPartition(topics.REQUESTS.name(self.job), 0, 0)])
         self.readiness.say("waiting for the first worker")
         while not self.stopping.is_set():
+            self._publish_position(0)
             message = self.requests.poll(self.options.idle_s)
             spec = self._spec_of(message) if message is not None and message.error() is None else None
             if spec is not None:
@@ -231,7 +234,7 @@ class Ledger:
                 del waiting[:taken]
             else:
                 self._watch(office)
-            self._publish_position(office)
+            self._publish_position(office.state.requests_next)
             self._check_identity()
             self.snapshots.offer(office.fold, self.log.leader_epoch)
 
@@ -315,12 +318,13 @@ class Ledger:
                 return
         raise Unavailable(f"{topic} takes no records: the queue stayed full.")
 
-    def _publish_position(self, office: InOffice) -> None:
-        """A copy for tools that show lag; never read back."""
+    def _publish_position(self, requests_next: int) -> None:
+        """A copy for tools that show lag, with a sign of life; never read back."""
         if monotonic() - self._position_at < self.options.position_every_s:
             return
         self._position_at = monotonic()
-        where = TopicPartition(topics.REQUESTS.name(self.job), 0, office.state.requests_next)
+        sign = sign_of_life(owner(), time.time())
+        where = TopicPartition(topics.REQUESTS.name(self.job), 0, requests_next, sign)
         try:
             self.requests.commit(offsets=[where], asynchronous=True)
         except KafkaException:
