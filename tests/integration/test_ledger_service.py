@@ -12,6 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from antdt.client import Client, ClientOptions
+from antdt.plans import Plans
+from antdt.session import Session, Where
+from antdt.telemetry import Telemetry
 from antdt_schemas import codec, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import (
@@ -38,7 +42,7 @@ from antdt_streams.reader import TopicReader
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from tests.helpers.ledger_thread import WITHIN_S, LedgerThread, asker, digest_of, replayed
+from tests.helpers.ledger_thread import SPEC, WITHIN_S, LedgerThread, asker, digest_of, replayed
 
 FLOOD = 30_000
 pytestmark = pytest.mark.kafka
@@ -304,6 +308,25 @@ def test_a_standby_takes_over_and_a_zombie_stands_by(connection: Connection, job
     assert report["steps"] == 10, said
     assert not report["broken"]
     assert "Standing by" in said[0], said[0]
+
+
+def test_a_worker_says_that_the_ledger_does_not_answer_and_when_it_does_again(
+    connection: Connection, job: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    topics_admin.create(connection, job)
+    session = Session("w0", "w0.0", SPEC, Where("h", 1))
+    client = Client(ClientOptions(connection, job), session, Plans(8), Telemetry("w0", "w0.0", "n", ""))
+    client.reach._waiting.first_s = 0.5
+    client.start()
+    try:
+        eventually(lambda: f"w0: the ledger of job {job} has not answered for" in caplog.text, "it says so")
+        assert "(the broker does)" in caplog.text
+        with LedgerThread(connection, job, tmp_path):
+            eventually(
+                lambda: f"w0: the ledger of job {job} answers again, after" in caplog.text, "and that it is back"
+            )
+    finally:
+        client.stop(leave=False)
 
 
 def test_while_nobody_asks_nothing_is_written_and_nobody_takes_office(

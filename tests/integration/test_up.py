@@ -19,6 +19,7 @@ from antdt_streams import locks, topics_admin
 from antdt_streams.broker.child import spawn
 from antdt_streams.broker.keeper import KEEPER
 from antdt_streams.cli.job import status_of
+from antdt_streams.costs import costs_of
 from confluent_kafka import Producer
 
 from tests.helpers.running import until
@@ -169,6 +170,8 @@ def test_up_says_what_becomes_of_its_services(connection: Connection, job: str, 
         assert gone["ledger"]["behind"] == 3
         assert "IS NOT THERE: it has written nothing yet, and 3 requests wait" in gone["ledger"]["said"]
         assert "IS NOT THERE, nothing to do" in gone["controller"]["said"]
+        costs = costs_of(connection, job)
+        assert {suffix: cost["records"] for suffix, cost in costs.items() if cost["records"]} == {"requests": 3}
     finally:
         one.popen.kill()
         one.popen.wait(5)
