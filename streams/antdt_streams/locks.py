@@ -6,14 +6,23 @@ import fcntl
 import os
 from pathlib import Path
 
+from antdt_schemas.errors import UsageError
+
 
 def acquire(path: Path, *, shared: bool = False) -> int | None:
     """A descriptor that holds the lock of a file, which is made if need be; None if somebody else holds it.
 
     Whoever has it alone is named in the file.
+
+    Raises:
+        UsageError: the file cannot be made there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        what = f"{path.parent} cannot be written: {error.strerror}."
+        raise UsageError(f"{what} Name another data folder with --data-dir, or in ANTDT_DATA.") from error
     if not convert(handle, shared=shared):
         os.close(handle)
         return None

@@ -38,6 +38,12 @@ def test_whoever_looks_is_no_broker_to_others_who_look(tmp_path: Path) -> None:
     os.close(starts)
 
 
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"file/x cannot be written: .* Name another data folder"):
+        locks.acquire(tmp_path / "file" / "x" / "users")
+
+
 def test_locks_are_shared_or_alone_and_name_who_is_alone(tmp_path: Path) -> None:
     file = tmp_path / "a" / "users"
     one, two = locks.acquire(file, shared=True), locks.acquire(file, shared=True)

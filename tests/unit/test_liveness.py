@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from antdt_streams import liveness
-from antdt_streams.liveness import ledger_said, processor_said
+from antdt_streams.liveness import Found, ledger_said, processor_said, sign_of_life
 
 
 def test_a_ledger_in_words() -> None:
@@ -17,6 +19,15 @@ def test_a_ledger_in_words() -> None:
     assert gone.startswith("IS NOT THERE: it has written nothing for 62 s, and 118 requests wait. Start one with")
     idle = ledger_said("j", answers=False, waiting=0, last_entry_s=9.0, at_ms=None)
     assert idle.startswith("is not there (last sign of life: none); nobody asks at the moment.")
+
+
+def test_what_scripts_read_of_a_service_has_these_names() -> None:
+    assert list(asdict(Found(True, 0, ""))) == [
+        "answers", "behind", "said", "heard_s", "last_entry_s", "owner", "state", "instances",
+    ]  # fmt: skip
+    first, second = (json.loads(sign_of_life("o", at)) for at in (1.0, 2.0))
+    assert first == {"owner": "o", "at_ms": 1000}
+    assert first != second
 
 
 def test_a_processor_in_words() -> None:

@@ -67,6 +67,14 @@ def test_a_broker_that_does_not_answer_is_told_apart() -> None:
     assert word.startswith("w0: the ledger of job j has not answered for 10 s (the broker does)"), "it came back first"
 
 
+@pytest.mark.parametrize("phase", [Phase.ENDED, Phase.FAILED])
+def test_who_is_at_the_end_waits_for_nobody(phase: Phase) -> None:
+    talk = Talk()
+    talk.reach.asked()
+    talk.session.phase = phase
+    assert talk.run(30, ledger=False) == []
+
+
 def test_who_slept_was_not_left_without_an_answer() -> None:
     talk = Talk()
     talk.run(10, ledger=True)

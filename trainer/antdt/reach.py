@@ -42,6 +42,8 @@ class Reach:
         if self._now_s >= 0:
             self._clock_s += min(max(now_s - self._now_s, 0.0), GAP_S)
         self._now_s = now_s
+        if session.phase in (Phase.ENDED, Phase.FAILED):
+            return None  # nothing is asked any more
         if self._asked_at_s is None:
             waited_s = self._waiting.over(self._clock_s)
             if waited_s is None:

@@ -35,7 +35,6 @@ STEADY_S = 60.0
 
 def keep(folder: Path, report: int) -> int:
     """Have a broker on this folder until nobody uses it. The exit code."""
-    folder.mkdir(parents=True, exist_ok=True)
     broker = EmbeddedBroker(folder)
     try:
         _be_the_only_one(folder)
@@ -44,6 +43,9 @@ def keep(folder: Path, report: int) -> int:
     except (AntdtError, UsageError) as error:
         _report(report, {"code": int(error.exit_code), "message": str(error)})
         return int(error.exit_code)
+    except OSError as error:
+        _report(report, {"code": int(ExitCode.RESTART_HERE), "message": f"No broker can be had on {folder}: {error}."})
+        return int(ExitCode.RESTART_HERE)
     try:
         _report(report, {})
         _to_log(folder / LOG)
