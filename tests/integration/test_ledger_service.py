@@ -317,6 +317,13 @@ def test_a_worker_says_that_the_ledger_does_not_answer_and_when_it_does_again(
     session = Session("w0", "w0.0", SPEC, Where("h", 1))
     client = Client(ClientOptions(connection, job), session, Plans(8), Telemetry("w0", "w0.0", "n", ""))
     client.reach._waiting.first_s = 0.5
+    word, held = client.reach.word, set[bool]()
+
+    def noted(session: Session, now_s: float) -> str | None:
+        held.add(client.changed._is_owned())  # type: ignore[attr-defined]
+        return word(session, now_s)
+
+    client.reach.word = noted  # type: ignore[method-assign]
     client.start()
     try:
         eventually(lambda: f"w0: the ledger of job {job} has not answered for" in caplog.text, "it says so")
@@ -327,6 +334,7 @@ def test_a_worker_says_that_the_ledger_does_not_answer_and_when_it_does_again(
             )
     finally:
         client.stop(leave=False)
+    assert held == {True}, "what the training thread changes was read while it may change it"
 
 
 def test_while_nobody_asks_nothing_is_written_and_nobody_takes_office(

@@ -115,10 +115,11 @@ class Client:
                 self._receive()
                 with self.changed:
                     requests = self.session.tick(monotonic())
+                    word = self.reach.word(self.session, monotonic())
                 for request in requests:
                     self._send(request)
                     self.reach.asked()
-                if (word := self.reach.word(self.session, monotonic())) is not None:
+                if word is not None:
                     log.warning(word)
                 batch = self.telemetry.batch(monotonic())
                 if batch is not None:

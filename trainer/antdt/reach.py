@@ -38,7 +38,7 @@ class Reach:
         self._asked_at_s = None
 
     def word(self, session: Session, now_s: float) -> str | None:
-        """What is to be said now, if anything."""
+        """What is to be said now, if anything. The caller holds the lock of the session."""
         if self._now_s >= 0:
             self._clock_s += min(max(now_s - self._now_s, 0.0), GAP_S)
         self._now_s = now_s
