@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import confluent_kafka
@@ -83,19 +84,40 @@ def deafen(led: LedgerThread, monkeypatch: pytest.MonkeyPatch) -> None:
     reader.consumer = Deaf(dict(reader._settings))
 
 
-def test_a_standby_takes_office_from_a_leader_that_only_beats(
+@contextmanager
+def writing(connection: Connection, topic: str, value: bytes) -> Iterator[None]:
+    """Somebody writes this, ten times a second."""
+    producer, over = Producer(connection.producer()), threading.Event()
+
+    def write() -> None:
+        while not over.wait(0.1):
+            producer.produce(topic, value, partition=0)
+            producer.poll(0)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        producer.flush(5)
+
+
+def test_a_standby_takes_office_from_a_leader_that_takes_no_requests(
     connection: Connection, job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     topics_admin.create(connection, job)
     with (
         asker(connection, job) as worker,
         LedgerThread(connection, job, tmp_path / "a") as leader,
-        LedgerThread(connection, job, tmp_path / "b", standby=True, neglect_s=0.5),
+        LedgerThread(connection, job, tmp_path / "b", standby=True, standby_patience_s=0.5),
+        writing(connection, topics.SHARD_LOG.name(job), b"somebody else's"),  # it is no sign of life
     ):
         worker.join()
         deafen(leader, monkeypatch)
         worker.train(1)
-    assert "event=neglect" in caplog.text
+    assert "requests were not answered" in caplog.text
     assert "took office" in caplog.text
 
 
@@ -232,7 +254,7 @@ def test_a_worker_ends_when_its_requests_are_gone_and_does_not_bring_them_back(
             with pytest.raises(TopicGone, match=f"{requests} is gone"):
                 client.wait(lambda: False, WITHIN_S)
         finally:
-            client._producer.purge()  # nobody takes what it asks
+            client._sender._producer.purge()  # nobody takes what it asks
             client.stop(leave=False)
         assert requests not in admin.list_topics(timeout=10).topics
         broker.kill()  # nobody wants its data

@@ -112,7 +112,9 @@ def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path)
                 run.until(lambda: sum(reader.ends()) > 0, "the Monitor may not work")
             assert [s.children[n].restarts for s, n in zip(run.supervisors, services, strict=True)] == [0, 0, 0]
             assert audit_of(auditor, job)["exactly_once"]
-            assert status_of(auditor, job)["committed"] == 2800
+            status = status_of(auditor, job)
+            assert status["committed"] == 2800
+            assert all(service["answers"] for service in status["services"].values()), status["services"]
             a_missing_right_is_named(auditor, job)
 
 

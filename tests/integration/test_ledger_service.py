@@ -12,6 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from antdt.client import Client, ClientOptions
+from antdt.plans import Plans
+from antdt.session import Session, Where
+from antdt.telemetry import Telemetry
 from antdt_schemas import codec, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import (
@@ -38,7 +42,7 @@ from antdt_streams.reader import TopicReader
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from tests.helpers.ledger_thread import WITHIN_S, LedgerThread, asker, digest_of, replayed
+from tests.helpers.ledger_thread import SPEC, WITHIN_S, LedgerThread, asker, digest_of, replayed
 
 FLOOD = 30_000
 pytestmark = pytest.mark.kafka
@@ -230,7 +234,7 @@ def test_a_recreated_log_is_refused_until_an_operator_accepts_it(
         worker.train(3)
         recreate(connection, job)
         led.join()  # it notices by itself, also while nobody asks for anything
-        # What it says depends on what it does first: it asks for the topic's id, or its heartbeat finds no topic.
+        # What it says depends on what it does first: it asks for the topic's id, or looks at the log and finds none.
         assert isinstance(led.error, ForeignState | LogTruncated | UnknownJob | Unavailable)
         led.error = None
     with pytest.raises(ForeignState, match="topic_id"):
@@ -288,22 +292,70 @@ def test_a_standby_takes_over_and_a_zombie_stands_by(connection: Connection, job
             worker.train(2)
             pids = [str(p.popen.pid) for p in processes]
             assert offices(connection, job) == pids[:1], "a standby took office beside a living leader"
-            processes[0].popen.send_signal(signal.SIGSTOP)  # to its standbys, that looks like death
-            eventually(lambda: offices(connection, job)[-1] in pids[1:], "a standby takes office")
+            processes[0].popen.send_signal(signal.SIGSTOP)  # to its standbys, that looks like death once somebody asks
             worker.train(3)
+            eventually(lambda: offices(connection, job)[-1] in pids[1:], "a standby takes office")
             processes[0].popen.send_signal(signal.SIGCONT)
             worker.train(3)
             leader = offices(connection, job)[-1]
             assert leader in pids[1:], "a zombie took its office back"
             processes[pids.index(leader)].popen.kill()
-            eventually(lambda: offices(connection, job)[-1] != leader, "the next one takes office")
             worker.train(2)
+            eventually(lambda: offices(connection, job)[-1] != leader, "the next one takes office")
     finally:
         said = [process.end() for process in processes]
     report = audit_of(connection, job)
     assert report["steps"] == 10, said
     assert not report["broken"]
     assert "Standing by" in said[0], said[0]
+
+
+def test_a_worker_says_that_the_ledger_does_not_answer_and_when_it_does_again(
+    connection: Connection, job: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    topics_admin.create(connection, job)
+    session = Session("w0", "w0.0", SPEC, Where("h", 1))
+    client = Client(ClientOptions(connection, job), session, Plans(8), Telemetry("w0", "w0.0", "n", ""))
+    client.reach._waiting.first_s = 0.5
+    word, held = client.reach.word, set[bool]()
+
+    def noted(session: Session, now_s: float) -> str | None:
+        held.add(client.changed._is_owned())  # type: ignore[attr-defined]
+        return word(session, now_s)
+
+    client.reach.word = noted  # type: ignore[method-assign]
+    client.start()
+    try:
+        eventually(lambda: f"w0: the ledger of job {job} has not answered for" in caplog.text, "it says so")
+        assert "(the broker does)" in caplog.text
+        with LedgerThread(connection, job, tmp_path):
+            eventually(
+                lambda: f"w0: the ledger of job {job} answers again, after" in caplog.text, "and that it is back"
+            )
+    finally:
+        client.stop(leave=False)
+    assert held == {True}, "what the training thread changes was read while it may change it"
+
+
+def test_while_nobody_asks_nothing_is_written_and_nobody_takes_office(
+    connection: Connection, job: str, tmp_path: Path
+) -> None:
+    """A job that is idle, or done, costs nothing, whether or not there is a standby."""
+    topics_admin.create(connection, job)
+    patience = {"standby": True, "standby_patience_s": 0.4}
+    with asker(connection, job) as worker, LedgerThread(connection, job, tmp_path / "a") as one:
+        worker.join()
+        worker.train(1)
+        with LedgerThread(connection, job, tmp_path / "b", **patience) as two:
+            eventually(lambda: two.ledger.looked >= 1, "the standby stands by")
+            before = replayed(connection, job).position.next_offset
+            looked = two.ledger.looked
+            eventually(lambda: two.ledger.looked > looked + 12, "the log is silent three times as long as its patience")
+            assert replayed(connection, job).position.next_offset == before, "an idle ledger writes"
+            one.ledger.stopping.set()
+            one.join()
+            worker.train(1)  # the first question that nobody answers is what the standby needs
+            assert len(offices(connection, job)) == 2
 
 
 def test_a_full_disk_ends_the_ledger_and_costs_nothing(connection: Connection, job: str, tmp_path: Path) -> None:

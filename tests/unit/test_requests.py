@@ -1,28 +1,23 @@
-"""Requests are only questions: what becomes of them costs nothing, and that nobody reads them is noticed."""
+"""Requests are only questions: what becomes of them costs nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from antdt_schemas import codec, records
 from antdt_schemas.errors import LogTampered
-from antdt_schemas.hearing import Place, Told
 from antdt_streams import verify_standalone
 from antdt_streams.audit import audit
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.moved import moved
 from antdt_streams.ledger.memory import MemoryLedger
-from antdt_streams.ledger.requests import Neglect
 from antdt_streams.ledger.stored import Identity, fold_of, whole
 
 from tests.helpers.ledger import Bench
 from tests.helpers.logs import export
-
-PLACE = Place("requests")
 
 
 @pytest.mark.parametrize(
@@ -117,75 +112,6 @@ def test_requests_with_holes_are_read_over() -> None:
     payload, taken = office.propose(incoming)
     assert taken == 2
     assert codec.decode(payload, records.Entry).body.requests_next == incoming[-1].offset + 1  # type: ignore[union-attr]
-
-
-# -- a standby
-
-
-@dataclass
-class Topic:
-    """Whom a standby asks for the end of the requests."""
-
-    end: int = 0
-    asked: bool = False
-
-    def ask(self, places: Iterable[Place], beside: Iterable[str] = ()) -> None:
-        assert list(places) == [PLACE]
-        self.asked = True
-
-    def answer(self) -> Told | None:
-        asked, self.asked = self.asked, False
-        return Told({PLACE: self.end}) if asked else None
-
-
-class Standby:
-    """It polls 20 times a second; a leader writes so often."""
-
-    def __init__(self, patience_s: float = 6.0) -> None:
-        self.topic, self.now_s = Topic(), 10.0
-        self.neglect = Neglect(self.topic, PLACE, patience_s)
-
-    def watch(self, for_s: float, requests_next: int, writes_every_s: float = 0.3) -> float | None:
-        """When it has had enough."""
-        began_s, wrote_at_s = self.now_s, self.now_s
-        while self.now_s - began_s < for_s:
-            self.now_s += 0.05
-            wrote = self.now_s - wrote_at_s >= writes_every_s
-            wrote_at_s = self.now_s if wrote else wrote_at_s
-            if self.neglect.look(requests_next, self.now_s, wrote=wrote):
-                return self.now_s - began_s
-        return None
-
-
-def test_a_leader_that_only_beats_while_requests_wait_is_given_up() -> None:
-    standby = Standby()
-    assert standby.watch(60, 0) is None, "nobody asks for anything"
-    standby.topic.end = 95
-    assert standby.watch(5, 90) is None
-    assert standby.watch(60, 95) is None
-    standby.topic.end = 3780
-    found_s = standby.watch(60, 95)
-    assert found_s is not None
-    assert 6.0 < found_s < 9.0
-
-
-def test_a_leader_that_is_slow_but_takes_some_is_not() -> None:
-    standby = Standby()
-    standby.topic.end = 10_000
-    for taken in range(20):
-        assert standby.watch(5, 100 * taken) is None
-
-
-def test_silence_and_sleep_are_no_neglect() -> None:
-    standby = Standby()
-    standby.topic.end = 10
-    assert standby.watch(3, 0) is None
-    assert standby.watch(600, 0, writes_every_s=1e9) is None, "who reads nothing of the log knows nothing of its leader"
-    standby = Standby()
-    standby.topic.end = 10
-    assert standby.watch(2, 0) is None
-    standby.now_s += 3600  # between two looks
-    assert standby.watch(3, 0) is None
 
 
 def test_a_ledger_that_starts_with_moved_requests_goes_on() -> None:

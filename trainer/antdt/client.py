@@ -23,6 +23,7 @@ from antdt_schemas.room import record_bytes_max
 from confluent_kafka import KafkaException
 
 from antdt.plans import Plans
+from antdt.reach import Reach
 from antdt.sender import Sender
 from antdt.session import Phase, Session
 from antdt.telemetry import Telemetry
@@ -39,12 +40,13 @@ log = logging.getLogger("antdt")
 
 @dataclass(frozen=True)
 class ClientOptions:
-    """Where the job is, and the bounds of the connection."""
+    """Where the job is, and the bounds of the connection. pending_max: steps that may await their commit."""
 
     connection: Connection
     job: str
     secret: bytes | None = None
     reach_s: float = 10.0
+    pending_max: int = 0
 
 
 class Client:
@@ -56,6 +58,7 @@ class Client:
         self.on_closed: Callable[[], None] | None = None
         self.on_leases: Callable[[int, int, int], None] | None = None
         self.failure: BaseException | None = None
+        self.reach = Reach(options.job, options.connection.bootstrap, options.pending_max)
         self._halt = threading.Event()
         job, connection = options.job, options.connection
         connection.check_reachable(options.reach_s)
@@ -121,8 +124,12 @@ class Client:
                 self._receive()
                 with self.changed:
                     requests = self.session.tick(monotonic())
+                    word = self.reach.word(self.session, monotonic())
                 for request in requests:
                     self._send(request)
+                    self.reach.asked()
+                if word is not None:
+                    log.warning(word)
                 batch = self.telemetry.batch(monotonic())
                 if batch is not None:
                     self._send_telemetry(batch)
@@ -166,6 +173,7 @@ class Client:
             return
         if reply.incarnation != self.session.incarnation:
             return
+        self.reach.heard()
         if self.on_leases is not None:
             for i in range(0, len(reply.leases), 5):
                 self.on_leases(*reply.leases[i + 2 : i + 5])
@@ -191,7 +199,7 @@ class Client:
                 f"{self.options.job!r} take {self._room}.",
                 "Raise their max.message.bytes, or let a step have fewer ranges (larger shards).",
             )
-        self._sender.ask(self._names[topics.REQUESTS.suffix], payload, request.worker)
+        self._sender.ask(self._names[topics.REQUESTS.suffix], payload, request.worker, self.reach.taken)
 
     def _send_telemetry(self, batch: records.StepBatch) -> None:
         telemetry, steps = self.telemetry, len(batch.step)

@@ -68,7 +68,8 @@ class Membership:
         where = Where(self._rendezvous.host, self._rendezvous.port, s.node, s.hardware, s.restarts)
         session = Session(s.worker, s.incarnation, self.spec, where, self.options.session)
         telemetry = Telemetry(s.worker, s.incarnation, s.node, s.hardware)
-        return Client(ClientOptions(s.connection, s.job, s.secret), session, plans, telemetry)
+        options = ClientOptions(s.connection, s.job, s.secret, pending_max=self.options.allreduce.pending_max)
+        return Client(options, session, plans, telemetry)
 
     @property
     def session(self) -> Session:

@@ -52,8 +52,8 @@ class Sender:
         self._replaced: deque[float] = deque(maxlen=REPLACED_MAX)
         self._said = set[str]()
 
-    def ask(self, topic: str, payload: bytes, key: str) -> bool:
-        """Send a request; False: it did not go out, ask again.
+    def ask(self, topic: str, payload: bytes, key: str, taken: Callable[[], None] = lambda: None) -> bool:
+        """Send a request; False: it did not go out, ask again. taken: told when the broker has it.
 
         Raises:
             UsageError: the broker does not let this client write there.
@@ -62,7 +62,9 @@ class Sender:
         self._renew(topic)
 
         def delivered(error: KafkaError | None, _message: Any) -> None:
-            if error is not None:
+            if error is None:
+                taken()
+            else:
                 self._failure = self._failure or denied(error, WRITE, topic)
 
         try:

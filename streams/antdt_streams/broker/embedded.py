@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from antdt_schemas.connection import Connection
-from antdt_schemas.data_folder import HOST, PORTS, ports_of, running, try_lock
+from antdt_schemas.data_folder import HOST, LOCK, PORTS, ports_of, running, try_lock
 from antdt_schemas.errors import Unavailable, UsageError
 
 from antdt_streams.broker.archive import exercise, sharing_flags
@@ -34,6 +34,7 @@ LOG_MAX_BYTES = 16 << 20
 LAST_LINES = 12
 BIND_ATTEMPTS = 3
 POLL_S = 0.1
+LOOK_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,23 @@ class EmbeddedBroker:
     # -- how it starts
 
     def _locked(self) -> int:
-        handle = try_lock(self.folder)
-        if handle is None:
-            raise UsageError(
-                f"A broker already runs on {self.folder} (process {_read(self.folder / 'broker.pid')}): "
-                f"use it at {running(self.folder)}, or stop it first."
-            )
+        until = time.monotonic() + LOOK_S
+        while (handle := try_lock(self.folder)) is None:
+            if time.monotonic() > until:
+                raise UsageError(self._taken())
+            time.sleep(POLL_S / 10)  # somebody may only be looking whether a broker runs
+        (self.folder / "broker.pid").unlink(missing_ok=True)  # of one that was killed
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
         return handle
+
+    def _taken(self) -> str:
+        """Whose it is. The process id of the broker is written before it answers, and after it was started."""
+        pid, address = _read(self.folder / "broker.pid"), running(self.folder)
+        if pid and address:
+            return f"A broker already runs on {self.folder} (process {pid}): use it at {address}, or stop it first."
+        who = _read(self.folder / LOCK) or "unknown"
+        return f"A broker is being started on {self.folder} by another process ({who}): wait until that one is up."
 
     def _java(self) -> list[str]:
         environ = self.options.environ

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import shutil
 import sys
 import tempfile
@@ -39,9 +40,38 @@ def class_path(environ: Mapping[str, str]) -> str:
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Where things that can be fetched again are kept."""
-    base = environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "antdt"
+    """Where things that can be fetched again are kept: XDG_CACHE_HOME, `~/.cache`, or a folder of this user in /tmp.
+
+    Raises:
+        UsageError: somebody else has that folder.
+    """
+    if environ.get("XDG_CACHE_HOME"):
+        return Path(environ["XDG_CACHE_HOME"]) / "antdt"
+    home = _home(environ)
+    if home is not None:
+        folder = home / ".cache" / "antdt"
+        if (folder / f"kafka-{KAFKA_VERSION}").is_dir() or _may_write(folder):
+            return folder
+    folder = Path(tempfile.gettempdir()) / f"antdt-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise UsageError(f"{folder} belongs to somebody else: name a folder of your own in XDG_CACHE_HOME.")
+    return folder
+
+
+def _home(environ: Mapping[str, str]) -> Path | None:
+    """None where the user id has neither a name nor a home."""
+    if environ.get("HOME"):
+        return Path(environ["HOME"])
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        return None
+
+
+def _may_write(folder: Path) -> bool:
+    """Whether it could be made: a user id without a name has `/` as its home."""
+    return os.access(next(part for part in (folder, *folder.parents) if part.exists()), os.W_OK)
 
 
 def cached_jars(environ: Mapping[str, str]) -> Path:
@@ -55,7 +85,7 @@ def cached_jars(environ: Mapping[str, str]) -> Path:
             return folder
         jars = Path(scratch) / "jars"
         jars.mkdir()
-        for jar in _fetched():
+        for jar in _fetched(environ, folder.parent):
             shutil.copy2(jar, jars / jar.name)
         try:
             jars.rename(folder)
@@ -73,7 +103,10 @@ def _alone(cache: Path) -> Iterator[None]:
         yield
 
 
-def _fetched() -> list[Path]:
+def _fetched(environ: Mapping[str, str], cache: Path) -> list[Path]:
+    home = _home(environ)
+    if home is None or not _may_write(home):
+        os.environ["HOME"] = str(cache)  # where the library keeps what it fetches
     try:
         import jgo
     except ImportError as error:

@@ -79,9 +79,10 @@ def demo(json_file: Path | None, keep: bool, place: Place, **choice: Any) -> Non
     names = f"demo-static-{tag}", f"demo-{tag}"
     with (
         _folder(place, keep) as home,
-        broker_of(home) as connection,
-        _topics(connection, names, keep or not home.named),
+        broker_of(home) as broker,
+        _topics(broker.connection, names, keep or not home.named),
     ):
+        connection = broker.connection
         note(f"Kafka on {connection.bootstrap}, data in {home.data}")
         with screen_of(console, options) as screen:
             result = Demo(home, connection, options, screen).both(names)

@@ -87,11 +87,12 @@ def status(job: str, as_json: bool, place: Place) -> None:
     )
     state = "done: " + str(found["file"]) if found["file"] else ("open" if found["open"] else "closed")
     click.echo(f"  generation {found['generation']} ({state}), members: {', '.join(found['members']) or 'none'}")
-    click.echo(
-        f"  ledger: {found['leader'] or 'none yet'}, {found['entries']} entries, digest {found['digest'] or '-'}"
-    )
+    click.echo(f"  log: {found['entries']} entries, digest {found['digest'] or '-'}")
     if found["void_entries"]:
         click.echo(f"  {found['void_entries']:,} of these entries are void: of former leaders, or of somebody else")
+    click.echo(f"  in office: {found['leader'] or 'nobody yet'}")
+    for service, one in found["services"].items():
+        click.echo(f"  {service:<10} {one['said']}")
     steps = ", ".join(str(c["step"]) for c in found["checkpoints"])
     click.echo(f"  checkpoints at steps {steps or 'none'} (go back to one by `antdt rollback {job} --step STEP`)")
     if found["quarantined"]:
@@ -104,6 +105,7 @@ def status(job: str, as_json: bool, place: Place) -> None:
 
 def status_of(connection: Connection, job: str) -> dict[str, Any]:
     """What `antdt status` shows, ready for JSON."""
+    from antdt_streams.liveness import services_of
     from antdt_streams.reader import TopicReader, decoded
 
     fold, start = _newest_state(connection, job)
@@ -132,6 +134,7 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
         "refused_reports": state.refused if state else 0,
         "digest": rows.digest(state).hex() if state else None,
         "decisions": decisions,
+        "services": services_of(connection, job),
     }
 
 

@@ -8,6 +8,7 @@ from importlib import import_module, metadata
 
 import click
 
+from antdt_streams.cli import extras
 from antdt_streams.cli.common import Group
 
 # Where each command lives. A module is imported when its command is called: proving an exported log needs no Kafka
@@ -41,9 +42,15 @@ class Commands(Group):
         """A command, its module imported now."""
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
-        command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
+        try:
+            command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
+        except ModuleNotFoundError as error:
+            wrong = extras.missing_from(cmd_name, error)
+            if wrong is None:
+                raise
+            return extras.stand_in(cmd_name, wrong)
         assert isinstance(command, click.Command)
-        return command
+        return extras.guarded(cmd_name, command)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,5 +74,7 @@ def main() -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def launch(arguments: tuple[str, ...]) -> None:
     """Start the workers of a job on this machine."""
+    if not {"-h", "--help"} & set(arguments):
+        extras.require("launch")
     # The launcher belongs to the trainer's side, which this side never imports: it becomes this process.
     os.execv(sys.executable, [sys.executable, "-m", "antdt.launch", *arguments])

@@ -6,26 +6,30 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 
 import click
 from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE, Connection
-from antdt_schemas.data_folder import BROKER, ENV_DATA, running
+from antdt_schemas.data_folder import BROKER, ENV_DATA
 from antdt_schemas.errors import ExitCode, JobTaken
 from antdt_schemas.topics import check_worker
 
-from antdt_streams import topics_admin
-from antdt_streams.broker import EmbeddedBroker
+from antdt_streams import locks, topics_admin
+from antdt_streams.broker.use import BrokerUse
 from antdt_streams.cli.common import Place, connection_options, job_argument, note
 from antdt_streams.cli.processors import MAIN_INSTANCE
 from antdt_streams.cli.topics import told
+from antdt_streams.readiness import Readiness
 from antdt_streams.runtime.logs import log_to_stderr
-from antdt_streams.supervise import Start, Supervisor, start_process
+from antdt_streams.supervise import POLL_S, Start, Supervisor, start_process
 
 SERVICES = ("ledger", "monitor", "controller")
 STANDBY = "standby"
+BROKER_EVERY_S = 1.0
 
 
 def stop_on_signals() -> threading.Event:
@@ -36,24 +40,45 @@ def stop_on_signals() -> threading.Event:
     return stopping
 
 
+class NamedBroker:
+    """Somebody else's broker."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def look(self) -> None:
+        """Its life is not our affair."""
+
+
 @contextmanager
-def broker_of(place: Place) -> Iterator[Connection]:
-    """The broker that was named, or one of our own in the data folder, stopped at the end if it was started here."""
+def broker_of(place: Place, stopping: Callable[[], bool] = lambda: False) -> Iterator[BrokerUse | NamedBroker]:
+    """The broker that was named, or that of the data folder, which ends with the last one who uses it."""
     if place.named:
         place.connection.check_reachable()
-        yield place.connection
+        yield NamedBroker(place.connection)
         return
-    folder = place.data / BROKER
-    if running(folder):
-        place.connection.check_reachable()
-        yield place.connection
-        return
-    broker = EmbeddedBroker(folder)
-    broker.start()
+    with BrokerUse(place.data / BROKER, note, stopping) as broker:
+        yield broker
+
+
+@contextmanager
+def alone_up(place: Place, job: str) -> Iterator[None]:
+    """One `antdt up` of a job at a time works in a data folder.
+
+    Raises:
+        JobTaken: another one does; which process that is.
+    """
+    file = place.data / "state" / job / "up"
+    lock = locks.acquire(file)
+    if lock is None:
+        raise JobTaken(
+            f"Job {job!r} is up already: process {locks.holder(file)} runs its services in {place.data}.",
+            "Start workers with `antdt launch`, or stop that one first.",
+        )
     try:
-        yield broker.connection
+        yield
     finally:
-        broker.stop()
+        os.close(lock)
 
 
 def service_command(service: str, job: str, place: Place, extra: Sequence[str] = ()) -> list[str]:
@@ -74,13 +99,14 @@ def start_services(
     policy: str | None = None,
     extra: Mapping[str, Sequence[str]] | None = None,
     start: Start = start_process,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Supervisor:
     """Start the services of a job as supervised processes; their logs lie in the data folder.
 
-    extra: further arguments by service. start: what starts a process.
+    extra: further arguments by service. start: what starts a process. say: see Supervisor.
     """
     environ = dict(os.environ) | environment_of(connection, place)
-    supervisor = Supervisor(environ, start=start)
+    supervisor = Supervisor(environ, start=start, say=say)
     for service in services:
         more = [*(extra or {}).get(service, ())]
         if policy and service == "controller":
@@ -109,6 +135,13 @@ def environment_of(connection: Connection, place: Place) -> dict[str, str]:
     show_default=True,
     help="A worker that is silent for longer is given up, and the others go on. Counts when the job is new.",
 )
+@click.option(
+    "--ready-timeout-s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="A service that does not answer within that many seconds ends the start.",
+)
 @connection_options
 def up(
     job: str,
@@ -117,16 +150,19 @@ def up(
     replication: int | None,
     standby: bool,
     patience_ms: int,
+    ready_timeout_s: float,
     place: Place,
 ) -> None:
     """Start a job's services: ledger, monitor, controller, and a Kafka broker where none is named.
 
     Stays in the foreground; Ctrl-C stops everything. The broker's data, the services' state and their logs lie in the
-    data folder, and `--resume` goes on with them.
+    data folder, and `--resume` goes on with them. Several jobs of one data folder share its broker, which ends with the
+    last of them. A service that ends is started again, and that is told here; one that ends for good ends this command
+    with its own exit status.
     """
     stopping = stop_on_signals()
-    with broker_of(place) as found:
-        connection = found.named(job, "cli")
+    with alone_up(place, job), broker_of(place, stopping.is_set) as broker:
+        connection = broker.connection.named(job, "cli")
         try:
             topics_admin.create(connection, job, replication=replication, resume=resume)
         except JobTaken as taken:
@@ -134,11 +170,13 @@ def up(
         _check_topics(connection, job)
         services = (*SERVICES, STANDBY) if standby else SERVICES
         patience = ("--patience-ms", str(patience_ms))
-        supervisor = start_services(job, place, connection, services, policy, {"ledger": patience, STANDBY: patience})
-        note(f"Job {job} is up on {connection.bootstrap}. Logs: {place.data / 'logs' / job}")
-        note(f"Start its workers in another terminal:  antdt launch --job {job} -n 4 train.py")
+        extra = {"ledger": patience, STANDBY: patience}
+        supervisor = start_services(job, place, connection, services, policy, extra, say=_at_a_time)
         try:
-            supervisor.run(stopping)
+            if supervisor.await_ready(ready_timeout_s, stopping):
+                note(f"Job {job} is up on {connection.bootstrap}. Logs: {place.data / 'logs' / job}")
+                note(f"Start its workers in another terminal:  antdt launch --job {job} -n 4 train.py")
+                _look_after(supervisor, broker, stopping)
         finally:
             note("Stopping …")
             supervisor.stop()
@@ -150,6 +188,20 @@ def _check_topics(connection: Connection, job: str) -> None:
     topics_admin.refuse_fatal(differences, job)
     for difference in differences:
         note(f"Mind: {told(difference, job)}")
+
+
+def _look_after(supervisor: Supervisor, broker: BrokerUse | NamedBroker, stopping: threading.Event) -> None:
+    """Until told to stop."""
+    looked = monotonic()
+    while not stopping.wait(POLL_S):
+        supervisor.poll()
+        if monotonic() - looked > BROKER_EVERY_S:
+            broker.look()
+            looked = monotonic()
+
+
+def _at_a_time(message: str) -> None:
+    note(f"{time.strftime('%H:%M:%S')} {message}")
 
 
 def _who(connection: Connection, job: str) -> str:
@@ -182,7 +234,7 @@ def ledger(job: str, patience_ms: int, standby: bool, instance: str, place: Plac
     options = LedgerOptions(patience_ms=patience_ms, standby=standby, secret=place.secret)
     connection = place.connection.named(job, "ledger", instance or MAIN_INSTANCE)
     service = Ledger(connection, job, ledger_folder(place, job, instance), options)
-    service.stopping = stopping
+    service.stopping, service.readiness = stopping, Readiness.of(os.environ)
     service.run()
     sys.exit(ExitCode.DRAINED)
 

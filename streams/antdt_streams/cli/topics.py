@@ -13,6 +13,7 @@ from antdt_schemas.topics import BY_SUFFIX, TOPICS
 
 from antdt_streams import grants, topics_admin
 from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument
+from antdt_streams.costs import costs_of, read_costs
 from antdt_streams.reader import TopicReader
 from antdt_streams.topic_rules import ABSENT, Difference
 
@@ -55,7 +56,7 @@ def grant(job: str, place: Place) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @connection_options
 def list_(job: str | None, as_json: bool, place: Place) -> None:
-    """List the jobs of a broker; with JOB, its topics and what each one holds."""
+    """List the jobs of a broker; with JOB, its topics, what each one holds, and what a day of it costs."""
     place.connection.check_reachable()
     if job is None:
         jobs = topics_admin.list_jobs(place.connection)
@@ -63,10 +64,14 @@ def list_(job: str | None, as_json: bool, place: Place) -> None:
         return
     ids = topics_admin.topic_ids(place.connection, job)
     if as_json:
-        emit_json({"job": job, "topics": {t.name(job): ids.get(t.suffix) for t in TOPICS}})
+        listed = {t.name(job): ids.get(t.suffix) for t in TOPICS}
+        emit_json({"job": job, "topics": listed, "costs": costs_of(place.connection, job)})
         return
+    costs = read_costs(place.connection, job)
     for topic in TOPICS:
         click.echo(f"{topic.name(job):<40} {ids.get(topic.suffix, 'missing'):<24} {topic.purpose}")
+        if topic.suffix in costs:
+            click.echo(f"    {costs[topic.suffix]}")
 
 
 @topics.command()

@@ -1,4 +1,4 @@
-"""The requests of a job as the ledger reads them, and as a standby sees that nobody does."""
+"""The requests of a job as the ledger reads them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from contextlib import suppress
 from antdt_schemas import topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Mismatch, Unavailable
-from antdt_schemas.hearing import POLL_GAP_S, AskedBroker, Broker
 from antdt_schemas.offsets import watermarks
 from antdt_schemas.polling import Place, Reader, TopicGone
 from confluent_kafka import KafkaException, TopicPartition
 
 from antdt_streams import topics_admin
 from antdt_streams.ledger.core.leader import Incoming
-
-ASK_EVERY_S = 1.0
 
 
 class Requests:
@@ -37,6 +34,10 @@ class Requests:
         if topic_id is None:
             raise self._gone()
         return topic_id, *watermarks(self._reader.consumer, *self.place, timeout_s)
+
+    def end(self, timeout_s: float) -> int:
+        """Offset of the next request. Raises Unavailable if the broker does not tell."""
+        return watermarks(self._reader.consumer, *self.place, timeout_s)[1]
 
     def begin(self, topic_id: str, offset: int) -> None:
         """Read on from here."""
@@ -66,10 +67,10 @@ class Requests:
             return at.offset if at.error is None and at.offset >= 0 else None
         return None
 
-    def publish(self, offset: int) -> None:
-        """A copy of the position for tools that show lag; never read back."""
+    def publish(self, offset: int, sign: str) -> None:
+        """A copy of the position for tools that show lag, with a sign of life; never read back."""
         with suppress(KafkaException):
-            self._reader.consumer.commit(offsets=[TopicPartition(*self.place, offset)], asynchronous=True)
+            self._reader.consumer.commit(offsets=[TopicPartition(*self.place, offset, sign)], asynchronous=True)
 
     def _gone(self) -> Mismatch:
         hint = f"`antdt up {self.job} --resume` creates it anew: requests are only questions, nothing is lost."
@@ -93,38 +94,3 @@ def unread(connection: Connection, job: str) -> str:
     if at is not None and at > high:
         return f"{requests.place.topic}: up to {at} was read, but it ends at {high}. {so}"
     return ""
-
-
-class Neglect:
-    """What a standby knows of requests that nobody reads, by a client of its own. A leader that goes on writing while
-    it takes no request is as good as none.
-    """
-
-    def __init__(self, broker: Broker, place: Place, patience_s: float) -> None:
-        self.broker, self.place, self.patience_s = broker, place, patience_s
-        self.neglected_s = 0.0
-        self.end = self._next = 0
-        self._asked_at_s = self._wrote_at_s = float("-inf")
-
-    @classmethod
-    def of(cls, connection: Connection, job: str, patience_s: float) -> Neglect:
-        """Of a job."""
-        return cls(AskedBroker(connection), Place(topics.REQUESTS.name(job)), patience_s)
-
-    def look(self, requests_next: int, now_s: float, *, wrote: bool) -> bool:
-        """Whether requests were left lying for too long. wrote: somebody has just written to the log; time counts
-        between two of these only, as silence is another matter.
-        """
-        told = self.broker.answer()
-        if told is not None:
-            self.end = told.ends.get(self.place, self.end)
-        if now_s - self._asked_at_s >= ASK_EVERY_S:
-            self._asked_at_s = now_s
-            self.broker.ask([self.place])
-        if requests_next != self._next or requests_next >= self.end:
-            self._next, self.neglected_s = requests_next, 0.0
-        elif wrote:
-            self.neglected_s += min(now_s - self._wrote_at_s, POLL_GAP_S)
-        if wrote:
-            self._wrote_at_s = now_s
-        return self.neglected_s > self.patience_s

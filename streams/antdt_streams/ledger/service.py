@@ -8,14 +8,16 @@ Order of a cycle, which recovery rests on
   5. write the changed rows and the position to the cache, in one batch
   6. only now reply
 Killed anywhere, the next leader reads the log and goes on at the position that the log carries. Whoever is superseded
-becomes a standby: it follows the log, and takes office when that has been silent for too long.
+becomes a standby: it follows the log, and takes office when requests wait for too long and nothing is written.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from time import monotonic
 
@@ -29,16 +31,19 @@ from confluent_kafka import KafkaException
 from antdt_streams import topics_admin
 from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.decide import check_spec
-from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.leader import Crowded, Cycle, Incoming, InOffice, PoisonRequest
 from antdt_streams.ledger.core.moved import moved
 from antdt_streams.ledger.core.state import FOLD_VERSION
-from antdt_streams.ledger.log import Log
+from antdt_streams.ledger.log import Log, LogRecord
 from antdt_streams.ledger.options import LedgerOptions, owner
-from antdt_streams.ledger.requests import Neglect, Requests
+from antdt_streams.ledger.requests import Requests
+from antdt_streams.ledger.silence import Silence
 from antdt_streams.ledger.snapshots import LedgerSnapshots
 from antdt_streams.ledger.start import Start
 from antdt_streams.ledger.stored import Identity
+from antdt_streams.liveness import sign_of_life
+from antdt_streams.readiness import Readiness
 from antdt_streams.topics_watch import TopicsWatch
 
 WRITTEN = (topics.SHARD_LOG, topics.REPLIES, topics.DEAD_LETTERS)  # by one producer
@@ -52,7 +57,7 @@ class Ledger:
 
     def __init__(self, connection: Connection, job: str, folder: Path, options: LedgerOptions | None = None) -> None:
         self.connection, self.job, self.options = connection, job, options or LedgerOptions()
-        self.stopping = threading.Event()
+        self.stopping, self.readiness = threading.Event(), Readiness()
         self.topics = topics_admin.fit(connection, job)
         self.identity = Identity(job, self.topics.ids[topics.SHARD_LOG.suffix])
         self.cache = Cache(folder, self.identity)
@@ -68,8 +73,9 @@ class Ledger:
         self.requests = Requests(connection, job)
         self.replies, self.dead = topics.REPLIES.name(job), topics.DEAD_LETTERS.name(job)
         self.topics_watch = TopicsWatch(connection, job, self.options.identity_every_s, self.options.missing_s)
+        self.silence = Silence(self.options.standby_patience_s)
         self.looked = 0  # how often, as a standby, the log seemed silent
-        self._position_at = self._appended_at = self._void_at = 0.0
+        self._position_at = self._void_at = 0.0
         self._void_told = 0
 
     def run(self) -> None:
@@ -88,6 +94,7 @@ class Ledger:
                     self._serve(fold)
                 except Superseded as error:
                     log.warning("%s Standing by.", error)
+                    self.silence.wrote(monotonic(), leader=True)
                     stands_by = True
         finally:
             self.close()
@@ -112,6 +119,7 @@ class Ledger:
 
     def close(self) -> None:
         """Release folder and connections."""
+        self.readiness.withdraw()
         self.snapshots.close()
         self.log.close()
         self.requests.close()
@@ -120,45 +128,47 @@ class Ledger:
     # -- into office
 
     def _await_silence(self, fold: Fold) -> bool:
-        """Follow the log until nothing was written for `standby_patience_s`, or for `neglect_s` nothing but what takes
-        no request while there are some. False: told to stop.
+        """Follow the log until somebody asks in vain for `standby_patience_s`. False: told to stop.
+
+        Only entries that take requests are a sign of life while there are some: others may be anybody's, and a leader
+        that has fallen deaf is none.
         """
         log.info("standing by at offset %d", fold.position.next_offset)
-        quiet_at = monotonic()
-        neglect = Neglect.of(self.connection, self.job, self.options.neglect_s)
+        self.readiness.say(f"standing by at offset {fold.position.next_offset}")
+        silence = self.silence
+        silence.begin(monotonic())
         while not self.stopping.is_set():
-            entries = self.log.poll(self.options.idle_s)
-            for entry in entries:
-                fold.read(entry.offset, entry.payload)
-            at = fold.state.requests_next if fold.state is not None else 0
-            if neglect.look(at, monotonic(), wrote=bool(entries)):
-                log.warning(
-                    "event=neglect position=%d end=%d for_s=%.1f reason=%r",
-                    at, neglect.end, neglect.neglected_s, "whoever is in office takes no requests: taking office",
-                )  # fmt: skip
+            alive = self._follow(fold, self.log.poll(self.options.idle_s))
+            if not alive and silence.is_look_due(monotonic()) and self._is_silent(fold):
+                log.warning("requests were not answered for %.1f s: taking office", silence.patience_s)
                 return True
-            if entries:
-                self.cache.save(fold, self.log.leader_epoch)
-                quiet_at = monotonic()
-            elif monotonic() - quiet_at > self.options.standby_patience_s:
-                if self._is_silent(fold):
-                    log.warning("nothing was written for %.1f s: taking office", self.options.standby_patience_s)
-                    return True
-                quiet_at = monotonic()
         return False
 
-    def _is_silent(self, fold: Fold) -> bool:
-        """A broker that is away silences everybody; only an end that it tells itself counts."""
-        self.looked += 1
-        try:
-            if self.log.end(self.options.standby_patience_s) > self.log.position:
-                return False
-            if fold.genesis is not None:
-                return True
-            # A leader of a new job has nothing to write until the first worker asks.
-            return self.requests.look(self.options.standby_patience_s)[2] > 0
-        except Unavailable:
+    def _follow(self, fold: Fold, entries: Iterable[LogRecord]) -> bool:
+        """Read on; whether somebody leads, by what came."""
+        before, signs = _taken(fold), {Verdict.LEADER, Verdict.GENESIS}
+        verdicts = {fold.read(entry.offset, entry.payload) for entry in entries}
+        if verdicts:
+            self.cache.save(fold, self.log.leader_epoch)
+        if not verdicts & signs and _taken(fold) == before:
             return False
+        self.silence.wrote(monotonic(), leader=Verdict.LEADER in verdicts)
+        return True
+
+    def _is_silent(self, fold: Fold) -> bool:
+        """A broker that is away silences everybody; only ends that it tells itself count, and what lies before them."""
+        self.looked += 1
+        began, silence = monotonic(), self.silence
+        try:
+            end = self.requests.end(silence.patience_s)
+            if silence.waits(_taken(fold), end):
+                log_end = self.log.end(silence.patience_s)
+                if log_end > self.log.position and self._follow(fold, self.log.read_to(log_end)):
+                    return False
+        except Unavailable:
+            silence.in_vain(monotonic())
+            return False
+        return silence.looked(began, _taken(fold), end)
 
     def _serve(self, fold: Fold) -> None:
         if fold.genesis is None:
@@ -172,7 +182,9 @@ class Ledger:
         """The log is empty: wait for the first worker that says what is trained on, and write Genesis."""
         log.info("job %s is new: waiting for its first worker", self.job)
         self._begin_requests_at_the_first()
+        self.readiness.say("waiting for the first worker")
         while not self.stopping.is_set():
+            self._publish_position(0)
             try:
                 incoming = self.requests.take(self.options.idle_s, 1)
             except (OutOfRange, Recreated):
@@ -234,7 +246,8 @@ class Ledger:
             "in office at offset %d: %d steps committed, requests from %d",
             offset, fold.state.committed, fold.state.requests_next,
         )  # fmt: skip
-        self._appended_at = monotonic()
+        self.silence.wrote(monotonic(), leader=True)
+        self.readiness.say(f"in office at offset {offset}")
         return InOffice(fold, self.options.secret, record_bytes_max=self.log.record_bytes_max)
 
     # -- in office
@@ -245,7 +258,7 @@ class Ledger:
         while not self.stopping.is_set():
             if not waiting:
                 waiting = self._take(office)
-            if waiting or monotonic() - self._appended_at >= self.options.heartbeat_s:
+            if waiting:
                 try:
                     payload, taken = office.propose(waiting[:most])
                 except PoisonRequest as poison:
@@ -259,7 +272,7 @@ class Ledger:
                 del waiting[:taken]
             else:
                 self._watch(office)
-            self._publish_position(office)
+            self._publish_position(office.state.requests_next)
             if self._requests_are_others():
                 waiting.clear()
                 self._begin_requests(office)
@@ -300,7 +313,6 @@ class Ledger:
 
     def _run_cycle(self, office: InOffice, payload: bytes) -> None:
         end = self.log.append(payload, office.fold.position.next_offset) + 1
-        self._appended_at = monotonic()
         cycle: Cycle | None = None
         for message in self.log.read_to(end):
             cycle = office.read_back(message.offset, message.payload) or cycle
@@ -366,9 +378,14 @@ class Ledger:
                 return
         raise Unavailable(f"{topic} takes no records: the queue stayed full.")
 
-    def _publish_position(self, office: InOffice) -> None:
-        """A copy for tools that show lag; never read back."""
+    def _publish_position(self, requests_next: int) -> None:
+        """A copy for tools that show lag, with a sign of life; never read back."""
         if monotonic() - self._position_at < self.options.position_every_s:
             return
         self._position_at = monotonic()
-        self.requests.publish(office.state.requests_next)
+        self.requests.publish(requests_next, sign_of_life(owner(), time.time()))
+
+
+def _taken(fold: Fold) -> int:
+    """Offset of the first request that the log does not have."""
+    return fold.state.requests_next if fold.state is not None else 0

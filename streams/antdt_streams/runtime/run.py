@@ -18,6 +18,7 @@ from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 from antdt_schemas.topics import DEAD_LETTERS, SNAPSHOTS
 
 from antdt_streams import topics_admin
+from antdt_streams.readiness import Readiness
 from antdt_streams.runtime.logs import log_to_stderr
 from antdt_streams.runtime.partitions import Partitions, Policy
 from antdt_streams.runtime.runner import Identity
@@ -55,6 +56,7 @@ def run_service(
     options = options or RunOptions()
     connection = connection.named(job, service.name, options.instance or "")
     log_to_stderr(job, service.name)
+    readiness = Readiness.of(os.environ)
     # Signals first: importing Faust takes a while, and a stop may come meanwhile.
     with _signals() as asked, _cut_off(options.stop_timeout_s) as cut_off:
         try:
@@ -66,7 +68,7 @@ def run_service(
                 written = topics.record_bytes_max(*service.outputs.values(), DEAD_LETTERS)
                 identity = Identity(job, topics.ids[service.input.suffix], written)
                 shelf = TopicShelf(connection, job, service.name, topics.record_bytes_max(SNAPSHOTS))
-                _run(connection, identity, service, store, shelf, options, _Stop(asked, cut_off))
+                _run(connection, identity, service, store, shelf, options, _Stop(asked, cut_off), readiness)
         except Halted as error:
             log.warning("event=stopped reason=%r", str(error))
         except (AntdtError, UsageError) as error:
@@ -75,6 +77,8 @@ def run_service(
         except Exception:
             log.exception("event=ended code=%d reason='a bug of ours'", ExitCode.BUG)
             return int(ExitCode.BUG)
+        finally:
+            readiness.withdraw()
     return int(ExitCode.DRAINED)
 
 
@@ -86,6 +90,7 @@ def _run(
     shelf: TopicShelf,
     options: RunOptions,
     stopping: _Stop,
+    readiness: Readiness,
 ) -> None:
     from antdt_streams.runtime.faust_app import Host
 
@@ -95,6 +100,7 @@ def _run(
     partitions = Partitions(service, identity, store, sink, shelf, options.policy)
     topic = service.input.name(identity.job)
     source = Source(connection, topic, identity.topic_id, membership, partitions, halted)
+    source.on_joined = readiness.say
 
     def on_end() -> None:
         source.halt()

@@ -17,6 +17,7 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ForeignState, LogTruncated, Superseded, Unavailable, UnknownJob, UsageError
 from antdt_schemas.hearing import AskedBroker, Watch
 from antdt_schemas.polling import Place, fetch, new_consumer, retire, sort_out
+from antdt_schemas.waiting import Waiting
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -39,6 +40,7 @@ NAMED_SESSION_TIMEOUT_MS = 30_000
 # than a session, a dead member with a name would outlive a rebalance that waits for it, and be waited for once more.
 # Polls are late when outputs wait for a broker; then the member joins anew.
 POLL_BEYOND_SESSION_MS = 15_000
+WAITING_HINT = "It reads nothing until then. The broker must support consumer groups, and its coordinator be there."
 GONE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
 FENCED = (KafkaError.FENCED_INSTANCE_ID, KafkaError._FENCED, KafkaError._FATAL)
 # A member that was too slow: what it has is taken from it by `on_lost`.
@@ -125,6 +127,8 @@ class Source:
         self._doubtful = False
         self._away = False
         self._copied: dict[int, int] = {}
+        self.on_joined: Callable[[str], None] = lambda how: None  # told whenever the group has said what is ours
+        self._waiting, self._in_group, self._group_error = Waiting(), False, ""
         self._copied_at_s = self._checked_at_s = 0.0
 
     def read(self, put: Callable[[Batch], bool]) -> None:
@@ -141,6 +145,7 @@ class Source:
         try:
             while not self.halted.is_set():
                 batches = list(self._batches())
+                self._tell_waiting()
                 if (batches or self._doubtful) and not self._is_same_topic():
                     break
                 if not all(put(batch) for batch in batches):
@@ -204,8 +209,31 @@ class Source:
             consumer.incremental_assign(partitions)
         except Exception as error:  # noqa: BLE001  raised by _poll
             self._failure = error
-        if not self._assigned and self._failure is None:
+        if self._failure is None:
+            self._joined()
+
+    def _joined(self) -> None:
+        self._in_group, self._group_error = True, ""
+        waited_s = self._waiting.over(time.monotonic())
+        if waited_s is not None:
+            log.warning("event=joined group=%s waited_s=%.0f", self.membership.group, waited_s)
+        if self._assigned:
+            self.on_joined(f"reads {self.topic}: partition {', '.join(map(str, sorted(self._assigned)))}")
+        else:
             log.info("event=standing-by topic=%s", self.topic)
+            self.on_joined(f"stands by for {self.topic}")
+
+    def _tell_waiting(self) -> None:
+        """Without a word of the group there is nothing to do, and nobody would know why."""
+        now_s = time.monotonic()
+        if self._in_group or not self._waiting.is_due(now_s):
+            return
+        since_s = now_s - (self._waiting.since_s or now_s)
+        reason = self._group_error or "its coordinator has not let it in"
+        log.warning(
+            "event=waiting for=group group=%s since_s=%.0f reason=%r hint=%r",
+            self.membership.group, since_s, reason, WAITING_HINT,
+        )  # fmt: skip
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if consumer is self._consumer:
@@ -213,6 +241,7 @@ class Source:
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if consumer is self._consumer:
+            self._in_group = False
             self._end([at.partition for at in partitions], lost=True)
 
     def _end(self, partitions: list[int], lost: bool) -> None:
@@ -331,6 +360,7 @@ class Source:
         if error.code() == KafkaError.INVALID_SESSION_TIMEOUT:
             return UsageError("The broker refuses this session timeout: its group.min.session.timeout.ms is larger.")
         if error.retriable():
+            self._group_error = error.str()
             log.warning("event=broker-error topic=%s reason=%r", self.topic, error.str())
             return None
         return Unavailable(f"{self.topic} cannot be read: {error.str()}.")
@@ -349,7 +379,9 @@ class Source:
         """librdkafka reconnects by itself; somebody should know that it has to."""
         if error.fatal():
             self._failure = self._fenced()
-        elif error.code() == KafkaError._ALL_BROKERS_DOWN and not self._away:
+            return
+        self._group_error = error.str()
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and not self._away:
             self._away = True
             log.warning("event=broker-away topic=%s reason=%r", self.topic, error.str())
 

@@ -113,7 +113,7 @@ class InOffice:
 
     def propose(self, requests: list[Incoming], facts: tuple[records.Event, ...] = ()) -> tuple[bytes, int]:
         """Decide requests, in order, after `facts` that no request caused. Returns the entry to append and how many
-        requests it covers; without any it is a heartbeat.
+        requests it covers.
 
         An entry never grows far beyond `cycle_bytes_max`: the rest waits.
 

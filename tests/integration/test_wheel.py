@@ -1,0 +1,102 @@
+"""The wheel, built and installed without the extras: what is inside, and what it says of what is missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import confluent_kafka
+import pytest
+
+HERE = Path(__file__).parents[2]
+SITE = Path(confluent_kafka.__file__).parents[1]
+# What the wheel depends on; everything else that is installed here is hidden from it.
+DEPENDENCIES = ("confluent_kafka", "confluent_kafka.libs", "fastavro", "click")
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """In a folder of its own, with nothing of this project in its environment."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("ANTDT_", "PYTHON"))}
+    return subprocess.run(
+        command, cwd=folder, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The wheel, and a Python that has it and what it depends on."""
+    folder = tmp_path_factory.mktemp("wheel")
+    # By the back end itself: no network, no environment to be made.
+    built = run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)], HERE)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = folder.glob("antdt-*.whl")
+    venv.create(folder / "env", with_pip=False, symlinks=True)
+    (site,) = (folder / "env").glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)  # which is what installing a pure wheel without scripts does
+    for name in DEPENDENCIES:
+        if (SITE / name).exists():
+            (site / name).symlink_to(SITE / name)
+    return wheel, folder / "env" / "bin" / "python"
+
+
+def test_data_files_and_commands_are_inside(bare: tuple[Path, Path]) -> None:
+    wheel, _ = bare
+    names = set(zipfile.ZipFile(wheel).namelist())
+    files = {str(p.relative_to(HERE / "schemas")) for p in (HERE / "schemas").rglob("*.avsc")}
+    assert len(files) > 10
+    assert files <= names
+    assert {f"{part}/py.typed" for part in ("antdt", "antdt_schemas", "antdt_streams")} <= names
+    (scripts,) = (name for name in names if name.endswith(".dist-info/entry_points.txt"))
+    assert "antdt = antdt_streams.cli.main:main" in zipfile.ZipFile(wheel).read(scripts).decode()
+    assert not [name for name in names if name.startswith(("tests", "bench"))]
+
+
+def test_without_the_extras_each_command_says_what_to_install_before_anything_starts(
+    bare: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, python = bare
+    antdt = [str(python), "-m", "antdt_streams"]
+
+    told = run([*antdt, "-h"], tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert {"up", "launch", "audit", "demo"} <= {line.split()[0] for line in told.stdout.splitlines() if line.strip()}
+    assert run([*antdt, "up", "-h"], tmp_path).returncode == 0
+
+    (tmp_path / "log.avro").touch()
+    for arguments, package in (
+        (["up", "x"], "antdt[streams]"),
+        (["ledger", "x"], "antdt[streams]"),
+        (["monitor", "x"], "antdt[streams]"),
+        (["demo"], "antdt[demo,streams]"),
+        (["audit", "--file", "log.avro"], "antdt[streams]"),
+    ):
+        done = run([*antdt, *arguments], tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith(f"antdt: `antdt {arguments[0]}` needs "), done.stderr
+        assert f"`pip install '{package}'`" in done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    done = run([*antdt, "launch", "--job", "x", "train.py"], tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "`pip install torch`" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["log.avro"], "nothing was started, nothing was written"
+
+
+def test_a_worker_has_what_it_needs_but_for_torch(bare: tuple[Path, Path], tmp_path: Path) -> None:
+    _, python = bare
+    script = """
+import antdt, antdt.client, antdt.launch
+from antdt_schemas import codec, records
+request = records.Request("w0", "w0.0", 1, records.Heartbeat(1, 2), b"")
+assert codec.decode(codec.encode(request), records.Request) == request
+try:
+    antdt.Agent
+except ModuleNotFoundError as error:
+    print(error.name)
+"""
+    done = run([str(python), "-c", script], tmp_path)
+    assert (done.returncode, done.stdout) == (0, "torch\n"), done.stderr
