@@ -95,7 +95,7 @@ def test_a_standby_takes_office_from_a_leader_that_only_beats(
         worker.join()
         deafen(leader, monkeypatch)
         worker.train(1)
-    assert "event=neglect" in caplog.text
+    assert "taking office" in caplog.text
     assert "took office" in caplog.text
 
 
