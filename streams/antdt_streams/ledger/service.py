@@ -143,7 +143,7 @@ class Ledger:
             if fold.genesis is not None:
                 return True
             # A leader of a new job has nothing to write until the first worker asks.
-            return self.requests.look(self.options.standby_patience_s)[2] > 0
+            return self.requests.end(self.options.standby_patience_s) > 0
         except Unavailable:
             return False
 
@@ -159,7 +159,10 @@ class Ledger:
         """The log is empty: wait for the first worker that says what is trained on, and write Genesis."""
         log.info("job %s is new: waiting for its first worker", self.job)
         self._begin_requests_at_the_first()
+        self._whole_at = monotonic()
         while not self.stopping.is_set():
+            if self._requests_are_others():
+                self._begin_requests_at_the_first()
             try:
                 incoming = self.requests.take(self.options.idle_s, 1)
             except (OutOfRange, Recreated):
