@@ -277,6 +277,7 @@ class Ledger:
             office.poisoned.clear()  # it lay at an offset of what was there before
             payload, _ = office.propose([], (fact,))
             self._run_cycle(office, payload)
+            self.requests.publish(fact.next)  # the copy must not say any more what was
         self.requests.begin(topic_id, office.state.requests_next)
 
     def _run_cycle(self, office: InOffice, payload: bytes) -> None:
