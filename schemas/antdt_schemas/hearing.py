@@ -40,7 +40,9 @@ class TopicGone(UnknownJob):
     """The topic was deleted."""
 
     def __init__(self, topic: str) -> None:
-        super().__init__(f"The topic {topic} is gone.", "Somebody has deleted it.")
+        super().__init__(
+            f"The topic {topic} is gone.", "Somebody has deleted it: `antdt up JOB --resume` creates what is missing."
+        )
         self.topic = topic
 
 
@@ -48,7 +50,7 @@ class Recreated(ForeignState):
     """There is another topic of that name now."""
 
     def __init__(self, topic: str, expected: str, found: str) -> None:
-        hint = "Somebody has deleted the topic and created it again."
+        hint = "Somebody has deleted the topic and created it again: if that was meant, start this process again."
         super().__init__(f"The topic id of {topic}", expected, found, hint)
         self.topic, self.found_id = topic, found
 

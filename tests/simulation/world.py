@@ -34,7 +34,7 @@ REQUEST_LOST, REQUEST_REPEATED, OLD_REQUEST_SENT = 0.03, 0.03, 0.03
 def moves(seed: int) -> list[int]:
     """When requests are not any more what they were, in one world of ten."""
     rng = random.Random(f"requests/{seed}")
-    return sorted(rng.sample(range(100, 4_000), 4)) if seed % 10 == 6 else []
+    return sorted(rng.sample(range(100, 4_000), 4)) if seed % 10 == 0 else []
 
 
 class World:

@@ -240,6 +240,8 @@ def test_configurations_merge_defaults_properties_and_code() -> None:
     assert connection.consumer()["enable.auto.commit"] is False
     assert connection.admin()["bootstrap.servers"] == "a:1"
     assert connection.admin()["log_level"] == 0
+    for settings in (connection.producer(), connection.consumer(), connection.admin()):
+        assert settings["allow.auto.create.topics"] is False, "what was deleted stays so"
 
 
 def test_the_real_clients_take_these_configurations() -> None:

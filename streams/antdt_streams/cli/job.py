@@ -63,6 +63,8 @@ def show_audit(report: dict[str, Any]) -> None:
             click.echo(f"  {name}: epoch {epoch}, positions {start} to {end - 1}")
     for loss in report.get("accepted_losses", []):
         click.echo(f"  accepted by {loss['author']}: entries up to {loss['next_offset']} are lost: {loss['reason']}")
+    for move in report.get("requests_moved", []):
+        click.echo(f"  requests went on at {move['next']}, which cost nothing: {move['reason']}")
     for name in ("entries", "void_entries", "steps", "refused_reports", "head_hash", "digest", "file"):
         if report.get(name) is not None:
             click.echo(f"  {name.replace('_', ' '):<16} {report[name]}")

@@ -23,7 +23,11 @@ class Requests:
         self.topic_id = ""
         self._reader = Reader(connection, group_id=f"antdt.{job}.ledger")
 
-    def look(self, timeout_s: float = 10.0) -> tuple[str, int, int]:
+    def end(self, timeout_s: float) -> int:
+        """Offset of the next request. Raises Unavailable if the broker does not tell."""
+        return watermarks(self._reader.consumer, *self.place, timeout_s)[1]
+
+    def look(self) -> tuple[str, int, int]:
         """Kafka's id of the topic, its first offset, and that of the next record.
 
         Raises:
@@ -33,11 +37,7 @@ class Requests:
         topic_id = topics_admin.topic_ids(self.connection, self.job).get(topics.REQUESTS.suffix)
         if topic_id is None:
             raise self._gone()
-        return topic_id, *watermarks(self._reader.consumer, *self.place, timeout_s)
-
-    def end(self, timeout_s: float) -> int:
-        """Offset of the next request. Raises Unavailable if the broker does not tell."""
-        return watermarks(self._reader.consumer, *self.place, timeout_s)[1]
+        return topic_id, *watermarks(self._reader.consumer, *self.place)
 
     def begin(self, topic_id: str, offset: int) -> None:
         """Read on from here."""

@@ -185,6 +185,8 @@ class Ledger:
         self.readiness.say("waiting for the first worker")
         while not self.stopping.is_set():
             self._publish_position(0)
+            if self._requests_are_others():
+                self._begin_requests_at_the_first()
             try:
                 incoming = self.requests.take(self.options.idle_s, 1)
             except (OutOfRange, Recreated):
@@ -309,6 +311,7 @@ class Ledger:
             office.poisoned.clear()  # it lay at an offset of what was there before
             payload, _ = office.propose([], (fact,))
             self._run_cycle(office, payload)
+            self._publish(fact.next)  # the copy must not say any more what was
         self.requests.begin(topic_id, office.state.requests_next)
 
     def _run_cycle(self, office: InOffice, payload: bytes) -> None:
@@ -382,6 +385,9 @@ class Ledger:
         """A copy for tools that show lag, with a sign of life; never read back."""
         if monotonic() - self._position_at < self.options.position_every_s:
             return
+        self._publish(requests_next)
+
+    def _publish(self, requests_next: int) -> None:
         self._position_at = monotonic()
         self.requests.publish(requests_next, sign_of_life(owner(), time.time()))
 

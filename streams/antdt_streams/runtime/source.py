@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ForeignState, LogTruncated, Superseded, Unavailable, UnknownJob, UsageError
 from antdt_schemas.hearing import AskedBroker, Watch
+from antdt_schemas.offsets import watermarks
 from antdt_schemas.polling import Place, fetch, new_consumer, retire, sort_out
 from antdt_schemas.waiting import Waiting
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
@@ -273,13 +274,7 @@ class Source:
         self._consumer.close()  # lets go of what is still assigned, too
 
     def _bounds(self, partition: int) -> Bounds:
-        try:
-            ends = self._consumer.get_watermark_offsets(
-                TopicPartition(self.topic, partition), timeout=ASK_TIMEOUT_S, cached=False
-            )
-        except KafkaException as error:
-            raise Unavailable(f"The broker does not tell the bounds of {self.topic}: {error.args[0].str()}.") from error
-        return Bounds(*ends)
+        return Bounds(*watermarks(self._consumer, self.topic, partition, ASK_TIMEOUT_S))
 
     # -- records
 
