@@ -6,26 +6,29 @@ the translation of Java's names to librdkafka's. Knows no topic and no job.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from antdt_schemas.errors import Unavailable, UsageError
+from antdt_schemas.errors import UsageError
 from antdt_schemas.properties import parse_properties, to_librdkafka
+from antdt_schemas.reaching import Reaching
+from antdt_schemas.settings_ours import OURS
+from antdt_schemas.topics import HEADERS_BYTES, RECORD_BYTES_MAX
 
 DEFAULT_BOOTSTRAP = "127.0.0.1:9092"
 ENV_PREFIX = "ANTDT_KAFKA_"
 ENV_FILE = "ANTDT_KAFKA_CONFIG"
 ENV_BOOTSTRAP = "ANTDT_KAFKA_BOOTSTRAP_SERVERS"
-BOOTSTRAP = "bootstrap.servers"
+BOOTSTRAP, ALIAS = "bootstrap.servers", "metadata.broker.list"
 
 SECRET = re.compile(r"password|secret|jaas|token(?!\.endpoint)|key\.pem|keystore\.key|credential", re.IGNORECASE)
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9_]*://)?(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/,]+)(:(\d{1,5}))?")
 
 COMMON: dict[str, Any] = {
-    "client.id": "antdt",
     # librdkafka writes to stderr whenever a broker is away; who waits for it says so itself, once.
     "log_level": 0,
     "reconnect.backoff.ms": 50,
@@ -33,7 +36,10 @@ COMMON: dict[str, Any] = {
     "socket.keepalive.enable": True,
     # A connection that is half open carries nothing and says nothing: with the default, the job stands for a minute.
     "socket.timeout.ms": 10_000,
+    # A topic that somebody has deleted is gone: producers would bring it back, as another one, with other settings.
+    "allow.auto.create.topics": False,
 }
+KEY_BYTES = HEADERS_BYTES // 2  # librdkafka counts a record's key, and not all of its headers
 PRODUCER: dict[str, Any] = {"enable.idempotence": True, "acks": "all"}
 CONSUMER: dict[str, Any] = {
     # librdkafka wants a group even where partitions are assigned by hand and nothing is committed.
@@ -50,6 +56,9 @@ CONSUMER: dict[str, Any] = {
     "queued.max.messages.kbytes": 16 * 1024,
 }
 
+log = logging.getLogger("antdt.connection")
+_said: set[str] = set()  # what this process was warned of
+
 
 def names_a_broker(environ: Mapping[str, str]) -> bool:
     """Whether the environment says where Kafka is; if not, the one of this machine is meant."""
@@ -60,12 +69,14 @@ def names_a_broker(environ: Mapping[str, str]) -> bool:
 class Connection:
     """Bootstrap servers and client properties, in librdkafka's names. Secrets never show in its repr.
 
-    `origins` says where each property came from, for people who wonder.
+    `origins` says where each property came from, for people who wonder. `client_id` is what brokers know its clients
+    by, in quotas, metrics and logs, unless the properties have one: a user's quotas are bound to it.
     """
 
     bootstrap: str
     properties: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+    client_id: str = "antdt"
 
     def __post_init__(self) -> None:
         check_bootstrap(self.bootstrap)
@@ -80,12 +91,15 @@ class Connection:
         environ: read for ANTDT_KAFKA_CONFIG and for single keys, ANTDT_KAFKA_SASL_USERNAME for `sasl.username`.
 
         Raises:
-            UsageError: a file that cannot be read, or a setting that this client cannot honour.
+            UsageError: a file that cannot be read, or a setting that this client cannot honour. What is ours to set, or
+                known to Java only, is ignored; a warning says so, once in a process.
         """
         found: dict[str, tuple[str, str]] = {BOOTSTRAP: (DEFAULT_BOOTSTRAP, "default")}
         file = properties_file or (Path(environ[ENV_FILE]) if environ.get(ENV_FILE) else None)
         if file is not None:
             found.update({key: (value, str(file)) for key, value in read_properties(file).items()})
+        if ALIAS in found:
+            found[BOOTSTRAP] = found.pop(ALIAS)
         for name, value in environ.items():
             if name.startswith(ENV_PREFIX) and name != ENV_FILE and value:
                 found[name.removeprefix(ENV_PREFIX).lower().replace("_", ".")] = (value, name)
@@ -94,13 +108,26 @@ class Connection:
         servers, origin = found.pop(BOOTSTRAP)
         properties: dict[str, str] = {}
         origins = {BOOTSTRAP: origin}
-        for key, (value, source) in to_librdkafka(found).items():
+        known, ignored = to_librdkafka(found)
+        for key, (value, source) in known.items():
             properties[key], origins[key] = value, source
+        for line in ignored:
+            if line not in _said:
+                _said.add(line)
+                log.warning("%s", line)
         return cls(servers.strip(), properties, origins)
 
-    def producer(self, **over: Any) -> dict[str, Any]:
-        """Configuration of a Producer; underscores in the names of `over` stand for dots, and `over` wins."""
-        return self._config(PRODUCER, over)
+    def named(self, job: str, service: str, instance: str = "") -> Connection:
+        """The same for one of a job's processes: its clients are `antdt.JOB.SERVICE.INSTANCE`."""
+        return replace(self, client_id=".".join(part for part in ("antdt", job, service, instance) if part))
+
+    def producer(self, record_bytes_max: int = RECORD_BYTES_MAX, **over: Any) -> dict[str, Any]:
+        """Configuration of a Producer; underscores in the names of `over` stand for dots, and `over` wins.
+
+        record_bytes_max: what the topics take, where that was looked up. A batch is a message to the broker, so a few
+        small records must not become a larger one.
+        """
+        return self._config({**PRODUCER, "message.max.bytes": record_bytes_max + KEY_BYTES}, over)
 
     def consumer(self, **over: Any) -> dict[str, Any]:
         """Configuration of a Consumer; underscores in the names of `over` stand for dots, and `over` wins."""
@@ -112,7 +139,8 @@ class Connection:
 
     def _config(self, defaults: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         named = {key if key.endswith("_cb") else key.replace("_", "."): value for key, value in over.items()}
-        return {**COMMON, **defaults, **self.properties, **named, BOOTSTRAP: self.bootstrap}
+        theirs = {key: value for key, value in self.properties.items() if key not in OURS}
+        return {"client.id": self.client_id, **COMMON, **defaults, **theirs, **named, BOOTSTRAP: self.bootstrap}
 
     def shown(self) -> list[tuple[str, str, str]]:
         """(key, value with secrets masked, origin), sorted by key."""
@@ -124,41 +152,25 @@ class Connection:
         return f"Connection({self.bootstrap!r}, {rest!r})"
 
     def check_reachable(self, timeout_s: float = 5.0) -> None:
-        """Ask the brokers for their metadata, once, within `timeout_s`.
+        """Ask the brokers for their metadata, and whether an address in them can be reached, within `timeout_s`.
 
         Raises:
-            Unavailable: nobody answers, or refuses these credentials.
-            UsageError: a property that librdkafka does not know.
+            Unavailable: nobody answers.
+            UsageError: somebody does, and refuses these settings; or librdkafka does not know one of them.
         """
         from confluent_kafka import KafkaException
         from confluent_kafka.admin import AdminClient
 
-        said: list[Any] = []
+        reaching = Reaching(self.bootstrap, self.origins, timeout_s)
         try:
-            client = AdminClient(self.admin(error_cb=said.append))
+            client = AdminClient(self.admin(error_cb=reaching.said.append))
         except (KafkaException, TypeError, ValueError) as error:
             raise UsageError(f"The Kafka client refuses its settings: {_text(error)}{self._culprit(error)}") from error
-        try:
-            client.list_topics(timeout=timeout_s)
-        except KafkaException as error:
-            raise Unavailable(*self._unreachable(said, timeout_s)) from error
+        reaching.check(client, self.properties.get("security.protocol", "plaintext").upper())
 
     def _culprit(self, error: Exception) -> str:
-        named = [key for key in self.properties if f'"{key}"' in str(error)]
+        named = [key for key in self.properties if re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.])", str(error))]
         return "".join(f" It came from {self.origins.get(key, 'code')}." for key in named)
-
-    def _unreachable(self, said: list[Any], timeout_s: float) -> tuple[str, str]:
-        from confluent_kafka import KafkaError
-
-        for error in said:
-            if error.code() == KafkaError._AUTHENTICATION:
-                return f"The Kafka broker at {self.bootstrap} refuses these credentials: {error.str()}.", ""
-            if error.code() == KafkaError._SSL:
-                return f"No TLS connection with the Kafka broker at {self.bootstrap}: {error.str()}.", ""
-        return (
-            f"No Kafka broker answers at {self.bootstrap} within {timeout_s:g} s.",
-            "Start one with `antdt up …` or name yours with --bootstrap-servers.",
-        )
 
 
 def check_bootstrap(servers: str) -> None:

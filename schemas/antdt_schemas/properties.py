@@ -1,14 +1,15 @@
 """Java-style client properties: the file format of `java.util.Properties`, and Java's names in librdkafka's terms.
 
-Pure text to text; knows no client.
+Pure text to text; knows no client. Owns which settings are this project's own (`settings_ours.py` lists them).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from antdt_schemas.errors import UsageError
+from antdt_schemas.settings_ours import JAVA_ONLY, OURS, TUNING
 
 BLANK = " \t\f"
 ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
@@ -29,15 +30,6 @@ RENAMED = {
     "sasl.oauthbearer.client.credentials.client.id": "sasl.oauthbearer.client.id",
     "sasl.oauthbearer.client.credentials.client.secret": "sasl.oauthbearer.client.secret",
 }
-
-# Of no meaning outside a JVM, or decided by this project: left out without a word.
-JAVA_ONLY = re.compile(
-    r"(key|value)\.(de)?serializer(\..*)?|interceptor\.classes|partitioner\.class|metric(s|\.reporters)\b.*"
-    r"|ssl\.(protocol|enabled\.protocols|provider|keymanager\.algorithm|trustmanager\.algorithm"
-    r"|secure\.random\.implementation|engine\.factory\.class|truststore\.(type|password)|keystore\.type)"
-    r"|sasl\.(client|login)\.callback\.handler\.class|sasl\.login\.class|security\.providers"
-    r"|client\.dns\.lookup|default\.api\.timeout\.ms|schema\.registry\..*|basic\.auth\..*|type|provider"
-)
 
 PLAIN_MODULES = ("PlainLoginModule", "ScramLoginModule")
 
@@ -113,14 +105,17 @@ def _unescaped(text: str) -> str:
         raise UsageError("An escape \\uD800 to \\uDFFF stands alone: such characters are written as a pair.") from error
 
 
-def to_librdkafka(found: Found) -> dict[str, tuple[str, str]]:
-    """The same settings under librdkafka's names. What librdkafka already knows passes through untouched.
+def to_librdkafka(found: Found) -> tuple[dict[str, tuple[str, str]], list[str]]:
+    """The same settings under librdkafka's names, and a line for each that is ignored, and why. What librdkafka already
+    knows passes through untouched, and so does what nobody knows: librdkafka refuses it.
 
     Raises:
         UsageError: a setting that only a JVM can honour, such as a JKS key store; it says what to write instead.
     """
     out: dict[str, tuple[str, str]] = {}
     for key, (value, origin) in found.items():
+        if key in OURS or JAVA_ONLY.fullmatch(key):
+            continue
         if key == "sasl.jaas.config":
             out.update({k: (v, origin) for k, v in _jaas(value).items()})
         elif key in ("ssl.truststore.location", "ssl.keystore.location"):
@@ -128,13 +123,37 @@ def to_librdkafka(found: Found) -> dict[str, tuple[str, str]]:
             out.update({k: (v, origin) for k, v in _store(key, value, kind).items()})
         elif key == "ssl.endpoint.identification.algorithm":
             out[key] = (value or "none", origin)
-        elif key in RENAMED:
-            out[RENAMED[key]] = (value, origin)
-        elif not JAVA_ONLY.fullmatch(key):
-            out[key] = (value, origin)
+        elif key == "config.providers":
+            raise UsageError(
+                f"{key} (from {origin}): only Java looks values up elsewhere. Write the values themselves, or set them "
+                "as ANTDT_KAFKA_... in the environment."
+            )
+        elif key in TUNING:
+            name, tuned = TUNING[key]
+            if name == key or name not in found:  # librdkafka's own name says more exactly what is meant
+                out[name] = (_tuned(key, value, origin, tuned), origin)
+        else:
+            out[RENAMED.get(key, key)] = (value, origin)
     if "sasl.oauthbearer.token.endpoint.url" in out:
         out.setdefault("sasl.oauthbearer.method", ("oidc", out["sasl.oauthbearer.token.endpoint.url"][1]))
-    return out
+    return out, _ignored(found)
+
+
+def _ignored(found: Found) -> list[str]:
+    """One line for each setting that is ours, one for all that only Java knows from the same place."""
+    lines = [f"{key} (from {origin}) is ignored: {OURS[key]}." for key, (_, origin) in found.items() if key in OURS]
+    java: dict[str, list[str]] = {}
+    for key, (_, origin) in found.items():
+        if key not in OURS and JAVA_ONLY.fullmatch(key):
+            java.setdefault(origin, []).append(key)
+    return lines + [f"{', '.join(keys)} (from {where}): ignored, only Java has them." for where, keys in java.items()]
+
+
+def _tuned(key: str, value: str, origin: str, tuned: Callable[[int], int]) -> str:
+    try:
+        return str(tuned(int(float(value))))
+    except (ValueError, OverflowError):
+        raise UsageError(f"{key}={value} (from {origin}) is no number.") from None
 
 
 def _jaas(config: str) -> dict[str, str]:

@@ -43,6 +43,7 @@ class Genesis:
     auth: str
     digest_every: int
     patience_ms: int
+    requests_topic: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The one registry of topics: names, keys, partitions, retention. Knows no client."""
+"""The one registry of topics: names, keys, partitions, retention, what a record may have. Knows no client."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ WORKER_NAME = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,62})")
 
 DAY_MS = 24 * 3600 * 1000
 FOREVER = -1
+
+# Kafka's default for a batch with its header; set, as a broker's own default may be far below.
+MESSAGE_BYTES = 1_048_588
+# With less, a job of a few workers could not say who they are.
+MESSAGE_BYTES_MIN = 16 << 10
+# What a writer makes of a record at most: a key and the headers of record and batch come on top.
+RECORD_BYTES_MAX = 1_000_000
+HEADERS_BYTES = 1_024
+DURABLE_COPIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +41,19 @@ class Topic:
         """Full name for a job."""
         return f"antdt.{check_job(job)}.{self.suffix}"
 
-    def settings(self) -> dict[str, str]:
-        """Topic configuration as the broker wants it."""
+    def settings(self, copies: int = 1) -> dict[str, str]:
+        """Topic configuration as the broker wants it, where each partition has that many copies."""
         return {
             "cleanup.policy": "delete",
             "retention.ms": str(self.retention_ms),
             "retention.bytes": "-1",
             # Time is the broker's: a trainer's wrong clock must not expire a lease or defeat retention.
             "message.timestamp.type": "LogAppendTime",
+            "max.message.bytes": str(MESSAGE_BYTES),
+            # Of three copies one may be away; what is acknowledged is on two, and survives the loss of either.
+            "min.insync.replicas": "2" if copies >= DURABLE_COPIES else "1",
+            # A replica that was not in sync would make a log without its last entries the truth.
+            "unclean.leader.election.enable": "false",
             **self.config,
         }
 
@@ -64,6 +78,11 @@ SNAPSHOTS = Topic(
 
 TOPICS = (STEPS, MEASUREMENTS, DECISIONS, REQUESTS, SHARD_LOG, REPLIES, DEAD_LETTERS, SNAPSHOTS)
 BY_SUFFIX = {topic.suffix: topic for topic in TOPICS}
+
+
+def record_bytes(message_bytes: int) -> int:
+    """Bytes that a record may have where the topic's max.message.bytes is this."""
+    return min(RECORD_BYTES_MAX, message_bytes - HEADERS_BYTES)
 
 
 def check_job(job: str) -> str:

@@ -106,6 +106,7 @@ def report_of(account: Account, broken: Break | None) -> dict[str, Any]:
             {"first_lost": e.first_lost, "next_offset": e.next_offset, "author": e.author, "reason": e.reason}
             for e in books.regressions
         ],
+        "requests_moved": [{"next": e.next, "reason": e.reason} for e in books.moves],
         "refused_reports": books.refused,
         "wrong_lineage": books.wrong_lineage[:RANGES_LISTED_MAX],
         "lineage": books.lineage.hex(),

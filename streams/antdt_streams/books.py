@@ -67,6 +67,7 @@ class Books:
     done: str | None = None
     rolled_back: int = 0
     regressions: list[records.Regressed] = field(default_factory=list)
+    moves: list[records.RequestsMoved] = field(default_factory=list)
 
     @classmethod
     def opened(cls, state: State) -> Books:
@@ -104,6 +105,7 @@ class Books:
         self.repeated = (before.repeated + self.repeated)[:RANGES_LISTED_MAX]
         self.wrong_lineage = before.wrong_lineage + self.wrong_lineage
         self.regressions = before.regressions + self.regressions
+        self.moves = before.moves + self.moves
         self.refused += before.refused
         self.rolled_back += before.rolled_back
         if before.first_lease_ms is not None:
@@ -131,6 +133,8 @@ class Books:
             self.refused += 1
         elif isinstance(event, records.Regressed):
             self.regressions.append(event)
+        elif isinstance(event, records.RequestsMoved):
+            self.moves.append(event)
         elif isinstance(event, records.Done):
             self.done = event.file
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Unavailable, Undecodable, UnknownJob
 from antdt_schemas.offsets import watermarks
+from antdt_schemas.polling import OutOfRange, Place, Reader
 from antdt_schemas.topics import SHARD_LOG, Topic
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaException, Message
 
 READ_TIMEOUT_S = 30.0
 R = TypeVar("R")
@@ -37,80 +38,75 @@ class TopicReader:
 
     def __init__(self, connection: Connection, job: str, topic: Topic) -> None:
         self.name = topic.name(job)
-        self._consumer = Consumer(connection.consumer(**{"fetch.wait.max.ms": 50, "enable.partition.eof": True}))
+        self._reader = Reader(connection, fetch_wait_max_ms=50)
+        consumer = self._reader.consumer
         try:
-            known = self._consumer.list_topics(self.name, timeout=10).topics[self.name]
+            known = consumer.list_topics(self.name, timeout=10).topics[self.name]
             if known.error is not None:
                 raise UnknownJob(
                     f"Job {job!r} is not on this broker.",
                     f"Start it with `antdt up {job}`, or see `antdt topics list`.",
                 )
-            self._ranges = {p: watermarks(self._consumer, self.name, p) for p in sorted(known.partitions)}
-            self._at = {p: low for p, (low, _) in self._ranges.items()}
+            self._ranges = {p: watermarks(consumer, self.name, p) for p in sorted(known.partitions)}
         except KafkaException as error:
-            self._consumer.close()
+            self._reader.close()
             raise Unavailable(f"{self.name} cannot be read: {error.args[0].str()}.") from error
         except (UnknownJob, Unavailable):
-            self._consumer.close()
+            self._reader.close()
             raise
 
     def __enter__(self) -> TopicReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._consumer.close()
+        self._reader.close()
 
     def to_end(self, start: int = 0) -> Iterator[Raw]:
         """Every record from offset `start` on that was there when the reader was made, partition by partition."""
         for partition, (low, high) in sorted(self._ranges.items()):
-            at, until = max(low, start), monotonic() + READ_TIMEOUT_S
-            self._at[partition] = at
+            at, place = max(low, start), Place(self.name, partition)
             if at < high:
-                self._consumer.assign([TopicPartition(self.name, partition, at)])
-            while self._at[partition] < high:
-                records_ = self.poll(0.2)
-                if not records_ and monotonic() > until:
-                    raise Unavailable(f"{self.name}/{partition} stopped at offset {self._at[partition]} of {high}.")
-                for raw in records_:
-                    until = monotonic() + READ_TIMEOUT_S
-                    if raw.offset < high:
-                        yield raw
+                self._reader.assign({place: at})
+                with _said():
+                    for message in self._reader.read_to(place, high, READ_TIMEOUT_S):
+                        if message.offset() < high:
+                            yield _raw(message)
 
     def ends(self) -> list[int]:
         """End of each partition when the reader was made."""
         return [high for _, high in self._ranges.values()]
 
     def positions(self) -> list[int]:
-        """Offset of the next record of each partition; what is below and was not returned is no record."""
-        return list(self._at.values())
+        """Offset of the next record of each partition."""
+        return [self._reader.position(Place(self.name, partition)) for partition in self._ranges]
 
     def follow(self, last: int | None = None) -> None:
         """From now on `poll` returns new records; with `last`, beginning that many before the end of each partition."""
-        starts = []
-        for partition, (low, high) in self._ranges.items():
-            start = low if last is None else max(low, high - last)
-            self._at[partition] = start
-            starts.append(TopicPartition(self.name, partition, start))
-        self._consumer.assign(starts)
+        self._reader.assign(
+            {
+                Place(self.name, partition): low if last is None else max(low, high - last)
+                for partition, (low, high) in self._ranges.items()
+            }
+        )
 
     def poll(self, wait_s: float) -> list[Raw]:
         """Records that are there; waits for the first one at most `wait_s`."""
-        first = self._consumer.poll(wait_s)
-        if first is None:
-            return []
-        out = []
-        for message in (first, *self._consumer.consume(999, 0)):
-            error = message.error()
-            if error is None:
-                partition, offset = message.partition() or 0, message.offset() or 0
-                self._at[partition] = offset + 1
-                out.append(Raw(partition, offset, message.timestamp()[1], message.key(), message.value() or b""))
-            elif error.code() == KafkaError._PARTITION_EOF:
-                partition = message.partition() or 0
-                self._at[partition] = max(self._at[partition], message.offset() or 0)
-            elif error.code() == KafkaError._AUTO_OFFSET_RESET:
-                raise Unavailable(f"{self.name}: records were removed before they were read: {error.str()}.")
-        return out
+        with _said():
+            return [_raw(message) for message in self._reader.poll(wait_s)]
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """To somebody who reads, what retention removes meanwhile is no fault of the job."""
+    try:
+        yield
+    except OutOfRange as error:
+        raise Unavailable(f"{error.place}: records were removed before they were read. {error}") from error
+
+
+def _raw(message: Message) -> Raw:
+    key: Any = message.key()
+    return Raw(message.partition() or 0, message.offset() or 0, message.timestamp()[1], key, message.value() or b"")
 
 
 def read_genesis(connection: Connection, job: str) -> records.Genesis | None:

@@ -15,6 +15,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from time import monotonic
@@ -24,8 +25,9 @@ from antdt_schemas import codec
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Unavailable, Undecodable
 from antdt_schemas.offsets import watermarks
+from antdt_schemas.polling import Place, Reader
 from antdt_schemas.records import Snapshot
-from antdt_schemas.topics import SNAPSHOTS
+from antdt_schemas.topics import RECORD_BYTES_MAX, SNAPSHOTS
 
 SLOTS = 2
 PART_BYTES = 512 << 10
@@ -74,17 +76,23 @@ def unpack(packed: bytes) -> dict[bytes, bytes]:
 
 
 def cut(
-    service: str, topic_id: str, partition: int, next_offset: int, rows: Mapping[bytes, bytes]
+    service: str,
+    topic_id: str,
+    partition: int,
+    next_offset: int,
+    rows: Mapping[bytes, bytes],
+    record_bytes_max: int = RECORD_BYTES_MAX,
 ) -> Iterator[Snapshot]:
-    """The records of one snapshot, each well below what a broker takes."""
+    """The records of one snapshot, each well below what its topic takes."""
     packed = pack(rows)
     if len(packed) > PACKED_BYTES_MAX:
         raise Unavailable(f"The state of {service} has {len(packed)} bytes, too many for a snapshot.")
     digest = blake2b(packed, digest_size=16).digest()
     data = zlib.compress(packed, COMPRESSION)
-    parts = max(1, -(-len(data) // PART_BYTES))
+    size = min(PART_BYTES, record_bytes_max // 2)
+    parts = max(1, -(-len(data) // size))
     for part in range(parts):
-        piece = data[part * PART_BYTES : (part + 1) * PART_BYTES]
+        piece = data[part * size : (part + 1) * size]
         yield Snapshot(service, topic_id, partition, next_offset, part, parts, digest, piece)
 
 
@@ -196,29 +204,17 @@ def newest(
 
 def _everything(connection: Connection, topic: str) -> Iterator[tuple[bytes, bytes | None]]:
     """(key, value) of every record that is there now. Compaction leaves gaps, also before the end."""
-    from confluent_kafka import Consumer, KafkaError, TopicPartition
-
-    consumer = Consumer(connection.consumer(enable_partition_eof=True))
+    reader, place = Reader(connection), Place(topic)
     try:
-        low, high = watermarks(consumer, topic, 0)
+        low, high = watermarks(reader.consumer, topic, 0)
         if low == high:
             return
-        consumer.assign([TopicPartition(topic, 0, low)])
-        until_s = monotonic() + READ_TIMEOUT_S
-        while monotonic() < until_s:
-            first = consumer.poll(SLICE_S)
-            for message in (first, *consumer.consume(999, 0)) if first is not None else ():
-                until_s = monotonic() + READ_TIMEOUT_S
-                error, offset = message.error(), message.offset() or 0
-                if error is None and offset < high:
-                    yield message.key() or b"", message.value()
-                elif error is not None and error.code() != KafkaError._PARTITION_EOF:
-                    raise Unavailable(f"{topic} cannot be read: {error.str()}.")
-                if offset + (error is None) >= high:  # an end has the offset of the record to come
-                    return
-        raise Unavailable(f"{topic} cannot be read: nothing came for {READ_TIMEOUT_S:g} s.")
+        reader.assign({place: low})
+        for message in reader.read_to(place, high, READ_TIMEOUT_S):
+            if message.offset() < high:
+                yield message.key() or b"", message.value()
     finally:
-        consumer.close()
+        reader.close()
 
 
 class SnapshotWriter:
@@ -232,8 +228,12 @@ class SnapshotWriter:
         partition: int,
         last: SnapshotFound | None,
         timeout_s: float = WRITE_TIMEOUT_S,
+        record_bytes_max: int = RECORD_BYTES_MAX,
     ) -> None:
-        """`last` is what `newest` has found: it is never overwritten. A write takes at most `timeout_s`."""
+        """`last` is what `newest` has found: it is never overwritten. A write takes at most `timeout_s`, a record
+        at most `record_bytes_max`.
+        """
+        self._record_bytes_max = record_bytes_max
         self._connection, self._topic, self._timeout_s = connection, SNAPSHOTS.name(job), timeout_s
         self._service, self._partition = service, partition
         self._slot = 0 if last is None else (last.slot + 1) % SLOTS
@@ -254,8 +254,10 @@ class SnapshotWriter:
         try:
             if self._producer is None:
                 timeout_ms = int(self._timeout_s * 1000)
-                self._producer = Producer(self._connection.producer(message_timeout_ms=timeout_ms, linger_ms=0))
-            for part in cut(self._service, topic_id, self._partition, next_offset, rows):
+                self._producer = Producer(
+                    self._connection.producer(self._record_bytes_max, message_timeout_ms=timeout_ms, linger_ms=0)
+                )
+            for part in cut(self._service, topic_id, self._partition, next_offset, rows, self._record_bytes_max):
                 self._send(part, until_s)
             while self._producer.flush(SLICE_S):
                 self._check(until_s)
@@ -292,17 +294,23 @@ class SnapshotWriter:
 
     def close(self) -> None:
         """End the producer. Closing twice is fine."""
+        from confluent_kafka import KafkaException
+
         if self._producer is not None:
-            self._producer.purge()
-            self._producer.flush(SLICE_S)
+            with suppress(KafkaException):  # one that has failed for good says so once more
+                self._producer.purge()
+                self._producer.flush(SLICE_S)
             self._producer = None
 
 
 class TopicShelf:
     """The snapshots of every partition of one service: reads, and writes where it has read."""
 
-    def __init__(self, connection: Connection, job: str, service: str) -> None:
+    def __init__(
+        self, connection: Connection, job: str, service: str, record_bytes_max: int = RECORD_BYTES_MAX
+    ) -> None:
         self._connection, self._job, self._service = connection, job, service
+        self._record_bytes_max = record_bytes_max
         self._writers: dict[int, SnapshotWriter] = {}
 
     def newest(self, partition: int) -> SnapshotFound | None:
@@ -310,7 +318,9 @@ class TopicShelf:
         found = newest(self._connection, self._job, self._service, partition)
         if partition in self._writers:
             self._writers[partition].close()
-        self._writers[partition] = SnapshotWriter(self._connection, self._job, self._service, partition, found)
+        self._writers[partition] = SnapshotWriter(
+            self._connection, self._job, self._service, partition, found, record_bytes_max=self._record_bytes_max
+        )
         return found
 
     def write(

@@ -9,59 +9,74 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import JobTaken, Mismatch, Unavailable, UnknownJob, UsageError
-from antdt_schemas.topics import BY_SUFFIX, JOB_NAME, SHARD_LOG, TOPICS, Topic
+from antdt_schemas.topics import (
+    BY_SUFFIX,
+    DURABLE_COPIES,
+    JOB_NAME,
+    MESSAGE_BYTES,
+    SHARD_LOG,
+    TOPICS,
+    Topic,
+    check_job,
+    record_bytes,
+)
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclBinding,
     AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
     ConfigResource,
     NewTopic,
     ResourceType,
 )
 
+from antdt_streams.topic_rules import NOT_SETTINGS, Difference, absent, compare, few_copies
+
 TIMEOUT_S = 20.0
 ATTEMPT_S = 5.0
 PATIENT = {"operation_timeout": TIMEOUT_S, "request_timeout": TIMEOUT_S}
 POLL_S = 0.05
-DURABLE_REPLICATION = 3
 NAME = re.compile(rf"antdt\.({JOB_NAME.pattern})\.([a-z-]+)")
-# A deviation in one of these changes what is computed; in any other, how long records are kept.
-FATAL = ("partitions", "message.timestamp.type", "cleanup.policy")
 DENIED = (
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
 )
-REFUSED = (KafkaError.INVALID_REPLICATION_FACTOR, KafkaError.INVALID_CONFIG, KafkaError.POLICY_VIOLATION)
+REFUSED = (
+    KafkaError.INVALID_REPLICATION_FACTOR,
+    KafkaError.INVALID_CONFIG,
+    KafkaError.POLICY_VIOLATION,
+    KafkaError.SECURITY_DISABLED,
+)
+# A cluster of somebody else's may not let its users set these. Whether they are right is looked at in any case.
+OFTEN_RESERVED = ("max.message.bytes", "min.insync.replicas", "unclean.leader.election.enable")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """One deviation of a topic from the registry. `fatal`: the job must not run like that."""
+class Examined:
+    """The topics of a job as they are: ids and record sizes by suffix, and what differs from the registry."""
 
-    topic: str
-    what: str
-    expected: str
-    found: str
+    ids: dict[str, str] = field(default_factory=dict)
+    record_bytes: dict[str, int] = field(default_factory=dict)
+    copies: dict[str, int] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
 
-    @property
-    def fatal(self) -> bool:
-        """Whether it changes results, and not only how long records are kept."""
-        return self.what in FATAL
-
-    def __str__(self) -> str:
-        return f"{self.what} of {self.topic}: expected {self.expected}, found {self.found}"
+    def record_bytes_max(self, *topics: Topic) -> int:
+        """Bytes of a record that each of these takes."""
+        return min(self.record_bytes[topic.suffix] for topic in topics)
 
 
 def create(connection: Connection, job: str, *, replication: int | None = None, resume: bool = False) -> list[str]:
     """Create the topics of a job; the names of those that were created.
 
-    replication: copies of each partition; None leaves it to the broker.
+    replication: copies of each partition; None makes three where there are three brokers, or leaves it to them.
     resume: the job exists already, or came to be half: what is missing is created.
 
     Raises:
@@ -69,8 +84,11 @@ def create(connection: Connection, job: str, *, replication: int | None = None, 
     """
     names = {topic.suffix: topic.name(job) for topic in TOPICS}
     admin = _admin(connection)
-    with _said(connection, f"create the topics of job {job!r}"):
-        present = set(names.values()) & _topic_names(admin)
+    with _said(connection, f"create the topics of job {job!r}", f"Create on topics {_prefix(job)}"):
+        there = admin.list_topics(timeout=TIMEOUT_S)
+        present = set(names.values()) & set(there.topics)
+        if replication is None and len(there.brokers) >= DURABLE_COPIES:
+            replication = DURABLE_COPIES
         if present and not resume:
             raise JobTaken(
                 f"Job {job!r} is already on this broker ({', '.join(sorted(present))}).",
@@ -93,45 +111,108 @@ def topic_ids(connection: Connection, job: str) -> dict[str, str]:
     return {suffix: str(found.topic_id) for suffix, found in _described(connection, job).items() if found}
 
 
-def check(connection: Connection, job: str) -> list[Difference]:
-    """What differs between the topics of a job and the registry: missing topics, partitions, settings.
+def examine(connection: Connection, job: str) -> Examined:
+    """Look at the topics of a job.
 
     Raises:
         UnknownJob: the broker has no shard log of this job.
     """
+    out = Examined()
     described = _described(connection, job)
-    present = {suffix: found for suffix, found in described.items() if found}
-    settings = _settings(connection, job, list(present))
-    out = []
+    settings = _settings(connection, job, [suffix for suffix, found in described.items() if found])
     for topic in TOPICS:
-        name = topic.name(job)
-        if topic.suffix not in present:
-            out.append(Difference(name, "partitions", str(topic.partitions), "no such topic"))
+        found = described[topic.suffix]
+        if not found:
+            out.differences.append(absent(topic, job))
             continue
-        expected = {"partitions": str(topic.partitions), **topic.settings()}
-        found = {"partitions": str(len(present[topic.suffix].partitions)), **settings[topic.suffix]}
-        out += [Difference(name, k, v, found.get(k, "nothing")) for k, v in expected.items() if found.get(k) != v]
-    return sorted(out, key=lambda d: (d.topic, d.what))
+        known, copies = settings[topic.suffix], min(len(part.replicas) for part in found.partitions)
+        out.ids[topic.suffix], out.copies[topic.suffix] = str(found.topic_id), copies
+        out.record_bytes[topic.suffix] = record_bytes(int(known.get("max.message.bytes") or MESSAGE_BYTES))
+        out.differences.extend(compare(topic, job, len(found.partitions), copies, known))
+    out.differences.sort(key=lambda d: (d.topic, d.what))
+    return out
+
+
+def check(connection: Connection, job: str) -> list[Difference]:
+    """What differs between the topics of a job and the registry: missing topics, partitions, copies, settings.
+
+    Raises:
+        UnknownJob: the broker has no shard log of this job.
+    """
+    examined = examine(connection, job)
+    brokers = len(_admin(connection).list_topics(timeout=TIMEOUT_S).brokers)
+    few = [few_copies(BY_SUFFIX[suffix], job, copies, brokers) for suffix, copies in examined.copies.items()]
+    return sorted([*examined.differences, *(d for some in few for d in some)], key=lambda d: (d.topic, d.what))
+
+
+def fit(connection: Connection, job: str) -> Examined:
+    """The topics of a job, which are fit to run on.
+
+    Raises:
+        UnknownJob: the broker has no shard log of this job.
+        Mismatch: a topic is missing, or has what would make the log untrue or unreadable.
+    """
+    examined = examine(connection, job)
+    refuse_fatal(examined.differences, job)
+    return examined
+
+
+def refuse_fatal(differences: list[Difference], job: str) -> None:
+    """Raises Mismatch, with what to do about it, if one of these is fatal."""
+    for found in differences:
+        if found.fatal:
+            why = f"So {found.why}. " if found.why else ""
+            raise Mismatch(f"{found.what} of {found.topic}", found.expected, found.found, why + found.mend(job))
 
 
 def require(connection: Connection, job: str) -> dict[str, str]:
-    """The topic ids of a job whose topics are fit to run on.
+    """The topic ids of a job whose topics are fit to run on. Raises as `fit` does."""
+    return fit(connection, job).ids
+
+
+def repair(connection: Connection, job: str) -> list[Difference]:
+    """Set every setting that differs to what it must be, and wait until it is; what was set. Topics, partitions and
+    copies stay as they are.
+    """
+    wrong = _wrong_settings(connection, job)
+    changes: dict[str, list[ConfigEntry]] = {}
+    for d in wrong:
+        entry = ConfigEntry(d.what, d.expected, incremental_operation=AlterConfigOpType.SET)
+        changes.setdefault(d.topic, []).append(entry)
+    admin = _admin(connection)
+    with _said(connection, f"change the topics of job {job!r}", f"AlterConfigs on topics {_prefix(job)}"):
+        asked = [ConfigResource(ResourceType.TOPIC, name, incremental_configs=some) for name, some in changes.items()]
+        if asked:
+            for future in admin.incremental_alter_configs(asked, request_timeout=TIMEOUT_S).values():
+                future.result(TIMEOUT_S)
+    deadline = time.monotonic() + TIMEOUT_S
+    while left := _wrong_settings(connection, job):  # the controller has a change a moment before a broker shows it
+        if time.monotonic() > deadline:
+            raise Unavailable(f"{left[0]}: it was set, and did not change within {TIMEOUT_S:g} s.")
+        admin.poll(POLL_S)
+    return wrong
+
+
+def _wrong_settings(connection: Connection, job: str) -> list[Difference]:
+    return [d for d in examine(connection, job).differences if d.what not in NOT_SETTINGS]
+
+
+def create_acls(connection: Connection, job: str, acls: list[AclBinding]) -> None:
+    """Grant these rights, over one connection.
 
     Raises:
-        UnknownJob: the broker has no shard log of this job.
-        Mismatch: a topic is missing, or has other partitions, clean-up or time stamps than the registry says.
+        UsageError: this client may not, or the broker has no authorizer.
     """
-    for difference in check(connection, job):
-        if difference.fatal:
-            hint = f"`antdt topics check {job}` lists everything; `antdt up {job} --resume` creates what is missing."
-            raise Mismatch(f"{difference.what} of {difference.topic}", difference.expected, difference.found, hint)
-    return topic_ids(connection, job)
+    admin = _admin(connection)
+    with _said(connection, f"grant rights on the topics of job {job!r}", "Alter on the cluster"):
+        for future in admin.create_acls(acls, request_timeout=TIMEOUT_S).values():
+            future.result(TIMEOUT_S)
 
 
 def list_jobs(connection: Connection) -> list[str]:
     """Names of the jobs that this broker knows."""
     admin = _admin(connection)
-    with _said(connection, "list the jobs"):
+    with _said(connection, "list the jobs", "Describe on topics antdt.*"):
         found = [NAME.fullmatch(name) for name in _topic_names(admin)]
     return sorted({match[1] for match in found if match and match[3] == SHARD_LOG.suffix})
 
@@ -144,9 +225,10 @@ def delete(connection: Connection, job: str) -> list[str]:
     """
     admin = _admin(connection)
     ours = {topic.name(job) for topic in TOPICS}
-    with _said(connection, f"delete the topics of job {job!r}"):
+    with _said(connection, f"delete the topics of job {job!r}", f"Delete on topics {_prefix(job)}"):
         present = ours & _topic_names(admin)
         if not present:
+            _described(connection, job)  # what this client may not see is not listed, and named only if asked for
             raise _unknown(job)
         log = SHARD_LOG.name(job)
         for names in (sorted(present - {log}), sorted(present & {log})):
@@ -169,14 +251,21 @@ def _create(admin: AdminClient, topics: list[Topic], job: str, replication: int 
     """Create these; the names of those that were not there yet."""
     if not topics:
         return []
-    new = []
-    for topic in topics:
-        config = topic.settings()
-        if replication is not None and replication >= DURABLE_REPLICATION:
-            config.setdefault("min.insync.replicas", "2")  # an acknowledged entry survives the loss of a broker
-        copies = -1 if replication is None else replication
-        new.append(NewTopic(topic.name(job), topic.partitions, copies, config=config))
-    return _results(admin.create_topics(new, **PATIENT), KafkaError.TOPIC_ALREADY_EXISTS)
+
+    def ask(reserved: tuple[str, ...]) -> list[str]:
+        new = []
+        for topic in topics:
+            config = {key: value for key, value in topic.settings(replication or 1).items() if key not in reserved}
+            copies = -1 if replication is None else replication
+            new.append(NewTopic(topic.name(job), topic.partitions, copies, config=config))
+        return _results(admin.create_topics(new, **PATIENT), KafkaError.TOPIC_ALREADY_EXISTS)
+
+    try:
+        return ask(())
+    except KafkaException as error:
+        if error.args[0].code() not in (KafkaError.INVALID_CONFIG, KafkaError.POLICY_VIOLATION):
+            raise
+        return ask(OFTEN_RESERVED)
 
 
 def _results(futures: Mapping[str, Any], tolerated: int) -> list[str]:
@@ -210,7 +299,7 @@ def _described(connection: Connection, job: str) -> dict[str, Any]:
                 out[names[name]] = None
         return out
 
-    with _said(connection, f"look up job {job!r}"):
+    with _said(connection, f"look up job {job!r}", f"Describe on topics {_prefix(job)}"):
         found = patiently(ask)
     if found[SHARD_LOG.suffix] is None:
         raise _unknown(job)
@@ -233,14 +322,22 @@ def patiently(ask: Callable[[float], T]) -> T:
                 raise
 
 
-def _settings(connection: Connection, job: str, suffixes: list[str]) -> dict[str, dict[str, str]]:
-    """Suffix -> every setting of the topic."""
-    admin = _admin(connection)
-    with _said(connection, f"read the settings of job {job!r}"):
-        asked = {ConfigResource(ResourceType.TOPIC, BY_SUFFIX[suffix].name(job)): suffix for suffix in suffixes}
-        futures = admin.describe_configs(list(asked), request_timeout=TIMEOUT_S)
-        found = {asked[resource]: future.result(TIMEOUT_S) for resource, future in futures.items()}
-    return {suffix: {key: str(entry.value) for key, entry in entries.items()} for suffix, entries in found.items()}
+def _settings(connection: Connection, job: str, suffixes: list[str]) -> dict[str, dict[str, str | None]]:
+    """Suffix -> every setting of the topic; None where it has no value."""
+    asked = {ConfigResource(ResourceType.TOPIC, BY_SUFFIX[suffix].name(job)): suffix for suffix in suffixes}
+
+    def ask(timeout_s: float) -> dict[str, dict[str, str | None]]:
+        admin = _admin(connection)
+        futures = admin.describe_configs(list(asked), request_timeout=timeout_s)
+        found = {asked[resource]: future.result(timeout_s) for resource, future in futures.items()}
+        return {suffix: {key: entry.value for key, entry in entries.items()} for suffix, entries in found.items()}
+
+    with _said(connection, f"read the settings of job {job!r}", f"DescribeConfigs on topics {_prefix(job)}"):
+        return patiently(ask)
+
+
+def _prefix(job: str) -> str:
+    return f"antdt.{check_job(job)}.*"
 
 
 def _unknown(job: str) -> UnknownJob:
@@ -267,16 +364,19 @@ def _await_topics(admin: AdminClient, job: str, names: set[str], *, present: boo
 
 
 @contextmanager
-def _said(connection: Connection, purpose: str) -> Iterator[None]:
-    """Kafka's errors in this project's words."""
+def _said(connection: Connection, purpose: str, right: str) -> Iterator[None]:
+    """Kafka's errors in this project's words; `right` is what an authorizer wants for it."""
     try:
         yield
     except KafkaException as error:
         cause = error.args[0]
         if cause.code() in DENIED:
-            raise UsageError(f"The broker does not let this client {purpose}: {cause.str()} Ask for it.") from error
+            raise UsageError(
+                f"The broker does not let this client {purpose}: {cause.str().removeprefix('Broker: ')}. Somebody who "
+                f"may must grant it {right}; `antdt topics grant JOB` grants all that services and workers need."
+            ) from error
         if cause.code() in REFUSED:
-            raise UsageError(f"The broker refuses to {purpose}: {cause.str()}.") from error
+            raise UsageError(f"The broker refuses to {purpose}: {cause.str().rstrip('.')}.") from error
         raise Unavailable(f"Could not {purpose} at {connection.bootstrap}: {cause.str()}.") from error
     except TimeoutError as error:
         raise Unavailable(f"Could not {purpose} at {connection.bootstrap} within {TIMEOUT_S:g} s.") from error

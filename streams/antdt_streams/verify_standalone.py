@@ -290,12 +290,12 @@ class Log:
 
     def count(self, offset: int, body: dict[str, Any]) -> None:
         named = body["previous_offset"]
-        if body["requests_next"] < self.requests_next:
-            raise Broken("the position in the requests goes back")
         for event in body["events"]:
             book = getattr(self, "on_" + event["#"].lower(), None)
             if book is not None:
                 book(event)
+        if body["requests_next"] < self.requests_next:
+            raise Broken("the position in the requests goes back")
         self.sequence, self.requests_next, self.proven = body["sequence"], body["requests_next"], named
         self.recent = {offset: self.rolling}
         assert self.epoch is not None
@@ -350,6 +350,9 @@ class Log:
     def on_regressed(self, e: dict[str, Any]) -> None:
         self.lost_from = e["first_lost"] if self.lost_from is None else min(self.lost_from, e["first_lost"])
         self.doubts = [doubt for doubt in self.doubts if doubt[4] or doubt[1] < self.lost_from]
+
+    def on_requestsmoved(self, e: dict[str, Any]) -> None:
+        self.requests_next = e["next"]
 
     def on_done(self, e: dict[str, Any]) -> None:
         self.file = e["file"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,12 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
+from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.data_folder import running
 from antdt_schemas.errors import JobTaken, Mismatch, Unavailable, UnknownJob, UsageError
-from antdt_schemas.topics import REPLIES, SHARD_LOG, STEPS, TOPICS
+from antdt_schemas.topics import REPLIES, REQUESTS, SHARD_LOG, STEPS, TOPICS, record_bytes
 from antdt_streams import topics_admin
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
+from antdt_streams.grants import grant
+from antdt_streams.ledger.service import Ledger
+from antdt_streams.reader import TopicReader
+from antdt_streams.snapshots import newest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
@@ -26,6 +32,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
+from tests.helpers.ledger_thread import SPEC, LedgerThread, asker, replayed
 from tests.helpers.running import until
 from tests.helpers.shared import SharedBroker
 
@@ -257,3 +264,72 @@ def test_replication_beyond_the_brokers_is_a_users_mistake(connection: Connectio
 def test_no_broker_is_unavailable(job: str) -> None:
     with pytest.raises(Unavailable, match=r"No Kafka broker answers at 127\.0\.0\.1:1 within"):
         topics_admin.list_jobs(Connection("127.0.0.1:1"))
+
+
+def small(connection: Connection, job: str, room: int) -> None:
+    """Topics as a company's broker makes them that takes small messages only."""
+    topics_admin.create(connection, job)
+    admin = AdminClient(connection.admin())
+    entry = ConfigEntry("max.message.bytes", str(room), incremental_operation=AlterConfigOpType.SET)
+    changes = [ConfigResource(ResourceType.TOPIC, t.name(job), incremental_configs=[entry]) for t in TOPICS]
+    for future in admin.incremental_alter_configs(changes).values():
+        future.result(20)
+    until(lambda: len(topics_admin.check(connection, job)) == len(TOPICS), "smaller messages")
+
+
+def test_a_job_works_on_topics_that_take_little(connection: Connection, job: str, tmp_path: Path) -> None:
+    """More workers come at once than one entry holds, and the state is more than one record of a snapshot."""
+    room, crowd, node = 18_000, 120, 600
+    refused = list[object]()
+    small(connection, job, room)
+    with asker(connection, job) as worker:
+        producer = Producer(connection.producer(record_bytes(room), linger_ms=5))
+        for i in range(crowd):
+            body = records.Join("worker", "h", 1, random.Random(i).randbytes(node // 2).hex(), "", 0, SPEC)
+            request = records.Request(f"c{i}", f"c{i}.0", 1, body, b"")
+            producer.produce(
+                REQUESTS.name(job),
+                codec.encode(request),
+                partition=0,
+                on_delivery=lambda e, _: refused.append(e) if e else None,
+            )
+        assert producer.flush(20) == 0
+        assert not refused
+        with LedgerThread(connection, job, tmp_path, patience_ms=600_000):
+            worker.ask(records.Join("worker", "h", 1, "n", "", 0, SPEC))
+    fold = replayed(connection, job)
+    assert fold.state is not None
+    assert len(fold.state.incarnations) == crowd + 1
+    assert fold.state.refused == 0
+    with TopicReader(connection, job, SHARD_LOG) as reader:
+        assert max(len(raw.value) for raw in reader.to_end()) < room
+    snapshot = newest(connection, job, "ledger")
+    assert snapshot is not None
+    assert snapshot.next_offset == fold.position.next_offset
+
+
+def test_a_log_that_would_lose_entries_is_refused_before_anything_is_up(
+    broker: SharedBroker, job: str, tmp_path: Path
+) -> None:
+    connection, name = broker.connection, SHARD_LOG.name(job)
+    hasty = {**SHARD_LOG.settings(), "retention.ms": "3000", "unclean.leader.election.enable": "true"}
+    admin = AdminClient(connection.admin())
+    admin.create_topics([NewTopic(name, 1, config=hasty)])[name].result(20)
+    command = [sys.executable, "-m", "antdt_streams", "up", job, "--resume"]
+    command += ["--bootstrap-servers", broker.bootstrap, "--data-dir", str(tmp_path)]
+    up = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert up.returncode == 42
+    assert "is up" not in up.stderr
+    assert f"retention.ms of {name} differs: expected -1, found 3000" in up.stderr
+    assert f"`antdt topics check {job} --repair` sets it" in up.stderr
+    assert "--resume" not in up.stderr, "it was just run"
+    with pytest.raises(Mismatch, match=r"retention\.ms"):
+        Ledger(connection, job, tmp_path / "ledger")
+    repaired = topics_admin.repair(connection, job)
+    assert [d.what for d in repaired] == ["retention.ms", "unclean.leader.election.enable"]
+    assert topics_admin.check(connection, job) == []
+
+
+def test_rights_are_granted_only_where_somebody_asks_for_them(connection: Connection, job: str) -> None:
+    with pytest.raises(UsageError, match=r"refuses to grant rights .*No Authorizer"):
+        grant(connection, job)

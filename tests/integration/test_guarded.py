@@ -4,61 +4,33 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from antdt.sender import Sender
 from antdt_schemas import codec, records, topics
 from antdt_schemas.connection import Connection
+from antdt_schemas.errors import UsageError
+from antdt_streams import operator_request, topics_admin
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.broker.embedded import _free_ports
 from antdt_streams.cli.job import audit_of, status_of
+from antdt_streams.grants import grant
 from antdt_streams.ledger.core.fold import Verdict
 from antdt_streams.reader import TopicReader
 from confluent_kafka import KafkaError, KafkaException, Producer
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AclBinding,
-    AclOperation,
-    AclPermissionType,
-    AdminClient,
-    ResourcePatternType,
-    ResourceType,
-)
+from confluent_kafka.admin import AdminClient
 
 from tests.helpers.job_processes import JobProcesses, job_processes
 from tests.helpers.wire import TO_BROKER, TO_CLIENT, Wire
 
 pytestmark = pytest.mark.kafka
-ACLS = Path(__file__).parents[2] / "deploy" / "acls.txt"
 PRINCIPALS = ("ledger", "services", "worker", "auditor")
-OPERATIONS = {
-    "Read": AclOperation.READ,
-    "Write": AclOperation.WRITE,
-    "Describe": AclOperation.DESCRIBE,
-    "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
-}
-
-
-def acls_of(job: str) -> list[AclBinding]:
-    """What deploy/acls.txt grants for a job."""
-    out = []
-    for line in ACLS.read_text().splitlines():
-        if not line.strip() or line.startswith("#"):
-            continue
-        principal, kind, name, operations = line.split()
-        prefixed = name.endswith("*")
-        pattern = ResourcePatternType.PREFIXED if prefixed else ResourcePatternType.LITERAL
-        where = (
-            ResourceType[kind.upper()],
-            name.removesuffix("*").replace("JOB", job),
-            pattern,
-            f"User:{principal}",
-            "*",
-        )
-        out += [AclBinding(*where, OPERATIONS[word], AclPermissionType.ALLOW) for word in operations.split(",")]
-    return out
 
 
 @contextmanager
@@ -99,9 +71,12 @@ def credentials(folder: Path, name: str) -> Path:
 def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path) -> None:
     job = "guarded"
     with Wire() as wire, guarded(tmp_path / "broker", wire) as broker:
-        admin = AdminClient(broker.connection.admin())
-        for future in admin.create_acls(acls_of(job)).values():
-            future.result(20)
+        assert grant(broker.connection, job) == grant(broker.connection, job)
+
+        def connection(name: str) -> Connection:
+            return Connection.of(wire.address, credentials(tmp_path, name), {})
+
+        what_is_not_granted_is_named(broker.connection, connection)
 
         def environ(kind: str) -> dict[str, str]:
             name = "services" if kind in ("monitor", "controller") else kind
@@ -127,9 +102,10 @@ def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path)
             run.ended(launcher)
             assert run.judged()["committed"] == 2800
 
-            def connection(name: str) -> Connection:
-                return Connection.of(wire.address, credentials(tmp_path, name), {})
-
+            admin = AdminClient(broker.connection.admin())
+            groups = admin.describe_consumer_groups([f"antdt.{job}.monitor"])
+            members = groups[f"antdt.{job}.monitor"].result(20).members
+            assert [member.client_id for member in members] == [f"antdt.{job}.monitor.main"]
             auditor = connection("auditor")
             nobody_writes_what_is_not_theirs(run, connection)
             with TopicReader(auditor, job, topics.MEASUREMENTS) as reader:
@@ -137,6 +113,33 @@ def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path)
             assert [s.children[n].restarts for s, n in zip(run.supervisors, services, strict=True)] == [0, 0, 0]
             assert audit_of(auditor, job)["exactly_once"]
             assert status_of(auditor, job)["committed"] == 2800
+            a_missing_right_is_named(auditor, job)
+
+
+def a_missing_right_is_named(auditor: Connection, job: str) -> None:
+    """And ends with the status of a user's mistake; timings that must not be written end nothing."""
+    with pytest.raises(UsageError, match=rf"ACL Write on the topic antdt\.{job}\.requests"):
+        operator_request.ask(auditor, job, lambda author: records.Rollback(0, author, "no right to"), None)
+    sender, arrived = Sender(auditor), list[bool]()
+    until = time.monotonic() + 10
+    while not sender.tell(topics.STEPS.name(job), b"", "w0", arrived.append) or not arrived:
+        sender.poll()
+        if time.monotonic() > until or sender._fatal is not None:
+            break
+    assert not any(arrived)
+
+
+def what_is_not_granted_is_named(ours: Connection, connection: Callable[[str], Connection]) -> None:
+    """Of a job that nobody was granted anything of."""
+    topics_admin.create(ours, "closed")
+    for ask, name, right in (
+        (topics_admin.check, "auditor", "Describe on topics antdt.closed.*"),
+        (topics_admin.create, "ledger", "Create on topics antdt.closed.*"),
+        (topics_admin.delete, "ledger", "Describe on topics antdt.closed.*"),
+        (grant, "ledger", "Alter on the cluster"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(f"must grant it {right};")):
+            ask(connection(name), "closed")
 
 
 def nobody_writes_what_is_not_theirs(run: JobProcesses, connection: Callable[[str], Connection]) -> None:

@@ -366,7 +366,7 @@ MUTATIONS = (
     Mutation(
         "12",
         "a release names no token",
-        (Edit(decide._release, " or lease.token != body.token", ""),),
+        (Edit(decide._release, " or lease.token != token", ""),),
         test_ledger.test_release_returns_a_lease_that_was_never_taken_from,
     ),
     Mutation(

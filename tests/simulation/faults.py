@@ -5,7 +5,7 @@ it really struck.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from antdt_schemas import codec, records
@@ -23,8 +23,9 @@ FOREIGN_OF, FOREIGN_FROM, FOREIGN_SHARE = 200, 180, 0.02
 class Faults:
     """The adversary. `budget` is how many strikes are left; bursts make them come together."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, moves: Collection[int]) -> None:
+        """moves: the ticks at which requests are moved."""
+        self.world, self.moves = world, moves
         rng = world.rng
         self.budget = rng.choice((0, 2, 4, 8, 14))
         self.share = rng.choice((0.002, 0.006, 0.02))
@@ -193,6 +194,22 @@ class Faults:
         del world.broker.log[kept:]
         world.judge.restart()
         return True
+
+    def requests_moved(self) -> None:
+        """Their topic is created again, or has lost its head, or its tail, read or not."""
+        broker, tick = self.world.broker, self.world.tick
+        some = broker.requests_high - broker.requests_low
+        match tick % 3:
+            case 0:
+                broker.requests_topic, broker.requests_low = f"requests-{tick}", 0
+                broker.requests.clear()
+            case 1:
+                broker.requests_low += some
+                broker.requests.clear()
+            case 2:
+                del broker.requests[-(some // 3) :]
+        self.world.count(f"requests_{('created_again', 'head_lost', 'tail_lost')[tick % 3]}")
+        self.world.say("broker", "has other requests:", broker.requests_topic, broker.requests_low)
 
     # -- the rest
 

@@ -12,7 +12,8 @@ from antdt_schemas import codec, records
 from antdt_schemas.errors import Superseded
 from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.fold import Fold, Verdict
-from antdt_streams.ledger.core.leader import Cycle, InOffice
+from antdt_streams.ledger.core.leader import Cycle, Incoming, InOffice
+from antdt_streams.ledger.core.moved import moved
 from antdt_streams.ledger.core.state import FOLD_VERSION
 from antdt_streams.ledger.stored import Identity
 from antdt_streams.runtime.memory import MemoryStore
@@ -71,8 +72,11 @@ class LedgerProcess:
         """Cycles, in the order that recovery rests on."""
         world = self.world
         while True:
-            facts = (world.loss,) if world.loss is not None else ()
-            incoming = world.broker.incoming(office.state.requests_next, world.rng.choice((1, 2, 5, 50)))
+            facts: tuple[records.Event, ...] = (world.loss,) if world.loss is not None else ()
+            incoming = self.incoming(office)
+            if isinstance(incoming, records.RequestsMoved):
+                facts, incoming = (*facts, incoming), []
+                world.count("requests_moved")
             if not incoming and not facts and world.rng.random() < 0.95:
                 yield
                 self.watch(office)
@@ -90,6 +94,12 @@ class LedgerProcess:
                 world.post(office.reply(answer))
                 if world.rng.random() < 0.2:
                     yield
+
+    def incoming(self, office: InOffice) -> list[Incoming] | records.RequestsMoved:
+        """What is there from the position on, or that it is elsewhere now."""
+        broker, rng = self.world.broker, self.world.rng
+        fact = moved(office.state, office.genesis, broker.requests_topic, broker.requests_low, broker.requests_high)
+        return broker.incoming(office.state.requests_next, rng.choice((1, 2, 5, 50))) if fact is None else fact
 
     def read_back(self, office: InOffice, end: int) -> Generator[None, None, Cycle]:
         """The log up to our own entry, which must count."""

@@ -31,6 +31,12 @@ REPLY_LOST, REPLY_REPEATED = 0.06, 0.06
 REQUEST_LOST, REQUEST_REPEATED, OLD_REQUEST_SENT = 0.03, 0.03, 0.03
 
 
+def moves(seed: int) -> list[int]:
+    """When requests are not any more what they were, in one world of ten."""
+    rng = random.Random(f"requests/{seed}")
+    return sorted(rng.sample(range(100, 4_000), 4)) if seed % 10 == 6 else []
+
+
 class World:
     """The scheduler. `counts` says how often each thing really happened, `lines` what, where `story` asks for it."""
 
@@ -52,14 +58,14 @@ class World:
             rng.choice((1, 2, 99)), "allreduce",
         )  # fmt: skip
         patience_ms = int(rng.choice((1_500, 5_000)) * 1_000 * self.tick_s)
-        self.broker = MemoryBroker(self.spec, patience_ms, digest_every=rng.choice((1, 3, 10)))
+        self.broker = MemoryBroker(self.spec, patience_ms, rng.choice((1, 3, 10)), "requests-1" if moves(seed) else "")
         self.broker.now_ms = HOUR_0_MS
         self.wires: dict[str, deque[bytes]] = {}
         self.sent: deque[bytes] = deque(maxlen=64)
         self.collectives: dict[Any, dict[str, Any]] = {}
         self.left, self.gone = set[tuple[int, str]](), set[str]()
         self.files: dict[str, Snapshot] = {}
-        self.services, self.judge, self.faults = Services(self), Judge(self), Faults(self)
+        self.services, self.judge, self.faults = Services(self), Judge(self), Faults(self, moves(seed))
         self.stores = list[MemoryStore]()
         self.ledgers: list[LedgerProcess] = []
         self.ledger_names = 0
@@ -194,6 +200,8 @@ class World:
             self.now_s += self.tick_s * self.rng.random() * 2
             self.broker.now_ms = int(self.now_s * 1000) + self.clock_offset_ms
             self.faults.maybe()
+            if self.tick in self.faults.moves:
+                self.faults.requests_moved()
             if self.tick >= self.next_due:
                 self.do_what_is_due()
             self.step()

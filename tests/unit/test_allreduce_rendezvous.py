@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from antdt.allreduce import Generation, GenerationClosed, GenerationOptions, Rendezvous, store_of
+from antdt.allreduce import Generation, GenerationClosed, GenerationOptions, NotFormed, Rendezvous, store_of
 from antdt.allreduce import rendezvous as module
 from antdt.allreduce.sockets import tcp_sockets
+from antdt.allreduce.store import StoreClient
 
 from tests.helpers.allreduce import STRANDED_SOON, each
 
@@ -130,3 +132,30 @@ def test_leaving_gives_back_every_descriptor(store: module.StoreAddress) -> None
         assert set(tcp_sockets()) - before
         each(2, lambda rank: generations[rank].leave())  # noqa: B023 - joined before the next round
     assert not set(tcp_sockets()) - before
+
+
+def test_who_could_not_be_reached_is_named(store: module.StoreAddress) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(NotFormed, match=rf"the store of w0 at 127\.0\.0\.1:{port} could not be reached \(.*refused\)"):
+        Generation(90, 2, 1, store_of("127.0.0.1", port), never, SOON, ["w0", "w1"])
+    with pytest.raises(NotFormed, match=r"w1, w2 did not come to the store of w0 at 127\.0\.0\.1:\d+ within 0\.05 s"):
+        Generation(91, 3, 0, store, never, SOON, ["w0", "w1", "w2"])
+
+
+def test_a_member_whose_connections_are_not_reached_is_named(store: module.StoreAddress) -> None:
+    """It has come to the store, and its address leads nowhere: as behind a firewall, or of another machine."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    other = StoreClient(store.host, store.port, 92, time.monotonic() + 10)
+    other.set("here/0", f"127.0.0.1 {port}".encode())
+    options = GenerationOptions(form_timeout_s=0.5)
+    with pytest.raises(NotFormed, match=rf"w0 at 127\.0\.0\.1:{port} could not be reached \(.*refused\)"):
+        Generation(92, 2, 1, store, never, options, ["w0", "w1"])
+    other.close()
+
+
+def test_a_generation_that_somebody_closed_is_not_one_that_did_not_form(store: module.StoreAddress) -> None:
+    with pytest.raises(GenerationClosed) as raised:
+        Generation(93, 2, 0, store, lambda: True)
+    assert not isinstance(raised.value, NotFormed)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from antdt.settings import Settings
 from antdt_schemas.connection import DEFAULT_BOOTSTRAP, Connection, masked, read_properties
 from antdt_schemas.errors import Unavailable, UsageError
+from antdt_schemas.listener import Spoken, host_port, spoken
 from antdt_schemas.properties import parse_properties, to_librdkafka
+from antdt_schemas.reaching import bare
+from antdt_streams.cli.common import Place
+from antdt_streams.cli.services import environment_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -160,7 +170,7 @@ def test_addresses(servers: str) -> None:
 
 def names(**found: str) -> dict[str, str]:
     dotted = {key.replace("_", "."): (value, "x") for key, value in found.items()}
-    return {key: value for key, (value, _) in to_librdkafka(dotted).items()}
+    return {key: value for key, (value, _) in to_librdkafka(dotted)[0].items()}
 
 
 def test_jaas_becomes_user_and_password() -> None:
@@ -212,7 +222,9 @@ def test_what_passes_through_and_what_is_left_out() -> None:
     same = {"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512", "ssl.ca.location": "/ca", "foo": "1"}
     java = {"key.serializer": "x", "ssl.protocol": "TLSv1.3", "metrics.num.samples": "3", "interceptor.classes": ""}
     found = {key: (value, "x") for key, value in {**same, **java}.items()}
-    assert {key: value for key, (value, _) in to_librdkafka(found).items()} == same
+    known, ignored = to_librdkafka(found)
+    assert {key: value for key, (value, _) in known.items()} == same
+    assert ignored == [f"{', '.join(java)} (from x): ignored, only Java has them."]
     assert names(ssl_endpoint_identification_algorithm="") == {"ssl.endpoint.identification.algorithm": "none"}
 
 
@@ -221,7 +233,7 @@ def test_what_passes_through_and_what_is_left_out() -> None:
 
 def test_configurations_merge_defaults_properties_and_code() -> None:
     connection = Connection("a:1", {"linger.ms": "9", "acks": "1"})
-    assert connection.producer(acks="all", linger_ms=0)["acks"] == "all"
+    assert connection.producer()["acks"] == "all"
     assert connection.producer()["linger.ms"] == "9"
     assert connection.producer(linger_ms=0)["linger.ms"] == 0
     assert connection.consumer(group_id="g")["group.id"] == "g"
@@ -263,3 +275,163 @@ def test_an_unknown_property_is_named_with_its_origin() -> None:
     connection = Connection.of("127.0.0.1:1", None, {"ANTDT_KAFKA_NO_SUCH_THING": "1"})
     with pytest.raises(UsageError, match=r'"no.such.thing".* It came from ANTDT_KAFKA_NO_SUCH_THING\.'):
         connection.check_reachable(0.2)
+
+
+def test_brokers_know_a_jobs_processes_apart(tmp_path: Path) -> None:
+    connection = Connection("a:1")
+    assert connection.admin()["client.id"] == "antdt"
+    assert connection.named("j", "monitor", "main").consumer()["client.id"] == "antdt.j.monitor.main"
+    assert connection.named("", "cli").producer()["client.id"] == "antdt.cli"
+    theirs = of(tmp_path, "client.id=team-7").named("j", "ledger")
+    assert theirs.admin()["client.id"] == "team-7", "quotas are bound to it"
+    worker = Settings.of({"ANTDT_JOB": "j", "ANTDT_WORKER": "w3"}).connection
+    assert worker.producer()["client.id"] == "antdt.j.worker.w3"
+
+
+def test_services_get_the_properties_that_a_flag_named(tmp_path: Path) -> None:
+    place = Place(Connection("a:1"), True, tmp_path, None, Path("mine.properties"))
+    assert environment_of(place.connection, place)["ANTDT_KAFKA_CONFIG"] == str(Path("mine.properties").absolute())
+    assert "ANTDT_KAFKA_CONFIG" not in environment_of(place.connection, Place(place.connection, True, tmp_path, None))
+
+
+# -- what a company's file may say, and what it may not
+
+
+def of(tmp_path: Path, text: str) -> Connection:
+    file = tmp_path / "company.properties"
+    file.write_text(text)
+    return Connection.of("a:1", file, {})
+
+
+def test_what_is_ours_is_ignored_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    theirs = {
+        "acks": "1", "enable.idempotence": "false", "retries": "0", "max.in.flight": "9", "delivery.timeout.ms": "1",
+        "auto.offset.reset": "latest", "enable.auto.commit": "true", "group.id": "crawler", "session.timeout.ms": "1",
+        "group.protocol": "consumer", "isolation.level": "read_committed", "allow.auto.create.topics": "true",
+        "message.max.bytes": "1000", "fetch.max.bytes": "1000", "delivery.report.only.error": "true",
+    }  # fmt: skip
+    text = "".join(f"{key}={value}\n" for key, value in theirs.items())
+    connection = of(tmp_path, text)
+    assert not connection.properties
+    made = {**connection.producer(), **connection.consumer()}
+    assert made["acks"] == "all"
+    assert made["enable.idempotence"] is True
+    assert made["group.id"] == "antdt.none"
+    assert not {key for key, value in theirs.items() if made.get(key) == value}
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == len(theirs)
+    assert lines[0].startswith(f"acks (from {tmp_path}/company.properties) is ignored: what was acknowledged")
+    of(tmp_path, text)
+    assert len(caplog.records) == len(theirs), "said once in a process"
+
+
+@pytest.mark.parametrize(
+    ("java", "value", "ours", "expected"),
+    [
+        ("buffer.memory", "33554432", "queue.buffering.max.kbytes", "32768"),
+        ("fetch.max.wait.ms", "500", "fetch.wait.max.ms", "500"),
+        ("send.buffer.bytes", "-1", "socket.send.buffer.bytes", "0"),
+        ("receive.buffer.bytes", "65536", "socket.receive.buffer.bytes", "65536"),
+        ("request.timeout.ms", "30000", "socket.timeout.ms", "30000"),
+        ("batch.size", "0", "batch.size", "1"),
+        ("connections.max.idle.ms", "-1", "connections.max.idle.ms", "0"),
+    ],
+)
+def test_javas_tuning_is_translated(java: str, value: str, ours: str, expected: str) -> None:
+    assert names(**{java.replace(".", "_"): value}) == {ours: expected}
+
+
+def test_librdkafkas_own_name_is_the_more_exact_one() -> None:
+    for order in (1, -1):
+        found = {"request.timeout.ms": ("30000", "x"), "socket.timeout.ms": ("2000", "x")}
+        assert to_librdkafka(dict(list(found.items())[::order]))[0] == {"socket.timeout.ms": ("2000", "x")}
+
+
+def test_tuning_that_is_no_number_and_values_that_lie_elsewhere_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"buffer\.memory=much \(from x\) is no number"):
+        names(buffer_memory="much")
+    with pytest.raises(UsageError, match=r"config\.providers \(from x\): only Java"):
+        names(config_providers="vault")
+
+
+JAVA = parse_properties((Path(__file__).parent / "java_client.properties").read_text())
+
+
+@pytest.mark.parametrize("wanted", ["defaults", "small", "large"])
+def test_no_setting_of_javas_clients_stops_ours(tmp_path: Path, wanted: str) -> None:
+    """All that Java's producer, consumer and admin client know, with their defaults and with numbers far off."""
+    from confluent_kafka import Consumer, Producer
+    from confluent_kafka.admin import AdminClient
+
+    number = {"defaults": None, "small": "0", "large": "2147483647"}[wanted]
+    text = "".join(f"{k}={number if number and v.isdigit() and k[:4] != 'sasl' else v}\n" for k, v in JAVA.items() if v)
+    connection = of(tmp_path, text)
+    Producer(connection.producer())
+    AdminClient(connection.admin())
+    Consumer(connection.consumer()).close()
+
+
+# -- who is there, and for whom
+
+
+@contextmanager
+def answering(answer: Callable[[bytes], bytes]) -> Iterator[str]:
+    """A server on this machine that sends `answer` of what came first, and closes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):  # closed
+                while True:
+                    wire, _ = server.accept()
+                    with wire:
+                        wire.sendall(answer(wire.recv(1000)))
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def handshake(error: int, *mechanisms: bytes) -> bytes:
+    body = struct.pack(">ihi", 1, error, len(mechanisms))
+    body += b"".join(struct.pack(">h", len(name)) + name for name in mechanisms)
+    return struct.pack(">i", len(body)) + body
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (handshake(34), Spoken(tls=False, mechanisms=())),
+        (handshake(33, b"PLAIN", b"SCRAM-SHA-512"), Spoken(tls=False, mechanisms=("PLAIN", "SCRAM-SHA-512"))),
+        (handshake(0), None),
+        (b"", None),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", None),
+        (handshake(33, b"PLAIN")[:-2], None),
+    ],
+)
+def test_what_a_listener_speaks(answer: bytes, expected: Spoken | None) -> None:
+    with answering(lambda _: answer) as server:
+        assert spoken(server, 2) == expected
+
+
+def test_a_listener_with_credentials_is_told_from_one_that_is_about_to_stop() -> None:
+    """Both close what a client without credentials opens; only one says why, when it is asked."""
+    asks = answering(lambda asked: handshake(33, b"PLAIN") if asked[4:6] == b"\0\x11" else b"")
+    with asks as server, pytest.raises(UsageError, match="speaks SASL_PLAINTEXT with sasl"):
+        Connection(server).check_reachable(0.3)
+    with answering(lambda _: b"") as server, pytest.raises(Unavailable, match="No Kafka broker answers"):
+        Connection(server).check_reachable(0.3)
+
+
+def test_a_name_that_is_none_is_named_with_its_origin() -> None:
+    connection = Connection.of(None, None, {"ANTDT_KAFKA_BOOTSTRAP_SERVERS": "no-such-host.invalid:9092"})
+    with pytest.raises((UsageError, Unavailable), match=r"no-such-host\.invalid:9092.*"):
+        connection.check_reachable(1)
+
+
+def test_what_librdkafka_says_loses_its_frame() -> None:
+    said = (
+        "sasl_ssl://b:1/bootstrap: SASL authentication error: no. (after 301ms in state AUTH_REQ, 3 identical error(s))"
+    )
+    assert bare(said) == "SASL authentication error: no"
+    assert host_port("SSL://[::1]:1") == ("::1", 1)
+    assert host_port("kafka") == ("kafka", 9092)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def sizes(decision: Decision) -> list[int]:
 def test_a_slow_worker_gets_less_and_at_most_half_at_once() -> None:
     (found,) = feed(controller(), measured([1, 3, 1, 1]))
     assert sizes(found) == [38, 16, 37, 37]
-    assert (found.action, found.plan, found.policy, found.policy_version) == (Action.ADJUST_BS, 1, "antdt-nd", 1)
+    assert (found.action, found.plan, found.policy, found.policy_version) == (Action.ADJUST_BS, 1, "antdt-nd", 2)
     assert found.predicted_gain == pytest.approx(0.5)
     assert found.reason == ("w1 needs 3.0x the median time: 32 -> 16 samples, step time -50 %")
     assert [a.worker for a in found.assignments] == ["w0", "w1", "w2", "w3"]
@@ -321,3 +322,33 @@ def test_a_policy_of_the_users_is_found_in_its_file(tmp_path: Path) -> None:
 def test_an_unknown_policy_is_refused_with_what_there_is() -> None:
     with pytest.raises(UsageError, match=r"take one of .*antdt-nd"):
         find("best")
+
+
+def holding(record: Measurement, **limits: int) -> Measurement:
+    """The same, and these workers can hold so many samples."""
+    nodes = tuple(replace(node, batch_size_max=limits.get(node.worker, 0)) for node in record.nodes)
+    return replace(record, nodes=nodes)
+
+
+def test_nobody_gets_more_than_it_holds() -> None:
+    record = holding(measured([1.0, 1.0, 1.0, 3.0]), w0=36)
+    (decision,) = feed(controller(), record)
+    assert sizes(decision)[0] == 36
+    assert sum(sizes(decision)) == 128
+
+
+def test_who_takes_more_than_it_holds_is_relieved_whatever_that_costs() -> None:
+    """No gain, but a worker that dies in every life."""
+    record = holding(measured([1.0, 1.0, 1.0, 1.0], [48, 16, 32, 32]), w0=32)
+    (decision,) = feed(controller(), record)
+    assert sizes(decision) == [32, 32, 32, 32]
+    assert "w0 holds 32 samples, not 48" in decision.reason
+    crowded = holding(measured([1.0, 1.0], [48, 16]), w0=32, w1=20)
+    assert sizes(feed(controller(), crowded)[0]) == [44, 20], "not all have room: w0 goes on in micro-batches"
+
+
+def test_a_plan_needs_a_gain_that_noise_cannot_explain() -> None:
+    record = measured([1.0, 1.0, 1.0, 1.4])
+    assert feed(controller(), record), "certain"
+    uncertain = replace(record, nodes=tuple(replace(node, rate_error=0.1) for node in record.nodes))
+    assert feed(controller(), uncertain) == []

@@ -14,7 +14,7 @@ from antdt_streams.ledger.core import leader, rows
 from antdt_streams.ledger.core.decide import Turn, check_spec
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.state import Bounds
-from antdt_streams.ledger.memory import MemoryLedger
+from antdt_streams.ledger.memory import MemoryBroker, MemoryLedger
 
 from tests.helpers.ledger import SPEC, Bench
 
@@ -218,9 +218,26 @@ def test_release_returns_a_lease_that_was_never_taken_from() -> None:
     bench = Bench()
     bench.join("w0.0", "w1.0")
     number, token, *_ = bench.lease("w0.0", 10)
-    assert bench.say("w0.0", records.Release(1, number, token + 1)).status is Status.REFUSED
+    for stranger in (records.Release(1, number, token + 1), records.Release(1, number + 1, token)):
+        reply = bench.say("w0.0", stranger)
+        assert (reply.status, reply.leases[:2]) == (Status.OK, (number, token)), "what is not held is not given back"
     assert bench.say("w0.0", records.Release(1, number, token)).leases == ()
     assert bench.state.epoch(0).returned.total == 10
+    again = bench.say("w0.0", records.Release(1, number, token))
+    assert (again.status, len(bench.refused())) == (Status.OK, 0), "a request may arrive again, however late"
+
+
+def test_one_release_gives_back_many_leases_or_none() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    bench.lease("w0.0", 10)
+    held = bench.lease("w0.0", 20)
+    (first, token), (second, other) = held[:2], held[5:7]
+    bench.commit("w0.0", (second, other, *held[7:9], 2))
+    assert bench.say("w0.0", records.Release(1, first, token, (second, other))).status is Status.REFUSED
+    assert bench.state.epoch(0).returned.total == 0
+    assert bench.say("w0.0", records.Release(1, first, token, (77, 1))).status is Status.OK
+    assert bench.state.epoch(0).returned.total == held[4]
 
 
 def test_other_data_is_refused_with_both_values() -> None:
@@ -661,3 +678,44 @@ def test_an_anchor_where_there_is_no_entry_is_not_met() -> None:
     entries = [(offset, payload) for offset, payload in enumerate(bench.broker.log)]
     report = audit([*entries, (entries[-1][0] + 3, b"{}")], {entries[-1][0] + 1: bytes(16)})
     assert report["broken"]["found"] == "no such entry"
+
+
+# -- entries are as large as the log takes
+
+ROOM = 15_000
+
+
+def crowd(count: int, node_bytes: int) -> list[records.Request]:
+    """Workers that join, with names of machines of that length: their events are larger than anybody guesses."""
+    bodies = (records.Join("worker", "h", 1, f"{i}".rjust(node_bytes, "n"), "", 0, SPEC) for i in range(count))
+    return [records.Request(f"w{i}", f"w{i}.0", 1, body, b"") for i, body in enumerate(bodies)]
+
+
+@pytest.mark.parametrize("node_bytes", [1, 300, 3_000, 12_000])
+def test_entries_are_split_by_what_the_log_takes(node_bytes: int) -> None:
+    broker = MemoryBroker(SPEC)
+    ledger = MemoryLedger(broker, record_bytes_max=ROOM)
+    ledger.run(crowd(60, node_bytes))
+    assert max(map(len, broker.log)) <= ROOM
+    state = broker.fold().state
+    assert state is not None
+    assert state.refused == 0
+    assert len(state.incarnations) == 60
+
+
+def test_what_is_too_large_alone_is_refused_and_what_came_with_it_is_not() -> None:
+    broker = MemoryBroker(SPEC)
+    requests = [*crowd(20, 300), *crowd(21, 2 * ROOM)[20:], *crowd(25, 300)[21:]]
+    MemoryLedger(broker, record_bytes_max=ROOM).run(requests)
+    assert max(map(len, broker.log)) <= ROOM
+    state = broker.fold().state
+    assert state is not None
+    assert len(state.incarnations) == 24
+    assert state.refused == 1
+    refusals = [e for e in _events(broker) if isinstance(e, records.Refused)]
+    assert f"and the log takes {ROOM}" in refusals[0].reason
+
+
+def _events(broker: MemoryBroker) -> list[records.Event]:
+    bodies = (codec.decode(payload, records.Entry).body for payload in broker.log)
+    return [e for body in bodies if isinstance(body, records.Cycle) for e in body.events]

@@ -97,13 +97,26 @@ def test_when_somebody_runs_out_what_is_held_for_later_goes_back(session: Sessio
     assert session.leases.untaken == 448, "nobody ran out"
     session.leases.observe(96, 128)
     assert session.leases.untaken == 64, "two steps are kept"
-    gone = asked(session, 1.1, records.Release)
-    assert [r.body.lease for r in gone if isinstance(r.body, records.Release)] == [5, 4, 3, 2]
-    for request in gone[:3]:
-        session.on_reply(reply(request.number, leases=leases[:5]))
-    again = asked(session, 1.7, records.Release)
-    assert [r.body.lease for r in again if isinstance(r.body, records.Release)] == [2], "the only unanswered one"
-    session.on_reply(reply(gone[3].number, Status.REFUSED))
-    session.on_reply(reply(again[0].number, Status.REFUSED))
-    assert session.phase is Phase.MEMBER, "both say that it was carried out before"
+    (gone,) = asked(session, 1.1, records.Release)
+    assert gone.body == records.Release(1, 5, 7, (4, 7, 3, 7, 2, 7)), "all of it in one request"
+    assert asked(session, 1.2, records.Release) == [], "patience while it is not answered"
+    (again,) = asked(session, 1.7, records.Release)
+    session.on_reply(reply(gone.number, leases=leases[:5]))
+    session.on_reply(reply(again.number, leases=leases[:5]))
     assert asked(session, 9.0, records.Release) == []
+
+
+def test_a_ledger_that_is_away_for_an_hour_leaves_no_heap_of_releases(session: Session) -> None:
+    """Nor is anybody ended by what it says of one that was asked for long ago."""
+    samples(session, 1.0)
+    leases = [v for n in range(1, 200) for v in (n, 7, 0, 32 * (n - 1), 32)]
+    session.on_reply(reply(session.outbox.number, leases=leases))
+    session.leases.take(32, 8)
+    session.leases.observe(96, 128)
+    gone = [r for s in range(1, 3600) for r in asked(session, float(s), records.Release)]
+    assert len(gone) <= 1810, "one at a time, however many leases there are"
+    assert len(session.leases._offered) <= 64
+    for request in (gone[0], gone[900], gone[-1], *gone[-3:]):
+        session.on_reply(reply(request.number))
+    assert session.phase is Phase.MEMBER
+    assert asked(session, 3700.0, records.Release) == []

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 from antdt.session import Composition, Phase, Session, SessionOptions, Where
-from antdt_schemas import lineage, records
+from antdt_schemas import codec, lineage, records
 from antdt_schemas.limits import CHECKPOINTS_KEPT
 from antdt_streams.ledger.memory import MemoryBroker, MemoryLedger
 
@@ -185,3 +185,18 @@ def test_the_answer_to_an_older_file_says_nothing_about_the_newest() -> None:
     desk.answer()
     assert session.files.newest is not None
     assert session.files.newest.file == "new"
+
+
+def test_a_commit_names_no_more_numbers_than_the_topics_take() -> None:
+    desk = begun(LONG)
+    session = desk.sessions[0]
+    session.limit_commits(12)
+    for _ in range(7):
+        desk.train(8)
+    session.proven(desk.step)
+    desk.run(2)
+    bodies = [codec.decode(payload, records.Request).body for _, payload in desk.broker.requests]
+    sent = [body for body in bodies if isinstance(body, records.Commit)]
+    assert desk.ledger.office.state.committed == 7
+    assert sent
+    assert all(sum(map(len, commit.compositions)) <= 12 for commit in sent)

@@ -9,23 +9,30 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, Unavailable, UnknownJob
+from antdt_schemas.errors import AntdtError, Refused, Unavailable, UnknownJob, UsageError
 from antdt_schemas.offsets import watermarks
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from antdt_schemas.polling import OutOfRange, Place, Reader, Recreated
+from antdt_schemas.room import record_bytes_max
+from confluent_kafka import KafkaException
 
 from antdt.plans import Plans
+from antdt.sender import Sender
 from antdt.session import Phase, Session
 from antdt.telemetry import Telemetry
 
 POLL_S = 0.02
 SLICE_S = 0.5
-QUEUE_MESSAGES_MAX = 10_000
+RECORDS_MAX = 100
+# What a commit takes in a request and in the entry of the log that it becomes: steps, plans and names, and at most so
+# much for each number of a range.
+COMMIT_FIXED_BYTES, COMMIT_NUMBER_BYTES = 8 << 10, 6
 
 log = logging.getLogger("antdt")
 
@@ -52,14 +59,13 @@ class Client:
         self._halt = threading.Event()
         job, connection = options.job, options.connection
         connection.check_reachable(options.reach_s)
-        # Requests wait for nobody; a full queue is reported at once, and the session asks again.
-        self._producer = Producer(
-            connection.producer(
-                **{"linger.ms": 0, "queue.buffering.max.messages": QUEUE_MESSAGES_MAX, "delivery.timeout.ms": 30_000}
-            )
-        )
-        self._consumer = Consumer(connection.consumer())
+        names = [topic.name(job) for topic in (topics.REQUESTS, topics.STEPS, topics.SHARD_LOG)]
+        self._room = record_bytes_max(connection, names, options.reach_s)
+        session.limit_commits((self._room - COMMIT_FIXED_BYTES) // COMMIT_NUMBER_BYTES)
+        self._sender = Sender(connection, self._room)
         self._names = {t.suffix: t.name(job) for t in topics.TOPICS}
+        self._decisions = Place(self._names[topics.DECISIONS.suffix])
+        self._reader = Reader(connection, beside=[self._names[topics.REQUESTS.suffix]])
         self._follow()
         self._thread = threading.Thread(target=self._run, name="antdt-client", daemon=True)
 
@@ -68,15 +74,17 @@ class Client:
         self._thread.start()
 
     def _follow(self) -> None:
-        replies = self._names[topics.REPLIES.suffix], topics.replies_partition(self.session.worker)
-        decisions = self._names[topics.DECISIONS.suffix]
+        replies = Place(self._names[topics.REPLIES.suffix], topics.replies_partition(self.session.worker))
+        consumer, reach_s = self._reader.consumer, self.options.reach_s
         try:
-            require_job(self._consumer, self.options.job, self.options.reach_s)
+            require_job(consumer, self.options.job, reach_s)
             # What was answered before this incarnation was born is not for it.
-            end = watermarks(self._consumer, *replies, self.options.reach_s)[1]
+            end = watermarks(consumer, *replies, reach_s)[1]
+            # Of the plans, whatever there is: one that was removed is as good as none.
+            first = watermarks(consumer, *self._decisions, reach_s)[0]
         except KafkaException as error:
             raise Unavailable(f"The topics of job {self.options.job!r} cannot be read: {error}.") from error
-        self._consumer.assign([TopicPartition(*replies, end), TopicPartition(decisions, 0, 0)])
+        self._reader.assign({replies: end, self._decisions: first})
 
     # -- the training thread
 
@@ -95,14 +103,15 @@ class Client:
         """Say good-bye, send what is left, end the thread. Bounded."""
         self._halt.set()
         self._thread.join(5)
-        for batch in iter(lambda: self.telemetry.batch(monotonic(), everything=True), None):
-            self._send_telemetry(batch)
-        if leave and self.session.generation:
-            s = self.session
-            body = records.Leave(s.generation)
-            self._send(records.Request(s.worker, s.incarnation, 0, body, b""))
-        self._producer.flush(5)
-        self._consumer.close()
+        with suppress(UsageError, Unavailable):  # said before: it must not hide why the connection ends
+            for batch in iter(lambda: self.telemetry.batch(monotonic(), everything=True), None):
+                self._send_telemetry(batch)
+            if leave and self.session.generation:
+                s = self.session
+                body = records.Leave(s.generation)
+                self._send(records.Request(s.worker, s.incarnation, 0, body, b""))
+        self._sender.close(5)
+        self._reader.close()
 
     # -- the connection's thread
 
@@ -117,7 +126,7 @@ class Client:
                 batch = self.telemetry.batch(monotonic())
                 if batch is not None:
                     self._send_telemetry(batch)
-                self._producer.poll(0)
+                self._sender.poll()
         except BaseException as error:  # noqa: BLE001  the training thread raises it
             with self.changed:
                 self.failure = error
@@ -125,16 +134,24 @@ class Client:
             self._tell_closed()
 
     def _receive(self) -> None:
-        first = self._consumer.poll(POLL_S)
-        if first is None:
+        try:
+            messages = self._reader.poll(POLL_S, RECORDS_MAX)
+        except OutOfRange as error:
+            self._go_on(error.place, error.low if error.place == self._decisions else error.nearest)
             return
-        for message in (first, *self._consumer.consume(99, 0)):
-            error = message.error()
-            if error is not None:
-                if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                    raise Unavailable(f"Replies were removed before they were read: {error.str()}.")
-                continue
+        except Recreated as error:
+            if error.topic != self._decisions.topic:
+                raise
+            self._reader.identify(error.topic, error.found_id)
+            self._go_on(self._decisions, watermarks(self._reader.consumer, *self._decisions)[0])
+            return
+        for message in messages:
             self._take(message.topic(), message.value())
+
+    def _go_on(self, place: Place, offset: int) -> None:
+        """Replies are asked for again, and plans that were removed are none."""
+        log.warning("%s goes on at offset %d: what was before it is gone.", place, offset)
+        self._reader.assign({**self._reader.positions(), place: offset})
 
     def _take(self, topic: str | None, payload: bytes | None) -> None:
         try:
@@ -166,27 +183,25 @@ class Client:
             self.on_closed()
 
     def _send(self, request: records.Request) -> None:
-        signed = auth.sign(request, self.options.secret)
-        self._produce(topics.REQUESTS, codec.encode(signed), request.worker)
+        """One that does not go out is asked again."""
+        payload = codec.encode(auth.sign(request, self.options.secret))
+        if len(payload) > self._room:
+            raise Refused(
+                f"A {type(request.body).__name__} of {len(payload)} bytes cannot be sent: the topics of job "
+                f"{self.options.job!r} take {self._room}.",
+                "Raise their max.message.bytes, or let a step have fewer ranges (larger shards).",
+            )
+        self._sender.ask(self._names[topics.REQUESTS.suffix], payload, request.worker)
 
     def _send_telemetry(self, batch: records.StepBatch) -> None:
         telemetry, steps = self.telemetry, len(batch.step)
 
-        def delivered(error: KafkaError | None, _message: Any) -> None:
-            telemetry.acknowledged(steps, monotonic(), arrived=error is None)
+        def delivered(arrived: bool) -> None:
+            telemetry.acknowledged(steps, monotonic(), arrived=arrived)
 
         telemetry.sent(monotonic())
-        if not self._produce(topics.STEPS, codec.encode(batch), batch.worker, delivered):
-            telemetry.acknowledged(steps, monotonic(), arrived=False)
-
-    def _produce(
-        self, topic: topics.Topic, payload: bytes, worker: str, on_delivery: Callable[[Any, Any], None] | None = None
-    ) -> bool:
-        try:
-            self._producer.produce(self._names[topic.suffix], payload, worker, 0, on_delivery=on_delivery)
-        except BufferError:
-            return False  # a request is asked for again, telemetry is counted as dropped
-        return True
+        if not self._sender.tell(self._names[topics.STEPS.suffix], codec.encode(batch), batch.worker, delivered):
+            delivered(False)
 
 
 def require_job(client: Any, job: str, reach_s: float) -> None:

@@ -13,6 +13,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -23,7 +24,7 @@ from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE
 from antdt_schemas.data_folder import ENV_DATA
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from antdt import process
@@ -68,6 +69,7 @@ class Launcher:
             raise UsageError(f"-n {options.workers}: start at least one worker.")
         self.options, self.environ = options, environ
         self.settings = Settings.of(environ)
+        self.connection = self.settings.connection.named(self.settings.job, "launch")
         self.run_id = uuid.uuid4().hex[:12]
         ranks = range(options.first_rank, options.first_rank + options.workers)
         self.workers = [Worker(rank, i, f"w{rank}") for i, rank in enumerate(ranks)]
@@ -93,12 +95,12 @@ class Launcher:
 
     def _check_reachable(self) -> None:
         """Ask for the broker and the job in a child, before seconds go into imports."""
-        settings, reach_s = self.settings, self.options.reach_s
+        job, connection, reach_s = self.settings.job, self.connection, self.options.reach_s
 
         def ask() -> None:
             try:
-                settings.connection.check_reachable(reach_s)
-                require_job(AdminClient(settings.connection.admin()), settings.job, reach_s)
+                connection.check_reachable(reach_s)
+                require_job(AdminClient(connection.admin()), job, reach_s)
             except (AntdtError, UsageError) as error:
                 click.echo(f"antdt launch: {error}", err=True)
                 sys.exit(int(error.exit_code))
@@ -162,14 +164,15 @@ class Launcher:
 
     def _report(self, worker: Worker, code: int) -> None:
         """Tell the ledger at once: it need not wait until the worker has been silent for long enough."""
-        incarnation, settings = self._incarnation(worker), self.settings
+        incarnation, settings, connection = self._incarnation(worker), self.settings, self.connection
 
         def tell() -> None:
-            producer = Producer(settings.connection.producer(**{"linger.ms": 0}))
+            producer = Producer(connection.producer(**{"linger.ms": 0}))
             request = records.Request(worker.name, incarnation, 0, records.Exited(code, _how(code)), b"")
             payload = codec.encode(auth.sign(request, settings.secret))
-            producer.produce(topics.REQUESTS.name(settings.job), payload, worker.name, 0)
-            producer.flush(REPORT_S)
+            with suppress(KafkaException):  # a hint: the ledger finds out by itself, later
+                producer.produce(topics.REQUESTS.name(settings.job), payload, worker.name, 0)
+                producer.flush(REPORT_S)
 
         # In a child: a client has threads, and a process with threads must not fork the next worker.
         process.in_child(tell).join(REPORT_S + 1)

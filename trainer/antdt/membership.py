@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
 from antdt_schemas import records
 from antdt_schemas.errors import Refused, Unavailable
 
+from antdt.address import ENV_ADVERTISE, can_bind, own_address
 from antdt.allreduce import AllReduce, Generation, GenerationClosed, Rendezvous, store_of
+from antdt.attempts import Attempts
 from antdt.client import Client, ClientOptions, renew
 from antdt.job import AgentOptions
 from antdt.model_files import ModelFiles
@@ -45,7 +48,20 @@ class Membership:
         self.draining, self.departed, self.ended = False, False, False
         self.files = ModelFiles(settings.checkpoints, settings.job, strategy)
         self._rendezvous = Rendezvous(settings.advertise)
+        self._generation_options = replace(options.generation, host=options.generation.host or self._listens_at())
+        self._attempts = Attempts(options.generation.form_patience_s)
         self.client = self._connect(plans)
+
+    def _listens_at(self) -> str:
+        """gloo tells its peers the address that it is bound to, so that has to be one of this machine."""
+        named, route = self.settings.advertise, own_address({}, self.settings.connection.bootstrap)
+        if can_bind(named):
+            return named
+        log.warning(
+            "%s=%s is no address of this machine: members meet there, and exchange gradients at %s",
+            ENV_ADVERTISE, named, route,
+        )  # fmt: skip
+        return route
 
     def _connect(self, plans: Plans) -> Client:
         s = self.settings
@@ -117,15 +133,18 @@ class Membership:
                 session.rank,
                 store_of(first.host, first.port),
                 closed,
-                self.options.generation,
+                self._generation_options,
+                [m.worker for m in grant.members],
             )
             self.generation = generation
             self.client.on_closed = generation.close
             self._adopt(grant, generation)
         except GenerationClosed as error:
-            log.info("%s", error)
+            reason = session.reason if closed() else None
             self.leave()
+            self._not_formed(error, [m.host for m in grant.members], reason)
             return
+        self._attempts.stands()
         self.workers = [m.worker for m in grant.members]
         self.files.written_step = -1  # the event of an earlier file may be lost
         with self.client.changed:
@@ -133,6 +152,21 @@ class Membership:
             pending = [Composition(c.step, c.ranges, b"", c.plan) for c in self.strategy.pending]
             session.begin(pending, self.strategy.lineage)
         log.info("%s is rank %d of %d in generation %d", session.worker, session.rank, len(self.workers), number)
+
+    def _not_formed(self, error: GenerationClosed, hosts: list[str], reason: str | None) -> None:
+        """Say so, and wait a little; reason: why the ledger closed it, None if nobody did.
+
+        Raises:
+            Unavailable: none has formed for too long.
+        """
+        if reason is not None:
+            said = self._attempts.closed(monotonic(), f"{error} {reason or 'The ledger closed it'}.")
+            log.log(logging.WARNING if said else logging.INFO, "%s", said or error)
+            return
+        said, pause_s = self._attempts.failed(monotonic(), str(error), hosts)
+        log.warning("%s", said)
+        asking, over = self.session, (Phase.LOST, Phase.FAILED, Phase.ENDED)
+        self.client.wait(lambda: self.draining or asking.phase in over, pause_s)
 
     def _adopt(self, grant: records.Grant, generation: Generation) -> None:
         """Everybody holds the same state afterwards: the source's, or that of a file."""

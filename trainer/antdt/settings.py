@@ -15,12 +15,15 @@ from antdt_schemas.data_folder import BROKER, data_folder, running
 from antdt_schemas.errors import UsageError
 from antdt_schemas.topics import check_job, check_worker
 
+from antdt.address import own_address
+
 
 @dataclass(frozen=True)
 class Settings:
     """Who this worker is and where its job runs.
 
-    restarts counts earlier lives of the worker; incarnation is new with every process.
+    restarts counts earlier lives of the worker; incarnation is new with every process. advertise: where the other
+    members reach this machine, see `address`.
     """
 
     job: str
@@ -53,6 +56,7 @@ class Settings:
         worker = check_worker(environ.get("ANTDT_WORKER", f"w{rank}"))
         secret = environ.get(auth.ENV_SECRET, "")
         folder = data_folder(environ)
+        connection = Connection.of(_bootstrap(environ, folder), None, environ).named(job, "worker", worker)
         return cls(
             job=check_job(job),
             worker=worker,
@@ -63,8 +67,8 @@ class Settings:
             restarts=restarts,
             node=environ.get("ANTDT_NODE") or socket.gethostname(),
             hardware=environ.get("ANTDT_HARDWARE", ""),
-            advertise=environ.get("ANTDT_ADVERTISE", "127.0.0.1"),
-            connection=Connection.of(_bootstrap(environ, folder), None, environ),
+            advertise=own_address(environ, connection.bootstrap),
+            connection=connection,
             secret=secret.encode() if secret else None,
             checkpoints=Path(environ.get("ANTDT_CHECKPOINTS") or folder / "checkpoints" / job),
         )

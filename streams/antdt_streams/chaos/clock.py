@@ -61,10 +61,12 @@ class Clock:
         write_whole(self.file, f"{shift_s:+d}\n".encode())
         return True
 
-    def of_service(self, command: list[str]) -> list[str]:
-        """The command of a service (`python -m antdt_streams …`) so that it lives by this clock."""
+    def of_service(self, command: list[str], deaf: Path) -> list[str]:
+        """The command of a service (`python -m antdt_streams …`) so that it lives by this clock, and falls deaf when
+        the file `deaf` says so.
+        """
         assert command[1:3] == ["-m", "antdt_streams"], command
-        return [command[0], "-m", "antdt_streams.chaos.shifted", str(self.file), *command[3:]]
+        return [command[0], "-m", "antdt_streams.chaos.shifted", str(self.file), str(deaf), *command[3:]]
 
     def prefix(self) -> list[str]:
         """What the command line of the broker begins with so that it does; empty without the library."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
+from antdt_schemas.deafness import strike
 from antdt_schemas.errors import AntdtError
 
 from antdt_streams.chaos.schedule import STOPS, Fault, Kind
@@ -137,6 +138,8 @@ class Driver:
             return child is not None and world.clocks[child.name].set(fault.shift_s)
         if kind is Kind.WIPE_SERVICE:
             return self._wipe(fault.targets[0])
+        if kind in (Kind.DEAF_SERVICE, Kind.DEAF_WORKER):
+            return self._deafen(fault.targets[0])
         find = world.worker_pid if fault.targets[0].startswith("w") else world.service_pid
         pids = [pid for pid in map(find, fault.targets) if pid is not None]
         if len(pids) < len(fault.targets):
@@ -170,6 +173,14 @@ class Driver:
         else:
             world.broker.stop()
         self._later(fault.for_s, world.start_broker)
+        return True
+
+    def _deafen(self, name: str) -> bool:
+        """For good: a client that heard again later would have missed what came meanwhile."""
+        child = self.world.service(name)
+        if child is None and self.world.worker_pid(name) is None:
+            return False
+        strike(self.world.deaf_file(child.name if child is not None else name))
         return True
 
     def _wipe(self, name: str) -> bool:

@@ -16,7 +16,7 @@ from antdt_schemas.errors import AntdtError, UsageError
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.chaos import clock, judge
 from antdt_streams.chaos.driver import Bounds, Driver
-from antdt_streams.chaos.schedule import BROKER, Fault, Kind, ScheduleOptions, schedule
+from antdt_streams.chaos.schedule import BROKER, STANDBY, Fault, Kind, ScheduleOptions, schedule
 from antdt_streams.chaos.world import LEDGERS, Training, World
 from antdt_streams.supervise import Start, start_process
 
@@ -104,7 +104,7 @@ class Chaos:
         prefix = broker_clock.prefix() if Kind.CLOCK_BROKER in self.profile.schedule.kinds else ()
         with EmbeddedBroker(folder / "kafka", BrokerOptions(prefix=prefix)) as broker:
             # Half of the runs have a hot standby, half live by restarts alone.
-            standby = seed % 2 == 0 or any(f.kind is Kind.KILL_STANDBY for f in faults)
+            standby = seed % 2 == 0 or any(STANDBY in f.targets for f in faults)
             training = replace(self.profile.training, seed=seed, standby=standby)
             world = World(broker, f"chaos-{seed}", folder, training, self.start)
             world.clocks[BROKER] = broker_clock

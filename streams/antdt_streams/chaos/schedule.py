@@ -19,7 +19,9 @@ BROKER = "broker"
 
 
 class Kind(StrEnum):
-    """What can go wrong. `stop` is SIGSTOP with a SIGCONT later, `term` SIGTERM, `kill` SIGKILL."""
+    """What can go wrong. `stop` is SIGSTOP with a SIGCONT later, `term` SIGTERM, `kill` SIGKILL. Who is `deaf` gets no
+    record any more by the clients that it has.
+    """
 
     KILL_WORKER = "kill-worker"
     KILL_WORKERS = "kill-workers"
@@ -40,6 +42,8 @@ class Kind(StrEnum):
     CLOCK_BROKER = "clock-broker"
     CLOCK_SERVICE = "clock-service"
     WIPE_SERVICE = "wipe-service"
+    DEAF_SERVICE = "deaf-service"
+    DEAF_WORKER = "deaf-worker"
 
 
 CLOCK_KINDS = (Kind.CLOCK_BROKER, Kind.CLOCK_SERVICE)
@@ -129,6 +133,8 @@ def _fault(kind: Kind, at_s: float, draw: Random, options: ScheduleOptions) -> F
         targets = ("everybody",)
     elif kind in (Kind.TERM_SERVICE, Kind.CLOCK_SERVICE, Kind.WIPE_SERVICE):
         targets = (draw.choice(SERVICES),)
+    elif kind is Kind.DEAF_SERVICE:
+        targets = (draw.choice((*SERVICES, STANDBY)),)
     else:
         targets = (draw.choice(workers),)
     for_s = 0.0

@@ -1,5 +1,6 @@
-"""Runs `antdt` in a process whose Python has another time of day: `python -m antdt_streams.chaos.shifted FILE ARGS`.
+"""Runs `antdt` in a process that can be struck: `python -m antdt_streams.chaos.shifted FILE DEAF ARGS`.
 
+Its Python has another time of day, and its consumers fall deaf as the file DEAF says (see `antdt_schemas.deafness`).
 FILE holds the offset in seconds and may be written while the process runs. libfaketime, which moves the whole broker,
 will not do here: it does not know the C library's own timed waits, which librdkafka waits by, and with a clock that is
 an hour ahead each of them lasts an hour (measured). So C libraries keep the true time.
@@ -10,6 +11,8 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+
+from antdt_schemas import deafness
 
 CHECK_EVERY_S = 0.2
 
@@ -43,6 +46,7 @@ def install(shift: Shift) -> None:
 
 if __name__ == "__main__":
     install(Shift(Path(sys.argv.pop(1))))
+    deafness.install(Path(sys.argv.pop(1)))
     from antdt_streams.cli.main import main
 
     main(prog_name="antdt")

@@ -59,6 +59,8 @@ class World:
         self.broker, self.job, self.training, self._start = broker, job, training, start
         self.place = Place(broker.connection, True, folder, None)
         self.records, self.logs, self.result = folder / "records", folder / "logs", folder / "result.json"
+        self.deaf = folder / "deaf"
+        self.deaf.mkdir(parents=True, exist_ok=True)
         self.services = (*SERVICES, STANDBY) if training.standby else SERVICES
         self.clocks = {name: clock.Clock(folder / "clocks" / name) for name in self.services}
         self.environ = dict(os.environ) | environment_of(broker.connection, self.place)
@@ -79,7 +81,9 @@ class World:
         self.progress.start()
         for name in self.services:
             extra = ("--patience-ms", str(self.training.patience_ms)) if name in LEDGERS else ()
-            command = self.clocks[name].of_service(service_command(name, self.job, self.place, extra))
+            command = self.clocks[name].of_service(
+                service_command(name, self.job, self.place, extra), self.deaf_file(name)
+            )
             self.supervisor.add(name, command, self.logs / f"{name}.log")
         self.launch()
 
@@ -92,7 +96,7 @@ class World:
         command += ["-m", "antdt.examples.recorded", "--record", str(self.records), "--seed", str(t.seed)]
         command += ["--samples", str(t.samples), "--epochs", str(t.epochs), "--batch-size", str(t.batch_size)]
         command += ["--delay-ms", str(t.delay_ms), "--checkpoint-every", str(t.checkpoint_every)]
-        command += ["--result", str(self.result)]
+        command += ["--result", str(self.result), "--deaf", str(self.deaf)]
         self.logs.mkdir(parents=True, exist_ok=True)
         self.launchers[worker] = self._start(command, self.environ, self.logs / "launcher.log")
 
@@ -156,6 +160,10 @@ class World:
         if child in LEDGERS:
             return ledger_folder(self.place, self.job, "" if child == "ledger" else child)
         return self.place.service_folder(self.job, child)
+
+    def deaf_file(self, name: str) -> Path:
+        """What makes a service, by the name of its process, or a worker fall deaf."""
+        return self.deaf / name
 
     def worker_pid(self, name: str) -> int | None:
         """The process of a worker, known by the log that it writes to."""

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,16 @@ from antdt_schemas.topics import check_job
 
 @dataclass(frozen=True)
 class Place:
-    """Where a command works: the broker, the data folder of this machine, the job's secret."""
+    """Where a command works: the broker, the data folder of this machine, the job's secret.
+
+    config: the file of client properties that a flag named.
+    """
 
     connection: Connection
     named: bool
     data: Path
     secret: bytes | None
+    config: Path | None = None
 
     def service_folder(self, job: str, service: str) -> Path:
         """Local state of one service of one job."""
@@ -48,7 +52,9 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(
         *args: Any, bootstrap_servers: str | None, kafka_config: Path | None, data_dir: Path | None, **rest: Any
     ) -> Any:
-        return command(*args, place=place_of(bootstrap_servers, kafka_config, data_dir), **rest)
+        place = place_of(bootstrap_servers, kafka_config, data_dir)
+        connection = place.connection.named(rest.get("job") or "", "cli")
+        return command(*args, place=replace(place, connection=connection), **rest)
 
     return wrapped
 
@@ -61,7 +67,7 @@ def place_of(bootstrap_servers: str | None, kafka_config: Path | None, data: Pat
         bootstrap_servers = running(folder / BROKER)
     secret = os.environ.get(auth.ENV_SECRET, "")
     connection = Connection.of(bootstrap_servers, kafka_config, os.environ)
-    return Place(connection, named, folder, secret.encode() if secret else None)
+    return Place(connection, named, folder, secret.encode() if secret else None, kafka_config)
 
 
 def job_argument(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from antdt_schemas.connection import ENV_BOOTSTRAP, Connection
+from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE, Connection
 from antdt_schemas.data_folder import BROKER, ENV_DATA, running
 from antdt_schemas.errors import ExitCode, JobTaken
 from antdt_schemas.topics import check_worker
@@ -20,6 +20,7 @@ from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.cli.common import Place, connection_options, job_argument, note
 from antdt_streams.cli.processors import MAIN_INSTANCE
+from antdt_streams.cli.topics import told
 from antdt_streams.runtime.logs import log_to_stderr
 from antdt_streams.supervise import Start, Supervisor, start_process
 
@@ -90,8 +91,9 @@ def start_services(
 
 
 def environment_of(connection: Connection, place: Place) -> dict[str, str]:
-    """What a child needs to find the broker: properties pass through the environment it already has."""
-    return {ENV_BOOTSTRAP: connection.bootstrap, ENV_DATA: str(place.data)}
+    """What a child needs to find the broker; properties of the environment are there already."""
+    named = {ENV_FILE: str(place.config.absolute())} if place.config is not None else {}
+    return {ENV_BOOTSTRAP: connection.bootstrap, ENV_DATA: str(place.data), **named}
 
 
 @click.command(short_help="Start the services of a job, and Kafka if need be.")
@@ -123,11 +125,13 @@ def up(
     data folder, and `--resume` goes on with them.
     """
     stopping = stop_on_signals()
-    with broker_of(place) as connection:
+    with broker_of(place) as found:
+        connection = found.named(job, "cli")
         try:
             topics_admin.create(connection, job, replication=replication, resume=resume)
         except JobTaken as taken:
             raise JobTaken(f"{taken}{_who(connection, job)}") from taken
+        _check_topics(connection, job)
         services = (*SERVICES, STANDBY) if standby else SERVICES
         patience = ("--patience-ms", str(patience_ms))
         supervisor = start_services(job, place, connection, services, policy, {"ledger": patience, STANDBY: patience})
@@ -138,6 +142,14 @@ def up(
         finally:
             note("Stopping …")
             supervisor.stop()
+
+
+def _check_topics(connection: Connection, job: str) -> None:
+    """What makes a log untrue ends the start, with what mends it; the rest is said."""
+    differences = topics_admin.check(connection, job)
+    topics_admin.refuse_fatal(differences, job)
+    for difference in differences:
+        note(f"Mind: {told(difference, job)}")
 
 
 def _who(connection: Connection, job: str) -> str:
@@ -168,7 +180,8 @@ def ledger(job: str, patience_ms: int, standby: bool, instance: str, place: Plac
     log_to_stderr(job, "ledger")
     stopping = stop_on_signals()
     options = LedgerOptions(patience_ms=patience_ms, standby=standby, secret=place.secret)
-    service = Ledger(place.connection, job, ledger_folder(place, job, instance), options)
+    connection = place.connection.named(job, "ledger", instance or MAIN_INSTANCE)
+    service = Ledger(connection, job, ledger_folder(place, job, instance), options)
     service.stopping = stopping
     service.run()
     sys.exit(ExitCode.DRAINED)

@@ -11,9 +11,10 @@ from antdt_schemas import codec
 from antdt_schemas.errors import Undecodable, UsageError
 from antdt_schemas.topics import BY_SUFFIX, TOPICS
 
-from antdt_streams import topics_admin
+from antdt_streams import grants, topics_admin
 from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument
 from antdt_streams.reader import TopicReader
+from antdt_streams.topic_rules import ABSENT, Difference
 
 
 @click.group()
@@ -34,6 +35,19 @@ def create(job: str, replication: int | None, resume: bool, place: Place) -> Non
     place.connection.check_reachable()
     for name in topics_admin.create(place.connection, job, replication=replication, resume=resume):
         click.echo(name)
+
+
+@topics.command()
+@job_argument
+@connection_options
+def grant(job: str, place: Place) -> None:
+    """Grant what the processes of a job need, on a broker that asks who is there.
+
+    To the principals ledger, services (monitor and controller), worker and auditor, with the credentials of somebody
+    who may grant. Granting twice changes nothing.
+    """
+    for line in grants.grant(place.connection, job):
+        click.echo(line)
 
 
 @topics.command("list")
@@ -57,14 +71,28 @@ def list_(job: str | None, as_json: bool, place: Place) -> None:
 
 @topics.command()
 @job_argument
+@click.option("--repair", is_flag=True, help="Set the settings that differ to what they must be.")
 @connection_options
-def check(job: str, place: Place) -> None:
+def check(job: str, repair: bool, place: Place) -> None:
     """Compare a job's topics with what they must be; exit status 1 if something differs."""
-    place.connection.check_reachable()
+    from antdt_streams.ledger.requests import unread
+
+    if repair:
+        for set_now in topics_admin.repair(place.connection, job):
+            click.echo(f"{set_now}: set")
+        return
     differences = topics_admin.check(place.connection, job)
     for difference in differences:
-        click.echo(str(difference))
+        click.echo(f"{'must not be: ' if difference.fatal else ''}{told(difference, job)}")
+    if not any(difference.found == ABSENT for difference in differences) and (said := unread(place.connection, job)):
+        click.echo(said)
     sys.exit(1 if differences else 0)
+
+
+def told(difference: Difference, job: str) -> str:
+    """What differs, what comes of it, and what to do about it."""
+    why = f": {difference.why}" if difference.why else ""
+    return f"{difference}{why}. {difference.mend(job)}"
 
 
 @topics.command()

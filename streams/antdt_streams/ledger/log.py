@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 
 from antdt_schemas import topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import LogTruncated, Unavailable
+from antdt_schemas.denied import WRITE, denied
+from antdt_schemas.errors import LogTruncated, Unavailable, UsageError
 from antdt_schemas.offsets import watermarks
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from antdt_schemas.polling import Place, Reader
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.options import LedgerOptions
 
 
@@ -28,78 +30,93 @@ class LogRecord:
 class Log:
     """The shard log as one writer and reader: appends are acknowledged, reads come in order."""
 
-    def __init__(self, connection: Connection, job: str, options: LedgerOptions) -> None:
-        self.topic, self.options = topics.SHARD_LOG.name(job), options
+    def __init__(
+        self,
+        connection: Connection,
+        job: str,
+        options: LedgerOptions,
+        record_bytes_max: int = topics.RECORD_BYTES_MAX,
+    ) -> None:
+        """record_bytes_max: of an entry, and of whatever else its producer is used for."""
+        self.topic, self.options, self.record_bytes_max = topics.SHARD_LOG.name(job), options, record_bytes_max
         timeout_ms = int(options.append_timeout_s * 1000)
-        self.producer = Producer(connection.producer(**{"linger.ms": 0, "delivery.timeout.ms": timeout_ms}))
-        self.consumer = Consumer(
-            connection.consumer(**{"isolation.level": "read_uncommitted", "enable.partition.eof": True})
+        self.reader, self.place = Reader(connection), Place(self.topic)
+        self.producer = Producer(
+            connection.producer(record_bytes_max, **{"linger.ms": 0, "delivery.timeout.ms": timeout_ms})
         )
         self.leader_epoch: int | None = None
-        self.reached = 0  # all below it was read: entries, and where there are none, as at a transaction's marker
 
     def end(self, timeout_s: float | None = None) -> int:
         """Offset of the next entry that will be written, as the broker has it now."""
-        return watermarks(self.consumer, self.topic, 0, timeout_s or self.options.read_timeout_s)[1]
+        return watermarks(self.reader.consumer, *self.place, timeout_s or self.options.read_timeout_s)[1]
+
+    @property
+    def position(self) -> int:
+        """Offset of the next entry to read; all below it were read, or are none."""
+        return self.reader.position(self.place)
 
     def seek(self, offset: int) -> None:
         """Read on from this offset."""
-        self.reached = offset
-        self.consumer.assign([TopicPartition(self.topic, 0, offset)])
+        self.reader.assign({self.place: offset})
 
     def poll(self, wait_s: float) -> list[LogRecord]:
         """The entries that are there; waits for the first one."""
-        first = self.consumer.poll(wait_s)
-        if first is None:
-            return []
-        good = []
-        for message in (first, *self.consumer.consume(999, 0)):
-            error = message.error()
-            if error is None:
-                record = LogRecord(message.offset() or 0, message.value() or b"", message.leader_epoch() or 0)
-                self.leader_epoch, self.reached = record.leader_epoch, record.offset + 1
-                good.append(record)
-            elif error.code() == KafkaError._PARTITION_EOF:
-                self.reached = max(self.reached, message.offset() or 0)
-            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                raise LogTruncated(f"The range of {self.topic}", "the offset that was read before", error.str())
-        return good
+        return [self._record(message) for message in self.reader.poll(wait_s)]
 
-    def read_to(self, end: int, fold: Fold) -> Iterator[LogRecord]:
-        """Entries from the fold's position up to `end`."""
-        until = monotonic() + self.options.read_timeout_s
-        while max(fold.position.next_offset, self.reached) < end:
-            messages = self.poll(0.1)
-            yield from messages
-            if messages:
-                until = monotonic() + self.options.read_timeout_s
-            elif monotonic() > until:
-                raise Unavailable(f"{self.topic} stopped at offset {fold.position.next_offset} of {end}.")
+    def read_to(self, end: int) -> Iterator[LogRecord]:
+        """Entries from the position up to `end`, and what came with them."""
+        return map(self._record, self.reader.read_to(self.place, end, self.options.read_timeout_s))
+
+    def _record(self, message: Message) -> LogRecord:
+        self.leader_epoch = message.leader_epoch() or 0
+        return LogRecord(message.offset() or 0, message.value() or b"", self.leader_epoch)
 
     def append(self, payload: bytes, after: int) -> int:
         """Write an entry; returns its offset once the broker has acknowledged it. `after`: what was read is below.
 
         Raises:
             Unavailable: no acknowledgement in time; whether it was written shows when the log is read.
+            UsageError: the broker does not let this client write the log.
             LogTruncated: it landed among offsets that were read before.
         """
         box: list[tuple[KafkaError | None, int | None]] = []
-        self.producer.produce(self.topic, payload, partition=0, on_delivery=lambda e, m: box.append((e, m.offset())))
+        try:
+            self.producer.produce(
+                self.topic, payload, partition=0, on_delivery=lambda e, m: box.append((e, m.offset()))
+            )
+        except KafkaException as failure:
+            raise self._unwritten(failure.args[0]) from failure
         until = monotonic() + self.options.append_timeout_s + 5
         while not box:
-            self.producer.poll(0.05)
+            self.serve(0.05)
             if monotonic() > until:
                 raise Unavailable("An entry was not acknowledged in time.")
         error, offset = box[0]
         if error is not None or offset is None:
-            raise Unavailable(f"An entry could not be appended: {error}.")
+            raise self._unwritten(error)
         if offset < after:
             raise LogTruncated(
                 f"The end of {self.topic}", f"at least {after}", offset, "Entries are gone, or it was created again."
             )
         return offset
 
+    def serve(self, wait_s: float) -> None:
+        """Take what the broker has said of what was written.
+
+        Raises:
+            UsageError, Unavailable: the producer has failed for good.
+        """
+        try:
+            self.producer.poll(wait_s)
+        except KafkaException as failure:
+            raise self._unwritten(failure.args[0]) from failure
+
+    def _unwritten(self, error: KafkaError | None) -> UsageError | Unavailable:
+        wrong = denied(error, WRITE, self.topic) if error is not None else None
+        return wrong or Unavailable(f"An entry could not be appended: {error.str() if error else 'no offset'}.")
+
     def close(self) -> None:
         """Hand over what is queued, and end."""
-        self.producer.flush(2)
-        self.consumer.close()
+        with suppress(KafkaException):  # it was said before
+            self.producer.flush(2)
+        self.reader.close()

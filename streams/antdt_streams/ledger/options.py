@@ -13,7 +13,8 @@ class LedgerOptions:
     """Times in seconds unless the name says otherwise.
 
     patience_ms, digest_every: of a job that is founded here; an older one has its own in Genesis. standby: take office
-    only once the log was silent for standby_patience_s, which a leader's heartbeats (every heartbeat_s) prevent.
+    only once the log was silent for standby_patience_s, which a leader's heartbeats (every heartbeat_s) prevent, or
+    requests were left lying for neglect_s while it was not. missing_s: how long a topic may be missing.
     snapshot_every, snapshot_events: entries, and events, between two snapshots at most: they bound what a ledger
     without a folder has to read.
     """
@@ -28,7 +29,9 @@ class LedgerOptions:
     standby: bool = False
     heartbeat_s: float = 0.3
     standby_patience_s: float = 1.0
+    neglect_s: float = 6.0
     identity_every_s: float = 5.0
+    missing_s: float = 15.0
     snapshot_every: int = 20_000
     snapshot_events: int = 50_000
     secret: bytes | None = None

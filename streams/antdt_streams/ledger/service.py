@@ -21,21 +21,28 @@ from time import monotonic
 
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, ForeignState, LogTruncated, Superseded, Unavailable
-from antdt_schemas.offsets import watermarks
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from antdt_schemas.denied import WRITE, denied
+from antdt_schemas.errors import AntdtError, ForeignState, Superseded, Unavailable
+from antdt_schemas.polling import OutOfRange, Recreated
+from confluent_kafka import KafkaException
 
 from antdt_streams import topics_admin
 from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.decide import check_spec
 from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.ledger.core.leader import Cycle, Incoming, InOffice, PoisonRequest
+from antdt_streams.ledger.core.leader import Crowded, Cycle, Incoming, InOffice, PoisonRequest
+from antdt_streams.ledger.core.moved import moved
 from antdt_streams.ledger.core.state import FOLD_VERSION
 from antdt_streams.ledger.log import Log
 from antdt_streams.ledger.options import LedgerOptions, owner
+from antdt_streams.ledger.requests import Neglect, Requests
 from antdt_streams.ledger.snapshots import LedgerSnapshots
 from antdt_streams.ledger.start import Start
 from antdt_streams.ledger.stored import Identity
+from antdt_streams.topics_watch import TopicsWatch
+
+WRITTEN = (topics.SHARD_LOG, topics.REPLIES, topics.DEAD_LETTERS)  # by one producer
+LETTER_BYTES_MAX = 64 << 10
 
 log = logging.getLogger("antdt.ledger")
 
@@ -46,17 +53,23 @@ class Ledger:
     def __init__(self, connection: Connection, job: str, folder: Path, options: LedgerOptions | None = None) -> None:
         self.connection, self.job, self.options = connection, job, options or LedgerOptions()
         self.stopping = threading.Event()
-        self.identity = Identity(job, topics_admin.require(connection, job)[topics.SHARD_LOG.suffix])
+        self.topics = topics_admin.fit(connection, job)
+        self.identity = Identity(job, self.topics.ids[topics.SHARD_LOG.suffix])
         self.cache = Cache(folder, self.identity)
-        self.log = Log(connection, job, self.options)
+        self.log = Log(connection, job, self.options, self.topics.record_bytes_max(*WRITTEN))
         self.snapshots = LedgerSnapshots(
-            connection, self.identity, self.options.snapshot_every, self.options.snapshot_events
+            connection,
+            self.identity,
+            self.options.snapshot_every,
+            self.options.snapshot_events,
+            self.topics.record_bytes_max(topics.SNAPSHOTS),
         )
         self.start = Start(self.log, self.cache, self.snapshots, self.options)
-        self.requests = Consumer(connection.consumer(**{"group.id": f"antdt.{job}.ledger"}))
+        self.requests = Requests(connection, job)
         self.replies, self.dead = topics.REPLIES.name(job), topics.DEAD_LETTERS.name(job)
+        self.topics_watch = TopicsWatch(connection, job, self.options.identity_every_s, self.options.missing_s)
         self.looked = 0  # how often, as a standby, the log seemed silent
-        self._position_at = self._identity_at = self._appended_at = self._void_at = 0.0
+        self._position_at = self._appended_at = self._void_at = 0.0
         self._void_told = 0
 
     def run(self) -> None:
@@ -107,13 +120,23 @@ class Ledger:
     # -- into office
 
     def _await_silence(self, fold: Fold) -> bool:
-        """Follow the log until nothing was written for `standby_patience_s`. False: told to stop."""
+        """Follow the log until nothing was written for `standby_patience_s`, or for `neglect_s` nothing but what takes
+        no request while there are some. False: told to stop.
+        """
         log.info("standing by at offset %d", fold.position.next_offset)
         quiet_at = monotonic()
+        neglect = Neglect.of(self.connection, self.job, self.options.neglect_s)
         while not self.stopping.is_set():
             entries = self.log.poll(self.options.idle_s)
             for entry in entries:
                 fold.read(entry.offset, entry.payload)
+            at = fold.state.requests_next if fold.state is not None else 0
+            if neglect.look(at, monotonic(), wrote=bool(entries)):
+                log.warning(
+                    "event=neglect position=%d end=%d for_s=%.1f reason=%r",
+                    at, neglect.end, neglect.neglected_s, "whoever is in office takes no requests: taking office",
+                )  # fmt: skip
+                return True
             if entries:
                 self.cache.save(fold, self.log.leader_epoch)
                 quiet_at = monotonic()
@@ -128,12 +151,12 @@ class Ledger:
         """A broker that is away silences everybody; only an end that it tells itself counts."""
         self.looked += 1
         try:
-            if self.log.end(self.options.standby_patience_s) > max(fold.position.next_offset, self.log.reached):
+            if self.log.end(self.options.standby_patience_s) > self.log.position:
                 return False
             if fold.genesis is not None:
                 return True
             # A leader of a new job has nothing to write until the first worker asks.
-            return watermarks(self.requests, topics.REQUESTS.name(self.job), 0, self.options.standby_patience_s)[1] > 0
+            return self.requests.look(self.options.standby_patience_s)[2] > 0
         except Unavailable:
             return False
 
@@ -148,13 +171,21 @@ class Ledger:
     def _found(self, fold: Fold) -> None:
         """The log is empty: wait for the first worker that says what is trained on, and write Genesis."""
         log.info("job %s is new: waiting for its first worker", self.job)
-        self.requests.assign([TopicPartition(topics.REQUESTS.name(self.job), 0, 0)])
+        self._begin_requests_at_the_first()
         while not self.stopping.is_set():
-            message = self.requests.poll(self.options.idle_s)
-            spec = self._spec_of(message) if message is not None and message.error() is None else None
+            try:
+                incoming = self.requests.take(self.options.idle_s, 1)
+            except (OutOfRange, Recreated):
+                self._begin_requests_at_the_first()
+                continue
+            spec = self._spec_of(incoming[0].payload) if incoming else None
             if spec is not None:
                 self._begin(fold, spec)
                 return
+
+    def _begin_requests_at_the_first(self) -> None:
+        topic_id, low, _ = self.requests.look()
+        self.requests.begin(topic_id, low)
 
     def _begin(self, fold: Fold, spec: records.JobSpec) -> None:
         genesis = records.Genesis(
@@ -166,14 +197,15 @@ class Ledger:
             auth=auth.NONE if self.options.secret is None else auth.HMAC,
             digest_every=self.options.digest_every,
             patience_ms=self.options.patience_ms,
+            requests_topic=self.requests.topic_id,
         )
         end = self.log.append(codec.encode(records.Entry(genesis)), fold.position.next_offset) + 1
         self.start.fold_to(fold, end)
 
-    def _spec_of(self, message: Message) -> records.JobSpec | None:
+    def _spec_of(self, payload: bytes | None) -> records.JobSpec | None:
         """The spec of a Join that may found the job. What cannot is answered; it is recorded once there is a log."""
         try:
-            request = codec.decode(message.value(), records.Request)
+            request = codec.decode(payload, records.Request)
         except AntdtError:
             return None
         if not isinstance(request.body, records.Join) or not auth.is_authentic(request, self.options.secret):
@@ -183,7 +215,7 @@ class Ledger:
             return request.body.spec
         who = request.worker, request.incarnation, request.number
         self._send(records.Reply(*who, records.Status.REFUSED, wrong, 0, 0, False, (), None))
-        self.log.producer.poll(0)
+        self.log.serve(0)
         return None
 
     def _take_office(self, fold: Fold) -> InOffice:
@@ -202,30 +234,36 @@ class Ledger:
             "in office at offset %d: %d steps committed, requests from %d",
             offset, fold.state.committed, fold.state.requests_next,
         )  # fmt: skip
-        self.requests.assign([TopicPartition(topics.REQUESTS.name(self.job), 0, fold.state.requests_next)])
         self._appended_at = monotonic()
-        return InOffice(fold, self.options.secret)
+        return InOffice(fold, self.options.secret, record_bytes_max=self.log.record_bytes_max)
 
     # -- in office
 
     def _lead(self, office: InOffice) -> None:
-        waiting: list[Incoming] = []
+        self._begin_requests(office)
+        waiting, most = list[Incoming](), self.options.requests_per_cycle_max
         while not self.stopping.is_set():
             if not waiting:
                 waiting = self._take(office)
             if waiting or monotonic() - self._appended_at >= self.options.heartbeat_s:
                 try:
-                    payload, taken = office.propose(waiting)
+                    payload, taken = office.propose(waiting[:most])
                 except PoisonRequest as poison:
                     office = self._without(office, poison)
                     continue
+                except Crowded as crowded:
+                    office, most = self._again(office, {}), crowded.fits
+                    continue
                 self._run_cycle(office, payload)
+                most = self.options.requests_per_cycle_max
                 del waiting[:taken]
             else:
                 self._watch(office)
             self._publish_position(office)
+            if self._requests_are_others():
+                waiting.clear()
+                self._begin_requests(office)
             self._tell_void(office.fold)
-            self._check_identity()
             self.snapshots.offer(office.fold, self.log.leader_epoch)
         if office.fold.doubts:  # whoever comes next cannot know what this leader has seen: its last word ends them
             self._run_cycle(office, office.propose([])[0])
@@ -233,37 +271,40 @@ class Ledger:
     def _without(self, office: InOffice, poison: PoisonRequest) -> InOffice:
         """The office as of the last entry that was read back, with this request to be refused: no crash loop."""
         log.error("event=poison request_offset=%d reason=%r", poison.offset, str(poison), exc_info=poison)
+        assert poison.offset not in office.poisoned, "refusing a request must not fail"
+        return self._again(office, {poison.offset: str(poison)})
+
+    def _again(self, office: InOffice, poisoned: dict[int, str]) -> InOffice:
         fold = self.cache.load()
         self.start.fold_to(fold, office.fold.position.next_offset)
-        assert poison.offset not in office.poisoned, "refusing a request must not fail"
-        again = InOffice(fold, self.options.secret, {**office.poisoned, poison.offset: str(poison)})
+        again = InOffice(fold, self.options.secret, {**office.poisoned, **poisoned}, self.log.record_bytes_max)
         again.patience = office.patience
         return again
 
     def _take(self, office: InOffice) -> list[Incoming]:
-        first = self.requests.poll(self.options.idle_s)
-        if first is None:
+        try:
+            return self.requests.take(self.options.idle_s, self.options.requests_per_cycle_max)
+        except (OutOfRange, Recreated) as error:
+            log.warning("event=requests-moved reason=%r", str(error))
+            self._begin_requests(office)
             return []
-        out, expected = [], office.state.requests_next
-        for message in (first, *self.requests.consume(self.options.requests_per_cycle_max - 1, 0)):
-            error = message.error()
-            if error is None:
-                offset = message.offset() or 0
-                # The broker gave it as the next one from `expected` on: between them there is none, but a transaction's
-                # marker, say. What retention has removed is an error instead, as the position is out of range then.
-                if offset < expected:
-                    raise LogTruncated("The next request", expected, offset)
-                expected = offset + 1
-                out.append(Incoming(offset, message.timestamp()[1], message.value()))
-            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                raise LogTruncated("The range of the requests", f"from {expected}", error.str())
-        return out
+
+    def _begin_requests(self, office: InOffice) -> None:
+        """Go on at what there is: where the log says, or where that is not any more, somewhere else, and record it."""
+        topic_id, low, high = self.requests.look()
+        fact = moved(office.state, office.genesis, topic_id, low, high)
+        if fact is not None:
+            log.warning("event=requests-moved next=%d reason=%r", fact.next, fact.reason)
+            office.poisoned.clear()  # it lay at an offset of what was there before
+            payload, _ = office.propose([], (fact,))
+            self._run_cycle(office, payload)
+        self.requests.begin(topic_id, office.state.requests_next)
 
     def _run_cycle(self, office: InOffice, payload: bytes) -> None:
         end = self.log.append(payload, office.fold.position.next_offset) + 1
         self._appended_at = monotonic()
         cycle: Cycle | None = None
-        for message in self.log.read_to(end, office.fold):
+        for message in self.log.read_to(end):
             cycle = office.read_back(message.offset, message.payload) or cycle
         assert cycle is not None, "an acknowledged entry was not found in the log"
         self.cache.save(office.fold, self.log.leader_epoch)
@@ -271,20 +312,7 @@ class Ledger:
             self._send(office.reply(answer))
         for incoming, reason in cycle.dead:
             self._bury(incoming, reason)
-        self.log.producer.poll(0)
-
-    def _check_identity(self) -> None:
-        """A topic that was created again, or got more partitions, under a running leader is noticed, busy or not."""
-        now = monotonic()
-        if now - self._identity_at < self.options.identity_every_s:
-            return
-        self._identity_at = now
-        try:
-            found = topics_admin.require(self.connection, self.job)[topics.SHARD_LOG.suffix]
-        except Unavailable:
-            return
-        if found != self.identity.topic_id:
-            raise ForeignState(f"The topic id of {self.log.topic}", self.identity.topic_id, found, "It was replaced.")
+        self.log.serve(0)
 
     def _tell_void(self, fold: Fold) -> None:
         """Who else writes into the log should be asked why; what it costs is this line, not more than one a second."""
@@ -293,19 +321,36 @@ class Ledger:
         self._void_at, self._void_told = monotonic(), fold.void_entries
         log.warning("event=void-entries count=%d next_offset=%d", fold.void_entries, fold.position.next_offset)
 
+    def _requests_are_others(self) -> bool:
+        """Whether the topic of the requests was created again. That the log's was, or that a topic is not fit any more,
+        under a running leader is noticed here, too, busy or not.
+        """
+        found = self.topics_watch.look()
+        if found is None:
+            return False
+        now = found.ids[topics.SHARD_LOG.suffix]
+        if now != self.identity.topic_id:
+            raise ForeignState(f"The topic id of {self.log.topic}", self.identity.topic_id, now, "It was replaced.")
+        return found.ids[topics.REQUESTS.suffix] != self.requests.topic_id
+
     def _watch(self, office: InOffice) -> None:
         """Nobody asks: see whether somebody else took office."""
         for message in self.log.poll(0):
             office.read_back(message.offset, message.payload)
 
     def _send(self, reply: records.Reply) -> None:
-        partition = topics.replies_partition(reply.worker)
-        self._produce(self.replies, codec.encode(reply), reply.worker, partition)
+        partition, payload = topics.replies_partition(reply.worker), codec.encode(reply)
+        if len(payload) > self.log.record_bytes_max:
+            reason = f"The answer has {len(payload)} bytes, and {self.replies} takes {self.log.record_bytes_max}."
+            log.error("event=answer-too-large worker=%s reason=%r", reply.worker, reason)
+            who = reply.worker, reply.incarnation, reply.number
+            payload = codec.encode(records.Reply(*who, records.Status.REFUSED, reason, 0, 0, False, (), None))
+        self._produce(self.replies, payload, reply.worker, partition)
 
     def _bury(self, incoming: Incoming, reason: str) -> None:
-        payload = incoming.payload or b""
+        payload, kept = incoming.payload or b"", min(LETTER_BYTES_MAX, self.log.record_bytes_max // 2)
         letter = records.DeadLetter(
-            "ledger", topics.REQUESTS.name(self.job), 0, incoming.offset, reason, payload[: 64 << 10], len(payload)
+            "ledger", topics.REQUESTS.name(self.job), 0, incoming.offset, reason, payload[:kept], len(payload)
         )
         self._produce(self.dead, codec.encode(letter), None, 0)
 
@@ -315,7 +360,10 @@ class Ledger:
             try:
                 self.log.producer.produce(topic, value, key, partition)
             except BufferError:
-                self.log.producer.poll(0.1)
+                self.log.serve(0.1)
+            except KafkaException as error:
+                wrong = denied(error.args[0], WRITE, topic)
+                raise wrong or Unavailable(f"{topic} cannot be written: {error.args[0].str()}.") from error
             else:
                 return
         raise Unavailable(f"{topic} takes no records: the queue stayed full.")
@@ -325,8 +373,4 @@ class Ledger:
         if monotonic() - self._position_at < self.options.position_every_s:
             return
         self._position_at = monotonic()
-        where = TopicPartition(topics.REQUESTS.name(self.job), 0, office.state.requests_next)
-        try:
-            self.requests.commit(offsets=[where], asynchronous=True)
-        except KafkaException:
-            log.debug("the position could not be published")
+        self.requests.publish(office.state.requests_next)

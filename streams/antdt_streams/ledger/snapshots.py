@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Unavailable
+from antdt_schemas.topics import RECORD_BYTES_MAX
 
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.stored import Identity, whole
@@ -20,8 +21,15 @@ log = logging.getLogger("antdt.ledger")
 class LedgerSnapshots:
     """Reads and writes them. A snapshot that cannot be written costs time at some later start, and nothing else."""
 
-    def __init__(self, connection: Connection, identity: Identity, every_entries: int, every_events: int) -> None:
-        self.connection, self.identity = connection, identity
+    def __init__(
+        self,
+        connection: Connection,
+        identity: Identity,
+        every_entries: int,
+        every_events: int,
+        record_bytes_max: int = RECORD_BYTES_MAX,
+    ) -> None:
+        self.connection, self.identity, self.record_bytes_max = connection, identity, record_bytes_max
         self.every_entries, self.every_events = every_entries, every_events
         self._writer: SnapshotWriter | None = None
         self._worker = ThreadPoolExecutor(1, "antdt-snapshot")
@@ -60,7 +68,14 @@ class LedgerSnapshots:
     def _write(self, stored: dict[bytes, bytes], position: int) -> None:
         try:
             if self._writer is None:
-                self._writer = SnapshotWriter(self.connection, self.identity.job, SERVICE, 0, self.newest())
+                self._writer = SnapshotWriter(
+                    self.connection,
+                    self.identity.job,
+                    SERVICE,
+                    0,
+                    self.newest(),
+                    record_bytes_max=self.record_bytes_max,
+                )
             self._writer.write(self.identity.topic_id, position, stored)
         except Unavailable as error:
             log.warning("event=snapshot-not-written reason=%r", str(error))

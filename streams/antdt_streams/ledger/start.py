@@ -59,7 +59,7 @@ class Start:
     def fold_to(self, fold: Fold, end: int) -> None:
         """Read on up to `end`, and save."""
         self.log.seek(fold.position.next_offset)
-        for entry in self.log.read_to(end, fold):
+        for entry in self.log.read_to(end):
             if entry.offset < end:
                 fold.read(entry.offset, entry.payload)
                 if fold.position.next_offset % SAVE_EVERY == 0:
@@ -159,7 +159,7 @@ class Start:
         known = [k for k in map(known_of, stored) if k is not None]
         hashes = {k.next_offset: b"" for k in known}
         self.log.seek(0)
-        for entry in self.log.read_to(end, fold):
+        for entry in self.log.read_to(end):
             if entry.offset < end:
                 fold.read(entry.offset, entry.payload)
                 if fold.position.next_offset in hashes:

@@ -14,7 +14,9 @@ Memory = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """One node as it is now. `seconds_per_sample` is None while unknown; `batch_size` is what it takes a step."""
+    """One node as it is now. `seconds_per_sample` is None while unknown, `rate_error` is its relative standard error;
+    `batch_size` is what it takes a step, `batch_size_max` what it can hold, 0 while that is not known.
+    """
 
     worker: str
     incarnation: str
@@ -27,6 +29,7 @@ class NodeView:
     batch_size: int
     accumulation: int
     persistent_windows: int
+    batch_size_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from types import FrameType
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
+from antdt_schemas.topics import DEAD_LETTERS, SNAPSHOTS
 
 from antdt_streams import topics_admin
 from antdt_streams.runtime.logs import log_to_stderr
@@ -52,15 +53,20 @@ def run_service(
     Logs go to stderr, one line each; the last one says why it ended.
     """
     options = options or RunOptions()
+    connection = connection.named(job, service.name, options.instance or "")
     log_to_stderr(job, service.name)
     # Signals first: importing Faust takes a while, and a stop may come meanwhile.
     with _signals() as asked, _cut_off(options.stop_timeout_s) as cut_off:
         try:
             connection.check_reachable(options.reach_timeout_s)
-            ids = topics_admin.require(connection, job)
+            topics = topics_admin.fit(connection, job)
+            for difference in topics.differences:
+                log.warning("event=topic-differs what=%r mend=%r", str(difference), difference.mend(job))
             with closing(open_or_rebuild(folder / "rows")) as store:
-                identity = Identity(job, ids[service.input.suffix])
-                _run(connection, identity, service, store, options, _Stop(asked, cut_off))
+                written = topics.record_bytes_max(*service.outputs.values(), DEAD_LETTERS)
+                identity = Identity(job, topics.ids[service.input.suffix], written)
+                shelf = TopicShelf(connection, job, service.name, topics.record_bytes_max(SNAPSHOTS))
+                _run(connection, identity, service, store, shelf, options, _Stop(asked, cut_off))
         except Halted as error:
             log.warning("event=stopped reason=%r", str(error))
         except (AntdtError, UsageError) as error:
@@ -77,6 +83,7 @@ def _run(
     identity: Identity,
     service: Service,
     store: RowStore,
+    shelf: TopicShelf,
     options: RunOptions,
     stopping: _Stop,
 ) -> None:
@@ -84,8 +91,7 @@ def _run(
 
     halted = threading.Event()
     membership = Membership(f"antdt.{identity.job}.{service.name}", options.instance, options.session_timeout_ms)
-    sink = KafkaSink(connection, halted)
-    shelf = TopicShelf(connection, identity.job, service.name)
+    sink = KafkaSink(connection, halted, identity.record_bytes_max)
     partitions = Partitions(service, identity, store, sink, shelf, options.policy)
     topic = service.input.name(identity.job)
     source = Source(connection, topic, identity.topic_id, membership, partitions, halted)

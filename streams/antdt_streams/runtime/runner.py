@@ -17,7 +17,7 @@ from typing import Any
 from antdt_schemas import codec
 from antdt_schemas.errors import ForeignState, LogTruncated, Mismatch, Undecodable
 from antdt_schemas.records import Cause, DeadLetter
-from antdt_schemas.topics import DEAD_LETTERS
+from antdt_schemas.topics import DEAD_LETTERS, RECORD_BYTES_MAX
 
 from antdt_streams.rows import Position, decode_row, encode_row
 from antdt_streams.runtime.service import Batch, Raw, Service, Sink, Store
@@ -26,16 +26,18 @@ LAYOUT = 1
 ROWS, POSITION = b"r", b"p"
 PAYLOAD_MAX_BYTES = 64 << 10
 REASON_MAX = 2000
-# Kafka's default limit for a message is 1,048,588 bytes with its headers.
-OUTPUT_MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whose state this is: the job, and Kafka's id of the input topic, new with every topic of that name."""
+    """Whose state this is: the job, and Kafka's id of the input topic, new with every topic of that name.
+
+    record_bytes_max: what the topics of its outputs take.
+    """
 
     job: str
     topic_id: str
+    record_bytes_max: int = RECORD_BYTES_MAX
 
 
 @dataclass(slots=True)
@@ -217,9 +219,10 @@ class Runner:
         except Exception as error:
             what = f"{type(output).__name__} of {self.service.name} cannot be written"
             raise PoisonError(f"The {what}: {type(error).__name__}: {error}") from error
-        if len(value) > OUTPUT_MAX_BYTES:
+        most = self.identity.record_bytes_max
+        if len(value) > most:
             what = f"{type(output).__name__} of {self.service.name} has {len(value)} bytes"
-            raise PoisonError(f"The {what}, more than the {OUTPUT_MAX_BYTES} that a record may have.")
+            raise PoisonError(f"The {what}, more than the {most} that a record may have.")
         return topic.name(self.identity.job), value
 
     # -- repeats: a writer that was restarted writes again what it wrote, with the same causes
@@ -266,7 +269,7 @@ class Runner:
             partition=self.partition,
             offset=offset,
             reason=reason[:REASON_MAX],
-            payload=payload[:PAYLOAD_MAX_BYTES],
+            payload=payload[: min(PAYLOAD_MAX_BYTES, self.identity.record_bytes_max // 2)],
             payload_size=len(payload),
         )
         return DEAD_LETTERS.name(self.identity.job), codec.encode(letter)

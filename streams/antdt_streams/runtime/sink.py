@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
 
 from antdt_schemas.connection import Connection
+from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import AntdtError, Unavailable
+from antdt_schemas.topics import RECORD_BYTES_MAX
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 SLICE_S = 0.1
 HALT_GRACE_S = 1.0
 QUEUE_RECORDS_MAX = 10_000
 QUEUE_KBYTES_MAX = 64 * 1024
-MESSAGE_MAX_BYTES = 1_048_588
 
 log = logging.getLogger("antdt.sink")
 
@@ -28,22 +30,23 @@ class KafkaSink:
     readers take later records and drop the missing one when it comes.
     """
 
-    def __init__(self, connection: Connection, halted: threading.Event) -> None:
+    def __init__(
+        self, connection: Connection, halted: threading.Event, record_bytes_max: int = RECORD_BYTES_MAX
+    ) -> None:
         self._halted = halted
-        self._failure: KafkaError | None = None
+        self._failure: tuple[KafkaError, str] | None = None
         self._producer = Producer(
             connection.producer(
+                record_bytes_max,
                 enable_idempotence=True,
                 acks="all",
                 # A broker that is away is waited for; whoever restarts this process begins where the state is.
                 message_timeout_ms=0,
                 linger_ms=5,
-                message_max_bytes=MESSAGE_MAX_BYTES,
                 # A topic that is gone is told after 30 s by default, for brokers that are slow to create one.
                 topic_metadata_propagation_max_ms=5000,
                 queue_buffering_max_messages=QUEUE_RECORDS_MAX,
                 queue_buffering_max_kbytes=QUEUE_KBYTES_MAX,
-                error_cb=self._on_error,
             )
         )
 
@@ -51,6 +54,7 @@ class KafkaSink:
         """Queue one record; waits while the queue is full.
 
         Raises:
+            UsageError: the broker does not let this client write there.
             Unavailable: an earlier record, or this one, cannot be delivered.
             Halted: the process is to stop.
         """
@@ -61,11 +65,18 @@ class KafkaSink:
                 break
             except BufferError:
                 patience.check()
-                self._producer.poll(SLICE_S)
+                self._serve(SLICE_S)
                 self._check()
             except KafkaException as error:
-                raise Unavailable(f"A record for {topic} cannot be written: {error.args[0].str()}.") from error
-        self._producer.poll(0)
+                wrong = denied(error.args[0], WRITE, topic)
+                raise wrong or Unavailable(f"A record for {topic} cannot be written: {error.args[0].str()}.") from error
+        self._serve(0)
+
+    def _serve(self, wait_s: float) -> None:
+        try:
+            self._producer.poll(wait_s)
+        except KafkaException as error:
+            self._failure = self._failure or (error.args[0], "its output topics")
 
     def flush(self) -> None:
         """Wait until everything is acknowledged.
@@ -75,27 +86,28 @@ class KafkaSink:
             Halted: the process is to stop, and the broker does not answer.
         """
         patience = _Patience(self._halted)
-        while self._producer.flush(SLICE_S):
-            self._check()
-            patience.check()
+        try:
+            while self._producer.flush(SLICE_S):
+                self._check()
+                patience.check()
+        except KafkaException as error:
+            self._failure = self._failure or (error.args[0], "its output topics")
         self._check()
 
     def close(self) -> None:
         """Give up what is not acknowledged."""
-        self._producer.purge()
-        self._producer.flush(SLICE_S)
+        with suppress(KafkaException):  # it was said before
+            self._producer.purge()
+            self._producer.flush(SLICE_S)
 
     def _check(self) -> None:
         if self._failure is not None:
-            raise Unavailable(f"An output cannot be written: {self._failure.str()}.")
+            error, topic = self._failure
+            raise denied(error, WRITE, topic) or Unavailable(f"An output cannot be written: {error.str()}.")
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is not None and self._failure is None:
-            self._failure = error
-
-    def _on_error(self, error: KafkaError) -> None:
-        if error.fatal():
-            self._failure = error
+            self._failure = error, message.topic() or "a topic"
 
 
 class _Patience:

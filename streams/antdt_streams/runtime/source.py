@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ForeignState, LogTruncated, Superseded, Unavailable, UnknownJob, UsageError
+from antdt_schemas.hearing import AskedBroker, Watch
+from antdt_schemas.polling import Place, fetch, new_consumer, retire, sort_out
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -27,6 +29,8 @@ COMMIT_EVERY_S = 2.0
 CHECK_EVERY_S = 0.5
 ASK_TIMEOUT_S = 10.0
 LEAVE_TIMEOUT_S = 1.0
+RETIRE_S = 2.0
+GONE_S = 1.5
 HEARTBEAT_MS = 500
 SESSION_TIMEOUT_MS = 6_000
 NAMED_SESSION_TIMEOUT_MS = 30_000
@@ -37,8 +41,8 @@ NAMED_SESSION_TIMEOUT_MS = 30_000
 POLL_BEYOND_SESSION_MS = 15_000
 GONE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
 FENCED = (KafkaError.FENCED_INSTANCE_ID, KafkaError._FENCED, KafkaError._FATAL)
-# The end of a partition; and a member that was too slow: what it has is taken from it by `on_lost`.
-HARMLESS = (KafkaError._PARTITION_EOF, KafkaError._MAX_POLL_EXCEEDED)
+# A member that was too slow: what it has is taken from it by `on_lost`.
+HARMLESS = (KafkaError._MAX_POLL_EXCEEDED,)
 
 log = logging.getLogger("antdt.source")
 
@@ -97,7 +101,10 @@ class Owner(Protocol):
 
 
 class Source:
-    """One consumer; `read` is its whole life, in one thread."""
+    """One consumer at a time; `read` is its whole life, in one thread.
+
+    One that fell deaf is replaced: it leaves, and another one joins in its place.
+    """
 
     def __init__(
         self,
@@ -109,12 +116,13 @@ class Source:
         halted: threading.Event,
     ) -> None:
         self.topic, self.topic_id, self.membership, self.owner, self.halted = topic, topic_id, membership, owner, halted
-        settings = connection.consumer(**membership.settings(), error_cb=self._on_error)
-        self._consumer = Consumer({**settings, "on_commit": self._on_commit})
-        self._admin = AdminClient(connection.admin())
+        self._connection, self._admin = connection, AdminClient(connection.admin())
+        self._watch = Watch(AskedBroker(connection), ids={topic: topic_id})
+        self._consumer = self._new_consumer()
         self._assignments, self._assigned = 0, dict[int, int]()
         self._received = dict[int, int]()  # of each partition: the offset behind the last record that came
         self._failure: Exception | None = None
+        self._doubtful = False
         self._away = False
         self._copied: dict[int, int] = {}
         self._copied_at_s = self._checked_at_s = 0.0
@@ -129,17 +137,17 @@ class Source:
             Superseded: another process goes by the name of this instance.
             Unavailable: the broker refuses to serve it.
         """
-        self._consumer.subscribe(
-            [self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-        )
+        self._join()
         try:
             while not self.halted.is_set():
                 batches = list(self._batches())
-                if batches and not self._is_same_topic():
+                if (batches or self._doubtful) and not self._is_same_topic():
                     break
                 if not all(put(batch) for batch in batches):
                     break
                 self._copy_offsets(idle=not batches)
+                if self._watch.look(time.monotonic()):
+                    self._replace()
         finally:
             self._leave()
 
@@ -149,13 +157,49 @@ class Source:
 
     # -- the group
 
+    def _new_consumer(self) -> Consumer:
+        """A client that tells nobody anything any more once another one has taken its place."""
+        settings = self._connection.consumer(**self.membership.settings(), enable_partition_eof=True)
+        made: list[Consumer] = []
+
+        def of_mine(what: Callable[[], None]) -> None:
+            if not made or made[0] is self._consumer:
+                what()
+
+        made.append(
+            new_consumer(
+                settings
+                | {
+                    "error_cb": lambda error: of_mine(lambda: self._on_error(error)),
+                    "on_commit": lambda error, at: of_mine(lambda: self._on_commit(error, at)),
+                }
+            )
+        )
+        return made[0]
+
+    def _join(self) -> None:
+        self._consumer.subscribe(
+            [self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    def _replace(self) -> None:
+        """A named member that only closes keeps what it has, and the next one goes on with it."""
+        deaf = self._consumer
+        self._end(list(self._assigned), lost=False)
+        self._consumer = self._new_consumer()
+        retire(deaf, RETIRE_S)
+        self._join()
+
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """An exception in here would reach nobody: `_poll` raises it."""
+        if consumer is not self._consumer:
+            return
         try:
             for at in partitions:
                 self._assignments += 1
                 at.offset = self.owner.begin(at.partition, self._assignments, self._bounds(at.partition))
                 self._assigned[at.partition] = self._assignments
+                self._watch.begin(Place(self.topic, at.partition), at.offset)
                 self._received[at.partition] = at.offset
             consumer.incremental_assign(partitions)
         except Exception as error:  # noqa: BLE001  raised by _poll
@@ -164,14 +208,17 @@ class Source:
             log.info("event=standing-by topic=%s", self.topic)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._end([at.partition for at in partitions], lost=False)
+        if consumer is self._consumer:
+            self._end([at.partition for at in partitions], lost=False)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._end([at.partition for at in partitions], lost=True)
+        if consumer is self._consumer:
+            self._end([at.partition for at in partitions], lost=True)
 
     def _end(self, partitions: list[int], lost: bool) -> None:
         for partition in partitions:
             self._assigned.pop(partition, None)
+            self._watch.end(Place(self.topic, partition))
         try:
             if not lost:
                 self._copy_offsets(idle=True)
@@ -208,23 +255,20 @@ class Source:
     # -- records
 
     def _poll(self) -> Iterator[Message]:
-        """What is there; waits a little for the first. `consume(n, t)` would wait the whole t for n messages."""
-        first = self._consumer.poll(POLL_S)
-        before = dict(self._assigned)
-        rest = self._consumer.consume(BATCH_RECORDS_MAX - 1, 0) if first is not None else []
+        """What is there; waits a little for the first."""
+        messages = fetch(self._consumer, POLL_S, BATCH_RECORDS_MAX, lambda: dict(self._assigned), self._dropped)
         if self._failure is not None:
             raise self._failure
-        # A rebalance between the two: the client drops what was fetched before it, but cannot take back the first.
-        messages = [first, *rest] if first is not None and before == self._assigned else rest
-        if first is not None and messages is rest and not first.error():
-            partition = first.partition() or 0
-            if before.get(partition) == self._assigned.get(partition):  # it does not begin anew
-                self._received[partition] = (first.offset() or 0) + 1
-        for message in messages:
-            if message.error():
-                self._check(message)
-            elif message.partition() in self._assigned:
-                yield message
+        good, failure = sort_out(self._watch, messages, self._failure_of)
+        if failure is not None:
+            raise failure
+        yield from (message for message in good if message.partition() in self._assigned)
+
+    def _dropped(self, first: Message, before: Mapping[int, int]) -> None:
+        """A record that nobody will process: one of a partition that does not begin anew is missing from here on."""
+        partition = first.partition() or 0
+        if not first.error() and before.get(partition) == self._assigned.get(partition):
+            self._received[partition] = (first.offset() or 0) + 1
 
     def _batches(self) -> Iterator[Batch]:
         open_runs: dict[int, tuple[Batch, list[Raw]]] = {}
@@ -250,20 +294,23 @@ class Source:
         (seen with a consumer that was suspended). What was fetched before a look at the id is sure; under constant load
         there is one every CHECK_EVERY_S.
         """
-        while time.monotonic() - self._checked_at_s >= CHECK_EVERY_S:
+        gone_at_s: float | None = None
+        while self._doubtful or time.monotonic() - self._checked_at_s >= CHECK_EVERY_S:
             asked_at_s = time.monotonic()
             try:
                 asked = self._admin.describe_topics(TopicCollection([self.topic]), request_timeout=ASK_TIMEOUT_S)
                 found = str(asked[self.topic].result(ASK_TIMEOUT_S).topic_id)
             except (KafkaException, TimeoutError) as error:
                 if isinstance(error, KafkaException) and error.args[0].code() in GONE:
-                    raise self._gone() from error
+                    gone_at_s = gone_at_s or asked_at_s
+                    if asked_at_s - gone_at_s >= GONE_S:  # a broker that starts may not know it yet
+                        raise self._gone() from error
                 if self.halted.wait(POLL_S):
                     return False
                 continue
             if found != self.topic_id:
                 raise ForeignState(f"The topic_id of {self.topic}", self.topic_id, found, "It was created again.")
-            self._checked_at_s = asked_at_s
+            self._checked_at_s, self._doubtful = asked_at_s, False
         return True
 
     # -- errors
@@ -271,23 +318,22 @@ class Source:
     def _gone(self) -> UnknownJob:
         return UnknownJob(f"The topic {self.topic} is gone.", "Somebody has deleted the job.")
 
-    def _check(self, message: Message) -> None:
-        error = message.error()
-        assert error is not None
+    def _failure_of(self, place: Place, error: KafkaError) -> Exception | None:
         if error.code() in HARMLESS:
-            return
+            return None
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
-            raise self._out_of_range(message.partition() or 0, error)
+            return self._out_of_range(place.partition, error)
         if error.code() in GONE:
-            raise self._gone()
+            self._doubtful = True  # it is asked about
+            return None
         if error.code() in FENCED:
-            raise self._fenced()
+            return self._fenced()
         if error.code() == KafkaError.INVALID_SESSION_TIMEOUT:
-            raise UsageError("The broker refuses this session timeout: its group.min.session.timeout.ms is larger.")
+            return UsageError("The broker refuses this session timeout: its group.min.session.timeout.ms is larger.")
         if error.retriable():
             log.warning("event=broker-error topic=%s reason=%r", self.topic, error.str())
-            return
-        raise Unavailable(f"{self.topic} cannot be read: {error.str()}.")
+            return None
+        return Unavailable(f"{self.topic} cannot be read: {error.str()}.")
 
     def _fenced(self) -> Superseded:
         who = f"instance {self.membership.instance} of {self.membership.group}"

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from antdt.allreduce.composition import Composition, Range, ReplicasDiffer, Row
-from antdt.allreduce.rendezvous import Generation, GenerationClosed, GenerationOptions, Rendezvous, store_of
+from antdt.allreduce.rendezvous import (
+    Generation,
+    GenerationClosed,
+    GenerationOptions,
+    NotFormed,
+    Rendezvous,
+    store_of,
+)
 from antdt.allreduce.strategy import AllReduce, AllReduceOptions, StepResult, Timings
 
 __all__ = [
@@ -13,6 +20,7 @@ __all__ = [
     "Generation",
     "GenerationClosed",
     "GenerationOptions",
+    "NotFormed",
     "Range",
     "Rendezvous",
     "ReplicasDiffer",

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,11 +21,12 @@ from antdt_schemas.errors import AntdtError, UsageError
 from torch.distributed import ProcessGroupGloo, ReduceOp, TCPStore
 
 from antdt.allreduce.groups import Groups, sweep
-from antdt.allreduce.sockets import Address, connections, listen, shut
+from antdt.allreduce.sockets import Address, connections, listen, shut, unreachable
 from antdt.allreduce.store import GroupStore, StoreClient, StoreServer
 
 POLL_S = 0.002
-CONNECT_ATTEMPT_S = 1.0
+PROBE_S = 1.0
+LOOPBACK = "127.0.0.1"
 NCCL_ERRORS = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 
 
@@ -33,17 +34,26 @@ class GenerationClosed(AntdtError):
     """The generation is over, or never formed: abort the step, leave, claim, wait for the next grant."""
 
 
+class NotFormed(GenerationClosed):
+    """Nobody has closed the generation, yet it does not stand: somebody could not be reached, and the message says who
+    and where.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """backend: of the gradients; "nccl" needs one CUDA device per member. host: own address, as peers reach it.
+    """backend: of the gradients; "nccl" needs one CUDA device per member. host: own address for the connections of the
+    collectives, as peers reach it; empty: that of this process's store.
 
     op_timeout_s is the last resort only: a hung member is found by its heartbeat, and a shorter limit would end members
     that are merely slow. leave_timeout_s: how long to wait for operations to end once the generation is closed.
+    form_timeout_s bounds one attempt to form, form_patience_s all attempts in a row.
     """
 
     backend: Literal["gloo", "nccl"] = "gloo"
-    host: str = "127.0.0.1"
+    host: str = ""
     form_timeout_s: float = 5.0
+    form_patience_s: float = 120.0
     op_timeout_s: float = 1800.0
     leave_timeout_s: float = 0.05
 
@@ -51,7 +61,7 @@ class GenerationOptions:
 class Rendezvous:
     """This process's own store, made once: its address goes into the claim, and the first member's is used by all."""
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
+    def __init__(self, host: str = LOOPBACK) -> None:
         """host: this machine's address, as the other members reach it."""
         self._server = StoreServer(host)
         self.host, self.port = host, int(self._server.server_address[1])
@@ -90,13 +100,16 @@ class Generation:
         store: StoreAddress | None,
         closed: Callable[[], bool],
         options: GenerationOptions | None = None,
+        names: Sequence[str] = (),
     ) -> None:
-        """Returns when the groups stand. closed: has the ledger closed it? Asked often, from this thread.
+        """Returns when the groups stand. closed: has the ledger closed it? Asked often, from this thread. names: of the
+        members in rank order, for people.
 
-        Raises GenerationClosed when it closed or did not form within `form_timeout_s`.
+        Raises GenerationClosed when it closed, NotFormed when it did not form within `form_timeout_s`.
         """
         assert 0 <= rank < world, (rank, world)
         self.number, self.world, self.rank = number, world, rank
+        self.names = tuple(names) or tuple(f"rank {member}" for member in range(world))
         self.options = options or GenerationOptions()
         self._told, self._over = closed, threading.Event()
         self._groups = Groups(None, None, False, [])
@@ -112,11 +125,14 @@ class Generation:
         forming = _Forming(self, store)
         forming.start()
         while not forming.done.wait(POLL_S):
-            if self.is_closed or time.monotonic() > forming.until:
+            late = time.monotonic() > forming.until
+            if self.is_closed or late:
                 forming.abandon()
-                raise GenerationClosed(f"Generation {self.number} closed or did not form in time.")
+                self.check()
+                raise NotFormed(f"Generation {self.number} did not form: {forming.why()}.")
         if forming.groups is None:
-            raise GenerationClosed(f"Generation {self.number} did not form: {forming.failure}") from forming.failure
+            self.check()
+            raise NotFormed(f"Generation {self.number} did not form: {forming.why()}.") from forming.failure
         return forming.groups
 
     @property
@@ -191,14 +207,20 @@ class _Forming(threading.Thread):
     def __init__(self, generation: Generation, address: StoreAddress) -> None:
         super().__init__(name=f"antdt-generation-{generation.number}", daemon=True)
         self.number, self.world, self.rank = generation.number, generation.world, generation.rank
-        self.options, self.address = generation.options, address
+        self.options, self.address, self.names = generation.options, address, generation.names
+        self.host = self.options.host or LOOPBACK
         self.until = time.monotonic() + self.options.form_timeout_s
         self.done = threading.Event()
         self.client: StoreClient | None = None
         self.groups: Groups | None = None
         self.failure: Exception | None = None
         self.listener: Address = ("", 0)
-        self.peers: set[Address] = set()
+        self.met: dict[int, Address] = {}
+
+    @property
+    def peers(self) -> set[Address]:
+        """Where the other members listen, as far as they have come."""
+        return {where for rank, where in list(self.met.items()) if rank != self.rank}
 
     def run(self) -> None:
         try:
@@ -212,22 +234,39 @@ class _Forming(threading.Thread):
 
     def _build(self) -> Groups:
         self.client = client = StoreClient(self.address.host, self.address.port, self.number, self.until)
-        device, self.listener = listen(self.options.host)
+        device, self.listener = listen(self.host)
         self._meet(client)
         nccl = self.options.backend == "nccl"
         ctl = self._gloo(GroupStore(client, "ctl"), device)
         data = self._nccl(client) if nccl else self._gloo(GroupStore(client, "data"), device)
         found = connections({self.listener}, self.peers)
         needed = (self.world - 1) * (1 if nccl else 2)
-        assert len(found) >= needed, "a connection that cannot be ended would hang a member"
+        if len(found) < needed:  # abandoned meanwhile, or a member is gone: one that cannot be ended would hang another
+            shut(found, socket.SHUT_RDWR)
+            raise OSError(f"{len(found)} of {needed} connections were found")
         return Groups(ctl, data, nccl, found)
 
     def _meet(self, client: StoreClient) -> None:
         client.set(f"here/{self.rank}", "{} {}".format(*self.listener).encode())
         for rank in range(self.world):
             host, _, port = client.get(f"here/{rank}").decode().rpartition(" ")
-            if rank != self.rank:
-                self.peers.add((host, int(port)))
+            self.met[rank] = (host, int(port))
+
+    def why(self) -> str:
+        """What held it up: whose address could not be reached, or who did not come. Takes a second at most."""
+        store = f"the store of {self.names[0]} at {_shown(self.address.host, self.address.port)}"
+        if self.client is None:
+            return f"{store} could not be reached ({_brief(self.failure) if self.failure else 'no answer'})"
+        missing = [self.names[rank] for rank in range(self.world) if rank not in self.met]
+        if missing:
+            lost = f" ({_brief(self.failure)})" if self.failure else ""
+            return f"{', '.join(missing)} did not come to {store} within {self.options.form_timeout_s:g} s{lost}"
+        others = {rank: where for rank, where in self.met.items() if rank != self.rank}
+        deaf = [
+            f"{self.names[rank]} at {_shown(*others[rank])} could not be reached ({reason})"
+            for rank, reason in unreachable(others, PROBE_S).items()
+        ]
+        return "; ".join(deaf) or (_brief(self.failure) if self.failure else "somebody could not reach somebody else")
 
     def _gloo(self, store: Any, device: Any) -> Any:
         options = ProcessGroupGloo._Options()
@@ -245,8 +284,8 @@ class _Forming(threading.Thread):
 
         timeout = timedelta(seconds=self.options.form_timeout_s)
         if self.rank == 0:
-            store = TCPStore(self.options.host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-            client.set("nccl/0", f"{self.options.host} {store.port}".encode())
+            store = TCPStore(self.host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+            client.set("nccl/0", f"{self.host} {store.port}".encode())
         else:
             host, _, port = client.get("nccl/0").decode().rpartition(" ")
             store = TCPStore(host, int(port), is_master=False, timeout=timeout)
@@ -266,4 +305,8 @@ class _Forming(threading.Thread):
 
 
 def _brief(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

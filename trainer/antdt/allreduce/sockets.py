@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import selectors
 import socket
 import stat
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -62,6 +65,38 @@ def connections(listeners: set[Address], peers: set[Address]) -> list[socket.soc
                 if os.fstat(copy.fileno()).st_ino == inode:
                     copies.append(copy)
     return copies
+
+
+def unreachable(addresses: Mapping[int, Address], timeout_s: float) -> dict[int, str]:
+    """Those that take no connection within `timeout_s`, all of them asked at once, and why."""
+    found, asked = dict[int, str](), selectors.DefaultSelector()
+    for number, (host, port) in addresses.items():
+        try:
+            family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            probe = socket.socket(family, kind, protocol)
+        except OSError as error:
+            found[number] = str(error)
+            continue
+        probe.setblocking(False)
+        code = probe.connect_ex(where)
+        if code in (0, errno.EINPROGRESS):
+            asked.register(probe, selectors.EVENT_WRITE, number)
+        else:
+            found[number] = os.strerror(code)
+            probe.close()
+    until = time.monotonic() + timeout_s
+    while asked.get_map() and time.monotonic() < until:
+        for key, _ in asked.select(max(0.0, until - time.monotonic())):
+            code = key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # type: ignore[union-attr]
+            if code:
+                found[key.data] = os.strerror(code)
+            asked.unregister(key.fileobj)
+            key.fileobj.close()  # type: ignore[union-attr]
+    for key in list(asked.get_map().values()):
+        found[key.data] = f"no answer within {timeout_s:g} s"
+        key.fileobj.close()  # type: ignore[union-attr]
+    asked.close()
+    return dict(sorted(found.items()))
 
 
 def shut(copies: Iterable[socket.socket], how: int) -> None:

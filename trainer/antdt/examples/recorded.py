@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from antdt_schemas import deafness
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
@@ -66,8 +67,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pending-max", type=int, default=4096, help="steps that may await their commit")
     parser.add_argument("--num-workers", type=int, default=0, help="data processes; 0: whole batches of tensors")
     parser.add_argument("--result", type=Path, help="JSON file with the accuracy")
+    parser.add_argument("--deaf", type=Path, help="folder of files by which workers fall deaf")
     options = parser.parse_args(argv)
 
+    worker = os.environ.get("ANTDT_WORKER", "w0")
+    if options.deaf is not None:
+        deafness.install(options.deaf / worker)
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     train, test = load("digits")
@@ -90,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
             allreduce=AllReduceOptions(pending_max=options.pending_max),
         ),
     )
-    record = Record(options.record, os.environ.get("ANTDT_WORKER", "w0"))
+    record = Record(options.record, worker)
     for images, labels, numbers in agent:
         time.sleep(options.delay_ms / 1000 * len(labels))
         record.write(step=agent.step_number + 1, samples=numbers.tolist())

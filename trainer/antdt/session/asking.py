@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from antdt_schemas import records
 
+COMMIT_NUMBERS_MAX = 20_000
 ASKED_MAX = 64  # numbers of unanswered questions that are remembered
 
 
@@ -19,7 +20,7 @@ class SessionOptions:
 
     What is not answered is asked again after retry_s, then ever later up to retry_max_s. Samples are leased ahead for
     prefetch_s, and again when half of them are left, so that training outlasts a broker that is away for half a minute;
-    for prefetch_steps while the own speed is not known.
+    for prefetch_steps while the own speed is not known. commit_numbers_max: of all ranges in one request.
     """
 
     retry_s: float = 0.5
@@ -34,6 +35,7 @@ class SessionOptions:
     prefetch_samples_max: int = 1 << 20
     rate_every_s: float = 0.25
     answer_s: float = 0.1
+    commit_numbers_max: int = COMMIT_NUMBERS_MAX
 
 
 @dataclass(slots=True)

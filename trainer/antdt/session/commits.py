@@ -15,8 +15,6 @@ from antdt_schemas.records import Status
 
 from antdt.session.asking import ASKED_MAX, Due, Outbox, SessionOptions
 
-NUMBERS_A_COMMIT_MAX = 20_000
-
 
 @dataclass(frozen=True, slots=True)
 class Composition:
@@ -97,7 +95,7 @@ class Commits:
 
     def _fitting(self, ready: list[Composition]) -> list[Composition]:
         """As many as one request holds."""
-        room, chosen = NUMBERS_A_COMMIT_MAX, list[Composition]()
+        room, chosen = self.options.commit_numbers_max, list[Composition]()
         for c in ready[: self.options.commit_steps_max]:
             if chosen and room < len(c.ranges):
                 break

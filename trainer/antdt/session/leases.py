@@ -14,7 +14,6 @@ from antdt_schemas.records import Status
 
 from antdt.session.asking import ASKED_MAX, Due, Outbox, SessionOptions
 
-RELEASES_KEPT = 1024
 STEPS_UNCOMMITTED = 3  # the one at hand, the one that it proves, and the one whose commit is on its way
 
 
@@ -51,8 +50,9 @@ class Leases:
         self._by_lease: dict[int, Held] = {}
         self._newest_lease, self._asked = 0, set[int]()
         self._due, self._waiting, self.answered = Due(), False, False
-        self._released: dict[int, tuple[int, Due]] = {}
-        self._release_numbers: deque[int] = deque(maxlen=RELEASES_KEPT)
+        # What goes back, lease and token; and by the number of a request, which of it that named.
+        self._released: dict[int, int] = {}
+        self._releasing, self._offered = Due(), dict[int, tuple[int, ...]]()
 
     def take(self, samples: int, ranges_max: int) -> list[tuple[int, int, int, int, int]]:
         """Take at most `samples` from the front: (lease, token, epoch, start, length), at most `ranges_max` of them."""
@@ -95,13 +95,14 @@ class Leases:
             self.held.pop()
             del self._by_lease[last.lease]
             self.untaken -= last.length
-            self._released[last.lease] = (last.token, Due())
+            self._released[last.lease] = last.token
 
     def drop(self) -> None:
         """Leases end with their generation."""
         self.held.clear()
         self._by_lease.clear()
         self._released.clear()
+        self._releasing, self._offered = Due(), {}
         self.untaken = 0
 
     def begin(self) -> None:
@@ -128,12 +129,16 @@ class Leases:
             self._due.answered()
 
     def is_release(self, reply: records.Reply) -> bool:
-        """Whether this only says what became of a release. One that is refused has been carried out before."""
-        for lease, (_, due) in self._released.items():
-            if due.number == reply.number >= 0 and reply.status in (Status.OK, Status.REFUSED):
-                del self._released[lease]
-                return True
-        return reply.status is Status.REFUSED and reply.number in self._release_numbers
+        """Whether this says that leases went back, now or when an earlier request named them, too."""
+        offered = self._offered.get(reply.number)
+        if offered is None or reply.status is not Status.OK:
+            return False
+        self._offered = {number: leases for number, leases in self._offered.items() if number > reply.number}
+        for lease in offered:
+            self._released.pop(lease, None)
+        if reply.number == self._releasing.number:
+            self._releasing.answered()
+        return True
 
     def _merge(self, flat: tuple[int, ...]) -> bool:
         """The whole list of what we hold uncommitted: new ones are appended, the others' fronts move.
@@ -172,10 +177,15 @@ class Leases:
             self._taken, self._taken_since_s = 0, now_s
 
     def release(self, now_s: float, generation: int, outbox: Outbox) -> None:
-        """Give back what was chosen for it, until that is answered."""
-        for lease, (token, due) in self._released.items():
-            if now_s - due.at_s >= due.pause_s(self.options):
-                self._release_numbers.append(outbox.post(records.Release(generation, lease, token), due, now_s))
+        """Give back what was chosen for it, all of it in one request, until that is answered."""
+        due = self._releasing
+        if not self._released or (due.tries and now_s - due.at_s < due.pause_s(self.options)):
+            return
+        (lease, token), *more = self._released.items()
+        body = records.Release(generation, lease, token, tuple(number for pair in more for number in pair))
+        self._offered[outbox.post(body, due, now_s)] = tuple(self._released)
+        if len(self._offered) > ASKED_MAX:
+            del self._offered[min(self._offered)]
 
     def ask(self, now_s: float, generation: int, outbox: Outbox) -> None:
         """Ask for more where half of what should be held is left."""

@@ -9,7 +9,7 @@ are chosen (`leases`), which steps may be reported (`commits`), or which answers
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from antdt_schemas import records
@@ -72,6 +72,11 @@ class Session:
         self._claim, self._commits = _Claim(), Commits(self.options)
         self._join, self._beat = Due(), Due()
         self._void = False
+
+    def limit_commits(self, numbers_max: int) -> None:
+        """No request names more numbers of ranges than this: what the topics take."""
+        if numbers_max < self.options.commit_numbers_max:
+            self.options = self._commits.options = replace(self.options, commit_numbers_max=numbers_max)
 
     # -- what the training side asks and says
 

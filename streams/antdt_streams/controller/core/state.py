@@ -123,6 +123,7 @@ class ControllerState:
             batch_size=planned.batch_size if planned and in_effect else node.batch_size,
             accumulation=planned.accumulation if planned else 1,
             persistent_windows=node.persistent_windows,
+            batch_size_max=node.batch_size_max,
         )
 
     def _issue(self, proposal: Proposal, index: int, record: Measurement, position: Position, now_ms: int) -> Decision:

@@ -25,7 +25,7 @@ from antdt_schemas import lineage, records
 from antdt_schemas.limits import INIT_FILE
 from antdt_schemas.records import Status
 
-from antdt_streams.ledger.core.state import Incarnation, State
+from antdt_streams.ledger.core.state import Incarnation, Lease, State
 
 RANGES_PER_REPLY_MAX = 256
 LEASES_AN_ANSWER = 32
@@ -238,15 +238,15 @@ def _heartbeat(turn: Turn, request: records.Request, body: records.Heartbeat) ->
 
 def _close(turn: Turn, reason: str) -> None:
     turn.emit(records.Closed(turn.state.generation, reason[:REASON_CHARS_MAX]))
-    _tell_members(turn, Status.CLOSED)
+    _tell_members(turn, Status.CLOSED, reason[:REASON_CHARS_MAX])
 
 
-def _tell_members(turn: Turn, status: Status) -> None:
+def _tell_members(turn: Turn, status: Status, reason: str = "") -> None:
     state = turn.state
     for name in state.members:
         who = state.incarnations[name]
         if not who.gone:
-            turn.answers.append(Answer(who.worker, name, -1, status, grant=status is Status.OK))
+            turn.answers.append(Answer(who.worker, name, -1, status, reason, grant=status is Status.OK))
 
 
 def natural(name: str) -> tuple[tuple[int, int | str], ...]:
@@ -331,14 +331,22 @@ def _shard_end(start: int, limit: int, size: int) -> int:
 
 
 def _release(turn: Turn, request: records.Request, body: records.Release) -> None:
+    """What is not held went back before: a request may arrive again, long after it was answered."""
     state = turn.state
     _open_member(turn, request, body.generation)
-    lease = state.leases.get(body.lease)
-    if lease is None or lease.incarnation != request.incarnation or lease.token != body.token:
-        raise Refusal(f"Lease {body.lease} is not held by this incarnation, or its token is another one.")
-    if lease.front != lease.start:
-        raise Refusal(f"Lease {body.lease} was taken from.")
-    turn.emit(records.Returned(body.lease, lease.epoch, lease.front, lease.end - lease.front, False, False))
+    if len(body.more) % 2:
+        raise Refusal(f"{len(body.more)} numbers, not pairs of a lease and its token.")
+    values = iter((body.lease, body.token, *body.more))
+    held = dict[int, Lease]()
+    for number, token in zip(values, values, strict=True):
+        lease = state.leases.get(number)
+        if lease is None or lease.incarnation != request.incarnation or lease.token != token:
+            continue
+        if lease.front != lease.start:
+            raise Refusal(f"Lease {number} was taken from.")
+        held[number] = lease
+    for number, lease in held.items():
+        turn.emit(records.Returned(number, lease.epoch, lease.front, lease.end - lease.front, False, False))
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK, leases=True))
 
 

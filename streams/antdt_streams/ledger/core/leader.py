@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 
 from antdt_schemas import auth, codec, records
 from antdt_schemas.errors import Superseded, Undecodable
+from antdt_schemas.topics import RECORD_BYTES_MAX
 
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.decide import Answer, Turn, decide, lose, refuse
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.state import State
 
-# A record is at most message.max.bytes: a cycle is closed well before it gets there.
+# A record is at most what its topic takes: a cycle is closed well before it gets there.
 CYCLE_BYTES_MAX = 256 << 10
-RECORD_BYTES_MAX = 1_000_000
+CYCLES_A_RECORD = 4
 PAUSE_MS = 1_000
 
 
@@ -78,18 +79,34 @@ class PoisonRequest(Exception):
         self.offset = offset
 
 
+class Crowded(Exception):
+    """An entry of all these requests would be too large: drop this object, and propose the first `fits` of them."""
+
+    def __init__(self, fits: int) -> None:
+        super().__init__(f"only the first {fits} requests fit into one entry")
+        self.fits = fits
+
+
 class InOffice:
     """A leader whose Leader entry was read back: `fold` has read the log up to it."""
 
-    def __init__(self, fold: Fold, secret: bytes | None = None, poisoned: Mapping[int, str] | None = None) -> None:
+    def __init__(
+        self,
+        fold: Fold,
+        secret: bytes | None = None,
+        poisoned: Mapping[int, str] | None = None,
+        record_bytes_max: int = RECORD_BYTES_MAX,
+    ) -> None:
         """poisoned: offsets of requests that were found to be poison, and why. They are refused, in the log, so that
-        every replay agrees.
+        every replay agrees. record_bytes_max: of an entry, as the topic takes it.
         """
         assert fold.genesis is not None
         assert fold.state is not None
         assert fold.office is not None
         self.fold, self.state, self.genesis, self.office = fold, fold.state, fold.genesis, fold.office
         self.secret, self.poisoned = secret, dict(poisoned or {})
+        self.record_bytes_max = record_bytes_max
+        self.cycle_bytes_max = min(CYCLE_BYTES_MAX, record_bytes_max // CYCLES_A_RECORD)
         self.patience = Patience(fold.genesis.patience_ms)
         self.pending: Cycle | None = None
         self._checked_ms = 0
@@ -98,10 +115,11 @@ class InOffice:
         """Decide requests, in order, after `facts` that no request caused. Returns the entry to append and how many
         requests it covers; without any it is a heartbeat.
 
-        An entry never grows far beyond CYCLE_BYTES_MAX: the rest waits.
+        An entry never grows far beyond `cycle_bytes_max`: the rest waits.
 
         Raises:
             PoisonRequest: drop this object, and go on from the last entry that was read with that request poisoned.
+            Crowded: likewise, with fewer requests at a time.
         """
         assert self.pending is None, "one cycle at a time"
         state, events, answers = self.state, list[records.Event](), list[Answer]()
@@ -113,6 +131,8 @@ class InOffice:
             events.append(fact)
         now_ms, taken, size = state.now_ms, 0, 0
         for incoming in requests:
+            if taken and size + len(incoming.payload or b"") > self.cycle_bytes_max:
+                break  # what it makes is about as large as itself
             now_ms = max(now_ms, incoming.time_ms)
             turn = Turn(state, incoming.offset)
             try:
@@ -123,7 +143,7 @@ class InOffice:
             answers += turn.answers
             taken += 1
             size += sum(map(_size, turn.events))
-            if size > CYCLE_BYTES_MAX:
+            if size > self.cycle_bytes_max:
                 break
         requests_next = requests[taken - 1].offset + 1 if taken else state.requests_next
         last = self.fold.position
@@ -138,11 +158,12 @@ class InOffice:
             events=tuple(events),
         )
         payload = codec.encode(records.Entry(body))
-        if len(payload) > RECORD_BYTES_MAX:
-            # What came before it in this cycle is small: it is the last one that is too much.
+        if len(payload) > self.record_bytes_max:
             assert taken, f"an entry of {len(payload)} bytes without a request"
-            size_error = ValueError(f"it would make an entry of {len(payload)} bytes")
-            raise PoisonRequest(requests[taken - 1].offset, size_error)
+            if taken > 1:
+                raise Crowded(taken - 1)
+            said = f"it would make an entry of {len(payload)} bytes, and the log takes {self.record_bytes_max}"
+            raise PoisonRequest(requests[0].offset, ValueError(said))
         self.pending = Cycle(body, payload, answers, dead)
         return payload, taken
 

@@ -41,6 +41,7 @@ def _few_rows(state: State) -> Iterator[tuple[bytes, bytes]]:
         ("incarnation", sorted(state.incarnations)),
         ("lease", sorted(state.leases)),
         ("meta", (0,)),
+        ("requests", (0,) if state.requests_topic else ()),
     )
     for kind, keys in names:
         for name in keys:
@@ -184,6 +185,14 @@ def _load_checkpoints(s: State, _: str, row: Any) -> None:
     ]
 
 
+def _requests(s: State, _: int) -> Any:
+    return [s.requests_topic]
+
+
+def _load_requests(s: State, _: str, row: Any) -> None:
+    (s.requests_topic,) = row
+
+
 _KINDS: dict[str, tuple[Callable[[State, Any], Any], Callable[[State, str, Any], None]]] = {
     "meta": (_meta, _load_meta),
     "grant": (_grant, _load_grant),
@@ -192,4 +201,5 @@ _KINDS: dict[str, tuple[Callable[[State, Any], Any], Callable[[State, str, Any],
     "lease": (_lease, _load_lease),
     "step": (_step, _load_step),
     "checkpoints": (_checkpoints, _load_checkpoints),
+    "requests": (_requests, _load_requests),
 }

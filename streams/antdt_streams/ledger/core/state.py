@@ -157,6 +157,8 @@ class State:
         self.authors: tuple[str, ...] = ()
         # Losses that an operator has accepted: (run, next offset of what was known then).
         self.accepted: tuple[tuple[str, int], ...] = ()
+        # Kafka's id of the topic of the requests, if it is not that of Genesis any more.
+        self.requests_topic = ""
         self.committed_total = self.quarantined_total = self.refused = 0
         self.incarnations: dict[str, Incarnation] = {}
         self.epochs: dict[int, Epoch] = {}
@@ -452,6 +454,11 @@ class State:
     def _refused(self, e: records.Refused) -> None:
         self.refused += 1
 
+    def _requests_moved(self, e: records.RequestsMoved) -> None:
+        """The only thing that lets the position go back."""
+        self.requests_topic, self.requests_next = e.topic_id, e.next
+        self.dirty.others.add(("requests", 0))
+
     def _digested(self, e: records.Digested) -> None:
         """Compared by the fold, before anything of the entry is applied."""
 
@@ -495,4 +502,5 @@ _APPLY: dict[type, Any] = {
     records.Refused: State._refused,
     records.Digested: State._digested,
     records.Regressed: State._regressed,
+    records.RequestsMoved: State._requests_moved,
 }

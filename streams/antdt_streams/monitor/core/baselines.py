@@ -13,9 +13,7 @@ from statistics import median
 
 from antdt_streams.monitor.core.fixed_cost import FixedCosts
 from antdt_streams.monitor.core.node import Health, Sample, Track, push
-from antdt_streams.monitor.core.rates import MEDIAN_ERROR
-
-MAD_TO_SIGMA = 1.4826
+from antdt_streams.monitor.core.rates import MAD_TO_SIGMA, MEDIAN_ERROR
 
 
 @dataclass(slots=True)

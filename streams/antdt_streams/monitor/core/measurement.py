@@ -8,9 +8,11 @@ from antdt_schemas.records import Cause, Measurement, NodeClass, NodeMeasurement
 
 from antdt_streams.monitor.core.detector import Detector
 from antdt_streams.monitor.core.node import Health, Track
-from antdt_streams.monitor.core.rates import Rate, own_rate, shrunk
+from antdt_streams.monitor.core.rates import Rate, own_rate, scatter, shrunk
 from antdt_streams.monitor.core.roster import Roster
 from antdt_streams.monitor.core.windows import Windows
+
+MANY = 4  # nodes, from which on their common mode is not one node's own
 
 
 def measure(
@@ -39,12 +41,19 @@ def measure(
 
 def _rates(detector: Detector, members: list[Track]) -> dict[str, Rate]:
     pools: dict[str, dict[str, Rate]] = {}
+    noise = detector.noise.of_step
+    if len(members) < MANY or not noise:
+        # What two or three have in common is mostly what one of them does: their residuals look calm.
+        noise = max(noise, scatter(members, detector.costs))
     for track in members:
-        rate = own_rate(track, detector.costs, detector.noise.of_step)
+        rate = own_rate(track, detector.costs, noise)
         pools.setdefault(track.pool, {})[track.worker] = rate
     out: dict[str, Rate] = {}
     for pool in sorted(pools):
-        out.update(shrunk(pools[pool], detector.options))
+        own = pools[pool]
+        # The error stays that of a node's own samples: whoever asks what noise explains must not be told less.
+        drawn = shrunk(own, detector.options).items()
+        out.update((worker, Rate(rate.seconds_per_sample, own[worker].error)) for worker, rate in drawn)
     return out
 
 
@@ -63,4 +72,5 @@ def _node(detector: Detector, track: Track, health: Health, rate: Rate, window: 
         batch_size=track.plan_batch,
         persistent_windows=window - health.since_window + 1 if persistent else 0,
         rejected=track.rejected,
+        batch_size_max=track.batch_size_max,
     )

@@ -36,7 +36,10 @@ class Point(NamedTuple):
 
 @dataclass(slots=True)
 class Track:
-    """Where a node is and what it measured lately. `ring` holds the samples since its last change of rate."""
+    """Where a node is and what it measured lately. `ring` holds the samples since its last change of rate.
+
+    batch_size_max: what it can hold, as it says itself; 0: not known.
+    """
 
     worker: str
     incarnation: str
@@ -56,6 +59,7 @@ class Track:
     known: bool = False
     open: list[Sample] = field(default_factory=list)
     ring: list[Sample] = field(default_factory=list)
+    batch_size_max: int = 0
     # Derived from the ring, never stored.
     values: list[float] = field(default_factory=list, metadata=DERIVED)
     values_fixed_s: float = field(default=math.nan, metadata=DERIVED)

@@ -9,6 +9,7 @@ each node was worse than none.)
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
@@ -16,6 +17,7 @@ from antdt_streams.monitor.core.fixed_cost import FixedCosts
 from antdt_streams.monitor.core.node import Sample, Track, push
 from antdt_streams.monitor.core.options import DetectorOptions
 
+MAD_TO_SIGMA = 1.4826
 MEDIAN_ERROR = 1.25  # standard error of a median over the one of a mean, normal noise
 
 
@@ -83,3 +85,16 @@ def shrunk(rates: dict[str, Rate], options: DetectorOptions) -> dict[str, Rate]:
             keep = between / (between + variance)
             out[w] = Rate(math.exp(centre + keep * (logs[w] - centre)), math.sqrt(keep * variance))
     return out
+
+
+def scatter(tracks: Iterable[Track], costs: FixedCosts) -> float:
+    """Relative standard deviation of one step, from what nodes have shown so far: the median over nodes, 0 while
+    nobody has shown enough. What all have in common is in it, so the noise of windows is better once it is known.
+    """
+    found = []
+    for track in tracks:
+        values = values_of(track, costs)
+        if len(values) >= costs.options.rate_samples_min:
+            middle, correction = median(values), math.sqrt(len(values) / max(len(values) - 1.5, 1.0))
+            found.append(MAD_TO_SIGMA * median(abs(math.log(x / middle)) for x in values) * correction)
+    return median(found) if found else 0.0

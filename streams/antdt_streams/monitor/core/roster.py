@@ -48,6 +48,7 @@ class Roster:
             self._set(track)
         elif record.generation > track.generation:
             track.begin(record.generation)
+        track.batch_size_max = max(record.batch_size_max, 0)
         self.touch_track(record.worker)
         return track
 

@@ -1,0 +1,130 @@
+"""The requests of a job as the ledger reads them, and as a standby sees that nobody does."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from antdt_schemas import topics
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import Mismatch, Unavailable
+from antdt_schemas.hearing import POLL_GAP_S, AskedBroker, Broker
+from antdt_schemas.offsets import watermarks
+from antdt_schemas.polling import Place, Reader, TopicGone
+from confluent_kafka import KafkaException, TopicPartition
+
+from antdt_streams import topics_admin
+from antdt_streams.ledger.core.leader import Incoming
+
+ASK_EVERY_S = 1.0
+
+
+class Requests:
+    """Reads requests from where the log says, for whoever is in office."""
+
+    def __init__(self, connection: Connection, job: str) -> None:
+        self.connection, self.job, self.place = connection, job, Place(topics.REQUESTS.name(job))
+        self.topic_id = ""
+        self._reader = Reader(connection, group_id=f"antdt.{job}.ledger")
+
+    def look(self, timeout_s: float = 10.0) -> tuple[str, int, int]:
+        """Kafka's id of the topic, its first offset, and that of the next record.
+
+        Raises:
+            Mismatch: there is no such topic.
+            Unavailable: the broker does not tell.
+        """
+        topic_id = topics_admin.topic_ids(self.connection, self.job).get(topics.REQUESTS.suffix)
+        if topic_id is None:
+            raise self._gone()
+        return topic_id, *watermarks(self._reader.consumer, *self.place, timeout_s)
+
+    def begin(self, topic_id: str, offset: int) -> None:
+        """Read on from here."""
+        self.topic_id = topic_id
+        self._reader.identify(self.place.topic, topic_id)
+        self._reader.assign({self.place: offset})
+
+    def take(self, wait_s: float, limit: int) -> list[Incoming]:
+        """Requests that are there; waits for the first one. Their offsets grow, and may have holes.
+
+        Raises:
+            OutOfRange, Recreated: they are not those that were read before.
+            Unavailable: the broker has requests, and gives them to no client of this process.
+        """
+        try:
+            messages = self._reader.poll(wait_s, limit)
+        except TopicGone:
+            return []  # the driver looks at the topics now and then, and knows how long to wait
+        except Unavailable as error:
+            raise Unavailable(f"This ledger cannot read its requests, and resigns. {error}") from error
+        return [Incoming(m.offset(), m.timestamp()[1], m.value()) for m in messages]
+
+    def published(self) -> int | None:
+        """The copy of the position, if there is one: Kafka forgets it with the topic."""
+        with suppress(KafkaException):
+            (at,) = self._reader.consumer.committed([TopicPartition(*self.place)], timeout=10.0)
+            return at.offset if at.error is None and at.offset >= 0 else None
+        return None
+
+    def publish(self, offset: int) -> None:
+        """A copy of the position for tools that show lag; never read back."""
+        with suppress(KafkaException):
+            self._reader.consumer.commit(offsets=[TopicPartition(*self.place, offset)], asynchronous=True)
+
+    def _gone(self) -> Mismatch:
+        hint = f"`antdt up {self.job} --resume` creates it anew: requests are only questions, nothing is lost."
+        return Mismatch(f"The topic {self.place.topic}", "there", "deleted", hint)
+
+    def close(self) -> None:
+        """End the client."""
+        self._reader.close()
+
+
+def unread(connection: Connection, job: str) -> str:
+    """What is gone of the requests that the ledger has not read, or beyond what it has read, in words; else empty."""
+    requests = Requests(connection, job)
+    try:
+        at, (_, low, high) = requests.published(), requests.look()
+    finally:
+        requests.close()
+    so = "The ledger goes on there, and says so in the log: nothing is lost."
+    if at is not None and at < low:
+        return f"{requests.place.topic}: {at} to {low - 1} were removed before they were read, it begins at {low}. {so}"
+    if at is not None and at > high:
+        return f"{requests.place.topic}: up to {at} was read, but it ends at {high}. {so}"
+    return ""
+
+
+class Neglect:
+    """What a standby knows of requests that nobody reads, by a client of its own. A leader that goes on writing while
+    it takes no request is as good as none.
+    """
+
+    def __init__(self, broker: Broker, place: Place, patience_s: float) -> None:
+        self.broker, self.place, self.patience_s = broker, place, patience_s
+        self.neglected_s = 0.0
+        self.end = self._next = 0
+        self._asked_at_s = self._wrote_at_s = float("-inf")
+
+    @classmethod
+    def of(cls, connection: Connection, job: str, patience_s: float) -> Neglect:
+        """Of a job."""
+        return cls(AskedBroker(connection), Place(topics.REQUESTS.name(job)), patience_s)
+
+    def look(self, requests_next: int, now_s: float, *, wrote: bool) -> bool:
+        """Whether requests were left lying for too long. wrote: somebody has just written to the log; time counts
+        between two of these only, as silence is another matter.
+        """
+        told = self.broker.answer()
+        if told is not None:
+            self.end = told.ends.get(self.place, self.end)
+        if now_s - self._asked_at_s >= ASK_EVERY_S:
+            self._asked_at_s = now_s
+            self.broker.ask([self.place])
+        if requests_next != self._next or requests_next >= self.end:
+            self._next, self.neglected_s = requests_next, 0.0
+        elif wrote:
+            self.neglected_s += min(now_s - self._wrote_at_s, POLL_GAP_S)
+        if wrote:
+            self._wrote_at_s = now_s
+        return self.neglected_s > self.patience_s

@@ -1,0 +1,197 @@
+"""Requests are only questions: what becomes of them costs nothing, and that nobody reads them is noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from antdt_schemas import codec, records
+from antdt_schemas.errors import LogTampered
+from antdt_schemas.hearing import Place, Told
+from antdt_streams import verify_standalone
+from antdt_streams.audit import audit
+from antdt_streams.ledger.core import rows
+from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.core.moved import moved
+from antdt_streams.ledger.memory import MemoryLedger
+from antdt_streams.ledger.requests import Neglect
+from antdt_streams.ledger.stored import Identity, fold_of, whole
+
+from tests.helpers.ledger import Bench
+from tests.helpers.logs import export
+
+PLACE = Place("requests")
+
+
+@pytest.mark.parametrize(
+    ("genesis_topic", "topic_id", "low", "high", "expected"),
+    [
+        ("", "any", 0, 7, None),
+        ("t", "t", 5, 5, None),
+        ("t", "t", 0, 4, (4, "end at 4")),
+        ("t", "t", 9, 12, (9, "5 to 8 were removed")),
+        ("t", "u", 0, 99, (0, "created again: its id was t")),
+        ("t", "u", 6, 6, (6, "created again")),
+        ("", "u", 9, 9, (9, "removed")),  # an older log does not say which topic it was
+    ],
+)
+def test_it_goes_on_at_what_there_is(
+    genesis_topic: str, topic_id: str, low: int, high: int, expected: tuple[int, str] | None
+) -> None:
+    bench = Bench()
+    genesis = replace(bench.ledger.office.genesis, requests_topic=genesis_topic)
+    bench.state.requests_next = 5
+    fact = moved(bench.state, genesis, topic_id, low, high)
+    if expected is None:
+        assert fact is None
+        return
+    assert fact is not None
+    assert (fact.topic_id, fact.next) == (topic_id, expected[0])
+    assert expected[1] in fact.reason
+    bench.state.apply(fact)
+    assert moved(bench.state, genesis, topic_id, low, high) is None, "it is said once"
+
+
+def a_log_with_a_move(bench: Bench, next_offset: int) -> list[bytes]:
+    """Requests, the move, requests again."""
+    bench.join("w0.0", "w1.0")
+    assert bench.state.requests_next > 1
+    ledger = bench.ledger
+    payload, taken = ledger.office.propose([], (records.RequestsMoved("another", next_offset, "created again"),))
+    assert taken == 0
+    bench.broker.log.append(payload)
+    assert ledger.read_back() == []
+    del bench.broker.requests[:]  # their topic is created again
+    bench.lease("w0.0", 15)
+    return bench.broker.log
+
+
+def test_the_position_may_go_back_where_the_log_says_why(tmp_path: Path) -> None:
+    bench = Bench()
+    log = a_log_with_a_move(bench, 0)
+    assert bench.state.requests_next == 1
+    fold = Fold()
+    for offset, payload in enumerate(log):
+        fold.read(offset, payload)
+    assert fold.state is not None
+    assert fold.state.requests_topic == "another"
+    again, _ = fold_of(whole(fold, Identity("j", "t"), None), Identity("j", "t"), "rows")
+    assert again.state is not None
+    assert rows.digest(again.state) == rows.digest(fold.state) == rows.digest(bench.state)
+    report = audit(enumerate(log))
+    assert report["broken"] is None
+    assert report["requests_moved"] == [{"next": 0, "reason": "created again"}]
+    export(tmp_path / "log.avro", log)
+    assert verify_standalone.verify(str(tmp_path / "log.avro"))["broken"] is None
+
+
+def test_the_position_may_not_go_back_otherwise(tmp_path: Path) -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    fold = bench.broker.fold()
+    assert fold.office is not None and fold.state is not None
+    last = fold.position
+    body = records.Cycle(
+        fold.office.offset, fold.office.hash, fold.state.sequence + 1, last.next_offset - 1, last.hash, 0, 1, ()
+    )
+    log = [*bench.broker.log, codec.encode(records.Entry(body))]
+    with pytest.raises(LogTampered, match="can follow"):
+        fold.read(len(log) - 1, log[-1])
+    export(tmp_path / "log.avro", log)
+    assert "goes back" in verify_standalone.verify(str(tmp_path / "log.avro"))["broken"]["message"]
+
+
+def test_rows_are_what_they_were_where_nothing_moved() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    assert not [key for key, _ in rows.all_rows(bench.state) if key.startswith(b"requests")]
+
+
+def test_requests_with_holes_are_read_over() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    office = bench.ledger.office
+    incoming = [replace(x, offset=x.offset + 40) for x in bench.broker.incoming(0, 2)]
+    payload, taken = office.propose(incoming)
+    assert taken == 2
+    assert codec.decode(payload, records.Entry).body.requests_next == incoming[-1].offset + 1  # type: ignore[union-attr]
+
+
+# -- a standby
+
+
+@dataclass
+class Topic:
+    """Whom a standby asks for the end of the requests."""
+
+    end: int = 0
+    asked: bool = False
+
+    def ask(self, places: Iterable[Place], beside: Iterable[str] = ()) -> None:
+        assert list(places) == [PLACE]
+        self.asked = True
+
+    def answer(self) -> Told | None:
+        asked, self.asked = self.asked, False
+        return Told({PLACE: self.end}) if asked else None
+
+
+class Standby:
+    """It polls 20 times a second; a leader writes so often."""
+
+    def __init__(self, patience_s: float = 6.0) -> None:
+        self.topic, self.now_s = Topic(), 10.0
+        self.neglect = Neglect(self.topic, PLACE, patience_s)
+
+    def watch(self, for_s: float, requests_next: int, writes_every_s: float = 0.3) -> float | None:
+        """When it has had enough."""
+        began_s, wrote_at_s = self.now_s, self.now_s
+        while self.now_s - began_s < for_s:
+            self.now_s += 0.05
+            wrote = self.now_s - wrote_at_s >= writes_every_s
+            wrote_at_s = self.now_s if wrote else wrote_at_s
+            if self.neglect.look(requests_next, self.now_s, wrote=wrote):
+                return self.now_s - began_s
+        return None
+
+
+def test_a_leader_that_only_beats_while_requests_wait_is_given_up() -> None:
+    standby = Standby()
+    assert standby.watch(60, 0) is None, "nobody asks for anything"
+    standby.topic.end = 95
+    assert standby.watch(5, 90) is None
+    assert standby.watch(60, 95) is None
+    standby.topic.end = 3780
+    found_s = standby.watch(60, 95)
+    assert found_s is not None
+    assert 6.0 < found_s < 9.0
+
+
+def test_a_leader_that_is_slow_but_takes_some_is_not() -> None:
+    standby = Standby()
+    standby.topic.end = 10_000
+    for taken in range(20):
+        assert standby.watch(5, 100 * taken) is None
+
+
+def test_silence_and_sleep_are_no_neglect() -> None:
+    standby = Standby()
+    standby.topic.end = 10
+    assert standby.watch(3, 0) is None
+    assert standby.watch(600, 0, writes_every_s=1e9) is None, "who reads nothing of the log knows nothing of its leader"
+    standby = Standby()
+    standby.topic.end = 10
+    assert standby.watch(2, 0) is None
+    standby.now_s += 3600  # between two looks
+    assert standby.watch(3, 0) is None
+
+
+def test_a_ledger_that_starts_with_moved_requests_goes_on() -> None:
+    """The office of the next leader begins where the event says, not where requests ended before."""
+    bench = Bench()
+    a_log_with_a_move(bench, 0)
+    again = MemoryLedger(bench.broker)
+    assert again.office.state.requests_next == 1
+    assert again.office.state.requests_topic == "another"
