@@ -15,19 +15,21 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.topics import DEAD_LETTERS, MEASUREMENTS, SHARD_LOG, STEPS, TOPICS
 from antdt_streams import operator_request, topics_admin, verify_standalone, waypoints
 from antdt_streams.cli.job import audit_of, status_of
+from antdt_streams.cli.topics import tail
 from antdt_streams.ledger.stored import Identity
 from antdt_streams.log_source import open_topic
 from antdt_streams.reader import TopicReader, read_genesis
 from antdt_streams.snapshots import newest
+from click.testing import CliRunner
 from confluent_kafka import Producer
 
 from tests.helpers.counting import steps
-from tests.helpers.ledger_thread import SPEC, LedgerThread, asker
+from tests.helpers.ledger_thread import SPEC, LedgerThread, asker, replayed
 from tests.helpers.running import Running, until
 
 pytestmark = pytest.mark.kafka
 UNKNOWN = b"\xc3\x01\0\0\0\0\0\0\0\0 of some day"
-VOID_A_ROUND = 8  # in the shard log: two outside of transactions and one inside, a copy, and two transactions of two
+VOID_A_ROUND = 8  # in the shard log: three and a copy, and two transactions of two
 
 
 def write_everywhere(connection: Connection, job: str) -> None:
@@ -56,6 +58,7 @@ def test_a_job_is_exactly_once_whoever_else_writes_running_and_finished(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:
     topics_admin.create(connection, job)
+    write_everywhere(connection, job)  # also before there is a job
     with asker(connection, job) as worker:
         with LedgerThread(connection, job, tmp_path / "l", snapshot_every=10):
             worker.join(replace(SPEC, samples=40))
@@ -66,25 +69,27 @@ def test_a_job_is_exactly_once_whoever_else_writes_running_and_finished(
             assert worker.ask(records.Lease(worker.generation, 8)).status is records.Status.END
         before = audit_of(connection, job)
         assert before["exactly_once"], before["verdict"]
-        assert before["void_entries"] == VOID_A_ROUND, before["void_offsets"]
+        assert before["void_entries"] == 2 * VOID_A_ROUND, before["void_offsets"]
         write_everywhere(connection, job)
     report = audit_of(connection, job)
     assert report["exactly_once"], report["verdict"]
-    assert report["void_entries"] == 2 * VOID_A_ROUND and report["file"] == "final.pt"
+    assert report["void_entries"] == 3 * VOID_A_ROUND and report["file"] == "final.pt"
     same = ("committed", "steps", "lineage", "digest", "last_proven")
     assert {key: report[key] for key in same} == {key: before[key] for key in same}
     status = status_of(connection, job)
-    assert (status["digest"], status["void_entries"], status["decisions"]) == (report["digest"], 2 * VOID_A_ROUND, [])
+    assert (status["digest"], status["void_entries"], status["decisions"]) == (report["digest"], 3 * VOID_A_ROUND, [])
     genesis = read_genesis(connection, job)
     assert genesis is not None and genesis.run_id == report["run_id"]
-    snapshot = newest(connection, job, "ledger")
-    assert snapshot is not None
+    assert newest(connection, job, "ledger") is not None
+    for topic in TOPICS:
+        shown = CliRunner().invoke(tail, [job, topic.suffix, "--bootstrap-servers", connection.bootstrap])
+        assert shown.exit_code == 0 and "c301" in shown.output, (topic.suffix, shown.output)
 
     path = tmp_path / "log.avro"
     with open_topic(connection, job) as log, waypoints.writing(path) as keep:
         marked = waypoints.marked(log.entries, Identity(job, log.topic_id), keep)
         header = container.write(path, job, log.topic_id, marked)
-    assert header.holes == 3 and header.entries == report["entries"], "the fourth mark is the end"
+    assert header.holes == 5 and header.entries == report["entries"], "the sixth mark is the end"
     checked = verify_standalone.verify(str(path))
     for key in ("exactly_once", "void_entries", "entries", "head_hash", "lineage", "steps", "file"):
         assert checked[key] == report[key], key
@@ -96,11 +101,11 @@ def test_a_job_is_exactly_once_whoever_else_writes_running_and_finished(
 
     # A ledger without a folder begins behind it, also one that waits for silence, and answers.
     with LedgerThread(connection, job, tmp_path / "m", standby=True):
-        assert operator_request.ask(connection, job, lambda _: records.Readmit(), None).status is records.Status.OK
+        assert operator_request.ask(connection, job, lambda _: records.Readmit(), None).finished
         write_everywhere(connection, job)
-        assert operator_request.ask(connection, job, lambda _: records.Readmit(), None).status is records.Status.OK
+        assert operator_request.ask(connection, job, lambda _: records.Readmit(), None).finished
     report = audit_of(connection, job)
-    assert report["exactly_once"] and report["void_entries"] == 3 * VOID_A_ROUND, report["verdict"]
+    assert report["exactly_once"] and report["void_entries"] == 4 * VOID_A_ROUND, report["verdict"]
 
 
 def test_a_service_passes_the_marks_of_transactions_and_buries_what_it_cannot_read(
@@ -126,3 +131,26 @@ def test_a_service_passes_the_marks_of_transactions_and_buries_what_it_cannot_re
     assert [letter.offset for letter in written[DEAD_LETTERS.suffix]] == [
         raw.offset for raw in lying if raw.offset not in ours
     ]
+
+
+def test_what_was_written_in_the_leaders_name_is_ended_by_its_last_word(
+    connection: Connection, job: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would break the log otherwise, and nobody would take office over it."""
+    topics_admin.create(connection, job)
+    producer = Producer(connection.producer())
+    with asker(connection, job) as worker, LedgerThread(connection, job, tmp_path, heartbeat_s=1e9):
+        worker.join()
+        fold = replayed(connection, job)
+        assert fold.office is not None
+        forged = records.Cycle(fold.office.offset, fold.office.hash, 99, 0, bytes(16), 0, 1, ())
+        for value in (codec.encode(records.Entry(forged)), codec.encode(records.Entry(forged))[:-1]):
+            producer.produce(SHARD_LOG.name(job), value, partition=0)
+        assert producer.flush(30) == 0
+        until(lambda: "event=void-entries count=2" in caplog.text, "the leader has read it")
+        assert len(audit_of(connection, job)["void_offsets"]) == 2
+        assert audit_of(connection, job)["broken"]["offset"] == fold.position.next_offset
+    report = audit_of(connection, job)
+    assert report["broken"] is None and report["void_entries"] == 2
+    with asker(connection, job, "w0.1") as worker, LedgerThread(connection, job, tmp_path):
+        worker.join()

@@ -52,6 +52,18 @@ MUTATIONS = (
     ),
     Mutation(
         "1",
+        "what does not chain says nothing",
+        (Edit(Fold._chains, "        self._doubt(Doubt.of(offset, named, self.proven, error))\n", ""),),
+        test_ledger.test_what_does_not_chain_breaks_the_log_until_the_same_leader_goes_on_over_it,
+    ),
+    Mutation(
+        "1",
+        "any leader ends a doubt",
+        (Edit(Fold._end_doubts, "not since < d.offset <= named", "not d.offset <= named"),),
+        test_ledger.test_what_does_not_chain_breaks_the_log_until_the_same_leader_goes_on_over_it,
+    ),
+    Mutation(
+        "1",
         "replies before the entry is read back",
         (
             Edit(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WORKERS_MAX = 7
 HOUR_MS = 3_600_000
-FOREIGN_EVERY, FOREIGN_SHARE = 10, 0.02
+FOREIGN_OF, FOREIGN_FROM, FOREIGN_SHARE = 200, 180, 0.02
 
 
 class Faults:
@@ -32,7 +32,7 @@ class Faults:
         self.burst_until = self.last_tick = 0
         # Some worlds have somebody who writes what is not ours into our topics; with chances of its own, so that the
         # other worlds are what they were.
-        self.foreigner = random.Random(world.seed) if world.seed % FOREIGN_EVERY == 6 else None
+        self.foreigner = random.Random(world.seed) if world.seed % FOREIGN_OF >= FOREIGN_FROM else None
         self.kinds: list[Callable[[], bool]] = [
             *[self.worker_killed] * 4,
             self.several_killed,

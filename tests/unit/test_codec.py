@@ -106,3 +106,11 @@ def test_a_record_that_is_cut_anywhere_is_undecodable() -> None:
     for end in range(len(data)):
         with pytest.raises(Undecodable):
             codec.decode(data[:end], records.Request)
+
+
+def test_bytes_at_the_very_end_that_are_shorter_than_they_claim_are_undecodable() -> None:
+    """The reader of Avro hands out what is left, and says nothing."""
+    whole = codec.encode(records.Request("w0", "w0.0", 1, records.Leave(1), b"sixteen bytes!!!"))
+    assert whole.endswith(b"sixteen bytes!!!"), "the last field"
+    with pytest.raises(Undecodable, match="ends too early"):
+        codec.decode(whole[:-1], records.Request)

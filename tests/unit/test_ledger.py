@@ -604,6 +604,82 @@ def test_the_same_model_in_another_file_contains_the_same_however_long_ago_it_wa
     bench.state.check()
 
 
+def _cycle_in_the_leaders_name(bench: Bench, **change: object) -> bytes:
+    fold = bench.ledger.office.fold
+    assert fold.office is not None and fold.state is not None
+    body = records.Cycle(
+        fold.office.offset,
+        fold.office.hash,
+        fold.state.sequence + 1,
+        fold.position.next_offset - 1,
+        bytes(16),
+        0,
+        1,
+        (),
+    )
+    return codec.encode(records.Entry(replace(body, **change)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"{}",
+        b"",
+        b"\xc3\x01" + bytes(8) + b"of some day",
+        codec.encode(records.Entry(records.Leader("run-2", "x", "o", 99))),
+        codec.encode(records.Request("w0", "w0.0", 1, records.Leave(1), b"")),
+    ],
+)
+def test_what_is_nothing_of_ours_is_void_and_the_leader_stays_in_office(payload: bytes) -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    for foreign in (payload, bench.broker.log[-1], bench.broker.log[1]):
+        bench.broker.log.append(foreign)
+    bench.lease("w0.0", 10)
+    fold = _read(bench.broker.log)
+    assert fold.void_entries == bench.ledger.office.fold.void_entries == 3
+    assert fold.state is not None and rows.digest(fold.state) == rows.digest(bench.state)
+
+
+def test_what_does_not_chain_breaks_the_log_until_the_same_leader_goes_on_over_it() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    at = len(bench.broker.log)
+    bench.broker.log.append(_cycle_in_the_leaders_name(bench))
+    report = audit(enumerate(bench.broker.log))
+    assert (report["broken"]["offset"], report["broken"]["expected"]) == (at, bytes(16).hex())
+    with pytest.raises(LogTampered, match=f"hash chain breaks at offset {at}"):
+        _read(bench.broker.log)
+    alone = list(bench.broker.log)
+    bench.lease("w0.0", 10)  # decided before it was read: it names what was there before
+    assert audit(enumerate(bench.broker.log))["broken"]["offset"] == at
+    bench.lease("w0.0", 20)
+    assert audit(enumerate(bench.broker.log))["broken"] is None
+    assert not bench.ledger.office.fold.doubts
+    # Another leader cannot know: it was not in office when that was written.
+    bench.broker.log[:] = alone
+    bench.ledger = MemoryLedger(bench.broker)
+    for samples in (10, 20):
+        bench.lease("w0.0", samples)
+    assert audit(enumerate(bench.broker.log))["broken"]["offset"] == at
+
+
+def test_an_entry_of_ours_that_is_missing_in_a_hole_is_named() -> None:
+    log = list(enumerate(_log_of_some_entries()))
+    report = audit([*log[:9], *log[10:]])
+    assert [report["broken"][key] for key in ("offset", "expected", "found")] == [10, "9", "10"]
+    moved = [(offset + 5, payload) for offset, payload in log]
+    assert audit(moved)["broken"]["offset"] == 7, "the first entry that names another one"
+
+
+def test_an_anchor_where_there_is_no_entry_is_not_met() -> None:
+    bench = Bench()
+    bench.join("w0.0")
+    entries = [(offset, payload) for offset, payload in enumerate(bench.broker.log)]
+    report = audit([*entries, (entries[-1][0] + 3, b"{}")], {entries[-1][0] + 1: bytes(16)})
+    assert report["broken"]["found"] == "no such entry"
+
+
 # -- entries are as large as the log takes
 
 ROOM = 15_000

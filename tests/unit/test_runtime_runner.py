@@ -169,6 +169,21 @@ def test_repeats_of_the_input_are_skipped_and_gaps_stop() -> None:
         driver.runner.take(Batch(0, 7, raws))
 
 
+def test_a_hole_is_passed_where_the_broker_gave_what_is_behind_it() -> None:
+    """Also by a record that makes the service fail, so that it begins anew behind the last commit."""
+    driver = fed(MemoryDriver(COUNTING, "j"), [steps("w0", 1)])
+    driver.run()
+    raws = [Raw(codec.encode(steps(worker, 1)), 5) for worker in ("w0", "poison", "w1")]
+    driver.runner.take(Batch(0, 4, raws, since=1))
+    assert driver.runner.next_offset == 7
+    assert [m.cause.offset for m in driver.outputs(MEASUREMENTS)] == [0, 4, 6]
+    assert [letter.offset for letter in driver.outputs(DEAD_LETTERS)] == [5]
+    driver.restart()
+    assert driver.runner.next_offset == 7
+    with pytest.raises(LogTruncated, match="expected 7, found 8"):
+        driver.runner.take(Batch(0, 9, raws, since=8))  # 7 was given to its reader, and has not come here
+
+
 def test_foreign_state_is_refused_with_both_values() -> None:
     driver = fed(MemoryDriver(COUNTING, "j"), [steps("w0", 1)])
     driver.run()

@@ -280,6 +280,8 @@ class Ledger:
                 self._begin_requests(office)
             self._tell_void(office.fold)
             self.snapshots.offer(office.fold, self.log.leader_epoch)
+        if office.fold.doubts:  # whoever comes next cannot know what this leader has seen: its last word ends them
+            self._run_cycle(office, office.propose([])[0])
 
     def _without(self, office: InOffice, poison: PoisonRequest) -> InOffice:
         """The office as of the last entry that was read back, with this request to be refused: no crash loop."""
