@@ -208,23 +208,24 @@ def test_resume_completes_what_a_crash_left_half(connection: Connection, job: st
     assert topics_admin.check(connection, job) == []
 
 
+def alter(admin: AdminClient, topic: str, key: str, value: str) -> None:
+    entry = ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+    change = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    for future in admin.incremental_alter_configs([change]).values():
+        future.result(20)
+
+
 def test_settings_that_were_changed_are_found(connection: Connection, job: str) -> None:
     topics_admin.create(connection, job)
     admin = AdminClient(connection.admin())
 
-    def alter(topic: str, key: str, value: str) -> None:
-        entry = ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
-        change = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-        for future in admin.incremental_alter_configs([change]).values():
-            future.result(20)
-
     # The controller has a change a moment before the broker shows it.
-    alter(STEPS.name(job), "retention.ms", "1000")
+    alter(admin, STEPS.name(job), "retention.ms", "1000")
     until(lambda: topics_admin.check(connection, job) != [], "another retention")
     found = topics_admin.check(connection, job)
     assert [(d.what, d.found, d.fatal) for d in found] == [("retention.ms", "1000", False)]
     topics_admin.require(connection, job)
-    alter(SHARD_LOG.name(job), "message.timestamp.type", "CreateTime")
+    alter(admin, SHARD_LOG.name(job), "message.timestamp.type", "CreateTime")
     until(lambda: len(topics_admin.check(connection, job)) == 2, "another kind of time stamp")
     with pytest.raises(Mismatch, match=r"message.timestamp.type of .*shard-log differs: expected LogAppendTime"):
         topics_admin.require(connection, job)
@@ -270,10 +271,8 @@ def small(connection: Connection, job: str, room: int) -> None:
     """Topics as a company's broker makes them that takes small messages only."""
     topics_admin.create(connection, job)
     admin = AdminClient(connection.admin())
-    entry = ConfigEntry("max.message.bytes", str(room), incremental_operation=AlterConfigOpType.SET)
-    changes = [ConfigResource(ResourceType.TOPIC, t.name(job), incremental_configs=[entry]) for t in TOPICS]
-    for future in admin.incremental_alter_configs(changes).values():
-        future.result(20)
+    for topic in TOPICS:
+        alter(admin, topic.name(job), "max.message.bytes", str(room))
     until(lambda: len(topics_admin.check(connection, job)) == len(TOPICS), "smaller messages")
 
 
@@ -328,6 +327,16 @@ def test_a_log_that_would_lose_entries_is_refused_before_anything_is_up(
     repaired = topics_admin.repair(connection, job)
     assert [d.what for d in repaired] == ["retention.ms", "unclean.leader.election.enable"]
     assert topics_admin.check(connection, job) == []
+    with (
+        LedgerThread(connection, job, tmp_path / "ledger", identity_every_s=0.05) as led,
+        asker(connection, job) as one,
+    ):
+        one.join()
+        alter(admin, name, "retention.ms", "3000")
+        led.join()
+        assert isinstance(led.error, Mismatch)
+        assert led.error.what == f"retention.ms of {name}"
+        led.error = None
 
 
 def test_rights_are_granted_only_where_somebody_asks_for_them(connection: Connection, job: str) -> None:

@@ -126,7 +126,12 @@ def environment_of(connection: Connection, place: Place) -> dict[str, str]:
 @job_argument
 @click.option("--resume", is_flag=True, help="Go on with a job that exists already.")
 @click.option("--policy", default=None, help="Policy of the controller: a name, or FILE.py:CLASS.  [default: antdt-nd]")
-@click.option("--replication", type=int, default=None, help="Copies of each partition; default: the broker's.")
+@click.option(
+    "--replication",
+    type=int,
+    default=None,
+    help="Copies of each partition.  [default: 3 where there are three brokers, else what they make]",
+)
 @click.option("--standby", is_flag=True, help="A second ledger, which takes over within about a second.")
 @click.option(
     "--patience-ms",

@@ -25,7 +25,12 @@ def topics() -> None:
 
 @topics.command()
 @job_argument
-@click.option("--replication", type=int, default=None, help="Copies of each partition; default: the broker's.")
+@click.option(
+    "--replication",
+    type=int,
+    default=None,
+    help="Copies of each partition.  [default: 3 where there are three brokers, else what they make]",
+)
 @click.option("--resume", is_flag=True, help="Complete the topics of a job that exists already.")
 @connection_options
 def create(job: str, replication: int | None, resume: bool, place: Place) -> None:
