@@ -16,6 +16,7 @@ from typing import Any
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Unavailable
 from antdt_schemas.offsets import watermarks
+from antdt_schemas.polling import new_consumer
 from antdt_schemas.topics import MEASUREMENTS, REQUESTS, SHARD_LOG, STEPS, Topic
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -61,7 +62,7 @@ def services_of(connection: Connection, job: str) -> dict[str, dict[str, Any]]:
 
 def _ledger(connection: Connection, job: str) -> Found:
     place = REQUESTS.name(job), 0
-    with closing(Consumer(connection.consumer(group_id=f"antdt.{job}.ledger"))) as consumer:
+    with closing(new_consumer(connection.consumer(group_id=f"antdt.{job}.ledger"))) as consumer:
         low, end = watermarks(consumer, *place, ASK_S)
         try:
             position, sign = _committed(consumer, *place)
@@ -113,7 +114,7 @@ def _processor(connection: Connection, admin: AdminClient, job: str, service: st
     group, place = f"antdt.{job}.{service}", (topic.name(job), 0)
     try:
         told = admin.describe_consumer_groups([group], request_timeout=ASK_S)[group].result(ASK_S)
-        with closing(Consumer(connection.consumer(group_id=group))) as consumer:
+        with closing(new_consumer(connection.consumer(group_id=group))) as consumer:
             low, end = watermarks(consumer, *place, ASK_S)
             position, _ = _committed(consumer, *place)
     except (KafkaException, Unavailable, TimeoutError) as error:
