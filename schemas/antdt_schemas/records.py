@@ -78,6 +78,7 @@ class Lost:
 
     incarnation: str
     reason: str
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from antdt_schemas import auth, codec, records
 from antdt_schemas.errors import Superseded, Undecodable
 
 from antdt_streams.ledger.core import rows
+from antdt_streams.ledger.core.callers import Callers
 from antdt_streams.ledger.core.decide import Answer, Turn, decide, lose, refuse
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.state import State
@@ -90,7 +91,7 @@ class InOffice:
         assert fold.office is not None
         self.fold, self.state, self.genesis, self.office = fold, fold.state, fold.genesis, fold.office
         self.secret, self.poisoned = secret, dict(poisoned or {})
-        self.patience = Patience(fold.genesis.patience_ms)
+        self.patience, self.callers = Patience(fold.genesis.patience_ms), Callers()
         self.pending: Cycle | None = None
         self._checked_ms = 0
 
@@ -114,7 +115,7 @@ class InOffice:
         now_ms, taken, size = state.now_ms, 0, 0
         for incoming in requests:
             now_ms = max(now_ms, incoming.time_ms)
-            turn = Turn(state, incoming.offset)
+            turn = Turn(state, incoming.offset, self.callers)
             try:
                 self._decide(turn, incoming, now_ms, dead)
             except Exception as error:
@@ -163,6 +164,7 @@ class InOffice:
             return
         if not isinstance(request.body, records.Exited):
             self.patience.hear(request.incarnation, incoming.time_ms)
+            self.callers.hear(request.incarnation, self.patience.clock_ms)
         decide(turn, request)
         if self.patience.clock_ms - self._checked_ms >= self.genesis.patience_ms // 8:
             self._checked_ms = self.patience.clock_ms
