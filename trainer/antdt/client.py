@@ -94,10 +94,11 @@ class Client:
     def stop(self, leave: bool) -> None:
         """Say good-bye, send what is left, end the thread. Bounded."""
         self._halt.set()
-        self._thread.join(5)
+        if self._thread.ident is not None:
+            self._thread.join(5)
         for batch in iter(lambda: self.telemetry.batch(monotonic(), everything=True), None):
             self._send_telemetry(batch)
-        if leave and self.session.generation:
+        if leave and self.session.outbox.number:  # also who has asked and was not answered: it may be granted yet
             s = self.session
             body = records.Leave(s.generation)
             self._send(records.Request(s.worker, s.incarnation, 0, body, b""))

@@ -219,7 +219,11 @@ class _Forming(threading.Thread):
         data = self._nccl(client) if nccl else self._gloo(GroupStore(client, "data"), device)
         found = connections({self.listener}, self.peers)
         needed = (self.world - 1) * (1 if nccl else 2)
-        assert len(found) >= needed, "a connection that cannot be ended would hang a member"
+        if len(found) < needed:
+            # One that cannot be ended would hang this member; most likely its other end is gone already.
+            for copy in found:
+                copy.close()
+            raise OSError(f"{needed - len(found)} of {needed} connections ended while it formed")
         return Groups(ctl, data, nccl, found)
 
     def _meet(self, client: StoreClient) -> None:

@@ -133,15 +133,10 @@ class Session:
             return
         if reply.status is Status.END:
             self.phase, self.file = Phase.ENDED, reply.file
-        elif reply.status is Status.REJOIN:
-            if self.phase is not Phase.JOINING or "lost" in reply.reason or "left" in reply.reason:
-                self.phase, self.reason = Phase.LOST, reply.reason
-        elif reply.status in (Status.OCCUPIED, Status.DISPLACED):
-            self.phase, self.reason = Phase.OUSTED, reply.reason
+        elif reply.status in (Status.REJOIN, Status.OCCUPIED, Status.DISPLACED):
+            self._not_this_one(reply)
         elif reply.status is Status.REFUSED:
             self._refused(reply)
-        elif reply.status is Status.WAIT and self.phase is Phase.JOINING:
-            self.reason = reply.reason
         elif reply.grant is not None and reply.grant.generation > self.generation:
             self._granted(reply.grant)
             if reply.status is Status.CLOSED and self.phase is Phase.MEMBER:
@@ -152,7 +147,16 @@ class Session:
         if reply.generation == self.generation and self.phase is Phase.MEMBER:
             self.leases.take_answer(reply)
 
+    def _not_this_one(self, reply: records.Reply) -> None:
+        """This incarnation is over: lost, it may come back as another one; ousted, somebody else is this worker."""
+        if reply.status is not Status.REJOIN:
+            self.phase, self.reason = Phase.OUSTED, reply.reason
+        elif self.phase is not Phase.JOINING or "lost" in reply.reason or "left" in reply.reason:
+            self.phase, self.reason = Phase.LOST, reply.reason
+
     def _acknowledge(self, reply: records.Reply) -> None:
+        if reply.status is Status.WAIT and self.phase is Phase.JOINING:
+            self.reason = reply.reason  # whom it waits for
         if reply.generation >= self.generation:
             self.committed = max(self.committed, reply.committed)
             self.finished = reply.finished
