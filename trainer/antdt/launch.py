@@ -152,6 +152,7 @@ class Launcher:
         settings, reach_s = self.settings, self.options.reach_s
 
         def ask() -> None:
+            self.places.forget()
             try:
                 settings.connection.check_reachable(reach_s)
                 require_job(AdminClient(settings.connection.admin()), settings.job, reach_s)
@@ -263,6 +264,7 @@ class Launcher:
         incarnation, settings = self._incarnation(worker), self.settings
 
         def tell() -> None:
+            self.places.forget()
             producer = Producer(settings.connection.producer(**{"linger.ms": 0}))
             request = records.Request(worker.name, incarnation, 0, records.Exited(code, _how(code)), b"")
             payload = codec.encode(auth.sign(request, settings.secret))

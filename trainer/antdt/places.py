@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
@@ -69,6 +70,11 @@ class Places:
     def handles(self) -> list[int]:
         """Descriptors that no worker may keep: the locks are free when this process is gone."""
         return [lock.handle for lock in self.locks.values()]
+
+    def forget(self) -> None:
+        """In a forked child: a lock ends with the last process that has it."""
+        for handle in self.handles:
+            os.close(handle)
 
     def wanted_by(self) -> str:
         """Who asks this launch to leave. Looks now and then only."""
