@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 from antdt_schemas import records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
+from antdt_streams.audit import audit
 
 from tests.helpers.job_processes import JobProcesses, job_processes
 from tests.helpers.warm import Warm
 
 pytestmark = pytest.mark.kafka
-OPTIONS = ("--samples", "700", "--epochs", "6", "--delay-ms", "4", "--checkpoint-every", "0", "--max-attempts", "1")
+# More than is ever trained here.
+OPTIONS = ("--samples", "700", "--epochs", "900", "--delay-ms", "2", "--checkpoint-every", "0", "--max-attempts", "1")
 
 
 def test_a_second_launch_ends_at_once_and_one_that_takes_over_does_it_once(
@@ -35,11 +38,10 @@ def test_a_second_launch_ends_at_once_and_one_that_takes_over_does_it_once(
 
         by_ledger = taken_over(run, first, environ=elsewhere)
         last = taken_over(run, by_ledger, environ=elsewhere)
-        run.ended(last)
-        report = run.judged()
-        events = run.events()
-    assert report["committed"] == 4200
-    assert report["rolled_back_steps"] == 0
+        last.terminate()
+        run.ended(last, ExitCode.DRAINED)
+        report, events = audit(run.entries()), run.events()
+    assert (report["broken"], report["repeated"], report["rolled_back_steps"]) == (None, [], 0)
     assert not [e for e in events if isinstance(e, records.Returned) and (e.counted or e.quarantined)]
     assert not [e for e in events if isinstance(e, records.Lost)], "everybody left"
 
@@ -59,11 +61,43 @@ def taken_over(run: JobProcesses, before: Warm, environ: dict[str, str]) -> Warm
 def test_a_step_that_outlasts_the_grace_is_said_to_be_lost(connection: Connection, job: str, tmp_path: Path) -> None:
     slow = ("--samples", "96", "--epochs", "1", "--delay-ms", "1000")
     with job_processes(connection, job, tmp_path) as run:
-        launcher = run.launch(1, *slow, launcher=("--grace-s", "0.5"))
-        run.until(lambda: (run.record / "w0.jsonl").exists() and bool((run.record / "w0.jsonl").read_text()), "no step")
+        for grace_s, terminated, why in ((0.5, 1, "it did not leave within 0.5 s"), (60, 2, "it was to end at once")):
+            launcher = run.launch(1, *slow, launcher=("--grace-s", str(grace_s)))
+            run.until(lambda: in_a_step(run), "no step")
+            for _ in range(terminated):
+                launcher.terminate()
+                time.sleep(0.1)  # two signals at a time are one
+            run.ended(launcher, ExitCode.KILLED)
+            said = run.output.read_text()
+            assert f"w0 was ended by SIGKILL: {why}" in said
+            assert "what is in no checkpoint is done again" in said
+        run.until(lambda: {i.status for i in run.now().incarnations.values()} == {"lost"}, "the ledger was not told")
+
+
+def in_a_step(run: JobProcesses) -> bool:
+    """Somebody who lives holds samples: the first step takes 24 s."""
+    state = run.state()
+    return state is not None and any(not state.incarnations[name].gone for name in state.held)
+
+
+BEHIND = """
+import time
+from antdt.examples import recorded
+recorded.main()
+print("evaluating")
+time.sleep(600)
+"""
+
+
+def test_behind_its_loop_a_worker_ends_at_once(connection: Connection, job: str, tmp_path: Path) -> None:
+    script = tmp_path / "evaluates.py"
+    script.write_text(BEHIND)
+    with job_processes(connection, job, tmp_path) as run:
+        launcher = run.launch(2, "--samples", "96", "--epochs", "1", script=[str(script)])
+        both = ("[w0] evaluating", "[w1] evaluating")
+        run.until(lambda: all(line in run.output.read_text().splitlines() for line in both), "no end of the loop")
+        told_s = time.monotonic()
         launcher.terminate()
-        run.ended(launcher, ExitCode.KILLED)
-        said = run.output.read_text()
-        assert "w0 was ended by SIGKILL: it did not leave within 0.5 s" in said
-        assert "what is in no checkpoint is done again" in said
-        run.until(lambda: [i.status for i in run.now().incarnations.values()] == ["lost"], "the ledger was not told")
+        run.ended(launcher, ExitCode.DRAINED)
+        assert time.monotonic() - told_s < 10, "nobody waited for the grace"
+        assert run.judged()["committed"] == 96

@@ -7,6 +7,7 @@ every retry and all decoding happens in the thread of the connection.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, Unavailable, UnknownJob
+from antdt_schemas.errors import AntdtError, ExitCode, Unavailable, UnknownJob
 from antdt_schemas.offsets import watermarks
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
@@ -38,6 +39,7 @@ class ClientOptions:
     job: str
     secret: bytes | None = None
     reach_s: float = 10.0
+    ousted_s: float = 30.0  # how long a process may go on of which somebody else is the worker
 
 
 class Client:
@@ -108,9 +110,13 @@ class Client:
     # -- the connection's thread
 
     def _run(self) -> None:
+        ousted_at_s = 0.0
         try:
             while not self._halt.is_set():
                 self._receive()
+                if self.session.phase is Phase.OUSTED:
+                    ousted_at_s = ousted_at_s or monotonic()
+                    self._end_if_stuck(monotonic() - ousted_at_s)
                 with self.changed:
                     requests = self.session.tick(monotonic())
                 for request in requests:
@@ -124,6 +130,13 @@ class Client:
                 self.failure = error
                 self.changed.notify_all()
             self._tell_closed()
+
+    def _end_if_stuck(self, since_s: float) -> None:
+        """The training thread ends this process; where it is stuck in the user's code, this one does."""
+        if since_s > self.options.ousted_s:
+            log.error("%s This process does not end by itself: ended.", self.session.reason)
+            logging.shutdown()
+            os._exit(ExitCode.NEVER_RETRY)
 
     def _receive(self) -> None:
         first = self._consumer.poll(POLL_S)

@@ -13,6 +13,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -23,7 +24,7 @@ from antdt_schemas import auth, codec, launch_locks, records, topics
 from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE
 from antdt_schemas.data_folder import ENV_DATA, data_folder
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from antdt import nodes, process
@@ -268,8 +269,9 @@ class Launcher:
             producer = Producer(settings.connection.producer(**{"linger.ms": 0}))
             request = records.Request(worker.name, incarnation, 0, records.Exited(code, _how(code)), b"")
             payload = codec.encode(auth.sign(request, settings.secret))
-            producer.produce(topics.REQUESTS.name(settings.job), payload, worker.name, 0)
-            producer.flush(REPORT_S)
+            with suppress(KafkaException):  # a hint: the ledger finds out by itself, later
+                producer.produce(topics.REQUESTS.name(settings.job), payload, worker.name, 0)
+                producer.flush(REPORT_S)
 
         # In a child: a client has threads, and a process with threads must not fork the next worker.
         process.in_child(tell).join(REPORT_S + 1)

@@ -62,7 +62,8 @@ class Membership:
         where = Where(*address, s.node, s.hardware, s.restarts, s.launch, s.launcher, s.place, s.take_over)
         session = Session(s.worker, s.incarnation, self.spec, where, self.options.session)
         telemetry = Telemetry(s.worker, s.incarnation, s.node, s.hardware)
-        return Client(ClientOptions(s.connection, s.job, s.secret), session, plans, telemetry)
+        options = ClientOptions(s.connection, s.job, s.secret, ousted_s=s.grace_s)
+        return Client(options, session, plans, telemetry)
 
     @property
     def session(self) -> Session:

@@ -11,7 +11,8 @@ from enum import Enum, auto
 
 # An occupant that is asked to leave finishes its step and sees it committed; after this long it is displaced.
 TAKE_OVER_MS = 30_000
-ASKED_MAX = 1_024
+# Whoever has not asked again for so long has given up.
+FORGET_MS = 60_000
 
 
 class Room(Enum):
@@ -24,10 +25,13 @@ class Room(Enum):
 
 @dataclass(slots=True)
 class Asked:
-    """A newcomer's question: whose place, since when by the clock that runs on requests, and whether that one lives."""
+    """A newcomer's question: whose place, since when and when last by the clock that runs on requests, and whether that
+    one was heard since.
+    """
 
     occupant: str
     since_ms: int
+    last_ms: int
     alive: bool = False
 
 
@@ -48,13 +52,13 @@ class Callers:
         """What this newcomer finds, having asked once more."""
         asked = self.asked.get(newcomer)
         if asked is None or asked.occupant != occupant:
-            asked = self.asked[newcomer] = Asked(occupant, self.clock_ms)
-            if len(self.asked) > ASKED_MAX:
-                del self.asked[next(iter(self.asked))]
+            self.asked = {n: a for n, a in self.asked.items() if self.clock_ms - a.last_ms < FORGET_MS}
+            asked = self.asked[newcomer] = Asked(occupant, self.clock_ms, self.clock_ms)
+        asked.last_ms = self.clock_ms
         if take_over:
             return Room.FREE if self.clock_ms - asked.since_ms >= TAKE_OVER_MS else Room.UNKNOWN
         return Room.OCCUPIED if asked.alive else Room.UNKNOWN
 
     def forget(self, newcomer: str) -> None:
-        """It has joined."""
+        """It was answered for good."""
         self.asked.pop(newcomer, None)

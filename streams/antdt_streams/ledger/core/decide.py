@@ -217,6 +217,7 @@ def _makes_room(turn: Turn, request: records.Request, body: records.Join, occupa
         lose(turn, occupant, f"{request.incarnation} has taken its place", request.incarnation)
         return True
     if room is Room.OCCUPIED:
+        turn.callers.forget(request.incarnation)
         raise Refusal(
             f"{request.worker} is run by {_named(occupant, who)}, which is alive. "
             "End it first, or take over with `antdt launch --take-over`.",
