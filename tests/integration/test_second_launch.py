@@ -61,7 +61,10 @@ def taken_over(run: JobProcesses, before: Warm, environ: dict[str, str]) -> Warm
 def test_a_step_that_outlasts_the_grace_is_said_to_be_lost(connection: Connection, job: str, tmp_path: Path) -> None:
     slow = ("--samples", "96", "--epochs", "1", "--delay-ms", "1000")
     with job_processes(connection, job, tmp_path) as run:
-        for grace_s, terminated, why in ((0.5, 1, "it did not leave within 0.5 s"), (60, 2, "it was to end at once")):
+        for grace_s, terminated, why in (
+            (0.5, 1, "it did not leave in time (--grace-s 0.5)"),
+            (60, 2, "it was to end at once"),
+        ):
             launcher = run.launch(1, *slow, launcher=("--grace-s", str(grace_s)))
             run.until(lambda: in_a_step(run), "no step")
             for _ in range(terminated):

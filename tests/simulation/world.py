@@ -204,7 +204,7 @@ class World:
 
     def ousted(self, worker: Worker, why: str) -> None:
         """Its process has ended, and its launcher with it."""
-        self.count("displaced" if worker.session.generation else "occupied")
+        self.count("member_ousted" if worker.session.generation else "occupied")
         self.say(worker.incarnation, f"ends: {why}")
         worker.out_of_generation()
         worker.alive = False

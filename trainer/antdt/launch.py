@@ -36,6 +36,8 @@ from antdt.settings import GRACE_S, Settings
 
 POLL_S = 0.02
 REPORT_S = 2.0
+# Of the grace: whoever kills this process after it must find the workers gone, and everything said.
+KILL_SHARE = 0.9
 # How a worker ends that was told to, or is done: it is not started again, and the others go on.
 LEFT = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.KILLED, -signal.SIGTERM)
 
@@ -217,7 +219,7 @@ class Launcher:
             if code in LEFT:  # it has said good-bye, or was told to end: the others go on
                 self._is_done(worker, code)
                 continue
-            self._report(worker, code)
+            self._report(worker, code).join(REPORT_S + 1)
             if self._may_start_again(worker, code):
                 worker.restarts += 1
                 click.echo(f"{worker.name} {_how(code)}: started again ({worker.restarts})", err=True)
@@ -242,7 +244,7 @@ class Launcher:
             self.output.close(worker.streams)
             worker.streams = None
         if code == -signal.SIGTERM:
-            self._report(worker, code)
+            self._report(worker, code).join(REPORT_S + 1)
 
     def _is_done(self, worker: Worker, code: int, why: str = "") -> None:
         """It is not started again."""
@@ -260,8 +262,11 @@ class Launcher:
         newest = max(w.board.checkpoint for w in self.workers)
         return f"what is in no checkpoint is done again (the newest that is known here is of step {newest})"
 
-    def _report(self, worker: Worker, code: int) -> None:
-        """Tell the ledger at once: it need not wait until the worker has been silent for long enough."""
+    def _report(self, worker: Worker, code: int) -> ForkProcess:
+        """Tell the ledger at once: it need not wait until the worker has been silent for long enough.
+
+        In a child, which is returned: a client has threads, and a process with threads must not fork the next worker.
+        """
         incarnation, settings = self._incarnation(worker), self.settings
 
         def tell() -> None:
@@ -273,20 +278,20 @@ class Launcher:
                 producer.produce(topics.REQUESTS.name(settings.job), payload, worker.name, 0)
                 producer.flush(REPORT_S)
 
-        # In a child: a client has threads, and a process with threads must not fork the next worker.
-        process.in_child(tell).join(REPORT_S + 1)
+        return process.in_child(tell)
 
     def _stop(self) -> None:
         """Tell those that live, and wait for them: all of the grace, or until told once more."""
         live = [(w, w.process) for w in self.workers if w.process is not None and w.done is None]
         for _, one in live:
             one.terminate()
-        until, told, why = monotonic() + self.options.grace_s, self.told, ""
+        grace_s, told, why, reports = self.options.grace_s, self.told, "", list[ForkProcess]()
+        until = monotonic() + KILL_SHARE * grace_s
         while live:
             self.output.pump(POLL_S)
-            if not why and (monotonic() > until or self.told > max(told, 1)):
-                late = monotonic() > until
-                why = f"it did not leave within {self.options.grace_s:g} s" if late else "it was to end at once"
+            late = monotonic() > until
+            if not why and (late or self.told > max(told, 1)):
+                why = f"it did not leave in time (--grace-s {grace_s:g})" if late else "it was to end at once"
                 for _, one in live:
                     one.kill()
             for worker, one in [pair for pair in live if pair[1].exitcode is not None]:
@@ -295,8 +300,11 @@ class Launcher:
                 self._has_ended(worker, code)
                 killed = code == -signal.SIGKILL
                 if killed:
-                    self._report(worker, ExitCode.KILLED)
+                    reports.append(self._report(worker, ExitCode.KILLED))
                 self._is_done(worker, code, why if killed else "")
+        until = monotonic() + REPORT_S + 1
+        for report in reports:
+            report.join(max(0.0, until - monotonic()))
 
 
 def _how(code: int) -> str:

@@ -6,7 +6,6 @@ loop `membership` finishes the step first. Owns the memory of having been told; 
 
 from __future__ import annotations
 
-import signal
 import sys
 from time import monotonic
 from typing import Any
@@ -27,12 +26,7 @@ def remember() -> None:
         _at_s.append(monotonic())
 
 
-def expect() -> None:
-    """From now on SIGTERM ends this process. A script may have a handler of its own instead."""
-    signal.signal(signal.SIGTERM, end)
-
-
 def end(_number: int, _frame: Any) -> None:
-    """The handler: even where a script holds up the end, the Agent knows."""
+    """The handler of SIGTERM; a script may have one of its own instead. Where it holds up the end, the Agent knows."""
     remember()
     sys.exit(int(ExitCode.DRAINED))
