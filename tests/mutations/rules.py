@@ -177,7 +177,7 @@ MUTATIONS = (
     Mutation(
         "4",
         "what was said before somebody asked is a sign of life",
-        (Edit(Callers.room, "self.clock_ms, self.clock_ms)", "self.clock_ms, self.clock_ms, alive=True)"),),
+        (Edit(Callers.room, "since_ms, self.clock_ms)", "since_ms, self.clock_ms, alive=True)"),),
         test_ledger_places.test_what_was_said_before_the_newcomer_asked_is_no_sign_of_life,
     ),
     Mutation(

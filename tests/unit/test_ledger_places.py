@@ -148,6 +148,17 @@ def test_an_occupant_that_does_not_leave_is_displaced_after_a_while() -> None:
     assert status(bench, "w0.0") == "displaced"
 
 
+def test_an_occupant_that_is_started_again_and_again_is_no_reason_to_wait_anew() -> None:
+    bench = occupied()
+    for life in range(TAKE_OVER_MS // 1_000):
+        assert bench.say("w0.new", bench.a_join("second", take_over=True)).status is Status.WAIT
+        bench.broker.now_ms += 500
+        bench.say(f"w0.again{life}", bench.a_join("first"))
+        bench.broker.now_ms += 500
+    bench.broker.now_ms += 500
+    assert bench.say("w0.new", bench.a_join("second", take_over=True)).status is Status.OK
+
+
 def test_rows_say_who_launched_a_worker_and_older_ones_are_as_they_were() -> None:
     bench = occupied("here")
     bench.say("w0.new", bench.a_join("second", "here"))

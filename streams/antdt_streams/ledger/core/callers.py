@@ -52,8 +52,10 @@ class Callers:
         """What this newcomer finds, having asked once more."""
         asked = self.asked.get(newcomer)
         if asked is None or asked.occupant != occupant:
+            # The next occupant may live as well, but whoever takes over does not wait anew for each of them.
+            since_ms = asked.since_ms if asked is not None else self.clock_ms
             self.asked = {n: a for n, a in self.asked.items() if self.clock_ms - a.last_ms < FORGET_MS}
-            asked = self.asked[newcomer] = Asked(occupant, self.clock_ms, self.clock_ms)
+            asked = self.asked[newcomer] = Asked(occupant, since_ms, self.clock_ms)
         asked.last_ms = self.clock_ms
         if take_over:
             return Room.FREE if self.clock_ms - asked.since_ms >= TAKE_OVER_MS else Room.UNKNOWN
