@@ -13,7 +13,8 @@
      │   └─ LogTampered    42   hash chain, digest or sequence do not hold
      ├─ Undecodable        42   bytes that are no record of ours
      │   └─ UnknownSchema  42   a fingerprint that this version does not know
-     └─ Refused            42   the ledger refused what this worker asked, with its reason
+     ├─ Refused            42   the ledger refused what this worker asked, with its reason
+     └─ Occupied           42   somebody else runs this worker: was there first, has its place, or took over
 
 Our own bugs are assertions, and they stay on: Python must not run with -O.
 """
@@ -32,7 +33,8 @@ class ExitCode(IntEnum):
     NEVER_RETRY = 42
     RESTART_HERE = 75
     RESTART_ELSEWHERE = 76
-    DRAINED = 143
+    KILLED = 137  # told to end, and gone before its work was saved: what is in no checkpoint is done again
+    DRAINED = 143  # told to end, and its work is saved
 
 
 class UsageError(ValueError):
@@ -107,6 +109,12 @@ class UnknownSchema(Undecodable):
 
 class Refused(AntdtError):
     """The ledger refused what this worker asked."""
+
+    exit_code = ExitCode.NEVER_RETRY
+
+
+class Occupied(AntdtError):
+    """Somebody else runs this worker: was there first, has its place, or took over. Who came back would take turns."""
 
     exit_code = ExitCode.NEVER_RETRY
 

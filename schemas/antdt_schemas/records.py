@@ -79,6 +79,7 @@ class Lost:
 
     incarnation: str
     reason: str
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

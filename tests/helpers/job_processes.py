@@ -61,12 +61,22 @@ class JobProcesses:
         self._log, self.fold = Tail(connection, SHARD_LOG.name(job)), Fold(cached=False)
         self._looks_again = False
 
-    def launch(self, workers: int, *options: str, script: Sequence[str] = RECORDED, restarts: int = 3) -> Warm:
-        """Workers that write down what they train on; `options` are the script's."""
+    def launch(
+        self,
+        workers: int,
+        *options: str,
+        script: Sequence[str] = RECORDED,
+        restarts: int = 3,
+        launcher: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ) -> Warm:
+        """Workers that write down what they train on; `options` are the script's, `launcher` the launcher's."""
         command = [*script, "--record", str(self.record), "--batch-size", "24", *options]
         client = Connection(self.options.bootstrap or self.connection.bootstrap)
-        limits = ["-n", str(workers), "--max-restarts", str(restarts)]
-        environ = dict(os.environ) | environment_of(client, self.place) | self.options.environ("worker")
+        limits = ["-n", str(workers), "--max-restarts", str(restarts), *launcher]
+        environ = (
+            dict(os.environ) | environment_of(client, self.place) | self.options.environ("worker") | (environ or {})
+        )
         one = launched(["--job", self.job, *limits, "--", *command], environ, self.output)
         self.launchers.append(one)
         return one

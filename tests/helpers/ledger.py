@@ -30,9 +30,14 @@ class Bench:
         return next((r for r in replies if r.incarnation == who and r.number == 1), replies[0])
 
     def join(self, *names: str) -> None:
+        """Incarnations of one launch: a later one of a worker is its launcher's restart."""
         for name in names:
-            self.say(name, records.Join("worker", "h", 1, "n", "", 0, self.spec))
+            self.say(name, self.a_join())
         self.state.check()
+
+    def a_join(self, launch: str = "bench", place: str = "", *, take_over: bool = False) -> records.Join:
+        """The question of a newcomer."""
+        return records.Join("worker", "h", 1, "n", "", 0, self.spec, launch, f"user@{launch}:1", place, take_over)
 
     def lease(self, who: str, samples: int) -> tuple[int, ...]:
         return self.say(who, records.Lease(self.state.generation, samples)).leases

@@ -85,7 +85,7 @@ class Asker:
         """Join, and wait for the grant."""
         until = monotonic() + WITHIN_S
         while monotonic() < until:
-            reply = self.ask(records.Join("worker", "h", 1, "n", "", 0, spec))
+            reply = self.ask(records.Join("worker", "h", 1, "n", "", 0, spec, "one launch"))
             if reply.grant is not None:
                 self.generation = reply.grant.generation
                 return reply

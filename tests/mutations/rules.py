@@ -14,6 +14,7 @@ from antdt.session.commits import Commits
 from antdt.session.files import Files
 from antdt.session.leases import Leases
 from antdt_streams.ledger.core import decide, leader
+from antdt_streams.ledger.core.callers import Callers
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.leader import InOffice
 from antdt_streams.ledger.core.state import State
@@ -24,7 +25,7 @@ from tests.mutations.mutate import Edit, Mutation
 from tests.mutations.worlds import worlds
 from tests.simulation.ledgers import LedgerProcess
 from tests.simulation.trainer import Worker
-from tests.unit import test_allreduce_composition, test_allreduce_steps, test_ledger
+from tests.unit import test_allreduce_composition, test_allreduce_steps, test_ledger, test_ledger_places
 
 GIVE_BACK_AT_ONCE = """
     for number in sorted(state.held.get(incarnation, ())):
@@ -178,6 +179,30 @@ MUTATIONS = (
         "any member commits",
         (Edit(decide._commit, "if request.incarnation != state.members[0]:", "if False:"),),
         test_ledger.test_only_the_first_member_commits,
+    ),
+    Mutation(
+        "4",
+        "whoever comes later takes the place of whoever was there",
+        (Edit(decide._makes_room, "if restart or proven else", "if True else"),),
+        test_ledger_places.test_a_second_launch_is_told_who_runs_the_worker_and_changes_nothing,
+    ),
+    Mutation(
+        "4",
+        "what was said before somebody asked is a sign of life",
+        (Edit(Callers.room, "since_ms, self.clock_ms)", "since_ms, self.clock_ms, alive=True)"),),
+        test_ledger_places.test_what_was_said_before_the_newcomer_asked_is_no_sign_of_life,
+    ),
+    Mutation(
+        "4",
+        "who was displaced comes back, and displaces",
+        (Edit(decide._gone, 'if who.status == "displaced":', "if False:"),),
+        test_ledger_places.test_a_displaced_one_is_told_so_whatever_it_asks_and_no_sample_is_to_blame,
+    ),
+    Mutation(
+        "4",
+        "a take-over does not wait",
+        (Edit(Callers.room, "Room.UNKNOWN\n        return Room.OCC", "Room.FREE\n        return Room.OCC"),),
+        test_ledger_places.test_a_take_over_asks_the_occupant_to_leave_and_waits_until_it_has,
     ),
     # -- 5: void states
     Mutation(

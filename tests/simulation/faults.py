@@ -76,7 +76,7 @@ class Faults:
         self.world.count(kind)
 
     def _workers(self) -> list[Worker]:
-        return [w for w in self.world.workers.values() if w.alive and not w.ended]
+        return self.world.processes()
 
     def _pick(self, hit: Callable[[Worker], None]) -> bool:
         live = self._workers()
@@ -98,6 +98,8 @@ class Faults:
         return True
 
     def everybody_killed(self) -> bool:
+        """Launchers as well: whoever starts them again does it in the same place."""
+        self.world.launched_again()
         for worker in self._workers():
             self.world.kill(worker, back=True)
         return True
@@ -137,7 +139,7 @@ class Faults:
             return False
 
         def hit(worker: Worker) -> None:
-            worker.draining = True
+            worker.tell()
 
         return self._pick(hit)
 
@@ -146,6 +148,13 @@ class Faults:
             return False
         self.world.add_worker()
         return True
+
+    def second_launch(self) -> None:
+        """Somebody launches a worker that is running, from elsewhere: by mistake, or to take over."""
+        live = [w for w in self._workers() if w.name not in {rival.name for rival in self.world.rivals}]
+        if live and self.world.judge.fold.state is not None and self.world.judge.fold.state.generation:
+            self.world.launch_second(self.world.second.choice(live))
+            self.last_tick = self.world.tick
 
     # -- services
 

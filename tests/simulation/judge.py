@@ -78,6 +78,8 @@ class Judge:
             self.world.count("rollback_undid_steps" if event.step < len(self.chain) - 1 else "rollback_undid_nothing")
         elif isinstance(event, records.Returned):
             self.world.count("quarantined" if event.quarantined else "returned")
+        elif isinstance(event, records.Lost):
+            self.world.count("displaced" if event.by else "lost")
         elif isinstance(event, records.Readmitted):
             self.world.count("readmitted")
         elif isinstance(event, records.Regressed):

@@ -20,13 +20,14 @@ STRUCK = (
     "clock_jumps", "monitor_crashed", "controller_crashed", "readmit", "rollback", "foreign_file", "log_tail_lost",
     "requests_created_again", "requests_head_lost", "requests_tail_lost",
     "foreign_entry", "foreign_request",
+    "second_launch", "second_launch_takes_over",
 )  # fmt: skip
 CAME_OF_IT = (
     "file_removed", "void_entry", "ledger_superseded", "rejoined", "torn_adoption",
     "completed_though_broken", "failed_though_complete", "model_before_the_first_step_gone", "returned", "quarantined",
     "readmitted", "rolled_back", "rolled_back_by_operator", "rollback_undid_steps", "loss_accepted", "decision",
     "decision_repeated", "refused_Commit", "refused_Checkpoint", "refused_Lease", "requests_moved",
-    "refused_undecodable",
+    "refused_undecodable", "occupied", "taken_over", "displaced",
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from antdt_schemas.limits import INIT_FILE
 from tests.simulation.model import Model, Snapshot
 
 if TYPE_CHECKING:
-    from tests.simulation.world import World
+    from tests.simulation.world import Launch, World
 
 Steps = Generator[None, None, Any]
 PENDING_MAX = 64
@@ -36,13 +36,18 @@ class Died(Exception):
     """The process ends itself; whoever watches it starts another one."""
 
 
+class Ousted(Exception):
+    """Somebody else is this worker: the process ends, and its launcher with it."""
+
+
 class Worker:
     """One process. `left` of the world says who is out of which generation for good."""
 
-    def __init__(self, world: World, name: str, life: int) -> None:
-        self.world, self.name = world, name
+    def __init__(self, world: World, name: str, life: int, launch: Launch) -> None:
+        self.world, self.name, self.launch = world, name, launch
         options = SessionOptions(prefetch_steps=2, prefetch_s=0.0, commit_steps_max=world.commit_steps_max)
-        self.session = Session(name, f"{name}.{life}", world.spec, Where("h", 1, name, "", life), options)
+        where = Where("h", 1, name, "", life, launch.name, launch.name, launch.place, launch.takes_over)
+        self.session = Session(name, f"{name}.{life}", world.spec, where, options)
         self.plans = Plans(world.spec.batch_size)
         self.telemetry = Telemetry(name, self.incarnation, name, "")
         self.model, self.pending, self.void = Model(self.incarnation), list[Composition](), False
@@ -51,7 +56,8 @@ class Worker:
         self.members: tuple[str, ...] = ()
         self.workers: list[str] = []
         self.round, self.decisions_read = 0, 0
-        self.alive, self.ended, self.draining, self.departed = True, False, False, False
+        self.alive, self.ended, self.departed = True, False, False
+        self.leave_by, self.left_behind, self.taken_over = -1, -1, False
         self.asleep_until, self.weight = 0, world.rng.random()
         self.seconds_per_sample = world.rng.choice((0.01, 0.01, 0.01, 0.05))
         self.written_step, self.previous_total = -1, 1
@@ -62,12 +68,33 @@ class Worker:
         """Which life of this worker."""
         return self.session.incarnation
 
+    # -- told to leave
+
+    def tell(self) -> None:
+        """SIGTERM."""
+        if self.leave_by < 0:
+            self.leave_by = self.world.tick + self.world.second.randint(300, 3_000)
+
+    @property
+    def draining(self) -> bool:
+        """Told to leave, by SIGTERM or by whoever takes over."""
+        if self.session.told and self.leave_by < 0:
+            self.taken_over = True
+            self.tell()
+        return self.leave_by >= 0
+
+    @property
+    def may_go(self) -> bool:
+        """Told to leave, and between generations: nothing is lost with this model, or there is no time to wait."""
+        nothing = self.void or self.session.generation == 0 or self.model.step in (0, self.left_behind)
+        return self.draining and (nothing or self.world.tick > self.leave_by)
+
     # -- the training thread
 
     def life(self) -> Steps:
         """Train until the end; each yield is a moment at which anything may happen."""
         while not self.ended:
-            if self.departed or (self.draining and self.generation is None):
+            if self.departed or (self.generation is None and self.may_go):
                 self.out_of_generation()
                 return
             try:
@@ -80,12 +107,14 @@ class Worker:
 
     def enter(self) -> Steps:
         """Be a member of a generation that stands, or be at the end."""
-        while self.generation is None and not self.ended and not self.draining:
+        while self.generation is None and not self.ended and not self.may_go:
             phase = self.session.phase
             assert phase is not Phase.FAILED, f"{self.incarnation} was refused: {self.session.reason}"
             if phase is Phase.ENDED:
                 self.load(self.world.files[self.session.file])
                 self.ended = True
+            elif phase is Phase.OUSTED:
+                raise Ousted(self.session.reason)
             elif phase is Phase.LOST:
                 self.rejoin()
             elif phase is Phase.MEMBER:
@@ -211,6 +240,8 @@ class Worker:
         """Files where the rows ask for them, when somebody leaves on purpose, and the final one."""
         session, step, world = self.session, self.model.step, self.world
         leaving = any(row.leaving for row in result.rows)
+        if leaving:
+            self.left_behind = step
         asked = leaving or (result.total > 0 and any(row.checkpoint for row in result.rows))
         if asked:  # everybody's random state goes into the file: this, too, proves that all have applied the step
             yield from self.gather(("random", self.round), None)

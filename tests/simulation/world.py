@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from antdt_schemas import codec, records
 from antdt_streams.ledger.memory import MemoryBroker
@@ -22,13 +22,21 @@ from tests.simulation.judge import Judge
 from tests.simulation.ledgers import LedgerProcess
 from tests.simulation.model import Snapshot
 from tests.simulation.services import Services
-from tests.simulation.trainer import Died, Worker
+from tests.simulation.trainer import Died, Ousted, Worker
 
 HOUR_0_MS = 10 * 3_600_000
 TICKS_MAX = 60_000
 TICKS_TO_END_MAX = 20_000
 REPLY_LOST, REPLY_REPEATED = 0.06, 0.06
 REQUEST_LOST, REQUEST_REPEATED, OLD_REQUEST_SENT = 0.03, 0.03, 0.03
+
+
+class Launch(NamedTuple):
+    """Who started a worker, and what of its machine nobody else holds meanwhile."""
+
+    name: str
+    place: str
+    takes_over: bool = False
 
 
 def moves(seed: int) -> list[int]:
@@ -71,6 +79,11 @@ class World:
         self.ledger_names = 0
         self.loss: records.Regressed | None = None
         self.workers: dict[str, Worker] = {}
+        # Second launches draw by themselves: worlds without one are what they were.
+        self.second = random.Random(f"launches/{seed}")
+        self.second_at = {self.second.randint(100, 4_000) for _ in range(self.second.choice((0, 0, 1, 3)))}
+        self.rivals: list[Worker] = []
+        self.first_launch, self.launches = Launch("launch-1", "here"), 1
         self.lives: Counter[str] = Counter()
         self.names = 0
         self.due: list[tuple[int, Any]] = []
@@ -126,7 +139,14 @@ class World:
     def process_of(self, incarnation: str) -> Worker | None:
         """The living process that is this incarnation now."""
         worker = self.workers.get(incarnation.rpartition(".")[0])
-        return worker if worker is not None and worker.alive and worker.incarnation == incarnation else None
+        for one in (worker, *self.rivals):
+            if one is not None and one.alive and one.incarnation == incarnation:
+                return one
+        return None
+
+    def processes(self) -> list[Worker]:
+        """Worker processes that live, and have not ended."""
+        return [w for w in (*self.workers.values(), *self.rivals) if w.alive and not w.ended]
 
     def one_model(self, worker: Worker, rows: dict[str, Any]) -> None:
         """Whoever completes a round holds the same model under the same plan, before it is applied."""
@@ -164,8 +184,44 @@ class World:
         self.start_worker(f"w{self.names - 1}")
 
     def start_worker(self, name: str) -> None:
-        """A new process; another one of this name is dead by now."""
-        self.workers[name] = Worker(self, name, self.next_life(name))
+        """A new process; another one of this name is dead by now, or somebody else has its place."""
+        self.begin(Worker(self, name, self.next_life(name), self.first_launch))
+
+    def begin(self, worker: Worker) -> None:
+        """Where the place is taken, the new one is a rival."""
+        before = self.workers.get(worker.name)
+        if before is not None and before.alive:
+            self.rivals.append(worker)
+        else:
+            self.workers[worker.name] = worker
+
+    def launched_again(self) -> None:
+        """The launcher was killed with everybody, and is started again where it was."""
+        self.launches += 1
+        self.first_launch = Launch(f"launch-{self.launches}", "here")
+
+    def launch_second(self, worker: Worker) -> None:
+        """Another launch of a worker that runs."""
+        self.launches += 1
+        takes_over = self.second.random() < 0.5
+        self.count("second_launch_takes_over" if takes_over else "second_launch")
+        launch = Launch(f"launch-{self.launches}", f"elsewhere-{self.launches}", takes_over)
+        self.begin(Worker(self, worker.name, self.next_life(worker.name), launch))
+
+    def ousted(self, worker: Worker, why: str) -> None:
+        """Its process has ended, and its launcher with it."""
+        self.count("member_ousted" if worker.session.generation else "occupied")
+        self.say(worker.incarnation, f"ends: {why}")
+        worker.out_of_generation()
+        worker.alive = False
+        self.gone.add(worker.incarnation)
+
+    def promote(self) -> None:
+        """A rival whose worker has ended is that worker now."""
+        for rival in [r for r in self.rivals if not r.alive or not self.workers[r.name].alive]:
+            self.rivals.remove(rival)
+            if rival.alive:
+                self.workers[rival.name] = rival
 
     def kill(self, worker: Worker, back: bool = False) -> None:
         """The process dies here. What it had sent may not have got through; its launcher may tell, or only silence."""
@@ -182,6 +238,8 @@ class World:
         others = sum(w.alive for w in self.workers.values())
         state = self.judge.fold.state
         needed = self.spec.workers_min if state is None or state.generation == 0 else 1
+        if any(rival.name == worker.name for rival in self.rivals):
+            return  # somebody waits for its place already
         if back or others < needed or self.rng.random() < 0.6:
             self.later(400, lambda: self.start_worker(worker.name))
 
@@ -202,6 +260,10 @@ class World:
             self.faults.maybe()
             if self.tick in self.faults.moves:
                 self.faults.requests_moved()
+            if self.tick in self.second_at:
+                self.faults.second_launch()
+            if self.rivals:
+                self.promote()
             if self.tick >= self.next_due:
                 self.do_what_is_due()
             self.step()
@@ -225,7 +287,7 @@ class World:
         state = self.judge.fold.state
         if state is None or state.done is None:
             return False
-        live = [w for w in self.workers.values() if w.alive]
+        live = [w for w in (*self.workers.values(), *self.rivals) if w.alive]
         return bool(live) and all(w.ended for w in live)
 
     def step(self) -> None:
@@ -236,7 +298,7 @@ class World:
         elif luck < 0.62:
             self.step_training()
         elif luck < 0.80:
-            worker = self.choose([w for w in self.workers.values() if w.alive and not w.ended])
+            worker = self.choose(self.processes())
             if worker is not None:
                 worker.talk()
         elif luck < 0.95:
@@ -268,7 +330,7 @@ class World:
 
     def step_training(self) -> None:
         """One step of one training thread."""
-        worker = self.choose([w for w in self.workers.values() if w.alive and not w.ended])
+        worker = self.choose(self.processes())
         if worker is None:
             if not any(w.alive for w in self.workers.values()) and not self.due:
                 self.start_worker("w0")
@@ -281,13 +343,19 @@ class World:
             self.count("model_before_the_first_step_gone")
             self.kill(worker, back=True)
             return
+        except Ousted as reason:
+            self.ousted(worker, str(reason))
+            return
         self.gone.add(worker.incarnation)
         self.say(worker.incarnation, "ends")
         if self.rng.random() < 0.7:
             self.wire(records.Request(worker.name, worker.incarnation, 0, records.Leave(worker.session.generation)))
         if not worker.ended:  # drained
             worker.alive = False
-            self.later(400, lambda: self.start_worker(worker.name))
+            if worker.taken_over:
+                self.count("taken_over")
+            else:
+                self.later(400, lambda: self.start_worker(worker.name))
 
     def step_network(self) -> None:
         """Some requests of one incarnation arrive."""

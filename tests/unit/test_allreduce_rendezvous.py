@@ -55,6 +55,18 @@ def test_a_generation_closed_meanwhile_does_not_form(store: module.StoreAddress)
         Generation(2, 1, 0, None, lambda: True)
 
 
+def test_a_connection_that_is_gone_again_means_that_the_generation_did_not_form(
+    store: module.StoreAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member that dies at that moment: the others try again, nothing fails in a thread."""
+    monkeypatch.setattr(module, "connections", lambda listeners, peers: [])
+    unraised: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", unraised.append)
+    with pytest.raises(GenerationClosed, match="2 of 2 connections ended while it formed"):
+        form(store, 4, 2)
+    assert unraised == []
+
+
 def test_a_store_that_is_gone_is_not_waited_for_long() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

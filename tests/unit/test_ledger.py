@@ -184,6 +184,7 @@ def test_a_shard_that_loses_its_workers_is_quarantined_and_can_be_readmitted() -
     bench.join("w0.0")
     for life in range(2):
         bench.lease(f"w0.{life}", 10)
+        bench.ledger.run([bench.request(f"w0.{life}", records.Exited(-9, "killed"))])
         bench.join(f"w0.{life + 1}")
         bench.say(f"w0.{life + 1}", records.Commit(bench.state.generation, 1, (), (), b"", -1))
         bench.state.check()
@@ -197,6 +198,7 @@ def test_an_attempt_counts_only_for_what_a_lost_worker_was_at() -> None:
     bench.join("w0.0")
     held = bench.lease("w0.0", 40)
     bench.commit("w0.0", (*held[:4], 4))
+    bench.ledger.run([bench.request("w0.0", records.Exited(-9, "killed"))])
     bench.join("w0.1")
     bench.say("w0.1", records.Commit(bench.state.generation, 1, (), (), b"", -1))
     bench.state.check()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
+from antdt.client import renew
 from antdt.session import Composition, Phase, Session, SessionOptions, Where
 from antdt_schemas import records
 from antdt_schemas.records import Status
@@ -120,3 +122,35 @@ def test_a_ledger_that_is_away_for_an_hour_leaves_no_heap_of_releases(session: S
         session.on_reply(reply(request.number))
     assert session.phase is Phase.MEMBER
     assert asked(session, 3700.0, records.Release) == []
+
+
+def test_a_newcomer_says_who_it_is_and_whom_it_waits_for() -> None:
+    session = Session("w0", "w0.9", SPEC, Where("h", 1, "n", "", 0, "launch", "me@h:1", "here", take_over=True))
+    (join,) = asked(session, 0.0, records.Join)
+    body = join.body
+    assert isinstance(body, records.Join)
+    assert (body.launch, body.launcher, body.place, body.take_over) == ("launch", "me@h:1", "here", True)
+    session.on_reply(replace(reply(1, Status.WAIT, reason="w0.0 of you@h:2 has it"), incarnation="w0.9"))
+    assert (session.phase, session.reason) == (Phase.JOINING, "w0.0 of you@h:2 has it")
+    assert len(asked(session, 1.0, records.Join)) == 1, "it asks again"
+    session.on_reply(replace(reply(2, Status.OCCUPIED, reason="you@h:2 has it"), incarnation="w0.9"))
+    assert (session.phase, session.reason) == (Phase.OUSTED, "you@h:2 has it")
+    assert session.tick(9.0) == []
+    assert not renew(session, "w0.10").where.take_over, "once"
+
+
+def test_who_is_displaced_is_somebody_else_now_and_who_is_lost_may_come_back(session: Session) -> None:
+    other = Session("w0", "w0.0", SPEC, Where("h", 1))
+    other.on_reply(reply(-1, grant=GRANT))
+    session.on_reply(reply(1, Status.DISPLACED, reason="w0.1 has taken its place"))
+    other.on_reply(reply(1, Status.REJOIN, reason="lost"))
+    assert (session.phase, other.phase) == (Phase.OUSTED, Phase.LOST)
+    session.regroup(0, b"")
+    session.on_reply(reply(-1, grant=GRANT))
+    assert (session.phase, session.tick(9.0)) == (Phase.OUSTED, []), "nothing brings it back"
+
+
+def test_who_is_asked_to_leave_is_a_member_until_it_has(session: Session) -> None:
+    session.on_reply(reply(-1, Status.LEAVE, reason="you@h:2 takes over w0."))
+    assert (session.phase, session.told) == (Phase.MEMBER, "you@h:2 takes over w0.")
+    assert samples(session, 1.0) == [3 * 32]

@@ -21,7 +21,7 @@ class Desk:
     def __init__(self, spec: records.JobSpec, workers: int = 1, options: SessionOptions | None = None) -> None:
         self.broker = MemoryBroker(spec, patience_ms=10**9)
         self.ledger = MemoryLedger(self.broker)
-        where = Where("h", 1)
+        where = Where("h", 1, launch="one")
         self.sessions = [Session(f"w{i}", f"w{i}.0", spec, where, options) for i in range(workers)]
         self.now_s = 1.0
         self.sent: Counter[str] = Counter()
@@ -163,7 +163,7 @@ def test_who_comes_later_knows_what_is_kept_before_it_has_written_anything() -> 
         desk.run(1)
     kept = [c.step for c in desk.ledger.office.state.checkpoints]
     assert min(kept) > 0
-    heir = Session("w0", "w0.1", LONG, Where("h", 1))
+    heir = Session("w0", "w0.1", LONG, Where("h", 1, launch="one"))
     desk.sessions = [heir]
     assert list(heir.files.kept_steps) == [0], "nothing is removed by who knows of nothing"
     desk.run(1)

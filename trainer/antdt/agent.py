@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from antdt_schemas.errors import ExitCode, UsageError
 
+from antdt import told
 from antdt.allreduce import AllReduce, GenerationClosed, Range, StepResult
 from antdt.allreduce.composition import RANGES_MAX
 from antdt.data import source_of, split
@@ -151,12 +152,11 @@ class Agent:
             Unavailable: broker or ledger did not answer within the bounds.
         """
         member = self._membership
-        self._client.start()
-        member.drain_on_sigterm()
         try:
+            member.drain_on_sigterm()
+            self._client.start()
             while not member.ended:
-                if member.departed or (member.draining and member.generation is None):
-                    sys.exit(ExitCode.DRAINED)
+                member.end_if_told()
                 try:
                     if member.enter():
                         self._previous_total = 1
@@ -170,6 +170,8 @@ class Agent:
         finally:
             self.loader.close()
             member.finish()
+        if told.at_s() is not None:  # while the last step was made: what a script does behind its loop is left undone
+            sys.exit(int(ExitCode.DRAINED))
 
     def step(self, loss: torch.Tensor) -> bool:
         """Backward for the micro-batch at hand; reduces and applies after the last one of a step.
@@ -205,7 +207,7 @@ class Agent:
         shares = self.plans.shares(self.strategy.plan, self._membership.workers)
         mine = shares[self._session.rank]
         if not self._await_room():
-            self._membership.departed = True
+            self._membership.leave_unsaved()
             return
         leaving = self._membership.draining
         ranges = [] if leaving else self._take(mine.batch_size)
@@ -244,16 +246,20 @@ class Agent:
     def _await_room(self) -> bool:
         """Applied steps that await their commit are bounded: where the ledger is away for long, training waits.
 
-        False: told to drain meanwhile.
+        False: told to leave, and there is no time to wait any more.
         """
         session, strategy, most = self._session, self.strategy, self.options.allreduce.pending_max
+        member = self._membership
+
+        def too_late() -> bool:
+            return member.draining and member.leave_within_s == 0
 
         def free() -> bool:
             moved = not strategy.pending or session.committed >= strategy.pending[0].step
-            return moved or self._membership.draining or session.phase is not Phase.MEMBER
+            return moved or too_late() or session.phase is not Phase.MEMBER
 
         while len(strategy.pending) >= most and session.phase is Phase.MEMBER:
-            if self._membership.draining:
+            if too_late():
                 return False
             if not self._client.wait(free, HINT_EVERY_S):
                 log.warning("%d steps await their commit: waiting for the ledger", len(strategy.pending))
@@ -289,6 +295,7 @@ class Agent:
                 session.applied(Composition(made.step, made.ranges, strategy.lineage, made.plan))
                 session.leases.observe(result.total, result.rows[0].reference)
             strategy.drop_pending(session.committed)
+            self._membership.note()
         if result.applied:
             self._measure(result)
         self._checkpoint(result)
@@ -319,6 +326,8 @@ class Agent:
         """
         session, step = self._session, self.strategy.step_number
         leaving = any(row.leaving for row in result.rows)
+        if leaving:
+            self._membership.somebody_leaves()
         random: list[bytes] = []
         if leaving or (result.applied and any(row.checkpoint for row in result.rows)):
             random = self.strategy.gather_random()

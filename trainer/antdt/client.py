@@ -7,6 +7,7 @@ every retry and all decoding happens in the thread of the connection.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +17,7 @@ from typing import Any
 
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, Refused, Unavailable, UnknownJob, UsageError
+from antdt_schemas.errors import AntdtError, ExitCode, Refused, Unavailable, UnknownJob, UsageError
 from antdt_schemas.offsets import watermarks
 from antdt_schemas.polling import OutOfRange, Place, Reader, Recreated
 from antdt_schemas.room import record_bytes_max
@@ -47,6 +48,7 @@ class ClientOptions:
     secret: bytes | None = None
     reach_s: float = 10.0
     pending_max: int = 0
+    ousted_s: float = 30.0  # how long a process may go on of which somebody else is the worker
 
 
 class Client:
@@ -105,11 +107,12 @@ class Client:
     def stop(self, leave: bool) -> None:
         """Say good-bye, send what is left, end the thread. Bounded."""
         self._halt.set()
-        self._thread.join(5)
+        if self._thread.ident is not None:
+            self._thread.join(5)
         with suppress(UsageError, Unavailable):  # said before: it must not hide why the connection ends
             for batch in iter(lambda: self.telemetry.batch(monotonic(), everything=True), None):
                 self._send_telemetry(batch)
-            if leave and self.session.generation:
+            if leave and self.session.outbox.number:  # also who was not answered yet: it may be granted
                 s = self.session
                 body = records.Leave(s.generation)
                 self._send(records.Request(s.worker, s.incarnation, 0, body, b""))
@@ -119,9 +122,13 @@ class Client:
     # -- the connection's thread
 
     def _run(self) -> None:
+        ousted_at_s = 0.0
         try:
             while not self._halt.is_set():
                 self._receive()
+                if self.session.phase is Phase.OUSTED:
+                    ousted_at_s = ousted_at_s or monotonic()
+                    self._end_if_stuck(monotonic() - ousted_at_s)
                 with self.changed:
                     requests = self.session.tick(monotonic())
                     word = self.reach.word(self.session, monotonic())
@@ -139,6 +146,13 @@ class Client:
                 self.failure = error
                 self.changed.notify_all()
             self._tell_closed()
+
+    def _end_if_stuck(self, since_s: float) -> None:
+        """The training thread ends this process; where it is stuck in the user's code, this one does."""
+        if since_s > self.options.ousted_s:
+            log.error("%s This process does not end by itself: ended.", self.session.reason)
+            logging.shutdown()
+            os._exit(ExitCode.NEVER_RETRY)
 
     def _receive(self) -> None:
         try:
@@ -220,7 +234,7 @@ def require_job(client: Any, job: str, reach_s: float) -> None:
 
 def renew(session: Session, incarnation: str) -> Session:
     """A new incarnation of the same worker, which holds nothing."""
-    where = replace(session.where, restarts=session.where.restarts + 1)
+    where = replace(session.where, restarts=session.where.restarts + 1, take_over=False)
     return Session(session.worker, incarnation, session.spec, where, session.options)
 
 

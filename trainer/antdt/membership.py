@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 from dataclasses import replace
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 from antdt_schemas import records
-from antdt_schemas.errors import Refused, Unavailable
+from antdt_schemas.errors import ExitCode, Occupied, Refused, Unavailable
 
+from antdt import board, told
 from antdt.address import ENV_ADVERTISE, can_bind, own_address
 from antdt.allreduce import AllReduce, Generation, GenerationClosed, Rendezvous, store_of
 from antdt.attempts import Attempts
@@ -23,18 +25,20 @@ from antdt.client import Client, ClientOptions, renew
 from antdt.job import AgentOptions
 from antdt.model_files import ModelFiles
 from antdt.plans import Plans
-from antdt.session import Composition, Phase, Session, Where
+from antdt.session import OVER, Composition, Phase, Session, Where
 from antdt.settings import Settings
 from antdt.telemetry import Telemetry
 
 log = logging.getLogger("antdt")
 
 HINT_EVERY_S = 10.0
-FAREWELL_S = 5.0
+# Of the grace between SIGTERM and SIGKILL: what is left is for saying good-bye.
+LEAVE_SHARE = 0.8
 
 
 class Membership:
-    """`draining`: told to leave. `departed`: has left, with everything settled. `ended`: nothing is left to do.
+    """`draining`: told to leave, by SIGTERM or by whoever takes over. `departed`: has left, and `saved` says whether
+    its work is committed and, where it was to write a file, in one. `ended`: nothing is left to do.
 
     Invariant: `generation` is None or stands, and then the strategy is attached to it.
     """
@@ -45,7 +49,12 @@ class Membership:
         self.settings, self.options, self.spec, self.strategy = settings, options, spec, strategy
         self.generation: Generation | None = None
         self.workers: list[str] = []
-        self.draining, self.departed, self.ended = False, False, False
+        self.departed, self.saved, self.ended = False, True, False
+        self._told_at_s: float | None = None
+        self._taken_over = ""
+        self._left_behind = -1  # the step at which somebody left, so that a file of it is written
+        self._began_at_step = -1
+        self._handler: Any = None
         self.files = ModelFiles(settings.checkpoints, settings.job, strategy)
         self._rendezvous = Rendezvous(settings.advertise)
         self._generation_options = replace(options.generation, host=options.generation.host or self._listens_at())
@@ -65,10 +74,12 @@ class Membership:
 
     def _connect(self, plans: Plans) -> Client:
         s = self.settings
-        where = Where(self._rendezvous.host, self._rendezvous.port, s.node, s.hardware, s.restarts)
+        address = self._rendezvous.host, self._rendezvous.port
+        where = Where(*address, s.node, s.hardware, s.restarts, s.launch, s.launcher, s.place, s.take_over)
         session = Session(s.worker, s.incarnation, self.spec, where, self.options.session)
         telemetry = Telemetry(s.worker, s.incarnation, s.node, s.hardware)
-        options = ClientOptions(s.connection, s.job, s.secret, pending_max=self.options.allreduce.pending_max)
+        pending_max = self.options.allreduce.pending_max
+        options = ClientOptions(s.connection, s.job, s.secret, pending_max=pending_max, ousted_s=s.grace_s)
         return Client(options, session, plans, telemetry)
 
     @property
@@ -86,7 +97,7 @@ class Membership:
             Unavailable: nobody answered within the bounds.
         """
         before = self.generation
-        while self.generation is None and not self.ended and not self.draining:
+        while self.generation is None and not self.ended and not self.may_go:
             self._await_grant()
             session = self.session
             if session.phase is Phase.ENDED:
@@ -94,6 +105,8 @@ class Membership:
                 self.ended = True
             elif session.phase is Phase.FAILED:
                 raise Refused(f"The ledger refused {session.worker}: {session.reason}")
+            elif session.phase is Phase.OUSTED:
+                raise Occupied(session.reason)
             elif session.phase is Phase.LOST:
                 self._rejoin(session.reason)
             elif session.phase is Phase.MEMBER:
@@ -107,9 +120,9 @@ class Membership:
     def _await_grant(self) -> None:
         session, until = self.session, monotonic() + self.options.join_timeout_s
         asking = Phase.JOINING, Phase.REGROUPING
-        while not self.client.wait(lambda: session.phase not in asking or self.draining, HINT_EVERY_S):
+        while not self.client.wait(lambda: session.phase not in asking or self.may_go, HINT_EVERY_S):
             waited_for = "the ledger and the job's other workers" if session.generation == 0 else "the next generation"
-            log.warning("%s is waiting for %s", session.worker, waited_for)
+            log.warning("%s is waiting for %s%s", session.worker, waited_for, session.reason and f": {session.reason}")
             if monotonic() > until:
                 raise Unavailable(
                     f"{waited_for} did not come within {self.options.join_timeout_s:.0f} s.",
@@ -147,6 +160,9 @@ class Membership:
             return
         self._attempts.stands()
         self.workers = [m.worker for m in grant.members]
+        if self._began_at_step < 0:
+            self._began_at_step = self.strategy.step_number
+        self.note()
         self.files.written_step = -1  # the event of an earlier file may be lost
         with self.client.changed:
             self.strategy.drop_pending(session.committed)
@@ -166,8 +182,8 @@ class Membership:
             return
         said, pause_s = self._attempts.failed(monotonic(), str(error), hosts)
         log.warning("%s", said)
-        asking, over = self.session, (Phase.LOST, Phase.FAILED, Phase.ENDED)
-        self.client.wait(lambda: self.draining or asking.phase in over, pause_s)
+        asking = self.session
+        self.client.wait(lambda: self.may_go or asking.phase in OVER, pause_s)
 
     def _adopt(self, grant: records.Grant, generation: Generation) -> None:
         """Everybody holds the same state afterwards: the source's, or that of a file."""
@@ -206,35 +222,105 @@ class Membership:
             self.client.session = renew(old, incarnation)
             self.client.telemetry = Telemetry(old.worker, incarnation, self.settings.node, self.settings.hardware)
 
+    @property
+    def draining(self) -> bool:
+        """Told to leave."""
+        if self._told_at_s is None and self.session.told:
+            self._taken_over, self._told_at_s = self.session.told, monotonic()
+            log.warning("%s Leaving after this step.", self._taken_over)
+        return self._told_at_s is not None
+
+    @property
+    def leave_within_s(self) -> float:
+        """How long leaving may still take, once told."""
+        since_s = monotonic() - (self._told_at_s if self._told_at_s is not None else monotonic())
+        return max(0.0, LEAVE_SHARE * self.settings.grace_s - since_s)
+
+    @property
+    def may_go(self) -> bool:
+        """Told to leave, and between generations: nothing of this model is lost with it, or there is no time to wait.
+
+        Whoever has a step that is in no file leaves from the next generation: the others may leave as well.
+        """
+        if not self.draining:
+            return False
+        step = self.strategy.step_number
+        nothing = self.strategy.void or self.session.generation == 0 or step in (0, self._left_behind)
+        return nothing or self.leave_within_s == 0
+
+    def end_if_told(self) -> None:
+        """Raises what ends this process where it was told to leave, and has left or may go."""
+        if self.departed:
+            self._end()
+        if self.generation is None and self.may_go:
+            step = self.strategy.step_number
+            self.saved = self.strategy.void or self.session.generation == 0 or step in (0, self._left_behind)
+            self._end()
+
+    def _end(self) -> NoReturn:
+        if not self.saved:
+            log.warning("step %d could not be saved: what is in no checkpoint is done again", self.strategy.step_number)
+        if self.session.phase is Phase.OUSTED:
+            raise Occupied(self.session.reason)
+        if self._taken_over:
+            raise Occupied(f"{self._taken_over} {self.session.incarnation} has left.")
+        sys.exit(int(ExitCode.DRAINED if self.saved else ExitCode.KILLED))
+
+    def somebody_leaves(self) -> None:
+        """A member leaves after this step, and the first one writes a file of it."""
+        self._left_behind = self.strategy.step_number
+
     def say_farewell(self) -> None:
         """Everybody has this step: stay until it is committed, and the file of it known to the ledger. Bounded."""
-        session, step = self.session, self.strategy.step_number
+        session, step, bound_s = self.session, self.strategy.step_number, self.leave_within_s
         with self.client.changed:
             session.leaving = True
-        over = Phase.LOST, Phase.FAILED, Phase.ENDED
 
         def settled() -> bool:
-            return session.phase in over or (session.committed >= step and session.files.newest is None)
+            return session.phase in OVER or (session.committed >= step and session.files.newest is None)
 
-        if not self.client.wait(settled, FAREWELL_S):
-            log.warning("step %d was not committed within %.0f s: leaving all the same", step, FAREWELL_S)
+        self.client.wait(settled, bound_s)
+        filed = session.rank != 0 or step == 0 or step in session.files.kept_steps
+        self.saved = session.phase is Phase.ENDED or (session.committed >= step and filed)
         self.departed = True
+
+    def leave_unsaved(self) -> None:
+        """There is no time left, and steps of this model are not committed."""
+        self.saved, self.departed = False, True
+
+    def note(self) -> None:
+        """Let the launcher know where this worker stands."""
+        if board.mine is not None:
+            step = min(self.session.committed, self.strategy.step_number)
+            # What was committed before this life is none of its merits.
+            taken_part = step if step > self._began_at_step else 0
+            board.mine.note(taken_part=taken_part, checkpoint=self.session.files.kept_steps[-1])
 
     def drain_on_sigterm(self) -> None:
         """SIGTERM: finish the step, leave, exit with 143. A handler that was there before is called as well.
 
-        Where everybody leaves at once, the first member writes a checkpoint: nothing has to be done again.
+        Where everybody leaves at once, the first member writes a checkpoint: nothing has to be done again. Whoever was
+        told before, and held up the end that this means, ends here.
         """
         if threading.current_thread() is not threading.main_thread():
             return
         before = signal.getsignal(signal.SIGTERM)
 
         def drain(number: int, frame: Any) -> None:
-            self.draining = True
-            if callable(before):
+            told.remember()
+            self._told_at_s = told.at_s()
+            if callable(before) and before is not told.end:
                 before(number, frame)
 
+        self._handler = drain, before
         signal.signal(signal.SIGTERM, drain)
+        if told.at_s() is not None:
+            sys.exit(int(ExitCode.DRAINED))
+
+    def _restore_handler(self) -> None:
+        """Behind the loop SIGTERM means again what it did before."""
+        if self._handler is not None and signal.getsignal(signal.SIGTERM) is self._handler[0]:
+            signal.signal(signal.SIGTERM, self._handler[1])
 
     def finish(self) -> None:
         """Say good-bye, whatever happened."""
@@ -244,4 +330,8 @@ class Membership:
         if self.generation is not None:
             self.generation.leave()
             self.generation = None
-        self.client.stop(leave=True)
+        try:
+            # Who was ousted has nothing to say any more.
+            self.client.stop(leave=self.session.phase is not Phase.OUSTED)
+        finally:
+            self._restore_handler()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import gc
+import io
 import multiprocessing
 import os
 import runpy
@@ -17,11 +18,29 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
+from antdt import board, told
+
 PR_SET_PDEATHSIG = 1
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
+
+
+@dataclass(frozen=True)
+class Life:
+    """What a launcher gives to a worker beside its script: where its output goes (a file, or two descriptors), and the
+    board. `closes`: descriptors that are the launcher's alone.
+    """
+
+    board: board.Board
+    log: Path | None = None
+    output: tuple[int, int] = (1, 2)
+    closes: Sequence[int] = ()
 
 
 def preload(environ: Mapping[str, str]) -> None:
@@ -41,9 +60,12 @@ def preload(environ: Mapping[str, str]) -> None:
     gc.enable()
 
 
-def start(script: Sequence[str], environ: Mapping[str, str], log: Path | None) -> ForkProcess:
-    """A process that runs `script` as `python SCRIPT` would: a file, or `-m MODULE`, and its arguments."""
-    return in_child(lambda: _become(script, environ, log))
+def start(script: Sequence[str], environ: Mapping[str, str], life: Life) -> ForkProcess:
+    """A process that runs `script` as `python SCRIPT` would: a file, or `-m MODULE`, and its arguments.
+
+    SIGTERM tells it to leave from its first moment on (`told`).
+    """
+    return in_child(lambda: _become(script, environ, life), told.end)
 
 
 def leave(code: int) -> NoReturn:
@@ -58,10 +80,15 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def in_child(target: Callable[[], None]) -> ForkProcess:
+def in_child(target: Callable[[], None], on_sigterm: Handler = signal.SIG_DFL) -> ForkProcess:
     """Run something in a forked child that dies with this process."""
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(target, os.getpid()))
-    process.start()
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(target, os.getpid(), on_sigterm))
+    # What comes between the fork and the child's own handlers would be taken by those of the launcher, in the child.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process
 
 
@@ -72,23 +99,37 @@ def die_with_parent(is_alive: Callable[[], bool]) -> None:
         os._exit(0)
 
 
-def _child(target: Callable[[], None], parent: int) -> None:
+def _child(target: Callable[[], None], parent: int, on_sigterm: Handler) -> None:
     die_with_parent(lambda: os.getppid() == parent)
     # Ctrl-C in the terminal is for the launcher, which tells its workers.
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, on_sigterm)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     target()
 
 
-def _become(script: Sequence[str], environ: Mapping[str, str], log: Path | None) -> None:
+def _become(script: Sequence[str], environ: Mapping[str, str], life: Life) -> None:
     os.environ.clear()
     os.environ.update(environ)
-    if log is not None:
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    board.mine = life.board
+    for handle in life.closes:
+        os.close(handle)
+    if life.log is not None:
+        handle = os.open(life.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         os.close(handle)
+    else:
+        for number, handle in enumerate(life.output, 1):
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # as PYTHONUNBUFFERED would have it, which this process was too old for
+            stream.reconfigure(write_through=True)
     leave(_run(list(script)))
 
 
@@ -113,5 +154,7 @@ def _run(script: list[str]) -> int:
             traceback.print_exc()
             return 1
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if board.mine is not None:
+            board.mine.say(str(error))
         return int(exit_code)
     return 0

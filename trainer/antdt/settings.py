@@ -13,9 +13,12 @@ from antdt_schemas import auth
 from antdt_schemas.connection import Connection, names_a_broker
 from antdt_schemas.data_folder import BROKER, data_folder, running
 from antdt_schemas.errors import UsageError
+from antdt_schemas.launch_locks import process_name
 from antdt_schemas.topics import check_job, check_worker
 
 from antdt.address import own_address
+
+GRACE_S = 30.0  # as Kubernetes
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Settings:
     """Who this worker is and where its job runs.
 
     restarts counts earlier lives of the worker; incarnation is new with every process. advertise: where the other
-    members reach this machine, see `address`.
+    members reach this machine, see `address`. launch, launcher: who started it; place: what only one launch of this
+    machine can hold; take_over: whoever runs this worker now is asked to leave. grace_s: between SIGTERM and SIGKILL.
     """
 
     job: str
@@ -38,6 +42,11 @@ class Settings:
     connection: Connection
     secret: bytes | None
     checkpoints: Path
+    launch: str = ""
+    launcher: str = ""
+    place: str = ""
+    take_over: bool = False
+    grace_s: float = GRACE_S
 
     @classmethod
     def of(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -71,6 +80,12 @@ class Settings:
             connection=connection,
             secret=secret.encode() if secret else None,
             checkpoints=Path(environ.get("ANTDT_CHECKPOINTS") or folder / "checkpoints" / job),
+            # A worker that was started by hand is a launch of its own.
+            launch=environ.get("ANTDT_LAUNCH") or uuid.uuid4().hex[:12],
+            launcher=environ.get("ANTDT_LAUNCHER") or process_name(),
+            place=environ.get("ANTDT_PLACE", ""),
+            take_over=environ.get("ANTDT_TAKE_OVER", "") not in ("", "0"),
+            grace_s=_seconds(environ, "ANTDT_GRACE_S", GRACE_S),
         )
 
 
@@ -84,3 +99,13 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
     if not value.isdigit():
         raise UsageError(f"{name}={value!r} is not a number of 0 or more.")
     return int(value)
+
+
+def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
+    try:
+        value = float(environ.get(name) or default)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"{name}={environ[name]!r} is not a number of seconds.")
+    return value

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from antdt_schemas.errors import AntdtError, ExitCode, Unavailable
+from antdt_schemas.launch_locks import folder_of, is_free
 
 from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
@@ -24,7 +25,8 @@ from antdt_streams.supervise import Child, Process, RestartPolicy, Start, Superv
 RESTARTS_MAX = 1000
 ALL = "all"
 LEDGERS = ("ledger", STANDBY)
-LAUNCH_AGAIN = (ExitCode.RESTART_HERE, ExitCode.RESTART_ELSEWHERE, ExitCode.DRAINED)
+LAUNCH_AGAIN = (ExitCode.RESTART_HERE, ExitCode.RESTART_ELSEWHERE)
+LEFT = (ExitCode.DRAINED, ExitCode.KILLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +115,38 @@ class World:
         self.supervisor.poll()
         self._brokers |= {self.broker.pid} if self.broker.pid is not None else set()
         for worker in [w for w, pid in self.leaving.items() if not alive(pid)]:
-            del self.leaving[worker]
-            self.launch(worker)
+            self._replace(worker)
         codes = {worker: launcher.poll() for worker, launcher in self.launchers.items()}
         for worker, code in codes.items():
             if code in LAUNCH_AGAIN:
-                self.launch(worker)  # as whatever starts launchers does: the broker was away
+                self._launch_again(worker)
+            elif code in LEFT:
+                del self.launchers[worker]  # each of its workers was told to leave, and is launched by itself
             elif code not in (None, ExitCode.DONE):
                 raise Unavailable(f"The workers ended with status {code}: {last_words(self.logs / 'launcher.log')}")
         return bool(codes) and not self.leaving and all(code == ExitCode.DONE for code in codes.values())
+
+    def _replace(self, worker: str) -> None:
+        """One that was told to leave is gone: it is launched by itself once its launcher has let it go, as people do
+        who read what that says. One that was killed on the way is started again by its launcher, and stays.
+        """
+        if is_free(folder_of(self.place.data, self.job), worker):
+            del self.leaving[worker]
+            self.launch(worker)
+        elif self.worker_pid(worker) is not None:
+            del self.leaving[worker]
+
+    def _launch_again(self, which: str) -> None:
+        """As whatever starts launchers does: the broker was away. Those that were launched by themselves stay so."""
+        del self.launchers[which]
+        others = {*self.launchers, *self.leaving}
+        workers = [f"w{rank}" for rank in range(self.training.workers)] if which == ALL else [which]
+        if which == ALL and others.isdisjoint(workers):
+            self.launch()
+            return
+        for worker in workers:
+            if worker not in others:
+                self.launch(worker)
 
     def close(self) -> None:
         """Stop everything but the broker."""

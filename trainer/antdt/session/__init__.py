@@ -5,6 +5,6 @@ from __future__ import annotations
 from antdt.session.asking import SessionOptions
 from antdt.session.commits import Composition
 from antdt.session.leases import Held
-from antdt.session.machine import Phase, Session, Where
+from antdt.session.machine import OVER, Phase, Session, Where
 
-__all__ = ["Composition", "Held", "Phase", "Session", "SessionOptions", "Where"]
+__all__ = ["OVER", "Composition", "Held", "Phase", "Session", "SessionOptions", "Where"]

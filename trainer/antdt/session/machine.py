@@ -29,8 +29,13 @@ class Phase(StrEnum):
     CLOSED = "closed"
     REGROUPING = "regrouping"
     LOST = "lost"
+    OUSTED = "ousted"
     ENDED = "ended"
     FAILED = "failed"
+
+
+# Nothing that comes changes any more what has become of this incarnation.
+OVER = (Phase.ENDED, Phase.LOST, Phase.OUSTED, Phase.FAILED)
 
 
 @dataclass(slots=True)
@@ -41,17 +46,28 @@ class _Claim:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """What a join says of the process: address of its rendezvous store, machine, hardware class, earlier lives."""
+    """What a join says of the process: address of its rendezvous store, machine, hardware class, earlier lives.
+
+    launch, launcher, place: who started it, and what only one launch of this machine can hold. take_over: once, whoever
+    runs this worker now is asked to leave.
+    """
 
     host: str
     port: int
     node: str = ""
     hardware: str = ""
     restarts: int = 0
+    launch: str = ""
+    launcher: str = ""
+    place: str = ""
+    take_over: bool = False
 
 
 class Session:
-    """One incarnation.
+    """One incarnation. `told`: who wants its place, and waits for it to leave; empty while nobody does.
+
+    It is lost when it was given up for dead: the worker may come back as another one. It is ousted when somebody else
+    is this worker: then it may not.
 
     Invariant: from a grant that restores a file until `begin`, the model at hand is not that of the run: it is never
     claimed, whatever the caller says.
@@ -66,7 +82,7 @@ class Session:
         self.generation, self.rank = 0, -1
         self.grant: records.Grant | None = None
         self.committed, self.finished = 0, False
-        self.leaving = False
+        self.leaving, self.told = False, ""
         self.leases, self.files = Leases(spec, self.options), Files(self.options)
         self.outbox = Outbox(worker, incarnation)
         self._claim, self._commits = _Claim(), Commits(self.options)
@@ -112,16 +128,18 @@ class Session:
 
     def on_reply(self, reply: records.Reply) -> None:
         """Take a reply; one of another incarnation is ignored."""
-        if reply.incarnation != self.incarnation or self.phase in (Phase.ENDED, Phase.LOST, Phase.FAILED):
+        if reply.incarnation != self.incarnation or self.phase in OVER:
             return
         self._acknowledge(reply)
+        if reply.status is Status.LEAVE:
+            self.told = reply.reason
+            return
         if self.leases.is_release(reply):
             return
         if reply.status is Status.END:
             self.phase, self.file = Phase.ENDED, reply.file
-        elif reply.status is Status.REJOIN:
-            if self.phase is not Phase.JOINING or "lost" in reply.reason or "left" in reply.reason:
-                self.phase, self.reason = Phase.LOST, reply.reason
+        elif reply.status in (Status.REJOIN, Status.OCCUPIED, Status.DISPLACED):
+            self._not_this_one(reply)
         elif reply.status is Status.REFUSED:
             self._refused(reply)
         elif reply.grant is not None and reply.grant.generation > self.generation:
@@ -134,7 +152,16 @@ class Session:
         if reply.generation == self.generation and self.phase is Phase.MEMBER:
             self.leases.take_answer(reply)
 
+    def _not_this_one(self, reply: records.Reply) -> None:
+        """This incarnation is over: lost, it may come back as another one; ousted, somebody else is this worker."""
+        if reply.status is not Status.REJOIN:
+            self.phase, self.reason = Phase.OUSTED, reply.reason
+        elif self.phase is not Phase.JOINING or "lost" in reply.reason or "left" in reply.reason:
+            self.phase, self.reason = Phase.LOST, reply.reason
+
     def _acknowledge(self, reply: records.Reply) -> None:
+        if reply.status is Status.WAIT and self.phase is Phase.JOINING:
+            self.reason = reply.reason  # whom it waits for
         if reply.generation >= self.generation:
             self.committed = max(self.committed, reply.committed)
             self.finished = reply.finished
@@ -172,7 +199,8 @@ class Session:
         outbox, retry_s = self.outbox, self.options.retry_s
         if self.phase is Phase.JOINING and now_s - self._join.at_s >= retry_s:
             w = self.where
-            body = records.Join("worker", w.host, w.port, w.node, w.hardware, w.restarts, self.spec)
+            who = w.launch, w.launcher, w.place, w.take_over
+            body = records.Join("worker", w.host, w.port, w.node, w.hardware, w.restarts, self.spec, *who)
             outbox.post(body, self._join, now_s)
         elif self.phase is Phase.REGROUPING and now_s - self._join.at_s >= retry_s:
             where = self.where.host, self.where.port

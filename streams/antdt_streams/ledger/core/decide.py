@@ -3,7 +3,9 @@
 Rules (numbers of the exactly-once protocol)
   2   requests are level-triggered: every one may arrive again, at any time, and then changes nothing
   3   generations come only from here: closed on a loss, a regroup or a join; granted when every member asked or is gone
-  4   a lost incarnation is refused everything; Commit counts only from the first member of the open generation
+  4   a lost incarnation is refused everything; Commit counts only from the first member of the open generation. While
+      an incarnation of a worker may live, another one takes its place only where that is its own launcher's doing, its
+      death is proven, or an operator wants it (`callers`)
   6   whoever holds at least the committed step may be the source; nobody: roll back to the newest checkpoint
   8   leases of whoever is gone stay in limbo until the next generation has reported every step that it began with:
       its first commit settles them, or the last of several where the source had more steps than a commit holds
@@ -25,6 +27,7 @@ from antdt_schemas import lineage, records
 from antdt_schemas.limits import INIT_FILE
 from antdt_schemas.records import Status
 
+from antdt_streams.ledger.core.callers import Callers, Room
 from antdt_streams.ledger.core.state import Incarnation, Lease, State
 
 RANGES_PER_REPLY_MAX = 256
@@ -55,6 +58,7 @@ class Turn:
 
     state: State
     offset: int
+    callers: Callers = field(default_factory=Callers)
     events: list[records.Event] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
 
@@ -103,10 +107,10 @@ def refuse(turn: Turn, request: records.Request, reason: str, status: Status = S
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, status, reason, grant=grant))
 
 
-def lose(turn: Turn, incarnation: str, reason: str) -> None:
-    """An incarnation is gone for good."""
+def lose(turn: Turn, incarnation: str, reason: str, by: str = "") -> None:
+    """An incarnation is gone for good; `by`: the one that has taken its place."""
     state = turn.state
-    turn.emit(records.Lost(incarnation, reason[:REASON_CHARS_MAX]))
+    turn.emit(records.Lost(incarnation, reason[:REASON_CHARS_MAX], by))
     if state.open and incarnation in state.members:
         _close(turn, f"{incarnation} is lost: {reason}")
 
@@ -136,8 +140,25 @@ def _member(turn: Turn, request: records.Request) -> Incarnation:
     if who is None or who.worker != request.worker:
         raise Refusal("This incarnation is not known: join first.", Status.REJOIN)
     if who.gone:
-        raise Refusal(f"This incarnation is {who.status}: join as a new one, without its model.", Status.REJOIN)
+        raise _gone(turn.state, who, request)
     return who
+
+
+def _gone(state: State, who: Incarnation, request: records.Request) -> Refusal:
+    """A displaced one never comes back: whoever did would displace in its turn."""
+    if who.status == "displaced":
+        return Refusal(f"{_other(state, request)} has taken the place of {request.incarnation}.", Status.DISPLACED)
+    return Refusal(f"This incarnation is {who.status}: join as a new one, without its model.", Status.REJOIN)
+
+
+def _other(state: State, request: records.Request) -> str:
+    """Who runs this worker now, or did last."""
+    name = [n for n, i in state.incarnations.items() if i.worker == request.worker and n != request.incarnation][-1]
+    return _named(name, state.incarnations[name])
+
+
+def _named(name: str, who: Incarnation) -> str:
+    return f"{name} of {who.launcher} on {who.node}" if who.launcher else f"{name} on {who.node}"
 
 
 def _open_member(turn: Turn, request: records.Request, generation: int) -> None:
@@ -158,11 +179,13 @@ def _join(turn: Turn, request: records.Request, body: records.Join) -> None:
     known = state.incarnations.get(request.incarnation)
     if known is not None:
         if known.gone:
-            raise Refusal(f"This incarnation is {known.status}: join as a new one.", Status.REJOIN)
+            raise _gone(state, known, request)
         _answer_member(turn, request, known)
         return
     for name in [n for n, i in state.incarnations.items() if i.worker == request.worker and not i.gone]:
-        lose(turn, name, f"{request.incarnation} has taken its place")
+        if not _makes_room(turn, request, body, name):
+            return
+    turn.callers.forget(request.incarnation)
     turn.emit(
         records.Joined(
             request.incarnation,
@@ -173,11 +196,41 @@ def _join(turn: Turn, request: records.Request, body: records.Join) -> None:
             body.node,
             body.hardware,
             body.restarts,
+            body.launch,
+            body.launcher,
+            body.place,
         )
     )
     if state.open:
         _close(turn, f"{request.worker} joins")
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK, grant=True))
+
+
+def _makes_room(turn: Turn, request: records.Request, body: records.Join, occupant: str) -> bool:
+    """Whether `occupant` has made room for a newcomer of the same worker; if not, that one is told to wait."""
+    who = turn.state.incarnations[occupant]
+    restart = body.launch != "" and body.launch == who.launch
+    # A place is held by one launch at a time, and its workers end with it: whoever holds it now has outlived them.
+    proven = body.place != "" and body.place == who.place
+    room = Room.FREE if restart or proven else turn.callers.room(request.incarnation, occupant, body.take_over)
+    if room is Room.FREE:
+        lose(turn, occupant, f"{request.incarnation} has taken its place", request.incarnation)
+        return True
+    if room is Room.OCCUPIED:
+        turn.callers.forget(request.incarnation)
+        raise Refusal(
+            f"{request.worker} is run by {_named(occupant, who)}, which is alive. "
+            "End it first, or take over with `antdt launch --take-over`.",
+            Status.OCCUPIED,
+        )
+    reason = f"{request.worker} is run by {_named(occupant, who)}: waiting for a sign of life, or for its end."
+    if body.take_over:
+        reason = f"{_named(occupant, who)} is asked to leave: waiting until it has."
+        mine = body.launcher or request.incarnation
+        told = f"{mine} on {body.node} takes over {request.worker}."
+        turn.answers.append(Answer(request.worker, occupant, -1, Status.LEAVE, told))
+    turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.WAIT, reason))
+    return False
 
 
 def _answer_member(turn: Turn, request: records.Request, who: Incarnation) -> None:
@@ -229,7 +282,8 @@ def _exited(turn: Turn, request: records.Request, body: records.Exited) -> None:
 def _heartbeat(turn: Turn, request: records.Request, body: records.Heartbeat) -> None:
     who = turn.state.incarnations.get(request.incarnation)
     if who is None or who.gone:
-        turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.REJOIN))
+        gone = _gone(turn.state, who, request) if who is not None else Refusal("", Status.REJOIN)
+        turn.answers.append(Answer(request.worker, request.incarnation, request.number, gone.status, str(gone)))
     elif body.generation != turn.state.generation or not turn.state.open:
         _answer_member(turn, request, who)
     else:

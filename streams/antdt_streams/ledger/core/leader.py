@@ -15,6 +15,7 @@ from antdt_schemas.errors import Superseded, Undecodable
 from antdt_schemas.topics import RECORD_BYTES_MAX
 
 from antdt_streams.ledger.core import rows
+from antdt_streams.ledger.core.callers import Callers
 from antdt_streams.ledger.core.decide import Answer, Turn, decide, lose, refuse
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.state import State
@@ -107,7 +108,7 @@ class InOffice:
         self.secret, self.poisoned = secret, dict(poisoned or {})
         self.record_bytes_max = record_bytes_max
         self.cycle_bytes_max = min(CYCLE_BYTES_MAX, record_bytes_max // CYCLES_A_RECORD)
-        self.patience = Patience(fold.genesis.patience_ms)
+        self.patience, self.callers = Patience(fold.genesis.patience_ms), Callers()
         self.pending: Cycle | None = None
         self._checked_ms = 0
 
@@ -134,7 +135,7 @@ class InOffice:
             if taken and size + len(incoming.payload or b"") > self.cycle_bytes_max:
                 break  # what it makes is about as large as itself
             now_ms = max(now_ms, incoming.time_ms)
-            turn = Turn(state, incoming.offset)
+            turn = Turn(state, incoming.offset, self.callers)
             try:
                 self._decide(turn, incoming, now_ms, dead)
             except Exception as error:
@@ -184,6 +185,7 @@ class InOffice:
             return
         if not isinstance(request.body, records.Exited):
             self.patience.hear(request.incarnation, incoming.time_ms)
+            self.callers.hear(request.incarnation, self.patience.clock_ms)
         decide(turn, request)
         if self.patience.clock_ms - self._checked_ms >= self.genesis.patience_ms // 8:
             self._checked_ms = self.patience.clock_ms

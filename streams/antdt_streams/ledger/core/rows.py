@@ -124,7 +124,9 @@ def _load_grant(s: State, _: str, row: Any) -> None:
 
 def _incarnation(s: State, name: str) -> Any:
     i = s.incarnations[name]
-    return [i.worker, i.role, i.host, i.port, i.node, i.hardware, i.restarts, i.status, i.claim]
+    row = [i.worker, i.role, i.host, i.port, i.node, i.hardware, i.restarts, i.status, i.claim]
+    by = [i.launch, i.launcher, i.place]
+    return row + by if any(by) else row  # of logs from before this was said, rows are what they were
 
 
 def _load_incarnation(s: State, name: str, row: Any) -> None:

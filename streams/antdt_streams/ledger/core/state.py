@@ -40,7 +40,10 @@ class Bounds:
 
 @dataclass(slots=True)
 class Incarnation:
-    """One life of a worker. status: waiting, ready, member, lost or left."""
+    """One life of a worker. status: waiting, ready, member, lost, displaced or left.
+
+    launch, launcher, place: who started it, and what of this machine only one launch at a time can hold.
+    """
 
     worker: str
     role: str
@@ -51,10 +54,13 @@ class Incarnation:
     restarts: int
     status: str = "waiting"
     claim: int | None = None
+    launch: str = ""
+    launcher: str = ""
+    place: str = ""
 
     @property
     def gone(self) -> bool:
-        return self.status in ("lost", "left")
+        return self.status in ("lost", "left", "displaced")
 
 
 @dataclass(slots=True)
@@ -242,7 +248,9 @@ class State:
 
     def _joined(self, e: records.Joined) -> None:
         assert e.incarnation not in self.incarnations, e
-        self.incarnations[e.incarnation] = Incarnation(e.worker, e.role, e.host, e.port, e.node, e.hardware, e.restarts)
+        who = Incarnation(e.worker, e.role, e.host, e.port, e.node, e.hardware, e.restarts)
+        who.launch, who.launcher, who.place = e.launch, e.launcher, e.place
+        self.incarnations[e.incarnation] = who
         self.dirty.others.add(("incarnation", e.incarnation))
 
     def _gone(self, incarnation: str, status: str) -> None:
@@ -252,7 +260,7 @@ class State:
         self.dirty.others.add(("incarnation", incarnation))
 
     def _lost(self, e: records.Lost) -> None:
-        self._gone(e.incarnation, "lost")
+        self._gone(e.incarnation, "displaced" if e.by else "lost")
 
     def _left(self, e: records.Left) -> None:
         self._gone(e.incarnation, "left")

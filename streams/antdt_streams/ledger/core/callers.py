@@ -1,0 +1,66 @@
+"""Who asks for the place of a worker that somebody else has, and whether that one was heard since.
+
+Owns how long a newcomer waits, and for what. In memory only, and by the order of the requests: a new leader begins
+anew, which costs a newcomer some of its wait. What comes of it is in the events. Must not know who is right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+# An occupant that is asked to leave finishes its step and sees it committed; after this long it is displaced.
+TAKE_OVER_MS = 30_000
+# Whoever has not asked again for so long has given up.
+FORGET_MS = 60_000
+
+
+class Room(Enum):
+    """What a newcomer finds."""
+
+    FREE = auto()
+    OCCUPIED = auto()
+    UNKNOWN = auto()
+
+
+@dataclass(slots=True)
+class Asked:
+    """A newcomer's question: whose place, since when and when last by the clock that runs on requests, and whether that
+    one was heard since.
+    """
+
+    occupant: str
+    since_ms: int
+    last_ms: int
+    alive: bool = False
+
+
+@dataclass(slots=True)
+class Callers:
+    """Newcomers that asked for a place that was taken."""
+
+    asked: dict[str, Asked] = field(default_factory=dict)
+    clock_ms: int = 0
+
+    def hear(self, incarnation: str, clock_ms: int) -> None:
+        """A request of this incarnation is next: it is alive, for everybody who asked for its place before."""
+        self.clock_ms = clock_ms
+        for asked in self.asked.values():
+            asked.alive = asked.alive or asked.occupant == incarnation
+
+    def room(self, newcomer: str, occupant: str, take_over: bool) -> Room:
+        """What this newcomer finds, having asked once more."""
+        asked = self.asked.get(newcomer)
+        if asked is None or asked.occupant != occupant:
+            # The next occupant may live as well, but whoever takes over does not wait anew for each of them.
+            since_ms = asked.since_ms if asked is not None else self.clock_ms
+            self.asked = {n: a for n, a in self.asked.items() if self.clock_ms - a.last_ms < FORGET_MS}
+            asked = self.asked[newcomer] = Asked(occupant, since_ms, self.clock_ms)
+        asked.last_ms = self.clock_ms
+        if take_over:
+            return Room.FREE if self.clock_ms - asked.since_ms >= TAKE_OVER_MS else Room.UNKNOWN
+        return Room.OCCUPIED if asked.alive else Room.UNKNOWN
+
+    def forget(self, newcomer: str) -> None:
+        """It was answered for good."""
+        self.asked.pop(newcomer, None)

@@ -1,0 +1,226 @@
+"""The launcher's parts: who may run a worker, how many there are, what they say, and how often they come back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from antdt.board import Board
+from antdt.launch import Launcher, LaunchOptions
+from antdt.nodes import first_and_world, workers_here
+from antdt.output import LINE_BYTES_MAX, Stream
+from antdt.places import Places
+from antdt.settings import Settings
+from antdt_schemas.errors import Occupied, UsageError
+from antdt_schemas.launch_locks import Holder, ask_to_leave, is_free, this_process
+
+# -- locks
+
+
+def launch(folder: Path, name: str) -> Places:
+    return Places(folder, "job", Holder(name, f"{name}@host:1", "today", 2.0))
+
+
+def test_one_launch_of_a_machine_runs_a_worker_and_the_next_is_told_who(tmp_path: Path) -> None:
+    first, second = launch(tmp_path, "first"), launch(tmp_path, "second")
+    assert first.take(["w0", "w1"]) == {}
+    held = second.take(["w0", "w1", "w2"])
+    assert list(held) == ["w0", "w1"]
+    assert "w0 and w1 are run here by first@host:1 since today" in str(second.refusal(held))
+    assert not is_free(tmp_path, "w0")
+    place = first.place("w0")
+    assert place and place != first.place("w1")
+    first.release("w0")
+    assert is_free(tmp_path, "w0")
+    assert list(second.take(["w0", "w1"])) == ["w1"]
+    assert second.place("w0") == place, "whoever holds it has outlived the one before"
+
+
+def test_a_lock_is_free_when_its_process_is_gone(tmp_path: Path) -> None:
+    code = (
+        "import sys, os, signal; from pathlib import Path; from antdt_schemas.launch_locks import *;"
+        "print(take(Path(sys.argv[1]), 'w0', this_process('x', 1)).place, flush=True); os.kill(os.getpid(), 9)"
+    )
+    place = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    mine = launch(tmp_path, "next")
+    assert mine.take(["w0"]) == {}
+    assert mine.place("w0") == place.stdout.strip()
+
+
+def test_a_launch_that_is_asked_to_leave_knows_by_whom_and_old_wishes_are_not_for_it(tmp_path: Path) -> None:
+    first, second = launch(tmp_path, "first"), launch(tmp_path, "second")
+    first.take(["w0"])
+    assert first.wanted_by() == ""
+    waited = []
+
+    def moment() -> bool:
+        first._looked_at_s = 0.0
+        waited.append(first.wanted_by())
+        if waited[-1]:
+            first.release("w0")
+        return True
+
+    second.take_over(["w0"], second.take(["w0"]), moment, lambda text: None)
+    assert waited == ["second@host:1"]
+    ask_to_leave(tmp_path, "w0", Holder("first"), "somebody")
+    assert second.wanted_by() == "", "it is not the one that was asked"
+
+
+def test_a_launch_that_does_not_leave_is_not_awaited_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antdt.places.MARGIN_S", -2.0)
+    first, second = launch(tmp_path, "first"), launch(tmp_path, "second")
+    first.take(["w0"])
+    with pytest.raises(Occupied, match="did not leave within 0 s"):
+        second.take_over(["w0"], second.take(["w0"]), lambda: True, lambda text: None)
+
+
+def test_who_has_no_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr("antdt_schemas.launch_locks.getpass.getuser", nobody)
+    assert this_process("x", 1).launcher.startswith(f"{os.getuid()}@")
+
+
+def test_a_worker_that_was_started_by_hand_is_a_launch_of_its_own() -> None:
+    environ = {"ANTDT_JOB": "job", "ANTDT_KAFKA_BOOTSTRAP_SERVERS": "h:1"}
+    one, other = Settings.of(environ), Settings.of(environ)
+    assert one.launch and one.launch != other.launch
+    assert (one.place, one.take_over, one.grace_s) == ("", False, 30.0)
+    with pytest.raises(UsageError, match="ANTDT_GRACE_S"):
+        Settings.of(environ | {"ANTDT_GRACE_S": "soon"})
+
+
+# -- how many
+
+
+def test_workers_are_counted_as_torchrun_does() -> None:
+    assert workers_here("3") == 3
+    assert workers_here("cpu") == os.cpu_count()
+    for text in ("0", "-1", "all", ""):
+        with pytest.raises(UsageError, match="auto, gpu or cpu"):
+            workers_here(text)
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (("1", 0, -1, 0), (0, 4)),
+        (("3", 2, -1, 0), (8, 12)),
+        (("1:3", 2, -1, 0), (8, 12)),
+        (("2:3", 0, -1, 0), (0, 8)),
+        (("1", 0, 5, 0), (5, 4)),
+        (("1", 0, 5, 9), (5, 9)),
+    ],
+)
+def test_ranks_follow_from_the_number_of_this_machine(said: tuple[str, int, int, int], found: tuple[int, int]) -> None:
+    assert first_and_world(4, *said) == found
+
+
+@pytest.mark.parametrize(("nnodes", "rank"), [("0", 0), ("two", 0), ("2", 2), ("1:2", 2), ("1", -1)])
+def test_a_machine_that_is_not_among_them_is_refused(nnodes: str, rank: int) -> None:
+    with pytest.raises(UsageError, match="--n"):
+        first_and_world(4, nnodes, rank, -1, 0)
+
+
+# -- what they say
+
+
+def test_lines_carry_the_name_of_their_worker_whatever_pieces_they_come_in() -> None:
+    stream = Stream("w0", 1)
+    out = b"".join(stream.lines(piece) for piece in (b"on", b"e\ntwo\r", b"\nthree\n\nfour", b""))
+    assert out == b"[w0] one\n[w0] two\n[w0] three\n[w0] \n"
+    assert stream.lines(b"", last=True) == b"[w0] four\n"
+    assert stream.lines(b"", last=True) == b""
+
+
+def test_a_progress_bar_stays_one() -> None:
+    stream = Stream("w1", 2)
+    out = b"".join(stream.lines(b"\r%d%%" % percent) for percent in (0, 50, 100)) + stream.lines(b"\ndone\n")
+    assert out == b"[w1] 0%\r[w1] 50%\r[w1] 100%\n[w1] done\n"
+
+
+def test_a_line_without_an_end_is_cut_not_kept() -> None:
+    stream = Stream("w0", 1)
+    out = stream.lines(b"x" * (LINE_BYTES_MAX + 1))
+    assert out == b"[w0] " + b"x" * (LINE_BYTES_MAX + 1) + b"\n"
+
+
+def test_nothing_is_lost_when_a_worker_ends(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from antdt import process; from antdt.board import Board; from antdt.output import Output\n"
+        "out = Output(); streams = out.open('w0')\n"
+        "life = process.Life(Board(), None, (streams[0].writing, streams[1].writing))\n"
+        "one = process.start([sys.argv[1]], dict(os.environ), life); out.started(streams)\n"
+        "while one.exitcode is None: out.pump(0.01)\n"
+        "out.close(streams)"
+    )
+    script = tmp_path / "says.py"
+    script.write_text("import sys\nfor n in range(20_000): print('line', n)\nsys.stderr.write('last words')\n")
+    done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"[w0] line {n}" for n in range(20_000)]
+    assert done.stderr == "[w0] last words\n"
+
+
+# -- how they end, and come back
+
+
+def test_a_worker_is_told_to_leave_from_its_first_moment_on(tmp_path: Path) -> None:
+    """Whenever it comes, also between the fork and the script: it ends with 143, never of the signal itself."""
+    script = tmp_path / "sleeps.py"
+    script.write_text("import time\ntime.sleep(60)\n")
+    code = (
+        "import os, sys, signal, time; from antdt import process; from antdt.board import Board\n"
+        "heard = []; signal.signal(signal.SIGTERM, lambda *_: heard.append(os.getpid()))\n"
+        "for n in range(20):\n"
+        "    one = process.start([sys.argv[1]], dict(os.environ), process.Life(Board()))\n"
+        "    time.sleep(0.0005 * n); os.kill(one.pid, signal.SIGTERM); one.join(20); print(one.exitcode)\n"
+        "assert not heard"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["143"] * 20, done.stderr
+
+
+def test_a_script_that_holds_up_its_end_was_told_all_the_same(tmp_path: Path) -> None:
+    script = tmp_path / "goes_on.py"
+    script.write_text(
+        "import os, signal\nfrom antdt import told\nassert told.at_s() is None\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGTERM)\nexcept SystemExit as end:\n    print(end.code)\n"
+        "assert told.at_s() is not None\n"
+    )
+    code = (
+        "import os, sys; from antdt import process; from antdt.board import Board\n"
+        "one = process.start([sys.argv[1]], dict(os.environ), process.Life(Board())); one.join(20); print(one.exitcode)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["143", "0"], done.stderr
+
+
+def test_restarts_are_renewed_by_progress_and_not_spent_over_a_lifetime(tmp_path: Path) -> None:
+    environ = {"ANTDT_JOB": "job", "ANTDT_KAFKA_BOOTSTRAP_SERVERS": "h:1", "ANTDT_DATA": str(tmp_path)}
+    launcher = Launcher(LaunchOptions(1, ["script.py"], restarts_max=2), environ)
+    (worker,) = launcher.workers
+
+    def dies(taken_part: int) -> bool:
+        worker.board = Board()
+        worker.board.note(taken_part=taken_part, checkpoint=0)
+        return launcher._may_start_again(worker, -9)
+
+    assert [dies(step) for step in range(1, 20)] == [True] * 19, "each life came to something"
+    assert [dies(0), dies(0)] == [True, False], "two restarts without progress"
+    worker.deaths = 0
+    assert [dies(step) for step in (19, 7, 19)] == [True, True, False], "what was rolled back is no progress"
+    assert not launcher._may_start_again(worker, 42)
+
+
+def test_last_words_and_numbers_outlive_each_other() -> None:
+    board = Board()
+    assert (board.joined, board.taken_part, board.checkpoint, board.words) == (False, 0, 0, "")
+    board.note(taken_part=7, checkpoint=5)
+    board.say("two\nlines " + "ä" * 5_000)
+    board.note(taken_part=8, checkpoint=5)
+    assert (board.joined, board.taken_part, board.checkpoint) == (True, 8, 5)
+    assert board.words.startswith("two lines ää")
