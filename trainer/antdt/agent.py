@@ -12,22 +12,24 @@ the connection (`client`), or files (`model_files`).
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import torch
-from antdt_schemas.errors import ExitCode, UsageError
+from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 
 from antdt.allreduce import AllReduce, GenerationClosed, Range, StepResult
 from antdt.allreduce.composition import RANGES_MAX
 from antdt.data import source_of, split
 from antdt.job import AgentOptions, Schedule, spec_of
 from antdt.loading import LoadingOptions, loader_of
-from antdt.membership import HINT_EVERY_S, Membership
+from antdt.membership import FAREWELL_S, HINT_EVERY_S, Membership
 from antdt.pinning import pinning_of
 from antdt.plans import Plans, Share
 from antdt.session import Composition, Phase, Session
@@ -40,6 +42,7 @@ log = logging.getLogger("antdt")
 
 IDLE_ROUND_S = 0.02
 FIRST_LEASE_S = 1.0
+LEAVE_EARLY_S = 20.0
 
 
 @dataclass(slots=True)
@@ -99,7 +102,7 @@ class Agent:
         self.plans = Plans(batch_size)
         self.epoch = 0
         self._micro: tuple[int, bool] | None = None
-        self._broken = False
+        self._broken = self._loaded_back = self._all_leave = False
         self._previous_total = 1
         self._clock = _Clock()
         try:
@@ -150,6 +153,12 @@ class Agent:
             Refused: the ledger refused this worker (other data, a job that is taken), with its reason.
             Unavailable: broker or ledger did not answer within the bounds.
         """
+        iteration = self._iterate()
+        # A script that ends without having closed it must not leave the others waiting for somebody silent.
+        atexit.register(_close, weakref.ref(iteration))
+        return iteration
+
+    def _iterate(self) -> Generator[Any]:
         member = self._membership
         self._client.start()
         member.drain_on_sigterm()
@@ -167,6 +176,9 @@ class Agent:
                     self._broken, self._micro = False, None
                     self.loader.expect((), self.spec.batch_size)  # leases are void with their generation
                     member.leave()
+        except GeneratorExit:
+            self._leave_early()
+            raise
         finally:
             self.loader.close()
             member.finish()
@@ -197,21 +209,60 @@ class Agent:
 
     # -- one round
 
+    def _leave_early(self) -> None:
+        """The script has left the loop, or is about to end: say good-bye as on SIGTERM, with the model in a file.
+
+        A step that was begun is given up, and the others regroup; where they do not within LEAVE_EARLY_S, leave.
+        """
+        member, worker, until = self._membership, self._session.worker, monotonic() + LEAVE_EARLY_S
+        self._micro, again = None, self._broken or self.strategy.is_open
+        try:
+            while not (member.departed or member.ended or (member.draining and member.generation is None)):
+                if again:
+                    self._broken = False
+                    member.leave()
+                try:
+                    member.enter(until - monotonic())
+                    if member.generation is not None and not member.ended:
+                        for _ in self._round(leaving=True):
+                            raise AssertionError("who leaves takes no samples")
+                except GenerationClosed:
+                    again = True
+        except (AntdtError, UsageError) as error:
+            log.warning("%s: %s", worker, error)
+        if not member.ended:
+            log.warning("%s left the loop early, behind step %d: %s", worker, self.step_number, self._kept())
+
+    def _kept(self) -> str:
+        """Where the model is that this worker leaves with."""
+        member, files, session = self._membership, self._membership.files, self._session
+        if self.step_number == 0:
+            kept = "no step was made."
+        elif files.written_step == self.step_number:
+            kept = f"its model is in {files.folder / files.written_name}."
+        elif session.rank > 0 and member.departed:
+            kept = f"{member.workers[0]} saves its model."
+        else:
+            kept = f"its model is not saved, {files.last_good(session)}."
+        if session.finished:
+            return f"{kept} Every sample is in it."
+        alone = " The other workers go on." if member.departed and not self._all_leave else ""
+        return f"{kept}{alone} The job is not at its end: launched again, it goes on."
+
     @property
     def _session(self) -> Session:
         return self._client.session
 
-    def _round(self) -> Iterator[Any]:
+    def _round(self, leaving: bool = False) -> Iterator[Any]:
         shares = self.plans.shares(self.strategy.plan, self._membership.workers)
         mine = shares[self._session.rank]
-        if not self._await_room():
+        if not self._await_room(leaving):
             self._membership.departed = True
             return
-        leaving = self._membership.draining
+        leaving = leaving or self._membership.draining
         ranges = [] if leaving else self._take(mine.batch_size)
         samples = sum(r.length for r in ranges)
         self._clock = _Clock(perf_counter())
-        every = self.options.checkpoint_every_steps
         self.strategy.take(
             ranges,
             samples,
@@ -219,7 +270,7 @@ class Agent:
             self._session.phase is Phase.ENDED,
             sum(s.batch_size for s in shares),
             leaving=leaving,
-            checkpoint=bool(every) and self._session.rank == 0 and (self.strategy.step_number + 1) % every == 0,
+            checkpoint=self._asks_for_file(),
         )
         if samples == 0:
             self._account(self.strategy.step())
@@ -237,14 +288,20 @@ class Agent:
             if self._broken:
                 raise GenerationClosed("it closed in the middle of a step")
 
+    def _asks_for_file(self) -> bool:
+        """Whether this member, as the first one, wants the model behind this step in a file."""
+        every, files = self.options.checkpoint_every_steps, self._membership.files
+        asked = bool(every) and (self.strategy.step_number + 1) % every == 0
+        return self._session.rank == 0 and (asked or files.owes) and files.may_try
+
     def _micro_count(self, share: Share, samples: int) -> int:
         limit = self.options.micro_batch_size_max
         return max(share.accumulation, -(-samples // limit) if limit else 1)
 
-    def _await_room(self) -> bool:
+    def _await_room(self, leaving: bool = False) -> bool:
         """Applied steps that await their commit are bounded: where the ledger is away for long, training waits.
 
-        False: told to drain meanwhile.
+        False: leaving, or told to drain meanwhile.
         """
         session, strategy, most = self._session, self.strategy, self.options.allreduce.pending_max
 
@@ -253,7 +310,7 @@ class Agent:
             return moved or self._membership.draining or session.phase is not Phase.MEMBER
 
         while len(strategy.pending) >= most and session.phase is Phase.MEMBER:
-            if self._membership.draining:
+            if leaving or self._membership.draining:
                 return False
             if not self._client.wait(free, HINT_EVERY_S):
                 log.warning("%d steps await their commit: waiting for the ledger", len(strategy.pending))
@@ -291,6 +348,7 @@ class Agent:
             strategy.drop_pending(session.committed)
         if result.applied:
             self._measure(result)
+            self._load_back()
         self._checkpoint(result)
 
     def _measure(self, result: StepResult) -> None:
@@ -312,6 +370,14 @@ class Agent:
 
     # -- files and the end
 
+    def _load_back(self) -> None:
+        """Once, behind the first step that this process makes as the first member: what cannot be read again is to be
+        known now, not when it is needed.
+        """
+        if self._session.rank == 0 and not self._loaded_back:
+            self.strategy.load_back()
+            self._loaded_back = True
+
     def _checkpoint(self, result: StepResult) -> None:
         """Files where they are asked for, when somebody leaves on purpose (perhaps everybody does), and the final one.
 
@@ -326,11 +392,23 @@ class Agent:
                 session.proven(step)
         files = self._membership.files
         final = session.finished and session.committed == step
+        leave = result.rows[session.rank].leaving
         if session.rank == 0 and (random or final) and step not in (files.written_step, 0):
-            if session.files.newest is None or leaving:
-                event = files.write(session, random)  # the file first, then the event, repeated until it is answered
-                with self._client.changed:
-                    session.files.wrote(event)
-                files.prune(session)
-        if result.rows[session.rank].leaving:
+            if leaving or (session.files.newest is None and files.may_try):
+                # The file first, then the event, repeated until it is answered.
+                event = files.write(session, random, FAREWELL_S if leave else 0.0)
+                if event is not None:
+                    with self._client.changed:
+                        session.files.wrote(event)
+                    files.prune(session)
+        files.retry_init()
+        if leave:
+            self._all_leave = all(row.leaving for row in result.rows)
             self._membership.say_farewell()
+
+
+def _close(iteration: weakref.ref[Generator[Any]]) -> None:
+    """Weak, or leaving the loop would not end it."""
+    found = iteration()
+    if found is not None:
+        found.close()

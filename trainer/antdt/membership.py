@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 from antdt_schemas import records
-from antdt_schemas.errors import Refused, Unavailable
+from antdt_schemas.errors import Refused, Unavailable, UsageError
 
 from antdt.allreduce import AllReduce, Generation, GenerationClosed, Rendezvous, store_of
 from antdt.client import Client, ClientOptions, renew
@@ -61,8 +61,10 @@ class Membership:
 
     # -- in
 
-    def enter(self) -> bool:
+    def enter(self, patience_s: float | None = None) -> bool:
         """Be a member of a generation that stands, or be at the end. Returns whether the generation is a new one.
+
+        patience_s: how long to wait for the others, if not as long as the options say.
 
         Raises:
             Refused: the ledger refused this worker, with its reason.
@@ -70,10 +72,10 @@ class Membership:
         """
         before = self.generation
         while self.generation is None and not self.ended and not self.draining:
-            self._await_grant()
+            self._await_grant(self.options.join_timeout_s if patience_s is None else patience_s)
             session = self.session
             if session.phase is Phase.ENDED:
-                self.files.take_final(session.file)
+                self._take_final(session)
                 self.ended = True
             elif session.phase is Phase.FAILED:
                 raise Refused(f"The ledger refused {session.worker}: {session.reason}")
@@ -87,15 +89,29 @@ class Membership:
             raise Refused(f"The ledger refused {self.session.worker}: {self.session.reason}")
         return self.generation is not before
 
-    def _await_grant(self) -> None:
-        session, until = self.session, monotonic() + self.options.join_timeout_s
+    def _take_final(self, session: Session) -> None:
+        """The job is done. One that comes when it is over trains nothing: it is told so, and what it wanted else."""
+        job, late = self.settings.job, session.generation == 0
+        if late and session.reason:
+            raise UsageError(
+                f"Job {job} is finished, its model is {session.file}: nothing was trained now. {session.reason} "
+                f"To train with what is asked for now, start a new job."
+            )
+        since = self.files.take_final(session.file)
+        if late:
+            said = "Job %s is finished since %s: nothing is left to train, its final model %s is loaded"
+            log.warning(said, job, since, session.file)
+
+    def _await_grant(self, patience_s: float) -> None:
+        session, until = self.session, monotonic() + patience_s
         asking = Phase.JOINING, Phase.REGROUPING
-        while not self.client.wait(lambda: session.phase not in asking or self.draining, HINT_EVERY_S):
+        slice_s = min(HINT_EVERY_S, max(patience_s, 0.1))
+        while not self.client.wait(lambda: session.phase not in asking or self.draining, slice_s):
             waited_for = "the ledger and the job's other workers" if session.generation == 0 else "the next generation"
             log.warning("%s is waiting for %s", session.worker, waited_for)
             if monotonic() > until:
                 raise Unavailable(
-                    f"{waited_for} did not come within {self.options.join_timeout_s:.0f} s.",
+                    f"{waited_for} did not come within {patience_s:.0f} s.",
                     f"Is `antdt up {self.settings.job}` running, and are all {self.spec.workers_min} workers started?",
                 )
 

@@ -113,7 +113,7 @@ class Session:
         if self.leases.is_release(reply):
             return
         if reply.status is Status.END:
-            self.phase, self.file = Phase.ENDED, reply.file
+            self.phase, self.file, self.reason = Phase.ENDED, reply.file, reply.reason
         elif reply.status is Status.REJOIN:
             if self.phase is not Phase.JOINING or "lost" in reply.reason or "left" in reply.reason:
                 self.phase, self.reason = Phase.LOST, reply.reason

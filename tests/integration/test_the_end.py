@@ -1,0 +1,56 @@
+"""How a run ends: leaving the loop early, launching again what is finished, and a disk that is full meanwhile."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from antdt_schemas import records
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import ExitCode
+
+from tests.helpers import leaves_early
+from tests.helpers.job_processes import JobProcesses, job_processes
+
+pytestmark = pytest.mark.kafka
+SCRIPT = (leaves_early.__file__,)
+
+
+def saved_step(run: JobProcesses, folder: Path) -> int:
+    """That of the newest file, which is there, and which the ledger knows."""
+    newest = run.now().checkpoints[-1]
+    path = next(folder.glob(f"checkpoints/**/{newest.file}"))
+    assert torch.load(path, weights_only=True)["progress"]["step"] == newest.step == run.now().committed
+    return newest.step
+
+
+def test_who_leaves_the_loop_leaves_a_checkpoint_and_hangs_nobody(
+    connection: Connection, job: str, tmp_path: Path
+) -> None:
+    with job_processes(connection, job, tmp_path) as run:
+        steps = 0
+        for how, at in (("break", 3), ("open", 6), ("next", 9)):
+            run.ended(run.launch(2, "--how", how, "--at", str(at), script=SCRIPT))
+            assert saved_step(run, tmp_path) >= at
+            said = run.output.read_text()
+            steps = run.now().committed
+            assert f"w0 left the loop early, behind step {steps}: its model is in {tmp_path}" in said
+            # With a step begun, one of them may be gone before the other has come to it.
+            other = "(w0 saves its model|its model is in .*)" if how == "open" else "w0 saves its model"
+            assert re.search(rf"w1 left the loop early, behind step {steps}: {other}\. ", said)
+            assert f"w1 is behind the loop at step {steps}" in said
+        run.ended(run.launch(2, "--how", "raise", "--who", "w1", "--at", str(steps + 2), script=SCRIPT), ExitCode.BUG)
+        assert saved_step(run, tmp_path) >= steps + 2
+        assert "ValueError: a mistake in the script" in run.output.read_text()
+        run.ended(run.launch(2, script=SCRIPT))
+        assert not [e for e in run.events() if isinstance(e, records.RolledBack)], "nothing was done twice"
+        before = len(run.output.read_text())
+        run.ended(run.launch(2, script=SCRIPT))
+        again = run.output.read_text()[before:]
+        assert f"Job {job} is finished since 20" in again
+        assert "w1 is behind the loop at step 20" in again
+        run.ended(run.launch(2, "--epochs", "2", script=SCRIPT), ExitCode.USAGE)
+        assert "epochs (the job has 1, this worker 2)" in run.output.read_text()
+        assert run.judged()["committed"] == 480
