@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import torch
 from antdt_schemas import records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
+from antdt_streams.chaos.judge import judge_log
 
 from tests.helpers import leaves_early
 from tests.helpers.job_processes import JobProcesses, job_processes
 
 pytestmark = pytest.mark.kafka
 SCRIPT = (leaves_early.__file__,)
+DRAWN = re.compile(r"drawn (unseeded|in the loop) (.*)")
 
 
 def saved_step(run: JobProcesses, folder: Path) -> int:
@@ -31,7 +34,7 @@ def test_who_leaves_the_loop_leaves_a_checkpoint_and_hangs_nobody(
 ) -> None:
     with job_processes(connection, job, tmp_path) as run:
         steps = 0
-        for how, at in (("break", 3), ("open", 6), ("next", 9)):
+        for how, at in (("break/next", 3), ("open", 6)):
             run.ended(run.launch(2, "--how", how, "--at", str(at), script=SCRIPT))
             assert saved_step(run, tmp_path) >= at
             said = run.output.read_text()
@@ -41,7 +44,7 @@ def test_who_leaves_the_loop_leaves_a_checkpoint_and_hangs_nobody(
             other = "(w0 saves its model|its model is in .*)" if how == "open" else "w0 saves its model"
             assert re.search(rf"w1 left the loop early, behind step {steps}: {other}\. ", said)
             assert f"w1 is behind the loop at step {steps}" in said
-        run.ended(run.launch(2, "--how", "raise", "--who", "w1", "--at", str(steps + 2), script=SCRIPT), ExitCode.BUG)
+        run.ended(run.launch(2, "--how", "/raise", "--at", str(steps + 2), script=SCRIPT), ExitCode.BUG)
         assert saved_step(run, tmp_path) >= steps + 2
         assert "ValueError: a mistake in the script" in run.output.read_text()
         run.ended(run.launch(2, script=SCRIPT))
@@ -50,7 +53,13 @@ def test_who_leaves_the_loop_leaves_a_checkpoint_and_hangs_nobody(
         run.ended(run.launch(2, script=SCRIPT))
         again = run.output.read_text()[before:]
         assert f"Job {job} is finished since 20" in again
-        assert "w1 is behind the loop at step 20" in again
+        assert f"w1 is behind the loop at step {run.now().committed}" in again
         run.ended(run.launch(2, "--epochs", "2", script=SCRIPT), ExitCode.USAGE)
         assert "epochs (the job has 1, this worker 2)" in run.output.read_text()
-        assert run.judged()["committed"] == 480
+        report, wrong = judge_log(run.entries())
+        assert not wrong
+        assert report["committed"] == 480
+        drawn = [draws for line in run.output.read_text().splitlines() if (draws := DRAWN.search(line))]
+    assert {line[1] for line in drawn} == {"unseeded", "in the loop"}
+    numbers = [number for line in drawn for number in json.loads(line[2])]
+    assert len(set(numbers)) == len(numbers) >= 3 * 2 * 8, "two workers, or two lives of one, draw the same"

@@ -83,6 +83,13 @@ class Agent:
         a chunk as a whole, so chunks of another size draw differently. With 0, data sets draw from the generators of
         the loop.) A TensorDataset is cut in the loop in any case, which is faster than passing samples on.
 
+        Random numbers of the loop (dropout, augmentation with num_workers=0): `torch.manual_seed(s)` in the script
+        gives all workers the same weights, as ever. When the loop begins, the first worker goes on from there as a
+        single process would, and each other one, and each further life of one, draws numbers of its own, which follow
+        from that seed, its name, and which life it is. Under torchrun all would draw the same, unless the script seeds
+        by rank. To draw the same everywhere, use a `torch.Generator`, or seed inside the loop. A script that seeds
+        nothing draws others in every process. A checkpoint holds where the generators of all ranks are.
+
         pin_memory: batches lie in page-locked memory, so that `x.to(device, non_blocking=True)` does not hold up the
         loop. Costs no further copy, but for what a collate_fn returns. Without an accelerator it does nothing but warn.
 

@@ -156,13 +156,24 @@ class Membership:
         if not self.files.run_id and self.options.shard_size and grant.shard_size not in (0, self.options.shard_size):
             said = "shard_size=%d is ignored: the shards of job %s have %d samples, as its first worker has named it"
             log.warning(said, self.options.shard_size, self.settings.job, grant.shard_size)
-        self.files.run_id = grant.run_id
+        first, self.files.run_id = not self.files.run_id, grant.run_id
         strategy.attach(generation)
+        if first:
+            self._draw_apart(grant, generation.rank)
         if grant.source is not None:
             source = next(i for i, m in enumerate(grant.members) if m.incarnation == grant.source)
         else:
             self.files.restore(grant, generation.rank)
         strategy.adopt(source)
+
+    def _draw_apart(self, grant: records.Grant, rank: int) -> None:
+        """Scripts seed all workers alike, for equal weights. What the loop draws from here on (dropout, augmentation)
+        must not be the same for all of them, nor once more what an earlier life has drawn. The first worker of a job
+        goes on as the script has seeded it, as a single process does. What a checkpoint restores comes later, and wins.
+        """
+        s = self.settings
+        if (rank, s.restarts, grant.committed) != (0, 0, 0):
+            self.strategy.diverge(s.worker, s.restarts, grant.generation)
 
     # -- out
 

@@ -89,7 +89,17 @@ def _become(script: Sequence[str], environ: Mapping[str, str], log: Path | None)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         os.close(handle)
+    _draw_afresh()
     leave(_run(list(script)))
+
+
+def _draw_afresh() -> None:
+    """A fork begins with the random numbers of whoever forked it, and so would each further life of a worker. Every
+    process draws its own, as one that was started anew does, until the script seeds it.
+    """
+    from antdt.allreduce.randomness import seed_all
+
+    seed_all(os.urandom(32))
 
 
 def _run(script: list[str]) -> int:
