@@ -11,6 +11,7 @@ import torch
 from antdt_schemas import records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
+from antdt_schemas.limits import INIT_FILE
 from antdt_streams.chaos.judge import judge_log
 
 from tests.helpers import leaves_early
@@ -63,3 +64,24 @@ def test_who_leaves_the_loop_leaves_a_checkpoint_and_hangs_nobody(
     assert {line[1] for line in drawn} == {"unseeded", "in the loop"}
     numbers = [number for line in drawn for number in json.loads(line[2])]
     assert len(set(numbers)) == len(numbers) >= 3 * 2 * 8, "two workers, or two lives of one, draw the same"
+
+
+def test_a_folder_that_takes_no_files_ends_nothing_and_is_owed_all_of_them(
+    connection: Connection, job: str, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "checkpoints"
+    blocked.touch()
+    options = ("--samples", "400", "--epochs", "3", "--delay-ms", "4", "--checkpoint-every", "5")
+    with job_processes(connection, job, tmp_path) as run:
+        launcher = run.launch(2, *options, restarts=0)
+        run.until_committed(12)
+        assert [c.file for c in run.now().checkpoints] == [INIT_FILE]
+        assert "Training goes on; there is no checkpoint of a step yet." in run.output.read_text()
+        blocked.unlink()
+        run.until(lambda: len(run.now().checkpoints) > 1, "what is owed is not written")
+        run.ended(launcher)
+        report = run.judged()
+        assert saved_step(run, tmp_path) == report["steps"]
+    assert report["committed"] == 1200
+    assert [path.name for path in tmp_path.glob(f"checkpoints/**/{INIT_FILE}.pt")], "the model before any step"
+    assert "checkpoints can be written again" in run.output.read_text()

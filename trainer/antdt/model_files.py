@@ -137,6 +137,7 @@ class ModelFiles:
                 break
         self.owes, self.written_step, self.written_name = False, step, name
         self._trouble.over()
+        self._init_trouble.next_s = 0.0  # there is room now
         return records.Checkpoint(session.generation, step, self.strategy.lineage, name, digest)
 
     def last_good(self, session: Session) -> str:
