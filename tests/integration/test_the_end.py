@@ -19,7 +19,8 @@ from tests.helpers.job_processes import JobProcesses, job_processes
 
 pytestmark = pytest.mark.kafka
 SCRIPT = (leaves_early.__file__,)
-DRAWN = re.compile(r"drawn (unseeded|in the loop) (.*)")
+WHERE = "unseeded", "in the loop"
+DRAWN = re.compile(rf"drawn ({'|'.join(WHERE)}) (.*)")
 
 
 def saved_step(run: JobProcesses, folder: Path) -> int:
@@ -61,9 +62,10 @@ def test_who_leaves_the_loop_leaves_a_checkpoint_and_hangs_nobody(
         assert not wrong
         assert report["committed"] == 480
         drawn = [draws for line in run.output.read_text().splitlines() if (draws := DRAWN.search(line))]
-    assert {line[1] for line in drawn} == {"unseeded", "in the loop"}
-    numbers = [number for line in drawn for number in json.loads(line[2])]
-    assert len(set(numbers)) == len(numbers) >= 3 * 2 * 8, "two workers, or two lives of one, draw the same"
+    unseeded, in_loop = ([json.loads(line[2]) for line in drawn if line[1] == which] for which in WHERE)
+    # Behind the first launch they go on where the checkpoint says, which may be where a step was given up.
+    numbers = [number for line in unseeded + in_loop[:2] for number in line]
+    assert len(set(numbers)) == len(numbers) >= 3 * 2 * 6, "two workers, or two lives of one, draw the same"
 
 
 def test_a_folder_that_takes_no_files_ends_nothing_and_is_owed_all_of_them(
@@ -79,6 +81,12 @@ def test_a_folder_that_takes_no_files_ends_nothing_and_is_owed_all_of_them(
         assert "Training goes on; there is no checkpoint of a step yet." in run.output.read_text()
         blocked.unlink()
         run.until(lambda: len(run.now().checkpoints) > 1, "what is owed is not written")
+        blocked.rename(tmp_path / "away")
+        blocked.touch()
+        run.until(lambda: run.now().finished, "it does not come to its end")
+        assert run.now().done is None, "without a file of the final model"
+        blocked.unlink()
+        (tmp_path / "away").rename(blocked)
         run.ended(launcher)
         report = run.judged()
         assert saved_step(run, tmp_path) == report["steps"]

@@ -76,6 +76,10 @@ class Agent:
     ) -> None:
         """batch_size: samples of all workers together in one step. size: of an iterable data set without a length.
 
+        Every worker must have the same samples in the same order: a few of them, and the names of all where the data
+        set has them (`sample_key(index)`, or a list such as `samples`, `files`, `paths`), are compared with those of
+        the job's first worker (`AgentOptions.fingerprint_samples`). A stream must give the same in every iteration.
+
         num_workers: processes that load samples ahead for this worker; 0 loads them in the loop itself. A batch is made
         of the same samples in the same order whatever it is. What a data set draws by `random`, `torch` or `numpy`
         while a data process makes a sample depends on seed, epoch and position only: it is the same for any number of
@@ -155,6 +159,10 @@ class Agent:
 
     def __iter__(self) -> Iterator[Any]:
         """Micro-batches until every sample of every epoch is in the model and a durable file holds it.
+
+        Leaving the loop earlier (`break`, an exception, the end of the script) is a good-bye: the first worker writes a
+        checkpoint, which the next launch goes on from, and workers that are still in the loop go on without this one.
+        A batch that was not passed to `step` counts for nothing.
 
         Raises:
             Refused: the ledger refused this worker (other data, a job that is taken), with its reason.

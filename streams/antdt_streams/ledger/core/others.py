@@ -14,9 +14,9 @@ LAUNCH = ("workers_min", "shard_size")
 def difference(job: records.JobSpec, worker: records.JobSpec) -> str:
     """Sentences that name it, and what to do; empty where there is none."""
     said = []
-    data = _differing(job, worker, DATA) or _samples(job, worker)
+    data = [text for text in (_differing(job, worker, DATA), _samples(job, worker)) if text]
     if data:
-        said.append(f"Not the data of this job: {data} Train on the same data, or start a new job.")
+        said.append(f"Not the data of this job: {' '.join(data)} Train on the same data, or start a new job.")
     settings = _differing(job, worker, SETTINGS)
     if settings:
         said.append(f"Not the settings of this job: {settings} Take the job's, or start a new job.")
@@ -36,7 +36,7 @@ def _show(spec: records.JobSpec, name: str) -> str:
 
 def _samples(job: records.JobSpec, worker: records.JobSpec) -> str:
     found = first_difference(job.fingerprint, worker.fingerprint, job.samples)
-    if found is None:
+    if found is None or job.samples != worker.samples:
         return ""
     both = f"(the job has {found.first}, this worker {found.second})"
     if found.place is None:
