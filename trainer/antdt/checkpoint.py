@@ -6,6 +6,7 @@ whoever restores from it knows that it is whole. `b2sum -l 128 FILE` gives the d
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from contextlib import suppress
@@ -51,11 +52,7 @@ def write(folder: Path, name: str, data: bytes) -> bytes:
         except BaseException:
             _remove(partial)
             raise
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(folder)
     except OSError as error:
         why = error.strerror or str(error)
         raise Unavailable(f"The checkpoint {target} cannot be written: {why}.", "Is the disk full?") from error
@@ -106,6 +103,17 @@ def prune(folder: Path, oldest_step: int) -> int:
             if match is not None and int(match[1]) < oldest_step:
                 removed += _remove(path)
     return removed
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such thing
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: Path) -> bool:

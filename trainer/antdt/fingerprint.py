@@ -90,7 +90,8 @@ def _told(source: MapSource | IterableSource, count: int, within_s: float, is_st
         torch.set_num_threads(1)
         here.close()
         try:
-            for one in (_stream if is_stream else _items)(source, count, monotonic() + within_s / 2):
+            taking = _stream if is_stream else _items
+            for one in taking(source, count, monotonic() + within_s / (2 if is_stream else 1)):
                 there.send(one)
         except Exception as error:  # noqa: BLE001  training will say it, if it matters
             log.debug("samples cannot be compared: %r", error)

@@ -81,7 +81,7 @@ class ModelFiles:
             return
         name = INIT_NAME if grant.restore_file == INIT_FILE else grant.restore_file or ""
         unsaved = self._init if name == INIT_NAME else None
-        if name != INIT_NAME or not fresh or (folder / name).exists():
+        if name != INIT_NAME or not fresh or _is_there(folder / name):
             data = unsaved or checkpoint.read(folder, name, self.job)
             strategy.restore(data, lambda saved: self._check(saved, grant, name), f"Checkpoint {folder / name}")
         else:
@@ -165,6 +165,13 @@ class ModelFiles:
             if found.get(label) != value:
                 what = f"The {label} of checkpoint {self.folder / name}"
                 raise ForeignState(what, value, found.get(label, "none"), hint)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a folder that cannot be looked into: the model at hand is as good, nothing was made of it yet
+        return False
 
 
 def _utc(timestamp_s: float) -> str:
