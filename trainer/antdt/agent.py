@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import logging
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -227,10 +228,14 @@ class Agent:
     def _leave_early(self) -> None:
         """The script has left the loop, or is about to end: say good-bye as on SIGTERM, with the model in a file.
 
-        A step that was begun is given up, and the others regroup; where they do not within LEAVE_EARLY_S, leave.
+        A step that was begun is given up, and the others regroup; where they do not come along within LEAVE_EARLY_S,
+        leave them.
         """
         member, worker, until = self._membership, self._session.worker, monotonic() + LEAVE_EARLY_S
         self._micro, again = None, self._broken or self.strategy.is_open
+        impatience = threading.Timer(LEAVE_EARLY_S, member.close)
+        impatience.daemon = True
+        impatience.start()
         try:
             while not (member.departed or member.ended or (member.draining and member.generation is None)):
                 if again:
@@ -244,7 +249,10 @@ class Agent:
                 except GenerationClosed:
                     again = True
         except (AntdtError, UsageError) as error:
-            log.warning("%s: %s", worker, error)
+            late = monotonic() > until
+            log.warning("%s: %s", worker, f"nobody came along within {LEAVE_EARLY_S:.0f} s" if late else error)
+        finally:
+            impatience.cancel()
         if not member.ended:
             log.warning("%s left the loop early, behind step %d: %s", worker, self.step_number, self._kept())
 

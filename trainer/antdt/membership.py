@@ -177,6 +177,12 @@ class Membership:
 
     # -- out
 
+    def close(self) -> None:
+        """From any thread: whatever waits for other members gives up."""
+        generation = self.generation
+        if generation is not None:
+            generation.close()
+
     def leave(self) -> None:
         """Out of the generation, state as of the last applied step; then ask for the next one."""
         self.client.on_closed = None
