@@ -215,7 +215,7 @@ MUTATIONS = (
         "5",
         "a state is valid while it is overwritten",
         (Edit(AllReduce.restore, "        self.void = True\n", ""),),
-        test_allreduce_steps.test_a_state_that_does_not_fit_leaves_a_void_one_that_is_never_a_source,
+        test_allreduce_steps.test_a_state_that_cannot_be_loaded_whole_leaves_a_void_one_that_is_never_a_source,
     ),
     Mutation(
         "5",

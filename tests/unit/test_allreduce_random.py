@@ -76,3 +76,20 @@ def test_a_rank_that_was_not_there_gets_a_seed_of_its_own_and_always_the_same() 
         firsts.append(drawn())
     assert len(set(firsts)) == 3
     assert firsts[1] == firsts[3]
+
+
+def test_members_that_were_seeded_alike_part_always_to_the_same_places_and_an_abort_keeps_that() -> None:
+    def first(*salt: object) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        member = replica(seed=1)
+        random.seed(1)
+        numpy.random.seed(1)
+        member.diverge(*salt)
+        drawn_first = drawn()
+        numpy.random.seed(1)
+        member.abort()
+        return drawn_first, (float(torch.rand(())), drawn_first[1], drawn_first[2])
+
+    lives = [first("w0", 1, 3), first("w1", 0, 1), first("w1", 1, 4), first("w1", 0, 1)]
+    assert len({draws for life, _ in lives for draws in life}) == 9
+    assert lives[1] == lives[3]
+    assert all(life == after for life, after in lives), "an abort leads back to where it was"

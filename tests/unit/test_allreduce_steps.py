@@ -285,11 +285,16 @@ def test_an_adoption_that_breaks_off_overwrites_nothing() -> None:
         assert not members[1].void
 
 
-def test_a_state_that_does_not_fit_leaves_a_void_one_that_is_never_a_source() -> None:
+def test_a_state_that_cannot_be_loaded_whole_leaves_a_void_one_that_is_never_a_source() -> None:
     members = [replica(seed=1), replica(seed=2)]
-    other = replica(build=lambda: nn.Linear(6, 3))
-    with pytest.raises(RuntimeError, match="state_dict"):
-        members[1].restore(other.snapshot())
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    hook = members[1].optimizer.register_load_state_dict_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        members[1].restore(members[0].snapshot())
+    hook.remove()
     assert members[1].void
     with generation_of(members):
         with pytest.raises(AssertionError, match="valid state"):

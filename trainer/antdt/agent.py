@@ -12,15 +12,18 @@ the connection (`client`), or files (`model_files`).
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import torch
-from antdt_schemas.errors import ExitCode, UsageError
+from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 
 from antdt import told
 from antdt.allreduce import AllReduce, GenerationClosed, Range, StepResult
@@ -41,6 +44,7 @@ log = logging.getLogger("antdt")
 
 IDLE_ROUND_S = 0.02
 FIRST_LEASE_S = 1.0
+LEAVE_EARLY_S = 20.0
 
 
 @dataclass(slots=True)
@@ -74,12 +78,23 @@ class Agent:
     ) -> None:
         """batch_size: samples of all workers together in one step. size: of an iterable data set without a length.
 
+        Every worker must have the same samples in the same order: a few of them, and the names of all where the data
+        set has them (`sample_key(index)`, or a list such as `samples`, `files`, `paths`), are compared with those of
+        the job's first worker (`AgentOptions.fingerprint_samples`). A stream must give the same in every iteration.
+
         num_workers: processes that load samples ahead for this worker; 0 loads them in the loop itself. A batch is made
         of the same samples in the same order whatever it is. What a data set draws by `random`, `torch` or `numpy`
         while a data process makes a sample depends on seed, epoch and position only: it is the same for any number of
         them, any batch size, and when another worker has to make it again. (A data set with `__getitems__` draws for
         a chunk as a whole, so chunks of another size draw differently. With 0, data sets draw from the generators of
         the loop.) A TensorDataset is cut in the loop in any case, which is faster than passing samples on.
+
+        Random numbers of the loop (dropout, augmentation with num_workers=0): `torch.manual_seed(s)` in the script
+        gives all workers the same weights, as ever. When the loop begins, the first worker goes on from there as a
+        single process would, and each other one, and each further life of one, draws numbers of its own, which follow
+        from that seed, its name, and which life it is. Under torchrun all would draw the same, unless the script seeds
+        by rank. To draw the same everywhere, use a `torch.Generator`, or seed inside the loop. A script that seeds
+        nothing draws others in every process. A checkpoint holds where the generators of all ranks are.
 
         pin_memory: batches lie in page-locked memory, so that `x.to(device, non_blocking=True)` does not hold up the
         loop. Costs no further copy, but for what a collate_fn returns. Without an accelerator it does nothing but warn.
@@ -100,7 +115,7 @@ class Agent:
         self.plans = Plans(batch_size)
         self.epoch = 0
         self._micro: tuple[int, bool] | None = None
-        self._broken = False
+        self._broken = self._loaded_back = self._all_leave = False
         self._previous_total = 1
         self._clock = _Clock()
         try:
@@ -147,10 +162,20 @@ class Agent:
     def __iter__(self) -> Iterator[Any]:
         """Micro-batches until every sample of every epoch is in the model and a durable file holds it.
 
+        Leaving the loop earlier (`break`, an exception, the end of the script) is a good-bye: the first worker writes a
+        checkpoint, which the next launch goes on from, and workers that are still in the loop go on without this one.
+        A batch that was not passed to `step` counts for nothing.
+
         Raises:
             Refused: the ledger refused this worker (other data, a job that is taken), with its reason.
             Unavailable: broker or ledger did not answer within the bounds.
         """
+        iteration = self._iterate()
+        # A script that ends without having closed it must not leave the others waiting for somebody silent.
+        atexit.register(_close, weakref.ref(iteration))
+        return iteration
+
+    def _iterate(self) -> Generator[Any]:
         member = self._membership
         try:
             member.drain_on_sigterm()
@@ -167,6 +192,9 @@ class Agent:
                     self._broken, self._micro = False, None
                     self.loader.expect((), self.spec.batch_size)  # leases are void with their generation
                     member.leave()
+        except GeneratorExit:
+            self._leave_early()
+            raise
         finally:
             self.loader.close()
             member.finish()
@@ -199,21 +227,67 @@ class Agent:
 
     # -- one round
 
+    def _leave_early(self) -> None:
+        """The script has left the loop, or is about to end: say good-bye as on SIGTERM, with the model in a file.
+
+        A step that was begun is given up, and the others regroup; where they do not come along within LEAVE_EARLY_S,
+        leave them.
+        """
+        member, worker, until = self._membership, self._session.worker, monotonic() + LEAVE_EARLY_S
+        self._micro, again = None, self._broken or self.strategy.is_open
+        impatience = threading.Timer(LEAVE_EARLY_S, member.close)
+        impatience.daemon = True
+        impatience.start()
+        try:
+            while not (member.departed or member.ended or (member.may_go and member.generation is None)):
+                if again:
+                    self._broken = False
+                    member.leave()
+                try:
+                    member.enter(until - monotonic())
+                    if member.generation is not None and not member.ended:
+                        for _ in self._round(leaving=True):
+                            raise AssertionError("who leaves takes no samples")
+                except GenerationClosed:
+                    again = True
+        except (AntdtError, UsageError) as error:
+            late = monotonic() > until
+            log.warning("%s: %s", worker, f"nobody came along within {LEAVE_EARLY_S:.0f} s" if late else error)
+        finally:
+            impatience.cancel()
+        if not member.ended:
+            log.warning("%s left the loop early, behind step %d: %s", worker, self.step_number, self._kept())
+
+    def _kept(self) -> str:
+        """Where the model is that this worker leaves with."""
+        member, files, session = self._membership, self._membership.files, self._session
+        if self.step_number == 0:
+            kept = "no step was made."
+        elif files.written_step == self.step_number:
+            kept = f"its model is in {files.folder / files.written_name}."
+        elif session.rank > 0 and member.departed:
+            kept = f"{member.workers[0]} saves its model."
+        else:
+            kept = f"its model is not saved, {files.last_good(session)}."
+        if session.finished:
+            return f"{kept} Every sample is in it."
+        alone = " The other workers go on." if member.departed and not self._all_leave else ""
+        return f"{kept}{alone} The job is not at its end: launched again, it goes on."
+
     @property
     def _session(self) -> Session:
         return self._client.session
 
-    def _round(self) -> Iterator[Any]:
+    def _round(self, leaving: bool = False) -> Iterator[Any]:
         shares = self.plans.shares(self.strategy.plan, self._membership.workers)
         mine = shares[self._session.rank]
-        if not self._await_room():
+        if not self._await_room(leaving):
             self._membership.leave_unsaved()
             return
-        leaving = self._membership.draining
+        leaving = leaving or self._membership.draining
         ranges = [] if leaving else self._take(mine.batch_size)
         samples = sum(r.length for r in ranges)
         self._clock = _Clock(perf_counter())
-        every = self.options.checkpoint_every_steps
         self.strategy.take(
             ranges,
             samples,
@@ -221,7 +295,7 @@ class Agent:
             self._session.phase is Phase.ENDED,
             sum(s.batch_size for s in shares),
             leaving=leaving,
-            checkpoint=bool(every) and self._session.rank == 0 and (self.strategy.step_number + 1) % every == 0,
+            checkpoint=self._asks_for_file(),
         )
         if samples == 0:
             self._account(self.strategy.step())
@@ -239,14 +313,20 @@ class Agent:
             if self._broken:
                 raise GenerationClosed("it closed in the middle of a step")
 
+    def _asks_for_file(self) -> bool:
+        """Whether this member, as the first one, wants the model behind this step in a file."""
+        every, files = self.options.checkpoint_every_steps, self._membership.files
+        asked = bool(every) and (self.strategy.step_number + 1) % every == 0
+        return self._session.rank == 0 and (asked or files.owes) and files.may_try
+
     def _micro_count(self, share: Share, samples: int) -> int:
         limit = self.options.micro_batch_size_max
         return max(share.accumulation, -(-samples // limit) if limit else 1)
 
-    def _await_room(self) -> bool:
+    def _await_room(self, leaving: bool = False) -> bool:
         """Applied steps that await their commit are bounded: where the ledger is away for long, training waits.
 
-        False: told to leave, and there is no time to wait any more.
+        False: leaving early, or told to leave, and there is no time to wait any more.
         """
         session, strategy, most = self._session, self.strategy, self.options.allreduce.pending_max
         member = self._membership
@@ -259,7 +339,7 @@ class Agent:
             return moved or too_late() or session.phase is not Phase.MEMBER
 
         while len(strategy.pending) >= most and session.phase is Phase.MEMBER:
-            if too_late():
+            if leaving or too_late():
                 return False
             if not self._client.wait(free, HINT_EVERY_S):
                 log.warning("%d steps await their commit: waiting for the ledger", len(strategy.pending))
@@ -298,6 +378,7 @@ class Agent:
             self._membership.note()
         if result.applied:
             self._measure(result)
+            self._load_back()
         self._checkpoint(result)
 
     def _measure(self, result: StepResult) -> None:
@@ -319,6 +400,14 @@ class Agent:
 
     # -- files and the end
 
+    def _load_back(self) -> None:
+        """Once, behind the first step that this process makes as the first member: what cannot be read again is to be
+        known now, not when it is needed.
+        """
+        if self._session.rank == 0 and not self._loaded_back:
+            self.strategy.load_back()
+            self._loaded_back = True
+
     def _checkpoint(self, result: StepResult) -> None:
         """Files where they are asked for, when somebody leaves on purpose (perhaps everybody does), and the final one.
 
@@ -335,11 +424,23 @@ class Agent:
                 session.proven(step)
         files = self._membership.files
         final = session.finished and session.committed == step
+        leave = result.rows[session.rank].leaving
         if session.rank == 0 and (random or final) and step not in (files.written_step, 0):
-            if session.files.newest is None or leaving:
-                event = files.write(session, random)  # the file first, then the event, repeated until it is answered
-                with self._client.changed:
-                    session.files.wrote(event)
-                files.prune(session)
-        if result.rows[session.rank].leaving:
+            if leaving or (session.files.newest is None and files.may_try):
+                # The file first, then the event, repeated until it is answered.
+                event = files.write(session, random, self._membership.leave_within_s if leave else 0.0)
+                if event is not None:
+                    with self._client.changed:
+                        session.files.wrote(event)
+                    files.prune(session)
+        files.retry_init()
+        if leave:
+            self._all_leave = all(row.leaving for row in result.rows)
             self._membership.say_farewell()
+
+
+def _close(iteration: weakref.ref[Generator[Any]]) -> None:
+    """Weak, or leaving the loop would not end it."""
+    found = iteration()
+    if found is not None:
+        found.close()

@@ -6,6 +6,7 @@ whoever restores from it knows that it is whole. `b2sum -l 128 FILE` gives the d
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from contextlib import suppress
@@ -27,6 +28,8 @@ def file_name(generation: int, incarnation: str, step: int) -> str:
 def write(folder: Path, name: str, data: bytes) -> bytes:
     """Write `data` durably under `name`: content and directory entry are on disk when this returns the file's digest.
 
+    What others left half-written goes away first, and so does this one if it fails: it may be what fills the disk.
+
     Raises:
         Unavailable: the disk is full or the folder cannot be written.
     """
@@ -36,19 +39,23 @@ def write(folder: Path, name: str, data: bytes) -> bytes:
     digest.update(trailer)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.write(trailer)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-        descriptor = os.open(folder, os.O_RDONLY)
+        # One member writes at a time. Somebody who only slept finds no file to give a name to, and says so.
+        for left in folder.glob(".*.pt.partial"):
+            _remove(left)
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            with partial.open("wb") as file:
+                file.write(data)
+                file.write(trailer)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        except BaseException:
+            _remove(partial)
+            raise
+        _sync(folder)
     except OSError as error:
-        raise Unavailable(f"The checkpoint {target} cannot be written: {error}.", "Free space, then go on.") from error
+        why = error.strerror or str(error)
+        raise Unavailable(f"The checkpoint {target} cannot be written: {why}.", "Is the disk full?") from error
     return digest.digest()
 
 
@@ -90,10 +97,28 @@ def rollback(job: str) -> str:
 def prune(folder: Path, oldest_step: int) -> int:
     """Removes the files of steps before `oldest_step`, half-written ones as well; returns how many."""
     removed = 0
-    for path in folder.iterdir():
-        match = NAME.fullmatch(path.name)
-        if match is not None and int(match[1]) < oldest_step:
-            with suppress(OSError):  # somebody else's, or gone already: it costs room, nothing else
-                path.unlink()
-                removed += 1
+    with suppress(OSError):  # a folder that is away for now
+        for path in folder.iterdir():
+            match = NAME.fullmatch(path.name)
+            if match is not None and int(match[1]) < oldest_step:
+                removed += _remove(path)
     return removed
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> bool:
+    """Somebody else's, or gone already: it costs room, nothing else."""
+    with suppress(OSError):
+        path.unlink()
+        return True
+    return False

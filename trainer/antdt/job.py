@@ -13,7 +13,8 @@ from antdt_schemas import records
 from antdt_schemas.errors import UsageError
 
 from antdt.allreduce import AllReduceOptions, GenerationOptions
-from antdt.data import Source, manifest_digest
+from antdt.data import IterableSource, MapSource, manifest_digest
+from antdt.fingerprint import fingerprint_of
 from antdt.loading import LoadingOptions
 from antdt.session import SessionOptions
 
@@ -24,6 +25,9 @@ class AgentOptions:
 
     shard_size: samples; 0 chooses an eighth of an even share. micro_batch_size_max: samples that one backward may hold;
     0 for all. checkpoint_every_steps: 0 for the final one only. join_timeout_s bounds the wait for the other workers.
+    fingerprint_samples: so many samples, 32 at most, are compared with those of the job's first worker before training;
+    they are made by a process of their own, which has two seconds for it. 0 for data that are rightly not the same
+    everywhere, such as pictures that machines decode differently.
     """
 
     workers_min: int = 0
@@ -32,6 +36,7 @@ class AgentOptions:
     micro_batch_size_max: int = 0
     checkpoint_every_steps: int = 0
     join_timeout_s: float = 600.0
+    fingerprint_samples: int = 32
     allreduce: AllReduceOptions = field(default_factory=AllReduceOptions)
     generation: GenerationOptions = field(default_factory=GenerationOptions)
     session: SessionOptions = field(default_factory=SessionOptions)
@@ -58,7 +63,9 @@ class Schedule:
             raise UsageError(f"epochs={self.epochs}: train for at least one.")
 
 
-def spec_of(schedule: Schedule, dataset: Any, source: Source, options: AgentOptions) -> records.JobSpec:
+def spec_of(
+    schedule: Schedule, dataset: Any, source: MapSource | IterableSource, options: AgentOptions
+) -> records.JobSpec:
     """What every worker of the job must agree on.
 
     Raises:
@@ -84,4 +91,5 @@ def spec_of(schedule: Schedule, dataset: Any, source: Source, options: AgentOpti
         workers_min=workers,
         max_attempts=options.max_attempts,
         strategy="allreduce",
+        fingerprint=fingerprint_of(source, options.fingerprint_samples),
     )

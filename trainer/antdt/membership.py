@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any, NoReturn
 
 from antdt_schemas import records
-from antdt_schemas.errors import ExitCode, Occupied, Refused, Unavailable
+from antdt_schemas.errors import ExitCode, Occupied, Refused, Unavailable, UsageError
 
 from antdt import board, told
 from antdt.address import ENV_ADVERTISE, can_bind, own_address
@@ -89,8 +89,10 @@ class Membership:
 
     # -- in
 
-    def enter(self) -> bool:
+    def enter(self, patience_s: float | None = None) -> bool:
         """Be a member of a generation that stands, or be at the end. Returns whether the generation is a new one.
+
+        patience_s: how long to wait for the others, if not as long as the options say.
 
         Raises:
             Refused: the ledger refused this worker, with its reason.
@@ -98,10 +100,10 @@ class Membership:
         """
         before = self.generation
         while self.generation is None and not self.ended and not self.may_go:
-            self._await_grant()
+            self._await_grant(self.options.join_timeout_s if patience_s is None else patience_s)
             session = self.session
             if session.phase is Phase.ENDED:
-                self.files.take_final(session.file)
+                self._take_final(session)
                 self.ended = True
             elif session.phase is Phase.FAILED:
                 raise Refused(f"The ledger refused {session.worker}: {session.reason}")
@@ -117,15 +119,29 @@ class Membership:
             raise Refused(f"The ledger refused {self.session.worker}: {self.session.reason}")
         return self.generation is not before
 
-    def _await_grant(self) -> None:
-        session, until = self.session, monotonic() + self.options.join_timeout_s
+    def _take_final(self, session: Session) -> None:
+        """The job is done. One that comes when it is over trains nothing: it is told so, and what it wanted else."""
+        job, late = self.settings.job, session.generation == 0
+        if late and session.reason:
+            raise UsageError(
+                f"Job {job} is finished, its model is {session.file}: nothing was trained now. {session.reason} "
+                f"To train with what is asked for now, start a new job."
+            )
+        since = self.files.take_final(session.file)
+        if late:
+            said = "Job %s is finished since %s: nothing is left to train, its final model %s is loaded"
+            log.warning(said, job, since, session.file)
+
+    def _await_grant(self, patience_s: float) -> None:
+        session, until = self.session, monotonic() + patience_s
         asking = Phase.JOINING, Phase.REGROUPING
-        while not self.client.wait(lambda: session.phase not in asking or self.may_go, HINT_EVERY_S):
+        slice_s = min(HINT_EVERY_S, max(patience_s, 0.1))
+        while not self.client.wait(lambda: session.phase not in asking or self.may_go, slice_s):
             waited_for = "the ledger and the job's other workers" if session.generation == 0 else "the next generation"
             log.warning("%s is waiting for %s%s", session.worker, waited_for, session.reason and f": {session.reason}")
             if monotonic() > until:
                 raise Unavailable(
-                    f"{waited_for} did not come within {self.options.join_timeout_s:.0f} s.",
+                    f"{waited_for} did not come within {patience_s:.0f} s.",
                     f"Is `antdt up {self.settings.job}` running, and are all {self.spec.workers_min} workers started?",
                 )
 
@@ -191,15 +207,32 @@ class Membership:
         if not self.files.run_id and self.options.shard_size and grant.shard_size not in (0, self.options.shard_size):
             said = "shard_size=%d is ignored: the shards of job %s have %d samples, as its first worker has named it"
             log.warning(said, self.options.shard_size, self.settings.job, grant.shard_size)
-        self.files.run_id = grant.run_id
+        first, self.files.run_id = not self.files.run_id, grant.run_id
         strategy.attach(generation)
+        if first:
+            self._draw_apart(grant, generation.rank)
         if grant.source is not None:
             source = next(i for i, m in enumerate(grant.members) if m.incarnation == grant.source)
         else:
             self.files.restore(grant, generation.rank)
         strategy.adopt(source)
 
+    def _draw_apart(self, grant: records.Grant, rank: int) -> None:
+        """Scripts seed all workers alike, for equal weights. What the loop draws from here on (dropout, augmentation)
+        must not be the same for all of them, nor once more what an earlier life has drawn. The first worker of a job
+        goes on as the script has seeded it, as a single process does. What a checkpoint restores comes later, and wins.
+        """
+        s = self.settings
+        if (rank, s.restarts, grant.committed) != (0, 0, 0):
+            self.strategy.diverge(s.worker, s.restarts, grant.generation)
+
     # -- out
+
+    def close(self) -> None:
+        """From any thread: whatever waits for other members gives up."""
+        generation = self.generation
+        if generation is not None:
+            generation.close()
 
     def leave(self) -> None:
         """Out of the generation, state as of the last applied step; then ask for the next one."""

@@ -130,7 +130,17 @@ def _become(script: Sequence[str], environ: Mapping[str, str], life: Life) -> No
             stream, io.TextIOWrapper
         ):  # as PYTHONUNBUFFERED would have it, which this process was too old for
             stream.reconfigure(write_through=True)
+    _draw_afresh()
     leave(_run(list(script)))
+
+
+def _draw_afresh() -> None:
+    """A fork begins with the random numbers of whoever forked it, and so would each further life of a worker. Every
+    process draws its own, as one that was started anew does, until the script seeds it.
+    """
+    from antdt.allreduce.randomness import seed_all
+
+    seed_all(os.urandom(32))
 
 
 def _run(script: list[str]) -> int:

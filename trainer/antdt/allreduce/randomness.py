@@ -51,7 +51,17 @@ def take_over(states: Sequence[bytes], rank: int, devices: Sequence[torch.device
     if rank < len(states):
         unpack(states[rank], devices)
         return
-    seed = int.from_bytes(blake2b(states[0] + rank.to_bytes(4, "big"), digest_size=8).digest(), "big")
+    seed_all(states[0] + rank.to_bytes(4, "big"))
+
+
+def diverge(salt: Sequence[object], devices: Sequence[torch.device]) -> None:
+    """Where they are now and `salt` say where they go on: equal ones part, and always to the same places."""
+    seed_all(pack(devices) + repr(tuple(salt)).encode())
+
+
+def seed_all(material: bytes) -> None:
+    """Seeds all of them from `material`; numpy's only where that is in use."""
+    seed = int.from_bytes(blake2b(material, digest_size=8).digest(), "big")
     torch.manual_seed(seed)
     random.seed(seed)
     numpy = _numpy()

@@ -18,6 +18,7 @@ from antdt.allreduce.composition import Composition
 from antdt.allreduce.rendezvous import Generation
 
 CHUNK_SIZE_BYTES = 64 * 2**20
+PLAIN = (int, float, bool, str, bytes, type(None))  # nobody need try whether these can be read again
 
 
 class Progress(NamedTuple):
@@ -30,13 +31,16 @@ class Progress(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A state as it was dumped. random: of each rank, or empty. labels: whatever its keeper wants to find in it."""
+    """A state as it was dumped. random: of each rank, or empty. labels: whatever its keeper wants to find in it.
+    optimizer_name: its class; empty where that was not written down yet.
+    """
 
     model: dict[str, Any]
     optimizer: dict[str, Any]
     progress: Progress
     random: tuple[bytes, ...]
     labels: dict[str, str]
+    optimizer_name: str = ""
 
 
 class Head(NamedTuple):
@@ -75,12 +79,44 @@ def dump(
     whole = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "optimizer_name": type(optimizer).__qualname__,
         "progress": meta,
         "random": [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in random],
         "labels": dict(labels),
     }
+    for part in ("model", "optimizer"):
+        _refuse_unreadable(whole[part], part)
     torch.save(whole, out)
     return out.getvalue()
+
+
+def _refuse_unreadable(value: Any, name: str) -> None:
+    """numpy's numbers look like Python's own, and make a file that nobody can load: found when it was needed."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            _refuse_unreadable(key, f"the key {key!r} of {name}")
+            _refuse_unreadable(one, f"{name}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for index, one in enumerate(value):
+            _refuse_unreadable(one, f"{name}[{index}]")
+    elif type(value) not in PLAIN and not isinstance(value, torch.Tensor) and not _is_readable(value):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise UsageError(
+            f"{name} is a {kind}, which makes a checkpoint that torch.load(weights_only=True) refuses: set it as "
+            "a number of Python's own (float(…), int(…)) or a tensor, or name its class with "
+            "torch.serialization.add_safe_globals."
+        )
+
+
+def _is_readable(value: Any) -> bool:
+    out = io.BytesIO()
+    torch.save(value, out)
+    out.seek(0)
+    try:
+        torch.load(out, weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
 
 
 def parse(data: bytes) -> Saved:
@@ -96,7 +132,50 @@ def parse(data: bytes) -> Saved:
     pending = tuple(Composition(step, tuple(ranges), plan) for step, ranges, plan in meta["pending"])
     progress = Progress(meta["step"], bytes.fromhex(meta["lineage"]), meta["plan"], pending)
     random = tuple(bytes(one.numpy()) for one in found["random"])
-    return Saved(found["model"], found["optimizer"], progress, random, found["labels"])
+    name = found.get("optimizer_name", "")
+    return Saved(found["model"], found["optimizer"], progress, random, found["labels"], name)
+
+
+def misfit(saved: Saved, model: torch.nn.Module, optimizer: Any) -> str:
+    """Why this state cannot be loaded into them, in a sentence; empty where it can."""
+    return _other_model(saved.model, model.state_dict()) or _other_optimizer(saved, optimizer)
+
+
+def _other_model(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    missing, unknown = [n for n in here if n not in saved], [n for n in saved if n not in here]
+    if missing or unknown:
+        said = [f"has {_listed(unknown)}, which this one has not"] if unknown else []
+        said += [f"has no {_listed(missing)}"] if missing else []
+        return f"The model in it is another one: it {', and '.join(said)}."
+    for name, value in saved.items():
+        both = value, here[name]
+        if all(isinstance(one, torch.Tensor) for one in both):
+            theirs, ours = (f"{tuple(one.shape)} of {str(one.dtype).removeprefix('torch.')}" for one in both)
+            if theirs != ours:
+                return f"The model in it is another one: its {name} is {theirs}, this one's {ours}."
+    return ""
+
+
+def _other_optimizer(saved: Saved, optimizer: Any) -> str:
+    name = type(optimizer).__qualname__
+    if saved.optimizer_name not in ("", name):
+        return f"The optimizer in it is {saved.optimizer_name}, this one is {name}."
+    theirs, ours = saved.optimizer.get("param_groups"), getattr(optimizer, "param_groups", None)
+    if not isinstance(theirs, list) or not isinstance(ours, list):
+        return ""
+    sizes = [[len(group["params"]) for group in groups] for groups in (theirs, ours)]
+    if sizes[0] != sizes[1]:
+        return f"The optimizer in it has groups of {sizes[0]} parameters, this one of {sizes[1]}."
+    for number, (their, our) in enumerate(zip(theirs, ours, strict=True)):
+        # A scheduler adds keys of its own; what an optimizer needs and does not find is of another kind.
+        lacking = [key for key in getattr(optimizer, "defaults", ()) if key in our and key not in their]
+        if lacking:
+            return f"The optimizer in it is of another kind than {name}: its group {number} has no {_listed(lacking)}."
+    return ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def load(saved: Saved, model: torch.nn.Module, optimizer: Any) -> None:

@@ -28,7 +28,18 @@ from antdt.allreduce.buckets import LocalGradients, ReducedGradients, partition
 from antdt.allreduce.composition import ROW_WIDTH, Composition, Range, Round, Row
 from antdt.allreduce.memory import Buffers, RandomState
 from antdt.allreduce.rendezvous import Generation
-from antdt.allreduce.state import Head, Progress, Saved, broadcast, dump, gather_bytes, gather_heads, load, parse
+from antdt.allreduce.state import (
+    Head,
+    Progress,
+    Saved,
+    broadcast,
+    dump,
+    gather_bytes,
+    gather_heads,
+    load,
+    misfit,
+    parse,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +149,13 @@ class AllReduce:
         data = broadcast(generation, source_rank, self.snapshot() if mine else None)
         generation.settled()
         if not mine:
-            self.restore(data)
+            self.restore(data, of="What the other workers hold")
         return True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a step was begun and is not applied: only `abort` leads out of it."""
+        return self._row is not None
 
     def abort(self) -> None:
         """After GenerationClosed, or to give up a step: leaves the generation; the state is that of the last step."""
@@ -171,15 +187,34 @@ class AllReduce:
         progress = Progress(self.step_number, self.lineage, self.plan, tuple(self.pending))
         return dump(self.model, self.optimizer, progress, random or self._random_of_file, labels or {})
 
-    def restore(self, data: bytes, check: Callable[[Saved], None] | None = None) -> None:
+    def load_back(self) -> None:
+        """Whether what `snapshot` gives can be read again, in memory. Dear: asked once, when a step was made.
+
+        Raises UsageError, with what cannot be read.
+        """
+        parse(self.snapshot())
+
+    def diverge(self, *salt: object) -> None:
+        """From here on this member draws numbers of its own: they follow from where its generators are, and `salt`."""
+        assert self._row is None, "random states belong between two steps"
+        randomness.diverge(salt, self._random.devices)
+        self._random.keep()
+
+    def restore(self, data: bytes, check: Callable[[Saved], None] | None = None, of: str = "The state") -> None:
         """The inverse. Read whole first; void while it is being loaded, and for good if that fails.
 
-        check: looks at what was read before anything is overwritten. Random states are those of this rank.
+        check: looks at what was read before anything is overwritten. Random states are those of this rank. of: what to
+        call it.
+
+        Raises UsageError: it is that of another model or optimizer.
         """
         assert self._row is None, "abort the step first"
         saved = parse(data)
         if check is not None:
             check(saved)
+        wrong = misfit(saved, self.model, self.optimizer)
+        if wrong:
+            raise UsageError(f"{of} cannot be loaded: {wrong} Run the script that the job began with, or a new job.")
         self.void = True
         load(saved, self.model, self.optimizer)
         progress = saved.progress

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-import random
 import signal
 import socket
-import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import torch
 
 from antdt.data import Piece, Reader
 from antdt.loading.packing import pack
+from antdt.loading.seeding import seed_generators, seed_sample
 from antdt.process import die_with_parent
 
 MESSAGE_BYTES_MAX = 1 << 17
@@ -88,7 +86,7 @@ def _introduce(reader: Reader, setup: Setup) -> str:
 
     seed = setup.seed + setup.number
     worker._worker_info = worker.WorkerInfo(id=setup.number, num_workers=setup.count, seed=seed, dataset=reader.dataset)
-    _seed(seed)
+    seed_generators(seed)
     try:
         if setup.init is not None:
             setup.init(setup.number)
@@ -117,7 +115,7 @@ def _load(reader: Reader, piece: Piece, seed: int) -> Outcome:
     samples: list[Any] = []
     try:
         # Those before one that fails stay in the list.
-        samples.extend(reader.samples(piece, lambda position: _seed_sample(seed, piece.epoch, position)))
+        samples.extend(reader.samples(piece, lambda position: seed_sample(seed, piece.epoch, position)))
         if len(samples) != piece.length:
             raise ValueError(f"The data set gave {len(samples)} samples where it was asked for {piece.length}.")
     except Exception:  # noqa: BLE001  the trainer shows it
@@ -133,17 +131,3 @@ def _answer(link: socket.socket, number: int, outcome: Outcome) -> None:
         descriptor = pack(Outcome([], said))
     with open(descriptor, "rb") as memory:
         socket.send_fds(link, [number.to_bytes(NUMBER_BYTES, "little")], [memory.fileno()])
-
-
-def _seed_sample(seed: int, epoch: int, position: int) -> None:
-    digest = blake2b(f"{seed}/{epoch}/{position}".encode(), digest_size=8).digest()
-    _seed(int.from_bytes(digest, "little"))
-
-
-def _seed(value: int) -> None:
-    """What data sets draw from; numpy only where it is in use."""
-    random.seed(value)
-    torch.default_generator.manual_seed(value % (1 << 63))
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(value % (1 << 32))

@@ -137,7 +137,7 @@ class Session:
         if self.leases.is_release(reply):
             return
         if reply.status is Status.END:
-            self.phase, self.file = Phase.ENDED, reply.file
+            self.phase, self.file, self.reason = Phase.ENDED, reply.file, reply.reason
         elif reply.status in (Status.REJOIN, Status.OCCUPIED, Status.DISPLACED):
             self._not_this_one(reply)
         elif reply.status is Status.REFUSED:

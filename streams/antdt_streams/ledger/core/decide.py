@@ -28,6 +28,7 @@ from antdt_schemas.limits import INIT_FILE
 from antdt_schemas.records import Status
 
 from antdt_streams.ledger.core.callers import Callers, Room
+from antdt_streams.ledger.core.others import difference
 from antdt_streams.ledger.core.state import Incarnation, Lease, State
 
 RANGES_PER_REPLY_MAX = 256
@@ -35,8 +36,6 @@ LEASES_AN_ANSWER = 32
 REASON_CHARS_MAX = 300
 AUTHOR_CHARS_MAX = 128
 OPERATORS = (records.Rollback, records.Readmit)
-# How the first launch began, not what is trained on: a later one may have another number of workers.
-LAUNCH = ("workers_min", "shard_size")
 
 
 @dataclass(slots=True)
@@ -84,7 +83,9 @@ def decide(turn: Turn, request: records.Request) -> None:
         if state.done is not None and isinstance(body, OPERATORS):
             raise Refusal(f"The job is done, its model is {state.done}: nothing of it is undone. Start a new job.")
         if state.done is not None and not isinstance(body, records.Leave):
-            turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.END))
+            # A reason says that it came for something else.
+            other = difference(state.spec, body.spec) if isinstance(body, records.Join) else ""
+            turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.END, other))
         else:
             _DECIDE[type(body)](turn, request, body)
     except Refusal as refusal:
@@ -172,10 +173,9 @@ def _open_member(turn: Turn, request: records.Request, generation: int) -> None:
 
 def _join(turn: Turn, request: records.Request, body: records.Join) -> None:
     state = turn.state
-    differs = [n for n in body.spec.__slots__ if getattr(body.spec, n) != getattr(state.spec, n) and n not in LAUNCH]
-    if differs:
-        both = "; ".join(f"{n}: the job has {_show(state.spec, n)}, this worker {_show(body.spec, n)}" for n in differs)
-        raise Refusal(f"Not the data of this job: {both}.")
+    other = difference(state.spec, body.spec)
+    if other:
+        raise Refusal(other)
     known = state.incarnations.get(request.incarnation)
     if known is not None:
         if known.gone:
@@ -238,11 +238,6 @@ def _answer_member(turn: Turn, request: records.Request, who: Incarnation) -> No
     over = who.status == "member" and not turn.state.open
     status = Status.CLOSED if over else Status.OK
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, status, grant=True))
-
-
-def _show(spec: records.JobSpec, name: str) -> str:
-    value = getattr(spec, name)
-    return value.hex() if isinstance(value, bytes) else repr(value)
 
 
 def _regroup(turn: Turn, request: records.Request, body: records.Regroup) -> None:

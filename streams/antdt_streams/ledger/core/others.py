@@ -1,0 +1,47 @@
+"""What a joining worker wants that is not what the job began with, in words. Pure; must not know requests or states."""
+
+from __future__ import annotations
+
+from antdt_schemas import records
+from antdt_schemas.fingerprint import first_difference
+
+DATA = ("dataset", "samples", "dataset_digest", "order")
+SETTINGS = ("epochs", "seed", "batch_size", "max_attempts", "strategy")
+# How the first launch began, not what is trained on: a later one may have another number of workers.
+LAUNCH = ("workers_min", "shard_size")
+
+
+def difference(job: records.JobSpec, worker: records.JobSpec) -> str:
+    """Sentences that name it, and what to do; empty where there is none."""
+    said = []
+    data = [text for text in (_differing(job, worker, DATA), _samples(job, worker)) if text]
+    if data:
+        said.append(f"Not the data of this job: {' '.join(data)} Train on the same data, or start a new job.")
+    settings = _differing(job, worker, SETTINGS)
+    if settings:
+        said.append(f"Not the settings of this job: {settings} Take the job's, or start a new job.")
+    return " ".join(said)
+
+
+def _differing(job: records.JobSpec, worker: records.JobSpec, names: tuple[str, ...]) -> str:
+    differs = [name for name in names if getattr(job, name) != getattr(worker, name)]
+    both = [f"{name} (the job has {_show(job, name)}, this worker {_show(worker, name)})" for name in differs]
+    return f"{', '.join(both)}." if both else ""
+
+
+def _show(spec: records.JobSpec, name: str) -> str:
+    value = getattr(spec, name)
+    return value.hex() if isinstance(value, bytes) else repr(value)
+
+
+def _samples(job: records.JobSpec, worker: records.JobSpec) -> str:
+    found = first_difference(job.fingerprint, worker.fingerprint, job.samples)
+    if found is None or job.samples != worker.samples:
+        return ""
+    both = f"(the job has {found.first}, this worker {found.second})"
+    if found.place is None:
+        return f"the names of its samples are others, or in another order {both}."
+    return (
+        f"sample {found.place} is another one here {both}: is a list of files in another order, or does the data set "
+        "shuffle or split by itself?"
+    )
