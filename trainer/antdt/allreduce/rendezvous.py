@@ -243,7 +243,7 @@ class _Forming(threading.Thread):
         needed = (self.world - 1) * (1 if nccl else 2)
         if len(found) < needed:  # abandoned meanwhile, or a member is gone: one that cannot be ended would hang another
             shut(found, socket.SHUT_RDWR)
-            raise OSError(f"{len(found)} of {needed} connections were found")
+            raise OSError(f"{needed - len(found)} of {needed} connections ended while it formed")
         return Groups(ctl, data, nccl, found)
 
     def _meet(self, client: StoreClient) -> None:
