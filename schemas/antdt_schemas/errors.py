@@ -15,6 +15,8 @@
      │   └─ UnknownSchema  42   a fingerprint that this version does not know
      └─ Refused            42   the ledger refused what this worker asked, with its reason
 
+Not an error: a worker or a launch that ends with INCOMPLETE (3) has trained on all but what is in quarantine.
+
 Our own bugs are assertions, and they stay on: Python must not run with -O.
 """
 
@@ -29,6 +31,7 @@ class ExitCode(IntEnum):
     DONE = 0
     BUG = 1
     USAGE = 2
+    INCOMPLETE = 3
     NEVER_RETRY = 42
     RESTART_HERE = 75
     RESTART_ELSEWHERE = 76

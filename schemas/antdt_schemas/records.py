@@ -385,6 +385,8 @@ class Exited:
 
     exit_code: int
     reason: str
+    at: tuple[int, ...] = ()
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

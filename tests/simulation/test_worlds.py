@@ -18,12 +18,14 @@ STRUCK = (
     "zombie_group", "worker_drained", "newcomer", "killed_in_collective", "killed_after_partial_completion",
     "killed_after_commit_was_sent", "killed_after_file", "ledger_killed", "ledger_asleep", "standbys_race",
     "clock_jumps", "monitor_crashed", "controller_crashed", "readmit", "rollback", "foreign_file", "log_tail_lost",
+    "sample_raises", "step_raises", "sample_kills",
 )  # fmt: skip
 CAME_OF_IT = (
     "file_removed", "void_entry", "ledger_superseded", "rejoined", "torn_adoption",
     "completed_though_broken", "failed_though_complete", "model_before_the_first_step_gone", "returned", "quarantined",
     "readmitted", "rolled_back", "rolled_back_by_operator", "rollback_undid_steps", "loss_accepted", "decision",
     "decision_repeated", "refused_Commit", "refused_Checkpoint", "refused_Lease",
+    "blamed_dead", "blamed_alive", "counted", "readmitted_after_the_end",
 )  # fmt: skip
 
 

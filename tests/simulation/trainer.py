@@ -33,7 +33,11 @@ class Closed(Exception):
 
 
 class Died(Exception):
-    """The process ends itself; whoever watches it starts another one."""
+    """The process ends; whoever watches it starts another one."""
+
+    def __init__(self, what: str, code: int) -> None:
+        super().__init__(what)
+        self.what, self.code = what, code
 
 
 class Worker:
@@ -55,6 +59,7 @@ class Worker:
         self.asleep_until, self.weight = 0, world.rng.random()
         self.seconds_per_sample = world.rng.choice((0.01, 0.01, 0.01, 0.05))
         self.written_step, self.previous_total = -1, 1
+        self.at_hand: tuple[int, ...] = ()
         self.thread = self.life()
 
     @property
@@ -121,7 +126,7 @@ class Worker:
         files = self.world.files
         if file == INIT_FILE and file not in files:
             if self.model.step or self.void:
-                raise Died("the model before the first step is gone")
+                raise Died("model_before_the_first_step_gone", 42)
             files[file] = Snapshot(self.model, ())
             return
         self.void = True
@@ -155,6 +160,7 @@ class Worker:
             yield from self.await_samples()
             session.leases.batch_size = batch_size
             ranges = tuple(Range(*r) for r in session.leases.take(batch_size, RANGES_MAX))
+            yield from self.compute(ranges)
         assert not self.void, "a member without a valid state takes part"
         row = Row(
             samples=sum(r.length for r in ranges),
@@ -181,6 +187,33 @@ class Worker:
         self.ended = self.ended or result.ended
         self.drop_pending()
         yield from self.checkpoint(result)
+
+    def compute(self, ranges: tuple[Range, ...]) -> Steps:
+        """Load and compute, which some samples do not allow."""
+        world = self.world
+        self.at_hand = tuple(v for r in ranges for v in (r.epoch, r.start, r.length))
+        try:
+            yield
+            for r in ranges:
+                for position in range(r.start, r.start + r.length):
+                    what = world.poison.get(position)
+                    if what is not None:
+                        self.fail(what, (r.epoch, position, 1))
+        finally:
+            self.at_hand = self.at_hand if not self.alive else ()
+
+    def fail(self, what: str, exactly: tuple[int, int, int]) -> None:
+        """It says at what, unless it dies on the spot; then its launcher does."""
+        world, session = self.world, self.session
+        if what == "sample_kills":
+            world.deaths[self.incarnation] = self.at_hand
+            raise Died(what, -11)
+        where = exactly if what == "sample_raises" else self.at_hand
+        world.failures.setdefault(self.incarnation, []).extend(where)
+        for i in range(0, len(where), 3):
+            body = records.Failed(session.generation, *where[i : i + 3], "", what)
+            world.wire(records.Request(self.name, self.incarnation, 0, body, b""))
+        raise Died(what, 75)
 
     def await_samples(self) -> Steps:
         """Wait a little where nothing is held."""

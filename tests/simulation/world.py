@@ -31,6 +31,17 @@ REPLY_LOST, REPLY_REPEATED = 0.06, 0.06
 REQUEST_LOST, REQUEST_REPEATED, OLD_REQUEST_SENT = 0.03, 0.03, 0.03
 
 
+def poisoned(seed: int, spec: records.JobSpec) -> dict[int, str]:
+    """Positions of samples that cannot be trained on, in some worlds, and what each does: it raises when it is loaded,
+    it raises in the step, or it kills.
+    """
+    rng = random.Random(-1 - seed)
+    if spec.max_attempts > 2 or rng.random() < 0.5:
+        return {}
+    positions = rng.sample(range(spec.samples), rng.choice((1, 1, 2)))
+    return {position: rng.choice(("sample_raises", "step_raises", "sample_kills")) for position in positions}
+
+
 class World:
     """The scheduler. `counts` says how often each thing really happened, `lines` what, where `story` asks for it."""
 
@@ -67,6 +78,9 @@ class World:
         self.workers: dict[str, Worker] = {}
         self.lives: Counter[str] = Counter()
         self.names = 0
+        self.poison, self.mended = poisoned(seed, self.spec), False
+        # What failed or was killed at which samples: flat triples (epoch, start, length) of each incarnation.
+        self.failures, self.deaths = dict[str, list[int]](), dict[str, tuple[int, ...]]()
         self.due: list[tuple[int, Any]] = []
         self.next_due = TICKS_MAX
         self.models: dict[tuple[int | None, int], Any] = {}
@@ -161,18 +175,20 @@ class World:
         """A new process; another one of this name is dead by now."""
         self.workers[name] = Worker(self, name, self.next_life(name))
 
-    def kill(self, worker: Worker, back: bool = False) -> None:
+    def kill(self, worker: Worker, back: bool = False, code: int = -9) -> None:
         """The process dies here. What it had sent may not have got through; its launcher may tell, or only silence."""
         self.say(worker.incarnation, "is killed")
         worker.alive = False
         self.gone.add(worker.incarnation)
+        self.deaths[worker.incarnation] = worker.at_hand
         wire = self.wires.get(worker.incarnation)
         for _ in range(self.rng.randint(0, len(wire)) if wire else 0):
             assert wire is not None
             wire.pop()
         if self.rng.random() < 0.8:
             name, incarnation = worker.name, worker.incarnation
-            self.later(200, lambda: self.operator(records.Exited(-9, "killed"), name, incarnation))
+            body = records.Exited(code, "killed", worker.at_hand if code < 0 else ())
+            self.later(200, lambda: self.operator(body, name, incarnation))
         others = sum(w.alive for w in self.workers.values())
         state = self.judge.fold.state
         needed = self.spec.workers_min if state is None or state.generation == 0 else 1
@@ -199,7 +215,8 @@ class World:
             self.step()
             if self.over():
                 self.judge.verdict()
-                return
+                if not self.reopened():
+                    return
             if self.tick == TICKS_MAX // 2:
                 self.faults.budget = 0
             assert self.tick - self.faults.last_tick < TICKS_TO_END_MAX, "after the last fault the job does not end"
@@ -219,6 +236,25 @@ class World:
             return False
         live = [w for w in self.workers.values() if w.alive]
         return bool(live) and all(w.ended for w in live)
+
+    def reopened(self) -> bool:
+        """Whether somebody mends the data, readmits what is in quarantine, and launches the job again."""
+        state = self.judge.fold.state
+        assert state is not None
+        if self.mended or not state.quarantined_total:
+            return False
+        self.mended, self.faults.last_tick = True, self.tick
+        self.poison.clear()
+        self.count("readmitted_after_the_end")
+        self.operator(records.Readmit())
+        return True
+
+    def launch_again(self) -> None:
+        """Everybody has ended, but the job has not: what was in quarantine was readmitted."""
+        state = self.judge.fold.state
+        if state is not None and state.done is None and not self.due:
+            for number in range(self.spec.workers_min):
+                self.start_worker(f"w{number}")
 
     def step(self) -> None:
         """One step of one part."""
@@ -264,14 +300,16 @@ class World:
         if worker is None:
             if not any(w.alive for w in self.workers.values()) and not self.due:
                 self.start_worker("w0")
+            elif all(w.ended for w in self.workers.values() if w.alive):
+                self.launch_again()
             return
         try:
             for _ in worker.thread:
                 return
         except Died as reason:
             self.say(worker.incarnation, reason)
-            self.count("model_before_the_first_step_gone")
-            self.kill(worker, back=True)
+            self.count(reason.what)
+            self.kill(worker, back=True, code=reason.code)
             return
         self.gone.add(worker.incarnation)
         self.say(worker.incarnation, "ends")

@@ -15,6 +15,7 @@ from antdt_schemas.errors import Superseded, Undecodable
 
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.decide import Answer, Turn, decide, lose, refuse
+from antdt_streams.ledger.core.evidence import in_quarantine
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.state import State
 
@@ -201,13 +202,14 @@ class InOffice:
             incarnation=answer.incarnation,
             number=answer.number,
             status=answer.status,
-            reason=answer.reason,
+            reason=answer.reason or (in_quarantine(state) if answer.status is records.Status.END else ""),
             generation=state.generation,
             committed=state.committed,
             finished=state.finished,
             leases=leases,
             grant=grant,
             file=state.done or "",
+            quarantined=state.quarantined_total,
         )
 
 
