@@ -99,12 +99,12 @@ class Judge:
             of_it = zip(where[::3], where[1::3], where[2::3], strict=True)
             inside = [a <= event.start and event.start + event.length <= a + n for e, a, n in of_it if e == event.epoch]
             assert any(inside), f"{event} names what was never at hand: {where}"
-            self.world.count("blamed_dead" if event.incarnation in self.world.deaths else "blamed_alive")
+            self.world.count("blamed_alive" if event.incarnation in self.world.failures else "blamed_dead")
         elif isinstance(event, records.Refused):
             self.world.count(f"refused_{event.kind}")
 
     def counted(self, event: records.Returned) -> None:
-        """An attempt counts for what failed by itself, or for what somebody had who died alone, and for nothing else."""
+        """An attempt counts for what failed by itself, or for what somebody had who died alone; for nothing else."""
         for position in range(event.start, event.start + event.length):
             of_it = [
                 (b, generation)

@@ -192,15 +192,12 @@ class Worker:
         """Load and compute, which some samples do not allow."""
         world = self.world
         self.at_hand = tuple(v for r in ranges for v in (r.epoch, r.start, r.length))
-        try:
-            yield
-            for r in ranges:
-                for position in range(r.start, r.start + r.length):
-                    what = world.poison.get(position)
-                    if what is not None:
-                        self.fail(what, (r.epoch, position, 1))
-        finally:
-            self.at_hand = self.at_hand if not self.alive else ()
+        yield
+        for r in ranges:
+            for position in range(r.start, r.start + r.length):
+                if position in world.poison:
+                    self.fail(world.poison[position], (r.epoch, position, 1))
+        self.at_hand = ()
 
     def fail(self, what: str, exactly: tuple[int, int, int]) -> None:
         """It says at what, unless it dies on the spot; then its launcher does."""

@@ -106,6 +106,17 @@ def test_what_is_in_the_model_is_above_suspicion() -> None:
     assert (bench.attempts(), bench.state.blamed) == ({}, {})
 
 
+def test_of_a_batch_that_is_in_the_model_by_half_the_rest_is_suspected() -> None:
+    bench = Lives()
+    flat = bench.held()
+    bench.failed(flat[3], 6)
+    bench.exited(75)
+    bench.ledger.run([bench.request("w0.0", records.Regroup(1, 2, b"", "h", 1))])
+    assert bench.commit("w0.0", (*flat[:4], 4)).status is Status.OK
+    counted = [(e.start, e.length) for e in bench.events() if isinstance(e, records.Returned) and e.counted]
+    assert counted == [(flat[3] + 4, 2)]
+
+
 def test_who_dies_alone_speaks_against_the_samples_it_had() -> None:
     bench = Lives()
     bench.held()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -22,9 +23,11 @@ from typing import Any
 import torch
 from antdt_schemas.errors import ExitCode, UsageError
 
+from antdt import whereabouts
 from antdt.allreduce import AllReduce, GenerationClosed, Range, StepResult
 from antdt.allreduce.composition import RANGES_MAX
-from antdt.data import source_of, split
+from antdt.blame import Witness
+from antdt.data import sample_key, source_of, split
 from antdt.job import AgentOptions, Schedule, spec_of
 from antdt.loading import LoadingOptions, loader_of
 from antdt.membership import HINT_EVERY_S, Membership
@@ -33,6 +36,7 @@ from antdt.plans import Plans, Share
 from antdt.session import Composition, Phase, Session
 from antdt.settings import Settings
 from antdt.telemetry import StepTiming
+from antdt.whereabouts import At
 
 __all__ = ["Agent", "AgentOptions", "LoadingOptions"]
 
@@ -99,6 +103,7 @@ class Agent:
         self.plans = Plans(batch_size)
         self.epoch = 0
         self._micro: tuple[int, bool] | None = None
+        self._hand: list[Range] = []
         self._broken = False
         self._previous_total = 1
         self._clock = _Clock()
@@ -109,6 +114,9 @@ class Agent:
             raise
         self._client = self._membership.client
         self._client.on_leases = self.source.prepare
+        self._witness = Witness(self._client, self.source)
+        self._page = whereabouts.mine()
+        self._page.numbers[whereabouts.ATTEMPTS] = self.options.max_attempts
 
     # -- what a script uses
 
@@ -153,6 +161,7 @@ class Agent:
         member = self._membership
         self._client.start()
         member.drain_on_sigterm()
+        self._witness.listen()
         try:
             while not member.ended:
                 if member.departed or (member.draining and member.generation is None):
@@ -167,9 +176,14 @@ class Agent:
                     self._broken, self._micro = False, None
                     self.loader.expect((), self.spec.batch_size)  # leases are void with their generation
                     member.leave()
+        except GeneratorExit:
+            # Somebody leaves the loop with a batch at hand: it raised, or they break out of it. Only they know.
+            self._witness.left_with(self._hand)
+            raise
         finally:
             self.loader.close()
-            member.finish()
+            member.finish(linger=self._witness.waits)
+            self._page.enter(At.USER, "behind the loop")
 
     def step(self, loss: torch.Tensor) -> bool:
         """Backward for the micro-batch at hand; reduces and applies after the last one of a step.
@@ -181,19 +195,38 @@ class Agent:
             raise UsageError("agent.step(loss) belongs into the loop over the Agent, once for every batch.")
         (samples, last), self._micro = self._micro, None
         if self._broken:
+            self._hand = []
             return False
         before = self.strategy.step_number
         try:
             if last:
                 self.strategy.see(self.plans.newest)
-            self.strategy.backward(loss, samples, last)
+            with self._witness.of(self._hand):
+                self.strategy.backward(loss, samples, last)
+            self._hand = []
             if last:
                 self._clock.first_bucket_at = self.strategy.first_bucket_at
+                self._page.enter(At.REDUCING)
                 self._account(self.strategy.step())
         except GenerationClosed as closed:
             log.info("generation is over: %s", closed)
-            self._broken = True
+            self._broken, self._hand = True, []
+        self._page.enter(At.USER)
         return self.strategy.step_number > before
+
+    @contextmanager
+    def pause(self, seconds: float, what: str = "") -> Iterator[None]:
+        """Announce that the script itself is busy for up to so long, between two batches: with an evaluation, say.
+
+        Others wait meanwhile, and this worker is not given up for it. Without announcement it is, once it has held them
+        up for longer than the ledger's `--stuck-ms`. What all workers do alike need not be announced.
+        """
+        before = self._page.phase
+        self._page.enter(At.USER, what, seconds)
+        try:
+            yield
+        finally:
+            self._page.enter(before)
 
     # -- one round
 
@@ -222,13 +255,14 @@ class Agent:
             checkpoint=bool(every) and self._session.rank == 0 and (self.strategy.step_number + 1) % every == 0,
         )
         if samples == 0:
+            self._page.enter(At.REDUCING)
             self._account(self.strategy.step())
             return
         self.epoch = ranges[0].epoch
         parts = split(ranges, self._micro_count(mine, samples))
         for number, part in enumerate(parts):
             started = perf_counter()
-            batch = self.loader.fetch(part)
+            batch = self._load(part)
             self._clock.data_s += perf_counter() - started
             self._micro = sum(r.length for r in part), number == len(parts) - 1
             yield batch
@@ -236,6 +270,19 @@ class Agent:
                 raise UsageError("A batch was not passed to agent.step(loss): every sample counts exactly once.")
             if self._broken:
                 raise GenerationClosed("it closed in the middle of a step")
+
+    def _load(self, part: list[Range]) -> Any:
+        page, hand = self._page, [(r.epoch, r.start, r.length) for r in part]
+        page.enter(At.LOADING)
+        page.take(hand if self.loader.is_here else ())
+        with self._witness.of(part, loading=True):
+            batch = self.loader.fetch(part)
+        page.take(hand)
+        if self.source.has_names:
+            page.say(whereabouts.KEY, sample_key(self.source, part[0].epoch, part[0].start))
+        self._hand = part
+        page.enter(At.COMPUTING)
+        return batch
 
     def _micro_count(self, share: Share, samples: int) -> int:
         limit = self.options.micro_batch_size_max
@@ -321,6 +368,7 @@ class Agent:
         leaving = any(row.leaving for row in result.rows)
         random: list[bytes] = []
         if leaving or (result.applied and any(row.checkpoint for row in result.rows)):
+            self._page.enter(At.REDUCING)
             random = self.strategy.gather_random()
             with self._client.changed:
                 session.proven(step)
@@ -328,6 +376,7 @@ class Agent:
         final = session.finished and session.committed == step
         if session.rank == 0 and (random or final) and step not in (files.written_step, 0):
             if session.files.newest is None or leaving:
+                self._page.enter(At.SAVING, f"the file of step {step}")
                 event = files.write(session, random)  # the file first, then the event, repeated until it is answered
                 with self._client.changed:
                     session.files.wrote(event)

@@ -6,6 +6,7 @@ every retry and all decoding happens in the thread of the connection.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from antdt_schemas.errors import AntdtError, Unavailable, UnknownJob
 from antdt_schemas.offsets import watermarks
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from antdt import whereabouts
+from antdt.last_word import LastWord
 from antdt.plans import Plans
 from antdt.session import Phase, Session
 from antdt.telemetry import Telemetry
@@ -62,6 +65,9 @@ class Client:
         self._names = {t.suffix: t.name(job) for t in topics.TOPICS}
         self._follow()
         self._thread = threading.Thread(target=self._run, name="antdt-client", daemon=True)
+        self._stopping, self._stopped = threading.Lock(), False
+        self._page = whereabouts.mine()
+        self._last_word = LastWord(self._page)
 
     def start(self) -> None:
         """Begin to talk."""
@@ -91,16 +97,33 @@ class Client:
             raise self.failure
         return met
 
+    def say(self, body: records.RequestBody) -> None:
+        """Send a request of which no answer is awaited."""
+        s = self.session
+        self._send(records.Request(s.worker, s.incarnation, 0, body, b""))
+
+    def linger(self, seconds: float) -> None:
+        """Stop in so many seconds, or when the process ends: until then something may be said."""
+        atexit.register(self.stop, leave=True)
+        timer = threading.Timer(seconds, self.stop, kwargs={"leave": True})
+        timer.daemon = True
+        timer.start()
+
     def stop(self, leave: bool) -> None:
         """Say good-bye, send what is left, end the thread. Bounded."""
+        with self._stopping:
+            if not self._stopped:
+                self._stopped = True
+                self._stop(leave)
+
+    def _stop(self, leave: bool) -> None:
         self._halt.set()
         self._thread.join(5)
+        self._page.times[whereabouts.BEAT] = 0.0  # it need not speak any more
         for batch in iter(lambda: self.telemetry.batch(monotonic(), everything=True), None):
             self._send_telemetry(batch)
         if leave and self.session.generation:
-            s = self.session
-            body = records.Leave(s.generation)
-            self._send(records.Request(s.worker, s.incarnation, 0, body, b""))
+            self.say(records.Leave(self.session.generation))
         self._producer.flush(5)
         self._consumer.close()
 
@@ -110,8 +133,11 @@ class Client:
         try:
             while not self._halt.is_set():
                 self._receive()
+                self._page.times[whereabouts.BEAT] = monotonic()
                 with self.changed:
+                    self.session.standing = self._page.standing()
                     requests = self.session.tick(monotonic())
+                self._last_word.look(self.session)
                 for request in requests:
                     self._send(request)
                 batch = self.telemetry.batch(monotonic())
@@ -119,6 +145,7 @@ class Client:
                     self._send_telemetry(batch)
                 self._producer.poll(0)
         except BaseException as error:  # noqa: BLE001  the training thread raises it
+            self._page.times[whereabouts.BEAT] = 0.0
             with self.changed:
                 self.failure = error
                 self.changed.notify_all()

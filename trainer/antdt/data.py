@@ -5,6 +5,7 @@ A position is what the ledger leases; which sample it is follows from the order 
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from antdt_schemas.errors import UsageError
 from antdt_schemas.order import FACTOR, FEISTEL, SEQUENTIAL, WORD, Permutation
 from torch.utils.data import IterableDataset, TensorDataset, default_collate
 
+from antdt import whereabouts
 from antdt.allreduce import Range
 from antdt.pinning import Pinning
 
 BLOCKS_KEPT_MAX = 64
 BLOCKS_AHEAD_MAX = 4
 BLOCK = 4096
+NAMES = ("samples", "imgs")  # lists of paths, or of pairs that begin with one, as in torchvision's folders
 
 
 def permute(permutation: Permutation, positions: torch.Tensor) -> torch.Tensor:
@@ -56,6 +59,10 @@ class Piece:
         """The position behind the last one."""
         return self.start + self.length
 
+    def part(self, at: int) -> Piece:
+        """Its sample number `at` alone."""
+        return Piece(self.epoch, self.start + at, 1, None if self.indices is None else (self.indices[at],))
+
     def name(self, at: int = 0) -> str:
         """What to call its sample number `at`, counted from its beginning."""
         at = min(at, self.length - 1)
@@ -70,6 +77,10 @@ class Reader(Protocol):
     def dataset(self) -> Any:
         """The data set itself."""
 
+    @property
+    def at_once(self) -> bool:
+        """Whether all samples of a piece are loaded by one call of the data set."""
+
     def samples(self, piece: Piece, before: Callable[[int], None]) -> Iterator[Any]:
         """One after another; calls before(position) first."""
 
@@ -79,6 +90,11 @@ class ItemReader:
     """Samples by index. A data set with `__getitems__` is asked for all of a piece at once."""
 
     dataset: Any
+
+    @property
+    def at_once(self) -> bool:
+        """Whether all samples of a piece are loaded by one call of the data set."""
+        return hasattr(self.dataset, "__getitems__")
 
     def samples(self, piece: Piece, before: Callable[[int], None]) -> Iterator[Any]:
         """One after another."""
@@ -100,6 +116,11 @@ class RangeReader:
     dataset: Any
     size: int
 
+    @property
+    def at_once(self) -> bool:
+        """One after another."""
+        return False
+
     def samples(self, piece: Piece, before: Callable[[int], None]) -> Iterator[Any]:
         """One after another."""
         found = iter(self.dataset.iter_range(piece.start, piece.stop))
@@ -113,10 +134,12 @@ class RangeReader:
 
 
 class Source(Protocol):
-    """Where samples come from. `order` names how positions map to samples."""
+    """Where samples come from. `order` names how positions map to samples. has_names: see `sample_key`."""
 
+    dataset: Any
     size: int
     order: str
+    has_names: bool
 
     def fetch(self, ranges: Sequence[Range]) -> Any:
         """The collated batch of these ranges."""
@@ -136,6 +159,7 @@ class MapSource:
         pinning: Pinning | None,
     ) -> None:
         self.dataset, self.size, self.seed = dataset, len(dataset), seed
+        self.has_names = any(hasattr(dataset, name) for name in ("sample_key", *NAMES))
         self.collate = pinning.collate(collate) if pinning else collate or default_collate
         self._pinning = pinning
         self.order = FEISTEL if shuffle else SEQUENTIAL
@@ -191,7 +215,19 @@ class MapSource:
             return [self._pinning.rows(t, index) if self._pinning else t[index] for t in self._tensors]
         chosen = index.tolist()
         fetch_many = getattr(self.dataset, "__getitems__", None)
-        return self.collate(fetch_many(chosen) if fetch_many else [self.dataset[i] for i in chosen])
+        return self.collate(fetch_many(chosen) if fetch_many else self._one_by_one(ranges, chosen))
+
+    def _one_by_one(self, ranges: Sequence[Range], chosen: list[int]) -> list[Any]:
+        """Whoever wonders what takes so long, or what has failed, finds which sample it is."""
+        page, out, indices = whereabouts.mine(), list[Any](), iter(chosen)
+        for r in ranges:
+            for position in range(r.start, r.start + r.length):
+                if self.has_names:
+                    page.say(whereabouts.KEY, sample_key(self, r.epoch, position))
+                page.load(r.epoch, position)
+                out.append(self.dataset[next(indices)])
+        page.loaded()
+        return out
 
 
 class IterableSource:
@@ -202,6 +238,7 @@ class IterableSource:
     """
 
     order = SEQUENTIAL
+    has_names = False
 
     def __init__(
         self, dataset: Any, size: int, collate: Callable[[list[Any]], Any] | None, pinning: Pinning | None
@@ -306,6 +343,29 @@ def manifest_digest(dataset: Any, source: Source) -> bytes:
         out.update(f"{tuple(tensor.shape)}/{tensor.dtype}".encode())
         out.update(repr(picked.tolist()).encode())
     return out.digest()
+
+
+def sample_key(source: Source, epoch: int, position: int) -> str:
+    """What the data set calls the sample at a position, for people; empty where it has no names.
+
+    A data set may say so itself by `sample_key(index)`. Otherwise it is the path that `samples` or `imgs` has for it,
+    as in torchvision's folders.
+    """
+    if not isinstance(source, MapSource):
+        return ""
+    index, dataset = int(source.indices(epoch, position, 1)[0]), source.dataset
+    try:
+        own = getattr(dataset, "sample_key", None)
+        if own is not None:
+            return str(own(index))
+        for name in NAMES:
+            found = getattr(dataset, name, None)
+            if isinstance(found, list | tuple):
+                path = found[index][0] if isinstance(found[index], list | tuple) else found[index]
+                return str(path) if isinstance(path, str | os.PathLike) else f"index {index}"
+    except Exception:  # noqa: BLE001  a name is for people only
+        return f"index {index}"
+    return f"index {index}"
 
 
 def split(ranges: list[Range], parts: int) -> list[list[Range]]:

@@ -13,7 +13,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from time import monotonic
@@ -26,9 +26,10 @@ from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from antdt import process
+from antdt import process, vouch
 from antdt.client import require_job
 from antdt.settings import Settings
+from antdt.whereabouts import BLAMED, KEY, Page, shared
 
 POLL_S = 0.02
 REPORT_S = 2.0
@@ -56,6 +57,7 @@ class Worker:
     local_rank: int
     name: str
     process: ForkProcess | None = None
+    page: Page = field(default_factory=shared)
     restarts: int = 0
     done: int | None = None
 
@@ -77,17 +79,22 @@ class Launcher:
         """Start, watch, stop. Returns the exit status for the launch: 0 when every worker ended well."""
         self._check_reachable()
         process.preload(self.environ)
+        watch = vouch.Watch({w.name: w.page for w in self.workers}, self._life, self.settings)
         status = 0
         try:
             for worker in self.workers:
                 self._start(worker)
             while any(w.done is None for w in self.workers) and not self.stopping.is_set():
                 self.stopping.wait(POLL_S)
+                watch.look()
                 status = self._watch() or status
                 if status:
                     break
         finally:
             self._stop()
+        if not status and ExitCode.INCOMPLETE in [w.done for w in self.workers]:
+            click.echo(vouch.missing([w.page for w in self.workers], self.settings.job), err=True)
+            return ExitCode.INCOMPLETE
         drained = self.stopping.is_set() or all(w.done == ExitCode.DRAINED for w in self.workers)
         return status or (ExitCode.DRAINED if drained else ExitCode.DONE)
 
@@ -113,7 +120,10 @@ class Launcher:
         if self.options.logs is not None:
             self.options.logs.mkdir(parents=True, exist_ok=True)
             log = self.options.logs / f"{worker.name}.log"
-        worker.process = process.start(self.options.script, dict(self.environ) | self._variables(worker), log)
+        worker.page.clear()
+        environ = dict(self.environ) | self._variables(worker)
+        worker.process = process.start(self.options.script, environ, log, worker.page)
+        vouch.began(worker.page, worker.process.pid, worker.restarts)
 
     def _variables(self, worker: Worker) -> dict[str, str]:
         world = self.options.world_size or self.options.workers
@@ -136,21 +146,28 @@ class Launcher:
         }
 
     def _incarnation(self, worker: Worker) -> str:
-        return f"{worker.name}.{worker.restarts}.{self.run_id}"
+        return self._life(worker.name, worker.restarts)
+
+    def _life(self, name: str, restarts: int) -> str:
+        return f"{name}.{restarts}.{self.run_id}"
 
     def _watch(self) -> int:
         for worker in self.workers:
             code = worker.process.exitcode if worker.process is not None and worker.done is None else None
             if code is None:
                 continue
-            if code in (ExitCode.DONE, ExitCode.DRAINED):  # it has said good-bye: the others go on
+            if code in (ExitCode.DONE, ExitCode.DRAINED, ExitCode.INCOMPLETE):  # it has said good-bye: the others go on
                 worker.done = code
                 if code == ExitCode.DRAINED:
                     click.echo(f"{worker.name} {_how(code)}: it was told to, and has left", err=True)
                 continue
             self._report(worker, code)
             again = code < 0 or code in (ExitCode.RESTART_HERE, ExitCode.RESTART_ELSEWHERE)
-            if again and worker.restarts < self.options.restarts_max and not self.stopping.is_set():
+            if (
+                again
+                and worker.restarts < vouch.restarts_max(worker.page, self.options.restarts_max)
+                and not self.stopping.is_set()
+            ):
                 worker.restarts += 1
                 click.echo(f"{worker.name} {_how(code)}: started again ({worker.restarts})", err=True)
                 self._start(worker)
@@ -162,11 +179,14 @@ class Launcher:
 
     def _report(self, worker: Worker, code: int) -> None:
         """Tell the ledger at once: it need not wait until the worker has been silent for long enough."""
-        incarnation, settings = self._incarnation(worker), self.settings
+        incarnation, settings, at = self._incarnation(worker), self.settings, worker.page.at_hand()
+        if at:
+            worker.page.numbers[BLAMED] = 1
 
         def tell() -> None:
             producer = Producer(settings.connection.producer(**{"linger.ms": 0}))
-            request = records.Request(worker.name, incarnation, 0, records.Exited(code, _how(code)), b"")
+            body = records.Exited(code, _how(code), at, worker.page.said(KEY) if at else "")
+            request = records.Request(worker.name, incarnation, 0, body, b"")
             payload = codec.encode(auth.sign(request, settings.secret))
             producer.produce(topics.REQUESTS.name(settings.job), payload, worker.name, 0)
             producer.flush(REPORT_S)

@@ -15,6 +15,7 @@ from typing import Any
 from antdt_schemas import records
 from antdt_schemas.errors import Refused, Unavailable
 
+from antdt import whereabouts
 from antdt.allreduce import AllReduce, Generation, GenerationClosed, Rendezvous, store_of
 from antdt.client import Client, ClientOptions, renew
 from antdt.job import AgentOptions
@@ -23,11 +24,13 @@ from antdt.plans import Plans
 from antdt.session import Composition, Phase, Session, Where
 from antdt.settings import Settings
 from antdt.telemetry import Telemetry
+from antdt.whereabouts import At
 
 log = logging.getLogger("antdt")
 
 HINT_EVERY_S = 10.0
 FAREWELL_S = 5.0
+LINGER_S = 1.0
 
 
 class Membership:
@@ -69,6 +72,8 @@ class Membership:
             Unavailable: nobody answered within the bounds.
         """
         before = self.generation
+        if before is None:
+            whereabouts.mine().enter(At.FORMING)
         while self.generation is None and not self.ended and not self.draining:
             self._await_grant()
             session = self.session
@@ -174,6 +179,7 @@ class Membership:
     def say_farewell(self) -> None:
         """Everybody has this step: stay until it is committed, and the file of it known to the ledger. Bounded."""
         session, step = self.session, self.strategy.step_number
+        whereabouts.mine().enter(At.ENDING)
         with self.client.changed:
             session.leaving = True
         over = Phase.LOST, Phase.FAILED, Phase.ENDED
@@ -201,12 +207,25 @@ class Membership:
 
         signal.signal(signal.SIGTERM, drain)
 
-    def finish(self) -> None:
-        """Say good-bye, whatever happened."""
+    def finish(self, *, linger: bool = False) -> None:
+        """Say good-bye, whatever happened; soon, where there may be a last word to be said before.
+
+        What is in quarantine by now makes the process end with 3, unless the script ends it otherwise.
+        """
+        page = whereabouts.mine()
+        page.enter(At.ENDING)
+        if self.ended and self.session.quarantined:
+            missing = self.session.reason or f"{self.session.quarantined:,} samples are in quarantine"
+            log.warning("%s", missing)
+            page.say(0, missing)
+            page.numbers[whereabouts.INCOMPLETE] = 1
         self.client.on_closed = None
         self.strategy.abort()
         self.strategy.detach()
         if self.generation is not None:
             self.generation.leave()
             self.generation = None
-        self.client.stop(leave=True)
+        if linger:
+            self.client.linger(LINGER_S)
+        else:
+            self.client.stop(leave=True)

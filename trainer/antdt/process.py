@@ -15,11 +15,14 @@ import os
 import runpy
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import NoReturn
+
+from antdt_schemas.errors import ExitCode
+
+from antdt import whereabouts
 
 PR_SET_PDEATHSIG = 1
 
@@ -41,9 +44,12 @@ def preload(environ: Mapping[str, str]) -> None:
     gc.enable()
 
 
-def start(script: Sequence[str], environ: Mapping[str, str], log: Path | None) -> ForkProcess:
-    """A process that runs `script` as `python SCRIPT` would: a file, or `-m MODULE`, and its arguments."""
-    return in_child(lambda: _become(script, environ, log))
+def start(script: Sequence[str], environ: Mapping[str, str], log: Path | None, page: whereabouts.Page) -> ForkProcess:
+    """A process that runs `script` as `python SCRIPT` would: a file, or `-m MODULE`, and its arguments.
+
+    page: shared with it.
+    """
+    return in_child(lambda: _become(script, environ, log, page))
 
 
 def leave(code: int) -> NoReturn:
@@ -81,7 +87,8 @@ def _child(target: Callable[[], None], parent: int) -> None:
     target()
 
 
-def _become(script: Sequence[str], environ: Mapping[str, str], log: Path | None) -> None:
+def _become(script: Sequence[str], environ: Mapping[str, str], log: Path | None, page: whereabouts.Page) -> None:
+    whereabouts.adopt(page)
     os.environ.clear()
     os.environ.update(environ)
     if log is not None:
@@ -89,7 +96,10 @@ def _become(script: Sequence[str], environ: Mapping[str, str], log: Path | None)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         os.close(handle)
-    leave(_run(list(script)))
+    status = _run(list(script))
+    if status == ExitCode.DONE and page.numbers[whereabouts.INCOMPLETE]:
+        status = ExitCode.INCOMPLETE
+    leave(status)
 
 
 def _run(script: list[str]) -> int:
@@ -110,8 +120,10 @@ def _run(script: list[str]) -> int:
     except BaseException as error:  # noqa: BLE001  as the interpreter does: the traceback, and a status of its own
         exit_code = getattr(error, "exit_code", None)
         if exit_code is None:
-            traceback.print_exc()
-            return 1
+            # As the interpreter: whoever wants to know what ends this process is told.
+            sys.excepthook(type(error), error, error.__traceback__)
+            # Samples are to blame, and said to be: the job goes on, and without them if it happens again.
+            return ExitCode.RESTART_HERE if whereabouts.mine().numbers[whereabouts.BLAMED] else ExitCode.BUG
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return int(exit_code)
     return 0

@@ -20,6 +20,7 @@ from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.cli.common import Place, connection_options, job_argument, note
 from antdt_streams.cli.processors import MAIN_INSTANCE
+from antdt_streams.ledger.core.holdups import STUCK_MS
 from antdt_streams.runtime.logs import log_to_stderr
 from antdt_streams.supervise import Start, Supervisor, start_process
 
@@ -94,6 +95,15 @@ def environment_of(connection: Connection, place: Place) -> dict[str, str]:
     return {ENV_BOOTSTRAP: connection.bootstrap, ENV_DATA: str(place.data)}
 
 
+stuck_option = click.option(
+    "--stuck-ms",
+    type=click.IntRange(min=1000),
+    default=STUCK_MS,
+    show_default=True,
+    help="A worker that lives, but holds up the others for longer without announcing it, is given up.",
+)
+
+
 @click.command(short_help="Start the services of a job, and Kafka if need be.")
 @job_argument
 @click.option("--resume", is_flag=True, help="Go on with a job that exists already.")
@@ -107,6 +117,7 @@ def environment_of(connection: Connection, place: Place) -> dict[str, str]:
     show_default=True,
     help="A worker that is silent for longer is given up, and the others go on. Counts when the job is new.",
 )
+@stuck_option
 @connection_options
 def up(
     job: str,
@@ -115,6 +126,7 @@ def up(
     replication: int | None,
     standby: bool,
     patience_ms: int,
+    stuck_ms: int,
     place: Place,
 ) -> None:
     """Start a job's services: ledger, monitor, controller, and a Kafka broker where none is named.
@@ -129,7 +141,7 @@ def up(
         except JobTaken as taken:
             raise JobTaken(f"{taken}{_who(connection, job)}") from taken
         services = (*SERVICES, STANDBY) if standby else SERVICES
-        patience = ("--patience-ms", str(patience_ms))
+        patience = ("--patience-ms", str(patience_ms), "--stuck-ms", str(stuck_ms))
         supervisor = start_services(job, place, connection, services, policy, {"ledger": patience, STANDBY: patience})
         note(f"Job {job} is up on {connection.bootstrap}. Logs: {place.data / 'logs' / job}")
         note(f"Start its workers in another terminal:  antdt launch --job {job} -n 4 train.py")
@@ -157,17 +169,18 @@ def _who(connection: Connection, job: str) -> str:
     show_default=True,
     help="A worker that is silent for longer is given up, and the others go on. Counts when the job is new.",
 )
+@stuck_option
 @click.option("--standby", is_flag=True, help="Follow the log, and take office when its leader falls silent.")
 @click.option("--instance", default="", help="Name of this ledger where one machine has several: a folder of its own.")
 @connection_options
-def ledger(job: str, patience_ms: int, standby: bool, instance: str, place: Place) -> None:
+def ledger(job: str, patience_ms: int, stuck_ms: int, standby: bool, instance: str, place: Place) -> None:
     """Run a ledger of a job: one is in office, and writes the shard log; whoever is superseded stands by."""
     from antdt_streams.ledger.options import LedgerOptions
     from antdt_streams.ledger.service import Ledger
 
     log_to_stderr(job, "ledger")
     stopping = stop_on_signals()
-    options = LedgerOptions(patience_ms=patience_ms, standby=standby, secret=place.secret)
+    options = LedgerOptions(patience_ms=patience_ms, stuck_ms=stuck_ms, standby=standby, secret=place.secret)
     service = Ledger(place.connection, job, ledger_folder(place, job, instance), options)
     service.stopping = stopping
     service.run()

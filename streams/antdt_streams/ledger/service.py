@@ -27,6 +27,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from antdt_streams import topics_admin
 from antdt_streams.ledger.cache import Cache
+from antdt_streams.ledger.core import evidence
 from antdt_streams.ledger.core.decide import check_spec
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.leader import Cycle, Incoming, InOffice, PoisonRequest
@@ -201,7 +202,7 @@ class Ledger:
         )  # fmt: skip
         self.requests.assign([TopicPartition(topics.REQUESTS.name(self.job), 0, fold.state.requests_next)])
         self._appended_at = monotonic()
-        return InOffice(fold, self.options.secret)
+        return InOffice(fold, self.options.secret, stuck_ms=self.options.stuck_ms)
 
     # -- in office
 
@@ -230,8 +231,9 @@ class Ledger:
         fold = self.cache.load()
         self.start.fold_to(fold, office.fold.position.next_offset)
         assert poison.offset not in office.poisoned, "refusing a request must not fail"
-        again = InOffice(fold, self.options.secret, {**office.poisoned, poison.offset: str(poison)})
-        again.patience = office.patience
+        poisoned = {**office.poisoned, poison.offset: str(poison)}
+        again = InOffice(fold, self.options.secret, poisoned, self.options.stuck_ms)
+        again.patience, again.holdups = office.patience, office.holdups
         return again
 
     def _take(self, office: InOffice) -> list[Incoming]:
@@ -261,6 +263,11 @@ class Ledger:
         self.cache.save(office.fold, self.log.leader_epoch)
         for answer in cycle.answers:
             self._send(office.reply(answer))
+        for line in office.holdups.news():
+            log.warning("%s", line)
+        for event in cycle.body.events:
+            if isinstance(event, records.Blamed):
+                log.warning("%s", evidence.sentence(event))
         for incoming, reason in cycle.dead:
             self._bury(incoming, reason)
         self.log.producer.poll(0)

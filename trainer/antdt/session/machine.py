@@ -19,6 +19,9 @@ from antdt.session.asking import Due, Outbox, SessionOptions
 from antdt.session.commits import Commits, Composition
 from antdt.session.files import Files
 from antdt.session.leases import Leases
+from antdt.whereabouts import Standing
+
+DETAIL_CHARS_MAX = 120
 
 
 class Phase(StrEnum):
@@ -66,7 +69,8 @@ class Session:
         self.generation, self.rank = 0, -1
         self.grant: records.Grant | None = None
         self.committed, self.finished = 0, False
-        self.leaving = False
+        self.leaving, self.quarantined = False, 0
+        self.standing = Standing()
         self.leases, self.files = Leases(spec, self.options), Files(self.options)
         self.outbox = Outbox(worker, incarnation)
         self._claim, self._commits = _Claim(), Commits(self.options)
@@ -113,7 +117,7 @@ class Session:
         if self.leases.is_release(reply):
             return
         if reply.status is Status.END:
-            self.phase, self.file = Phase.ENDED, reply.file
+            self.phase, self.file, self.reason = Phase.ENDED, reply.file, reply.reason
         elif reply.status is Status.REJOIN:
             if self.phase is not Phase.JOINING or "lost" in reply.reason or "left" in reply.reason:
                 self.phase, self.reason = Phase.LOST, reply.reason
@@ -132,7 +136,7 @@ class Session:
     def _acknowledge(self, reply: records.Reply) -> None:
         if reply.generation >= self.generation:
             self.committed = max(self.committed, reply.committed)
-            self.finished = reply.finished
+            self.finished, self.quarantined = reply.finished, reply.quarantined
         self._commits.drop(self.committed)
         if reply.number < 0:
             return  # news, nobody asked: not the answer to what was never sent
@@ -179,10 +183,13 @@ class Session:
             # Also when the generation is closed: a checkpoint counts by its lineage, whoever is a member by then.
             self.files.tick(now_s, self.committed, outbox)
         every_s = self.options.heartbeat_leaving_s if self.leaving else self.options.heartbeat_s
-        if outbox and not self.leaving:
+        # Any request is a sign of life, but what it is stuck at only a heartbeat tells.
+        standing, since_s = self.standing, now_s - self._beat.at_s
+        if outbox and not self.leaving and standing.phase_s < since_s:
             self._beat.at_s = now_s
-        elif self.phase in (Phase.MEMBER, Phase.CLOSED) and now_s - self._beat.at_s >= every_s:
-            outbox.post(records.Heartbeat(self.generation, self.committed), self._beat, now_s)
+        elif self.phase in (Phase.MEMBER, Phase.CLOSED) and since_s >= every_s:
+            said = standing.phase, standing.phase_s, standing.allowed_s, standing.detail[:DETAIL_CHARS_MAX]
+            outbox.post(records.Heartbeat(self.generation, self.committed, *said), self._beat, now_s)
         return outbox.emptied()
 
     def _tick_member(self, now_s: float) -> None:

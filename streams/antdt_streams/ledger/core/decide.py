@@ -110,7 +110,7 @@ def lose(turn: Turn, incarnation: str, reason: str) -> None:
     state = turn.state
     turn.emit(records.Lost(incarnation, reason[:REASON_CHARS_MAX]))
     if state.open and incarnation in state.members:
-        _close(turn, f"{incarnation} is lost: {reason}")
+        close(turn, f"{incarnation} is lost: {reason}")
 
 
 def check_spec(spec: records.JobSpec) -> str | None:
@@ -178,7 +178,7 @@ def _join(turn: Turn, request: records.Request, body: records.Join) -> None:
         )
     )
     if state.open:
-        _close(turn, f"{request.worker} joins")
+        close(turn, f"{request.worker} joins")
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK, grant=True))
 
 
@@ -202,7 +202,7 @@ def _regroup(turn: Turn, request: records.Request, body: records.Regroup) -> Non
         _answer_member(turn, request, who)
         return
     if state.open:
-        _close(turn, f"{request.worker} asks for a new one")
+        close(turn, f"{request.worker} asks for a new one")
     if who.status == "member":
         claim = body.claim
         if claim is not None and claim <= state.committed and body.lineage != state.lineage_at(claim):
@@ -218,7 +218,7 @@ def _leave(turn: Turn, request: records.Request, body: records.Leave) -> None:
     _member(turn, request)
     turn.emit(records.Left(request.incarnation))
     if state.open and request.incarnation in state.members:
-        _close(turn, f"{request.worker} left")
+        close(turn, f"{request.worker} left")
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
 
 
@@ -248,7 +248,8 @@ def _heartbeat(turn: Turn, request: records.Request, body: records.Heartbeat) ->
         turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
 
 
-def _close(turn: Turn, reason: str) -> None:
+def close(turn: Turn, reason: str) -> None:
+    """The open generation is over: its members ask for the next one."""
     turn.emit(records.Closed(turn.state.generation, reason[:REASON_CHARS_MAX]))
     _tell_members(turn, Status.CLOSED)
 
@@ -476,7 +477,7 @@ def _rollback(turn: Turn, request: records.Request, body: records.Rollback) -> N
         if step not in steps:
             raise Refusal(f"No checkpoint of step {step} is kept: choose one of {', '.join(map(str, steps))}.")
         if state.open:
-            _close(turn, f"{author} rolls back to step {step}")
+            close(turn, f"{author} rolls back to step {step}")
         turn.emit(records.RolledBack(step, body.reason[:REASON_CHARS_MAX], author))
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
 

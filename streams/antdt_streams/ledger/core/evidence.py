@@ -85,15 +85,25 @@ def suspects(state: State, epoch: int, start: int, end: int) -> int:
     return cut if cut < end else 0
 
 
+def sentence(blamed: records.Blamed) -> str:
+    """Evidence in words."""
+    key = f" ({blamed.key})" if blamed.key else ""
+    where = f"{_positions(blamed.start, blamed.length)} of epoch {blamed.epoch}{key}"
+    return f"{blamed.incarnation} failed at {where}: {blamed.reason}"
+
+
+def _positions(start: int, length: int) -> str:
+    return f"position {start}" if length == 1 else f"positions {start} to {start + length - 1}"
+
+
 def in_quarantine(state: State) -> str:
     """What is in quarantine and why, as one sentence; empty where nothing is."""
     if not state.quarantined_total:
         return ""
     named = []
     for (epoch, start), fault in sorted(state.faults.items())[:NAMED_MAX]:
-        where = f"position {start}" if fault.length == 1 else f"positions {start} to {start + fault.length - 1}"
         key = f" ({fault.key})" if fault.key else ""
-        named.append(f"{where} of epoch {epoch}{key}: {fault.reason}")
+        named.append(f"{_positions(start, fault.length)} of epoch {epoch}{key}: {fault.reason}")
     more = len(state.faults) - len(named)
     if more > 0:
         named.append(f"and {more} more")

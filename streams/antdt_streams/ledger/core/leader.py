@@ -14,9 +14,10 @@ from antdt_schemas import auth, codec, records
 from antdt_schemas.errors import Superseded, Undecodable
 
 from antdt_streams.ledger.core import rows
-from antdt_streams.ledger.core.decide import Answer, Turn, decide, lose, refuse
+from antdt_streams.ledger.core.decide import Answer, Turn, close, decide, lose, refuse
 from antdt_streams.ledger.core.evidence import in_quarantine
 from antdt_streams.ledger.core.fold import Fold, Verdict
+from antdt_streams.ledger.core.holdups import STUCK_MS, HoldUps
 from antdt_streams.ledger.core.state import State
 
 # A record is at most message.max.bytes: a cycle is closed well before it gets there.
@@ -82,9 +83,16 @@ class PoisonRequest(Exception):
 class InOffice:
     """A leader whose Leader entry was read back: `fold` has read the log up to it."""
 
-    def __init__(self, fold: Fold, secret: bytes | None = None, poisoned: Mapping[int, str] | None = None) -> None:
+    def __init__(
+        self,
+        fold: Fold,
+        secret: bytes | None = None,
+        poisoned: Mapping[int, str] | None = None,
+        stuck_ms: int = STUCK_MS,
+    ) -> None:
         """poisoned: offsets of requests that were found to be poison, and why. They are refused, in the log, so that
-        every replay agrees.
+        every replay agrees. stuck_ms: for how long somebody may hold up the others who has not announced it; no replay
+        depends on it.
         """
         assert fold.genesis is not None
         assert fold.state is not None
@@ -92,6 +100,7 @@ class InOffice:
         self.fold, self.state, self.genesis, self.office = fold, fold.state, fold.genesis, fold.office
         self.secret, self.poisoned = secret, dict(poisoned or {})
         self.patience = Patience(fold.genesis.patience_ms)
+        self.holdups = HoldUps(fold.genesis.patience_ms, stuck_ms)
         self.pending: Cycle | None = None
         self._checked_ms = 0
 
@@ -165,11 +174,22 @@ class InOffice:
         if not isinstance(request.body, records.Exited):
             self.patience.hear(request.incarnation, incoming.time_ms)
         decide(turn, request)
+        if isinstance(request.body, records.Heartbeat):
+            self.holdups.hear(request.incarnation, request.body, self.patience.clock_ms)
         if self.patience.clock_ms - self._checked_ms >= self.genesis.patience_ms // 8:
             self._checked_ms = self.patience.clock_ms
-            for name in self.patience.silent(self.state):
-                if self.state.done is None:
-                    lose(turn, name, f"silent for more than {self.genesis.patience_ms} ms")
+            if self.state.done is None:
+                self._look_at_everybody(turn)
+
+    def _look_at_everybody(self, turn: Turn) -> None:
+        """Who is silent, or stuck, is lost; where all wait for each other, they meet again."""
+        for name in self.patience.silent(self.state):
+            lose(turn, name, f"silent for more than {self.genesis.patience_ms} ms")
+        found = self.holdups.look(self.state, self.patience.clock_ms)
+        for name, reason in found.lost:
+            lose(turn, name, reason)
+        if found.deadlock and self.state.open:
+            close(turn, found.deadlock)
 
     def read_back(self, offset: int, payload: bytes) -> Cycle | None:
         """An entry came from the log. Returns the pending cycle if this is it.
