@@ -201,8 +201,11 @@ class Agent:
         try:
             if last:
                 self.strategy.see(self.plans.newest)
-            with self._witness.of(self._hand):
+            try:
                 self.strategy.backward(loss, samples, last)
+            except Exception as error:
+                self._witness.saw(error, self._hand)
+                raise
             self._hand = []
             if last:
                 self._clock.first_bucket_at = self.strategy.first_bucket_at
@@ -275,9 +278,13 @@ class Agent:
         page, hand = self._page, [(r.epoch, r.start, r.length) for r in part]
         page.enter(At.LOADING)
         page.take(hand if self.loader.is_here else ())
-        with self._witness.of(part, loading=True):
+        try:
             batch = self.loader.fetch(part)
-        page.take(hand)
+        except Exception as error:
+            self._witness.saw(error, part, loading=True)
+            raise
+        if not self.loader.is_here:
+            page.take(hand)
         if self.source.has_names:
             page.say(whereabouts.KEY, sample_key(self.source, part[0].epoch, part[0].start))
         self._hand = part

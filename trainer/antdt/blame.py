@@ -6,8 +6,7 @@ Owns which exceptions speak against samples and against which. Must not know wha
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -50,19 +49,14 @@ class Witness:
         """Somebody leaves the loop with this batch at hand."""
         self._left = list(ranges)
 
-    @contextmanager
-    def of(self, ranges: Sequence[Range], *, loading: bool = False) -> Iterator[None]:
-        """What is raised here speaks against these samples, or against those of them that it names."""
-        try:
-            yield
-        except Exception as error:
-            if isinstance(error, DataProcessDied) or not isinstance(error, NOT_OF_SAMPLES):
-                self._tell(self._guilty(ranges, error) if loading else _triples(ranges), error)
-            raise
+    def saw(self, error: Exception, ranges: Sequence[Range], *, loading: bool = False) -> None:
+        """This was raised while these samples were loaded, or in their step: it speaks against some or all of them."""
+        if isinstance(error, DataProcessDied) or not isinstance(error, NOT_OF_SAMPLES):
+            self._tell(self._guilty(ranges, error) if loading else _triples(ranges), error)
 
     def _unhandled(self, kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
-        if self._left and isinstance(error, Exception) and not isinstance(error, NOT_OF_SAMPLES):
-            self._tell(_triples(self._left), error)
+        if self._left and isinstance(error, Exception):
+            self.saw(error, self._left)
         self._left = []
         assert self._hook is not None
         self._hook(kind, error, at)

@@ -19,6 +19,7 @@ from antdt.session import Phase, Session
 from antdt.whereabouts import Page
 
 GRACE_S = 10.0
+FRAMES_MAX = 12  # the innermost ones
 
 
 class LastWord:
@@ -47,7 +48,7 @@ class LastWord:
         standing = self._page.standing()
         detail = f" ({standing.detail})" if standing.detail else ""
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
-        where = "".join(traceback.format_stack(frame)) if frame is not None else ""
+        where = "".join(traceback.format_stack(frame, FRAMES_MAX)) if frame is not None else ""
         print(
             f"antdt: {session.incarnation} was given up ({session.reason}), and its training thread does not move: "
             f"{standing.phase} for {standing.phase_s:.0f} s{detail}. Ending with {int(ExitCode.RESTART_HERE)}, to be "
