@@ -15,6 +15,7 @@ from antdt.session.files import Files
 from antdt.session.leases import Leases
 from antdt_streams.ledger.core import decide, evidence, leader
 from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.core.holdups import HoldUps
 from antdt_streams.ledger.core.leader import InOffice
 from antdt_streams.ledger.core.state import State
 from antdt_streams.runtime.runner import Runner
@@ -24,7 +25,7 @@ from tests.mutations.mutate import Edit, Mutation
 from tests.mutations.worlds import worlds
 from tests.simulation.ledgers import LedgerProcess
 from tests.simulation.trainer import Worker
-from tests.unit import test_allreduce_composition, test_allreduce_steps, test_evidence, test_ledger
+from tests.unit import test_allreduce_composition, test_allreduce_steps, test_evidence, test_holdups, test_ledger
 
 GIVE_BACK_AT_ONCE = """
     for number in sorted(state.held.get(incarnation, ())):
@@ -478,6 +479,40 @@ MUTATIONS = (
         "done stays done, whatever is readmitted",
         (Edit(State._readmitted, "self.done = None", "pass"),),
         test_evidence.test_a_job_that_is_done_takes_back_what_is_in_quarantine_and_ends_again,
+    ),
+    # -- 21: who holds up the others
+    Mutation(
+        "21",
+        "what all do alike is somebody's fault",
+        (
+            Edit(HoldUps.look, "if waiting and holding:", "if holding:"),
+            Edit(HoldUps._judge, "max(waiting.values())", "said.phase_ms"),
+        ),
+        lambda: test_holdups.test_what_all_do_alike_is_nobodys_fault_however_long("user"),
+    ),
+    Mutation(
+        "21",
+        "what was announced does not count",
+        (Edit(HoldUps._holds_up, "and said.phase_ms > said.allowed_ms", ""),),
+        test_holdups.test_what_was_announced_takes_as_long_as_was_said,
+    ),
+    Mutation(
+        "21",
+        "what was heard long ago counts today",
+        (Edit(HoldUps.look, " and clock_ms - s.heard_ms <= FRESH_MS", ""),),
+        test_holdups.test_what_was_heard_long_ago_says_nothing_of_today,
+    ),
+    Mutation(
+        "21",
+        "who waits is to blame where nobody else is",
+        (Edit(InOffice._look_at_everybody, "close(turn, found.deadlock)", "lose(turn, self.state.members[0], '')"),),
+        test_holdups.test_where_all_wait_for_each_other_they_meet_again_and_nobody_is_lost,
+    ),
+    Mutation(
+        "21",
+        "a request hides what its sender is stuck at",
+        (Edit(Session.tick, "and standing.phase_s < since_s", ""),),
+        test_holdups.test_a_heartbeat_says_what_the_training_thread_is_at_also_while_other_requests_go_out,
     ),
     # -- services: exactly once over crashes
     Mutation(

@@ -8,7 +8,7 @@ to go, displaced, or killed together with others.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from antdt_schemas import records
 from antdt_schemas.errors import ExitCode
@@ -94,6 +94,14 @@ def sentence(blamed: records.Blamed) -> str:
 
 def _positions(start: int, length: int) -> str:
     return f"position {start}" if length == 1 else f"positions {start} to {start + length - 1}"
+
+
+def faults(state: State) -> list[dict[str, Any]]:
+    """What is in quarantine because there was evidence against it, ready for JSON."""
+    return [
+        {"epoch": epoch, "start": start, "length": f.length, "key": f.key, "reason": f.reason}
+        for (epoch, start), f in sorted(state.faults.items())
+    ]
 
 
 def in_quarantine(state: State) -> str:
