@@ -44,6 +44,8 @@ log = logging.getLogger("antdt")
 
 IDLE_ROUND_S = 0.02
 FIRST_LEASE_S = 1.0
+FIRST_STEP_S = 300.0  # whoever comes later compiles alone, while the others wait
+SLOW_BYTES_A_S = 10e6  # a disk that is slower than that is stuck
 
 
 @dataclass(slots=True)
@@ -104,6 +106,7 @@ class Agent:
         self.epoch = 0
         self._micro: tuple[int, bool] | None = None
         self._hand: list[Range] = []
+        self._has_stepped = False
         self._broken = False
         self._previous_total = 1
         self._clock = _Clock()
@@ -288,7 +291,10 @@ class Agent:
         if self.source.has_names:
             page.say(whereabouts.KEY, sample_key(self.source, part[0].epoch, part[0].start))
         self._hand = part
-        page.enter(At.COMPUTING)
+        if self._has_stepped:
+            page.enter(At.COMPUTING)
+        else:
+            page.enter(At.COMPUTING, "its first step", FIRST_STEP_S)
         return batch
 
     def _micro_count(self, share: Share, samples: int) -> int:
@@ -307,6 +313,7 @@ class Agent:
             return moved or self._membership.draining or session.phase is not Phase.MEMBER
 
         while len(strategy.pending) >= most and session.phase is Phase.MEMBER:
+            self._page.enter(At.FORMING, "waits for the ledger")
             if self._membership.draining:
                 return False
             if not self._client.wait(free, HINT_EVERY_S):
@@ -343,6 +350,7 @@ class Agent:
                 session.applied(Composition(made.step, made.ranges, strategy.lineage, made.plan))
                 session.leases.observe(result.total, result.rows[0].reference)
             strategy.drop_pending(session.committed)
+        self._has_stepped = self._has_stepped or result.applied
         if result.applied:
             self._measure(result)
         self._checkpoint(result)
@@ -383,7 +391,7 @@ class Agent:
         final = session.finished and session.committed == step
         if session.rank == 0 and (random or final) and step not in (files.written_step, 0):
             if session.files.newest is None or leaving:
-                self._page.enter(At.SAVING, f"the file of step {step}")
+                self._page.enter(At.SAVING, f"the file of step {step}", self.strategy.size_bytes / SLOW_BYTES_A_S)
                 event = files.write(session, random)  # the file first, then the event, repeated until it is answered
                 with self._client.changed:
                     session.files.wrote(event)

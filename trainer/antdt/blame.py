@@ -72,7 +72,7 @@ class Witness:
         return [found] if found is not None else _triples(ranges)
 
     def _tell(self, guilty: Sequence[Samples], error: Exception) -> None:
-        reason = f"{type(error).__name__}: {_last_line(error)}"
+        reason = _words(error)
         for epoch, start, length in guilty[:RANGES_TOLD_MAX]:
             key = sample_key(self._source, epoch, start)
             self._client.say(records.Failed(self._client.session.generation, epoch, start, length, key, reason))
@@ -98,7 +98,10 @@ def _triples(ranges: Sequence[Range]) -> list[Samples]:
     return [(r.epoch, r.start, r.length) for r in ranges]
 
 
-def _last_line(error: Exception) -> str:
-    """The words of the data set itself, which a data process brings as the end of a traceback."""
-    lines = str(error).strip().splitlines() or [""]
-    return lines[-1]
+def _words(error: Exception) -> str:
+    """One line. The last one of a traceback that a data process has brought are the data set's own words."""
+    if isinstance(error, AntdtError):
+        return str(error).removesuffix(error.hint).strip()
+    if isinstance(error, SampleFailed):
+        return str(error).strip().rpartition("\n")[2]
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

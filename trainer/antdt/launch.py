@@ -2,7 +2,8 @@
 
 Sets torchrun's variables where they mean the same. A worker that exits with 75 (restart here) or is killed by a signal
 is started again as the next incarnation while restarts are left; the others go on without one that was told to end
-(143); one that ends otherwise than with 0 ends the launch.
+(143); one that ends otherwise than with 0 ends the launch. Where samples are to blame for an end, that is told to the
+ledger; a launch that has done all but what is in quarantine ends with 3, and says what that is.
 """
 
 from __future__ import annotations
