@@ -43,6 +43,7 @@ class Heard:
     def __init__(self) -> None:
         self.session = Session("w0", "w0.0", SPEC, Where("h", 1))
         self.bodies: list[Any] = []
+        self.stopped = False
 
     def say(self, body: records.RequestBody) -> None:
         self.bodies.append(body)
@@ -146,6 +147,10 @@ def test_an_exception_in_the_loops_body_is_heard_of_when_it_ends_the_process(
     assert "the loss is not finite" in capsys.readouterr().err
     sys.excepthook(RuntimeError, error, None)
     assert len(heard.bodies) == 2, "once"
+    witness.left_with(PART)
+    heard.stopped = True
+    sys.excepthook(RuntimeError, error, None)
+    assert len(heard.bodies) == 2, "it broke out of the loop, and something behind it has failed"
 
 
 class Folder(Numbers):

@@ -55,7 +55,8 @@ class Witness:
             self._tell(self._guilty(ranges, error) if loading else _triples(ranges), error)
 
     def _unhandled(self, kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
-        if self._left and isinstance(error, Exception):
+        # Later than that it is something else that ends the process: an evaluation behind the loop, say.
+        if self._left and not self._client.stopped and isinstance(error, Exception):
             self.saw(error, self._left)
         self._left = []
         assert self._hook is not None

@@ -102,6 +102,11 @@ class Client:
         s = self.session
         self._send(records.Request(s.worker, s.incarnation, 0, body, b""))
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it has said good-bye."""
+        return self._stopped
+
     def linger(self, seconds: float) -> None:
         """Stop in so many seconds, or when the process ends: until then something may be said."""
         atexit.register(self.stop, leave=True)

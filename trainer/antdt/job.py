@@ -24,6 +24,7 @@ class AgentOptions:
 
     shard_size: samples; 0 chooses an eighth of an even share. micro_batch_size_max: samples that one backward may hold;
     0 for all. checkpoint_every_steps: 0 for the final one only. join_timeout_s bounds the wait for the other workers.
+    max_attempts: how often samples may make a worker fail before they, alone, are put into quarantine.
     """
 
     workers_min: int = 0
