@@ -59,6 +59,8 @@ def test_who_holds_up_the_others_is_named_within_the_patience_and_then_lost(phas
     assert len(said) == 1, "once"
     assert said[0].startswith("w1.0 holds up 2 others: ")
     assert "(cat.png)" in said[0]
+    assert bench.say("w1.0", records.Heartbeat(1, 0, phase, 9.0)).reason == said[0], "it says so in its own terminal"
+    assert bench.say("w0.0", records.Heartbeat(1, 0, "reducing", 9.0)).reason == ""
     assert bench.status("w1.0") == "member"
     bench.pass_s(STUCK_S - 8, w0="reducing", w1=phase, w2="reducing")
     assert bench.status("w1.0") == "member"

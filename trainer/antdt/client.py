@@ -66,7 +66,7 @@ class Client:
         self._follow()
         self._thread = threading.Thread(target=self._run, name="antdt-client", daemon=True)
         self._stopping, self._stopped = threading.Lock(), False
-        self._page = whereabouts.mine()
+        self._page, self._told = whereabouts.mine(), ""
         self._last_word = LastWord(self._page)
 
     def start(self) -> None:
@@ -181,6 +181,9 @@ class Client:
             return
         if reply.incarnation != self.session.incarnation:
             return
+        if reply.reason.startswith(f"{reply.incarnation} holds up ") and reply.reason != self._told:
+            self._told = reply.reason
+            log.warning("%s", reply.reason)
         if self.on_leases is not None:
             for i in range(0, len(reply.leases), 5):
                 self.on_leases(*reply.leases[i + 2 : i + 5])

@@ -53,7 +53,7 @@ class HoldUps:
         self.patience_ms, self.stuck_ms = patience_ms, stuck_ms
         self._said: dict[str, Standing] = {}
         self._asking_ms: dict[str, int] = {}
-        self._named: set[str] = set()
+        self.named: dict[str, str] = {}  # who holds up others now, and what is said of it
         self._news: list[str] = []
 
     def news(self) -> list[str]:
@@ -83,7 +83,7 @@ class HoldUps:
             if min(reducing.values()) >= self.stuck_ms:
                 found.deadlock = f"all members wait for each other since {min(reducing.values()) // 1000} s"
                 self._news.append(f"generation {state.generation} is closed: {found.deadlock}")
-        self._named &= set(holding)
+        self.named = {n: said for n, said in self.named.items() if n in holding}
         return found
 
     def _holds_up(self, member: str) -> bool:
@@ -100,9 +100,9 @@ class HoldUps:
             what = f"{HOLDS_UP[said.phase]} for {said.phase_ms / 1000:.0f} s{detail}"
             if held_ms >= self.stuck_ms:
                 found.lost.append((member, f"holds up {len(waiting)} others: {what}"))
-            elif member not in self._named:
-                self._named.add(member)
-                self._news.append(
+            elif member not in self.named:
+                self.named[member] = (
                     f"{member} holds up {len(waiting)} others: {what}; it is given up after {self.stuck_ms // 1000} s "
                     "unless the script announces it (agent.pause)"
                 )
+                self._news.append(self.named[member])

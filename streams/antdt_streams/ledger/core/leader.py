@@ -176,6 +176,9 @@ class InOffice:
         decide(turn, request)
         if isinstance(request.body, records.Heartbeat):
             self.holdups.hear(request.incarnation, request.body, self.patience.clock_ms)
+            for answer in turn.answers:
+                if answer.incarnation == request.incarnation and not answer.reason:
+                    answer.reason = self.holdups.named.get(request.incarnation, "")  # it may want to say so aloud
         if self.patience.clock_ms - self._checked_ms >= self.genesis.patience_ms // 8:
             self._checked_ms = self.patience.clock_ms
             if self.state.done is None:
