@@ -21,7 +21,6 @@ from antdt_streams.ledger.core import evidence, rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.log_source import open_topic
 from antdt_streams.replay import behind
-from antdt_streams.standings import standings
 from antdt_streams.walker import Entries, Walker, chunks
 
 FAULTS_SHOWN = 20
@@ -113,6 +112,7 @@ def status(job: str, as_json: bool, place: Place) -> None:
 def status_of(connection: Connection, job: str) -> dict[str, Any]:
     """What `antdt status` shows, ready for JSON."""
     from antdt_streams.reader import TopicReader
+    from antdt_streams.standings import standings
 
     fold, start = _newest_state(connection, job)
     with TopicReader(connection, job, DECISIONS) as reader:
