@@ -114,6 +114,8 @@ class Worker:
         assert not heads[source][3], "the source of an adoption holds no valid state"
         if len(self.members) > 1 and (len(set(heads.values())) > 1 or self.model.step == 0):
             yield from self.adopt(source)
+        while self.plans.newest < self.model.plan and not self.broken():
+            yield
         self.workers = [m.worker for m in grant.members]
         self.previous_total, self.written_step = 1, -1
         self.drop_pending()

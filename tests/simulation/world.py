@@ -309,6 +309,7 @@ class World:
         except Died as reason:
             self.say(worker.incarnation, reason)
             self.count(reason.what)
+            self.faults.last_tick = self.tick  # each sample that fails is a strike of its own; TICKS_MAX bounds them
             self.kill(worker, back=True, code=reason.code)
             return
         self.gone.add(worker.incarnation)

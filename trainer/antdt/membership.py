@@ -31,6 +31,7 @@ log = logging.getLogger("antdt")
 HINT_EVERY_S = 10.0
 FAREWELL_S = 5.0
 LINGER_S = 1.0
+PLAN_S = 5.0
 
 
 class Membership:
@@ -131,6 +132,8 @@ class Membership:
             log.info("%s", error)
             self.leave()
             return
+        # Whoever is new has taken over the model's plan, and may not have read yet what is in it: shares would differ.
+        self.client.wait(lambda: self.client.plans.newest >= self.strategy.plan or closed(), PLAN_S)
         self.workers = [m.worker for m in grant.members]
         self.files.written_step = -1  # the event of an earlier file may be lost
         with self.client.changed:
