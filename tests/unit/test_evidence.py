@@ -264,6 +264,12 @@ def test_a_job_that_is_done_takes_back_what_is_in_quarantine_and_ends_again() ->
     assert (report["exactly_once"], report["file"]) == (True, "again.pt")
 
 
+def test_who_was_given_up_is_told_so_also_when_all_is_done_without_it() -> None:
+    bench = done_with_one_in_quarantine()
+    assert bench.say("w1.0", records.Heartbeat(1, 0)).status is Status.REJOIN
+    assert bench.say("w0.0", records.Heartbeat(1, 0)).status is Status.END
+
+
 def test_nothing_in_quarantine_leaves_a_job_that_is_done_as_it_is() -> None:
     bench = done_with_one_in_quarantine()
     bench.say("operator", records.Readmit())

@@ -81,7 +81,10 @@ def decide(turn: Turn, request: records.Request) -> None:
     try:
         if state.done is not None and isinstance(body, records.Rollback):
             raise Refusal(f"The job is done, its model is {state.done}: nothing of it is undone. Start a new job.")
-        if state.done is not None and not isinstance(body, records.Leave | records.Readmit):
+        who = state.incarnations.get(request.incarnation)
+        # Who was given up is told so, also when all is done without it: it may hang, and has to be ended.
+        given_up = who is not None and who.gone and isinstance(body, records.Heartbeat)
+        if state.done is not None and not given_up and not isinstance(body, records.Leave | records.Readmit):
             turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.END))
         else:
             _DECIDE[type(body)](turn, request, body)
