@@ -16,6 +16,8 @@
      ├─ Refused            42   the ledger refused what this worker asked, with its reason
      └─ Occupied           42   somebody else runs this worker: was there first, has its place, or took over
 
+Not an error: a worker or a launch that ends with INCOMPLETE (3) has trained on all but what is in quarantine.
+
 Our own bugs are assertions, and they stay on: Python must not run with -O.
 """
 
@@ -30,6 +32,7 @@ class ExitCode(IntEnum):
     DONE = 0
     BUG = 1
     USAGE = 2
+    INCOMPLETE = 3
     NEVER_RETRY = 42
     RESTART_HERE = 75
     RESTART_ELSEWHERE = 76

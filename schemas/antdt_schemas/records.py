@@ -387,6 +387,8 @@ class Exited:
 
     exit_code: int
     reason: str
+    at: tuple[int, ...] = ()
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 from antdt_schemas import records
 
 from antdt_streams.books import RANGES_LISTED_MAX, Books
-from antdt_streams.ledger.core import rows
+from antdt_streams.ledger.core import evidence, rows
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.runs import Run
 from antdt_streams.replay import Break, walk
@@ -100,6 +100,7 @@ def report_of(account: Account, broken: Break | None) -> dict[str, Any]:
         "missing": [list(r) for r in missing],
         "repeated": [list(r) for r in books.repeated],
         "quarantined": [[e, a, b] for e, s in sorted(books.quarantined.items()) for a, b in s],
+        "faults": evidence.faults(state),
         "steps": books.step,
         "rolled_back_steps": books.rolled_back,
         "accepted_losses": [

@@ -65,6 +65,7 @@ class Books:
     first_lease_ms: int | None = None
     last_commit_ms: int | None = None
     done: str | None = None
+    reopened: bool = False
     rolled_back: int = 0
     regressions: list[records.Regressed] = field(default_factory=list)
     moves: list[records.RequestsMoved] = field(default_factory=list)
@@ -112,7 +113,8 @@ class Books:
             self.first_lease_ms = before.first_lease_ms
         if self.last_commit_ms is None:
             self.last_commit_ms = before.last_commit_ms
-        self.done = self.done or before.done
+        if not self.reopened:
+            self.done, self.reopened = self.done or before.done, before.reopened
 
     def enter(self, event: records.Event, now_ms: int) -> None:
         """Book one event of an entry that counts."""
@@ -129,6 +131,7 @@ class Books:
             self.quarantined.setdefault(event.epoch, IntervalSet()).add(event.start, event.start + event.length)
         elif isinstance(event, records.Readmitted):
             self.quarantined[event.epoch].remove(event.start, event.start + event.length)
+            self.done, self.reopened = None, True
         elif isinstance(event, records.Refused):
             self.refused += 1
         elif isinstance(event, records.Regressed):

@@ -332,6 +332,7 @@ class Log:
 
     def on_readmitted(self, e: dict[str, Any]) -> None:
         self.apart.append((e["epoch"], e["start"], e["start"] + e["length"], -1))
+        self.file = None
 
     def on_checkpointed(self, e: dict[str, Any]) -> None:
         step = e["step"]

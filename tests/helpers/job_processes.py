@@ -38,6 +38,7 @@ class JobOptions:
     """
 
     patience_ms: int = 5_000
+    stuck_ms: int = 60_000
     services: Sequence[str] = ("ledger",)
     bootstrap: str = ""
     environ: Callable[[str], Mapping[str, str]] = lambda kind: {}
@@ -50,7 +51,8 @@ class JobProcesses:
         self.connection, self.job, self.folder, self.options = connection, job, folder, options
         self.place = Place(connection, True, folder, None)
         topics_admin.create(connection, job)
-        extra = {"ledger": ("--patience-ms", str(options.patience_ms))}
+        limits = ("--patience-ms", str(options.patience_ms), "--stuck-ms", str(options.stuck_ms))
+        extra = {"ledger": limits}
         self.supervisors = []
         for service in options.services:
             with mock.patch.dict(os.environ, options.environ(service)):

@@ -13,9 +13,10 @@ from antdt.session import Session
 from antdt.session.commits import Commits
 from antdt.session.files import Files
 from antdt.session.leases import Leases
-from antdt_streams.ledger.core import decide, leader
+from antdt_streams.ledger.core import decide, evidence, leader
 from antdt_streams.ledger.core.callers import Callers
 from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.core.holdups import HoldUps
 from antdt_streams.ledger.core.leader import InOffice
 from antdt_streams.ledger.core.state import State
 from antdt_streams.runtime.runner import Runner
@@ -25,7 +26,14 @@ from tests.mutations.mutate import Edit, Mutation
 from tests.mutations.worlds import worlds
 from tests.simulation.ledgers import LedgerProcess
 from tests.simulation.trainer import Worker
-from tests.unit import test_allreduce_composition, test_allreduce_steps, test_ledger, test_ledger_places
+from tests.unit import (
+    test_allreduce_composition,
+    test_allreduce_steps,
+    test_evidence,
+    test_holdups,
+    test_ledger,
+    test_ledger_places,
+)
 
 GIVE_BACK_AT_ONCE = """
     for number in sorted(state.held.get(incarnation, ())):
@@ -40,6 +48,11 @@ QUARANTINE_AT_ONCE = """
         if attempts + 1 >= state.spec.max_attempts:
             turn.emit(records.Returned(number, lease.epoch, lease.front, lease.end - lease.front, True, True))
     if state.open and incarnation in state.members:
+"""
+BLAME_WHO_LEAVES = """    _member(turn, request)
+    for lease in [state.leases[n] for n in state.held.get(request.incarnation, ())]:
+        where = lease.epoch, lease.front, lease.end - lease.front
+        evidence.blame(turn, request.incarnation, where, "", "")
 """
 IN_MEMBERS = "\n    if state.open and incarnation in state.members:\n"
 
@@ -313,7 +326,7 @@ MUTATIONS = (
     Mutation(
         "8",
         "who leaves on purpose counts as lost",
-        (Edit(decide._settle, '.status == "lost"', '.status != ""'),),
+        (Edit(decide._leave, "    _member(turn, request)\n", BLAME_WHO_LEAVES),),
         stories.who_leaves_costs_no_attempt,
     ),
     # -- 9: lineage
@@ -461,6 +474,89 @@ MUTATIONS = (
             ),
         ),
         worlds(100),
+    ),
+    # -- 20: evidence, quarantine, readmission
+    Mutation(
+        "20",
+        "who dies with others speaks against what it had",
+        (Edit(State._gone, "if self.blamed and incarnation in self.members:", "if False:"),),
+        worlds(200),
+    ),
+    Mutation(
+        "20",
+        "who died after others speaks against what it had",
+        (Edit(evidence.died_of_samples, "and alone", ""),),
+        lambda: test_evidence.test_who_dies_together_with_others_speaks_against_nothing("w0.0", "reported"),
+    ),
+    Mutation(
+        "20",
+        "an end that was asked for is evidence",
+        (Edit(evidence.died_of_samples, "exit_code not in NO_FAULT and", ""),),
+        lambda: test_evidence.test_an_end_that_somebody_asked_for_or_that_says_something_else_is_no_evidence(143),
+    ),
+    Mutation(
+        "20",
+        "the whole lease is to blame",
+        (Edit(evidence.blame, "max(start, lease.front), min(start + length, lease.end)", "lease.front, lease.end"),),
+        test_evidence.test_a_sample_that_raises_is_tried_as_often_as_it_may_and_then_it_alone_is_missing,
+    ),
+    Mutation(
+        "20",
+        "evidence outlives the samples' way into the model",
+        (Edit(evidence.against, "max(found.start, front)", "found.start"),),
+        test_evidence.test_of_a_batch_that_is_in_the_model_by_half_the_rest_is_suspected,
+    ),
+    Mutation(
+        "20",
+        "a script that never completed a step costs samples",
+        (Edit(evidence.suffices, "state.committed > 0 or", "True or"),),
+        test_evidence.test_a_step_that_nobody_ever_completed_speaks_against_the_script,
+    ),
+    Mutation(
+        "20",
+        "a batch that failed is leased whole again",
+        (Edit(decide._lease, "evidence.suspects(state, epoch, start, end)", "0"),),
+        test_evidence.test_halves_of_a_batch_that_failed_go_to_different_workers,
+    ),
+    Mutation(
+        "20",
+        "done stays done, whatever is readmitted",
+        (Edit(State._readmitted, "self.done = None", "pass"),),
+        test_evidence.test_a_job_that_is_done_takes_back_what_is_in_quarantine_and_ends_again,
+    ),
+    # -- 21: who holds up the others
+    Mutation(
+        "21",
+        "what all do alike is somebody's fault",
+        (
+            Edit(HoldUps.look, "if waiting and holding:", "if holding:"),
+            Edit(HoldUps._judge, "max(waiting.values())", "said.phase_ms"),
+        ),
+        lambda: test_holdups.test_what_all_do_alike_is_nobodys_fault_however_long("user"),
+    ),
+    Mutation(
+        "21",
+        "what was announced does not count",
+        (Edit(HoldUps._holds_up, "and said.phase_ms > said.allowed_ms", ""),),
+        test_holdups.test_what_was_announced_takes_as_long_as_was_said,
+    ),
+    Mutation(
+        "21",
+        "what was heard long ago counts today",
+        (Edit(HoldUps.look, " and clock_ms - s.heard_ms <= FRESH_MS", ""),),
+        test_holdups.test_what_was_heard_long_ago_says_nothing_of_today,
+    ),
+    Mutation(
+        "21",
+        "who waits is to blame where nobody else is",
+        (Edit(InOffice._look_at_everybody, "close(turn, found.deadlock)", "lose(turn, self.state.members[0], '')"),),
+        test_holdups.test_where_all_wait_for_each_other_they_meet_again_and_nobody_is_lost,
+    ),
+    Mutation(
+        "21",
+        "a request hides what its sender is stuck at",
+        (Edit(Session.tick, "and standing.phase_s < since_s", ""),),
+        test_holdups.test_a_heartbeat_says_what_the_training_thread_is_at_also_while_other_requests_go_out,
     ),
     # -- services: exactly once over crashes
     Mutation(

@@ -23,9 +23,9 @@ def joined(spec: records.JobSpec = SPEC, *names: str) -> Bench:
     return bench
 
 
-def exited(bench: Bench, who: str) -> None:
-    """Its launcher says that it is dead; nobody need be answered."""
-    bench.ledger.run([bench.request(who, records.Exited(-9, "killed"))])
+def exited(bench: Bench, who: str, *at: int) -> None:
+    """Its launcher says that it is dead, and what it was at; nobody need be answered."""
+    bench.ledger.run([bench.request(who, records.Exited(-9, "killed", at))])
 
 
 def regroup(bench: Bench, who: str, claim: int | None, at: bytes = b"") -> records.Reply:
@@ -119,7 +119,7 @@ def a_shard_in_the_model_is_never_quarantined() -> None:
     """Its holder is lost for the last time allowed, and the survivors have it in their model."""
     bench = joined(replace(SPEC, max_attempts=1))
     lost = bench.lease("w1.0", 10)
-    exited(bench, "w1.0")
+    exited(bench, "w1.0", *lost[2:])
     regroup(bench, "w0.0", 1, b"")
     assert bench.commit("w0.0", lost[:5]).status is Status.OK
     assert bench.state.quarantined_total == 0
@@ -142,8 +142,7 @@ def the_end_is_noticed_whatever_brings_it() -> None:
     mine, lost = bench.lease("w0.0", 10), bench.lease("w1.0", 10)
     bench.commit("w0.0", mine[:5])
     bench.say("w0.0", records.Checkpoint(1, 1, bench.lineage, "one.pt"))
-    exited(bench, "w1.0")
-    assert lost
+    exited(bench, "w1.0", *lost[2:])
     regroup(bench, "w0.0", 1, bench.lineage)
     bench.say("w0.0", records.Commit(2, 2, (), (), bench.lineage, -1))
     assert bench.state.quarantined_total == 10

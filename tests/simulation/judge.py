@@ -30,6 +30,8 @@ class Judge:
         self.fold, self.verdicts = Fold(), list[Verdict]()
         self.members: dict[int, tuple[str, ...]] = {}
         self.chain = [lineage.ROOT]
+        self.newest, self.gone_of = 0, dict[int, set[str]]()
+        self.blamed: list[tuple[records.Blamed, int]] = []
         for offset, payload in enumerate(self.world.broker.log):
             self.read(offset, payload)
         self.live = True
@@ -63,6 +65,12 @@ class Judge:
             del self.chain[event.step + 1 :]
         elif isinstance(event, records.Granted):
             self.members[event.generation] = event.members
+            self.newest, self.gone_of[event.generation] = event.generation, set()
+        elif isinstance(event, records.Lost | records.Left):
+            if event.incarnation in self.members.get(self.newest, ()):
+                self.gone_of[self.newest].add(event.incarnation)
+        elif isinstance(event, records.Blamed):
+            self.blamed.append((event, self.newest))
 
     def event(self, event: records.Event) -> None:
         """One event that counts, held against what there is at this moment."""
@@ -78,6 +86,9 @@ class Judge:
             self.world.count("rollback_undid_steps" if event.step < len(self.chain) - 1 else "rollback_undid_nothing")
         elif isinstance(event, records.Returned):
             self.world.count("quarantined" if event.quarantined else "returned")
+            assert not event.quarantined or event.counted, event
+            if event.counted:
+                self.counted(event)
         elif isinstance(event, records.Lost):
             self.world.count("displaced" if event.by else "lost")
         elif isinstance(event, records.Readmitted):
@@ -85,8 +96,28 @@ class Judge:
         elif isinstance(event, records.Regressed):
             self.world.loss = None
             self.world.count("loss_accepted")
+        elif isinstance(event, records.Blamed):
+            where = self.world.failures.get(event.incarnation, ()) or self.world.deaths[event.incarnation]
+            of_it = zip(where[::3], where[1::3], where[2::3], strict=True)
+            inside = [a <= event.start and event.start + event.length <= a + n for e, a, n in of_it if e == event.epoch]
+            assert any(inside), f"{event} names what was never at hand: {where}"
+            self.world.count("blamed_alive" if event.incarnation in self.world.failures else "blamed_dead")
         elif isinstance(event, records.Refused):
             self.world.count(f"refused_{event.kind}")
+
+    def counted(self, event: records.Returned) -> None:
+        """An attempt counts for what failed by itself, or for what somebody had who died alone; for nothing else."""
+        for position in range(event.start, event.start + event.length):
+            of_it = [
+                (b, generation)
+                for b, generation in self.blamed
+                if b.epoch == event.epoch and b.start <= position < b.start + b.length
+            ]
+            assert any(
+                b.incarnation in self.world.failures or self.gone_of[generation] == {b.incarnation}
+                for b, generation in of_it
+            ), f"{event}: {of_it}"
+        self.world.count("counted")
 
     def committed(self, event: records.Committed) -> None:
         """Whoever is a member holds this very step."""

@@ -21,6 +21,7 @@ STRUCK = (
     "requests_created_again", "requests_head_lost", "requests_tail_lost",
     "foreign_entry", "foreign_request",
     "second_launch", "second_launch_takes_over",
+    "sample_raises", "step_raises", "sample_kills",
 )  # fmt: skip
 CAME_OF_IT = (
     "file_removed", "void_entry", "ledger_superseded", "rejoined", "torn_adoption",
@@ -28,6 +29,7 @@ CAME_OF_IT = (
     "readmitted", "rolled_back", "rolled_back_by_operator", "rollback_undid_steps", "loss_accepted", "decision",
     "decision_repeated", "refused_Commit", "refused_Checkpoint", "refused_Lease", "requests_moved",
     "refused_undecodable", "occupied", "taken_over", "displaced",
+    "blamed_dead", "blamed_alive", "counted", "readmitted_after_the_end",
 )  # fmt: skip
 
 

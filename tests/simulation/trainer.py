@@ -33,7 +33,11 @@ class Closed(Exception):
 
 
 class Died(Exception):
-    """The process ends itself; whoever watches it starts another one."""
+    """The process ends; whoever watches it starts another one."""
+
+    def __init__(self, what: str, code: int) -> None:
+        super().__init__(what)
+        self.what, self.code = what, code
 
 
 class Ousted(Exception):
@@ -61,6 +65,7 @@ class Worker:
         self.asleep_until, self.weight = 0, world.rng.random()
         self.seconds_per_sample = world.rng.choice((0.01, 0.01, 0.01, 0.05))
         self.written_step, self.previous_total = -1, 1
+        self.at_hand: tuple[int, ...] = ()
         self.thread = self.life()
 
     @property
@@ -138,6 +143,8 @@ class Worker:
         assert not heads[source][3], "the source of an adoption holds no valid state"
         if len(self.members) > 1 and (len(set(heads.values())) > 1 or self.model.step == 0):
             yield from self.adopt(source)
+        while self.plans.newest < self.model.plan and not self.broken():
+            yield
         self.workers = [m.worker for m in grant.members]
         self.previous_total, self.written_step = 1, -1
         self.drop_pending()
@@ -150,7 +157,7 @@ class Worker:
         files = self.world.files
         if file == INIT_FILE and file not in files:
             if self.model.step or self.void:
-                raise Died("the model before the first step is gone")
+                raise Died("model_before_the_first_step_gone", 42)
             files[file] = Snapshot(self.model, ())
             return
         self.void = True
@@ -184,6 +191,7 @@ class Worker:
             yield from self.await_samples()
             session.leases.batch_size = batch_size
             ranges = tuple(Range(*r) for r in session.leases.take(batch_size, RANGES_MAX))
+            yield from self.compute(ranges)
         assert not self.void, "a member without a valid state takes part"
         row = Row(
             samples=sum(r.length for r in ranges),
@@ -210,6 +218,30 @@ class Worker:
         self.ended = self.ended or result.ended
         self.drop_pending()
         yield from self.checkpoint(result)
+
+    def compute(self, ranges: tuple[Range, ...]) -> Steps:
+        """Load and compute, which some samples do not allow."""
+        world = self.world
+        self.at_hand = tuple(v for r in ranges for v in (r.epoch, r.start, r.length))
+        yield
+        for r in ranges:
+            for position in range(r.start, r.start + r.length):
+                if position in world.poison:
+                    self.fail(world.poison[position], (r.epoch, position, 1))
+        self.at_hand = ()
+
+    def fail(self, what: str, exactly: tuple[int, int, int]) -> None:
+        """It says at what, unless it dies on the spot; then its launcher does."""
+        world, session = self.world, self.session
+        if what == "sample_kills":
+            world.deaths[self.incarnation] = self.at_hand
+            raise Died(what, -11)
+        where = exactly if what == "sample_raises" else self.at_hand
+        world.failures.setdefault(self.incarnation, []).extend(where)
+        for i in range(0, len(where), 3):
+            body = records.Failed(session.generation, *where[i : i + 3], "", what)
+            world.wire(records.Request(self.name, self.incarnation, 0, body, b""))
+        raise Died(what, 75)
 
     def await_samples(self) -> Steps:
         """Wait a little where nothing is held."""

@@ -45,6 +45,17 @@ def moves(seed: int) -> list[int]:
     return sorted(rng.sample(range(100, 4_000), 4)) if seed % 10 == 0 else []
 
 
+def poisoned(seed: int, spec: records.JobSpec) -> dict[int, str]:
+    """Positions of samples that cannot be trained on, in some worlds, and what each does: it raises when it is loaded,
+    it raises in the step, or it kills.
+    """
+    rng = random.Random(-1 - seed)
+    if spec.max_attempts > 2 or rng.random() < 0.5:
+        return {}
+    positions = rng.sample(range(spec.samples), rng.choice((1, 1, 2)))
+    return {position: rng.choice(("sample_raises", "step_raises", "sample_kills")) for position in positions}
+
+
 class World:
     """The scheduler. `counts` says how often each thing really happened, `lines` what, where `story` asks for it."""
 
@@ -86,6 +97,9 @@ class World:
         self.first_launch, self.launches = Launch("launch-1", "here"), 1
         self.lives: Counter[str] = Counter()
         self.names = 0
+        self.poison, self.mended = poisoned(seed, self.spec), False
+        # What failed or was killed at which samples: flat triples (epoch, start, length) of each incarnation.
+        self.failures, self.deaths = dict[str, list[int]](), dict[str, tuple[int, ...]]()
         self.due: list[tuple[int, Any]] = []
         self.next_due = TICKS_MAX
         self.models: dict[tuple[int | None, int], Any] = {}
@@ -223,18 +237,20 @@ class World:
             if rival.alive:
                 self.workers[rival.name] = rival
 
-    def kill(self, worker: Worker, back: bool = False) -> None:
+    def kill(self, worker: Worker, back: bool = False, code: int = -9) -> None:
         """The process dies here. What it had sent may not have got through; its launcher may tell, or only silence."""
         self.say(worker.incarnation, "is killed")
         worker.alive = False
         self.gone.add(worker.incarnation)
+        self.deaths[worker.incarnation] = worker.at_hand
         wire = self.wires.get(worker.incarnation)
         for _ in range(self.rng.randint(0, len(wire)) if wire else 0):
             assert wire is not None
             wire.pop()
         if self.rng.random() < 0.8:
             name, incarnation = worker.name, worker.incarnation
-            self.later(200, lambda: self.operator(records.Exited(-9, "killed"), name, incarnation))
+            body = records.Exited(code, "killed", worker.at_hand if code < 0 else ())
+            self.later(200, lambda: self.operator(body, name, incarnation))
         others = sum(w.alive for w in self.workers.values())
         state = self.judge.fold.state
         needed = self.spec.workers_min if state is None or state.generation == 0 else 1
@@ -269,7 +285,8 @@ class World:
             self.step()
             if self.over():
                 self.judge.verdict()
-                return
+                if not self.reopened():
+                    return
             if self.tick == TICKS_MAX // 2:
                 self.faults.budget = 0
             assert self.tick - self.faults.last_tick < TICKS_TO_END_MAX, "after the last fault the job does not end"
@@ -289,6 +306,25 @@ class World:
             return False
         live = [w for w in (*self.workers.values(), *self.rivals) if w.alive]
         return bool(live) and all(w.ended for w in live)
+
+    def reopened(self) -> bool:
+        """Whether somebody mends the data, readmits what is in quarantine, and launches the job again."""
+        state = self.judge.fold.state
+        assert state is not None
+        if self.mended or not state.quarantined_total:
+            return False
+        self.mended, self.faults.last_tick = True, self.tick
+        self.poison.clear()
+        self.count("readmitted_after_the_end")
+        self.operator(records.Readmit())
+        return True
+
+    def launch_again(self) -> None:
+        """Everybody has ended, but the job has not: what was in quarantine was readmitted."""
+        state = self.judge.fold.state
+        if state is not None and state.done is None and not self.due:
+            for number in range(self.spec.workers_min):
+                self.start_worker(f"w{number}")
 
     def step(self) -> None:
         """One step of one part."""
@@ -334,14 +370,17 @@ class World:
         if worker is None:
             if not any(w.alive for w in self.workers.values()) and not self.due:
                 self.start_worker("w0")
+            elif all(w.ended for w in self.workers.values() if w.alive):
+                self.launch_again()
             return
         try:
             for _ in worker.thread:
                 return
         except Died as reason:
             self.say(worker.incarnation, reason)
-            self.count("model_before_the_first_step_gone")
-            self.kill(worker, back=True)
+            self.count(reason.what)
+            self.faults.last_tick = self.tick  # each sample that fails is a strike of its own; TICKS_MAX bounds them
+            self.kill(worker, back=True, code=reason.code)
             return
         except Ousted as reason:
             self.ousted(worker, str(reason))

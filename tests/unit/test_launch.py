@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from antdt.board import Board
+from antdt import whereabouts
 from antdt.launch import Launcher, LaunchOptions
 from antdt.nodes import first_and_world, workers_here
 from antdt.output import LINE_BYTES_MAX, Stream
@@ -151,9 +151,9 @@ def test_a_line_without_an_end_is_cut_not_kept() -> None:
 
 def test_nothing_is_lost_when_a_worker_ends(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from antdt import process; from antdt.board import Board; from antdt.output import Output\n"
+        "import os, sys; from antdt import process; from antdt import whereabouts; from antdt.output import Output\n"
         "out = Output(); streams = out.open('w0')\n"
-        "life = process.Life(Board(), None, (streams[0].writing, streams[1].writing))\n"
+        "life = process.Life(whereabouts.shared(), None, (streams[0].writing, streams[1].writing))\n"
         "one = process.start([sys.argv[1]], dict(os.environ), life); out.started(streams)\n"
         "while one.exitcode is None: out.pump(0.01)\n"
         "out.close(streams)"
@@ -173,10 +173,10 @@ def test_a_worker_is_told_to_leave_from_its_first_moment_on(tmp_path: Path) -> N
     script = tmp_path / "sleeps.py"
     script.write_text("import time\ntime.sleep(60)\n")
     code = (
-        "import os, sys, signal, time; from antdt import process; from antdt.board import Board\n"
+        "import os, sys, signal, time; from antdt import process; from antdt import whereabouts\n"
         "heard = []; signal.signal(signal.SIGTERM, lambda *_: heard.append(os.getpid()))\n"
         "for n in range(20):\n"
-        "    one = process.start([sys.argv[1]], dict(os.environ), process.Life(Board()))\n"
+        "    one = process.start([sys.argv[1]], dict(os.environ), process.Life(whereabouts.shared()))\n"
         "    time.sleep(0.0005 * n); os.kill(one.pid, signal.SIGTERM); one.join(20); print(one.exitcode)\n"
         "assert not heard"
     )
@@ -192,8 +192,9 @@ def test_a_script_that_holds_up_its_end_was_told_all_the_same(tmp_path: Path) ->
         "assert told.at_s() is not None\n"
     )
     code = (
-        "import os, sys; from antdt import process; from antdt.board import Board\n"
-        "one = process.start([sys.argv[1]], dict(os.environ), process.Life(Board())); one.join(20); print(one.exitcode)"
+        "import os, sys; from antdt import process; from antdt import whereabouts\n"
+        "one = process.start([sys.argv[1]], dict(os.environ), process.Life(whereabouts.shared()))\n"
+        "one.join(20); print(one.exitcode)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["143", "0"], done.stderr
@@ -205,8 +206,8 @@ def test_restarts_are_renewed_by_progress_and_not_spent_over_a_lifetime(tmp_path
     (worker,) = launcher.workers
 
     def dies(taken_part: int) -> bool:
-        worker.board = Board()
-        worker.board.note(taken_part=taken_part, checkpoint=0)
+        worker.page.clear()
+        worker.page.note(taken_part, 0)
         return launcher._may_start_again(worker, -9)
 
     assert [dies(step) for step in range(1, 20)] == [True] * 19, "each life came to something"
@@ -217,10 +218,11 @@ def test_restarts_are_renewed_by_progress_and_not_spent_over_a_lifetime(tmp_path
 
 
 def test_last_words_and_numbers_outlive_each_other() -> None:
-    board = Board()
-    assert (board.joined, board.taken_part, board.checkpoint, board.words) == (False, 0, 0, "")
-    board.note(taken_part=7, checkpoint=5)
-    board.say("two\nlines " + "ä" * 5_000)
-    board.note(taken_part=8, checkpoint=5)
-    assert (board.joined, board.taken_part, board.checkpoint) == (True, 8, 5)
-    assert board.words.startswith("two lines ää")
+    page = whereabouts.shared()
+    numbers = whereabouts.JOINED, whereabouts.TAKEN_PART, whereabouts.CHECKPOINT
+    assert ([page.numbers[n] for n in numbers], page.said(whereabouts.WORDS)) == ([0, 0, 0], "")
+    page.note(7, 5)
+    page.say(whereabouts.WORDS, "two\nlines " + "ä" * 5_000)
+    page.note(8, 5)
+    assert [page.numbers[n] for n in numbers] == [1, 8, 5]
+    assert page.said(whereabouts.WORDS).startswith("two lines ää")

@@ -179,34 +179,6 @@ def test_end_only_when_a_durable_file_holds_everything() -> None:
     assert (reply.status, reply.file) == (Status.END, "final.pt")
 
 
-def test_a_shard_that_loses_its_workers_is_quarantined_and_can_be_readmitted() -> None:
-    bench = Bench(replace(SPEC, workers_min=1, max_attempts=2))
-    bench.join("w0.0")
-    for life in range(2):
-        bench.lease(f"w0.{life}", 10)
-        bench.ledger.run([bench.request(f"w0.{life}", records.Exited(-9, "killed"))])
-        bench.join(f"w0.{life + 1}")
-        bench.say(f"w0.{life + 1}", records.Commit(bench.state.generation, 1, (), (), b"", -1))
-        bench.state.check()
-    assert bench.state.quarantined_total == 10
-    bench.say("w0.2", records.Readmit())
-    assert (bench.state.quarantined_total, bench.state.epoch(0).attempts) == (0, {})
-
-
-def test_an_attempt_counts_only_for_what_a_lost_worker_was_at() -> None:
-    bench = Bench(replace(SPEC, workers_min=1, max_attempts=1))
-    bench.join("w0.0")
-    held = bench.lease("w0.0", 40)
-    bench.commit("w0.0", (*held[:4], 4))
-    bench.ledger.run([bench.request("w0.0", records.Exited(-9, "killed"))])
-    bench.join("w0.1")
-    bench.say("w0.1", records.Commit(bench.state.generation, 1, (), (), b"", -1))
-    bench.state.check()
-    epoch = bench.state.epoch(0)
-    assert list(epoch.quarantined) == [(4, 20)], "a batch of 8 from position 4 on, whole shards of 10"
-    assert list(epoch.returned) == [(0, 4), (20, 40)], "the step that was rolled back, and what was only held"
-
-
 def test_a_later_launch_may_have_another_number_of_workers() -> None:
     bench = Bench()
     bench.join("w0.0", "w1.0")

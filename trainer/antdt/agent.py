@@ -18,6 +18,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Any
@@ -25,10 +26,11 @@ from typing import Any
 import torch
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 
-from antdt import told
+from antdt import told, whereabouts
 from antdt.allreduce import AllReduce, GenerationClosed, Range, StepResult
 from antdt.allreduce.composition import RANGES_MAX
-from antdt.data import source_of, split
+from antdt.blame import Witness, by_exception
+from antdt.data import position_key, source_of, split
 from antdt.job import AgentOptions, Schedule, spec_of
 from antdt.loading import LoadingOptions, loader_of
 from antdt.membership import HINT_EVERY_S, Membership
@@ -37,6 +39,7 @@ from antdt.plans import Plans, Share
 from antdt.session import Composition, Phase, Session
 from antdt.settings import Settings
 from antdt.telemetry import StepTiming
+from antdt.whereabouts import At
 
 __all__ = ["Agent", "AgentOptions", "LoadingOptions"]
 
@@ -45,6 +48,8 @@ log = logging.getLogger("antdt")
 IDLE_ROUND_S = 0.02
 FIRST_LEASE_S = 1.0
 LEAVE_EARLY_S = 20.0
+FIRST_STEP_S = 300.0  # whoever comes later compiles alone, while the others wait
+SLOW_BYTES_A_S = 10e6  # a disk that is slower than that is stuck
 
 
 @dataclass(slots=True)
@@ -115,7 +120,8 @@ class Agent:
         self.plans = Plans(batch_size)
         self.epoch = 0
         self._micro: tuple[int, bool] | None = None
-        self._broken = self._loaded_back = self._all_leave = False
+        self._hand: list[Range] = []
+        self._broken = self._loaded_back = self._all_leave = self._has_stepped = False
         self._previous_total = 1
         self._clock = _Clock()
         try:
@@ -125,6 +131,9 @@ class Agent:
             raise
         self._client = self._membership.client
         self._client.on_leases = self.source.prepare
+        self._witness = Witness(self._client, self.source)
+        self._page = whereabouts.mine()
+        self._page.numbers[whereabouts.ATTEMPTS] = self.options.max_attempts
 
     # -- what a script uses
 
@@ -177,6 +186,7 @@ class Agent:
 
     def _iterate(self) -> Generator[Any]:
         member = self._membership
+        self._witness.listen()
         try:
             member.drain_on_sigterm()
             self._client.start()
@@ -193,11 +203,15 @@ class Agent:
                     self.loader.expect((), self.spec.batch_size)  # leases are void with their generation
                     member.leave()
         except GeneratorExit:
-            self._leave_early()
+            if self._hand and by_exception():
+                self._witness.left_with(self._hand)
+            else:
+                self._leave_early()
             raise
         finally:
             self.loader.close()
-            member.finish()
+            member.finish(linger=self._witness.waits)
+            self._page.enter(At.USER, "behind the loop")
         if told.at_s() is not None:  # while the last step was made: what a script does behind its loop is left undone
             sys.exit(int(ExitCode.DRAINED))
 
@@ -211,19 +225,41 @@ class Agent:
             raise UsageError("agent.step(loss) belongs into the loop over the Agent, once for every batch.")
         (samples, last), self._micro = self._micro, None
         if self._broken:
+            self._hand = []
             return False
         before = self.strategy.step_number
         try:
             if last:
                 self.strategy.see(self.plans.newest)
-            self.strategy.backward(loss, samples, last)
+            try:
+                self.strategy.backward(loss, samples, last)
+            except Exception as error:
+                self._witness.saw(error, self._hand)
+                raise
+            self._hand = []
             if last:
                 self._clock.first_bucket_at = self.strategy.first_bucket_at
+                self._page.enter(At.REDUCING)
                 self._account(self.strategy.step())
         except GenerationClosed as closed:
             log.info("generation is over: %s", closed)
-            self._broken = True
+            self._broken, self._hand = True, []
+        self._page.enter(At.USER)
         return self.strategy.step_number > before
+
+    @contextmanager
+    def pause(self, seconds: float, what: str = "") -> Iterator[None]:
+        """Announce that the script itself is busy for up to so long, between two batches: with an evaluation, say.
+
+        Others wait meanwhile, and this worker is not given up for it. Without announcement it is, once it has held them
+        up for longer than the ledger's `--stuck-ms`. What all workers do alike need not be announced.
+        """
+        before = self._page.phase
+        self._page.enter(At.USER, what, seconds)
+        try:
+            yield
+        finally:
+            self._page.enter(before)
 
     # -- one round
 
@@ -298,13 +334,14 @@ class Agent:
             checkpoint=self._asks_for_file(),
         )
         if samples == 0:
+            self._page.enter(At.REDUCING)
             self._account(self.strategy.step())
             return
         self.epoch = ranges[0].epoch
         parts = split(ranges, self._micro_count(mine, samples))
         for number, part in enumerate(parts):
             started = perf_counter()
-            batch = self.loader.fetch(part)
+            batch = self._load(part)
             self._clock.data_s += perf_counter() - started
             self._micro = sum(r.length for r in part), number == len(parts) - 1
             yield batch
@@ -318,6 +355,26 @@ class Agent:
         every, files = self.options.checkpoint_every_steps, self._membership.files
         asked = bool(every) and (self.strategy.step_number + 1) % every == 0
         return self._session.rank == 0 and (asked or files.owes) and files.may_try
+
+    def _load(self, part: list[Range]) -> Any:
+        page, hand = self._page, [(r.epoch, r.start, r.length) for r in part]
+        page.enter(At.LOADING)
+        page.take(hand if self.loader.is_here else ())
+        try:
+            batch = self.loader.fetch(part)
+        except Exception as error:
+            self._witness.saw(error, part, loading=True)
+            raise
+        if not self.loader.is_here:
+            page.take(hand)
+        if self.source.has_names:
+            page.say(whereabouts.KEY, position_key(self.source, part[0].epoch, part[0].start))
+        self._hand = part
+        if self._has_stepped:
+            page.enter(At.COMPUTING)
+        else:
+            page.enter(At.COMPUTING, "its first step", FIRST_STEP_S)
+        return batch
 
     def _micro_count(self, share: Share, samples: int) -> int:
         limit = self.options.micro_batch_size_max
@@ -339,6 +396,7 @@ class Agent:
             return moved or too_late() or session.phase is not Phase.MEMBER
 
         while len(strategy.pending) >= most and session.phase is Phase.MEMBER:
+            self._page.enter(At.FORMING, "waits for the ledger")
             if leaving or too_late():
                 return False
             if not self._client.wait(free, HINT_EVERY_S):
@@ -376,6 +434,7 @@ class Agent:
                 session.leases.observe(result.total, result.rows[0].reference)
             strategy.drop_pending(session.committed)
             self._membership.note()
+        self._has_stepped = self._has_stepped or result.applied
         if result.applied:
             self._measure(result)
             self._load_back()
@@ -419,6 +478,7 @@ class Agent:
             self._membership.somebody_leaves()
         random: list[bytes] = []
         if leaving or (result.applied and any(row.checkpoint for row in result.rows)):
+            self._page.enter(At.REDUCING)
             random = self.strategy.gather_random()
             with self._client.changed:
                 session.proven(step)
@@ -427,6 +487,7 @@ class Agent:
         leave = result.rows[session.rank].leaving
         if session.rank == 0 and (random or final) and step not in (files.written_step, 0):
             if leaving or (session.files.newest is None and files.may_try):
+                self._page.enter(At.SAVING, f"the file of step {step}", self.strategy.size_bytes / SLOW_BYTES_A_S)
                 # The file first, then the event, repeated until it is answered.
                 event = files.write(session, random, self._membership.leave_within_s if leave else 0.0)
                 if event is not None:

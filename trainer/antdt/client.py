@@ -6,6 +6,7 @@ every retry and all decoding happens in the thread of the connection.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -23,6 +24,8 @@ from antdt_schemas.polling import OutOfRange, Place, Reader, Recreated
 from antdt_schemas.room import record_bytes_max
 from confluent_kafka import KafkaException
 
+from antdt import whereabouts
+from antdt.last_word import LastWord
 from antdt.plans import Plans
 from antdt.reach import Reach
 from antdt.sender import Sender
@@ -73,6 +76,9 @@ class Client:
         self._reader = Reader(connection, beside=[self._names[topics.REQUESTS.suffix]])
         self._follow()
         self._thread = threading.Thread(target=self._run, name="antdt-client", daemon=True)
+        self._stopping, self._stopped = threading.Lock(), False
+        self._page, self._told = whereabouts.mine(), ""
+        self._last_word = LastWord(self._page)
 
     def start(self) -> None:
         """Begin to talk."""
@@ -104,18 +110,40 @@ class Client:
             raise self.failure
         return met
 
+    def say(self, body: records.RequestBody) -> None:
+        """Send a request of which no answer is awaited."""
+        s = self.session
+        self._send(records.Request(s.worker, s.incarnation, 0, body, b""))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it has said good-bye."""
+        return self._stopped
+
+    def linger(self, seconds: float) -> None:
+        """Stop in so many seconds, or when the process ends: until then something may be said."""
+        atexit.register(self.stop, leave=True)
+        timer = threading.Timer(seconds, self.stop, kwargs={"leave": True})
+        timer.daemon = True
+        timer.start()
+
     def stop(self, leave: bool) -> None:
         """Say good-bye, send what is left, end the thread. Bounded."""
+        with self._stopping:
+            if not self._stopped:
+                self._stopped = True
+                self._stop(leave)
+
+    def _stop(self, leave: bool) -> None:
         self._halt.set()
         if self._thread.ident is not None:
             self._thread.join(5)
+        self._page.times[whereabouts.BEAT] = 0.0  # it need not speak any more
         with suppress(UsageError, Unavailable):  # said before: it must not hide why the connection ends
             for batch in iter(lambda: self.telemetry.batch(monotonic(), everything=True), None):
                 self._send_telemetry(batch)
             if leave and self.session.outbox.number:  # also who was not answered yet: it may be granted
-                s = self.session
-                body = records.Leave(s.generation)
-                self._send(records.Request(s.worker, s.incarnation, 0, body, b""))
+                self.say(records.Leave(self.session.generation))
         self._sender.close(5)
         self._reader.close()
 
@@ -129,9 +157,12 @@ class Client:
                 if self.session.phase is Phase.OUSTED:
                     ousted_at_s = ousted_at_s or monotonic()
                     self._end_if_stuck(monotonic() - ousted_at_s)
+                self._page.times[whereabouts.BEAT] = monotonic()
                 with self.changed:
+                    self.session.standing = self._page.standing()
                     requests = self.session.tick(monotonic())
                     word = self.reach.word(self.session, monotonic())
+                self._last_word.look(self.session)
                 for request in requests:
                     self._send(request)
                     self.reach.asked()
@@ -142,6 +173,7 @@ class Client:
                     self._send_telemetry(batch)
                 self._sender.poll()
         except BaseException as error:  # noqa: BLE001  the training thread raises it
+            self._page.times[whereabouts.BEAT] = 0.0
             with self.changed:
                 self.failure = error
                 self.changed.notify_all()
@@ -188,6 +220,9 @@ class Client:
         if reply.incarnation != self.session.incarnation:
             return
         self.reach.heard()
+        if reply.reason.startswith(f"{reply.incarnation} holds up ") and reply.reason != self._told:
+            self._told = reply.reason
+            log.warning("%s", reply.reason)
         if self.on_leases is not None:
             for i in range(0, len(reply.leases), 5):
                 self.on_leases(*reply.leases[i + 2 : i + 5])

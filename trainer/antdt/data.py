@@ -18,6 +18,7 @@ from antdt_schemas.errors import UsageError
 from antdt_schemas.order import FACTOR, FEISTEL, SEQUENTIAL, WORD, Permutation
 from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset, default_collate
 
+from antdt import whereabouts
 from antdt.allreduce import Range
 from antdt.pinning import Pinning
 
@@ -60,6 +61,10 @@ class Piece:
         """The position behind the last one."""
         return self.start + self.length
 
+    def part(self, at: int) -> Piece:
+        """Its sample number `at` alone."""
+        return Piece(self.epoch, self.start + at, 1, None if self.indices is None else (self.indices[at],))
+
     def name(self, at: int = 0) -> str:
         """What to call its sample number `at`, counted from its beginning."""
         at = min(at, self.length - 1)
@@ -74,6 +79,10 @@ class Reader(Protocol):
     def dataset(self) -> Any:
         """The data set itself."""
 
+    @property
+    def at_once(self) -> bool:
+        """Whether all samples of a piece are loaded by one call of the data set."""
+
     def samples(self, piece: Piece, before: Callable[[int], None]) -> Iterator[Any]:
         """One after another; calls before(position) first."""
 
@@ -83,6 +92,11 @@ class ItemReader:
     """Samples by index. A data set with `__getitems__` is asked for all of a piece at once."""
 
     dataset: Any
+
+    @property
+    def at_once(self) -> bool:
+        """Whether all samples of a piece are loaded by one call of the data set."""
+        return hasattr(self.dataset, "__getitems__")
 
     def samples(self, piece: Piece, before: Callable[[int], None]) -> Iterator[Any]:
         """One after another."""
@@ -104,6 +118,11 @@ class RangeReader:
     dataset: Any
     size: int
 
+    @property
+    def at_once(self) -> bool:
+        """One after another."""
+        return False
+
     def samples(self, piece: Piece, before: Callable[[int], None]) -> Iterator[Any]:
         """One after another."""
         found = iter(self.dataset.iter_range(piece.start, piece.stop))
@@ -117,10 +136,12 @@ class RangeReader:
 
 
 class Source(Protocol):
-    """Where samples come from. `order` names how positions map to samples."""
+    """Where samples come from. `order` names how positions map to samples. has_names: see `position_key`."""
 
+    dataset: Any
     size: int
     order: str
+    has_names: bool
 
     def fetch(self, ranges: Sequence[Range]) -> Any:
         """The collated batch of these ranges."""
@@ -140,6 +161,7 @@ class MapSource:
         pinning: Pinning | None,
     ) -> None:
         self.dataset, self.size, self.seed = dataset, len(dataset), seed
+        self.has_names = self.size > 0 and bool(_key(dataset, 0))
         self.collate = pinning.collate(collate) if pinning else collate or default_collate
         self._pinning = pinning
         self.order = FEISTEL if shuffle else SEQUENTIAL
@@ -195,7 +217,19 @@ class MapSource:
             return [self._pinning.rows(t, index) if self._pinning else t[index] for t in self._tensors]
         chosen = index.tolist()
         fetch_many = getattr(self.dataset, "__getitems__", None)
-        return self.collate(fetch_many(chosen) if fetch_many else [self.dataset[i] for i in chosen])
+        return self.collate(fetch_many(chosen) if fetch_many else self._one_by_one(ranges, chosen))
+
+    def _one_by_one(self, ranges: Sequence[Range], chosen: list[int]) -> list[Any]:
+        """Whoever wonders what takes so long, or what has failed, finds which sample it is."""
+        page, out, indices = whereabouts.mine(), list[Any](), iter(chosen)
+        for r in ranges:
+            for position in range(r.start, r.start + r.length):
+                if self.has_names:
+                    page.say(whereabouts.KEY, position_key(self, r.epoch, position))
+                page.load(r.epoch, position)
+                out.append(self.dataset[next(indices)])
+        page.loaded()
+        return out
 
 
 class IterableSource:
@@ -206,6 +240,7 @@ class IterableSource:
     """
 
     order = SEQUENTIAL
+    has_names = False
 
     def __init__(
         self, dataset: Any, size: int, collate: Callable[[list[Any]], Any] | None, pinning: Pinning | None
@@ -310,6 +345,21 @@ def manifest_digest(dataset: Any, source: Source) -> bytes:
         out.update(f"{tuple(tensor.shape)}/{tensor.dtype}".encode())
         out.update(repr(picked.tolist()).encode())
     return out.digest()
+
+
+def position_key(source: Source, epoch: int, position: int) -> str:
+    """What to call the sample at a position: its `sample_key`, or its index; empty where it has neither."""
+    if not isinstance(source, MapSource):
+        return ""
+    index = int(source.indices(epoch, position, 1)[0])
+    return _key(source.dataset, index) or f"index {index}"
+
+
+def _key(dataset: Any, index: int) -> str:
+    try:
+        return sample_key(dataset, index)
+    except Exception:  # noqa: BLE001  the data set's own code, and a name is for people only
+        return ""
 
 
 def sample_key(dataset: Any, index: int) -> str:

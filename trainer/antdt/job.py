@@ -28,6 +28,7 @@ class AgentOptions:
     fingerprint_samples: so many samples, 32 at most, are compared with those of the job's first worker before training;
     they are made by a process of their own, which has two seconds for it. 0 for data that are rightly not the same
     everywhere, such as pictures that machines decode differently.
+    max_attempts: how often samples may make a worker fail before they, alone, are put into quarantine.
     """
 
     workers_min: int = 0

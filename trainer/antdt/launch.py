@@ -2,8 +2,9 @@
 
 Sets torchrun's variables where they mean the same. A worker that exits with 75 (restart here) or is killed by a signal
 is started again as the next incarnation, so often without progress in between; the others go on without one that was
-told to end (143, or 137 where its work could not be saved); one that ends otherwise than with 0 ends the launch. Of all
-launches on a machine one runs a worker (`places`).
+told to end (143, or 137 where its work could not be saved); one that ends otherwise than with 0 ends the launch. Where
+samples are to blame for an end, that is told to the ledger; a launch that has done all but what is in quarantine ends
+with 3, and says what that is. Of all launches on a machine one runs a worker (`places`).
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
-from antdt import nodes, process
-from antdt.board import Board
+from antdt import nodes, process, vouch
 from antdt.client import require_job
 from antdt.output import Output, Stream
 from antdt.places import Places
 from antdt.settings import GRACE_S, Settings
+from antdt.whereabouts import BLAMED, CHECKPOINT, JOINED, KEY, TAKEN_PART, WORDS, Page, shared
 
 POLL_S = 0.02
 REPORT_S = 2.0
 # Of the grace: whoever kills this process after it must find the workers gone, and everything said.
 KILL_SHARE = 0.9
 # How a worker ends that was told to, or is done: it is not started again, and the others go on.
-LEFT = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.KILLED, -signal.SIGTERM)
+LEFT = (ExitCode.DONE, ExitCode.INCOMPLETE, ExitCode.DRAINED, ExitCode.KILLED, -signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Worker:
     name: str
     process: ForkProcess | None = None
     streams: tuple[Stream, Stream] | None = None
-    board: Board = field(default_factory=Board)
+    page: Page = field(default_factory=shared)
     restarts: int = 0
     deaths: int = 0
     taken_part: int = 0
@@ -109,6 +110,7 @@ class Launcher:
         self._take_places()
         self._check_reachable()
         process.preload(self.environ)
+        watch = vouch.Watch({w.name: w.page for w in self.workers}, self._life, self.settings)
         status, wanted_by = 0, ""
         try:
             for worker in self.workers:
@@ -116,6 +118,7 @@ class Launcher:
                     self._start(worker)
             while any(w.process is not None and w.done is None for w in self.workers) and not self.told:
                 self.output.pump(POLL_S)
+                watch.look()
                 status = self._watch()
                 wanted_by = self.places.wanted_by()
                 if status or wanted_by:
@@ -130,6 +133,10 @@ class Launcher:
     def _verdict(self) -> int:
         """Nobody failed: what has become of the work."""
         codes = {w.done for w in self.workers if w.process is not None}
+        if ExitCode.INCOMPLETE in codes and not self.told:
+            click.echo(vouch.missing([w.page for w in self.workers], self.settings.job), err=True)
+            return ExitCode.INCOMPLETE
+        codes = {ExitCode.DONE if code == ExitCode.INCOMPLETE else code for code in codes}
         if ExitCode.DONE in codes and (not self.told or codes == {ExitCode.DONE}):
             return ExitCode.DONE
         return ExitCode.DRAINED if codes <= {ExitCode.DONE, ExitCode.DRAINED} else ExitCode.KILLED
@@ -170,15 +177,17 @@ class Launcher:
             sys.exit(child.exitcode if child.exitcode is not None else ExitCode.RESTART_HERE)
 
     def _start(self, worker: Worker) -> None:
-        worker.board, log, output = Board(), None, (1, 2)
+        worker.page.clear()
+        log, output = None, (1, 2)
         if self.options.logs is not None:
             self.options.logs.mkdir(parents=True, exist_ok=True)
             log = self.options.logs / f"{worker.name}.log"
         else:
             worker.streams = self.output.open(worker.name)
             output = (worker.streams[0].writing, worker.streams[1].writing)
-        life = process.Life(worker.board, log, output, self.places.handles)
+        life = process.Life(worker.page, log, output, self.places.handles)
         worker.process = process.start(self.options.script, dict(self.environ) | self._variables(worker), life)
+        vouch.began(worker.page, worker.process.pid, worker.restarts)
         if worker.streams is not None:
             self.output.started(worker.streams)
 
@@ -209,7 +218,10 @@ class Launcher:
         }
 
     def _incarnation(self, worker: Worker) -> str:
-        return f"{worker.name}.{worker.restarts}.{self.run_id}"
+        return self._life(worker.name, worker.restarts)
+
+    def _life(self, name: str, restarts: int) -> str:
+        return f"{name}.{restarts}.{self.run_id}"
 
     def _watch(self) -> int:
         for worker in self.workers:
@@ -232,15 +244,16 @@ class Launcher:
 
     def _may_start_again(self, worker: Worker, code: int) -> bool:
         """While restarts are left; each one that came to something is given back."""
-        if worker.board.taken_part > worker.taken_part:
-            worker.taken_part, worker.deaths = worker.board.taken_part, 0
+        page = worker.page
+        if page.numbers[TAKEN_PART] > worker.taken_part:
+            worker.taken_part, worker.deaths = page.numbers[TAKEN_PART], 0
         worker.deaths += 1
         again = code < 0 or code in (ExitCode.RESTART_HERE, ExitCode.RESTART_ELSEWHERE)
-        return again and worker.deaths <= self.options.restarts_max and not self.told
+        return again and worker.deaths <= vouch.restarts_max(page, self.options.restarts_max) and not self.told
 
     def _has_ended(self, worker: Worker, code: int) -> None:
         """Its last output; what others must know of it at once."""
-        worker.joined = worker.joined or worker.board.joined
+        worker.joined = worker.joined or bool(worker.page.numbers[JOINED])
         if worker.streams is not None:
             self.output.close(worker.streams)
             worker.streams = None
@@ -251,7 +264,7 @@ class Launcher:
         """It is not started again."""
         worker.done = code
         self.places.release(worker.name)
-        words = why or worker.board.words
+        words = why or worker.page.said(WORDS)
         if code == ExitCode.DRAINED:
             words = "it was told to, and has left"
         elif code in (ExitCode.KILLED, -signal.SIGTERM) or why:
@@ -260,7 +273,7 @@ class Launcher:
             click.echo(f"{worker.name} {_how(code)}{words and f': {words}'}", err=True)
 
     def _redone(self) -> str:
-        newest = max(w.board.checkpoint for w in self.workers)
+        newest = max(w.page.numbers[CHECKPOINT] for w in self.workers)
         return f"what is in no checkpoint is done again (the newest that is known here is of step {newest})"
 
     def _report(self, worker: Worker, code: int) -> ForkProcess:
@@ -269,11 +282,15 @@ class Launcher:
         In a child, which is returned: a client has threads, and a process with threads must not fork the next worker.
         """
         incarnation, settings, connection = self._incarnation(worker), self.settings, self.connection
+        at = worker.page.at_hand()
+        if at:
+            worker.page.numbers[BLAMED] = 1
 
         def tell() -> None:
             self.places.forget()
             producer = Producer(connection.producer(**{"linger.ms": 0}))
-            request = records.Request(worker.name, incarnation, 0, records.Exited(code, _how(code)), b"")
+            body = records.Exited(code, _how(code), at, worker.page.said(KEY) if at else "")
+            request = records.Request(worker.name, incarnation, 0, body, b"")
             payload = codec.encode(auth.sign(request, settings.secret))
             with suppress(KafkaException):  # a hint: the ledger finds out by itself, later
                 producer.produce(topics.REQUESTS.name(settings.job), payload, worker.name, 0)

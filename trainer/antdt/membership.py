@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from antdt_schemas import records
 from antdt_schemas.errors import ExitCode, Occupied, Refused, Unavailable, UsageError
 
-from antdt import board, told
+from antdt import told, whereabouts
 from antdt.address import ENV_ADVERTISE, can_bind, own_address
 from antdt.allreduce import AllReduce, Generation, GenerationClosed, Rendezvous, store_of
 from antdt.attempts import Attempts
@@ -28,12 +28,15 @@ from antdt.plans import Plans
 from antdt.session import OVER, Composition, Phase, Session, Where
 from antdt.settings import Settings
 from antdt.telemetry import Telemetry
+from antdt.whereabouts import At
 
 log = logging.getLogger("antdt")
 
 HINT_EVERY_S = 10.0
 # Of the grace between SIGTERM and SIGKILL: what is left is for saying good-bye.
 LEAVE_SHARE = 0.8
+LINGER_S = 1.0
+PLAN_S = 5.0
 
 
 class Membership:
@@ -99,6 +102,8 @@ class Membership:
             Unavailable: nobody answered within the bounds.
         """
         before = self.generation
+        if before is None:
+            whereabouts.mine().enter(At.FORMING)
         while self.generation is None and not self.ended and not self.may_go:
             self._await_grant(self.options.join_timeout_s if patience_s is None else patience_s)
             session = self.session
@@ -175,6 +180,8 @@ class Membership:
             self._not_formed(error, [m.host for m in grant.members], reason)
             return
         self._attempts.stands()
+        # Whoever is new has taken over the model's plan, and may not have read yet what is in it: shares would differ.
+        self.client.wait(lambda: self.client.plans.newest >= self.strategy.plan or closed(), PLAN_S)
         self.workers = [m.worker for m in grant.members]
         if self._began_at_step < 0:
             self._began_at_step = self.strategy.step_number
@@ -306,6 +313,7 @@ class Membership:
     def say_farewell(self) -> None:
         """Everybody has this step: stay until it is committed, and the file of it known to the ledger. Bounded."""
         session, step, bound_s = self.session, self.strategy.step_number, self.leave_within_s
+        whereabouts.mine().enter(At.ENDING)
         with self.client.changed:
             session.leaving = True
 
@@ -323,11 +331,10 @@ class Membership:
 
     def note(self) -> None:
         """Let the launcher know where this worker stands."""
-        if board.mine is not None:
-            step = min(self.session.committed, self.strategy.step_number)
-            # What was committed before this life is none of its merits.
-            taken_part = step if step > self._began_at_step else 0
-            board.mine.note(taken_part=taken_part, checkpoint=self.session.files.kept_steps[-1])
+        step = min(self.session.committed, self.strategy.step_number)
+        # What was committed before this life is none of its merits.
+        taken_part = step if step > self._began_at_step else 0
+        whereabouts.mine().note(taken_part, self.session.files.kept_steps[-1])
 
     def drain_on_sigterm(self) -> None:
         """SIGTERM: finish the step, leave, exit with 143. A handler that was there before is called as well.
@@ -355,8 +362,18 @@ class Membership:
         if self._handler is not None and signal.getsignal(signal.SIGTERM) is self._handler[0]:
             signal.signal(signal.SIGTERM, self._handler[1])
 
-    def finish(self) -> None:
-        """Say good-bye, whatever happened."""
+    def finish(self, *, linger: bool = False) -> None:
+        """Say good-bye, whatever happened; soon, where there may be a last word to be said before.
+
+        What is in quarantine by now makes the process end with 3, unless the script ends it otherwise.
+        """
+        page = whereabouts.mine()
+        page.enter(At.ENDING)
+        if self.ended and self.session.quarantined:
+            missing = self.session.reason or f"{self.session.quarantined:,} samples are in quarantine"
+            log.warning("%s", missing)
+            page.say(0, missing)
+            page.numbers[whereabouts.INCOMPLETE] = 1
         self.client.on_closed = None
         self.strategy.abort()
         self.strategy.detach()
@@ -364,7 +381,9 @@ class Membership:
             self.generation.leave()
             self.generation = None
         try:
-            # Who was ousted has nothing to say any more.
-            self.client.stop(leave=self.session.phase is not Phase.OUSTED)
+            if linger:
+                self.client.linger(LINGER_S)
+            else:  # who was ousted has nothing to say any more
+                self.client.stop(leave=self.session.phase is not Phase.OUSTED)
         finally:
             self._restore_handler()

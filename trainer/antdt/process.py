@@ -16,7 +16,6 @@ import os
 import runpy
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
@@ -24,7 +23,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from antdt import board, told
+from antdt_schemas.errors import ExitCode
+
+from antdt import told, whereabouts
 
 PR_SET_PDEATHSIG = 1
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -34,10 +35,10 @@ Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 @dataclass(frozen=True)
 class Life:
     """What a launcher gives to a worker beside its script: where its output goes (a file, or two descriptors), and the
-    board. `closes`: descriptors that are the launcher's alone.
+    page that both share. `closes`: descriptors that are the launcher's alone.
     """
 
-    board: board.Board
+    page: whereabouts.Page
     log: Path | None = None
     output: tuple[int, int] = (1, 2)
     closes: Sequence[int] = ()
@@ -112,7 +113,7 @@ def _child(target: Callable[[], None], parent: int, on_sigterm: Handler) -> None
 def _become(script: Sequence[str], environ: Mapping[str, str], life: Life) -> None:
     os.environ.clear()
     os.environ.update(environ)
-    board.mine = life.board
+    whereabouts.adopt(life.page)
     for handle in life.closes:
         os.close(handle)
     if life.log is not None:
@@ -126,12 +127,14 @@ def _become(script: Sequence[str], environ: Mapping[str, str], life: Life) -> No
                 os.dup2(handle, number)
                 os.close(handle)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # as PYTHONUNBUFFERED would have it, which this process was too old for
+        # As PYTHONUNBUFFERED would have it, which this process was too old for.
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(write_through=True)
     _draw_afresh()
-    leave(_run(list(script)))
+    status = _run(list(script))
+    if status == ExitCode.DONE and life.page.numbers[whereabouts.INCOMPLETE]:
+        status = ExitCode.INCOMPLETE
+    leave(status)
 
 
 def _draw_afresh() -> None:
@@ -161,10 +164,11 @@ def _run(script: list[str]) -> int:
     except BaseException as error:  # noqa: BLE001  as the interpreter does: the traceback, and a status of its own
         exit_code = getattr(error, "exit_code", None)
         if exit_code is None:
-            traceback.print_exc()
-            return 1
+            # As the interpreter: whoever wants to know what ends this process is told.
+            sys.excepthook(type(error), error, error.__traceback__)
+            # Samples are to blame, and said to be: the job goes on, and without them if it happens again.
+            return ExitCode.RESTART_HERE if whereabouts.mine().numbers[whereabouts.BLAMED] else ExitCode.BUG
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        if board.mine is not None:
-            board.mine.say(str(error))
+        whereabouts.mine().say(whereabouts.WORDS, str(error))
         return int(exit_code)
     return 0

@@ -17,11 +17,13 @@ from antdt_streams.audit import audit as audit_log
 from antdt_streams.audit import report_of
 from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument
 from antdt_streams.cli.replay import in_parts, log_options, open_log, processes_option
-from antdt_streams.ledger.core import rows
+from antdt_streams.ledger.core import evidence, rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.log_source import open_topic
 from antdt_streams.replay import behind
 from antdt_streams.walker import Entries, Walker, chunks
+
+FAULTS_SHOWN = 20
 
 
 @click.command(short_help="Prove from the log what a job trained on.")
@@ -61,6 +63,7 @@ def show_audit(report: dict[str, Any]) -> None:
     for name in ("missing", "repeated", "quarantined"):
         for epoch, start, end in report.get(name, [])[:20]:
             click.echo(f"  {name}: epoch {epoch}, positions {start} to {end - 1}")
+    _show_faults(report.get("faults", []))
     for loss in report.get("accepted_losses", []):
         click.echo(f"  accepted by {loss['author']}: entries up to {loss['next_offset']} are lost: {loss['reason']}")
     for move in report.get("requests_moved", []):
@@ -95,10 +98,16 @@ def status(job: str, as_json: bool, place: Place) -> None:
     click.echo(f"  in office: {found['leader'] or 'nobody yet'}")
     for service, one in found["services"].items():
         click.echo(f"  {service:<10} {one['said']}")
+    for incarnation, said in found["standings"].items():
+        detail = f" ({said['detail']})" if said["detail"] else ""
+        allowed = f" of {said['allowed_s']:.0f} s announced" if said["allowed_s"] else ""
+        what = f"{said['phase']} for {said['phase_s']:.1f} s{allowed}{detail}"
+        click.echo(f"    {incarnation}: {what}, {said['age_s']:.0f} s ago")
     steps = ", ".join(str(c["step"]) for c in found["checkpoints"])
     click.echo(f"  checkpoints at steps {steps or 'none'} (go back to one by `antdt rollback {job} --step STEP`)")
     if found["quarantined"]:
         click.echo(f"  {found['quarantined']:,} samples in quarantine (try them again by `antdt readmit {job}`)")
+        _show_faults(found["faults"])
     if found["accepted_losses"]:
         click.echo(f"  {found['accepted_losses']} losses of log entries were accepted: see `antdt audit {job}`")
     for decision in found["decisions"][-5:]:
@@ -109,6 +118,7 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
     """What `antdt status` shows, ready for JSON."""
     from antdt_streams.liveness import services_of
     from antdt_streams.reader import TopicReader, decoded
+    from antdt_streams.standings import standings
 
     fold, start = _newest_state(connection, job)
     with TopicReader(connection, job, DECISIONS) as reader:
@@ -121,10 +131,12 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
         "committed": state.committed_total if state else 0,
         "leased": sum(x.end - x.front for x in state.leases.values()) if state else 0,
         "quarantined": state.quarantined_total if state else 0,
+        "faults": evidence.faults(state) if state else [],
         "step": state.committed if state else 0,
         "generation": state.generation if state else 0,
         "open": bool(state and state.open),
         "members": [state.incarnations[m].worker for m in state.members] if state else [],
+        "standings": standings(connection, job, state.members) if state and not state.done else {},
         "plan": state.plan if state else 0,
         "file": state.done if state else None,
         "checkpoints": [{"step": c.step, "file": c.file} for c in state.checkpoints] if state else [],
@@ -138,6 +150,16 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
         "decisions": decisions,
         "services": services_of(connection, job),
     }
+
+
+def _show_faults(faults: list[dict[str, Any]]) -> None:
+    for one in faults[:FAULTS_SHOWN]:
+        key = f" ({one['key']})" if one["key"] else ""
+        last = one["start"] + one["length"] - 1
+        where = f"position {last}" if one["length"] == 1 else f"positions {one['start']} to {last}"
+        click.echo(f"    {where} of epoch {one['epoch']}{key}: {one['reason']}")
+    if len(faults) > FAULTS_SHOWN:
+        click.echo(f"    and {len(faults) - FAULTS_SHOWN} more: see --json")
 
 
 def _newest_state(connection: Connection, job: str) -> tuple[Fold, int]:

@@ -32,9 +32,14 @@ def rollback(job: str, step: int, reason: str, place: Place) -> None:
 @job_argument
 @connection_options
 def readmit(job: str, place: Place) -> None:
-    """Try again what is in quarantine: samples whose workers died several times."""
+    """Try again what is in quarantine: samples that made their workers fail several times.
+
+    Mend them first. A job that was done is no longer: launch its workers again, they begin with its final model.
+    """
     _ask(job, place, lambda _: records.Readmit())
-    note(f"What was in quarantine in job {job} will be trained on again.")
+    note(
+        f"What was in quarantine in job {job} will be trained on again, by the workers that run or by the next launch."
+    )
 
 
 def _ask(job: str, place: Place, body: ask.Body) -> None:

@@ -23,6 +23,7 @@ from antdt_streams.broker.use import BrokerUse
 from antdt_streams.cli.common import Place, connection_options, job_argument, note
 from antdt_streams.cli.processors import MAIN_INSTANCE
 from antdt_streams.cli.topics import told
+from antdt_streams.ledger.core.holdups import STUCK_MS
 from antdt_streams.readiness import Readiness
 from antdt_streams.runtime.logs import log_to_stderr
 from antdt_streams.supervise import POLL_S, Start, Supervisor, start_process
@@ -122,6 +123,15 @@ def environment_of(connection: Connection, place: Place) -> dict[str, str]:
     return {ENV_BOOTSTRAP: connection.bootstrap, ENV_DATA: str(place.data), **named}
 
 
+stuck_option = click.option(
+    "--stuck-ms",
+    type=click.IntRange(min=1000),
+    default=STUCK_MS,
+    show_default=True,
+    help="A worker that lives, but holds up the others for longer without announcing it, is given up.",
+)
+
+
 @click.command(short_help="Start the services of a job, and Kafka if need be.")
 @job_argument
 @click.option("--resume", is_flag=True, help="Go on with a job that exists already.")
@@ -147,6 +157,7 @@ def environment_of(connection: Connection, place: Place) -> dict[str, str]:
     show_default=True,
     help="A service that does not answer within that many seconds ends the start.",
 )
+@stuck_option
 @connection_options
 def up(
     job: str,
@@ -156,6 +167,7 @@ def up(
     standby: bool,
     patience_ms: int,
     ready_timeout_s: float,
+    stuck_ms: int,
     place: Place,
 ) -> None:
     """Start a job's services: ledger, monitor, controller, and a Kafka broker where none is named.
@@ -174,7 +186,7 @@ def up(
             raise JobTaken(f"{taken}{_who(connection, job)}") from taken
         _check_topics(connection, job)
         services = (*SERVICES, STANDBY) if standby else SERVICES
-        patience = ("--patience-ms", str(patience_ms))
+        patience = ("--patience-ms", str(patience_ms), "--stuck-ms", str(stuck_ms))
         extra = {"ledger": patience, STANDBY: patience}
         supervisor = start_services(job, place, connection, services, policy, extra, say=_at_a_time)
         try:
@@ -226,17 +238,18 @@ def _who(connection: Connection, job: str) -> str:
     show_default=True,
     help="A worker that is silent for longer is given up, and the others go on. Counts when the job is new.",
 )
+@stuck_option
 @click.option("--standby", is_flag=True, help="Follow the log, and take office when its leader falls silent.")
 @click.option("--instance", default="", help="Name of this ledger where one machine has several: a folder of its own.")
 @connection_options
-def ledger(job: str, patience_ms: int, standby: bool, instance: str, place: Place) -> None:
+def ledger(job: str, patience_ms: int, stuck_ms: int, standby: bool, instance: str, place: Place) -> None:
     """Run a ledger of a job: one is in office, and writes the shard log; whoever is superseded stands by."""
     from antdt_streams.ledger.options import LedgerOptions
     from antdt_streams.ledger.service import Ledger
 
     log_to_stderr(job, "ledger")
     stopping = stop_on_signals()
-    options = LedgerOptions(patience_ms=patience_ms, standby=standby, secret=place.secret)
+    options = LedgerOptions(patience_ms=patience_ms, stuck_ms=stuck_ms, standby=standby, secret=place.secret)
     connection = place.connection.named(job, "ledger", instance or MAIN_INSTANCE)
     service = Ledger(connection, job, ledger_folder(place, job, instance), options)
     service.stopping, service.readiness = stopping, Readiness.of(os.environ)

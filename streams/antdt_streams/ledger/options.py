@@ -7,18 +7,22 @@ import os
 import socket
 from dataclasses import dataclass
 
+from antdt_streams.ledger.core.holdups import STUCK_MS
+
 
 @dataclass(frozen=True)
 class LedgerOptions:
     """Times in seconds unless the name says otherwise.
 
-    patience_ms, digest_every: of a job that is founded here; an older one has its own in Genesis. standby: take office
+    patience_ms, digest_every: of a job that is founded here; an older one has its own in Genesis. stuck_ms: for how
+    long one worker may hold up others, if it has not announced that, before it is given up. standby: take office
     only once requests were left unanswered for standby_patience_s. missing_s: how long a topic may be missing.
     snapshot_every, snapshot_events: entries, and events, between two snapshots at most: they bound what a ledger
     without a folder has to read.
     """
 
     patience_ms: int = 5_000
+    stuck_ms: int = STUCK_MS
     digest_every: int = 1_000
     requests_per_cycle_max: int = 1_000
     append_timeout_s: float = 30.0

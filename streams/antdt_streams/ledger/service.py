@@ -30,6 +30,7 @@ from confluent_kafka import KafkaException
 
 from antdt_streams import topics_admin
 from antdt_streams.ledger.cache import Cache
+from antdt_streams.ledger.core import evidence
 from antdt_streams.ledger.core.decide import check_spec
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.leader import Crowded, Cycle, Incoming, InOffice, PoisonRequest
@@ -250,7 +251,7 @@ class Ledger:
         )  # fmt: skip
         self.silence.wrote(monotonic(), leader=True)
         self.readiness.say(f"in office at offset {offset}")
-        return InOffice(fold, self.options.secret, record_bytes_max=self.log.record_bytes_max)
+        return InOffice(fold, self.options.secret, None, self.log.record_bytes_max, self.options.stuck_ms)
 
     # -- in office
 
@@ -292,8 +293,9 @@ class Ledger:
     def _again(self, office: InOffice, poisoned: dict[int, str]) -> InOffice:
         fold = self.cache.load()
         self.start.fold_to(fold, office.fold.position.next_offset)
-        again = InOffice(fold, self.options.secret, {**office.poisoned, **poisoned}, self.log.record_bytes_max)
-        again.patience = office.patience
+        known = {**office.poisoned, **poisoned}
+        again = InOffice(fold, self.options.secret, known, self.log.record_bytes_max, self.options.stuck_ms)
+        again.patience, again.holdups = office.patience, office.holdups
         return again
 
     def _take(self, office: InOffice) -> list[Incoming]:
@@ -325,6 +327,11 @@ class Ledger:
         self.cache.save(office.fold, self.log.leader_epoch)
         for answer in cycle.answers:
             self._send(office.reply(answer))
+        for line in office.holdups.news():
+            log.warning("%s", line)
+        for event in cycle.body.events:
+            if isinstance(event, records.Blamed):
+                log.warning("%s", evidence.sentence(event))
         for incoming, reason in cycle.dead:
             self._bury(incoming, reason)
         self.log.serve(0)

@@ -20,6 +20,7 @@ import torch
 from antdt_schemas.errors import AntdtError, UsageError
 from torch.distributed import ProcessGroupGloo, ReduceOp, TCPStore
 
+from antdt import whereabouts
 from antdt.allreduce.groups import Groups, sweep
 from antdt.allreduce.sockets import Address, connections, listen, shut, unreachable
 from antdt.allreduce.store import GroupStore, StoreClient, StoreServer
@@ -158,6 +159,7 @@ class Generation:
             raise GenerationClosed(f"A collective of generation {self.number} failed: {_brief(error)}") from error
         if not done:
             self.check()
+        whereabouts.mine().progress()
 
     def settled(self) -> None:
         """Everything run so far was waited for: forget its handles."""

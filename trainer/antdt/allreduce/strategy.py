@@ -227,6 +227,11 @@ class AllReduce:
         self.void = False
         self._keep()
 
+    @property
+    def size_bytes(self) -> int:
+        """About how large a snapshot is: parameters, and two moments of each in the optimizer."""
+        return 3 * sum(int(param.numel() * param.element_size()) for param in self.model.parameters())
+
     def drop_pending(self, up_to_step: int) -> None:
         """These are committed: nobody has to report them again."""
         if self.pending and self.pending[0].step <= up_to_step:  # in order; asked after every step, seldom to be done

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from antdt_schemas.errors import Unavailable, UsageError
 
+from antdt import whereabouts
 from antdt.allreduce import Range
 from antdt.data import IterableSource, MapSource
 from antdt.loading.pool import Job, Pool, SampleFailed
@@ -45,7 +46,9 @@ class LoadingOptions:
 
 
 class Loading(Protocol):
-    """Makes batches of positions."""
+    """Makes batches of positions. `is_here`: whether this process loads the samples itself."""
+
+    is_here: bool
 
     def ahead(self, batch_size: int) -> int:
         """How many samples to name in advance, behind those of the step at hand."""
@@ -62,6 +65,8 @@ class Loading(Protocol):
 
 class InThread:
     """Samples are loaded when they are needed, by whoever needs them."""
+
+    is_here = True
 
     def __init__(self, source: MapSource | IterableSource) -> None:
         self.source = source
@@ -87,6 +92,8 @@ class Loader:
     Invariant: `_jobs` are in the order of their positions and do not overlap. Which positions a step takes is never
     decided here: a batch is cut from whatever pieces there are, and is the same whatever they are.
     """
+
+    is_here = False
 
     def __init__(self, source: MapSource | IterableSource, setup: Setup, options: LoadingOptions) -> None:
         self.source, self.options, self.workers = source, options, setup.count
@@ -157,6 +164,8 @@ class Loader:
 
     def _cut(self, job: Job, first: int, last: int) -> list[Any]:
         until = monotonic() + self.options.timeout_s
+        if not job.done:
+            whereabouts.mine().detail = f"a data process is to load {job.piece.name()}"
         while not job.done:
             left_s = until - monotonic()
             if left_s <= 0:
@@ -167,7 +176,8 @@ class Loader:
             self.pool.receive(min(left_s, SLICE_S))
         outcome = job.looked_at()
         if last > len(outcome.samples):
-            raise SampleFailed(outcome.failure)
+            first, number = outcome.failed or (0, 0)
+            raise SampleFailed(outcome.failure, (job.piece.epoch, job.piece.start + first, number) if number else None)
         return outcome.samples[first:last]
 
     def close(self) -> None:

@@ -23,7 +23,9 @@ from typing import Any
 
 from antdt_schemas.errors import Unavailable, UsageError
 
+from antdt import whereabouts
 from antdt.data import Piece, Reader
+from antdt.loading.beginning import Beginning
 from antdt.loading.packing import unpack
 from antdt.loading.worker import NUMBER_BYTES, Order, Outcome, Setup, serve
 
@@ -31,12 +33,21 @@ END_S = 5.0
 FULL_S = 0.02
 
 
+Samples = tuple[int, int, int]  # epoch, start, length
+
+
 class SampleFailed(Exception):
-    """The data set raised: which sample, and the traceback of the data process."""
+    """The data set raised: which samples, and the traceback of the data process."""
+
+    def __init__(self, said: str, samples: Samples | None = None) -> None:
+        super().__init__(said)
+        self.samples = samples
 
 
 class DataProcessDied(Unavailable):
-    """A data process ended, and nobody told it to."""
+    """A data process ended, and nobody told it to. `samples`: those that it was loading."""
+
+    samples: Samples | None = None
 
 
 @dataclass(slots=True)
@@ -89,6 +100,7 @@ class Pool:
         self._number = 0
         self._links: list[socket.socket] = []
         self._processes: list[BaseProcess] = []
+        self._beginnings: list[Beginning] = []
         self._unsent = [deque[bytes]() for _ in range(setup.count)]
         self._loads = [0] * setup.count  # samples that each one is to load
         atexit.register(self.close)  # before multiprocessing's own, which would wait for them
@@ -108,6 +120,9 @@ class Pool:
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._links.append(here)
         foreign = self._links if context.get_start_method() == "fork" else ()
+        beginning = Beginning()
+        self._beginnings.append(beginning)
+        setup = replace(setup, beginning=beginning)
         process = context.Process(
             target=serve, args=(there, reader, setup, tuple(foreign)), name=f"antdt-data-{setup.number}", daemon=True
         )
@@ -152,6 +167,7 @@ class Pool:
                 data, descriptors = b"", []
             if not data:
                 self._died(self._links.index(link))
+            whereabouts.mine().progress()
             job = self._no_more(int.from_bytes(data, "little"))
             if job is None:
                 os.close(descriptors[0])
@@ -184,12 +200,16 @@ class Pool:
         process.join(END_S)
         code = process.exitcode or 0
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        lost = [job.piece for job in self._waiting.values() if job.process == number]
-        doing = f" while it was to load {lost[0].name()}" if lost else ""
-        raise DataProcessDied(
+        epoch, start, length = self._beginnings[number].read()
+        mine = [job.piece for job in self._waiting.values() if job.process == number]
+        lost = next((p for p in mine if length and p.epoch == epoch and p.start <= start < p.stop), None)
+        doing = f" while it was loading {lost.name(start - lost.start)}" if lost else ""
+        died = DataProcessDied(
             f"Data process {number} (pid {process.pid}) {how}{doing}.",
             "If the system was short of memory, take a smaller num_workers, prefetch_factor or chunk_size.",
         )
+        died.samples = (epoch, start, length) if lost else None
+        raise died
 
     @property
     def pids(self) -> list[int]:
@@ -207,4 +227,6 @@ class Pool:
             process.kill()
         for process in self._processes:
             process.join(END_S)
-        self._links, self._processes = [], []
+        for beginning in self._beginnings:
+            beginning.close()
+        self._links, self._processes, self._beginnings = [], [], []

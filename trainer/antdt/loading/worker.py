@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from antdt.data import Piece, Reader
+from antdt.loading.beginning import Beginning
 from antdt.loading.packing import pack
 from antdt.loading.seeding import seed_generators, seed_sample
 from antdt.process import die_with_parent
@@ -39,20 +40,28 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Samples of a piece from its beginning: all of them, or those before the one that failed, and what was said."""
+    """Samples of a piece from its beginning: all of them, or those before the one that failed, and what was said.
+
+    failed: (first, number) of the samples that are to blame, counted from the beginning of the piece.
+    """
 
     samples: list[Any]
     failure: str = ""
+    failed: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Who this data process is: `number` of `count`, and what it begins with."""
+    """Who this data process is: `number` of `count`, and what it begins with.
+
+    beginning: where it leaves what it is loading: epoch, start, length; length 0: nothing.
+    """
 
     number: int
     count: int
     seed: int
     init: Callable[[int], None] | None = None
+    beginning: Beginning | None = None
 
 
 def serve(link: socket.socket, reader: Reader, setup: Setup, foreign: Sequence[socket.socket]) -> None:
@@ -65,7 +74,7 @@ def serve(link: socket.socket, reader: Reader, setup: Setup, foreign: Sequence[s
         while _listen(link, orders):
             order = orders.popleft()
             assert order.piece is not None
-            outcome = Outcome([], failure) if failure else _load(reader, order.piece, setup.seed)
+            outcome = Outcome([], failure) if failure else _load(reader, order.piece, setup)
             _answer(link, order.number, outcome)
 
 
@@ -111,16 +120,35 @@ def _listen(link: socket.socket, orders: deque[Order]) -> bool:
             orders.remove(gone)
 
 
-def _load(reader: Reader, piece: Piece, seed: int) -> Outcome:
-    samples: list[Any] = []
+def _load(reader: Reader, piece: Piece, setup: Setup) -> Outcome:
+    samples, at_once = list[Any](), reader.at_once and piece.length > 1
+
+    def before(position: int) -> None:
+        if setup.beginning is not None:
+            setup.beginning.write(piece.epoch, position, piece.length if at_once else 1)
+        seed_sample(setup.seed, piece.epoch, position)
+
     try:
         # Those before one that fails stay in the list.
-        samples.extend(reader.samples(piece, lambda position: seed_sample(seed, piece.epoch, position)))
+        samples.extend(reader.samples(piece, before))
         if len(samples) != piece.length:
             raise ValueError(f"The data set gave {len(samples)} samples where it was asked for {piece.length}.")
     except Exception:  # noqa: BLE001  the trainer shows it
-        return Outcome(samples, f"Loading {piece.name(len(samples))} failed:\n{traceback.format_exc()}")
+        said = f"Loading {piece.name(len(samples))} failed:\n{traceback.format_exc()}"
+        return _narrowed(reader, piece, setup, said) if at_once else Outcome(samples, said, (len(samples), 1))
+    finally:
+        if setup.beginning is not None:
+            setup.beginning.write(0, 0, 0)
     return Outcome(samples)
+
+
+def _narrowed(reader: Reader, piece: Piece, setup: Setup, said: str) -> Outcome:
+    """A chunk that was loaded at once failed: which of its samples does, by itself? All of them, if none."""
+    for at in range(piece.length):
+        one = _load(reader, piece.part(at), setup)
+        if one.failed is not None:
+            return Outcome([], one.failure, (at, 1))
+    return Outcome([], said, (0, piece.length))
 
 
 def _answer(link: socket.socket, number: int, outcome: Outcome) -> None:

@@ -19,6 +19,9 @@ from antdt.session.asking import Due, Outbox, SessionOptions
 from antdt.session.commits import Commits, Composition
 from antdt.session.files import Files
 from antdt.session.leases import Leases
+from antdt.whereabouts import Standing
+
+DETAIL_CHARS_MAX = 120
 
 
 class Phase(StrEnum):
@@ -82,7 +85,8 @@ class Session:
         self.generation, self.rank = 0, -1
         self.grant: records.Grant | None = None
         self.committed, self.finished = 0, False
-        self.leaving, self.told = False, ""
+        self.leaving, self.told, self.quarantined = False, "", 0
+        self.standing = Standing()
         self.leases, self.files = Leases(spec, self.options), Files(self.options)
         self.outbox = Outbox(worker, incarnation)
         self._claim, self._commits = _Claim(), Commits(self.options)
@@ -164,7 +168,7 @@ class Session:
             self.reason = reply.reason  # whom it waits for
         if reply.generation >= self.generation:
             self.committed = max(self.committed, reply.committed)
-            self.finished = reply.finished
+            self.finished, self.quarantined = reply.finished, reply.quarantined
         self._commits.drop(self.committed)
         if reply.number < 0:
             return  # news, nobody asked: not the answer to what was never sent
@@ -212,10 +216,13 @@ class Session:
             # Also when the generation is closed: a checkpoint counts by its lineage, whoever is a member by then.
             self.files.tick(now_s, self.committed, outbox)
         every_s = self.options.heartbeat_leaving_s if self.leaving else self.options.heartbeat_s
-        if outbox and not self.leaving:
+        # Any request is a sign of life, but what it is stuck at only a heartbeat tells.
+        standing, since_s = self.standing, now_s - self._beat.at_s
+        if outbox and not self.leaving and standing.phase_s < since_s:
             self._beat.at_s = now_s
-        elif self.phase in (Phase.MEMBER, Phase.CLOSED) and now_s - self._beat.at_s >= every_s:
-            outbox.post(records.Heartbeat(self.generation, self.committed), self._beat, now_s)
+        elif self.phase in (Phase.MEMBER, Phase.CLOSED) and since_s >= every_s:
+            said = standing.phase, standing.phase_s, standing.allowed_s, standing.detail[:DETAIL_CHARS_MAX]
+            outbox.post(records.Heartbeat(self.generation, self.committed, *said), self._beat, now_s)
         return outbox.emptied()
 
     def _tick_member(self, now_s: float) -> None:

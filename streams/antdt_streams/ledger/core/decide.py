@@ -12,6 +12,8 @@ Rules (numbers of the exactly-once protocol)
   9   a checkpoint counts if its lineage is that of the ledger's own chain
   11  Done when nothing is left and the newest checkpoint holds it; looked at after every request
   12  Release names a lease that was never taken from
+  20  an attempt counts against samples by evidence only (see `evidence`); whatever is in quarantine can be readmitted,
+      also when the job is done, which it then is no longer
 
 Every request that is not carried out becomes a Refused event with its author.
 """
@@ -27,6 +29,7 @@ from antdt_schemas import lineage, records
 from antdt_schemas.limits import INIT_FILE
 from antdt_schemas.records import Status
 
+from antdt_streams.ledger.core import evidence
 from antdt_streams.ledger.core.callers import Callers, Room
 from antdt_streams.ledger.core.others import difference
 from antdt_streams.ledger.core.state import Incarnation, Lease, State
@@ -35,7 +38,6 @@ RANGES_PER_REPLY_MAX = 256
 LEASES_AN_ANSWER = 32
 REASON_CHARS_MAX = 300
 AUTHOR_CHARS_MAX = 128
-OPERATORS = (records.Rollback, records.Readmit)
 
 
 @dataclass(slots=True)
@@ -80,9 +82,12 @@ def decide(turn: Turn, request: records.Request) -> None:
     state, body = turn.state, request.body
     mark = len(turn.events)
     try:
-        if state.done is not None and isinstance(body, OPERATORS):
+        if state.done is not None and isinstance(body, records.Rollback):
             raise Refusal(f"The job is done, its model is {state.done}: nothing of it is undone. Start a new job.")
-        if state.done is not None and not isinstance(body, records.Leave):
+        who = state.incarnations.get(request.incarnation)
+        # Who was given up is told so, also when all is done without it: it may hang, and has to be ended.
+        given_up = who is not None and who.gone and isinstance(body, records.Heartbeat)
+        if state.done is not None and not given_up and not isinstance(body, records.Leave | records.Readmit):
             # A reason says that it came for something else.
             other = difference(state.spec, body.spec) if isinstance(body, records.Join) else ""
             turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.END, other))
@@ -113,7 +118,7 @@ def lose(turn: Turn, incarnation: str, reason: str, by: str = "") -> None:
     state = turn.state
     turn.emit(records.Lost(incarnation, reason[:REASON_CHARS_MAX], by))
     if state.open and incarnation in state.members:
-        _close(turn, f"{incarnation} is lost: {reason}")
+        close(turn, f"{incarnation} is lost: {reason}")
 
 
 def check_spec(spec: records.JobSpec) -> str | None:
@@ -202,7 +207,7 @@ def _join(turn: Turn, request: records.Request, body: records.Join) -> None:
         )
     )
     if state.open:
-        _close(turn, f"{request.worker} joins")
+        close(turn, f"{request.worker} joins")
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK, grant=True))
 
 
@@ -248,7 +253,7 @@ def _regroup(turn: Turn, request: records.Request, body: records.Regroup) -> Non
         _answer_member(turn, request, who)
         return
     if state.open:
-        _close(turn, f"{request.worker} asks for a new one")
+        close(turn, f"{request.worker} asks for a new one")
     if who.status == "member":
         claim = body.claim
         if claim is not None and claim <= state.committed and body.lineage != state.lineage_at(claim):
@@ -264,14 +269,24 @@ def _leave(turn: Turn, request: records.Request, body: records.Leave) -> None:
     _member(turn, request)
     turn.emit(records.Left(request.incarnation))
     if state.open and request.incarnation in state.members:
-        _close(turn, f"{request.worker} left")
+        close(turn, f"{request.worker} left")
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
 
 
 def _exited(turn: Turn, request: records.Request, body: records.Exited) -> None:
     who = turn.state.incarnations.get(request.incarnation)
     if who is not None and who.worker == request.worker and not who.gone:
-        lose(turn, request.incarnation, f"exit status {body.exit_code} {body.reason}".strip())
+        reason = f"exit status {body.exit_code} {body.reason}".strip()
+        lose(turn, request.incarnation, reason)
+        if evidence.died_of_samples(turn.state, request.incarnation, body.exit_code):
+            for i in range(0, len(body.at) // 3 * 3, 3):
+                evidence.blame(turn, request.incarnation, body.at[i : i + 3], body.key if i == 0 else "", reason)
+
+
+def _failed(turn: Turn, request: records.Request, body: records.Failed) -> None:
+    _member(turn, request)
+    evidence.blame(turn, request.incarnation, (body.epoch, body.start, body.length), body.key, body.reason)
+    turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
 
 
 def _heartbeat(turn: Turn, request: records.Request, body: records.Heartbeat) -> None:
@@ -285,7 +300,8 @@ def _heartbeat(turn: Turn, request: records.Request, body: records.Heartbeat) ->
         turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
 
 
-def _close(turn: Turn, reason: str) -> None:
+def close(turn: Turn, reason: str) -> None:
+    """The open generation is over: its members ask for the next one."""
     turn.emit(records.Closed(turn.state.generation, reason[:REASON_CHARS_MAX]))
     _tell_members(turn, Status.CLOSED, reason[:REASON_CHARS_MAX])
 
@@ -344,12 +360,16 @@ def _lease(turn: Turn, request: records.Request, body: records.Lease) -> None:
         if piece is None:
             break
         epoch, start, end = piece
+        suspects = evidence.suspects(state, epoch, start, end)
+        end = suspects or end
         shards = len(state.shards_between(start, end))
         turn.emit(
             records.Leased(state.next_lease, shards, request.incarnation, state.generation, epoch, start, end - start)
         )
         missing -= end - start
         room -= 1
+        if suspects:
+            break  # the others are for somebody else
     status = Status.OK if state.held.get(request.incarnation) else Status.WAIT
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, status, leases=True))
 
@@ -463,34 +483,28 @@ def _has_reported_what_it_began_with(state: State) -> bool:
 def _settle(turn: Turn) -> None:
     """A generation has reported what it began with: what older generations still held is not in the model.
 
-    An attempt counts for what a lost worker may have been at when it was lost, one batch from the front of its leases;
-    what it only held ahead has done nothing to it.
+    An attempt counts for those samples only against which there is evidence.
     """
     state = turn.state
     turn.emit(records.Settled(state.generation))
-    old = [n for n, lease in state.leases.items() if lease.generation < state.generation]
-    at_work: dict[str, int] = {}
-    for number in sorted(old):
+    for number in sorted(n for n, lease in state.leases.items() if lease.generation < state.generation):
         lease = state.leases[number]
-        lost = state.incarnations[lease.incarnation].status == "lost"
-        left = at_work.get(lease.incarnation, state.spec.batch_size if lost else 0)
-        epoch, start, end = lease.epoch, lease.front, lease.end
-        middle = min(end, _shard_end(start, left, state.spec.shard_size)) if left > 0 else start
-        at_work[lease.incarnation] = left - (middle - start)
-        for counted, low, high in ((True, start, middle), (False, middle, end)):
-            attempts = state.epoch(epoch).attempts
-            for start_, end_, out in _verdicts(state, low, high, attempts, counted) if low < high else ():
-                turn.emit(records.Returned(number, epoch, start_, end_ - start_, counted, out))
+        epoch, at, end = lease.epoch, lease.front, lease.end
+        for low, high in [*evidence.against(state, number), (end, end)]:
+            if at < low:
+                turn.emit(records.Returned(number, epoch, at, low - at, False, False))
+            for start, stop, out in _verdicts(state, epoch, low, high) if low < high else ():
+                turn.emit(records.Returned(number, epoch, start, stop - start, True, out))
+            at = high
 
 
-def _verdicts(
-    state: State, start: int, end: int, attempts: dict[int, int], counted: bool
-) -> list[tuple[int, int, bool]]:
-    """Cut [start, end) where the verdict changes: (start, end, quarantined)."""
-    size, out = state.spec.shard_size, list[tuple[int, int, bool]]()
+def _verdicts(state: State, epoch: int, start: int, end: int) -> list[tuple[int, int, bool]]:
+    """Cut [start, end), which counts, where the verdict changes: (start, end, quarantined)."""
+    size, attempts, out = state.spec.shard_size, state.epoch(epoch).attempts, list[tuple[int, int, bool]]()
+    suffices = evidence.suffices(state, start, end)
     for shard in state.shards_between(start, end):
         low, high = max(start, shard * size), min(end, (shard + 1) * size)
-        spent = counted and attempts.get(shard, 0) + 1 >= state.spec.max_attempts
+        spent = suffices and attempts.get(shard, 0) + 1 >= state.spec.max_attempts
         if out and out[-1][2] == spent:
             out[-1] = (out[-1][0], high, spent)
         else:
@@ -523,7 +537,7 @@ def _rollback(turn: Turn, request: records.Request, body: records.Rollback) -> N
         if step not in steps:
             raise Refusal(f"No checkpoint of step {step} is kept: choose one of {', '.join(map(str, steps))}.")
         if state.open:
-            _close(turn, f"{author} rolls back to step {step}")
+            close(turn, f"{author} rolls back to step {step}")
         turn.emit(records.RolledBack(step, body.reason[:REASON_CHARS_MAX], author))
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
 
@@ -548,4 +562,5 @@ _DECIDE: dict[type, Callable[[Turn, records.Request, Any], None]] = {
     records.Exited: _exited,
     records.Readmit: _readmit,
     records.Rollback: _rollback,
+    records.Failed: _failed,
 }

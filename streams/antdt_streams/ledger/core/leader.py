@@ -16,8 +16,10 @@ from antdt_schemas.topics import RECORD_BYTES_MAX
 
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.callers import Callers
-from antdt_streams.ledger.core.decide import Answer, Turn, decide, lose, refuse
+from antdt_streams.ledger.core.decide import Answer, Turn, close, decide, lose, refuse
+from antdt_streams.ledger.core.evidence import in_quarantine
 from antdt_streams.ledger.core.fold import Fold, Verdict
+from antdt_streams.ledger.core.holdups import STUCK_MS, HoldUps
 from antdt_streams.ledger.core.state import State
 
 # A record is at most what its topic takes: a cycle is closed well before it gets there.
@@ -97,9 +99,11 @@ class InOffice:
         secret: bytes | None = None,
         poisoned: Mapping[int, str] | None = None,
         record_bytes_max: int = RECORD_BYTES_MAX,
+        stuck_ms: int = STUCK_MS,
     ) -> None:
         """poisoned: offsets of requests that were found to be poison, and why. They are refused, in the log, so that
-        every replay agrees. record_bytes_max: of an entry, as the topic takes it.
+        every replay agrees. record_bytes_max: of an entry, as the topic takes it. stuck_ms: for how long somebody may
+        hold up the others who has not announced it; no replay depends on it.
         """
         assert fold.genesis is not None
         assert fold.state is not None
@@ -109,6 +113,7 @@ class InOffice:
         self.record_bytes_max = record_bytes_max
         self.cycle_bytes_max = min(CYCLE_BYTES_MAX, record_bytes_max // CYCLES_A_RECORD)
         self.patience, self.callers = Patience(fold.genesis.patience_ms), Callers()
+        self.holdups = HoldUps(fold.genesis.patience_ms, stuck_ms)
         self.pending: Cycle | None = None
         self._checked_ms = 0
 
@@ -187,11 +192,25 @@ class InOffice:
             self.patience.hear(request.incarnation, incoming.time_ms)
             self.callers.hear(request.incarnation, self.patience.clock_ms)
         decide(turn, request)
+        if isinstance(request.body, records.Heartbeat):
+            self.holdups.hear(request.incarnation, request.body, self.patience.clock_ms)
+            for answer in turn.answers:
+                if answer.incarnation == request.incarnation and not answer.reason:
+                    answer.reason = self.holdups.named.get(request.incarnation, "")  # it may want to say so aloud
         if self.patience.clock_ms - self._checked_ms >= self.genesis.patience_ms // 8:
             self._checked_ms = self.patience.clock_ms
-            for name in self.patience.silent(self.state):
-                if self.state.done is None:
-                    lose(turn, name, f"silent for more than {self.genesis.patience_ms} ms")
+            if self.state.done is None:
+                self._look_at_everybody(turn)
+
+    def _look_at_everybody(self, turn: Turn) -> None:
+        """Who is silent, or stuck, is lost; where all wait for each other, they meet again."""
+        for name in self.patience.silent(self.state):
+            lose(turn, name, f"silent for more than {self.genesis.patience_ms} ms")
+        found = self.holdups.look(self.state, self.patience.clock_ms)
+        for name, reason in found.lost:
+            lose(turn, name, reason)
+        if found.deadlock and self.state.open:
+            close(turn, found.deadlock)
 
     def read_back(self, offset: int, payload: bytes) -> Cycle | None:
         """An entry came from the log. Returns the pending cycle if this is it.
@@ -224,13 +243,14 @@ class InOffice:
             incarnation=answer.incarnation,
             number=answer.number,
             status=answer.status,
-            reason=answer.reason,
+            reason=answer.reason or (in_quarantine(state) if answer.status is records.Status.END else ""),
             generation=state.generation,
             committed=state.committed,
             finished=state.finished,
             leases=leases,
             grant=grant,
             file=state.done or "",
+            quarantined=state.quarantined_total,
         )
 
 

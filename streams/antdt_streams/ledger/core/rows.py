@@ -12,7 +12,7 @@ from typing import Any
 from antdt_schemas import records
 
 from antdt_streams.ledger.core.intervals import IntervalSet
-from antdt_streams.ledger.core.state import Bounds, Checkpoint, Epoch, Incarnation, Lease, State, Step
+from antdt_streams.ledger.core.state import Bounds, Checkpoint, Epoch, Evidence, Fault, Incarnation, Lease, State, Step
 from antdt_streams.rows import json_encoder
 
 _ENCODE = json_encoder(ensure_ascii=False)
@@ -42,6 +42,8 @@ def _few_rows(state: State) -> Iterator[tuple[bytes, bytes]]:
         ("lease", sorted(state.leases)),
         ("meta", (0,)),
         ("requests", (0,) if state.requests_topic else ()),
+        ("blamed", sorted(state.blamed)),
+        ("fault", sorted(state.faults)),
     )
     for kind, keys in names:
         for name in keys:
@@ -84,6 +86,8 @@ def load(spec: records.JobSpec, rows: Mapping[bytes, bytes], bounds: Bounds | No
 
 def _key(kind: str, name: Any) -> bytes:
     """Numbers are padded, so that the order of the keys is that of the numbers."""
+    if isinstance(name, tuple):
+        name = "-".join(f"{number:020d}" for number in name)
     return f"{kind}/{name:020d}".encode() if isinstance(name, int) else f"{kind}/{name}".encode()
 
 
@@ -195,6 +199,23 @@ def _load_requests(s: State, _: str, row: Any) -> None:
     (s.requests_topic,) = row
 
 
+def _blamed(s: State, number: int) -> Any:
+    return s.blamed.get(number)
+
+
+def _load_blamed(s: State, name: str, row: Any) -> None:
+    s.blamed[int(name)] = tuple(Evidence(*found) for found in row)
+
+
+def _fault(s: State, at: tuple[int, int]) -> Any:
+    return s.faults.get(at)
+
+
+def _load_fault(s: State, name: str, row: Any) -> None:
+    epoch, _, start = name.partition("-")
+    s.faults[int(epoch), int(start)] = Fault(*row)
+
+
 _KINDS: dict[str, tuple[Callable[[State, Any], Any], Callable[[State, str, Any], None]]] = {
     "meta": (_meta, _load_meta),
     "grant": (_grant, _load_grant),
@@ -204,4 +225,6 @@ _KINDS: dict[str, tuple[Callable[[State, Any], Any], Callable[[State, str, Any],
     "step": (_step, _load_step),
     "checkpoints": (_checkpoints, _load_checkpoints),
     "requests": (_requests, _load_requests),
+    "blamed": (_blamed, _load_blamed),
+    "fault": (_fault, _load_fault),
 }

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from antdt_schemas import lineage, records
 from antdt_schemas.limits import CHECKPOINTS_KEPT, INIT_FILE
@@ -91,6 +91,27 @@ class Epoch:
     committed: IntervalSet = field(default_factory=IntervalSet)
     quarantined: IntervalSet = field(default_factory=IntervalSet)
     attempts: dict[int, int] = field(default_factory=dict)
+
+
+class Evidence(NamedTuple):
+    """Why samples of a lease are under suspicion. deadly: whoever had them is dead, which says something only as long
+    as no other member of its generation is gone as well.
+    """
+
+    incarnation: str
+    start: int
+    end: int
+    key: str
+    reason: str
+    deadly: bool
+
+
+class Fault(NamedTuple):
+    """Why samples are in quarantine."""
+
+    length: int
+    key: str
+    reason: str
 
 
 @dataclass(slots=True)
@@ -170,6 +191,9 @@ class State:
         self.epochs: dict[int, Epoch] = {}
         self.leases: dict[int, Lease] = {}
         self.held: dict[str, dict[int, None]] = {}
+        # Evidence against samples by the lease that holds them, which it ends with; faults by (epoch, position).
+        self.blamed: dict[int, tuple[Evidence, ...]] = {}
+        self.faults: dict[tuple[int, int], Fault] = {}
         self.checkpoints = [BEFORE_ANY]
         self.steps: deque[Step] = deque()
         self.step_numbers = 0
@@ -258,6 +282,29 @@ class State:
         assert not who.gone, (incarnation, who)
         who.status, who.claim = status, None
         self.dirty.others.add(("incarnation", incarnation))
+        if self.blamed and incarnation in self.members:
+            self._pardon({m for m in self.members if m != incarnation and self.incarnations[m].gone})
+
+    def _pardon(self, dead: set[str]) -> None:
+        """These did not die alone: nothing follows from it."""
+        for number, found in list(self.blamed.items()):
+            self._suspect(number, tuple(e for e in found if not (e.deadly and e.incarnation in dead)))
+
+    def _suspect(self, number: int, found: tuple[Evidence, ...]) -> None:
+        if found:
+            self.blamed[number] = found
+        else:
+            self.blamed.pop(number, None)
+        self.dirty.others.add(("blamed", number))
+
+    def _blamed(self, e: records.Blamed) -> None:
+        end = e.start + e.length
+        held = ((n, self.leases[n]) for n in self.held.get(e.incarnation, ()))
+        number = next((n for n, x in held if x.epoch == e.epoch and x.front <= e.start < end <= x.end), None)
+        assert number is not None, e
+        deadly = self.incarnations[e.incarnation].gone
+        found = Evidence(e.incarnation, e.start, end, e.key, e.reason, deadly)
+        self._suspect(number, (*self.blamed.get(number, ()), found))
 
     def _lost(self, e: records.Lost) -> None:
         self._gone(e.incarnation, "displaced" if e.by else "lost")
@@ -359,6 +406,8 @@ class State:
         self.dirty.leases.add(number)
         if front == lease.end:
             del self.leases[number]
+            if number in self.blamed:
+                self._suspect(number, ())
             mine = self.held[lease.incarnation]
             del mine[number]
             if not mine:
@@ -413,6 +462,11 @@ class State:
 
     def _returned(self, e: records.Returned) -> None:
         end = e.start + e.length
+        for found in self.blamed.get(e.lease, ()) if e.quarantined else ():
+            if found.start < end and found.end > e.start:
+                at = e.epoch, max(found.start, e.start)
+                self.faults[at] = Fault(min(found.end, end) - at[1], found.key, found.reason)
+                self.dirty.others.add(("fault", at))
         self._take_front(e.lease, e.epoch, e.start, end)
         epoch = self.epoch(e.epoch)
         if e.counted:
@@ -432,6 +486,10 @@ class State:
         self.quarantined_total -= e.length
         for shard in self.shards_between(e.start, end):
             epoch.attempts.pop(shard, None)
+        for at in [at for at in self.faults if at[0] == e.epoch and e.start <= at[1] < end]:
+            del self.faults[at]
+            self.dirty.others.add(("fault", at))
+        self.done = None  # there is something to do again
         self.dirty.epochs.add(e.epoch)
 
     def _checkpointed(self, e: records.Checkpointed) -> None:
@@ -488,6 +546,10 @@ class State:
             whole = [(0, epoch.cursor)] if epoch.cursor else []
             assert list(inside) == whole, (number, inside, epoch.cursor)
         assert not leased
+        for number, found in self.blamed.items():
+            assert found and all(self.leases[number].start <= e.start < e.end <= self.leases[number].end for e in found)
+        for (epoch_of, start), fault in self.faults.items():
+            assert not self.epochs[epoch_of].quarantined.gaps(start, start + fault.length)
         assert self.committed_total == sum(e.committed.total for e in self.epochs.values())
         assert self.quarantined_total == sum(e.quarantined.total for e in self.epochs.values())
 
@@ -511,4 +573,5 @@ _APPLY: dict[type, Any] = {
     records.Digested: State._digested,
     records.Regressed: State._regressed,
     records.RequestsMoved: State._requests_moved,
+    records.Blamed: State._blamed,
 }

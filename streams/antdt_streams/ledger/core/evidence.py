@@ -1,0 +1,120 @@
+"""Which samples are to blame for the end of a worker: evidence, and what follows from it.
+
+Owns what counts as evidence. A sample that raised while it was loaded, or in the step, is evidence; so is a death that
+a launcher reported, of a worker that was loading or computing and that died alone. Silence is none, nor is being told
+to go, displaced, or killed together with others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from antdt_schemas import records
+from antdt_schemas.errors import ExitCode
+
+from antdt_streams.ledger.core.intervals import IntervalSet
+from antdt_streams.ledger.core.state import State
+
+if TYPE_CHECKING:
+    from antdt_streams.ledger.core.decide import Turn
+
+A_LEASE_MAX = 64
+NAMED_MAX = 3
+TEXT_CHARS_MAX = 200
+HANGUP, INTERRUPT, TERMINATE = -1, -2, -15  # signals that ask a process to end
+NO_FAULT = frozenset(
+    (HANGUP, INTERRUPT, TERMINATE, *(code for code in ExitCode if code is not ExitCode.BUG)),
+)
+
+
+def died_of_samples(state: State, incarnation: str, exit_code: int) -> bool:
+    """Whether the end of this process, which is lost by now, may be the fault of the samples that it had."""
+    alone = not any(state.incarnations[m].gone for m in state.members if m != incarnation)
+    return exit_code not in NO_FAULT and incarnation in state.members and alone
+
+
+def blame(turn: Turn, incarnation: str, where: Sequence[int], key: str, reason: str) -> None:
+    """There is evidence against samples (epoch, start, length): recorded for what of them this incarnation still holds.
+
+    What is in a model by now, or went back, is above suspicion; so is whatever a request names that is repeated.
+    """
+    state, (epoch, start, length) = turn.state, where
+    for number in list(state.held.get(incarnation, ())):
+        lease = state.leases[number]
+        low, high = max(start, lease.front), min(start + length, lease.end)
+        known = state.blamed.get(number, ())
+        if lease.epoch != epoch or low >= high or len(known) >= A_LEASE_MAX:
+            continue
+        if not any((e.incarnation, e.start, e.end) == (incarnation, low, high) for e in known):
+            text = key[:TEXT_CHARS_MAX] if low == start else ""
+            turn.emit(records.Blamed(incarnation, epoch, low, high - low, text, reason[:TEXT_CHARS_MAX]))
+
+
+def against(state: State, number: int) -> list[tuple[int, int]]:
+    """The parts of what a lease still holds against which there is evidence, in order."""
+    front, inside = state.leases[number].front, IntervalSet()
+    for found in state.blamed.get(number, ()):
+        low = max(found.start, front)
+        for gap in inside.gaps(low, found.end) if low < found.end else ():
+            inside.add(*gap)
+    return list(inside)
+
+
+def suffices(state: State, start: int, end: int) -> bool:
+    """Whether evidence against [start, end) may bring it into quarantine.
+
+    Where nobody has completed a step yet, whole steps that fail speak against the script, not against their samples.
+    """
+    size = state.spec.shard_size
+    return state.committed > 0 or start // size == (end - 1) // size
+
+
+def suspects(state: State, epoch: int, start: int, end: int) -> int:
+    """Where [start, end) is to be cut, which begins with several shards under suspicion; 0 where it does not.
+
+    Somebody gets the first half of those that failed equally often: the next failure tells in which half it lies.
+    """
+    size, attempts = state.spec.shard_size, state.epoch(epoch).attempts
+    first = last = start // size
+    while last * size < end and attempts.get(last, 0) == attempts.get(first, 0):
+        last += 1
+    if first not in attempts or (last - first == 1 and last not in attempts):
+        return 0
+    cut = (first + -(-(last - first) // 2)) * size
+    return cut if cut < end else 0
+
+
+def sentence(blamed: records.Blamed) -> str:
+    """Evidence in words."""
+    key = f" ({blamed.key})" if blamed.key else ""
+    where = f"{_positions(blamed.start, blamed.length)} of epoch {blamed.epoch}{key}"
+    return f"{blamed.incarnation} failed at {where}: {blamed.reason}"
+
+
+def _positions(start: int, length: int) -> str:
+    return f"position {start}" if length == 1 else f"positions {start} to {start + length - 1}"
+
+
+def faults(state: State) -> list[dict[str, Any]]:
+    """What is in quarantine because there was evidence against it, ready for JSON."""
+    return [
+        {"epoch": epoch, "start": start, "length": f.length, "key": f.key, "reason": f.reason}
+        for (epoch, start), f in sorted(state.faults.items())
+    ]
+
+
+def in_quarantine(state: State) -> str:
+    """What is in quarantine and why, as one sentence; empty where nothing is."""
+    if not state.quarantined_total:
+        return ""
+    named = []
+    for (epoch, start), fault in sorted(state.faults.items())[:NAMED_MAX]:
+        key = f" ({fault.key})" if fault.key else ""
+        named.append(f"{_positions(start, fault.length)} of epoch {epoch}{key}: {fault.reason}")
+    more = len(state.faults) - len(named)
+    if more > 0:
+        named.append(f"and {more} more")
+    total = state.quarantined_total
+    which = ": " + "; ".join(named) if named else ""
+    return f"{total:,} sample{' is' if total == 1 else 's are'} in quarantine{which}"

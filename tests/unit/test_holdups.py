@@ -1,0 +1,188 @@
+"""Who is alive and gets nowhere: who is named, who is lost, and who never is. The ledger alone, in its own clock."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from antdt.session import Session, Where
+from antdt.whereabouts import At, Page, Standing
+from antdt_schemas import lineage, records
+from antdt_schemas.records import Status
+from antdt_streams.ledger.core.leader import InOffice
+
+from tests.helpers.ledger import SPEC, Bench
+
+STUCK_S = 20
+
+
+class Beats(Bench):
+    """Three workers that say each second what they are at."""
+
+    def __init__(self) -> None:
+        super().__init__(replace(SPEC, workers_min=3))
+        self.ledger.office = InOffice(self.broker.fold(), stuck_ms=STUCK_S * 1000)
+        for name in ("w0.0", "w1.0", "w2.0"):
+            self.say(name, records.Join("worker", "h", 1, "n", "", 0, self.spec))
+        self.since: dict[str, tuple[str, int]] = {}
+        self.at_s = 0
+
+    @property
+    def office(self) -> InOffice:
+        return self.ledger.office
+
+    def pass_s(self, seconds: int, allowed_s: float = 0.0, **phases: str) -> list[str]:
+        """Time passes; w0="reducing" and so on. Returns what the ledger says aloud."""
+        said: list[str] = []
+        for _ in range(seconds):
+            self.at_s += 1
+            self.broker.now_ms += 1_000
+            for name, phase in phases.items():
+                if self.since.get(name, ("", 0))[0] != phase:
+                    self.since[name] = phase, self.at_s
+                for_s = float(self.at_s - self.since[name][1])
+                allowed = allowed_s if phase == "user" else 0.0
+                body = records.Heartbeat(self.state.generation, 0, phase, for_s, allowed, "cat.png")
+                self.ledger.run([self.request(f"{name}.0", body)])
+            said += self.office.holdups.news()
+        return said
+
+    def status(self, name: str) -> str:
+        found: str = self.state.incarnations[name].status
+        return found
+
+
+@pytest.mark.parametrize("phase", ["loading", "computing", "user", "saving"])
+def test_who_holds_up_the_others_is_named_within_the_patience_and_then_lost(phase: str) -> None:
+    bench = Beats()
+    said = bench.pass_s(8, w0="reducing", w1=phase, w2="reducing")
+    assert len(said) == 1, "once"
+    assert said[0].startswith("w1.0 holds up 2 others: ")
+    assert "(cat.png)" in said[0]
+    assert bench.say("w1.0", records.Heartbeat(1, 0, phase, 9.0)).reason == said[0], "it says so in its own terminal"
+    assert bench.say("w0.0", records.Heartbeat(1, 0, "reducing", 9.0)).reason == ""
+    assert bench.status("w1.0") == "member"
+    bench.pass_s(STUCK_S - 8, w0="reducing", w1=phase, w2="reducing")
+    assert bench.status("w1.0") == "member"
+    bench.pass_s(3, w0="reducing", w1=phase, w2="reducing")
+    assert [bench.status(f"w{i}.0") for i in range(3)] == ["member", "lost", "member"]
+    (lost,) = [e for e in bench.events() if isinstance(e, records.Lost)]
+    assert "holds up 2 others" in lost.reason and "(cat.png)" in lost.reason
+    reply = bench.say("w1.0", records.Heartbeat(1, 0, phase, 99.0, 0.0, ""))
+    assert reply.status is Status.REJOIN
+
+
+@pytest.mark.parametrize("phase", ["loading", "computing", "user", "saving", "forming"])
+def test_what_all_do_alike_is_nobodys_fault_however_long(phase: str) -> None:
+    bench = Beats()
+    assert bench.pass_s(5 * STUCK_S, w0=phase, w1=phase, w2=phase) == []
+    assert bench.state.open
+
+
+def test_what_was_announced_takes_as_long_as_was_said() -> None:
+    bench = Beats()
+    assert bench.pass_s(3 * STUCK_S, 70.0, w0="reducing", w1="user", w2="reducing") == []
+    assert bench.status("w1.0") == "member"
+    bench.pass_s(20, 70.0, w0="reducing", w1="user", w2="reducing")
+    assert bench.status("w1.0") == "lost"
+
+
+def test_who_is_slow_in_every_step_is_not_stuck() -> None:
+    bench = Beats()
+    for _ in range(10):
+        bench.pass_s(4, w0="reducing", w1="computing", w2="reducing")
+        bench.pass_s(1, w0="computing", w1="reducing", w2="computing")
+    assert bench.state.open
+
+
+def test_where_all_wait_for_each_other_they_meet_again_and_nobody_is_lost() -> None:
+    bench = Beats()
+    bench.pass_s(STUCK_S - 1, w0="reducing", w1="reducing", w2="reducing")
+    assert bench.state.open
+    (said,) = bench.pass_s(4, w0="reducing", w1="reducing", w2="reducing")
+    assert "all members wait for each other" in said
+    assert not bench.state.open
+    assert not [e for e in bench.events() if isinstance(e, records.Lost)]
+
+
+def test_who_does_not_come_to_the_next_generation_holds_up_those_who_did() -> None:
+    bench = Beats()
+    bench.pass_s(1, w0="user", w1="user", w2="user")
+    for name in ("w0.0", "w2.0"):
+        bench.ledger.run([bench.request(name, records.Regroup(1, 0, lineage.ROOT, "h", 1))])
+    assert not bench.state.open
+    said = list[str]()
+    for _ in range(STUCK_S + 3):
+        said += bench.pass_s(1, w1="user")
+        for name in ("w0.0", "w2.0"):
+            bench.ledger.run([bench.request(name, records.Regroup(1, 0, lineage.ROOT, "h", 1))])
+    assert [line.split(":")[0] for line in said] == ["w1.0 holds up 2 others"]
+    assert bench.status("w1.0") == "lost"
+    assert bench.state.members == ("w0.0", "w2.0")
+    assert bench.state.open
+
+
+def test_what_was_heard_long_ago_says_nothing_of_today() -> None:
+    """It has moved since, and other requests were its signs of life."""
+    bench = Beats()
+    bench.pass_s(2 * STUCK_S, w0="computing", w1="computing", w2="computing")
+    for _ in range(STUCK_S + 3):
+        assert bench.pass_s(1, w0="reducing", w2="reducing") == []
+        bench.ledger.run([bench.request("w1.0", records.Lease(1, 1))])
+    assert bench.state.open
+
+
+# -- what a worker says
+
+
+def member() -> Session:
+    session = Session("w0", "w0.0", SPEC, Where("h", 1))
+    session.tick(0.0)
+    grant = records.Grant("run", 1, (records.Member("w0.0", "w0", "h", 1),), None, None, 0, "init")
+    session.on_reply(records.Reply("w0", "w0.0", -1, Status.OK, "", 1, 0, False, (), grant))
+    session.begin([], b"")
+    return session
+
+
+def beats(session: Session, now_s: float) -> list[records.Heartbeat]:
+    return [r.body for r in session.tick(now_s) if isinstance(r.body, records.Heartbeat)]
+
+
+def test_a_heartbeat_says_what_the_training_thread_is_at_also_while_other_requests_go_out() -> None:
+    """A worker that asks for samples again and again is alive; that it is stuck only a heartbeat tells."""
+    session = member()
+    told = []
+    for tenth in range(10, 60):
+        now_s = tenth / 10
+        session.standing = Standing("loading", now_s - 1.0, 0.0, "position 3 of epoch 0")
+        told += beats(session, now_s)
+        assert session.outbox.number > 1
+    assert 4 <= len(told) <= 6, "one a second"
+    assert told[-1].phase == "loading" and told[-1].phase_s > 3.0 and told[-1].detail == "position 3 of epoch 0"
+
+
+def test_while_it_moves_any_request_is_a_heartbeat() -> None:
+    session = member()
+    told = []
+    for tenth in range(10, 60):
+        session.standing = Standing("computing", 0.01)
+        told += beats(session, tenth / 10)
+    assert len(told) <= 3, "where nothing else goes out"
+
+
+def test_a_page_says_which_sample_it_is_at_and_forgets_it_with_the_phase() -> None:
+    page = Page()
+    assert page.standing() == Standing()
+    page.enter(At.LOADING)
+    page.take([(0, 5, 3), (1, 0, 2)])
+    assert page.at_hand() == (0, 5, 3, 1, 0, 2)
+    page.load(1, 1)
+    assert page.at_hand() == (1, 1, 1)
+    assert page.standing().detail == "position 1 of epoch 1"
+    page.enter(At.COMPUTING)
+    assert page.at_hand() == (0, 5, 3, 1, 0, 2)
+    page.enter(At.REDUCING)
+    assert page.at_hand() == (), "whoever dies while it waits for others does not die of its samples"
+    page.enter(At.USER, "evaluation", 60.0)
+    said = page.standing()
+    assert (said.phase, said.allowed_s, said.detail) == ("user", 60.0, "evaluation")
