@@ -62,6 +62,7 @@ class Books:
     wrong_lineage: list[int] = field(default_factory=list)
     step: int = 0
     refused: int = 0
+    skipped: int = 0
     first_lease_ms: int | None = None
     last_commit_ms: int | None = None
     done: str | None = None
@@ -105,6 +106,7 @@ class Books:
         self.wrong_lineage = before.wrong_lineage + self.wrong_lineage
         self.regressions = before.regressions + self.regressions
         self.refused += before.refused
+        self.skipped += before.skipped
         self.rolled_back += before.rolled_back
         if before.first_lease_ms is not None:
             self.first_lease_ms = before.first_lease_ms
@@ -129,6 +131,8 @@ class Books:
             self.quarantined[event.epoch].remove(event.start, event.start + event.length)
         elif isinstance(event, records.Refused):
             self.refused += 1
+        elif isinstance(event, records.StepSkipped):
+            self.skipped += 1
         elif isinstance(event, records.Regressed):
             self.regressions.append(event)
         elif isinstance(event, records.Done):

@@ -51,13 +51,21 @@ class ModelFiles:
             checkpoint.write(folder, name, strategy.snapshot(random, self._labels(name)))
 
     def take_final(self, file: str) -> None:
-        """The job ended without this worker: it started later, or was behind. The final model is that file."""
+        """The job ended without this worker: it started later, or was behind. The final model is that file.
+
+        Raises ReplicasDiffer where this worker has that very step and another model: the file would hide it.
+        """
         # Names are unique, and one who never was granted anything does not know the run.
         found = next(self.root.glob(f"*/{file}"), self.root / file)
-        self.strategy.restore(checkpoint.read(found.parent, file, self.job))
+        data = checkpoint.read(found.parent, file, self.job)
+        self.strategy.restore(data, lambda saved: self.strategy.check_equal(saved, file))
 
     def write(self, session: Session, random: list[bytes]) -> records.Checkpoint:
-        """A durable file of the model as it is: parts first, then the name. The event is for the caller to send."""
+        """A durable file of the model as it is: parts first, then the name. The event is for the caller to send.
+
+        Raises NotFinite for a model that nobody should go back to: the files that there are stay.
+        """
+        self.strategy.check_finite()
         step = self.strategy.step_number
         name = checkpoint.file_name(session.generation, session.incarnation, step)
         digest = checkpoint.write(self.folder, name, self.strategy.snapshot(random, self._labels(name)))

@@ -63,6 +63,10 @@ def show_audit(report: dict[str, Any]) -> None:
             click.echo(f"  {name}: epoch {epoch}, positions {start} to {end - 1}")
     for loss in report.get("accepted_losses", []):
         click.echo(f"  accepted by {loss['author']}: entries up to {loss['next_offset']} are lost: {loss['reason']}")
+    if report.get("skipped_steps"):
+        click.echo(
+            f"  {report['skipped_steps']} steps were skipped: their gradient was not finite (roll-backs included)"
+        )
     for name in ("entries", "void_entries", "steps", "refused_reports", "head_hash", "digest", "file"):
         if report.get(name) is not None:
             click.echo(f"  {name.replace('_', ' '):<16} {report[name]}")
@@ -94,6 +98,10 @@ def status(job: str, as_json: bool, place: Place) -> None:
     click.echo(f"  checkpoints at steps {steps or 'none'} (go back to one by `antdt rollback {job} --step STEP`)")
     if found["quarantined"]:
         click.echo(f"  {found['quarantined']:,} samples in quarantine (try them again by `antdt readmit {job}`)")
+    if found["skipped_steps"]:
+        click.echo(
+            f"  {found['skipped_steps']} steps were skipped: their gradient was not finite (see the workers' output)"
+        )
     if found["accepted_losses"]:
         click.echo(f"  {found['accepted_losses']} losses of log entries were accepted: see `antdt audit {job}`")
     for decision in found["decisions"][-5:]:
@@ -116,6 +124,7 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
         "leased": sum(x.end - x.front for x in state.leases.values()) if state else 0,
         "quarantined": state.quarantined_total if state else 0,
         "step": state.committed if state else 0,
+        "skipped_steps": state.skipped if state else 0,
         "generation": state.generation if state else 0,
         "open": bool(state and state.open),
         "members": [state.incarnations[m].worker for m in state.members] if state else [],

@@ -21,12 +21,13 @@ CHUNK_SIZE_BYTES = 64 * 2**20
 
 
 class Progress(NamedTuple):
-    """How far a model is. pending: applied, not yet seen committed."""
+    """How far a model is. pending: applied, not yet seen committed. skips: the last so many steps were skipped."""
 
     step: int
     lineage: bytes
     plan: int
     pending: tuple[Composition, ...]
+    skips: int = 0
 
 
 class Saved(NamedTuple):
@@ -40,25 +41,29 @@ class Saved(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What a member says of its state before anybody takes over another's. Gathered as int64, HEAD_WIDTH wide."""
+    """What a member says of its state before anybody takes over another's. Gathered as int64, HEAD_WIDTH wide.
+
+    state: its fingerprint, or 0.
+    """
 
     step: int
     lineage: bytes
     plan: int
     void: bool
+    state: int = 0
 
     def pack(self) -> torch.Tensor:
         """(HEAD_WIDTH,) int64."""
-        return torch.tensor([self.step, *struct.unpack(">2q", self.lineage), self.plan, int(self.void)])
+        return torch.tensor([self.step, *struct.unpack(">2q", self.lineage), self.plan, int(self.void), self.state])
 
     @classmethod
     def unpack(cls, columns: list[int]) -> Head:
         """The inverse of `pack`."""
-        step, high, low, plan, void = columns
-        return cls(step, struct.pack(">2q", high, low), plan, bool(void))
+        step, high, low, plan, void, state = columns
+        return cls(step, struct.pack(">2q", high, low), plan, bool(void), state)
 
 
-HEAD_WIDTH = 5
+HEAD_WIDTH = 6
 
 
 def dump(
@@ -70,17 +75,33 @@ def dump(
         "step": progress.step,
         "lineage": progress.lineage.hex(),
         "plan": progress.plan,
-        "pending": [(made.step, list(made.ranges), made.plan) for made in progress.pending],
+        "pending": [
+            (made.step, list(made.ranges), made.plan, None if made.skipped is None else list(made.skipped))
+            for made in progress.pending
+        ],
+        "skips": progress.skips,
     }
     whole = {
         "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": _readable(optimizer.state_dict()),
         "progress": meta,
         "random": [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in random],
         "labels": dict(labels),
     }
     torch.save(whole, out)
     return out.getvalue()
+
+
+def _readable(state: dict[str, Any]) -> dict[str, Any]:
+    """With plain numbers where a schedule has put numpy's, which cannot be read back without running code."""
+    groups = state.get("param_groups")
+    if not isinstance(groups, list):
+        return state
+    return {**state, "param_groups": [{n: _number(value) for n, value in group.items()} for group in groups]}
+
+
+def _number(value: Any) -> Any:
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 else value
 
 
 def parse(data: bytes) -> Saved:
@@ -93,10 +114,15 @@ def parse(data: bytes) -> Saved:
             f"classes with torch.serialization.add_safe_globals. {error}"
         ) from error
     meta = found["progress"]
-    pending = tuple(Composition(step, tuple(ranges), plan) for step, ranges, plan in meta["pending"])
-    progress = Progress(meta["step"], bytes.fromhex(meta["lineage"]), meta["plan"], pending)
+    pending = tuple(_composition(*made) for made in meta["pending"])
+    progress = Progress(meta["step"], bytes.fromhex(meta["lineage"]), meta["plan"], pending, meta.get("skips", 0))
     random = tuple(bytes(one.numpy()) for one in found["random"])
     return Saved(found["model"], found["optimizer"], progress, random, found["labels"])
+
+
+def _composition(step: int, ranges: list[int], plan: int, skipped: list[str] | None = None) -> Composition:
+    """Files of before skipped steps have no fourth."""
+    return Composition(step, tuple(ranges), plan, None if skipped is None else tuple(skipped))
 
 
 def load(saved: Saved, model: torch.nn.Module, optimizer: Any) -> None:
