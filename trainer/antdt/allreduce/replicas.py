@@ -25,8 +25,8 @@ SHOWN_SIZE_BYTES_MAX = 4 * 2**20  # of a tensor, to find the first number that d
 LIKELY = {
     "setting": "A scheduler was stepped, or the setting changed, by some workers only: one that takes no sample in a "
     "step has no batch, one that was started again begins its schedule anew. Step it in "
-    "optimizer.register_step_post_hook(lambda *_: scheduler.step()) or, where workers come and go, set it in a pre-hook "
-    "from agent.step_number.",
+    "optimizer.register_step_post_hook(lambda *_: scheduler.step()) or, where workers come and go, set it from "
+    "agent.step_number in a pre-hook.",
     "parameter": "Something besides agent.step changed it on some workers only (an optimizer of the script's own, "
     "clamping, copying, a learning rate set in the loop: a worker that takes no sample in a step has no batch). Do it "
     "in optimizer.register_step_post_hook, where every worker comes by in every step. If nothing of the kind is done, "
