@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 from collections.abc import Callable, Iterator
@@ -227,6 +228,19 @@ def test_losses_that_are_means_are_taken(make: Any) -> None:
         take(member, 2)
         member.backward(make(member), 2)
         assert member.step().applied
+
+
+@WORLDS
+def test_a_loss_of_another_model_is_refused(world: int) -> None:
+    with training(world) as members:
+        others = [copy.deepcopy(member.model) for member in members]
+
+        def act(member: AllReduce) -> None:
+            take(member, 2)
+            other = others[members.index(member)]
+            member.backward(functional.mse_loss(other(ONES), ONES[:, :3]), 2)
+
+        each_refuses(members, act, "the very model")
 
 
 # -- models and data

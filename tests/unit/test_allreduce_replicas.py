@@ -76,6 +76,18 @@ def test_a_scheduler_that_one_worker_steps_is_named_after_the_first_step_that_it
         all_raise(members, learn, wanted)
 
 
+def test_parameter_groups_that_one_worker_adds_are_named() -> None:
+    members = [replica() for _ in range(2)]
+    rest = [dict(m.optimizer.param_groups[0]) for m in members]
+    with generation_of(members):
+        for member, group in zip(members, rest, strict=True):
+            moved = member.optimizer.param_groups[0]["params"].pop()
+            if member is members[1]:
+                member.optimizer.add_param_group({"params": [moved], "lr": group["lr"]})
+        each(2, lambda rank: learn(members[rank]))
+        all_raise(members, learn, r"number of parameter groups differs: expected 1 \(rank 0\), found 2 \(rank 1\)")
+
+
 def test_schedulers_in_hooks_and_learning_rates_of_numpy_are_equal() -> None:
     numpy = pytest.importorskip("numpy")
     members = [replica(options=OFTEN) for _ in range(2)]

@@ -187,6 +187,11 @@ class ReducedGradients:
         """The first bucket is on its way."""
         return self._launched > 0
 
+    @property
+    def touched(self) -> bool:
+        """Some parameter got a gradient in this step."""
+        return any(slot.used for bucket in self.buckets for slot in bucket.slots)
+
     def announce(self, columns: torch.Tensor) -> None:
         """This member's row (ROW_WIDTH,), to ride in the first bucket."""
         rows = self.buckets[0].rows
@@ -336,6 +341,11 @@ class LocalGradients:
         if not last:
             grads = [param.grad for param in self._params]
             self._kept = [(grad, 0 if grad is None else grad._version) for grad in grads]
+
+    @property
+    def touched(self) -> bool:
+        """Some parameter got a gradient in this step."""
+        return any(param.grad is not None for param in self._params)
 
     def _ready(self, place: int, _param: Parameter) -> None:
         if self._last:

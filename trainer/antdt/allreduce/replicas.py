@@ -80,7 +80,8 @@ class Replica:
     def parts(self) -> list[Part]:
         """Everything apart, with its name; what is likely the cause of the others comes first."""
         names = fingerprint.names_of(self.optimizer.param_groups)
-        found = [Part("setting", name, value) for name, value in zip(names, self._numbers, strict=False)]
+        found = [Part("setting", "number of parameter groups", len(self.optimizer.param_groups))]
+        found += [Part("setting", name, value) for name, value in zip(names, self._numbers, strict=False)]
         params = list(self.model.named_parameters())
         found += [Part("parameter", name, param) for name, param in params if param.requires_grad]
         found += [Part("frozen parameter", name, param) for name, param in params if not param.requires_grad]

@@ -41,8 +41,8 @@ class AllReduceOptions:
     it, "auto": inline on the CPU, gather on CUDA. overlap: reduce while backward runs. pending_max: applied steps that
     may await their commit; whoever drives the strategy waits before there are more.
 
-    compare_every: replicas are compared in every so many steps, the first few of a generation, before a checkpoint and
-    at the end; 0 never. The optimizer's numbers (learning rates and the like) are compared in every step.
+    compare_every: parameters and buffers are compared in every so many steps, the first few of a generation, before a
+    checkpoint and at the end; 0 never. The optimizer's numbers (learning rates and the like) are in every step.
     on_nonfinite: what becomes of a step whose reduced gradient is not finite. skips_max: so many of them in a row end
     the run.
     """
@@ -327,7 +327,7 @@ class AllReduce:
             self._guard.check_parameters()
         self._rounds += 1
         if generation.world == 1 or not every:
-            return 0, 0
+            return self._replica.settings, 0
         state = self._state  # of the round before, if that one had no sample: the script did not run since
         if not state and (due or samples == 0):
             state = self._replica.state(frozen=self._rounds == 1)
@@ -366,6 +366,11 @@ class AllReduce:
         self._gradients.expect(last)
         (loss * (samples / self._row.reference)).backward()
         self._gradients.done(last)
+        if last and not self._gradients.touched:
+            raise UsageError(
+                "The loss depends on no trainable parameter of the Agent's model (on a copy of it, or another model?): "
+                "give the Agent the very model that the loss is computed with."
+            )
         if last:
             first_at = self._gradients.first_at
             self.first_bucket_at = time.perf_counter() if first_at is None else first_at
