@@ -5,6 +5,7 @@ Made from the bytes of tensors as they are, never from sums of floats. Must not 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import blake2b
@@ -17,6 +18,8 @@ ROW_WORDS = 2**13
 SHIFT = 29
 MULTIPLIER = 0x5851F42D4C957F2D
 
+_of_thread = threading.local()
+
 
 def of_tensors(tensors: Iterable[torch.Tensor]) -> int:
     """The fingerprint of some tensors in this order: a signed number of 64 bits, never 0.
@@ -25,8 +28,8 @@ def of_tensors(tensors: Iterable[torch.Tensor]) -> int:
     """
     sums: dict[torch.device, torch.Tensor] = {}
     for words in _words(tensors):
-        mixed = words >> SHIFT  # the highest bits alone would vanish in a product
-        mixed ^= words
+        mixed = torch.bitwise_right_shift(words, SHIFT, out=_scratch(words.device)[1][: len(words)])
+        mixed ^= words  # the highest bits alone would vanish in a product
         rows = mixed.view(-1, ROW_WORDS)
         weights = _weights(words.device)
         rows *= weights
@@ -49,24 +52,44 @@ def _signed(value: int) -> int:
 
 
 def _words(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The bytes of all tensors as whole rows of int64, batch by batch; zeros behind the last ones of a device."""
-    waiting: dict[torch.device, list[torch.Tensor]] = {}
+    """The bytes of all tensors as whole rows of int64, batch by batch; zeros behind the last ones of a device.
+
+    Each batch is overwritten by the next one.
+    """
+    filled: dict[torch.device, int] = {}
     for tensor in tensors:
         if tensor.layout is not torch.strided or tensor.numel() == 0:
             continue
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-        parts = waiting.setdefault(flat.device, [])
-        while flat.numel():
-            room = BATCH_SIZE_BYTES - sum(part.numel() for part in parts)
-            parts.append(flat[:room])
-            flat = flat[room:]
-            if room == parts[-1].numel():
-                yield torch.cat(parts).view(torch.int64)
-                parts.clear()
-    for device, parts in waiting.items():
-        if parts:
-            left = -sum(part.numel() for part in parts) % (8 * ROW_WORDS)
-            yield torch.cat([*parts, torch.zeros(left, dtype=torch.uint8, device=device)]).view(torch.int64)
+        words = _scratch(flat.device)[0]
+        room = words.view(torch.uint8)
+        at = filled.get(flat.device, 0)
+        for part in _cut(flat, BATCH_SIZE_BYTES - at):
+            room[at : at + part.numel()] = part
+            at += part.numel()
+            if at == BATCH_SIZE_BYTES:
+                yield words
+                at = 0
+        filled[flat.device] = at
+    for device, at in filled.items():
+        if at:
+            words = _scratch(device)[0]
+            end = -(-at // (8 * ROW_WORDS)) * ROW_WORDS
+            words.view(torch.uint8)[at : 8 * end] = 0
+            yield words[:end]
+
+
+def _cut(flat: torch.Tensor, first: int) -> list[torch.Tensor]:
+    return [part for part in (flat[:first], *flat[first:].split(BATCH_SIZE_BYTES)) if part.numel()]
+
+
+def _scratch(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two batches of this thread: memory that is new each time takes longer than all the rest."""
+    found: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = _of_thread.__dict__
+    if device not in found:
+        new = (torch.empty(BATCH_SIZE_BYTES // 8, dtype=torch.int64, device=device) for _ in range(2))
+        found[device] = next(new), next(new)
+    return found[device]
 
 
 @cache

@@ -52,7 +52,7 @@ class AllReduceOptions:
     compositions: Literal["auto", "inline", "gather"] = "auto"
     overlap: bool = True
     pending_max: int = 4096
-    compare_every: int = 16
+    compare_every: int = 32
     on_nonfinite: Literal["skip", "raise"] = "skip"
     skips_max: int = 100
 
