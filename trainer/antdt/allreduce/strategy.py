@@ -21,17 +21,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from antdt_schemas.errors import NotFinite, UsageError
+from antdt_schemas.errors import UsageError
 from antdt_schemas.lineage import ROOT
 
-from antdt.allreduce import guard, randomness, replicas
-from antdt.allreduce.buckets import LocalGradients, ReducedGradients, all_finite, partition
+from antdt.allreduce import finite, guard, randomness, replicas
+from antdt.allreduce.buckets import LocalGradients, ReducedGradients, partition
 from antdt.allreduce.composition import ROW_WIDTH, Composition, Range, Round, Row, outlier
 from antdt.allreduce.memory import Buffers, RandomState
 from antdt.allreduce.rendezvous import Generation, GenerationClosed
 from antdt.allreduce.state import Head, Progress, Saved, broadcast, dump, gather_bytes, gather_heads, load, parse
 
-BACK = "Go back to a checkpoint (`antdt rollback JOB --step STEP`) with a smaller learning rate, or clip gradients."
 COMPARED_AT_FIRST = 4  # steps of a generation, all of which are compared
 
 
@@ -106,7 +105,7 @@ class AllReduce:
         self._guard = guard.Guard(model, optimizer)
         self._workers: Sequence[str] = ()
         self._rounds, self._skips, self._state = 0, 0, 0
-        self._never_finite = {name for name, kept in self._buffers.kept_apart() if not all_finite([kept])}
+        self._finite = finite.Finite(model, self._buffers)
         self._random = RandomState({param.device for param in model.parameters()})
         self._random_of_file: tuple[bytes, ...] = ()
         self._row: Row | None = None
@@ -247,21 +246,8 @@ class AllReduce:
         self.check_finite()
 
     def check_finite(self) -> None:
-        """Raises NotFinite where a trained parameter is not, or a buffer that was so at first: no state to keep."""
-        named = [(name, param) for name, param in self.model.named_parameters() if param.requires_grad]
-        if not all_finite([param.detach() for _, param in named]):
-            name = next(name for name, param in named if not all_finite([param.detach()]))
-            self._not_finite(f"parameter {name}")
-        for name, kept in self._buffers.kept_apart():
-            if name not in self._never_finite and not all_finite([kept]):
-                self._not_finite(f"buffer {name}")
-
-    def _not_finite(self, what: str) -> None:
-        raise NotFinite(
-            f"After step {self.step_number} the model's {what} is not finite: no step mends that, and no checkpoint of "
-            "it is written, so that those that there are hold finite models.",
-            BACK,
-        )
+        """Raises NotFinite for a model that nobody should go back to."""
+        self._finite.check(self.step_number)
 
     def check_equal(self, saved: Saved, file: str) -> None:
         """Raises ReplicasDiffer where a saved state is of this very step, but of another model: loading hides that."""
@@ -425,27 +411,17 @@ class AllReduce:
         skipped, raises NotFinite instead, on all members alike.
         """
         self.check_finite()
-        authors: tuple[str, ...] | None = None
+        options, authors = self.options, None
         try:
             authors = self._gather_authors(generation, gradients.own_is_finite())
         except GenerationClosed:
-            if self.options.on_nonfinite == "skip":
+            if options.on_nonfinite == "skip":
                 raise
-        said = ", ".join(authors or ()) or "no worker's part alone, the sum overflows"
-        if authors is None:
-            said = "not known, as a worker ended meanwhile"
-        if self.options.on_nonfinite == "raise":
-            raise NotFinite(
-                f"The gradient of step {self.step_number + 1} is not finite (by {said}), and on_nonfinite is 'raise'.",
-                f"The model is that of step {self.step_number}. Look at the loss there.",
-            )
-        if self._skips + 1 >= self.options.skips_max:
-            raise NotFinite(
-                f"{self.options.skips_max} steps in a row up to step {self.step_number + 1} had a gradient that is not "
-                f"finite (the last one by {said}): the model does not learn any more.",
-                BACK,
-            )
-        return authors or ()
+        if authors is None or options.on_nonfinite == "raise":
+            raise finite.not_to_be_skipped(self.step_number + 1, authors, None)
+        if self._skips + 1 >= options.skips_max:
+            raise finite.not_to_be_skipped(self.step_number + 1, authors, options.skips_max)
+        return authors
 
     def _gather_authors(self, generation: Generation, own_is_finite: bool) -> tuple[str, ...]:
         if generation.world == 1:
