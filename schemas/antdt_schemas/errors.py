@@ -13,6 +13,7 @@
      │   └─ LogTampered    42   hash chain, digest or sequence do not hold
      ├─ Undecodable        42   bytes that are no record of ours
      │   └─ UnknownSchema  42   a fingerprint that this version does not know
+     ├─ NotFinite          42   gradients or the model are not finite: started again, it would meet the same samples
      ├─ Refused            42   the ledger refused what this worker asked, with its reason
      └─ Occupied           42   somebody else runs this worker: was there first, has its place, or took over
 
@@ -108,6 +109,12 @@ class Undecodable(AntdtError):
 
 class UnknownSchema(Undecodable):
     """A schema fingerprint that this version does not know."""
+
+
+class NotFinite(AntdtError):
+    """Gradients or the model hold a NaN or an infinity, and going on would not mend it."""
+
+    exit_code = ExitCode.NEVER_RETRY
 
 
 class Refused(AntdtError):

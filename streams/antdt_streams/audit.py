@@ -102,6 +102,7 @@ def report_of(account: Account, broken: Break | None) -> dict[str, Any]:
         "quarantined": [[e, a, b] for e, s in sorted(books.quarantined.items()) for a, b in s],
         "faults": evidence.faults(state),
         "steps": books.step,
+        "skipped_steps": books.skipped,
         "rolled_back_steps": books.rolled_back,
         "accepted_losses": [
             {"first_lost": e.first_lost, "next_offset": e.next_offset, "author": e.author, "reason": e.reason}

@@ -62,6 +62,7 @@ class Books:
     wrong_lineage: list[int] = field(default_factory=list)
     step: int = 0
     refused: int = 0
+    skipped: int = 0
     first_lease_ms: int | None = None
     last_commit_ms: int | None = None
     done: str | None = None
@@ -108,6 +109,7 @@ class Books:
         self.regressions = before.regressions + self.regressions
         self.moves = before.moves + self.moves
         self.refused += before.refused
+        self.skipped += before.skipped
         self.rolled_back += before.rolled_back
         if before.first_lease_ms is not None:
             self.first_lease_ms = before.first_lease_ms
@@ -134,6 +136,8 @@ class Books:
             self.done, self.reopened = None, True
         elif isinstance(event, records.Refused):
             self.refused += 1
+        elif isinstance(event, records.StepSkipped):
+            self.skipped += 1
         elif isinstance(event, records.Regressed):
             self.regressions.append(event)
         elif isinstance(event, records.RequestsMoved):

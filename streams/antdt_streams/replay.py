@@ -186,6 +186,7 @@ def _state(s: State) -> dict[str, Any]:
         "committed": s.committed_total,
         "quarantined": s.quarantined_total,
         "refused": s.refused,
+        "skipped_steps": s.skipped,
         "epochs": [
             {
                 "epoch": number,

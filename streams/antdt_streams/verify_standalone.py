@@ -204,7 +204,7 @@ class Log:
         self.ranges, self.ends, self.lineages = array("q"), array("q", [0]), bytearray(16)
         self.checkpoints = {0: bytes(16)}
         self.apart: list[tuple[int, int, int, int]] = []
-        self.rolled_back, self.file = 0, None
+        self.rolled_back, self.skipped, self.file = 0, 0, None
 
     @property
     def step(self) -> int:
@@ -325,6 +325,11 @@ class Log:
         self.ends.append(len(self.ranges))
         self.lineages += lineage
 
+    def on_stepskipped(self, e: dict[str, Any]) -> None:
+        if e["step"] != self.step:
+            raise Broken(f"step {e['step']} is said to be skipped, the newest is {self.step}")
+        self.skipped += 1
+
     def on_returned(self, e: dict[str, Any]) -> None:
         self.take(e["lease"], e["epoch"], e["start"], e["length"])
         if e["quarantined"]:
@@ -433,6 +438,7 @@ def report(log: Log, broken: dict[str, Any] | None) -> dict[str, Any]:
         "void_entries": len(log.void),
         "head_hash": log.rolling.hex(),
         "steps": log.step,
+        "skipped_steps": log.skipped,
         "rolled_back_steps": log.rolled_back,
         "lineage": bytes(log.lineages[-16:]).hex(),
         "file": log.file,

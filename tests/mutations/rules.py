@@ -28,11 +28,14 @@ from tests.simulation.ledgers import LedgerProcess
 from tests.simulation.trainer import Worker
 from tests.unit import (
     test_allreduce_composition,
+    test_allreduce_finite,
+    test_allreduce_replicas,
     test_allreduce_steps,
     test_evidence,
     test_holdups,
     test_ledger,
     test_ledger_places,
+    test_session_ledger,
 )
 
 GIVE_BACK_AT_ONCE = """
@@ -443,6 +446,30 @@ MUTATIONS = (
         "replicas that differ go on",
         (Edit(Round.of, "if _identity(row) != first:", "if False:"),),
         lambda: test_allreduce_composition.test_replicas_that_differ_are_named({"lineage": b"x" * 16}),
+    ),
+    Mutation(
+        "13",
+        "replicas with other parameters go on",
+        (Edit(Round.unequal, "or outlier([row.state for row in self.rows])", ""),),
+        lambda: test_allreduce_replicas.test_a_parameter_that_one_worker_changes_ends_the_run_of_all((2, 2), "inline"),
+    ),
+    Mutation(
+        "13",
+        "an adoption hides that two members differ",
+        (Edit(AllReduce.adopt, "if unequal is not None:", "if False:"),),
+        test_allreduce_replicas.test_an_adoption_does_not_hide_that_two_members_differ,
+    ),
+    Mutation(
+        "13",
+        "a gradient that is not finite is applied",
+        (Edit(AllReduce.step, "None if gradients.is_finite() else", "None if True else"),),
+        lambda: test_allreduce_finite.test_the_step_counts_and_nothing_else_changes(float("nan"), True, "inline"),
+    ),
+    Mutation(
+        "13",
+        "a skipped step is reported as any other",
+        (Edit(Commits.tick, "if c.skipped is not None", "if False"),),
+        test_session_ledger.test_who_made_a_step_be_skipped_reaches_the_log_however_late,
     ),
     # -- 14: plans
     Mutation(

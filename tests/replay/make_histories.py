@@ -26,9 +26,12 @@ SEEDS = 2_000
 
 # What makes a history worth keeping, and how many entries it must have at least.
 WANTED: dict[str, tuple[int, Callable[[World], bool]]] = {
-    "calm": (40, lambda w: w.budget == 0 and not (w.counts["worker_killed"] or w.counts["ledger_killed"])),
+    "calm": (40, lambda w: w.faults.budget == 0 and not (w.counts["worker_killed"] or w.counts["ledger_killed"])),
+    "evidence": (60, lambda w: w.counts["blamed_dead"] > 0 and w.counts["readmitted_after_the_end"] > 0),
     "kills-and-rollbacks": (60, lambda w: w.counts["rolled_back"] > 1 and w.counts["worker_killed"] > 1),
+    "moved-and-displaced": (60, lambda w: w.counts["requests_moved"] > 1 and w.counts["displaced"] > 0),
     "quarantine": (30, lambda w: w.counts["quarantined"] > 0),
+    "skipped": (40, lambda w: w.counts["step_skipped"] > 6 and w.counts["rolled_back"] > 0),
     "zombies": (60, lambda w: w.counts["void_entry"] > 1 and w.counts["zombie_ledger_superseded"] > 1),
 }
 
@@ -61,9 +64,9 @@ def main() -> None:
             continue
         for seed in range(SEEDS):
             world = World(seed)
-            budget = world.budget
+            budget = world.faults.budget
             world.run()
-            world.budget = budget
+            world.faults.budget = budget
             if wanted(world) and len(world.broker.log) >= entries_min:
                 container.write(path, "memory", f"seed-{seed}", entries(world.broker.log))
                 expected[path.stem] = expected_of(path)

@@ -16,8 +16,8 @@ from antdt_streams.audit import audit
 from tests.helpers.logs import export, simulated
 
 SHARED = (
-    "exactly_once", "job", "run_id", "entries", "void_entries", "head_hash", "steps", "rolled_back_steps", "lineage",
-    "file", "committed", "missing", "repeated", "quarantined",
+    "exactly_once", "job", "run_id", "entries", "void_entries", "head_hash", "steps", "rolled_back_steps",
+    "skipped_steps", "lineage", "file", "committed", "missing", "repeated", "quarantined",
 )  # fmt: skip
 SCRIPT = Path(verify_standalone.__file__)
 
@@ -31,7 +31,9 @@ def test_it_agrees_with_the_audit_on_simulated_jobs(tmp_path: Path) -> None:
             mine, theirs = both(tmp_path, log[:end])
             assert {k: mine.get(k) for k in SHARED} == {k: theirs.get(k) for k in SHARED}, (seed, end)
             seen |= {k for k in SHARED if theirs.get(k)}
-    assert seen >= {"exactly_once", "void_entries", "rolled_back_steps", "missing", "quarantined"}, seen
+    assert seen >= {"exactly_once", "void_entries", "rolled_back_steps", "skipped_steps", "missing", "quarantined"}, (
+        seen
+    )
 
 
 def test_it_agrees_with_the_audit_on_where_a_log_breaks(tmp_path: Path) -> None:

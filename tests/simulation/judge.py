@@ -32,6 +32,7 @@ class Judge:
         self.chain = [lineage.ROOT]
         self.newest, self.gone_of = 0, dict[int, set[str]]()
         self.blamed: list[tuple[records.Blamed, int]] = []
+        self.skipped: dict[int, tuple[str, ...]] = {}
         for offset, payload in enumerate(self.world.broker.log):
             self.read(offset, payload)
         self.live = True
@@ -61,8 +62,11 @@ class Judge:
         if isinstance(event, records.Committed):
             assert event.step == len(self.chain), (event, len(self.chain))
             self.chain.append(event.lineage)
+        elif isinstance(event, records.StepSkipped):
+            self.skipped[event.step] = event.authors
         elif isinstance(event, records.RolledBack):
             del self.chain[event.step + 1 :]
+            self.skipped = {step: authors for step, authors in self.skipped.items() if step <= event.step}
         elif isinstance(event, records.Granted):
             self.members[event.generation] = event.members
             self.newest, self.gone_of[event.generation] = event.generation, set()
@@ -162,6 +166,8 @@ class Judge:
         assert dict(rows.all_rows(rows.load(world.spec, stored))) == stored, "rows do not give the state back"
         model = world.files[state.done].model
         assert (model.step, model.lineage) == (state.committed, state.lineage), "the final file is not the last step"
+        skipped = {made.step: made.skipped for made in model.steps() if made.skipped is not None}
+        assert skipped == self.skipped, "the log does not say which steps the final model was left out of"
         self.agrees(model, "the final model")
         for worker in world.workers.values():
             if worker.alive and worker.workers and worker.generation == state.generation:

@@ -13,19 +13,26 @@ from antdt_schemas import lineage
 class Model:
     """The state after one step. `origin` names the weights that the chain began with: no two processes start alike."""
 
-    __slots__ = ("lineage", "origin", "plan", "previous", "ranges", "step")
+    __slots__ = ("lineage", "origin", "plan", "previous", "ranges", "skipped", "step")
 
-    def __init__(self, origin: str, previous: Model | None = None, ranges: tuple[int, ...] = (), plan: int = 0) -> None:
-        self.origin, self.previous, self.ranges, self.plan = origin, previous, ranges, plan
+    def __init__(
+        self,
+        origin: str,
+        previous: Model | None = None,
+        ranges: tuple[int, ...] = (),
+        plan: int = 0,
+        skipped: tuple[str, ...] | None = None,
+    ) -> None:
+        self.origin, self.previous, self.ranges, self.plan, self.skipped = origin, previous, ranges, plan, skipped
         self.step, self.lineage = 0, lineage.ROOT
         if previous is not None:
             quads = [v for i in range(0, len(ranges), 5) for v in (ranges[i], *ranges[i + 2 : i + 5])]
             self.step = previous.step + 1
             self.lineage = lineage.next_lineage(previous.lineage, self.step, quads)
 
-    def then(self, ranges: tuple[int, ...], plan: int) -> Model:
+    def then(self, ranges: tuple[int, ...], plan: int, skipped: tuple[str, ...] | None = None) -> Model:
         """The model after one more step: flat quintuples (lease, token, epoch, start, length) in rank order."""
-        return Model(self.origin, self, ranges, plan)
+        return Model(self.origin, self, ranges, plan, skipped)
 
     def steps(self) -> Iterator[Model]:
         """Every step in it, the newest first; not the start."""

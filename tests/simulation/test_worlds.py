@@ -27,7 +27,7 @@ CAME_OF_IT = (
     "file_removed", "void_entry", "ledger_superseded", "rejoined", "torn_adoption",
     "completed_though_broken", "failed_though_complete", "model_before_the_first_step_gone", "returned", "quarantined",
     "readmitted", "rolled_back", "rolled_back_by_operator", "rollback_undid_steps", "loss_accepted", "decision",
-    "decision_repeated", "refused_Commit", "refused_Checkpoint", "refused_Lease", "requests_moved",
+    "decision_repeated", "step_skipped", "refused_Commit", "refused_Checkpoint", "refused_Lease", "requests_moved",
     "refused_undecodable", "occupied", "taken_over", "displaced",
     "blamed_dead", "blamed_alive", "counted", "readmitted_after_the_end",
 )  # fmt: skip

@@ -27,6 +27,7 @@ from tests.simulation.trainer import Died, Ousted, Worker
 HOUR_0_MS = 10 * 3_600_000
 TICKS_MAX = 60_000
 TICKS_TO_END_MAX = 20_000
+READMIT_TICKS = 500  # how soon whoever readmits looks whether that was done
 REPLY_LOST, REPLY_REPEATED = 0.06, 0.06
 REQUEST_LOST, REQUEST_REPEATED, OLD_REQUEST_SENT = 0.03, 0.03, 0.03
 
@@ -97,7 +98,7 @@ class World:
         self.first_launch, self.launches = Launch("launch-1", "here"), 1
         self.lives: Counter[str] = Counter()
         self.names = 0
-        self.poison, self.mended = poisoned(seed, self.spec), False
+        self.poison, self.mended, self.readmitted_at = poisoned(seed, self.spec), False, -READMIT_TICKS
         # What failed or was killed at which samples: flat triples (epoch, start, length) of each incarnation.
         self.failures, self.deaths = dict[str, list[int]](), dict[str, tuple[int, ...]]()
         self.due: list[tuple[int, Any]] = []
@@ -283,7 +284,7 @@ class World:
             if self.tick >= self.next_due:
                 self.do_what_is_due()
             self.step()
-            if self.over():
+            if self.over() and self.tick >= self.readmitted_at + READMIT_TICKS:
                 self.judge.verdict()
                 if not self.reopened():
                     return
@@ -311,11 +312,13 @@ class World:
         """Whether somebody mends the data, readmits what is in quarantine, and launches the job again."""
         state = self.judge.fold.state
         assert state is not None
-        if self.mended or not state.quarantined_total:
+        if not state.quarantined_total:
             return False
-        self.mended, self.faults.last_tick = True, self.tick
-        self.poison.clear()
-        self.count("readmitted_after_the_end")
+        if not self.mended:
+            self.mended, self.faults.last_tick = True, self.tick
+            self.poison.clear()
+            self.count("readmitted_after_the_end")
+        self.readmitted_at = self.tick  # what was asked may be lost with the requests: it is asked again
         self.operator(records.Readmit())
         return True
 

@@ -88,6 +88,45 @@ def test_a_step_that_is_committed_is_not_committed_again() -> None:
     assert bench.state.committed_total == 4
 
 
+def test_a_skipped_step_is_committed_and_said_to_be_skipped() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    held = bench.lease("w0.0", 12)
+    before = dict(rows.all_rows(bench.state))
+    assert not [key for key in before if key.startswith(b"skipped")], "no row where it does not occur"
+    flats = [(*held[:3], start, 4) for start in (0, 4, 8)]
+    skipped = (records.Skip(1, ("w1",)), records.Skip(3, ()))
+    body = records.Commit(1, 1, tuple(flats), (0, 0, 0), b"", -1, skipped)
+    assert bench.say("w0.0", body).status is Status.OK
+    assert bench.say("w0.0", body).status is Status.OK, "repeated"
+    assert bench.state.committed_total == 12, "its samples count"
+    said = [e for e in bench.events() if isinstance(e, records.Committed | records.StepSkipped)]
+    assert [(type(e).__name__, e.step) for e in said] == [
+        ("Committed", 1),
+        ("StepSkipped", 1),
+        ("Committed", 2),
+        ("Committed", 3),
+        ("StepSkipped", 3),
+    ]
+    assert [e.authors for e in said if isinstance(e, records.StepSkipped)] == [("w1",), ()]
+    stored = dict(rows.all_rows(bench.state))
+    assert stored[b"skipped/" + b"0" * 20] == b"[2]"
+    assert rows.load(SPEC, stored).skipped == 2
+    report = audit(enumerate(bench.broker.log))
+    assert report["skipped_steps"] == 2
+    assert report["broken"] is None
+
+
+def test_a_step_that_is_not_committed_is_not_skipped() -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    held = bench.lease("w0.0", 10)
+    for step in (0, 2):
+        body = records.Commit(1, 1, ((*held[:4], 4),), (0,), b"", -1, (records.Skip(step, ("w0",)),))
+        assert f"Step {step} is said to be skipped" in bench.say("w0.0", body).reason
+    assert bench.state.committed == 0
+
+
 def test_leases_of_the_lost_wait_for_the_first_commit_of_the_next_generation() -> None:
     bench = Bench()
     bench.join("w0.0", "w1.0")

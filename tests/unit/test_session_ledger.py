@@ -43,7 +43,7 @@ class Desk:
             for session in self.sessions:
                 session.on_reply(reply)
 
-    def train(self, samples: int) -> int:
+    def train(self, samples: int, skipped: tuple[str, ...] | None = None) -> int:
         """A step of every member; returns how many samples it had. The one before it is proven by it."""
         first, self.step = self.sessions[0], self.step + 1
         taken = [v for s in self.sessions for r in s.leases.take(samples, 8) for v in r]
@@ -51,7 +51,7 @@ class Desk:
         self.lineage = lineage.next_lineage(self.lineage, self.step, quads)
         for session in self.sessions:
             session.proven(self.step - 1)
-            session.applied(Composition(self.step, tuple(taken), self.lineage, 0))
+            session.applied(Composition(self.step, tuple(taken), self.lineage, 0, skipped))
         assert first.phase is Phase.MEMBER
         return sum(taken[4::5])
 
@@ -200,3 +200,19 @@ def test_a_commit_names_no_more_numbers_than_the_topics_take() -> None:
     assert desk.ledger.office.state.committed == 7
     assert sent
     assert all(sum(map(len, commit.compositions)) <= 12 for commit in sent)
+
+
+def test_who_made_a_step_be_skipped_reaches_the_log_however_late() -> None:
+    desk = begun(LONG)
+    for authors in (None, ("w1",), None, ()):
+        desk.train(20, authors)
+        desk.run(0.1, away=True)
+    desk.train(20)
+    desk.run(3.0)
+    bodies = [codec.decode(payload, records.Entry).body for payload in desk.broker.log]
+    events = [e for body in bodies if isinstance(body, records.Cycle) for e in body.events]
+    assert [e.step for e in events if isinstance(e, records.Committed)] == [1, 2, 3, 4]
+    assert [e for e in events if isinstance(e, records.StepSkipped)] == [
+        records.StepSkipped(2, ("w1",)),
+        records.StepSkipped(4, ()),
+    ]

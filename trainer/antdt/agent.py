@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
@@ -62,7 +62,12 @@ class _Clock:
 
 
 class Agent:
-    """One worker of a job. Iterate it for micro-batches; call `step(loss)` for each of them."""
+    """One worker of a job. Iterate it for micro-batches; call `step(loss)` for each of them.
+
+    Invariant: a process is one worker of one job once. What begins again is another process.
+    """
+
+    _begun: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -109,6 +114,9 @@ class Agent:
             Unavailable, UnknownJob: the broker is away, or the job was not started.
         """
         self.options = options or AgentOptions()
+        self._named = settings is not None  # by the caller, who then knows which worker of which job this is
+        self._iterated = False
+        self._refuse_another()
         self.settings = settings or Settings.of()
         schedule = Schedule(batch_size, epochs, seed, self.options.workers_min or self.settings.world_size)
         pinning = pinning_of(pin_memory)
@@ -178,7 +186,16 @@ class Agent:
         Raises:
             Refused: the ledger refused this worker (other data, a job that is taken), with its reason.
             Unavailable: broker or ledger did not answer within the bounds.
+            UsageError: it is iterated for a second time, or another Agent of this process was.
         """
+        self._refuse_another()
+        if self._iterated:
+            raise UsageError(
+                "This Agent was iterated already: it runs through all epochs itself. Write one loop over it, none over "
+                "epochs around it, and pass epochs=N to antdt.Agent; agent.epoch says which one a batch is of."
+            )
+        self._iterated = True
+        Agent._begun = Agent._begun or not self._named
         iteration = self._iterate()
         # A script that ends without having closed it must not leave the others waiting for somebody silent.
         atexit.register(_close, weakref.ref(iteration))
@@ -219,7 +236,13 @@ class Agent:
         """Backward for the micro-batch at hand; reduces and applies after the last one of a step.
 
         loss: the mean over the micro-batch. Returns True when the model has changed: `step_number` and `lineage` say to
-        what.
+        what. A step whose gradient is not finite is skipped by all workers: its samples count, the model stays as it
+        was, no hook of the optimizer is called, and False is returned.
+
+        Raises:
+            UsageError: something that would be silently wrong, with what to do instead.
+            ReplicasDiffer: the workers do not hold the same model any more; which part, and what likely did it.
+            NotFinite: the model is not finite, or too many steps in a row were skipped.
         """
         if self._micro is None:
             raise UsageError("agent.step(loss) belongs into the loop over the Agent, once for every batch.")
@@ -227,7 +250,7 @@ class Agent:
         if self._broken:
             self._hand = []
             return False
-        before = self.strategy.step_number
+        result: StepResult | None = None
         try:
             if last:
                 self.strategy.see(self.plans.newest)
@@ -240,12 +263,20 @@ class Agent:
             if last:
                 self._clock.first_bucket_at = self.strategy.first_bucket_at
                 self._page.enter(At.REDUCING)
-                self._account(self.strategy.step())
+                result = self.strategy.step()
+                self._account(result)
         except GenerationClosed as closed:
             log.info("generation is over: %s", closed)
             self._broken, self._hand = True, []
         self._page.enter(At.USER)
-        return self.strategy.step_number > before
+        return result is not None and result.applied and result.skipped is None
+
+    def _refuse_another(self) -> None:
+        if Agent._begun and not self._named and not self._iterated:
+            raise UsageError(
+                "This process has trained with an Agent before, and a worker has one for its life: pass epochs=N to it "
+                "instead of making one for each epoch; train another model by another script, as another job."
+            )
 
     @contextmanager
     def pause(self, seconds: float, what: str = "") -> Iterator[None]:
@@ -346,7 +377,10 @@ class Agent:
             self._micro = sum(r.length for r in part), number == len(parts) - 1
             yield batch
             if self._micro is not None:
-                raise UsageError("A batch was not passed to agent.step(loss): every sample counts exactly once.")
+                raise UsageError(
+                    "A batch was not passed to agent.step(loss): every sample counts exactly once. Pass a loss that is "
+                    "not finite as well (all workers skip that step), and loss * 0.0 to learn nothing from a batch."
+                )
             if self._broken:
                 raise GenerationClosed("it closed in the middle of a step")
 
@@ -430,7 +464,7 @@ class Agent:
             session.proven(strategy.step_number - 1 if result.applied else strategy.step_number)
             if result.applied:
                 made = strategy.pending[-1]
-                session.applied(Composition(made.step, made.ranges, strategy.lineage, made.plan))
+                session.applied(Composition(made.step, made.ranges, strategy.lineage, made.plan, made.skipped))
                 session.leases.observe(result.total, result.rows[0].reference)
             strategy.drop_pending(session.committed)
             self._membership.note()
@@ -438,6 +472,12 @@ class Agent:
         if result.applied:
             self._measure(result)
             self._load_back()
+        if result.skipped is not None:
+            log.warning(
+                "step %d was skipped: its gradient is not finite (%s)",
+                strategy.step_number,
+                "by " + ", ".join(result.skipped) if result.skipped else "by no worker alone, the sum overflows",
+            )
         self._checkpoint(result)
 
     def _measure(self, result: StepResult) -> None:
@@ -479,6 +519,7 @@ class Agent:
         random: list[bytes] = []
         if leaving or (result.applied and any(row.checkpoint for row in result.rows)):
             self._page.enter(At.REDUCING)
+            self.strategy.verify()
             random = self.strategy.gather_random()
             with self._client.changed:
                 session.proven(step)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from antdt_schemas.errors import UsageError
 from antdt_schemas.order import FACTOR, FEISTEL, SEQUENTIAL, WORD, Permutation
-from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset, default_collate
 
 from antdt import whereabouts
 from antdt.allreduce import Range
@@ -313,8 +313,14 @@ def source_of(
     memory.
 
     Raises:
-        UsageError: the data set is empty, or its size is not known.
+        UsageError: the data set is empty or a DataLoader, or its size is not known.
     """
+    if isinstance(dataset, DataLoader):
+        raise UsageError(
+            "antdt.Agent takes the data set, not a DataLoader, whose batches would each count as one sample: "
+            "Agent(model, optimizer, loader.dataset, batch_size=N, collate_fn=..., num_workers=...) loads it itself. "
+            "batch_size is that of all workers together."
+        )
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         count = size if size is not None else (len(dataset) if hasattr(dataset, "__len__") else 0)
         if count < 1:

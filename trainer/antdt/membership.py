@@ -189,7 +189,7 @@ class Membership:
         self.files.written_step = -1  # the event of an earlier file may be lost
         with self.client.changed:
             self.strategy.drop_pending(session.committed)
-            pending = [Composition(c.step, c.ranges, b"", c.plan) for c in self.strategy.pending]
+            pending = [Composition(c.step, c.ranges, b"", c.plan, c.skipped) for c in self.strategy.pending]
             session.begin(pending, self.strategy.lineage)
         log.info("%s is rank %d of %d in generation %d", session.worker, session.rank, len(self.workers), number)
 
@@ -215,7 +215,7 @@ class Membership:
             said = "shard_size=%d is ignored: the shards of job %s have %d samples, as its first worker has named it"
             log.warning(said, self.options.shard_size, self.settings.job, grant.shard_size)
         first, self.files.run_id = not self.files.run_id, grant.run_id
-        strategy.attach(generation)
+        strategy.attach(generation, [m.worker for m in grant.members])
         if first:
             self._draw_apart(grant, generation.rank)
         if grant.source is not None:

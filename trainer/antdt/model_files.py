@@ -103,11 +103,18 @@ class ModelFiles:
     def take_final(self, file: str) -> str:
         """The job ended without this worker: it started later, or was behind. The final model is that file. Returns
         since when it is.
+
+        Raises ReplicasDiffer where this worker has that very step and another model: the file would hide it.
         """
         # Names are unique, and one who never was granted anything does not know the run.
         found = next(self.root.glob(f"*/{file}"), self.root / file)
         data, since = checkpoint.read(found.parent, file, self.job), list[str]()
-        self.strategy.restore(data, lambda saved: since.append(saved.labels.get(WRITTEN, "")), f"Checkpoint {found}")
+
+        def check(saved: Saved) -> None:
+            self.strategy.check_equal(saved, file)
+            since.append(saved.labels.get(WRITTEN, ""))
+
+        self.strategy.restore(data, check, f"Checkpoint {found}")
         return since[0] or _utc(found.stat().st_mtime)
 
     @property
@@ -119,7 +126,10 @@ class ModelFiles:
         """A durable file of the model as it is: parts first, then the name. The event is for the caller to send.
 
         None: it could not be written, and is owed; that was said. patience_s: for how long to try again here.
+
+        Raises NotFinite for a model that nobody should go back to: the files that there are stay.
         """
+        self.strategy.check_finite()
         step, until = self.strategy.step_number, monotonic() + patience_s
         name = checkpoint.file_name(session.generation, session.incarnation, step)
         data = self._snapshot(random, name)

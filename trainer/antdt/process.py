@@ -130,7 +130,10 @@ def _become(script: Sequence[str], environ: Mapping[str, str], life: Life) -> No
         # As PYTHONUNBUFFERED would have it, which this process was too old for.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(write_through=True)
+    # An exception in the middle of an import is not sure to end it: told meanwhile, it leaves right behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     _draw_afresh()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     status = _run(list(script))
     if status == ExitCode.DONE and life.page.numbers[whereabouts.INCOMPLETE]:
         status = ExitCode.INCOMPLETE

@@ -68,6 +68,10 @@ def show_audit(report: dict[str, Any]) -> None:
         click.echo(f"  accepted by {loss['author']}: entries up to {loss['next_offset']} are lost: {loss['reason']}")
     for move in report.get("requests_moved", []):
         click.echo(f"  requests went on at {move['next']}, which cost nothing: {move['reason']}")
+    if report.get("skipped_steps"):
+        click.echo(
+            f"  {report['skipped_steps']} steps were skipped: their gradient was not finite (roll-backs included)"
+        )
     for name in ("entries", "void_entries", "steps", "refused_reports", "head_hash", "digest", "file"):
         if report.get(name) is not None:
             click.echo(f"  {name.replace('_', ' '):<16} {report[name]}")
@@ -108,6 +112,10 @@ def status(job: str, as_json: bool, place: Place) -> None:
     if found["quarantined"]:
         click.echo(f"  {found['quarantined']:,} samples in quarantine (try them again by `antdt readmit {job}`)")
         _show_faults(found["faults"])
+    if found["skipped_steps"]:
+        click.echo(
+            f"  {found['skipped_steps']} steps were skipped: their gradient was not finite (see the workers' output)"
+        )
     if found["accepted_losses"]:
         click.echo(f"  {found['accepted_losses']} losses of log entries were accepted: see `antdt audit {job}`")
     for decision in found["decisions"][-5:]:
@@ -133,6 +141,7 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
         "quarantined": state.quarantined_total if state else 0,
         "faults": evidence.faults(state) if state else [],
         "step": state.committed if state else 0,
+        "skipped_steps": state.skipped if state else 0,
         "generation": state.generation if state else 0,
         "open": bool(state and state.open),
         "members": [state.incarnations[m].worker for m in state.members] if state else [],

@@ -5,6 +5,7 @@ Knows parameters and a generation; must not know what a step means.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -16,6 +17,16 @@ from torch.nn import Parameter
 
 from antdt.allreduce.composition import ROW_WIDTH
 from antdt.allreduce.rendezvous import Generation
+
+SMALL_SIZE = 2**14  # elements: smaller gradients are added up together
+FOREIGN = (
+    "There are gradients that agent.step has not made, as the script called loss.backward(): pass all that is to be "
+    "learned from as one loss, agent.step(loss_a + loss_b), or use torch.autograd.grad for gradients of something else."
+)
+CHANGED = (
+    "Gradients were changed between two micro-batches of one step: leave out zero_grad(set_to_none=False), agent.step "
+    "clears gradients itself, and change them in optimizer.register_step_pre_hook, which sees those of the whole step."
+)
 
 
 def partition(
@@ -51,6 +62,21 @@ def numbers_of(digits: torch.Tensor) -> torch.Tensor:
 def _digit_dtype(dtype: torch.dtype) -> torch.dtype:
     """bfloat16 counts exactly to 256, float16 to 2,048, float32 to 2^24."""
     return torch.uint16 if dtype in (torch.float32, torch.float64) else torch.uint8
+
+
+def total_of(grads: torch.Tensor) -> torch.Tensor:
+    """A number that is finite only if all of these are; it may be infinite where their sum is too large."""
+    return grads.sum(dtype=torch.float32 if grads.element_size() < 4 else None)
+
+
+def all_finite(grads: Sequence[torch.Tensor]) -> bool:
+    """Whether every number is. Waits once for each device."""
+    sums: dict[torch.device, torch.Tensor] = {}
+    for one in grads:
+        sums[one.device] = total_of(one) + sums.get(one.device, 0)
+    if all(math.isfinite(total) for total in sums.values()):
+        return True
+    return all(bool(torch.isfinite(one).all()) for one in grads)
 
 
 class _Slot:
@@ -152,12 +178,19 @@ class ReducedGradients:
             for slot in bucket.slots:
                 slot.param.grad = None
         self._launched, self._last, self._row = 0, False, None
+        self._going, self._marks = False, list[int]()
+        self._own: list[torch.Tensor] = []
         self.first_at = None
 
     @property
     def launched(self) -> bool:
         """The first bucket is on its way."""
         return self._launched > 0
+
+    @property
+    def touched(self) -> bool:
+        """Some parameter got a gradient in this step."""
+        return any(slot.used for bucket in self.buckets for slot in bucket.slots)
 
     def announce(self, columns: torch.Tensor) -> None:
         """This member's row (ROW_WIDTH,), to ride in the first bucket."""
@@ -175,11 +208,32 @@ class ReducedGradients:
         return numbers_of(bucket.rows)
 
     def expect(self, last: bool) -> None:
-        """Before each backward. last: after it nothing more is accumulated, so full buckets may leave."""
-        self._last = last
+        """Before each backward. last: after it nothing more is accumulated, so full buckets may leave.
+
+        Raises UsageError where somebody else has made or changed gradients. One that was only set to None, as zero_grad
+        does, is put back.
+        """
+        if self._marks and self._marks != [bucket.flat._version for bucket in self.buckets]:
+            raise UsageError(CHANGED)
+        for bucket in self.buckets:
+            for slot in bucket.slots:
+                grad = slot.param.grad
+                if slot.used and grad is None:
+                    slot.param.grad = slot.view
+                elif grad is not (slot.view if slot.used else None):
+                    raise UsageError(FOREIGN)
+        self._last, self._going = last, True
+
+    def done(self, last: bool) -> None:
+        """After each backward."""
+        self._last, self._going = False, False
+        if not last:
+            self._marks = [bucket.flat._version for bucket in self.buckets]
 
     def _ready(self, slot: _Slot, param: Parameter) -> None:
         """Autograd has accumulated a gradient into `param`."""
+        if not self._going:
+            return  # the script's own backward: it counts for nothing, and must be cleared
         bucket = slot.bucket
         if bucket.work is not None:
             raise UsageError(
@@ -207,6 +261,8 @@ class ReducedGradients:
         bucket = self.buckets[self._launched]
         self._launched += 1
         bucket.fill()
+        if any(slot.used for slot in bucket.slots):
+            self._own.append(total_of(bucket.grads))
         if bucket.rows is not None:
             assert self._row is not None
             bucket.rows.zero_()
@@ -228,6 +284,14 @@ class ReducedGradients:
             if not bucket.all_used:
                 for slot, users in zip(bucket.slots, bucket.flags.tolist(), strict=True):
                     slot.param.grad = slot.view if users else None
+
+    def is_finite(self) -> bool:
+        """Whether the finished gradients are; the same on all members."""
+        return all_finite([bucket.grads for bucket in self.buckets])
+
+    def own_is_finite(self) -> bool:
+        """Whether this member's part of them was."""
+        return all(math.isfinite(total) for total in self._own)
 
 
 class LocalGradients:
@@ -256,11 +320,32 @@ class LocalGradients:
         for param in self._params:
             param.grad = None
         self._last, self._done = False, set[int]()
+        self._kept: list[tuple[torch.Tensor | None, int]] = []
         self.first_at: float | None = None
 
     def expect(self, last: bool) -> None:
-        """Before each backward."""
+        """Before each backward. Raises UsageError where somebody else has made or changed gradients."""
+        for param, (kept, version) in zip(self._params, self._kept or [(None, 0)] * len(self._params), strict=True):
+            grad = param.grad
+            if kept is not None and kept._version != version:
+                raise UsageError(CHANGED)
+            if grad is None:
+                param.grad = kept
+            elif grad is not kept:
+                raise UsageError(FOREIGN)
         self._last = last
+
+    def done(self, last: bool) -> None:
+        """After each backward."""
+        self._last = False
+        if not last:
+            grads = [param.grad for param in self._params]
+            self._kept = [(grad, 0 if grad is None else grad._version) for grad in grads]
+
+    @property
+    def touched(self) -> bool:
+        """Some parameter got a gradient in this step."""
+        return any(param.grad is not None for param in self._params)
 
     def _ready(self, place: int, _param: Parameter) -> None:
         if self._last:
@@ -277,6 +362,24 @@ class LocalGradients:
             for param in self._params:
                 if param.grad is not None:
                     param.grad.mul_(factor)
+
+    def is_finite(self) -> bool:
+        """Whether the finished gradients are."""
+        small: dict[Any, list[torch.Tensor]] = {}
+        found: list[torch.Tensor] = []
+        for param in self._params:
+            grad = param.grad
+            if grad is not None:
+                values = grad.coalesce().values() if grad.is_sparse else grad
+                if values.numel() < SMALL_SIZE:
+                    small.setdefault((values.dtype, values.device), []).append(values.reshape(-1))
+                else:
+                    found.append(values)
+        return all_finite([*found, *map(torch.cat, small.values())])
+
+    def own_is_finite(self) -> bool:
+        """Of a step whose gradients are not finite: there is nobody else."""
+        return False
 
 
 def _require_dense(param: Parameter) -> None:

@@ -6,6 +6,7 @@ Pure: whole numbers in, whole numbers out. It must not know torch, groups or gen
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from antdt_schemas.errors import Mismatch
 from antdt_schemas.lineage import DIGEST_SIZE, next_lineage
 
 RANGES_MAX = 8
-HEAD_WIDTH = 9
+HEAD_WIDTH = 11
 RANGE_WIDTH = 5
 ROW_WIDTH = HEAD_WIDTH + RANGES_MAX * RANGE_WIDTH
 ENDED, LEAVING, CHECKPOINT = 1, 2, 4
@@ -22,7 +23,7 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 
 class ReplicasDiffer(Mismatch):
-    """Two members of one generation do not hold the same model: a bug of ours, nothing is applied."""
+    """Members of one generation do not hold the same model: nothing is applied any more."""
 
 
 class Range(NamedTuple):
@@ -41,7 +42,8 @@ class Row:
 
     samples: how many it contributes, the sum of the lengths. plan_seen: the newest plan it has read. plan: the plan in
     its model. lineage, step: of its model. ended: it was told END. reference: the global batch its loss is weighed by.
-    leaving: this is its last step. checkpoint: a checkpoint is to follow this step.
+    leaving: this is its last step. checkpoint: a checkpoint is to follow this step. settings, state: fingerprints of
+    what the optimizer stepped by last, and of the model; 0 where none is given this time.
     """
 
     samples: int
@@ -54,6 +56,8 @@ class Row:
     ranges: tuple[Range, ...] = ()
     leaving: bool = False
     checkpoint: bool = False
+    settings: int = 0
+    state: int = 0
 
     def __post_init__(self) -> None:
         assert len(self.ranges) <= RANGES_MAX, f"{len(self.ranges)} ranges in one step, at most {RANGES_MAX}"
@@ -64,7 +68,7 @@ class Row:
         high, low = struct.unpack(">2q", self.lineage)
         flags = ENDED * self.ended | LEAVING * self.leaving | CHECKPOINT * self.checkpoint
         columns = [self.samples, self.plan_seen, self.plan, high, low, self.step, flags, self.reference]
-        columns.append(len(self.ranges))
+        columns += (self.settings, self.state, len(self.ranges))
         for taken in self.ranges:
             columns.extend(taken)
         columns.extend([0] * (ROW_WIDTH - len(columns)))
@@ -76,7 +80,7 @@ class Row:
     def unpack(cls, columns: Sequence[int]) -> Row:
         """The inverse of `pack`."""
         assert len(columns) == ROW_WIDTH, len(columns)
-        samples, plan_seen, plan, high, low, step, flags, reference, used = columns[:HEAD_WIDTH]
+        samples, plan_seen, plan, high, low, step, flags, reference, *prints, used = columns[:HEAD_WIDTH]
         assert 0 <= used <= RANGES_MAX, used
         starts = range(HEAD_WIDTH, HEAD_WIDTH + used * RANGE_WIDTH, RANGE_WIDTH)
         return cls(
@@ -90,15 +94,21 @@ class Row:
             ranges=tuple(Range(*columns[at : at + RANGE_WIDTH]) for at in starts),
             leaving=bool(flags & LEAVING),
             checkpoint=bool(flags & CHECKPOINT),
+            settings=prints[0],
+            state=prints[1],
         )
 
 
 class Composition(NamedTuple):
-    """What an applied step consists of. ranges: flat quintuples (lease, token, epoch, start, length) in rank order."""
+    """What an applied step consists of. ranges: flat quintuples (lease, token, epoch, start, length) in rank order.
+
+    skipped: who made its gradient anything but finite, so that the model stayed as it was; None where it was applied.
+    """
 
     step: int
     ranges: tuple[int, ...]
     plan: int
+    skipped: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +135,14 @@ class Round:
         plan = max(rows[0].plan, min(row.plan_seen for row in rows))
         return cls(tuple(rows), sum(row.samples for row in rows), plan, any(row.ended for row in rows))
 
-    def composition(self, step: int) -> Composition:
+    def unequal(self) -> tuple[int, int] | None:
+        """Two ranks whose replicas are not the same, by their fingerprints."""
+        return outlier([row.settings for row in self.rows]) or outlier([row.state for row in self.rows])
+
+    def composition(self, step: int, skipped: tuple[str, ...] | None = None) -> Composition:
         """The composition of `step`, as the ledger is told it."""
         flat = tuple(value for row in self.rows for taken in row.ranges for value in taken)
-        return Composition(step, flat, self.plan)
+        return Composition(step, flat, self.plan, skipped)
 
     def lineage_after(self, previous: bytes, step: int) -> bytes:
         """Lineage of the model once this round is in it. Tokens are left out: they name leases, not contents."""
@@ -139,6 +153,15 @@ class Round:
             for value in (taken.lease, taken.epoch, taken.start, taken.length)
         ]
         return next_lineage(previous, step, flat)
+
+
+def outlier(fingerprints: Sequence[int]) -> tuple[int, int] | None:
+    """Ranks of two that differ: the first one of most, and the first that is not like them. 0 is like any."""
+    given = Counter(value for value in fingerprints if value)
+    if len(given) < 2:
+        return None
+    usual = given.most_common(1)[0][0]
+    return fingerprints.index(usual), next(r for r, value in enumerate(fingerprints) if value not in (0, usual))
 
 
 def _identity(row: Row) -> tuple[bytes, int, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ class _Group:
     so it must be equal on all members.
     """
 
-    def __init__(self, places: Sequence[Place], reduced: bool) -> None:
-        self.places, self.reduced = places, reduced
+    def __init__(self, named: Mapping[str, Place], reduced: bool) -> None:
+        self.names, self.places, self.reduced = list(named), list(named.values()), reduced
         self.kept = self._flat()
         self.is_float = self.kept.is_floating_point() or self.kept.is_complex()
 
@@ -39,6 +39,14 @@ class _Group:
                 buffer.copy_(flat[at : at + buffer.numel()].view_as(buffer))
                 at += buffer.numel()
 
+    def apart(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each buffer as it was kept."""
+        at = 0
+        for name, (module, own) in zip(self.names, self.places, strict=True):
+            buffer = module._buffers[own]
+            yield name, self.kept[at : at + buffer.numel()].view(buffer.shape)
+            at += buffer.numel()
+
     def change(self, weight: float) -> torch.Tensor:
         """What this member adds to the mean: only what it changed, so that constants stay as they are, bit by bit."""
         now = self._flat()
@@ -51,13 +59,13 @@ class Buffers:
 
     def __init__(self, model: torch.nn.Module) -> None:
         persistent = set(model.state_dict())
-        kinds: dict[Any, list[Place]] = {}
+        kinds: dict[Any, dict[str, Place]] = {}
         for prefix, module in model.named_modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     path = f"{prefix}.{name}" if prefix else name
                     kind = buffer.dtype, buffer.device, path in persistent
-                    kinds.setdefault(kind, []).append((module, name))
+                    kinds.setdefault(kind, {})[path] = module, name
         self._groups = [_Group(places, kind[2]) for kind, places in kinds.items()]
         self._flight: list[tuple[_Group, torch.Tensor, Any]] = []
 
@@ -66,6 +74,14 @@ class Buffers:
         for group in self._groups:
             group.keep()
         self._flight = []
+
+    def kept(self) -> list[torch.Tensor]:
+        """Those that are part of the state, as they were last kept, flat."""
+        return [group.kept for group in self._groups if group.reduced]
+
+    def kept_apart(self) -> list[tuple[str, torch.Tensor]]:
+        """The same one by one, with their names."""
+        return [one for group in self._groups if group.reduced for one in group.apart()]
 
     def restore(self) -> None:
         """As they were when last kept."""

@@ -22,12 +22,13 @@ PLAIN = (int, float, bool, str, bytes, type(None))  # nobody need try whether th
 
 
 class Progress(NamedTuple):
-    """How far a model is. pending: applied, not yet seen committed."""
+    """How far a model is. pending: applied, not yet seen committed. skips: the last so many steps were skipped."""
 
     step: int
     lineage: bytes
     plan: int
     pending: tuple[Composition, ...]
+    skips: int = 0
 
 
 class Saved(NamedTuple):
@@ -44,25 +45,29 @@ class Saved(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What a member says of its state before anybody takes over another's. Gathered as int64, HEAD_WIDTH wide."""
+    """What a member says of its state before anybody takes over another's. Gathered as int64, HEAD_WIDTH wide.
+
+    state: its fingerprint, or 0.
+    """
 
     step: int
     lineage: bytes
     plan: int
     void: bool
+    state: int = 0
 
     def pack(self) -> torch.Tensor:
         """(HEAD_WIDTH,) int64."""
-        return torch.tensor([self.step, *struct.unpack(">2q", self.lineage), self.plan, int(self.void)])
+        return torch.tensor([self.step, *struct.unpack(">2q", self.lineage), self.plan, int(self.void), self.state])
 
     @classmethod
     def unpack(cls, columns: list[int]) -> Head:
         """The inverse of `pack`."""
-        step, high, low, plan, void = columns
-        return cls(step, struct.pack(">2q", high, low), plan, bool(void))
+        step, high, low, plan, void, state = columns
+        return cls(step, struct.pack(">2q", high, low), plan, bool(void), state)
 
 
-HEAD_WIDTH = 5
+HEAD_WIDTH = 6
 
 
 def dump(
@@ -74,11 +79,15 @@ def dump(
         "step": progress.step,
         "lineage": progress.lineage.hex(),
         "plan": progress.plan,
-        "pending": [(made.step, list(made.ranges), made.plan) for made in progress.pending],
+        "pending": [
+            (made.step, list(made.ranges), made.plan, None if made.skipped is None else list(made.skipped))
+            for made in progress.pending
+        ],
+        "skips": progress.skips,
     }
     whole = {
         "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": _readable(optimizer.state_dict()),
         "optimizer_name": type(optimizer).__qualname__,
         "progress": meta,
         "random": [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in random],
@@ -91,7 +100,7 @@ def dump(
 
 
 def _refuse_unreadable(value: Any, name: str) -> None:
-    """numpy's numbers look like Python's own, and make a file that nobody can load: found when it was needed."""
+    """It would make a file that nobody can load, found when it was needed."""
     if isinstance(value, Mapping):
         for key, one in value.items():
             _refuse_unreadable(key, f"the key {key!r} of {name}")
@@ -119,6 +128,18 @@ def _is_readable(value: Any) -> bool:
     return True
 
 
+def _readable(state: dict[str, Any]) -> dict[str, Any]:
+    """With plain numbers where a schedule has put numpy's, which cannot be read back without running code."""
+    groups = state.get("param_groups")
+    if not isinstance(groups, list):
+        return state
+    return {**state, "param_groups": [{n: _number(value) for n, value in group.items()} for group in groups]}
+
+
+def _number(value: Any) -> Any:
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 else value
+
+
 def parse(data: bytes) -> Saved:
     """Reads all of it before anything is overwritten. Runs no code out of the bytes."""
     try:
@@ -129,8 +150,8 @@ def parse(data: bytes) -> Saved:
             f"classes with torch.serialization.add_safe_globals. {error}"
         ) from error
     meta = found["progress"]
-    pending = tuple(Composition(step, tuple(ranges), plan) for step, ranges, plan in meta["pending"])
-    progress = Progress(meta["step"], bytes.fromhex(meta["lineage"]), meta["plan"], pending)
+    pending = tuple(_composition(*made) for made in meta["pending"])
+    progress = Progress(meta["step"], bytes.fromhex(meta["lineage"]), meta["plan"], pending, meta.get("skips", 0))
     random = tuple(bytes(one.numpy()) for one in found["random"])
     name = found.get("optimizer_name", "")
     return Saved(found["model"], found["optimizer"], progress, random, found["labels"], name)
@@ -176,6 +197,11 @@ def _other_optimizer(saved: Saved, optimizer: Any) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _composition(step: int, ranges: list[int], plan: int, skipped: list[str] | None = None) -> Composition:
+    """Files of before skipped steps have no fourth."""
+    return Composition(step, tuple(ranges), plan, None if skipped is None else tuple(skipped))
 
 
 def load(saved: Saved, model: torch.nn.Module, optimizer: Any) -> None:

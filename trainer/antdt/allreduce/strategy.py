@@ -8,12 +8,13 @@ Rules
     Weights: each loss counts n / reference in backward, and the sum counts reference / total afterwards. Together that
     is the gradient of the mean over the global batch, whatever the split.
     A round without a sample is no step: neither optimizer nor step number move.
+    A step whose reduced gradient is not finite is skipped by all alike: its samples count and the step number moves,
+    model, optimizer and buffers stay. Nobody calls the optimizer, so none of its hooks either.
     Until the optimizer is called, `abort` leads back to the last applied step, bit by bit.
 """
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +24,11 @@ import torch
 from antdt_schemas.errors import UsageError
 from antdt_schemas.lineage import ROOT
 
-from antdt.allreduce import randomness
+from antdt.allreduce import finite, guard, randomness, replicas
 from antdt.allreduce.buckets import LocalGradients, ReducedGradients, partition
-from antdt.allreduce.composition import ROW_WIDTH, Composition, Range, Round, Row
+from antdt.allreduce.composition import ROW_WIDTH, Composition, Range, Round, Row, outlier
 from antdt.allreduce.memory import Buffers, RandomState
-from antdt.allreduce.rendezvous import Generation
+from antdt.allreduce.rendezvous import Generation, GenerationClosed
 from antdt.allreduce.state import (
     Head,
     Progress,
@@ -41,12 +42,19 @@ from antdt.allreduce.state import (
     parse,
 )
 
+COMPARED_AT_FIRST = 4  # steps of a generation, all of which are compared
+
 
 @dataclass(frozen=True, slots=True)
 class AllReduceOptions:
     """compositions: "inline" in the first bucket (no collective of its own, but on CUDA a device sync), "gather" beside
     it, "auto": inline on the CPU, gather on CUDA. overlap: reduce while backward runs. pending_max: applied steps that
     may await their commit; whoever drives the strategy waits before there are more.
+
+    compare_every: parameters and buffers are compared in every so many steps, the first few of a generation, before a
+    checkpoint and at the end; 0 never. The optimizer's numbers (learning rates and the like) are in every step.
+    on_nonfinite: what becomes of a step whose reduced gradient is not finite. skips_max: so many of them in a row end
+    the run.
     """
 
     first_bucket_size_bytes: int = 2**20
@@ -54,6 +62,13 @@ class AllReduceOptions:
     compositions: Literal["auto", "inline", "gather"] = "auto"
     overlap: bool = True
     pending_max: int = 4096
+    compare_every: int = 32
+    on_nonfinite: Literal["skip", "raise"] = "skip"
+    skips_max: int = 100
+
+    def __post_init__(self) -> None:
+        if self.on_nonfinite not in ("skip", "raise") or self.compare_every < 0 or self.skips_max < 1:
+            raise UsageError('AllReduceOptions: on_nonfinite is "skip" or "raise", compare_every >= 0, skips_max >= 1.')
 
 
 class Timings(NamedTuple):
@@ -65,13 +80,16 @@ class Timings(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """total: samples of all members. rows: in rank order. ended: some member was told END."""
+    """total: samples of all members. rows: in rank order. applied: the step number moved. ended: some member was told
+    END. skipped: whose part of the gradient was not finite, where the step was skipped for that.
+    """
 
     total: int
     rows: list[Row]
     applied: bool
     ended: bool
     timings: Timings
+    skipped: tuple[str, ...] | None = None
 
 
 class AllReduce:
@@ -84,7 +102,7 @@ class AllReduce:
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: Any, options: AllReduceOptions | None = None) -> None:
-        _refuse(model, optimizer)
+        guard.refuse(model, optimizer)
         self.model, self.optimizer, self.options = model, optimizer, options or AllReduceOptions()
         self.step_number, self.lineage, self.plan = 0, ROOT, 0
         self.pending: list[Composition] = []
@@ -94,6 +112,11 @@ class AllReduce:
         self._gradients: ReducedGradients | LocalGradients | None = None
         self._trained: list[torch.nn.Parameter] = []
         self._buffers = Buffers(model)
+        self._replica = replicas.Replica(model, optimizer, self._buffers)
+        self._guard = guard.Guard(model, optimizer)
+        self._workers: Sequence[str] = ()
+        self._rounds, self._skips, self._state = 0, 0, 0
+        self._finite = finite.Finite(model, self._buffers)
         self._random = RandomState({param.device for param in model.parameters()})
         self._random_of_file: tuple[bytes, ...] = ()
         self._row: Row | None = None
@@ -101,8 +124,8 @@ class AllReduce:
 
     # -- generations
 
-    def attach(self, generation: Generation) -> None:
-        """From now on steps are made with the members of this generation."""
+    def attach(self, generation: Generation, workers: Sequence[str] = ()) -> None:
+        """From now on steps are made with the members of this generation. workers: what to call each rank."""
         assert self._row is None, "abort the step first"
         trained = [param for param in self.model.parameters() if param.requires_grad]
         if not trained:
@@ -119,11 +142,16 @@ class AllReduce:
         self._frozen = [param for param in self.model.parameters() if not param.requires_grad]
         if isinstance(self._gradients, ReducedGradients):
             self._gradients.connect(generation, self._inline())
+        self._workers = workers or [f"rank {rank}" for rank in range(generation.world)]
+        self._rounds, self._state = 0, 0
+        self._replica.forget()
+        self._guard.open()
         self._forget_step()
         self._keep()
 
     def detach(self) -> None:
         """Takes the hooks off the model; the state stays."""
+        self._guard.close()
         if self._gradients is not None:
             self._gradients.disconnect()
         self._gradients, self._generation = None, None
@@ -138,11 +166,20 @@ class AllReduce:
         included. Returns False where all are equal already, and nothing is sent.
 
         Before the first step equal numbers say nothing about the weights, so there the source's are always taken.
+
+        Raises ReplicasDiffer where members that are at the same step hold different models: neither is taken over.
         """
         generation = self._attached()
         assert self._row is None, "abort the step first"
-        heads = gather_heads(generation, Head(self.step_number, self.lineage, self.plan, self.void))
+        state = 0
+        if generation.world > 1 and self.step_number and not self.void and self.options.compare_every:
+            state = self._replica.state(frozen=True)
+        heads = gather_heads(generation, Head(self.step_number, self.lineage, self.plan, self.void, state))
         assert not heads[source_rank].void, "the source of an adoption must hold a valid state"
+        for at in {(head.step, head.lineage) for head in heads}:
+            unequal = outlier([head.state if (head.step, head.lineage) == at else 0 for head in heads])
+            if unequal is not None:
+                raise replicas.difference(generation, self._replica, self._workers, at[0], unequal)
         if generation.world == 1 or (len(set(heads)) == 1 and self.step_number > 0):
             return False
         mine = generation.rank == source_rank
@@ -184,7 +221,7 @@ class AllReduce:
         """
         assert self._row is None, "a snapshot belongs between two steps"
         assert not self.void, "the state is void"
-        progress = Progress(self.step_number, self.lineage, self.plan, tuple(self.pending))
+        progress = Progress(self.step_number, self.lineage, self.plan, tuple(self.pending), self._skips)
         return dump(self.model, self.optimizer, progress, random or self._random_of_file, labels or {})
 
     def load_back(self) -> None:
@@ -219,8 +256,8 @@ class AllReduce:
         load(saved, self.model, self.optimizer)
         progress = saved.progress
         self.step_number, self.lineage, self.plan = progress.step, progress.lineage, progress.plan
-        self.pending = list(progress.pending)
-        self._random_of_file = saved.random
+        self.pending, self._skips = list(progress.pending), progress.skips
+        self._random_of_file, self._state = saved.random, 0
         if saved.random:
             rank = self._generation.rank if self._generation is not None else 0
             randomness.take_over(saved.random, rank, self._random.devices)
@@ -231,6 +268,32 @@ class AllReduce:
     def size_bytes(self) -> int:
         """About how large a snapshot is: parameters, and two moments of each in the optimizer."""
         return 3 * sum(int(param.numel() * param.element_size()) for param in self.model.parameters())
+
+    def verify(self) -> None:
+        """Before a checkpoint, by all members alike, between two steps: what is written is what everybody has.
+
+        Raises ReplicasDiffer, or NotFinite.
+        """
+        generation = self._attached()
+        if generation.world > 1 and self.options.compare_every:
+            mine = self._replica.state(frozen=True)
+            found = torch.empty(generation.world, 1, dtype=torch.int64)
+            generation.wait(generation.gather(found, torch.tensor([mine])))
+            generation.settled()
+            unequal = outlier(found.flatten().tolist())
+            if unequal is not None:
+                raise replicas.difference(generation, self._replica, self._workers, self.step_number, unequal)
+        self.check_finite()
+
+    def check_finite(self) -> None:
+        """Raises NotFinite for a model that nobody should go back to."""
+        self._finite.check(self.step_number)
+
+    def check_equal(self, saved: Saved, file: str) -> None:
+        """Raises ReplicasDiffer where a saved state is of this very step, but of another model: loading hides that."""
+        at, mine = (saved.progress.step, saved.progress.lineage), (self.step_number, self.lineage)
+        if at == mine and self.step_number and not self.void and self.options.compare_every:
+            replicas.check_file(self._replica.parts(), saved.model, at[0], file)
 
     def drop_pending(self, up_to_step: int) -> None:
         """These are committed: nobody has to report them again."""
@@ -262,6 +325,7 @@ class AllReduce:
         assert not self.void, "the state is void"
         assert samples == sum(taken[4] for taken in ranges) and reference > 0, (samples, reference, ranges)
         assert len(self.pending) < self.options.pending_max, "too many applied steps await their commit"
+        settings, state = self._fingerprints(generation, samples)
         self._row = Row(
             samples=samples,
             plan_seen=plan_seen,
@@ -273,8 +337,28 @@ class AllReduce:
             ranges=tuple(Range(*taken) for taken in ranges),
             leaving=leaving,
             checkpoint=checkpoint,
+            settings=settings,
+            state=state,
         )
         self._announce(generation, self._row)
+
+    def _fingerprints(self, generation: Generation, samples: int) -> tuple[int, int]:
+        """Of the last applied step: the optimizer's numbers always, the model where everybody gives it.
+
+        Whoever takes no sample gives it always: when nobody takes any, perhaps at the end, all are compared.
+        """
+        every = self.options.compare_every
+        due = bool(every) and (self._rounds < COMPARED_AT_FIRST or self.step_number % every == 0)
+        if due:
+            self._guard.check_parameters()
+        self._rounds += 1
+        if generation.world == 1 or not every:
+            return self._replica.settings, 0
+        state = self._state  # of the round before, if that one had no sample: the script did not run since
+        if not state and (due or samples == 0):
+            state = self._replica.state(frozen=self._rounds == 1)
+        self._state = 0 if samples else state
+        return self._replica.settings, state
 
     def see(self, plan: int) -> None:
         """The newest plan that was read since `take`; it counts for this step if the row has not left yet."""
@@ -303,9 +387,16 @@ class AllReduce:
         """
         assert self._row is not None and self._gradients is not None, "take first"
         assert samples > 0, "without samples there is nothing to go backward from"
+        guard.check_loss(loss)
         self._weighed += samples
         self._gradients.expect(last)
         (loss * (samples / self._row.reference)).backward()
+        self._gradients.done(last)
+        if last and not self._gradients.touched:
+            raise UsageError(
+                "The loss depends on no trainable parameter of the Agent's model (on a copy of it, or another model?): "
+                "give the Agent the very model that the loss is computed with."
+            )
         if last:
             first_at = self._gradients.first_at
             self.first_bucket_at = time.perf_counter() if first_at is None else first_at
@@ -314,8 +405,8 @@ class AllReduce:
         """Reduces what is left, weighs and applies. on_plan: told the plan from this step on, if it is a new one,
         before the optimizer runs.
 
-        Raises GenerationClosed (then `abort`) and ReplicasDiffer. To change gradients before they are applied, register
-        a step pre-hook on the optimizer.
+        Raises GenerationClosed (then `abort`), ReplicasDiffer and NotFinite. To change gradients before they are
+        applied, register a step pre-hook on the optimizer.
         """
         generation, row, gradients = self._attached(), self._row, self._gradients
         assert row is not None and gradients is not None, "take first"
@@ -326,19 +417,58 @@ class AllReduce:
         if row.samples == 0:
             round_ = Round.of(self._rows())
             if round_.total == 0:
+                self._compare(round_)
                 return self._idle(round_, started)
         gradients.launch_rest()
         self._buffers.launch(generation, row.samples / row.reference)
         round_ = Round.of(self._rows())
+        self._compare(round_)
         composed = time.perf_counter()
         factor = row.reference / round_.total
         gradients.finish(factor)
         self._buffers.wait(generation)
         reduced = time.perf_counter()
+        skipped = None if gradients.is_finite() else self._authors(generation, gradients)
         # From here on nothing can fail half-way but this process itself.
-        self._apply(round_, factor, on_plan)
+        if round_.plan != self.plan and on_plan is not None:
+            on_plan(round_.plan)
+        if skipped is None:
+            self._apply(factor)
+        else:
+            self._buffers.restore()
+        self._advance(round_, skipped)
         timings = Timings(composed - started, reduced - composed, time.perf_counter() - reduced)
-        return StepResult(round_.total, list(round_.rows), True, round_.ended, timings)
+        return StepResult(round_.total, list(round_.rows), True, round_.ended, timings, skipped)
+
+    def _compare(self, round_: Round) -> None:
+        """Raises ReplicasDiffer, on all members alike."""
+        unequal = round_.unequal()
+        if unequal is not None:
+            raise replicas.difference(self._attached(), self._replica, self._workers, self.step_number, unequal)
+
+    def _authors(self, generation: Generation, gradients: ReducedGradients | LocalGradients) -> tuple[str, ...]:
+        """Whose part of a gradient was not finite; nobody's, if only the sum is too large. Where a step must not be
+        skipped, raises NotFinite instead, on all members alike.
+        """
+        self.check_finite()
+        options, authors = self.options, None
+        try:
+            authors = self._gather_authors(generation, gradients.own_is_finite())
+        except GenerationClosed:
+            if options.on_nonfinite == "skip":
+                raise
+        if authors is None or options.on_nonfinite == "raise":
+            raise finite.not_to_be_skipped(self.step_number + 1, authors, None)
+        if self._skips + 1 >= options.skips_max:
+            raise finite.not_to_be_skipped(self.step_number + 1, authors, options.skips_max)
+        return authors
+
+    def _gather_authors(self, generation: Generation, own_is_finite: bool) -> tuple[str, ...]:
+        if generation.world == 1:
+            return tuple(self._workers)
+        found = torch.empty(generation.world, 1, dtype=torch.int64)
+        generation.wait(generation.gather(found, torch.tensor([int(own_is_finite)])))
+        return tuple(w for w, finite in zip(self._workers, found.flatten().tolist(), strict=True) if not finite)
 
     def _rows(self) -> list[Row]:
         """Everybody's, in rank order; waits for them."""
@@ -358,17 +488,24 @@ class AllReduce:
         self._forget_step()
         return StepResult(0, list(round_.rows), False, round_.ended, Timings(time.perf_counter() - started, 0.0, 0.0))
 
-    def _apply(self, round_: Round, factor: float, on_plan: Callable[[int], None] | None) -> None:
-        if round_.plan != self.plan and on_plan is not None:
-            on_plan(round_.plan)
+    def _apply(self, factor: float) -> None:
+        """Void until `_advance` has said which step this is."""
         self.void = True
         self._buffers.finish(factor)
-        self.optimizer.step()
+        self._guard.applying = True
+        try:
+            self.optimizer.step()
+        finally:
+            self._guard.applying = False
+        self._replica.stepped()
+
+    def _advance(self, round_: Round, skipped: tuple[str, ...] | None) -> None:
         self.step_number += 1
         self.plan = round_.plan
         self.lineage = round_.lineage_after(self.lineage, self.step_number)
-        self.pending.append(round_.composition(self.step_number))
-        self._random_of_file = ()
+        self.pending.append(round_.composition(self.step_number, skipped))
+        self._skips = 0 if skipped is None else self._skips + 1
+        self._random_of_file, self._state = (), 0
         self.void = False
         self._attached().settled()
         self._forget_step()
@@ -397,19 +534,3 @@ class AllReduce:
             raise UsageError(
                 "A parameter was unfrozen within a generation: freeze and unfreeze before training starts."
             )
-
-
-def _refuse(model: torch.nn.Module, optimizer: Any) -> None:
-    """What cannot be made exact is refused at once."""
-    if not any(param.requires_grad for param in model.parameters()):
-        raise UsageError("The model has no trainable parameters: at least one must have requires_grad=True.")
-    if not all(param.is_floating_point() for param in model.parameters() if param.requires_grad):
-        raise UsageError("Trainable parameters must be real floating-point numbers: hold complex ones as pairs.")
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise UsageError(
-            f"{type(optimizer).__name__} evaluates the loss several times a step: choose an optimizer without closure."
-        )
-    known = {id(param) for param in model.parameters()}
-    if any(id(param) not in known for group in optimizer.param_groups for param in group["params"]):
-        raise UsageError("The optimizer holds parameters that the model does not: pass one module that holds them all.")

@@ -20,13 +20,15 @@ from antdt.session.asking import ASKED_MAX, Due, Outbox, SessionOptions
 class Composition:
     """A step that is in this worker's model: flat quintuples (lease, token, epoch, start, length) in rank order.
 
-    lineage: that of the model after the step; empty where the step came with somebody else's model.
+    lineage: that of the model after the step; empty where the step came with somebody else's model. skipped: whose
+    gradient was not finite, where the step was skipped for that.
     """
 
     step: int
     ranges: tuple[int, ...]
     lineage: bytes
     plan: int
+    skipped: tuple[str, ...] | None = None
 
 
 class Commits:
@@ -87,6 +89,7 @@ class Commits:
             plans=tuple(c.plan for c in chosen),
             lineage=chosen[-1].lineage if chosen else self.lineage,
             log_seen=-1,
+            skipped=tuple(records.Skip(c.step, c.skipped) for c in chosen if c.skipped is not None),
         )
         number = outbox.post(body, sent, now_s)
         if self.settle and len(self._numbers) < ASKED_MAX:

@@ -38,6 +38,7 @@ RANGES_PER_REPLY_MAX = 256
 LEASES_AN_ANSWER = 32
 REASON_CHARS_MAX = 300
 AUTHOR_CHARS_MAX = 128
+AUTHORS_OF_SKIP_MAX = 64
 
 
 @dataclass(slots=True)
@@ -433,8 +434,11 @@ def _commit(turn: Turn, request: records.Request, body: records.Commit) -> None:
     if body.first_step > state.committed + 1:
         raise Refusal(f"Step {body.first_step} is committed before step {state.committed + 1}: a gap.")
     events = _validated(state, body, new)
+    skipped = _skipped(body)
     for event in events:
         turn.emit(event)
+        if event.step in skipped:
+            turn.emit(skipped[event.step])
     if not state.settled and _has_reported_what_it_began_with(state):
         _settle(turn)
     turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.OK))
@@ -469,6 +473,19 @@ def _validated(state: State, body: records.Commit, new: range) -> list[records.C
     if last >= state.committed and body.lineage and body.lineage != at:
         raise Refusal(f"After step {last} this model's lineage is {body.lineage.hex()}, the ledger's {at.hex()}.")
     return events
+
+
+def _skipped(body: records.Commit) -> dict[int, records.StepSkipped]:
+    """Steps that were skipped because their gradient was not finite; the members know, nobody else can."""
+    for skip in body.skipped:
+        if not body.first_step <= skip.step < body.first_step + len(body.compositions):
+            raise Refusal(f"Step {skip.step} is said to be skipped, but is not among those that are committed.")
+    return {
+        skip.step: records.StepSkipped(
+            skip.step, tuple(a[:AUTHOR_CHARS_MAX] for a in skip.authors[:AUTHORS_OF_SKIP_MAX])
+        )
+        for skip in body.skipped
+    }
 
 
 def _has_reported_what_it_began_with(state: State) -> bool:

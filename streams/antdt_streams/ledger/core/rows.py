@@ -44,6 +44,7 @@ def _few_rows(state: State) -> Iterator[tuple[bytes, bytes]]:
         ("requests", (0,) if state.requests_topic else ()),
         ("blamed", sorted(state.blamed)),
         ("fault", sorted(state.faults)),
+        ("skipped", (0,) if state.skipped else ()),
     )
     for kind, keys in names:
         for name in keys:
@@ -114,6 +115,14 @@ def _load_meta(s: State, _: str, row: Any) -> None:
     s.lineage = bytes.fromhex(lineage)
     s.next_lease, s.requests_next, s.sequence, s.now_ms, s.done = counters
     s.committed_total, s.quarantined_total, s.refused = totals
+
+
+def _skipped(s: State, _: int) -> Any:
+    return [s.skipped] if s.skipped else None
+
+
+def _load_skipped(s: State, _: str, row: Any) -> None:
+    (s.skipped,) = row
 
 
 def _grant(s: State, _: int) -> Any:
@@ -219,6 +228,7 @@ def _load_fault(s: State, name: str, row: Any) -> None:
 _KINDS: dict[str, tuple[Callable[[State, Any], Any], Callable[[State, str, Any], None]]] = {
     "meta": (_meta, _load_meta),
     "grant": (_grant, _load_grant),
+    "skipped": (_skipped, _load_skipped),
     "incarnation": (_incarnation, _load_incarnation),
     "epoch": (_epoch, _load_epoch),
     "lease": (_lease, _load_lease),

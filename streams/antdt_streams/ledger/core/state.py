@@ -187,6 +187,8 @@ class State:
         # Kafka's id of the topic of the requests, if it is not that of Genesis any more.
         self.requests_topic = ""
         self.committed_total = self.quarantined_total = self.refused = 0
+        # Committed steps that the model was left out of, those undone by a roll-back included.
+        self.skipped = 0
         self.incarnations: dict[str, Incarnation] = {}
         self.epochs: dict[int, Epoch] = {}
         self.leases: dict[int, Lease] = {}
@@ -436,6 +438,11 @@ class State:
         self.committed, self.plan = e.step, e.plan
         self.remember((Step(e.step, r, e.lineage),))
 
+    def _step_skipped(self, e: records.StepSkipped) -> None:
+        assert e.step == self.committed, (e, self.committed)
+        self.skipped += 1
+        self.dirty.others.add(("skipped", 0))
+
     def remember(self, steps: Sequence[Step]) -> None:
         """Keep the next steps apart, and forget the oldest ones beyond the bounds."""
         self.steps.extend(steps)
@@ -564,6 +571,7 @@ _APPLY: dict[type, Any] = {
     records.RolledBack: State._rolled_back,
     records.Leased: State._leased,
     records.Committed: State._committed,
+    records.StepSkipped: State._step_skipped,
     records.Settled: State._settled,
     records.Returned: State._returned,
     records.Readmitted: State._readmitted,

@@ -1,0 +1,296 @@
+"""What would be silently wrong around a step is refused; what is right stays possible."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from antdt.allreduce import AllReduce
+from antdt.data import source_of
+from antdt_schemas.errors import UsageError
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader, TensorDataset
+
+from tests.helpers.allreduce import Net, each, generation_of, mean_loss, replica, take
+
+WORLDS = pytest.mark.parametrize("world", [1, 2])
+
+
+def loss_of(member: AllReduce, samples: int = 2, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(samples, 6, generator=generator, dtype=torch.float64)
+    return mean_loss(member, x, x[:, :3])
+
+
+def learn(member: AllReduce, micro: int = 1, between: Callable[[], Any] = lambda: None) -> None:
+    """A step of so many micro-batches; `between` is called before the backward of the last one."""
+    take(member, 2 * micro)
+    for number in range(micro):
+        loss = loss_of(member, seed=number)
+        if number == micro - 1:
+            between()
+        member.backward(loss, 2, last=number == micro - 1)
+    member.step()
+
+
+@contextmanager
+def training(world: int = 1) -> Iterator[list[AllReduce]]:
+    """Members between two steps; hooks are off the model afterwards."""
+    members = [replica() for _ in range(world)]
+    with generation_of(members):
+        each(world, lambda rank: learn(members[rank]))
+        yield members
+        each(world, lambda rank: members[rank].abort())
+    for member in members:
+        member.detach()
+
+
+def each_refuses(members: list[AllReduce], act: Callable[[AllReduce], Any], match: str) -> None:
+    def one(rank: int) -> None:
+        with pytest.raises(UsageError, match=match):
+            act(members[rank])
+
+    each(len(members), one)
+
+
+# -- calls around a step
+
+
+def test_the_optimizer_is_stepped_by_the_agent_only_and_by_anybody_afterwards() -> None:
+    with training() as (member,):
+        with pytest.raises(UsageError, match="Leave the call out"):
+            member.optimizer.step()
+        scaler = torch.amp.GradScaler("cpu")
+        scaler.scale(loss_of(member)).backward()
+        with pytest.raises(UsageError, match=r"GradScaler\.step"):
+            scaler.step(member.optimizer)
+    member.optimizer.zero_grad()
+    loss_of(member).backward()
+    clip_grad_norm_(member.model.parameters(), 1.0)
+    member.optimizer.step()
+
+
+def test_another_optimizer_on_the_same_parameters_is_refused_and_one_on_others_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with training() as (member,):
+        other = torch.optim.SGD(member.model.head.parameters())
+        with pytest.raises(UsageError, match="one optimizer with all parameters"):
+            other.step()
+        member.optimizer.register_step_post_hook(lambda *_: other.step())  # there it has everybody's gradients
+        learn(member)
+        stranger = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+        with caplog.at_level(logging.WARNING, "antdt"):
+            stranger.step()
+            stranger.step()
+    assert [record.message.split(" ", 2)[1] for record in caplog.records] == ["steps"], "once"
+
+
+@pytest.mark.parametrize("name", ["clip_grad_norm_", "clip_grad_value_"])
+def test_clipping_belongs_into_a_hook(name: str) -> None:
+    gc.collect()  # members of other tests watch as long as they live
+    before = getattr(torch.nn.utils, name)
+    with training() as (member,):
+
+        def clip(model: nn.Module) -> None:
+            getattr(torch.nn.utils, name)(model.parameters(), 1e-3)
+
+        with pytest.raises(UsageError, match="register_step_pre_hook"):
+            clip(member.model)
+        other = nn.Linear(2, 2)
+        other(torch.ones(1, 2)).sum().backward()
+        clip(other)
+        seen: list[Any] = []
+        member.optimizer.register_step_pre_hook(lambda *_: seen.append(clip(member.model)))
+        learn(member)
+        assert len(seen) == 1
+    assert getattr(torch.nn.utils, name) is before, "torch is as it was"
+    assert not hasattr(torch.amp.GradScaler.scale, "__wrapped__")
+
+
+def test_clipping_by_a_function_that_was_imported_before_is_noticed() -> None:
+    with training() as (member,), pytest.raises(UsageError, match="register_step_pre_hook"):
+        clip_grad_norm_(member.model.parameters(), 1.0)
+
+
+@WORLDS
+def test_a_backward_of_the_script_is_refused_where_its_gradients_stay(world: int) -> None:
+    with training(world) as members:
+
+        def two_losses(member: AllReduce) -> None:
+            take(member, 2)
+            loss_of(member, seed=5).backward()
+            member.backward(loss_of(member), 2)
+
+        each_refuses(members, two_losses, r"agent\.step\(loss_a \+ loss_b\)")
+
+
+@WORLDS
+def test_a_backward_of_the_script_that_is_cleared_changes_nothing(world: int) -> None:
+    """As the fast gradient sign method does for its input."""
+    plain = [replica() for _ in range(world)]
+    with generation_of(plain):
+        for _ in range(2):
+            each(world, lambda rank: learn(plain[rank]))
+    with training(world) as members:
+
+        def attack(member: AllReduce) -> None:
+            x = torch.rand(2, 6, dtype=torch.float64, requires_grad=True)
+            mean_loss(member, x, x[:, :3].detach()).backward()
+            assert x.grad is not None
+            member.optimizer.zero_grad()
+
+        each(world, lambda rank: learn(members[rank], between=lambda: attack(members[rank])))
+        for member, other in zip(members, plain, strict=True):
+            torch.testing.assert_close(member.model.state_dict(), other.model.state_dict(), rtol=0, atol=0)
+
+
+@WORLDS
+@pytest.mark.parametrize("of", ["optimizer", "model"])
+def test_zero_grad_in_the_loop_does_not_lose_the_micro_batches_before(world: int, of: str) -> None:
+    left, right = ([replica() for _ in range(world)] for _ in range(2))
+    with generation_of(left):
+        each(world, lambda rank: learn(left[rank], micro=3))
+    with generation_of(right):
+        each(world, lambda rank: learn(right[rank], 3, lambda: getattr(right[rank], of).zero_grad()))
+    for one, other in zip(left, right, strict=True):
+        torch.testing.assert_close(one.model.state_dict(), other.model.state_dict(), rtol=0, atol=0)
+
+
+@WORLDS
+@pytest.mark.parametrize("how", ["zeros", "scaled", "backward"])
+def test_gradients_that_change_between_micro_batches_are_refused(world: int, how: str) -> None:
+    with training(world) as members:
+
+        def change(member: AllReduce) -> None:
+            if how == "zeros":
+                member.optimizer.zero_grad(set_to_none=False)
+            elif how == "scaled":
+                member.model.head.weight.grad.mul_(2)
+            else:
+                loss_of(member).backward()
+
+        each_refuses(members, lambda m: learn(m, 2, lambda: change(m)), "between two micro-batches")
+
+
+# -- losses
+
+
+SCALER = torch.amp.GradScaler("cpu", init_scale=512.0)
+ONES = torch.ones(2, 6, dtype=torch.float64)
+
+
+def sum_of_two(member: AllReduce) -> torch.Tensor:
+    x = torch.rand(2, 6, dtype=torch.float64)
+    out = member.model(x)
+    return functional.mse_loss(out, x[:, :3], reduction="sum") + 0.1 * (out**2).mean()
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda m: loss_of(m).item(), r"leave out \.item\(\)"),
+        (lambda m: loss_of(m).detach(), r"loss \* 0\.0"),
+        (lambda m: m.model(torch.rand(2, 6, dtype=torch.float64)), r"not \(2, 3\).*loss\.mean\(\)"),
+        (sum_of_two, "reduction='mean'"),
+        (lambda m: SCALER.scale(loss_of(m)), "GradScaler"),
+        (lambda m: SCALER.scale(loss_of(m)) / 4, "GradScaler"),
+    ],
+    ids=["number", "detached", "vector", "sum", "scaled", "scaled and divided"],
+)
+def test_losses_that_are_no_mean_are_refused(make: Any, match: str) -> None:
+    with training() as (member,):
+        take(member, 2)
+        with pytest.raises(UsageError, match=match):
+            member.backward(make(member), 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: loss_of(m).reshape(1),
+        lambda m: loss_of(m) * 65536.0,
+        lambda m: torch.amp.GradScaler("cpu", enabled=False).scale(loss_of(m)),
+        lambda m: functional.mse_loss(m.model(ONES), ONES[:, :3], reduction="sum") / 2,
+    ],
+    ids=["one element", "a factor", "a scaler that is off", "a sum that was divided"],
+)
+def test_losses_that_are_means_are_taken(make: Any) -> None:
+    with training() as (member,):
+        take(member, 2)
+        member.backward(make(member), 2)
+        assert member.step().applied
+
+
+@WORLDS
+def test_a_loss_of_another_model_is_refused(world: int) -> None:
+    with training(world) as members:
+        others = [copy.deepcopy(member.model) for member in members]
+
+        def act(member: AllReduce) -> None:
+            take(member, 2)
+            other = others[members.index(member)]
+            member.backward(functional.mse_loss(other(ONES), ONES[:, :3]), 2)
+
+        each_refuses(members, act, "the very model")
+
+
+# -- models and data
+
+
+class DTensor(nn.Parameter):
+    """As torch's own, by name: that one takes a process group."""
+
+
+def model_with(module: nn.Module) -> nn.Module:
+    return nn.Sequential(Net(), module)
+
+
+def spread() -> nn.Module:
+    model = nn.Linear(2, 2)
+    model.weight = DTensor(torch.zeros(2, 2))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("module", "match"),
+    [
+        (lambda: nn.SyncBatchNorm(3), "use BatchNorm"),
+        (lambda: nn.LazyLinear(3), "once on a batch"),
+        (spread, "plain module"),
+        (lambda: nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel), "plain"),
+    ],
+    ids=["SyncBatchNorm", "lazy", "DTensor", "DDP"],
+)
+def test_models_that_cannot_be_reduced_are_refused(module: Any, match: str) -> None:
+    built = module()
+    if not hasattr(built, "_modules"):
+        nn.Module.__init__(built)
+    with pytest.raises(UsageError, match=match):
+        AllReduce(model_with(built), torch.optim.SGD(Net().parameters(), 0.1))
+
+
+@WORLDS
+@pytest.mark.parametrize("what", ["added", "replaced"])
+def test_parameters_that_come_later_are_refused(world: int, what: str) -> None:
+    with training(world) as members:
+        for member in members:
+            if what == "added":
+                member.model.late = nn.Linear(2, 2)
+            else:
+                member.model.never.weight = nn.Parameter(torch.zeros(5, 5))
+        each_refuses(members, learn, "make the model whole first")
+
+
+def test_a_data_loader_is_no_data_set() -> None:
+    data = TensorDataset(torch.zeros(8, 2))
+    with pytest.raises(UsageError, match=r"loader\.dataset.*collate_fn.*num_workers"):
+        source_of(DataLoader(data, batch_size=4))

@@ -1,0 +1,240 @@
+"""Replicas that differ end the run, named: whatever made them differ, and before anything hides it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from antdt.allreduce import AllReduce, AllReduceOptions, ReplicasDiffer, fingerprint
+from antdt.allreduce.composition import outlier
+from antdt.allreduce.state import parse
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.helpers.allreduce import each, generation_of, mean_loss, replica, take
+from tests.unit.test_allreduce_gradient import Normed
+
+OFTEN = AllReduceOptions(128, 512, compare_every=1)
+Change = Callable[[AllReduce], None]
+
+
+def learn(member: AllReduce, samples: int = 2) -> Any:
+    take(member, samples)
+    if samples:
+        generator = torch.Generator().manual_seed(member.step_number)
+        x = torch.rand(samples, 6, generator=generator, dtype=torch.float64)
+        member.backward(mean_loss(member, x, x[:, :3]), samples)
+    return member.step()
+
+
+def all_raise(members: list[AllReduce], act: Callable[[AllReduce], Any], match: str) -> None:
+    """Everybody, not only whoever is behind."""
+
+    def one(rank: int) -> None:
+        with pytest.raises(ReplicasDiffer, match=match):
+            act(members[rank])
+
+    each(len(members), one)
+    each(len(members), lambda rank: members[rank].abort())
+
+
+def clamp(member: AllReduce) -> None:
+    with torch.no_grad():
+        member.model.head.weight[1, 3] += 1e-9
+
+
+def thaw(member: AllReduce) -> None:
+    with torch.no_grad():
+        member.model.frozen.weight.mul_(2)
+
+
+@pytest.mark.parametrize("compositions", ["inline", "gather"])
+@pytest.mark.parametrize("samples", [(2, 2, 2), (2, 2, 0), (0, 0, 0)])
+def test_a_parameter_that_one_worker_changes_ends_the_run_of_all(samples: tuple[int, ...], compositions: Any) -> None:
+    options = AllReduceOptions(128, 512, compositions=compositions)
+    members = [replica(options=options) for _ in samples]
+    with generation_of(members):
+        each(len(members), lambda rank: learn(members[rank]))
+        clamp(members[-1])
+        wanted = (
+            r"After step 1, .* parameter head\.weight\[1, 3\] differs: expected .* \(rank 0\), found .* \(rank \d\)"
+        )
+        all_raise(members, lambda m: learn(m, samples[members.index(m)]), wanted)
+    assert {member.step_number for member in members} == {1}
+
+
+def test_a_scheduler_that_one_worker_steps_is_named_after_the_first_step_that_it_spoils() -> None:
+    members = [replica() for _ in range(2)]
+    schedulers = [torch.optim.lr_scheduler.StepLR(m.optimizer, 1, 0.5) for m in members]
+    with generation_of(members):
+        for _ in range(6):  # beyond the steps in which everything is compared
+            each(2, lambda rank: learn(members[rank]))
+        schedulers[1].step()  # the other worker had no batch
+        each(2, lambda rank: learn(members[rank]))
+        wanted = r"After step 7, .*'lr' of parameter group 0.*0\.1 \(rank 0\), found 0\.05 \(rank 1\).*post_hook"
+        all_raise(members, learn, wanted)
+
+
+def test_parameter_groups_that_one_worker_adds_are_named() -> None:
+    members = [replica() for _ in range(2)]
+    rest = [dict(m.optimizer.param_groups[0]) for m in members]
+    with generation_of(members):
+        for member, group in zip(members, rest, strict=True):
+            moved = member.optimizer.param_groups[0]["params"].pop()
+            if member is members[1]:
+                member.optimizer.add_param_group({"params": [moved], "lr": group["lr"]})
+        each(2, lambda rank: learn(members[rank]))
+        all_raise(members, learn, r"number of parameter groups differs: expected 1 \(rank 0\), found 2 \(rank 1\)")
+
+
+def test_schedulers_in_hooks_and_learning_rates_of_numpy_are_equal() -> None:
+    numpy = pytest.importorskip("numpy")
+    members = [replica(options=OFTEN) for _ in range(2)]
+
+    def set_lr(member: AllReduce, kind: Any) -> None:
+        member.optimizer.param_groups[0]["lr"] = kind(0.1 / (1 + member.step_number))
+
+    for member, kind in zip(members, (float, numpy.float64), strict=True):
+        member.optimizer.register_step_pre_hook(lambda *_, m=member, k=kind: set_lr(m, k))
+    with generation_of(members):
+        for rank_without in (0, 1, 0):
+            each(2, lambda rank, r=rank_without: learn(members[rank], 2 * (rank != r)))
+    assert type(members[1].optimizer.param_groups[0]["lr"]) is numpy.float64
+    assert type(parse(members[1].snapshot()).optimizer["param_groups"][0]["lr"]) is float, "it can be read back"
+
+
+def test_frozen_parameters_are_compared_when_a_generation_begins_and_before_a_checkpoint() -> None:
+    members = [replica() for _ in range(2)]
+    with generation_of(members):
+        each(2, lambda rank: learn(members[rank]))
+        thaw(members[0])
+        each(2, lambda rank: learn(members[rank]))  # not in every step: they may be huge
+        all_raise(members, lambda m: m.verify(), r"frozen parameter frozen\.weight\[0, 0\]")
+
+
+def test_buffers_are_compared_as_the_last_step_left_them() -> None:
+    members = [replica(build=Normed, options=OFTEN) for _ in range(2)]
+    with generation_of(members):
+        each(2, lambda rank: learn(members[rank]))
+        members[0].model(torch.rand(3, 6, dtype=torch.float64))  # a forward between two steps is reduced with the next
+        each(2, lambda rank: learn(members[rank]))
+        members[0].optimizer.register_step_post_hook(lambda *_: members[0].model.norm.running_var.add_(1))
+        each(2, lambda rank: learn(members[rank]))
+        all_raise(members, learn, r"buffer norm\.running_var\[0\]")
+
+
+@pytest.mark.parametrize("every", [16, 0])
+def test_a_difference_is_found_within_the_bound_that_was_asked_for(every: int) -> None:
+    members = [replica(options=AllReduceOptions(128, 512, compare_every=every)) for _ in range(2)]
+    with generation_of(members):
+        for _ in range(5):
+            each(2, lambda rank: learn(members[rank]))
+        clamp(members[1])
+        for _ in range(11):
+            each(2, lambda rank: learn(members[rank]))
+        assert members[0].step_number == 16
+        if every:
+            all_raise(members, learn, "After step 16")
+        else:
+            each(2, lambda rank: learn(members[rank]))
+
+
+def test_an_adoption_does_not_hide_that_two_members_differ() -> None:
+    members = [replica() for _ in range(2)]
+    with generation_of(members):
+        for _ in range(6):
+            each(2, lambda rank: learn(members[rank]))
+        clamp(members[0])
+    everybody = [*members, replica(seed=2)]
+    with generation_of(everybody):
+        all_raise(everybody, lambda m: m.adopt(0), r"After step 6, .*head\.weight\[1, 3\].*\(rank 0\).*\(rank 1\)")
+
+
+def test_the_final_file_does_not_hide_that_a_member_had_another_model() -> None:
+    members = [replica(build=Normed) for _ in range(2)]
+    with generation_of(members):
+        each(2, lambda rank: learn(members[rank]))
+    file = members[0].snapshot()
+    members[1].restore(file, lambda saved: members[1].check_equal(saved, "step-1.pt"))  # the very same
+    clamp(members[1])
+    with pytest.raises(ReplicasDiffer, match=r"head\.weight\[1, 3\] .*\(step-1\.pt\), found .*\(here\)"):
+        members[1].restore(file, lambda saved: members[1].check_equal(saved, "step-1.pt"))
+    assert not members[1].void, "nothing was overwritten"
+    members[1].lineage = b"another history."
+    members[1].restore(file, lambda saved: members[1].check_equal(saved, "step-1.pt"))
+
+
+def test_who_finds_a_difference_says_so_although_the_others_have_ended() -> None:
+    members = [replica() for _ in range(3)]
+    with generation_of(members) as generations:
+        each(3, lambda rank: learn(members[rank]))
+        clamp(members[1])
+
+        def vanish() -> list[Any]:
+            generations[2].leave()
+            return []
+
+        members[2]._replica.parts = vanish  # type: ignore[method-assign]
+        all_raise(members, learn, r"After step 1, replicas are not equal: the model differs")
+
+
+# -- fingerprints
+
+
+def test_one_bit_anywhere_changes_a_fingerprint() -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool):
+        tensors = [torch.zeros(3, dtype=dtype), torch.zeros(70_000, dtype=dtype), torch.zeros((), dtype=dtype)]
+        before = fingerprint.of_tensors(tensors)
+        seen = {before}
+        for index, at in ((0, 2), (1, 0), (1, 69_999), (2, 0)):
+            changed = [tensor.clone() for tensor in tensors]
+            bits = changed[index].reshape(-1).view(torch.uint8)
+            bits[at * changed[index].element_size()] ^= 1
+            seen.add(fingerprint.of_tensors(changed))
+        assert len(seen) == 5
+        assert fingerprint.of_tensors([tensor.clone() for tensor in tensors]) == before
+
+
+@given(st.lists(st.integers(0, 9_999), min_size=2, max_size=6, unique=True))
+def test_signs_that_flip_together_do_not_cancel(places: list[int]) -> None:
+    flat = torch.ones(10_000)
+    flipped = flat.clone()
+    flipped[places] = -1.0
+    assert fingerprint.of_tensors([flat]) != fingerprint.of_tensors([flipped])
+    swapped = flat.clone()
+    swapped[places[0]] = flat[places[1]] = 2.0
+    assert fingerprint.of_tensors([flat]) != fingerprint.of_tensors([swapped])
+
+
+def test_negative_zero_and_layouts() -> None:
+    assert fingerprint.of_tensors([torch.tensor([0.0])]) != fingerprint.of_tensors([torch.tensor([-0.0])])
+    square = torch.rand(5, 5)
+    assert fingerprint.of_tensors([square]) == fingerprint.of_tensors([square.t().contiguous().t()])
+    big = torch.rand(fingerprint.BATCH_SIZE_BYTES // 2 + 3)  # of several batches
+    assert fingerprint.of_tensors([big]) != fingerprint.of_tensors([big.flip(0)])
+    assert fingerprint.of_tensors([big]) == fingerprint.of_tensors([big.clone()])
+
+
+def test_an_outlier_is_named_against_most() -> None:
+    assert outlier([5, 5, 5]) is None
+    assert outlier([0, 5, 0]) is None
+    assert outlier([0, 0]) is None
+    assert outlier([7, 5, 5]) == (1, 0)
+    assert outlier([5, 0, 7]) == (0, 2)
+
+
+def test_a_compiled_model_trains_and_is_compared() -> None:
+    def build() -> nn.Module:
+        return torch.compile(nn.Linear(6, 3), backend="eager")
+
+    members = [replica(build=build, options=OFTEN) for _ in range(2)]
+    for member in members:  # compiling takes no threads
+        member.model(torch.rand(2, 6, dtype=torch.float64))
+    with generation_of(members):
+        for _ in range(2):
+            each(2, lambda rank: learn(members[rank]))
+    assert [name for name, _ in members[0].model.named_parameters()] == ["_orig_mod.weight", "_orig_mod.bias"]
+    torch.testing.assert_close(*(next(m.model.parameters()) for m in members), rtol=0, atol=0)

@@ -1,0 +1,254 @@
+"""What would be silently wrong is refused: models that reduce by themselves, and calls around agent.step that change a
+replica, or that would seem to do something and do not.
+
+While training runs, torch tells this module when any optimizer steps, gradients are clipped, or a loss is scaled. Must
+not know generations, nor how a step is made.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import wraps
+from typing import Any
+
+import torch
+from antdt_schemas.errors import UsageError
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import clip_grad
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+log = logging.getLogger("antdt")
+
+GRAPH_DEPTH_MAX = 8
+SUM = 2  # as torch's loss functions save their reduction
+HOOK = "optimizer.register_step_pre_hook(lambda *_: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))"
+
+_lock = threading.Lock()
+_open: weakref.WeakSet[Guard] = weakref.WeakSet()
+_undo: list[Callable[[], None]] = []
+_scalers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class Guard:
+    """Watches one model and its optimizer between `open` and `close`. `applying`: the optimizer is called by us."""
+
+    def __init__(self, model: torch.nn.Module, optimizer: Any) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.applying = False
+        self._params = list(model.parameters())
+        self.ids = {id(param) for param in self._params}
+        self._warned = False
+
+    def open(self) -> None:
+        """Training runs."""
+        with _lock:
+            _open.add(self)
+            if not _undo:
+                _watch()
+
+    def close(self) -> None:
+        """It does not any more: the model is the script's own."""
+        with _lock:
+            _open.discard(self)
+            while _undo and not _open:
+                _undo.pop()()
+
+    def check_parameters(self) -> None:
+        """Raises UsageError where the model or its optimizer got other parameters than it was given with."""
+        now = list(self.model.parameters())
+        if len(now) != len(self._params) or any(a is not b for a, b in zip(now, self._params, strict=True)):
+            raise UsageError(
+                "Parameters were added to the model, removed or replaced since the Agent was made, and would not be "
+                "reduced: make the model whole first, then the optimizer, then the Agent."
+            )
+        _refuse_strangers(self.ids, self.optimizer)
+
+    def stepped_elsewhere(self, optimizer: Any, params: set[int]) -> None:
+        """Some other optimizer is about to step."""
+        if params & self.ids:
+            if not self.applying:  # in a hook of ours it has the gradients of all
+                raise UsageError(
+                    f"{type(optimizer).__name__}.step() would change parameters of the Agent's model by gradients of "
+                    "this worker alone: give the Agent one optimizer with all parameters; agent.step(loss) steps it."
+                )
+            return
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "%s steps parameters that the Agent does not know: they are trained by this worker's samples alone, "
+                "neither compared nor saved. One module and one optimizer that hold everything are trained exactly.",
+                type(optimizer).__name__,
+            )
+
+
+def _guards() -> list[Guard]:
+    with _lock:
+        return list(_open)
+
+
+def _watch() -> None:
+    """Have torch tell. What cannot be watched in this version of torch is not."""
+    _undo.append(register_optimizer_step_pre_hook(_before_step).remove)
+    _replace(clip_grad, "_clip_grads_with_norm_", _clipping)
+    for module in (torch.nn.utils, clip_grad):
+        _replace(module, "clip_grad_value_", _clipping)
+    _replace(torch.amp.GradScaler, "scale", _scaling)
+
+
+def _replace(owner: Any, name: str, around: Callable[[Any], Any]) -> None:
+    original = getattr(owner, name, None)
+    if original is not None:
+        setattr(owner, name, around(original))
+        _undo.append(lambda: setattr(owner, name, original))
+
+
+def _before_step(optimizer: Any, _args: Any, _kwargs: Any) -> None:
+    guards = _guards()
+    for guard in guards:
+        if guard.optimizer is optimizer:
+            if not guard.applying:
+                raise UsageError(
+                    "optimizer.step() was called by the script, or by GradScaler.step: agent.step(loss) steps the "
+                    "optimizer itself, after the last micro-batch. Leave the call out."
+                )
+            return
+    params = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    for guard in guards:
+        guard.stepped_elsewhere(optimizer, params)
+
+
+def _clipping(original: Any) -> Any:
+    @wraps(original)
+    def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+        for guard in _guards():
+            if not guard.applying and any(id(param) in guard.ids for param in parameters):
+                raise UsageError(
+                    "Gradients are clipped where there are none of the whole step: agent.step(loss) makes and applies "
+                    f"them. Clip them in a hook, once before the loop: {HOOK}."
+                )
+        return original(parameters, *args, **kwargs)
+
+    return clip
+
+
+def _scaling(original: Any) -> Any:
+    @wraps(original)
+    def scale(scaler: Any, outputs: Any) -> Any:
+        _scalers.add(scaler)
+        return original(scaler, outputs)
+
+    return scale
+
+
+# -- a loss
+
+
+def check_loss(loss: Any) -> None:
+    """Raises UsageError for what is no mean over the micro-batch that can be learned from.
+
+    A scaled loss is found where the scale is among the last few operations, a sum where it is the last one or among the
+    terms of the last ones; a script may hide both.
+    """
+    if not isinstance(loss, torch.Tensor):
+        raise UsageError(f"agent.step(loss) takes the loss as a tensor, not {type(loss).__name__}: leave out .item().")
+    if loss.numel() != 1 or not loss.is_floating_point():
+        raise UsageError(
+            f"agent.step(loss) takes one real number, not {tuple(loss.shape)} of {loss.dtype}: pass the mean over the "
+            "micro-batch, loss.mean()."
+        )
+    if not loss.requires_grad:
+        raise UsageError(
+            "This loss depends on no trainable parameter (computed under torch.no_grad(), or detached?): compute it "
+            "with gradients, and pass loss * 0.0 to learn nothing from a batch."
+        )
+    if loss.grad_fn is not None:
+        if _scalers and _is_scaled(loss.grad_fn):
+            raise UsageError(
+                "This loss was scaled by a GradScaler, and nothing unscales its gradients: pass the loss itself, and "
+                "leave GradScaler out. torch.autocast with bfloat16 needs none."
+            )
+        if _is_sum(loss.grad_fn):
+            raise UsageError(
+                "This loss is a sum over the micro-batch, agent.step(loss) weighs means by their samples: "
+                "use reduction='mean', or divide it by the number of samples in the batch."
+            )
+
+
+def _is_scaled(node: Any) -> bool:
+    scales = {scaler.get_scale() for scaler in list(_scalers) if scaler.is_enabled()} - {1.0}
+    for _ in range(GRAPH_DEPTH_MAX):
+        if node.name().startswith("Mul"):
+            for name in ("_saved_self", "_saved_other"):
+                with suppress(RuntimeError):  # the graph was freed: backward says so
+                    factor = getattr(node, name, None)
+                    if isinstance(factor, torch.Tensor) and factor.numel() == 1 and float(factor) in scales:
+                        return True
+        before = [found for found, _ in node.next_functions if found is not None]
+        if len(before) != 1:
+            return False
+        node = before[0]
+    return False
+
+
+def _is_sum(node: Any, depth: int = 0) -> bool:
+    if getattr(node, "_saved_reduction", None) == SUM:
+        return True
+    if depth == GRAPH_DEPTH_MAX or not node.name().startswith("Add"):
+        return False
+    return any(_is_sum(before, depth + 1) for before, _ in node.next_functions if before is not None)
+
+
+# -- a model
+
+
+def refuse(model: torch.nn.Module, optimizer: Any) -> None:
+    """Raises UsageError for what cannot be made exact."""
+    _refuse_modules(model)
+    params = list(model.parameters())
+    if any(is_lazy(param) for param in params):
+        raise UsageError("The model has lazy parameters without a shape: call it once on a batch, then make the Agent.")
+    if any(kind.__name__ == "DTensor" for param in params for kind in type(param).__mro__):
+        raise UsageError(
+            "The model has parameters that are spread over processes (DTensor, FSDP): the Agent reduces a whole model "
+            "in each worker. Give it the plain module."
+        )
+    if not any(param.requires_grad for param in params):
+        raise UsageError("The model has no trainable parameters: at least one must have requires_grad=True.")
+    if not all(param.is_floating_point() for param in params if param.requires_grad):
+        raise UsageError("Trainable parameters must be real floating-point numbers: hold complex ones as pairs.")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UsageError(
+            f"{type(optimizer).__name__} evaluates the loss several times a step: choose an optimizer without closure."
+        )
+    _refuse_strangers({id(param) for param in params}, optimizer)
+
+
+def _refuse_modules(model: torch.nn.Module) -> None:
+    for module in model.modules():
+        kind = type(module)
+        if isinstance(module, torch.nn.parallel.DistributedDataParallel) or _is_sharded(kind.__mro__):
+            raise UsageError(
+                f"The model is wrapped in {kind.__name__}, which reduces gradients by itself: give the Agent the plain "
+                "module, it does that. Leave init_process_group out unless the script uses it for something else."
+            )
+        if isinstance(module, torch.nn.SyncBatchNorm):
+            raise UsageError(
+                "SyncBatchNorm needs every worker in every forward, but a worker may have no sample in a step: use "
+                "BatchNorm (its running statistics are averaged over the workers after each step), or GroupNorm."
+            )
+
+
+def _is_sharded(kinds: Iterable[type]) -> bool:
+    return any(kind.__module__.startswith("torch.distributed.fsdp") for kind in kinds)
+
+
+def _refuse_strangers(ids: set[int], optimizer: Any) -> None:
+    if any(id(param) not in ids for group in optimizer.param_groups for param in group["params"]):
+        raise UsageError("The optimizer holds parameters that the model does not: pass one module that holds them all.")
