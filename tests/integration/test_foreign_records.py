@@ -139,7 +139,7 @@ def test_what_was_written_in_the_leaders_name_is_ended_by_its_last_word(
     """It would break the log otherwise, and nobody would take office over it."""
     topics_admin.create(connection, job)
     producer = Producer(connection.producer())
-    with asker(connection, job) as worker, LedgerThread(connection, job, tmp_path, heartbeat_s=1e9):
+    with asker(connection, job) as worker, LedgerThread(connection, job, tmp_path):
         worker.join()
         fold = replayed(connection, job)
         assert fold.office is not None

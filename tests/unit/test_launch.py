@@ -174,7 +174,7 @@ def test_a_worker_is_told_to_leave_from_its_first_moment_on(tmp_path: Path) -> N
     script.write_text("import time\ntime.sleep(60)\n")
     code = (
         "import os, sys, signal, time; from antdt import process; from antdt import whereabouts\n"
-        "heard = []; signal.signal(signal.SIGTERM, lambda *_: heard.append(os.getpid()))\n"
+        "process.preload(os.environ); heard = []; signal.signal(signal.SIGTERM, lambda *_: heard.append(os.getpid()))\n"
         "for n in range(20):\n"
         "    one = process.start([sys.argv[1]], dict(os.environ), process.Life(whereabouts.shared()))\n"
         "    time.sleep(0.0005 * n); os.kill(one.pid, signal.SIGTERM); one.join(20); print(one.exitcode)\n"

@@ -83,7 +83,7 @@ def test_what_cannot_be_read_again_is_refused_by_its_name_when_it_is_written() -
         member.load_back()  # a number is a number: it is written as Python's own
         member.optimizer.param_groups[0]["lr"] = [0.1 * numpy.cos(0.5)]
         for act in (member.load_back, member.snapshot):
-            with pytest.raises(UsageError, match=r"optimizer\['param_groups'\]\[0\]\['lr'\]\[0\] is a numpy.float64.*float"):
+            with pytest.raises(UsageError, match=r"\['lr'\]\[0\] is a numpy.float64.*float"):
                 act()
         with torch.serialization.safe_globals(
             [numpy.float64, numpy.dtype, numpy.dtypes.Float64DType, numpy._core.multiarray.scalar]

@@ -238,7 +238,8 @@ class EmbeddedBroker:
             if self._process.poll() is not None:
                 return f"ended with exit code {self._process.returncode}"
             try:
-                if client.list_topics(timeout=1.0).brokers:  # a fenced broker answers, but is not in the list
+                wait_s = min(1.0, max(0.01, deadline - time.monotonic()))
+                if client.list_topics(timeout=wait_s).brokers:  # a fenced broker answers, but is not in the list
                     return ""
             except KafkaException:
                 pass

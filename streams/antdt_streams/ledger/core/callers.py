@@ -13,6 +13,7 @@ from enum import Enum, auto
 TAKE_OVER_MS = 30_000
 # Whoever has not asked again for so long has given up.
 FORGET_MS = 60_000
+ASKED_MAX = 256
 
 
 class Room(Enum):
@@ -55,6 +56,8 @@ class Callers:
             # The next occupant may live as well, but whoever takes over does not wait anew for each of them.
             since_ms = asked.since_ms if asked is not None else self.clock_ms
             self.asked = {n: a for n, a in self.asked.items() if self.clock_ms - a.last_ms < FORGET_MS}
+            while len(self.asked) >= ASKED_MAX:
+                del self.asked[next(iter(self.asked))]
             asked = self.asked[newcomer] = Asked(occupant, since_ms, self.clock_ms)
         asked.last_ms = self.clock_ms
         if take_over:

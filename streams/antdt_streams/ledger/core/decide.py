@@ -89,9 +89,11 @@ def decide(turn: Turn, request: records.Request) -> None:
         # Who was given up is told so, also when all is done without it: it may hang, and has to be ended.
         given_up = who is not None and who.gone and isinstance(body, records.Heartbeat)
         if state.done is not None and not given_up and not isinstance(body, records.Leave | records.Readmit):
-            # A reason says that it came for something else.
-            other = difference(state.spec, body.spec) if isinstance(body, records.Join) else ""
-            turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.END, other))
+            # To a newcomer, a reason says that it came for something else.
+            reason = evidence.in_quarantine(state)
+            if isinstance(body, records.Join):
+                reason = difference(state.spec, body.spec)
+            turn.answers.append(Answer(request.worker, request.incarnation, request.number, Status.END, reason))
         else:
             _DECIDE[type(body)](turn, request, body)
     except Refusal as refusal:
@@ -100,7 +102,7 @@ def decide(turn: Turn, request: records.Request) -> None:
         _grant(turn)
         if state.finished and state.checkpoints[-1].step == state.committed:
             turn.emit(records.Done(state.checkpoints[-1].file))
-            _tell_members(turn, Status.END)
+            _tell_members(turn, Status.END, evidence.in_quarantine(state))
     assert len(turn.events) >= mark
 
 

@@ -17,7 +17,6 @@ from antdt_schemas.topics import RECORD_BYTES_MAX
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.callers import Callers
 from antdt_streams.ledger.core.decide import Answer, Turn, close, decide, lose, refuse
-from antdt_streams.ledger.core.evidence import in_quarantine
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.holdups import STUCK_MS, HoldUps
 from antdt_streams.ledger.core.state import State
@@ -193,7 +192,8 @@ class InOffice:
             self.callers.hear(request.incarnation, self.patience.clock_ms)
         decide(turn, request)
         if isinstance(request.body, records.Heartbeat):
-            self.holdups.hear(request.incarnation, request.body, self.patience.clock_ms)
+            if request.incarnation in self.state.incarnations:
+                self.holdups.hear(request.incarnation, request.body, self.patience.clock_ms)
             for answer in turn.answers:
                 if answer.incarnation == request.incarnation and not answer.reason:
                     answer.reason = self.holdups.named.get(request.incarnation, "")  # it may want to say so aloud
@@ -243,7 +243,7 @@ class InOffice:
             incarnation=answer.incarnation,
             number=answer.number,
             status=answer.status,
-            reason=answer.reason or (in_quarantine(state) if answer.status is records.Status.END else ""),
+            reason=answer.reason,
             generation=state.generation,
             committed=state.committed,
             finished=state.finished,
