@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 SEEDS ?= 20
+WORLDS ?= 5000
 
-.PHONY: install demo chaos test lint unit clean
+.PHONY: install demo chaos sim test lint unit clean
 install: $(VENV)/.installed
 
 # uv installs in half a minute what takes pip several; pip stands in where uv cannot be had. Bytecode is compiled
@@ -25,6 +26,10 @@ demo: install
 
 chaos: install
 	$(BIN)/antdt chaos --seeds $(SEEDS) $(ARGS)
+
+# Simulated worlds beyond those of the tests; ARGS: the first one.
+sim: install
+	$(BIN)/python -m tests.simulation search $(or $(ARGS),1000) $(WORLDS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,13 +67,14 @@ def test_what_cannot_work_is_said_by_the_worker(connection: Connection, job: str
     ],
 )
 def test_an_unknown_job_and_a_missing_broker_are_said_before_anything_is_imported(
-    connection: Connection, bootstrap: str, code: int, said: str
+    connection: Connection, bootstrap: str, code: int, said: str, tmp_path: Path
 ) -> None:
     where = ["--bootstrap-servers", bootstrap or connection.bootstrap]
     if bootstrap:
         where += ["--broker-timeout", "0.5"]
     command = [sys.executable, "-m", "antdt.launch", "--job", "no-such-job", *where, "-n", "2", "no-such-script.py"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+    environ = {**os.environ, "ANTDT_DATA": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False, env=environ)
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
