@@ -6,12 +6,12 @@ from collections.abc import Collection
 from time import time
 from typing import Any
 
-from antdt_schemas import codec, records
+from antdt_schemas import records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError
 from antdt_schemas.topics import REQUESTS
 
-from antdt_streams.reader import TopicReader
+from antdt_streams.reader import TopicReader, decoded
 
 TAIL = 2_000
 
@@ -25,21 +25,12 @@ def standings(connection: Connection, job: str, members: Collection[str]) -> dic
     out: dict[str, dict[str, Any]] = {}
     try:
         with TopicReader(connection, job, REQUESTS) as reader:
-            for raw in reader.to_end(max(0, max(reader.ends(), default=0) - TAIL)):
-                request = _decoded(raw.value)
-                if request is None or request.incarnation not in members:
-                    continue
+            tail = reader.to_end(max(0, max(reader.ends(), default=0) - TAIL))
+            for raw, request in decoded(tail, records.Request):
                 body = request.body
-                if isinstance(body, records.Heartbeat) and body.phase:
+                if request.incarnation in members and isinstance(body, records.Heartbeat) and body.phase:
                     said = {n: getattr(body, n) for n in ("phase", "phase_s", "allowed_s", "detail")}
                     out[request.incarnation] = said | {"age_s": max(0.0, time() - raw.time_ms / 1000)}
     except AntdtError:
         return {}
     return out
-
-
-def _decoded(value: bytes) -> records.Request | None:
-    try:
-        return codec.decode(value, records.Request)
-    except AntdtError:
-        return None

@@ -35,6 +35,7 @@ model, loss_function = nn.Linear(4, 1), nn.MSELoss()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 dataset = TensorDataset(torch.rand(1024, 4), torch.rand(1024, 1))
 """
+SCHEDULER = "scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1000)\n"
 
 
 def fenced(file: str, language: str) -> list[str]:
@@ -60,7 +61,7 @@ def antdt(line: str) -> list[str]:
 
 def test_every_block_is_known_here() -> None:
     """A block that is added must be run by a test of this module, or be a picture."""
-    assert [len(fenced(f, "python")) for f in ("README.md", "ARCHITECTURE.md")] == [1, 0]
+    assert [len(fenced(f, "python")) for f in ("README.md", "ARCHITECTURE.md")] == [2, 0]
     assert [len(commands(f)) for f in ("README.md", "ARCHITECTURE.md")] == [4, 0]
     languages = {
         x for f in ("README.md", "ARCHITECTURE.md") for x in re.findall(r"^```(\w+)", (HERE / f).read_text(), re.M)
@@ -112,7 +113,8 @@ def test_the_commands_of_the_readme_with_its_loop(tmp_path: Path) -> None:
     """As a newcomer has them: no broker is named, and each command finds the one that the first has started."""
     (block,) = [b for b in commands("README.md") if b[0].startswith("antdt up")]
     said: dict[str, str] = {}
-    (tmp_path / "train.py").write_text(BEFORE_THE_LOOP + fenced("README.md", "python")[0])
+    loop, hooks = fenced("README.md", "python")
+    (tmp_path / "train.py").write_text(BEFORE_THE_LOOP + SCHEDULER + hooks + loop)
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("ANTDT_KAFKA_", "ANTDT_DATA"))}
     with up(block[0], tmp_path, environ):
         for line in block[1:]:

@@ -10,6 +10,7 @@ from antdt_schemas import records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
 from antdt_streams.audit import audit
+from antdt_streams.cli.job import status_of
 
 from tests.helpers.job_processes import JobProcesses, job_processes
 from tests.helpers.warm import Warm
@@ -66,7 +67,7 @@ def test_a_step_that_outlasts_the_grace_is_said_to_be_lost(connection: Connectio
             (60, 2, "it was to end at once"),
         ):
             launcher = run.launch(1, *slow, launcher=("--grace-s", str(grace_s)))
-            run.until(lambda: in_a_step(run), "no step")
+            run.until(lambda: in_a_step(connection, job), "no step")
             for _ in range(terminated):
                 launcher.terminate()
                 time.sleep(0.1)  # two signals at a time are one
@@ -77,10 +78,9 @@ def test_a_step_that_outlasts_the_grace_is_said_to_be_lost(connection: Connectio
         run.until(lambda: {i.status for i in run.now().incarnations.values()} == {"lost"}, "the ledger was not told")
 
 
-def in_a_step(run: JobProcesses) -> bool:
-    """Somebody who lives holds samples: the first step takes 24 s."""
-    state = run.state()
-    return state is not None and any(not state.incarnations[name].gone for name in state.held)
+def in_a_step(connection: Connection, job: str) -> bool:
+    """A member that lives says that it is at its first step, which takes 24 s."""
+    return any(said["phase"] == "computing" for said in status_of(connection, job)["standings"].values())
 
 
 BEHIND = """

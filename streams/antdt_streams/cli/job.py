@@ -132,6 +132,7 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
     with TopicReader(connection, job, DECISIONS) as reader:
         decisions = [codec.to_json(decision) for _, decision in decoded(reader.to_end(), records.Decision)]
     state, genesis, office = fold.state, fold.genesis, fold.office
+    living = [m for m in state.members if not state.incarnations[m].gone] if state and not state.done else []
     return {
         "job": job,
         "run_id": genesis.run_id if genesis else None,
@@ -145,7 +146,7 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
         "generation": state.generation if state else 0,
         "open": bool(state and state.open),
         "members": [state.incarnations[m].worker for m in state.members] if state else [],
-        "standings": standings(connection, job, state.members) if state and not state.done else {},
+        "standings": standings(connection, job, living) if living else {},
         "plan": state.plan if state else 0,
         "file": state.done if state else None,
         "checkpoints": [{"step": c.step, "file": c.file} for c in state.checkpoints] if state else [],

@@ -26,7 +26,8 @@ log = logging.getLogger("antdt")
 
 GRAPH_DEPTH_MAX = 8
 SUM = 2  # as torch's loss functions save their reduction
-HOOK = "optimizer.register_step_pre_hook(lambda *_: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))"
+# A hook that returns what clipping does makes torch take it for other arguments.
+HOOK = "def clip(*_): torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)"
 
 _lock = threading.Lock()
 _open: weakref.WeakSet[Guard] = weakref.WeakSet()
@@ -130,7 +131,7 @@ def _clipping(original: Any) -> Any:
             if not guard.applying and any(id(param) in guard.ids for param in parameters):
                 raise UsageError(
                     "Gradients are clipped where there are none of the whole step: agent.step(loss) makes and applies "
-                    f"them. Clip them in a hook, once before the loop: {HOOK}."
+                    f"them. Clip in a hook, before the loop: {HOOK}, then optimizer.register_step_pre_hook(clip)."
                 )
         return original(parameters, *args, **kwargs)
 
