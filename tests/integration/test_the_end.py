@@ -50,7 +50,8 @@ def test_who_leaves_the_loop_leaves_a_checkpoint_and_hangs_nobody(
         assert saved_step(run, tmp_path) >= steps + 2
         assert "ValueError: a mistake in the script" in run.output.read_text()
         run.ended(run.launch(2, script=SCRIPT))
-        assert not [e for e in run.events() if isinstance(e, records.RolledBack)], "nothing was done twice"
+        undone = [e for e in run.events() if isinstance(e, records.RolledBack)]
+        assert not undone, f"nothing was to be done twice: {run.output.read_text()}"
         before = len(run.output.read_text())
         run.ended(run.launch(2, script=SCRIPT))
         again = run.output.read_text()[before:]

@@ -311,16 +311,28 @@ class Membership:
         self._left_behind = self.strategy.step_number
 
     def say_farewell(self) -> None:
-        """Everybody has this step: stay until it is committed, and the file of it known to the ledger. Bounded."""
+        """Everybody has this step: stay until it is committed, and the file of it known to the ledger. Bounded.
+
+        Raises GenerationClosed where it closed before, as it does when somebody joins just now: then it is carried into
+        the next one, and left from there.
+        """
         session, step, bound_s = self.session, self.strategy.step_number, self.leave_within_s
         whereabouts.mine().enter(At.ENDING)
         with self.client.changed:
             session.leaving = True
 
+        def closed() -> bool:
+            return session.phase is Phase.CLOSED and session.committed < step
+
         def settled() -> bool:
             return session.phase in OVER or (session.committed >= step and session.files.newest is None)
 
-        self.client.wait(settled, bound_s)
+        self.client.wait(lambda: settled() or closed(), bound_s)
+        if closed() and self.leave_within_s:
+            with self.client.changed:
+                session.leaving = False
+            self._left_behind = -1
+            raise GenerationClosed(f"it closed before step {step} was committed")
         filed = session.rank != 0 or step == 0 or step in session.files.kept_steps
         self.saved = session.phase is Phase.ENDED or (session.committed >= step and filed)
         self.departed = True
