@@ -29,11 +29,12 @@ def settled() -> tuple[Telemetry, int, float]:
 
 
 def test_the_first_steps_leave_one_by_one() -> None:
-    telemetry = Telemetry("w0", "w0.0", "n", "")
+    telemetry = Telemetry("w0", "w0.0", "n", "", 48)
     for step in range(FIRST_STEPS + 1):
         telemetry.add(timing(step))
         sent = telemetry.batch(100.0 + step / 1000)
         assert (sent is not None) == (step < FIRST_STEPS)
+        assert sent is None or sent.batch_size_max == 48, "what it can hold is said with every batch"
 
 
 def test_a_jump_leaves_at_once_and_so_do_a_few_steps_after_it() -> None:

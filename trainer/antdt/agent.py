@@ -411,7 +411,8 @@ class Agent:
         return batch
 
     def _micro_count(self, share: Share, samples: int) -> int:
-        limit = self.options.micro_batch_size_max
+        limits = self.options.micro_batch_size_max, self.options.batch_size_max
+        limit = min((one for one in limits if one), default=0)  # before there is a plan that fits
         return max(share.accumulation, -(-samples // limit) if limit else 1)
 
     def _await_room(self, leaving: bool = False) -> bool:

@@ -80,10 +80,14 @@ class Membership:
         address = self._rendezvous.host, self._rendezvous.port
         where = Where(*address, s.node, s.hardware, s.restarts, s.launch, s.launcher, s.place, s.take_over)
         session = Session(s.worker, s.incarnation, self.spec, where, self.options.session)
-        telemetry = Telemetry(s.worker, s.incarnation, s.node, s.hardware)
+        telemetry = self._telemetry(s.incarnation)
         pending_max = self.options.allreduce.pending_max
         options = ClientOptions(s.connection, s.job, s.secret, pending_max=pending_max, ousted_s=s.grace_s)
         return Client(options, session, plans, telemetry)
+
+    def _telemetry(self, incarnation: str) -> Telemetry:
+        s = self.settings
+        return Telemetry(s.worker, incarnation, s.node, s.hardware, self.options.batch_size_max)
 
     @property
     def session(self) -> Session:
@@ -260,7 +264,7 @@ class Membership:
         incarnation = f"{old.worker}.{old.where.restarts + 1}.{self._rendezvous.port:x}{int(monotonic() * 1e3):x}"
         with self.client.changed:
             self.client.session = renew(old, incarnation)
-            self.client.telemetry = Telemetry(old.worker, incarnation, self.settings.node, self.settings.hardware)
+            self.client.telemetry = self._telemetry(incarnation)
 
     @property
     def draining(self) -> bool:

@@ -71,8 +71,9 @@ def _far(now: float, usual: float) -> bool:
 class Telemetry:
     """A bounded queue: what does not fit is dropped, oldest first, and counted in the next batch."""
 
-    def __init__(self, worker: str, incarnation: str, node: str, hardware: str) -> None:
-        self.identity = worker, incarnation
+    def __init__(self, worker: str, incarnation: str, node: str, hardware: str, batch_size_max: int = 0) -> None:
+        """batch_size_max: samples a step that this worker can hold; 0: not known."""
+        self.identity, self.batch_size_max = (worker, incarnation), batch_size_max
         self.node, self.hardware = node, hardware
         self.dropped = 0
         self._queue: deque[StepTiming] = deque()
@@ -121,6 +122,7 @@ class Telemetry:
             compute_s=tuple(r.compute_s for r in rows),
             communication_s=tuple(r.communication_s for r in rows),
             wait_s=tuple(r.wait_s for r in rows),
+            batch_size_max=self.batch_size_max,
         )
 
     def _is_due(self, now_s: float) -> bool:
