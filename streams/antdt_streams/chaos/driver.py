@@ -17,6 +17,7 @@ from antdt_schemas.deafness import strike
 from antdt_schemas.errors import AntdtError
 
 from antdt_streams.chaos.schedule import STOPS, Fault, Kind
+from antdt_streams.chaos.waits import waits_of
 from antdt_streams.chaos.world import World, send
 from antdt_streams.supervise import last_words
 
@@ -89,7 +90,8 @@ class Driver:
         while progress is None or not progress.commits:
             if self._pause() or monotonic() > until:
                 words = last_words(self.world.logs / "launcher.log")
-                raise AntdtError(f"No step was committed within {self.bounds.begin_s:g} s: {words}")
+                waits = waits_of(self.world.broker.connection, self.world.job)
+                raise AntdtError(f"No step was committed within {self.bounds.begin_s:g} s: {words}\n{waits}")
 
     def _follow(self) -> None:
         bound = self._began + (self.left[-1].at_s if self.left else 0.0) + self.bounds.end_s
@@ -110,7 +112,9 @@ class Driver:
             if now > bound:
                 progress = self.world.progress
                 step = progress.step if progress is not None else 0
-                raise AntdtError(f"The run did not end within {self.bounds.end_s:g} s of the last fault: step {step}.")
+                waits = waits_of(self.world.broker.connection, self.world.job)
+                bound_s = self.bounds.end_s
+                raise AntdtError(f"The run did not end within {bound_s:g} s of the last fault: step {step}.\n{waits}")
 
     def _pause(self) -> bool:
         """Look after the processes, wait a little. True once the workers have ended well."""
