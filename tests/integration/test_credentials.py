@@ -19,7 +19,7 @@ from antdt_streams.broker.embedded import _free_ports
 
 pytestmark = pytest.mark.kafka
 HERE, MODULE = "127.0.0.1", "org.apache.kafka.common.security.plain.PlainLoginModule"
-TIMEOUT_S = 5.0
+TIMEOUT_S = 10.0  # beside everything else that runs here
 SASL = {"sasl.mechanism": "PLAIN", "sasl.username": "ann"}
 GOOD, WRONG = {**SASL, "sasl.password": "hush"}, {**SASL, "sasl.password": "wrong"}
 SCRAM = {**GOOD, "sasl.mechanism": "SCRAM-SHA-256"}

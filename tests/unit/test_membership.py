@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import pytest
 from antdt.allreduce import GenerationClosed
 from antdt.membership import Membership
 from antdt.session import Phase, Session
+from antdt_schemas import records
 from antdt_schemas.records import Status
 
 from tests.unit.test_session import GRANT, SPEC, Where, reply
@@ -77,3 +79,11 @@ def test_where_there_is_no_time_left_the_work_is_said_to_be_lost(leaving: Any) -
     leaving.client.happens = [lambda: leaving.session.on_reply(reply(-1, Status.CLOSED, reason="w1 joins"))]
     leaving.say_farewell()
     assert leaving.departed and not leaving.saved
+
+
+def test_whoever_has_written_the_file_of_the_last_step_stays_until_the_ledger_knows_it(leaving: Any) -> None:
+    """The other one has left behind this step, and this one is told to go as well, between two generations."""
+    leaving._told_at_s = monotonic()
+    assert leaving.may_go
+    leaving.session.files.newest = records.Checkpoint(1, 6, b"", "step-6.pt")
+    assert not leaving.may_go

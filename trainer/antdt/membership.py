@@ -288,17 +288,23 @@ class Membership:
         """
         if not self.draining:
             return False
-        step = self.strategy.step_number
-        nothing = self.strategy.void or self.session.generation == 0 or step in (0, self._left_behind)
-        return nothing or self.leave_within_s == 0
+        return self._loses_nothing or self.leave_within_s == 0
+
+    @property
+    def _loses_nothing(self) -> bool:
+        """Whether this model is nobody's loss: there is none, or somebody left behind its step, and the file of it, if
+        this worker has written it, is known to the ledger.
+        """
+        step, files = self.strategy.step_number, self.session.files
+        filed = step == self._left_behind and files.newest is None
+        return self.strategy.void or self.session.generation == 0 or step == 0 or filed
 
     def end_if_told(self) -> None:
         """Raises what ends this process where it was told to leave, and has left or may go."""
         if self.departed:
             self._end()
         if self.generation is None and self.may_go:
-            step = self.strategy.step_number
-            self.saved = self.strategy.void or self.session.generation == 0 or step in (0, self._left_behind)
+            self.saved = self._loses_nothing
             self._end()
 
     def _end(self) -> NoReturn:
