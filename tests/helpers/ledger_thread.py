@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from types import TracebackType
 
 from antdt_schemas import codec, lineage, records, topics
@@ -21,6 +21,14 @@ from confluent_kafka import Producer
 
 SPEC = records.JobSpec("d", 1000, bytes(16), "sequential", 1, 0, 8, 8, 1, 3, "allreduce")
 WITHIN_S = 30.0
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    """Wait for a condition, within a bound."""
+    until = monotonic() + WITHIN_S
+    while not holds():
+        assert monotonic() < until, f"not within {WITHIN_S} s: {what}"
+        sleep(0.02)  # between two looks
 
 
 class LedgerThread:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,17 +30,9 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from tests.helpers.counting import steps
-from tests.helpers.ledger_thread import SPEC, WITHIN_S, LedgerThread, asker, replayed
+from tests.helpers.ledger_thread import SPEC, WITHIN_S, LedgerThread, asker, eventually, replayed
 
 pytestmark = pytest.mark.kafka
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    """Wait for a condition, within a bound."""
-    until = time.monotonic() + WITHIN_S
-    while not holds():
-        assert time.monotonic() < until, f"not within {WITHIN_S} s: {what}"
-        time.sleep(0.02)  # between two looks
 
 
 @pytest.fixture

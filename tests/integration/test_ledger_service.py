@@ -7,8 +7,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,18 +40,10 @@ from antdt_streams.reader import TopicReader
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from tests.helpers.ledger_thread import SPEC, WITHIN_S, LedgerThread, asker, digest_of, replayed
+from tests.helpers.ledger_thread import SPEC, WITHIN_S, LedgerThread, asker, digest_of, eventually, replayed
 
 FLOOD = 30_000
 pytestmark = pytest.mark.kafka
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    """Wait for a condition, within a bound."""
-    until = time.monotonic() + WITHIN_S
-    while not holds():
-        assert time.monotonic() < until, f"not within {WITHIN_S} s: {what}"
-        time.sleep(0.02)  # between two looks
 
 
 def stored(folder: Path, job: str, topic_id: str) -> Fold:

@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.helpers.allreduce import Net, each, generation_of, mean_loss, replica, same, state_of, take
 
-LATE = "head.weight"  # reached first by backward
 EARLY = "body.weight"  # reached last: by then other buckets are on their way
 
 
