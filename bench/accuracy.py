@@ -18,8 +18,9 @@ from typing import Any
 from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.chaos.driver import Driver
 from antdt_streams.chaos.judge import entries_of, judge_log, judge_records
+from antdt_streams.chaos.launches import Training
 from antdt_streams.chaos.schedule import Fault, Kind, ScheduleOptions, schedule
-from antdt_streams.chaos.world import Training, World
+from antdt_streams.chaos.world import World
 
 from bench.common import machine, write
 

@@ -27,7 +27,8 @@ from antdt_schemas import codec
 from antdt_schemas.records import DeadLetter
 from antdt_schemas.topics import DEAD_LETTERS, MEASUREMENTS, STEPS, Topic
 from antdt_streams.broker import EmbeddedBroker
-from antdt_streams.chaos.world import Training, World
+from antdt_streams.chaos.launches import Training
+from antdt_streams.chaos.world import World
 from antdt_streams.reader import TopicReader
 from confluent_kafka import Producer
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from antdt_schemas import records
-from antdt_streams.chaos.judge import Entries, judge_log, judge_records, judge_result
+from antdt_streams.chaos.judge import Entries, judge_log, judge_quarantine, judge_records, judge_result
 
 from tests.helpers.ledger import Bench
+from tests.unit.test_evidence import Lives
 
 SPEC = records.JobSpec("d", 20, bytes(16), "sequential", 1, 0, 10, 10, 2, 3, "allreduce")
 
@@ -93,3 +94,15 @@ def test_a_log_without_an_end_and_a_script_without_the_final_model_are_found(
     assert "a model of 0 steps, the log has 2" in judge_result(report, late)[0]
     late.write_text('{"steps": 2}')
     assert judge_result(report, late) == []
+
+
+def test_who_is_in_quarantine_and_has_done_nothing_is_found() -> None:
+    bench = Lives()
+    for _ in range(bench.spec.max_attempts):
+        bench.held()
+        bench.failed(13)
+        bench.exited(75)
+        bench.again()
+    entries = list(enumerate(bench.broker.log))
+    assert judge_quarantine(entries, [13]) == []
+    assert "Samples [13] came into quarantine" in judge_quarantine(entries, [4])[0]

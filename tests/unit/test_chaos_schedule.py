@@ -33,16 +33,21 @@ def test_kinds_that_a_machine_lacks_are_left_out_and_the_rest_is_shared() -> Non
 
 def test_faults_lie_in_the_span_one_after_the_other_and_hit_what_exists() -> None:
     options = ScheduleOptions(workers=3, faults=6, span_s=12.0)
-    known = {"w0", "w1", "w2", "ledger", "monitor", "controller", "standby", "broker", "everybody"}
+    known = {"w0", "w1", "w2", "ledger", "monitor", "controller", "standby", "broker", "everybody", "workers"}
+    known |= {"takes-over", "is-refused"}
     for seed in range(200):
         faults = schedule(seed, options)
         times = [f.at_s for f in faults]
         assert times == sorted(times)
         assert times[0] >= 0 and times[-1] <= 12.0
         for fault in faults:
+            if fault.kind is Kind.POISON_SAMPLE:
+                assert 0 <= int(fault.targets[0]) < options.samples
+                assert fault.targets[1] in ("raise", "kill")
+                continue
             assert set(fault.targets) <= known
             assert len(set(fault.targets)) == len(fault.targets)
-            assert (fault.for_s == options.stop_s) == (fault.kind in STOPS)
+            assert fault.for_s == options.stop_s or fault.kind not in STOPS
             assert bool(fault.shift_s) == ("clock" in fault.kind)
             if fault.kind is Kind.KILL_WORKERS:
                 assert len(fault.targets) == 2, "one of three survives"

@@ -16,10 +16,12 @@ from time import monotonic
 from antdt_schemas.deafness import strike
 from antdt_schemas.errors import AntdtError
 
-from antdt_streams.chaos.schedule import STOPS, Fault, Kind
+from antdt_streams.chaos.full import FullDisk
+from antdt_streams.chaos.schedule import STOPS, TAKES_OVER, Fault, Kind
+from antdt_streams.chaos.signals import send
 from antdt_streams.chaos.waits import waits_of
-from antdt_streams.chaos.world import World, send
-from antdt_streams.supervise import last_words
+from antdt_streams.chaos.world import World
+from antdt_streams.files import write_whole
 
 LOOK_S = 0.02
 LAUNCH_AFTER_S = 0.5
@@ -65,6 +67,8 @@ class Driver:
         self.left = sorted(faults, key=lambda f: f.at_s)
         self.carried = Carried()
         self._undo: list[_Later] = []
+        self._full: list[FullDisk] = []
+        self._asked: list[Fault] = []
         self._began = 0.0
 
     def run(self) -> Carried:
@@ -89,7 +93,7 @@ class Driver:
         progress = self.world.progress
         while progress is None or not progress.commits:
             if self._pause() or monotonic() > until:
-                words = last_words(self.world.logs / "launcher.log")
+                words = self.world.launches.last_words
                 waits = waits_of(self.world.broker.connection, self.world.job)
                 raise AntdtError(f"No step was committed within {self.bounds.begin_s:g} s: {words}\n{waits}")
 
@@ -118,6 +122,8 @@ class Driver:
 
     def _pause(self) -> bool:
         """Look after the processes, wait a little. True once the workers have ended well."""
+        for full in self._full:
+            full.strike()
         ended = self.world.look()
         if not ended and self.stopping.wait(LOOK_S):
             raise KeyboardInterrupt
@@ -130,41 +136,75 @@ class Driver:
 
     def _strike(self, fault: Fault) -> bool:
         """Carry one out; False while its victim is not there."""
-        kind, world = fault.kind, self.world
-        if kind is Kind.KILL_EVERYBODY:
-            return self._kill_everybody()
+        kind, world, target = fault.kind, self.world, fault.targets[0]
+        if kind in (Kind.KILL_EVERYBODY, Kind.PREEMPT_EVERYBODY):
+            return self._kill_everybody(fault)
         if kind in (Kind.BROKER_KILL, Kind.BROKER_STOP):
             return self._take_broker(fault)
         if kind is Kind.CLOCK_BROKER:
-            return world.broker_ready and world.clocks[fault.targets[0]].set(fault.shift_s)
+            return world.broker_ready and world.clocks[target].set(fault.shift_s)
         if kind is Kind.CLOCK_SERVICE:
-            child = world.service(fault.targets[0])
+            child = world.service(target)
             return child is not None and world.clocks[child.name].set(fault.shift_s)
         if kind is Kind.WIPE_SERVICE:
-            return self._wipe(fault.targets[0])
+            return self._wipe(target)
         if kind in (Kind.DEAF_SERVICE, Kind.DEAF_WORKER):
-            return self._deafen(fault.targets[0])
+            return self._deafen(target)
+        if kind is Kind.SECOND_LAUNCH:
+            return world.launches.launch_second(target == TAKES_OVER)
+        if kind is Kind.FULL_DISK:
+            return self._fill_disk(fault)
+        if kind is Kind.POISON_SAMPLE:
+            world.poison_sample(*fault.targets)
+            return True
+        if kind is Kind.TERM_LONG_STEP and not self._in_long_step(fault):
+            return False
+        return self._signal(fault)
+
+    def _signal(self, fault: Fault) -> bool:
+        kind, world = fault.kind, self.world
         find = world.worker_pid if fault.targets[0].startswith("w") else world.service_pid
         pids = [pid for pid in map(find, fault.targets) if pid is not None]
         if len(pids) < len(fault.targets):
             return False
         number = signal.SIGKILL
-        if kind in (Kind.TERM_WORKER, Kind.TERM_SERVICE):
+        if kind in (Kind.TERM_WORKER, Kind.TERM_SERVICE, Kind.TERM_LONG_STEP):
             number = signal.SIGTERM
         elif kind in STOPS:
             number = signal.SIGSTOP
         struck = [send(pid, number) for pid in pids]
         if kind in STOPS:
             self._later(fault.for_s, lambda: [send(pid, signal.SIGCONT) for pid in pids])
-        elif kind is Kind.TERM_WORKER:
-            world.leaving[fault.targets[0]] = pids[0]
+        elif kind in (Kind.TERM_WORKER, Kind.TERM_LONG_STEP):
+            world.launches.leaving[fault.targets[0]] = pids[0]
         return all(struck)
 
-    def _kill_everybody(self) -> bool:
+    def _in_long_step(self, fault: Fault) -> bool:
+        """The worker is told to begin one, and has."""
+        file = self.world.launches.faults / "slow" / fault.targets[0]
+        if fault not in self._asked:
+            self._asked.append(fault)
+            write_whole(file, f"{fault.for_s}".encode())
+        return not file.exists()
+
+    def _fill_disk(self, fault: Fault) -> bool:
+        full = FullDisk(lambda: self.world.pids(fault.targets[0]))
+        if not full.strike():
+            return False
+        self._full.append(full)
+
+        def relieve() -> None:
+            self._full.remove(full)
+            full.relieve()
+
+        self._later(fault.for_s, relieve)
+        return True
+
+    def _kill_everybody(self, fault: Fault) -> bool:
         world = self.world
         if world.worker_pid("w0") is None:
             return False
-        world.kill_everybody()
+        world.kill_everybody(fault.for_s)
         self._later(LAUNCH_AFTER_S, world.launch)
         return True
 

@@ -5,13 +5,14 @@
 3. Monitor and Controller wrote what an undisturbed one in memory writes for the same input: nothing lost, nothing
    else, and no decision twice for one cause but as the same bytes, which readers drop.
 4. What the workers wrote down themselves, from the data, is what the log says of each step.
+5. In quarantine was at any time what no worker survives, and nothing else.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,13 +135,17 @@ class Attempt:
 
 @dataclass(slots=True)
 class History:
-    """The steps of a log that count in the end: by step, its lineage and the samples of each worker."""
+    """The steps of a log that count in the end: by step, its lineage and the samples of each worker.
+
+    quarantined: the samples that ever were in quarantine.
+    """
 
     spec: records.JobSpec
     steps: dict[int, tuple[str, dict[str, list[int]]]] = field(default_factory=dict)
     workers: dict[str, str] = field(default_factory=dict)
     leases: dict[int, str] = field(default_factory=dict)
     orders: dict[int, Permutation] = field(default_factory=dict)
+    quarantined: set[int] = field(default_factory=set)
 
     def enter(self, event: records.Event) -> None:
         """Book one event that counts."""
@@ -151,6 +156,8 @@ class History:
                 self.leases[number] = self.workers[event.incarnation]
         elif isinstance(event, records.Committed):
             self._commit(event)
+        elif isinstance(event, records.Returned) and event.quarantined:
+            self.quarantined.update(self.sample(event.epoch, event.start + k) for k in range(event.length))
         elif isinstance(event, records.RolledBack):
             self.steps = {s: c for s, c in self.steps.items() if s <= event.step}
 
@@ -169,6 +176,12 @@ class History:
         if epoch not in self.orders:
             self.orders[epoch] = Permutation.of(self.spec.seed, epoch, self.spec.samples)
         return self.orders[epoch](position)
+
+
+def judge_quarantine(entries: Entries, poison: Collection[int]) -> list[str]:
+    """Whether only these samples were ever in quarantine: a process that dies by itself is no sample's fault."""
+    innocent = history_of(entries).quarantined.difference(poison)
+    return [f"Samples {sorted(innocent)} came into quarantine, and nothing is wrong with them."] if innocent else []
 
 
 def judge_result(report: dict[str, Any], file: Path) -> list[str]:

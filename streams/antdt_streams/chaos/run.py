@@ -16,12 +16,14 @@ from antdt_schemas.errors import AntdtError, UsageError
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.chaos import clock, judge
 from antdt_streams.chaos.driver import Bounds, Driver
+from antdt_streams.chaos.launches import Training
 from antdt_streams.chaos.schedule import BROKER, STANDBY, Fault, Kind, ScheduleOptions, schedule
-from antdt_streams.chaos.world import LEDGERS, Training, World
+from antdt_streams.chaos.world import LEDGERS, World
 from antdt_streams.supervise import Start, start_process
 
 CATCH_UP_S = 30.0
 POLL_S = 0.1
+POISONED_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ class Chaos:
             # Half of the runs have a hot standby, half live by restarts alone.
             standby = seed % 2 == 0 or any(STANDBY in f.targets for f in faults)
             training = replace(self.profile.training, seed=seed, standby=standby)
+            if any(f.kind is Kind.POISON_SAMPLE for f in faults):
+                training = replace(training, one_by_one=True, max_attempts=POISONED_ATTEMPTS)
             world = World(broker, f"chaos-{seed}", folder, training, self.start)
             world.clocks[BROKER] = broker_clock
             try:
@@ -143,6 +147,7 @@ class Chaos:
             entries = judge.entries_of(connection, job)
             verdict.audit, wrong = judge.judge_log(entries)
             verdict.wrong += wrong
+            verdict.wrong += judge.judge_quarantine(entries, [int(sample) for sample in world.poison])
             for name in LEDGERS[: 1 + world.training.standby]:
                 verdict.wrong += judge.judge_cache(connection, job, world.state_folder(name), entries)
             if not verdict.wrong:

@@ -19,8 +19,10 @@ BROKER = "broker"
 
 
 class Kind(StrEnum):
-    """What can go wrong. `stop` is SIGSTOP with a SIGCONT later, `term` SIGTERM, `kill` SIGKILL. Who is `deaf` gets no
-    record any more by the clients that it has.
+    """What can go wrong. `stop` is SIGSTOP with a SIGCONT later, `term` SIGTERM, `kill` SIGKILL. A process that is
+    `deaf` gets no record any more by the clients that it has. `preempt` is SIGTERM, and SIGKILL for those that are
+    still there a moment later. `long-step`: in the middle of one that takes seconds. `full-disk`: nothing more can be
+    written.
     """
 
     KILL_WORKER = "kill-worker"
@@ -44,6 +46,11 @@ class Kind(StrEnum):
     WIPE_SERVICE = "wipe-service"
     DEAF_SERVICE = "deaf-service"
     DEAF_WORKER = "deaf-worker"
+    SECOND_LAUNCH = "second-launch"
+    PREEMPT_EVERYBODY = "preempt-everybody"
+    FULL_DISK = "full-disk"
+    POISON_SAMPLE = "poison-sample"
+    TERM_LONG_STEP = "term-long-step"
 
 
 CLOCK_KINDS = (Kind.CLOCK_BROKER, Kind.CLOCK_SERVICE)
@@ -61,6 +68,9 @@ VICTIM = {
 }
 STOPS = (Kind.STOP_WORKER, Kind.STOP_LEDGER, Kind.STOP_MONITOR, Kind.STOP_CONTROLLER)
 BROKER_GONE = (Kind.BROKER_KILL, Kind.BROKER_STOP)
+EVERYBODY, WORKERS = "everybody", "workers"
+TAKES_OVER, REFUSED = "takes-over", "is-refused"
+PREEMPTED_S = (0.5, 5.0)  # a scheduler's patience: not every worker comes to leave in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +94,7 @@ class ScheduleOptions:
     """What a schedule is made of. `stop_s`: how long a stopped process sleeps, past the patience of the ledger.
 
     outage_s: how long the broker is away; with `long_outage_s` above 0 that is how long it is in every deck's
-    clean stop.
+    clean stop. full_s: how long the disk is full. long_step_s: how long a long step takes.
     """
 
     kinds: tuple[Kind, ...] = tuple(Kind)
@@ -95,6 +105,9 @@ class ScheduleOptions:
     outage_s: float = 2.0
     long_outage_s: float = 0.0
     shift_s: int = 3600
+    samples: int = 1437
+    full_s: float = 3.0
+    long_step_s: float = 5.0
 
     def __post_init__(self) -> None:
         if self.workers < 2:
@@ -129,20 +142,33 @@ def _fault(kind: Kind, at_s: float, draw: Random, options: ScheduleOptions) -> F
         targets = tuple(sorted(draw.sample(workers, draw.randint(2, max(2, options.workers - 1)))))
     elif kind is Kind.KILL_SERVICES:
         targets = SERVICES
-    elif kind is Kind.KILL_EVERYBODY:
-        targets = ("everybody",)
+    elif kind in (Kind.KILL_EVERYBODY, Kind.PREEMPT_EVERYBODY):
+        targets = (EVERYBODY,)
     elif kind in (Kind.TERM_SERVICE, Kind.CLOCK_SERVICE, Kind.WIPE_SERVICE):
         targets = (draw.choice(SERVICES),)
     elif kind is Kind.DEAF_SERVICE:
         targets = (draw.choice((*SERVICES, STANDBY)),)
+    elif kind is Kind.SECOND_LAUNCH:
+        targets = (draw.choice((REFUSED, TAKES_OVER)),)
+    elif kind is Kind.FULL_DISK:
+        targets = (draw.choice((*SERVICES, WORKERS, EVERYBODY)),)
+    elif kind is Kind.POISON_SAMPLE:
+        targets = (str(draw.randrange(options.samples)), draw.choice(("raise", "kill")))
     else:
         targets = (draw.choice(workers),)
-    for_s = 0.0
+    return Fault(at_s, kind, targets, _lasting(kind, draw, options), _shift(kind, draw, options))
+
+
+def _lasting(kind: Kind, draw: Random, options: ScheduleOptions) -> float:
     if kind in STOPS:
-        for_s = options.stop_s
-    elif kind in BROKER_GONE:
-        for_s = options.outage_s
-        if kind is Kind.BROKER_STOP and options.long_outage_s:
-            for_s = options.long_outage_s
-    shift_s = draw.choice((-1, 1)) * options.shift_s if kind in CLOCK_KINDS else 0
-    return Fault(at_s, kind, targets, for_s, shift_s)
+        return options.stop_s
+    if kind is Kind.PREEMPT_EVERYBODY:
+        return round(draw.uniform(*PREEMPTED_S), 1)
+    if kind is Kind.BROKER_STOP and options.long_outage_s:
+        return options.long_outage_s
+    lasting = {Kind.FULL_DISK: options.full_s, Kind.TERM_LONG_STEP: options.long_step_s}
+    return options.outage_s if kind in BROKER_GONE else lasting.get(kind, 0.0)
+
+
+def _shift(kind: Kind, draw: Random, options: ScheduleOptions) -> int:
+    return draw.choice((-1, 1)) * options.shift_s if kind in CLOCK_KINDS else 0

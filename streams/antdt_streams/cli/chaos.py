@@ -8,6 +8,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from antdt_schemas.errors import UsageError
@@ -15,16 +16,26 @@ from antdt_schemas.errors import UsageError
 from antdt_streams.cli.common import note
 from antdt_streams.cli.services import stop_on_signals
 
+if TYPE_CHECKING:
+    from antdt_streams.chaos.run import Verdict
+
 
 @click.command()
 @click.option("--seeds", type=int, default=5, show_default=True, help="How many schedules.")
 @click.option("--first-seed", type=int, default=0, show_default=True, help="The first of them.")
 @click.option("--workers", type=int, default=4, show_default=True, help="Worker processes.")
 @click.option("--profile", type=click.Choice(["short", "long"]), default="short", show_default=True)
+@click.option("--kind", "kinds", multiple=True, help="A kind of fault; several: repeat it. Default: all of them.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything to this file.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder for broker, state and logs; kept.")
 def chaos(
-    seeds: int, first_seed: int, workers: int, profile: str, json_file: Path | None, data_dir: Path | None
+    seeds: int,
+    first_seed: int,
+    workers: int,
+    profile: str,
+    kinds: tuple[str, ...],
+    json_file: Path | None,
+    data_dir: Path | None,
 ) -> None:
     """Break a real run on purpose, by seeded schedules, and prove that nothing was lost or repeated.
 
@@ -32,15 +43,19 @@ def chaos(
     and told to end, the broker goes away and clocks jump; then the log and the workers' own records are audited. Exit
     status 0 if every seed holds. The logs of a seed that does not are kept, and one command repeats it.
     """
-    from antdt_streams.chaos.run import PROFILES, Chaos, Verdict, available, counts
-    from antdt_streams.chaos.schedule import schedule
+    from antdt_streams.chaos.run import PROFILES, Chaos, available, counts
+    from antdt_streams.chaos.schedule import Kind, schedule
 
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: run at least one.")
+    unknown = [kind for kind in kinds if kind not in list(Kind)]
+    if unknown:
+        raise UsageError(f"--kind {unknown[0]}: there is {', '.join(Kind)}.")
     chosen = PROFILES[profile]
+    kept = tuple(map(Kind, kinds)) or chosen.schedule.kinds
     chosen = replace(
         chosen,
-        schedule=replace(chosen.schedule, workers=workers),
+        schedule=replace(chosen.schedule, workers=workers, kinds=kept),
         training=replace(chosen.training, workers=workers),
     )
     chosen, missing = available(chosen)
@@ -55,7 +70,7 @@ def chaos(
             note(f"seed {seed}: " + "; ".join(map(str, schedule(seed, chosen.schedule))))
             verdict = running.run(seed)
             verdicts.append(verdict)
-            _tell(verdict, workers, profile)
+            _tell(verdict, workers, profile, kinds)
     finally:
         if data_dir is None and all(v.passed for v in verdicts):
             shutil.rmtree(folder, ignore_errors=True)
@@ -63,7 +78,7 @@ def chaos(
     passed = sum(v.passed for v in verdicts)
     click.echo(f"{passed} of {len(verdicts)} exactly once, {sum(found.values())} faults carried out:")
     for kind, count in found.items():
-        click.echo(f"  {kind:<16} {count}")
+        click.echo(f"  {kind:<17} {count}")
     if json_file is not None:
         document = {
             "passed": passed,
@@ -75,10 +90,7 @@ def chaos(
     sys.exit(0 if passed == len(verdicts) else 1)
 
 
-def _tell(verdict: object, workers: int, profile: str) -> None:
-    from antdt_streams.chaos.run import Verdict
-
-    assert isinstance(verdict, Verdict)
+def _tell(verdict: Verdict, workers: int, profile: str, kinds: tuple[str, ...]) -> None:
     done = f"{len(verdict.carried_out)} of {len(verdict.faults)} faults"
     for fault in verdict.faults:
         if fault not in verdict.carried_out:
@@ -95,4 +107,5 @@ def _tell(verdict: object, workers: int, profile: str) -> None:
     for line in verdict.wrong:
         note(f"  {line[:600]}")
     note(f"  logs: {verdict.folder}")
-    note(f"  again: antdt chaos --seeds 1 --first-seed {verdict.seed} --workers {workers} --profile {profile}")
+    options = "".join(f" --kind {kind}" for kind in kinds)
+    note(f"  again: antdt chaos --seeds 1 --first-seed {verdict.seed} --workers {workers} --profile {profile}{options}")

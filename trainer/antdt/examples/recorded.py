@@ -3,15 +3,19 @@
     antdt launch --job JOB -n 4 -- -m antdt.examples.recorded --record DIR
 
 Each worker appends to DIR/WORKER.jsonl which samples it is about to use in which step, and after the step the lineage
-of its model. Nobody asks the ledger for it, so it can be held against the log afterwards.
+of its model. Nobody asks the ledger for it, so it can be held against the log afterwards. By files in the folder of
+--faults its worst days are brought about (`Faults`).
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
+import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +30,15 @@ from antdt.agent import AgentOptions
 from antdt.allreduce import AllReduceOptions
 from antdt.examples.digits import accuracy, load
 
+ROOM_S = 60.0
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class Record:
-    """Lines of JSON in a file of its own; a line that was written survives the death of the process."""
+    """Lines of JSON in a file of its own; a line that was written survives the death of the process.
+
+    Where the disk is full it waits for room, for a while.
+    """
 
     def __init__(self, folder: Path, worker: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,19 +46,63 @@ class Record:
 
     def write(self, **line: Any) -> None:
         """Append one line, in one write."""
-        os.write(self._file, json.dumps(line).encode() + b"\n")
+        until, data = time.monotonic() + ROOM_S, json.dumps(line).encode() + b"\n"
+        while not self._wrote(data, until):
+            time.sleep(0.1)
+
+    def _wrote(self, data: bytes, until: float) -> bool:
+        try:
+            os.write(self._file, data)
+        except OSError as error:
+            if error.errno not in NO_ROOM or time.monotonic() > until:
+                raise
+            return False
+        return True
+
+
+class Faults:
+    """What may befall this worker, by files in a folder that somebody else writes.
+
+    deaf/WORKER: its consumers hear nothing any more. slow/WORKER: its next step takes so many seconds more; the file is
+    gone when that begins. poison: a JSON object of samples that no worker survives, each "raise" or "kill".
+    """
+
+    def __init__(self, folder: Path, worker: str) -> None:
+        self._slow, self._poison = folder / "slow" / worker, folder / "poison"
+        deafness.install(folder / "deaf" / worker)
+
+    def slow(self) -> None:
+        """In a step."""
+        if self._slow.exists():
+            seconds = float(self._slow.read_text(encoding="utf-8"))
+            self._slow.unlink()
+            time.sleep(seconds)
+
+    def load(self, index: int) -> None:
+        """Before this sample is loaded."""
+        try:
+            poison: Mapping[str, str] = json.loads(self._poison.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        what = poison.get(str(index))
+        if what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif what is not None:
+            raise ValueError(f"sample {index} is truncated")
 
 
 class OneByOne:
-    """Gives samples one at a time, as a data set does that reads a file for each of them."""
+    """Gives samples one at a time, as a data set does that reads a file for each of them, some of which may be bad."""
 
-    def __init__(self, whole: TensorDataset) -> None:
-        self.whole = whole
+    def __init__(self, whole: TensorDataset, faults: Faults | None) -> None:
+        self.whole, self.faults = whole, faults
 
     def __len__(self) -> int:
         return len(self.whole)
 
     def __getitem__(self, index: int) -> Any:
+        if self.faults is not None:
+            self.faults.load(index)
         return self.whole[index]
 
 
@@ -67,12 +121,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pending-max", type=int, default=4096, help="steps that may await their commit")
     parser.add_argument("--num-workers", type=int, default=0, help="data processes; 0: whole batches of tensors")
     parser.add_argument("--result", type=Path, help="JSON file with the accuracy")
-    parser.add_argument("--deaf", type=Path, help="folder of files by which workers fall deaf")
+    parser.add_argument("--faults", type=Path, help="folder of files that bring faults about")
+    parser.add_argument("--one-by-one", action="store_true", help="load each sample by itself")
     options = parser.parse_args(argv)
 
     worker = os.environ.get("ANTDT_WORKER", "w0")
-    if options.deaf is not None:
-        deafness.install(options.deaf / worker)
+    faults = Faults(options.faults, worker) if options.faults is not None else None
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     train, test = load("digits")
@@ -83,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     agent = antdt.Agent(
         model,
         optimizer,
-        OneByOne(tensors) if options.num_workers else tensors,
+        OneByOne(tensors, faults) if options.num_workers or options.one_by_one else tensors,
         batch_size=options.batch_size,
         epochs=options.epochs,
         seed=options.seed,
@@ -99,6 +153,8 @@ def main(argv: list[str] | None = None) -> None:
     for images, labels, numbers in agent:
         time.sleep(options.delay_ms / 1000 * len(labels))
         record.write(step=agent.step_number + 1, samples=numbers.tolist())
+        if faults is not None:
+            faults.slow()
         loss = functional.cross_entropy(model(images), labels)
         if agent.step(loss):
             record.write(step=agent.step_number, lineage=agent.lineage)
