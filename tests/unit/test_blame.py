@@ -14,6 +14,7 @@ from antdt import process, vouch, whereabouts
 from antdt.allreduce import Range
 from antdt.blame import Witness, narrowed
 from antdt.data import MapSource, position_key, source_of
+from antdt.holds import Holds
 from antdt.last_word import LastWord
 from antdt.loading import DataProcessDied, LoadingOptions, SampleFailed, loader_of
 from antdt.session import Phase, Session, Where
@@ -68,7 +69,7 @@ def witnessed(dataset: Any, part: list[Range] = PART, workers: int = 0, **option
     try:
         with pytest.raises((ValueError, RuntimeError, SampleFailed, DataProcessDied)) as caught:
             loader.fetch(part)
-        Witness(heard, source).saw(caught.value, part, loading=True)  # type: ignore[arg-type]
+        Witness(heard, source, Holds(Page())).saw(caught.value, part, loading=True)  # type: ignore[arg-type]
     finally:
         loader.close()
     return heard
@@ -123,10 +124,12 @@ def test_a_data_process_names_the_sample_that_it_died_of_not_the_first_that_it_w
     assert "while it was loading sample 13 (position 13 of epoch 0)" in heard.bodies[0].reason
 
 
-@pytest.mark.parametrize("error", [Unavailable("away"), UsageError("no"), MemoryError(), torch.OutOfMemoryError()])
+@pytest.mark.parametrize(
+    "error", [Unavailable("away"), UsageError("no"), MemoryError(), torch.OutOfMemoryError(), OSError(28, "")]
+)
 def test_what_says_something_of_the_world_or_the_machine_speaks_against_no_sample(error: Exception, page: Page) -> None:
     heard = Heard()
-    Witness(heard, source_of(Numbers())).saw(error, PART)  # type: ignore[arg-type]
+    Witness(heard, source_of(Numbers()), Holds(Page())).saw(error, PART)  # type: ignore[arg-type]
     assert heard.bodies == []
     assert not page.numbers[whereabouts.BLAMED]
 
@@ -135,8 +138,9 @@ def test_an_exception_in_the_loops_body_is_heard_of_when_it_ends_the_process(
     page: Page, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    heard = Heard()
-    witness = Witness(heard, source_of(Numbers(), shuffle=False))  # type: ignore[arg-type]
+    heard, holds = Heard(), Holds(page)
+    holds.tries(8)
+    witness = Witness(heard, source_of(Numbers(), shuffle=False), holds)  # type: ignore[arg-type]
     witness.listen()
     witness.left_with(PART)
     assert witness.waits
@@ -148,9 +152,14 @@ def test_an_exception_in_the_loops_body_is_heard_of_when_it_ends_the_process(
     sys.excepthook(RuntimeError, error, None)
     assert len(heard.bodies) == 2, "once"
     witness.left_with(PART)
+    sys.excepthook(MemoryError, MemoryError(), None)
+    assert (len(heard.bodies), holds.limit) == (2, 4), "its next life takes half"
+    assert page.numbers[whereabouts.SHRUNK]
+    witness.left_with(PART)
     heard.stopped = True
     sys.excepthook(RuntimeError, error, None)
-    assert len(heard.bodies) == 2, "it broke out of the loop, and something behind it has failed"
+    sys.excepthook(MemoryError, MemoryError(), None)
+    assert (len(heard.bodies), holds.limit) == (2, 4), "it broke out of the loop, and something behind it has failed"
 
 
 class Folder(Numbers):
@@ -190,6 +199,8 @@ def run_of(script: str, folder: Path) -> tuple[int, Page]:
         ("raise ValueError('mine')", ExitCode.BUG),
         ("PAGE.numbers[w.BLAMED] = 1; raise ValueError('mine')", ExitCode.RESTART_HERE),
         ("PAGE.numbers[w.BLAMED] = 1", ExitCode.DONE),
+        ("raise OSError(28, 'ValueError: mine')", ExitCode.RESTART_HERE),
+        ("raise FileNotFoundError(2, 'ValueError: mine')", ExitCode.BUG),
     ],
 )
 def test_how_a_worker_ends(script: str, status: int, tmp_path: Path) -> None:

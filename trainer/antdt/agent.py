@@ -16,6 +16,7 @@ import atexit
 import logging
 import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from antdt.allreduce import AllReduce, GenerationClosed, Range, StepResult
 from antdt.allreduce.composition import RANGES_MAX
 from antdt.blame import Witness, by_exception
 from antdt.data import position_key, source_of, split
+from antdt.holds import Holds, is_out_of_memory
 from antdt.job import AgentOptions, Schedule, spec_of
 from antdt.loading import LoadingOptions, loader_of
 from antdt.membership import HINT_EVERY_S, Membership
@@ -139,8 +141,9 @@ class Agent:
             raise
         self._client = self._membership.client
         self._client.on_leases = self.source.prepare
-        self._witness = Witness(self._client, self.source)
         self._page = whereabouts.mine()
+        self._holds = Holds(self._page, self.options.batch_size_max)
+        self._witness = Witness(self._client, self.source, self._holds)
         self._page.numbers[whereabouts.ATTEMPTS] = self.options.max_attempts
 
     # -- what a script uses
@@ -257,19 +260,44 @@ class Agent:
             try:
                 self.strategy.backward(loss, samples, last)
             except Exception as error:
+                if self._survives(error):
+                    return False
                 self._witness.saw(error, self._hand)
                 raise
             self._hand = []
+            self._holds.passed()
             if last:
                 self._clock.first_bucket_at = self.strategy.first_bucket_at
                 self._page.enter(At.REDUCING)
-                result = self.strategy.step()
+                result = self._reduce_and_apply()
                 self._account(result)
         except GenerationClosed as closed:
             log.info("generation is over: %s", closed)
             self._broken, self._hand = True, []
         self._page.enter(At.USER)
         return result is not None and result.applied and result.skipped is None
+
+    def _reduce_and_apply(self) -> StepResult:
+        try:
+            return self.strategy.step()
+        except Exception as error:
+            if is_out_of_memory(error):  # perhaps in the middle of the optimizer
+                self._holds.shrink()
+            raise
+
+    def _survives(self, error: Exception) -> bool:
+        """Whether memory was out, and fewer samples at a time can be tried: the step is given up, and begun anew."""
+        at, smaller = self._holds.at, self._holds.failed() if is_out_of_memory(error) else 0
+        if not smaller:
+            return False
+        log.warning(
+            "%s: memory is out with %d samples at a time: it goes on with %d", self._session.worker, at, smaller
+        )
+        traceback.clear_frames(error.__traceback__)
+        self._broken, self._hand = True, []
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return True
 
     def _refuse_another(self) -> None:
         if Agent._begun and not self._named and not self._iterated:
@@ -394,9 +422,12 @@ class Agent:
         page, hand = self._page, [(r.epoch, r.start, r.length) for r in part]
         page.enter(At.LOADING)
         page.take(hand if self.loader.is_here else ())
+        self._holds.tries(sum(r.length for r in part))
         try:
             batch = self.loader.fetch(part)
         except Exception as error:
+            if is_out_of_memory(error):
+                self._holds.shrink()
             self._witness.saw(error, part, loading=True)
             raise
         if not self.loader.is_here:
@@ -411,7 +442,7 @@ class Agent:
         return batch
 
     def _micro_count(self, share: Share, samples: int) -> int:
-        limits = self.options.micro_batch_size_max, self.options.batch_size_max
+        limits = self.options.micro_batch_size_max, self._holds.limit
         limit = min((one for one in limits if one), default=0)  # before there is a plan that fits
         return max(share.accumulation, -(-samples // limit) if limit else 1)
 
@@ -483,6 +514,7 @@ class Agent:
 
     def _measure(self, result: StepResult) -> None:
         mine, clock, timings = result.rows[self._session.rank], self._clock, result.timings
+        self._client.telemetry.batch_size_max = self._holds.limit
         at = clock.first_bucket_at
         compute_s = max(0.0, at - clock.began - clock.data_s) if at is not None else 0.0
         self._client.telemetry.add(

@@ -13,11 +13,10 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
-import torch
 from antdt_schemas import records
 from antdt_schemas.errors import AntdtError, UsageError
 
-from antdt import whereabouts
+from antdt import holds, whereabouts
 from antdt.allreduce import Range
 from antdt.client import Client
 from antdt.data import IterableSource, MapSource, position_key
@@ -25,15 +24,15 @@ from antdt.loading.pool import DataProcessDied, SampleFailed, Samples
 
 NARROWING_S = 5.0
 RANGES_TOLD_MAX = 64
-# They say something of the machine, of the script's arguments, or of the world outside: not of samples.
-NOT_OF_SAMPLES = (AntdtError, UsageError, MemoryError, torch.OutOfMemoryError, NotImplementedError, ImportError)
+# They say something of the script's arguments, or of the world outside: not of samples.
+NOT_OF_SAMPLES = (AntdtError, UsageError, NotImplementedError, ImportError)
 
 
 class Witness:
     """Of one Agent. `waits`: somebody left the loop with a batch at hand, and it is not known why yet."""
 
-    def __init__(self, client: Client, source: MapSource | IterableSource) -> None:
-        self._client, self._source = client, source
+    def __init__(self, client: Client, source: MapSource | IterableSource, held: holds.Holds) -> None:
+        self._client, self._source, self._holds = client, source, held
         self._left: list[Range] = []
         self._hook: Callable[..., Any] | None = None
 
@@ -53,12 +52,16 @@ class Witness:
 
     def saw(self, error: Exception, ranges: Sequence[Range], *, loading: bool = False) -> None:
         """This was raised while these samples were loaded, or in their step: it speaks against some or all of them."""
-        if isinstance(error, DataProcessDied) or not isinstance(error, NOT_OF_SAMPLES):
+        if isinstance(error, DataProcessDied) or not (
+            isinstance(error, NOT_OF_SAMPLES) or holds.is_of_the_machine(error)
+        ):
             self._tell(self._guilty(ranges, error) if loading else _triples(ranges), error)
 
     def _unhandled(self, kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
         # Later than that it is something else that ends the process: an evaluation behind the loop, say.
         if self._left and not self._client.stopped and isinstance(error, Exception):
+            if holds.is_out_of_memory(error):
+                self._holds.shrink()
             self.saw(error, self._left)
         self._left = []
         assert self._hook is not None

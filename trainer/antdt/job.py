@@ -24,7 +24,8 @@ class AgentOptions:
     """What most jobs leave alone.
 
     shard_size: samples; 0 chooses an eighth of an even share. micro_batch_size_max: samples that one backward may hold;
-    0 for all. batch_size_max: samples a step that this worker can hold: no plan gives it more; 0: no bound.
+    0 for all. batch_size_max: samples a step that this worker can hold: no plan gives it more; 0: as it learns when
+    memory is out.
     checkpoint_every_steps: 0 for the final one only. join_timeout_s bounds the wait for the other workers.
     fingerprint_samples: so many samples, 32 at most, are compared with those of the job's first worker before training;
     they are made by a process of their own, which has two seconds for it. 0 for data that are rightly not the same

@@ -28,12 +28,12 @@ from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
-from antdt import nodes, process, vouch
+from antdt import holds, nodes, process, vouch
 from antdt.client import require_job
 from antdt.output import Output, Stream
 from antdt.places import Places
 from antdt.settings import GRACE_S, Settings
-from antdt.whereabouts import BLAMED, CHECKPOINT, JOINED, KEY, TAKEN_PART, WORDS, Page, shared
+from antdt.whereabouts import BLAMED, CHECKPOINT, JOINED, KEY, SHRUNK, TAKEN_PART, WORDS, Page, shared
 
 POLL_S = 0.02
 REPORT_S = 2.0
@@ -96,6 +96,7 @@ class Launcher:
         locks = launch_locks.folder_of(data_folder(environ), self.settings.job)
         self.places = Places(locks, self.settings.job, self.holder)
         self.output, self.told = Output(), 0
+        self._kernel_kills = holds.KernelKills()
 
     def tell(self) -> None:
         """End, for a signal handler: once, with a grace; twice, at once."""
@@ -119,6 +120,7 @@ class Launcher:
             while any(w.process is not None and w.done is None for w in self.workers) and not self.told:
                 self.output.pump(POLL_S)
                 watch.look()
+                self._kernel_kills.look()
                 status = self._watch()
                 wanted_by = self.places.wanted_by()
                 if status or wanted_by:
@@ -232,10 +234,12 @@ class Launcher:
             if code in LEFT:  # it has said good-bye, or was told to end: the others go on
                 self._is_done(worker, code)
                 continue
-            self._report(worker, code).join(REPORT_S + 1)
+            why = self._learn(worker, code)
+            self._report(worker, code, blames=not why).join(REPORT_S + 1)
             if self._may_start_again(worker, code):
                 worker.restarts += 1
-                click.echo(f"{worker.name} {_how(code)}: started again ({worker.restarts})", err=True)
+                words = f"{_how(code)}{why and f' {why}'}"
+                click.echo(f"{worker.name} {words}: started again ({worker.restarts})", err=True)
                 self._start(worker)
                 continue
             self._is_done(worker, code)
@@ -247,7 +251,8 @@ class Launcher:
         page = worker.page
         if page.numbers[TAKEN_PART] > worker.taken_part:
             worker.taken_part, worker.deaths = page.numbers[TAKEN_PART], 0
-        worker.deaths += 1
+        if not page.numbers[SHRUNK]:  # it does not begin as it did
+            worker.deaths += 1
         again = code < 0 or code in (ExitCode.RESTART_HERE, ExitCode.RESTART_ELSEWHERE)
         return again and worker.deaths <= vouch.restarts_max(page, self.options.restarts_max) and not self.told
 
@@ -276,13 +281,20 @@ class Launcher:
         newest = max(w.page.numbers[CHECKPOINT] for w in self.workers)
         return f"what is in no checkpoint is done again (the newest that is known here is of step {newest})"
 
-    def _report(self, worker: Worker, code: int) -> ForkProcess:
+    def _learn(self, worker: Worker, code: int) -> str:
+        """What a death by SIGKILL says of the worker's memory, as half a sentence; empty where that is nothing."""
+        if code != -signal.SIGKILL:
+            return ""
+        return holds.learn_from_kill(worker.page, by_kernel=self._kernel_kills.lately())
+
+    def _report(self, worker: Worker, code: int, *, blames: bool = True) -> ForkProcess:
         """Tell the ledger at once: it need not wait until the worker has been silent for long enough.
 
         In a child, which is returned: a client has threads, and a process with threads must not fork the next worker.
+        blames: the samples at hand may be the reason.
         """
         incarnation, settings, connection = self._incarnation(worker), self.settings, self.connection
-        at = worker.page.at_hand()
+        at = worker.page.at_hand() if blames and not worker.page.numbers[SHRUNK] else ()
         if at:
             worker.page.numbers[BLAMED] = 1
 

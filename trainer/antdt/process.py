@@ -150,6 +150,8 @@ def _draw_afresh() -> None:
 
 
 def _run(script: list[str]) -> int:
+    from antdt.holds import is_of_the_machine
+
     try:
         if script[0] == "-m":
             sys.argv = script[1:]
@@ -169,8 +171,10 @@ def _run(script: list[str]) -> int:
         if exit_code is None:
             # As the interpreter: whoever wants to know what ends this process is told.
             sys.excepthook(type(error), error, error.__traceback__)
-            # Samples are to blame, and said to be: the job goes on, and without them if it happens again.
-            return ExitCode.RESTART_HERE if whereabouts.mine().numbers[whereabouts.BLAMED] else ExitCode.BUG
+            # Samples are to blame, and said to be: the job goes on, and without them if it happens again. Or it is the
+            # machine: the disk is full, or memory is out, of which the next life takes less.
+            again = whereabouts.mine().numbers[whereabouts.BLAMED] or is_of_the_machine(error)
+            return ExitCode.RESTART_HERE if again else ExitCode.BUG
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         whereabouts.mine().say(whereabouts.WORDS, str(error))
         return int(exit_code)

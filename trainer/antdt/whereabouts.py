@@ -20,8 +20,11 @@ TEXT_BYTES = 512
 MISSING, KEY, WORDS = range(3)
 # Numbers of words; SINCE, ALLOWED and BEAT are doubles.
 CHANGES, PHASE, SINCE, ALLOWED, BEAT, EPOCH, POSITION, BLAMED, INCOMPLETE, ATTEMPTS, LIFE, PID = range(12)
-JOINED, TAKEN_PART, CHECKPOINT, AT_HAND = range(12, 16)
-TEXT = AT_HAND + 1 + 3 * RANGES_KEPT
+JOINED, TAKEN_PART, CHECKPOINT, SHRUNK, AT_HAND = range(12, 17)
+# What a worker has learned that it can hold (`holds`): kept for its next life. LIMIT_UNTIL is a double.
+KEPT = range(AT_HAND + 1 + 3 * RANGES_KEPT, AT_HAND + 1 + 3 * RANGES_KEPT + 7)
+HELD, TRIED, PASSED, PASSES, LIMIT, LIMIT_UNTIL, STRIKES = KEPT
+TEXT = KEPT.stop
 SIZE = TEXT * WORD + 3 * TEXT_BYTES
 
 
@@ -60,8 +63,10 @@ class Page:
         self.detail = ""
 
     def clear(self) -> None:
-        """For the next life of the worker."""
+        """For the next life of the worker, which keeps what this one has learned."""
+        kept = self._bytes[KEPT.start * WORD : KEPT.stop * WORD].tobytes()
         self._bytes[:] = bytes(SIZE)
+        self._bytes[KEPT.start * WORD : KEPT.stop * WORD] = kept
         self.numbers[EPOCH] = -1
 
     # -- the training thread
