@@ -5,11 +5,15 @@ Hypothesis counts no time: its deadline is one of the clock on the wall, and thi
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import itertools
 import os
 import re
+import signal
+import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -42,11 +46,13 @@ LONGEST_FIRST = (
 )
 # How long they take: those above against others that wait; a block of worlds against a file of others that compute.
 LONG, BLOCK = 10, 25
+SPEAK_S = 0.5
 Place = tuple[float, list[pytest.Item]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Whoever leads the run, alone or with others that run the tests, has what they share; and they die with it."""
+    faulthandler.register(signal.SIGUSR1, file=2)  # for whoever is forked from here, too
     if not hasattr(config, "workerinput"):
         config.stash[LEADER] = Leader()
     else:
@@ -57,6 +63,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """And ends it."""
     if LEADER in config.stash:
         config.stash[LEADER].close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, object, object]:
+    """Of a test that hangs, its forked children say where they are, before they are ended: it may be they that hang."""
+    if call.when == "call" and call.excinfo is not None and "Timeout" in str(call.excinfo.value):
+        mine = Path("/proc/self/cmdline").read_bytes()
+        for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            with suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes() == mine:
+                    os.kill(int(pid), signal.SIGUSR1)
+        time.sleep(SPEAK_S)
+    return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
