@@ -24,13 +24,13 @@ from typing import Any
 
 import torch
 from antdt.agent import Agent
-from antdt.allreduce.buckets import digits_of, numbers_of
-from antdt.allreduce.composition import Range, Round, Row
-from antdt.settings import Settings
+from antdt.connect.settings import Settings
+from antdt.strategies.allreduce.buckets import digits_of, numbers_of
+from antdt.strategies.allreduce.composition import Range, Round, Row
 from antdt_schemas.connection import Connection
 from antdt_schemas.lineage import ROOT
-from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
+from antdt_streams.kafka import topics_admin
 from torch.utils.data import TensorDataset
 
 from bench.common import machine, quartiles, write

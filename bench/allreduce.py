@@ -18,7 +18,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import torch
-from antdt.allreduce import AllReduce, Generation, GenerationOptions, Rendezvous, store_of
+from antdt.strategies.allreduce import AllReduce, Generation, GenerationOptions, Rendezvous, store_of
 from torch import distributed, nn
 
 from bench.common import machine, quartiles, write

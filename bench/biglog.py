@@ -30,18 +30,18 @@ from pathlib import Path
 from typing import Any
 
 from antdt_schemas import codec, container, lineage, records
-from antdt_streams import parts, waypoints
-from antdt_streams.audit import audit, report_of
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.leader import InOffice
 from antdt_streams.ledger.core.state import FOLD_VERSION, State
 from antdt_streams.ledger.options import LedgerOptions
 from antdt_streams.ledger.stored import Identity, fold_of, whole
-from antdt_streams.log_source import open_file
-from antdt_streams.replay import document, replay
-from antdt_streams.snapshots import pack, unpack
-from antdt_streams.waypoints import Waypoint
+from antdt_streams.proof import parts, waypoints
+from antdt_streams.proof.audit import audit, report_of
+from antdt_streams.proof.replay import document, replay
+from antdt_streams.proof.source import open_file
+from antdt_streams.proof.waypoints import Waypoint
+from antdt_streams.storage.snapshots import pack, unpack
 
 from bench.common import machine, write
 

@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 
 from antdt_schemas.container import LogEntry
 from antdt_schemas.container import write as write_file
-from antdt_streams import parts, waypoints
-from antdt_streams.audit import audit, report_of
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.stored import Identity
-from antdt_streams.log_source import open_file
-from antdt_streams.replay import replay
+from antdt_streams.proof import parts, waypoints
+from antdt_streams.proof.audit import audit, report_of
+from antdt_streams.proof.replay import replay
+from antdt_streams.proof.source import open_file
 
 from bench.common import machine, spread, write
 from bench.job import Job, Shape

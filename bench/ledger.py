@@ -27,10 +27,10 @@ from typing import Any
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError
 from antdt_schemas.topics import SHARD_LOG
-from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
+from antdt_streams.kafka import topics_admin
+from antdt_streams.kafka.reader import TopicReader
 from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.reader import TopicReader
 
 from bench import shard_clients as clients
 from bench.common import machine, spread, write

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
+from antdt_streams.kafka import topics_admin
 from torch.utils.data import DataLoader, Dataset
 
 from bench.common import machine, spread, write

@@ -29,7 +29,7 @@ from antdt_schemas.topics import DEAD_LETTERS, MEASUREMENTS, STEPS, Topic
 from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.chaos.launches import Training
 from antdt_streams.chaos.world import World
-from antdt_streams.reader import TopicReader
+from antdt_streams.kafka.reader import TopicReader
 from confluent_kafka import Producer
 
 from bench.common import machine, spread, write

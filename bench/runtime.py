@@ -22,17 +22,17 @@ from typing import Any
 from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.topics import MEASUREMENTS, STEPS
-from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
-from antdt_streams.rows import Position
+from antdt_streams.kafka import topics_admin
 from antdt_streams.runtime.faust_app import Host
 from antdt_streams.runtime.partitions import Partitions, Policy
 from antdt_streams.runtime.runner import Identity, Runner
 from antdt_streams.runtime.service import Service
 from antdt_streams.runtime.sink import KafkaSink
 from antdt_streams.runtime.source import Membership, Source
-from antdt_streams.runtime.store import RowStore
-from antdt_streams.snapshots import TopicShelf
+from antdt_streams.storage.rocks import RowStore
+from antdt_streams.storage.rows import Position
+from antdt_streams.storage.snapshots import TopicShelf
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 JOB = "bench"

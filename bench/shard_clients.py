@@ -19,10 +19,10 @@ from pathlib import Path
 from time import monotonic, perf_counter, process_time
 from typing import Any
 
-from antdt.client import Client, ClientOptions
-from antdt.plans import Plans
-from antdt.session import Composition, Phase, Session, Where
-from antdt.telemetry import Telemetry
+from antdt.connect.client import Client, ClientOptions
+from antdt.worker.plans import Plans
+from antdt.worker.session import Composition, Phase, Session, Where
+from antdt.worker.telemetry import Telemetry
 from antdt_schemas import codec, lineage, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.offsets import watermarks

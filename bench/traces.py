@@ -21,10 +21,10 @@ from pathlib import Path
 from statistics import median
 
 from antdt_schemas.records import Decision, NodeClass, StepBatch
-from antdt_streams.controller.core.solver import solve_nd, step_s
 from antdt_streams.controller.core.state import ControllerState
 from antdt_streams.monitor.core import DetectorOptions, MonitorState, Position
 from antdt_streams.policies import AdjustBatchSize
+from antdt_streams.policies.solver import solve_nd, step_s
 
 JOBS = (1, 4)
 FIXED_SHARE = 0.20

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 import torch
-from antdt.allreduce import AllReduce, AllReduceOptions, Generation, GenerationOptions, Rendezvous, store_of
+from antdt.strategies.allreduce import AllReduce, AllReduceOptions, Generation, GenerationOptions, Rendezvous, store_of
 from torch import nn
 
 JOIN_S = 30.0

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from antdt.allreduce import AllReduce, AllReduceOptions, Generation, GenerationClosed, Rendezvous, store_of
+from antdt.strategies.allreduce import AllReduce, AllReduceOptions, Generation, GenerationClosed, Rendezvous, store_of
 from torch import nn
 
 BULK_SIZE = 2**24  # elements: larger than any socket buffer

@@ -12,8 +12,8 @@ from hashlib import blake2b
 from antdt_schemas import records
 from antdt_schemas.errors import Undecodable
 from antdt_schemas.topics import MEASUREMENTS, STEPS
-from antdt_streams.rows import Position, digest_rows
 from antdt_streams.runtime.service import Service
+from antdt_streams.storage.rows import Position, digest_rows
 
 CHAIN = b"\0chain"
 

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from antdt import checkpoint
 from antdt.examples import recorded
-from antdt.session.files import Files
+from antdt.worker import checkpoint
+from antdt.worker.session.files import Files
 from antdt_schemas import records
 from antdt_schemas.limits import INIT_FILE
 

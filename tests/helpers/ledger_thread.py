@@ -12,11 +12,11 @@ from types import TracebackType
 
 from antdt_schemas import codec, lineage, records, topics
 from antdt_schemas.connection import Connection
+from antdt_streams.kafka.reader import TopicReader, decoded
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.options import LedgerOptions
 from antdt_streams.ledger.service import Ledger
-from antdt_streams.reader import TopicReader, decoded
 from confluent_kafka import Producer
 
 SPEC = records.JobSpec("d", 1000, bytes(16), "sequential", 1, 0, 8, 8, 1, 3, "allreduce")

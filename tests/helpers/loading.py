@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from antdt.allreduce import Range
-from antdt.loading import InThread, Loader
+from antdt.data.loading import InThread, Loader
+from antdt.strategies.allreduce import Range
 from torch.utils.data import Dataset, IterableDataset
 
 SIZE = 300

@@ -22,8 +22,8 @@ from typing import Any
 
 from antdt_schemas.connection import Connection
 from antdt_streams.broker import EmbeddedBroker
-from antdt_streams.broker.child import spawn
-from antdt_streams.files import write_whole
+from antdt_streams.host.child import spawn
+from antdt_streams.host.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV_ADDRESS, ENV_LEADER, ENV_SHELF = "ANTDT_TESTS_SHARED", "ANTDT_TESTS_LEADER", "ANTDT_TESTS_SHELF"

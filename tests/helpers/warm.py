@@ -111,6 +111,6 @@ def _run(command: list[str]) -> None:
 
 
 def _launch(arguments: list[str]) -> None:
-    from antdt.launch import main
+    from antdt.launch.launcher import main
 
     main(arguments, prog_name="antdt launch")

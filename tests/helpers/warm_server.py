@@ -37,7 +37,8 @@ def main() -> None:
 
 def preload_trainer() -> None:
     """What `antdt launch` has imported when it forks its workers, and itself."""
-    from antdt import launch, process
+    from antdt.launch import launcher as launch
+    from antdt.launch import process
 
     assert launch is not None
     process.preload(os.environ)
@@ -84,10 +85,10 @@ class Server:
         server = os.getpid()
         pid = os.fork()
         if pid == 0:
-            from antdt.process import die_with_parent
+            from antdt.launch.process import die_with_parent
 
             die_with_parent(lambda: os.getppid() == server)
-            os.setsid()  # as antdt_streams.broker.child.spawn does
+            os.setsid()  # as antdt_streams.host.child.spawn does
             asker.close()
             for key in self.selector.get_map().values():
                 os.close(key.fd)

@@ -16,12 +16,12 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.data_folder import running
 from antdt_schemas.errors import JobTaken, Mismatch, Unavailable, UnknownJob, UsageError
 from antdt_schemas.topics import REPLIES, REQUESTS, SHARD_LOG, STEPS, TOPICS, record_bytes
-from antdt_streams import topics_admin
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
-from antdt_streams.grants import grant
+from antdt_streams.kafka import topics_admin
+from antdt_streams.kafka.grants import grant
+from antdt_streams.kafka.reader import TopicReader
 from antdt_streams.ledger.service import Ledger
-from antdt_streams.reader import TopicReader
-from antdt_streams.snapshots import newest
+from antdt_streams.storage.snapshots import newest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,

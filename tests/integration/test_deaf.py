@@ -9,19 +9,19 @@ from pathlib import Path
 
 import confluent_kafka
 import pytest
-from antdt.client import Client, ClientOptions
-from antdt.plans import Plans
-from antdt.session import Session, SessionOptions, Where
-from antdt.telemetry import Telemetry
+from antdt.connect.client import Client, ClientOptions
+from antdt.worker.plans import Plans
+from antdt.worker.session import Session, SessionOptions, Where
+from antdt.worker.telemetry import Telemetry
 from antdt_schemas import codec, hearing, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.deafness import deafened, strike
 from antdt_schemas.errors import Unavailable, UsageError
 from antdt_schemas.hearing import TopicGone
 from antdt_schemas.offsets import watermarks
-from antdt_streams import topics_admin
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.cli.job import audit_of
+from antdt_streams.kafka import topics_admin
 from antdt_streams.ledger.requests import unread
 from antdt_streams.ledger.service import Ledger
 from antdt_streams.runtime.service import Batch

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
-from antdt_streams import topics_admin
-from antdt_streams.broker.child import spawn
+from antdt_streams.host.child import spawn
+from antdt_streams.kafka import topics_admin
 
 pytestmark = pytest.mark.kafka
 WITHIN_S = 60.0

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from antdt.telemetry import IN_FLIGHT_MAX
+from antdt.worker.telemetry import IN_FLIGHT_MAX
 from antdt_schemas import codec, lineage, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
 from antdt_schemas.topics import STEPS
 from antdt_streams.broker import EmbeddedBroker
-from antdt_streams.operator_request import ask
-from antdt_streams.reader import TopicReader
+from antdt_streams.kafka.ask import ask
+from antdt_streams.kafka.reader import TopicReader
 
 from tests.helpers.job_processes import JobProcesses, job_processes, kill_all
 from tests.helpers.ledger_thread import asker

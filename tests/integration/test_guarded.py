@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from antdt.sender import Sender
+from antdt.connect.sender import Sender
 from antdt_schemas import codec, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import UsageError
-from antdt_streams import operator_request, topics_admin
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.broker.embedded import _free_ports
 from antdt_streams.cli.job import audit_of, status_of
-from antdt_streams.grants import grant
+from antdt_streams.kafka import ask as operator_request
+from antdt_streams.kafka import topics_admin
+from antdt_streams.kafka.grants import grant
+from antdt_streams.kafka.reader import TopicReader
 from antdt_streams.ledger.core.fold import Verdict
-from antdt_streams.reader import TopicReader
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 

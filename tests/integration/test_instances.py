@@ -18,7 +18,7 @@ from antdt_streams.monitor.service import service as monitor_service
 from antdt_streams.runtime.memory import MemoryDriver
 from antdt_streams.runtime.runner import Identity, Runner
 from antdt_streams.runtime.service import Batch, Service
-from antdt_streams.snapshots import newest
+from antdt_streams.storage.snapshots import newest
 
 from tests.helpers.counting import COUNTING, steps
 from tests.helpers.running import PATIENCE_S, Running, mixed, until

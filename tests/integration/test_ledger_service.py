@@ -10,10 +10,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from antdt.client import Client, ClientOptions
-from antdt.plans import Plans
-from antdt.session import Session, Where
-from antdt.telemetry import Telemetry
+from antdt.connect.client import Client, ClientOptions
+from antdt.worker.plans import Plans
+from antdt.worker.session import Session, Where
+from antdt.worker.telemetry import Telemetry
 from antdt_schemas import codec, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import (
@@ -26,17 +26,17 @@ from antdt_schemas.errors import (
     UnknownJob,
     UsageError,
 )
-from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.cli.common import Place
 from antdt_streams.cli.job import audit_of, status_of
 from antdt_streams.cli.services import environment_of, service_command
+from antdt_streams.kafka import topics_admin
+from antdt_streams.kafka.ask import ask
+from antdt_streams.kafka.reader import TopicReader
 from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.service import Ledger
 from antdt_streams.ledger.stored import Identity
-from antdt_streams.operator_request import ask
-from antdt_streams.reader import TopicReader
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 

@@ -9,7 +9,7 @@ import pytest
 from antdt_schemas import records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
-from antdt_streams.audit import audit
+from antdt_streams.proof.audit import audit
 
 from tests.helpers.job_processes import job_processes
 

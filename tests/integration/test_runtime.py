@@ -8,8 +8,8 @@ import pytest
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
 from antdt_schemas.topics import DEAD_LETTERS, MEASUREMENTS, STEPS
-from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
+from antdt_streams.kafka import topics_admin
 from confluent_kafka.admin import AdminClient
 
 from tests.helpers.counting import steps

@@ -8,8 +8,8 @@ import pytest
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Unavailable
 from antdt_schemas.topics import SNAPSHOTS
-from antdt_streams import topics_admin
-from antdt_streams.snapshots import SnapshotFound, SnapshotWriter, newest
+from antdt_streams.kafka import topics_admin
+from antdt_streams.storage.snapshots import SnapshotFound, SnapshotWriter, newest
 from confluent_kafka import Producer
 
 pytestmark = pytest.mark.kafka

@@ -89,7 +89,7 @@ def test_without_the_extras_each_command_says_what_to_install_before_anything_st
 def test_a_worker_has_what_it_needs_but_for_torch(bare: tuple[Path, Path], tmp_path: Path) -> None:
     _, python = bare
     script = """
-import antdt, antdt.client, antdt.launch
+import antdt, antdt.connect.client, antdt.launch.launcher
 from antdt_schemas import codec, records
 request = records.Request("w0", "w0.0", 1, records.Heartbeat(1, 2), b"")
 assert codec.decode(codec.encode(request), records.Request) == request

@@ -5,14 +5,14 @@ The numbers are those of `tests/README.md`. Rules 15 to 19 are the parameter ser
 
 from __future__ import annotations
 
-from antdt import checkpoint
-from antdt.allreduce.composition import Round
-from antdt.allreduce.strategy import AllReduce
-from antdt.plans import Plans
-from antdt.session import Session
-from antdt.session.commits import Commits
-from antdt.session.files import Files
-from antdt.session.leases import Leases
+from antdt.strategies.allreduce.composition import Round
+from antdt.strategies.allreduce.strategy import AllReduce
+from antdt.worker import checkpoint
+from antdt.worker.plans import Plans
+from antdt.worker.session import Session
+from antdt.worker.session.commits import Commits
+from antdt.worker.session.files import Files
+from antdt.worker.session.leases import Leases
 from antdt_streams.ledger.core import decide, evidence, leader
 from antdt_streams.ledger.core.callers import Callers
 from antdt_streams.ledger.core.fold import Fold

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from antdt.plans import Plans
-from antdt.session import Composition, Phase, Session, SessionOptions, Where
+from antdt.worker.plans import Plans
+from antdt.worker.session import Composition, Phase, Session, SessionOptions, Where
 from antdt_schemas import lineage, records
 from antdt_schemas.records import Status
 from antdt_streams.ledger.memory import MemoryLedger

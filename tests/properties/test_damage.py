@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from antdt_schemas import codec, records
 from antdt_streams.ledger.core.fold import Fold, Verdict
-from antdt_streams.replay import Break, walk
+from antdt_streams.proof.replay import Break, walk
 
 from tests.helpers.logs import Standing, simulated
 

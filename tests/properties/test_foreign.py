@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 from antdt_schemas import container
-from antdt_streams import parts, verify_standalone, waypoints
-from antdt_streams.audit import Account, audit, report_of
-from antdt_streams.ledger.core import columns, rows, runs
+from antdt_streams import verify_standalone
+from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.stored import Identity, fold_of, whole
-from antdt_streams.log_source import open_file
-from antdt_streams.replay import walk
-from antdt_streams.waypoints import packed
+from antdt_streams.proof import parts, waypoints
+from antdt_streams.proof.audit import Account, audit, report_of
+from antdt_streams.proof.fast import columns, runs
+from antdt_streams.proof.replay import walk
+from antdt_streams.proof.source import open_file
+from antdt_streams.proof.waypoints import packed
 
 from tests.helpers.foreign_log import JUNK, DisturbedWriter, disturbed
 from tests.replay.test_verify_standalone import SHARED

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from antdt_schemas.records import Snapshot
 from antdt_schemas.topics import DEAD_LETTERS, MEASUREMENTS, STEPS
-from antdt_streams import snapshots
 from antdt_streams.runtime.memory import Crashed, MemoryDriver, MemoryTopics
 from antdt_streams.runtime.partitions import Partitions, Policy
 from antdt_streams.runtime.runner import Identity, Runner
 from antdt_streams.runtime.service import Batch
 from antdt_streams.runtime.source import Bounds
-from antdt_streams.snapshots import SLOTS, Assembly, SnapshotFound, cut, key_of
+from antdt_streams.storage import snapshots
+from antdt_streams.storage.snapshots import SLOTS, Assembly, SnapshotFound, cut, key_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

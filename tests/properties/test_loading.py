@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from antdt.allreduce import Range
-from antdt.data import source_of
-from antdt.loading import Loader, LoadingOptions, loader_of
-from antdt.session.asking import Outbox, SessionOptions
-from antdt.session.leases import Leases
+from antdt.data.loading import Loader, LoadingOptions, loader_of
+from antdt.data.sources import source_of
+from antdt.strategies.allreduce import Range
+from antdt.worker.session.asking import Outbox, SessionOptions
+from antdt.worker.session.leases import Leases
 from antdt_schemas import records
 from antdt_schemas.records import Status
 from hypothesis import HealthCheck, given, settings

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from antdt_streams.rows import json_encoder
+from antdt_streams.storage.rows import json_encoder
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from antdt_schemas import codec, lineage, records
-from antdt_streams.audit import Account, report_of
-from antdt_streams.ledger.core import columns, runs
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.intervals import IntervalSet
-from antdt_streams.ledger.core.runs import _Follows
 from antdt_streams.ledger.stored import Identity
-from antdt_streams.replay import Break
-from antdt_streams.waypoints import packed
+from antdt_streams.proof.audit import Account, report_of
+from antdt_streams.proof.fast import columns, runs
+from antdt_streams.proof.fast.runs import _Follows
+from antdt_streams.proof.replay import Break
+from antdt_streams.proof.waypoints import packed
 from hypothesis import given
 from hypothesis import strategies as st
 

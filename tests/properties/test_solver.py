@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from antdt_streams.controller.core.solver import solve_dd, solve_nd, step_s
+from antdt_streams.policies.solver import solve_dd, solve_nd, step_s
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from antdt_schemas import container
-from antdt_streams.audit import audit
 from antdt_streams.ledger.core.state import FOLD_VERSION
-from antdt_streams.replay import document, replay
+from antdt_streams.proof.audit import audit
+from antdt_streams.proof.replay import document, replay
 
 from tests.helpers.logs import entries
 from tests.simulation.world import World

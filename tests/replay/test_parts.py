@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from antdt_schemas import container
 from antdt_schemas.errors import Undecodable
-from antdt_streams import parts, waypoints
-from antdt_streams.audit import Account, audit, report_of
 from antdt_streams.ledger.stored import Identity
-from antdt_streams.log_source import open_file
-from antdt_streams.snapshots import pack, unpack
-from antdt_streams.waypoints import Waypoint
+from antdt_streams.proof import parts, waypoints
+from antdt_streams.proof.audit import Account, audit, report_of
+from antdt_streams.proof.source import open_file
+from antdt_streams.proof.waypoints import Waypoint
+from antdt_streams.storage.snapshots import pack, unpack
 
 from tests.helpers.logs import entries, simulated
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from antdt_streams import verify_standalone
-from antdt_streams.audit import audit
+from antdt_streams.proof.audit import audit
 
 from tests.helpers.logs import export, simulated
 

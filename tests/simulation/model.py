@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from antdt.session import Composition
+from antdt.worker.session import Composition
 from antdt_schemas import lineage
 
 

@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from antdt import checkpoint
-from antdt.allreduce.composition import RANGES_MAX, Range, Round, Row
-from antdt.client import renew
-from antdt.plans import Plans
-from antdt.session import Composition, Phase, Session, SessionOptions, Where
-from antdt.telemetry import StepTiming, Telemetry
+from antdt.connect.client import renew
+from antdt.strategies.allreduce.composition import RANGES_MAX, Range, Round, Row
+from antdt.worker import checkpoint
+from antdt.worker.plans import Plans
+from antdt.worker.session import Composition, Phase, Session, SessionOptions, Where
+from antdt.worker.telemetry import StepTiming, Telemetry
 from antdt_schemas import records
 from antdt_schemas.limits import INIT_FILE
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from antdt.allreduce import AllReduce, AllReduceOptions
-from antdt.allreduce.state import parse
+from antdt.strategies.allreduce import AllReduce, AllReduceOptions
+from antdt.strategies.allreduce.state import parse
 from antdt_schemas.errors import NotFinite, UsageError
 from antdt_schemas.lineage import next_lineage
 

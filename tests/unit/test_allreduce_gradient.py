@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from antdt.allreduce import AllReduce, AllReduceOptions
+from antdt.strategies.allreduce import AllReduce, AllReduceOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn

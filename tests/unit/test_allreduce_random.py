@@ -6,7 +6,7 @@ import random
 
 import numpy
 import torch
-from antdt.allreduce import AllReduce, randomness
+from antdt.strategies.allreduce import AllReduce, randomness
 from torch import nn
 
 from tests.helpers.allreduce import each, generation_of, mean_loss, replica, take

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from antdt.allreduce import AllReduce
-from antdt.data import source_of
+from antdt.data.sources import source_of
+from antdt.strategies.allreduce import AllReduce
 from antdt_schemas.errors import UsageError
 from torch import nn
 from torch.nn import functional

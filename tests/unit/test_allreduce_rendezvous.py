@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from antdt.allreduce import Generation, GenerationClosed, GenerationOptions, NotFormed, Rendezvous, store_of
-from antdt.allreduce import rendezvous as module
-from antdt.allreduce.sockets import tcp_sockets
-from antdt.allreduce.store import StoreClient
+from antdt.strategies.allreduce import Generation, GenerationClosed, GenerationOptions, NotFormed, Rendezvous, store_of
+from antdt.strategies.allreduce import rendezvous as module
+from antdt.strategies.allreduce.sockets import tcp_sockets
+from antdt.strategies.allreduce.store import StoreClient
 
 from tests.helpers.allreduce import STRANDED_SOON, each
 

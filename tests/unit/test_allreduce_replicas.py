@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from antdt.allreduce import AllReduce, AllReduceOptions, ReplicasDiffer, fingerprint
-from antdt.allreduce.composition import outlier
-from antdt.allreduce.state import parse
+from antdt.strategies.allreduce import AllReduce, AllReduceOptions, ReplicasDiffer, fingerprint
+from antdt.strategies.allreduce.composition import outlier
+from antdt.strategies.allreduce.state import parse
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from antdt.allreduce import AllReduce, AllReduceOptions, GenerationClosed, ReplicasDiffer
+from antdt.strategies.allreduce import AllReduce, AllReduceOptions, GenerationClosed, ReplicasDiffer
 from antdt_schemas.errors import UsageError
 from antdt_schemas.lineage import ROOT, next_lineage
 from torch import nn

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from antdt.allreduce import Rendezvous
-from antdt.allreduce.store import GENERATIONS_MAX, GroupStore, StoreClient
+from antdt.strategies.allreduce import Rendezvous
+from antdt.strategies.allreduce.store import GENERATIONS_MAX, GroupStore, StoreClient
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from antdt.attempts import Attempts
+from antdt.worker.attempts import Attempts
 from antdt_schemas.errors import Unavailable
 
 WHAT = "Generation 7 did not form: the store of w0 at 10.0.0.2:4 could not be reached (refused)."

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from antdt_schemas.data_folder import PORTS, running, try_lock
 from antdt_schemas.errors import UsageError
-from antdt_streams import locks
 from antdt_streams.broker import EmbeddedBroker
+from antdt_streams.host import locks
 
 
 def test_a_broker_that_is_only_being_started_is_told_by_who_starts_it(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from antdt import checkpoint
+from antdt.worker import checkpoint
 from antdt_schemas.errors import Mismatch, Unavailable
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from antdt.settings import Settings
+from antdt.connect.settings import Settings
 from antdt_schemas.connection import DEFAULT_BOOTSTRAP, Connection, masked, read_properties
 from antdt_schemas.errors import Unavailable, UsageError
 from antdt_schemas.listener import Spoken, host_port, spoken

@@ -13,7 +13,6 @@ from antdt_schemas.errors import Mismatch, UsageError
 from antdt_schemas.records import Action, Cause, Decision, Measurement, NodeClass, NodeMeasurement
 from antdt_streams.controller.core.options import ControllerOptions
 from antdt_streams.controller.core.state import HEAD, ControllerState
-from antdt_streams.controller.find_policy import find
 from antdt_streams.policies import (
     AdjustBatchSize,
     AdjustBatchSizeOptions,
@@ -22,7 +21,8 @@ from antdt_streams.policies import (
     Policy,
     Proposal,
 )
-from antdt_streams.rows import Position, decode_row, encode_row
+from antdt_streams.policies.find import find
+from antdt_streams.storage.rows import Position, decode_row, encode_row
 
 
 def measured(

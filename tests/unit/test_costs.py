@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from antdt_schemas.topics import SHARD_LOG, STEPS, STEPS_BYTES_MAX
-from antdt_streams.costs import OVERHEAD_BYTES, Cost, cost, size
-from antdt_streams.reader import Raw
+from antdt_streams.kafka.reader import Raw
+from antdt_streams.views.costs import OVERHEAD_BYTES, Cost, cost, size
 
 
 def test_a_day_at_the_pace_of_the_newest_records() -> None:

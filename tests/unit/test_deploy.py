@@ -8,13 +8,13 @@ import shlex
 import tomllib
 from pathlib import Path
 
-import antdt.launch
+import antdt.launch.launcher
 import click
 import pytest
 from antdt_schemas.connection import ENV_PREFIX
 from antdt_streams.broker.jars import KAFKA_VERSION
 from antdt_streams.cli.main import main
-from antdt_streams.grants import acls_of
+from antdt_streams.kafka.grants import acls_of
 
 HERE = Path(__file__).parents[2]
 DEPLOY = HERE / "deploy"
@@ -30,7 +30,7 @@ def test_every_command_is_understood(arguments: list[str]) -> None:
     rest = [re.sub(r"\$\{JOB:.*\}", "my-job", word) for word in arguments]
     while isinstance(command, click.Group):
         name = rest.pop(0)
-        command = antdt.launch.main if name == "launch" else command.get_command(click.Context(command), name)
+        command = antdt.launch.launcher.main if name == "launch" else command.get_command(click.Context(command), name)
     assert command is not None, arguments
     command.make_context(name, rest)
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from antdt_schemas import lineage, records
 from antdt_schemas.records import Status
-from antdt_streams.audit import audit
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.memory import MemoryLedger
+from antdt_streams.proof.audit import audit
 
 from tests.helpers.ledger import SPEC, Bench
 

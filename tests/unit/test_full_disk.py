@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from antdt import checkpoint, model_files
-from antdt.allreduce import AllReduce
-from antdt.model_files import INIT_NAME, ModelFiles
-from antdt.session import Session, Where
+from antdt.strategies.allreduce import AllReduce
+from antdt.worker import checkpoint, model_files
+from antdt.worker.model_files import INIT_NAME, ModelFiles
+from antdt.worker.session import Session, Where
 from antdt_schemas import records
 from antdt_schemas.errors import Unavailable
 from antdt_schemas.limits import INIT_FILE

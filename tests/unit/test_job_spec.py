@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from antdt.data import source_of
+from antdt.data.sources import source_of
 from antdt.job import AgentOptions, Schedule, spec_of
 from antdt_schemas import records
 from antdt_schemas.errors import UsageError

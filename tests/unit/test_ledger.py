@@ -9,12 +9,12 @@ import pytest
 from antdt_schemas import auth, codec, lineage, records
 from antdt_schemas.errors import LogTampered, Mismatch, Superseded
 from antdt_schemas.records import Status
-from antdt_streams.audit import audit
 from antdt_streams.ledger.core import leader, rows
 from antdt_streams.ledger.core.decide import Turn, check_spec
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.state import Bounds
 from antdt_streams.ledger.memory import MemoryBroker, MemoryLedger
+from antdt_streams.proof.audit import audit
 
 from tests.helpers.ledger import SPEC, Bench
 

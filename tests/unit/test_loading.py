@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from antdt.allreduce import Range
-from antdt.data import source_of
-from antdt.loading import DataProcessDied, InThread, Loader, LoadingOptions, SampleFailed, loader_of
-from antdt.loading.packing import pack, unpack
+from antdt.data.loading import DataProcessDied, InThread, Loader, LoadingOptions, SampleFailed, loader_of
+from antdt.data.loading.packing import pack, unpack
+from antdt.data.sources import source_of
+from antdt.strategies.allreduce import Range
 from antdt_schemas.errors import Unavailable, UsageError
 from torch.utils.data import TensorDataset, get_worker_info
 

@@ -8,9 +8,9 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from antdt.allreduce import GenerationClosed
-from antdt.membership import Membership
-from antdt.session import Phase, Session
+from antdt.strategies.allreduce import GenerationClosed
+from antdt.worker.membership import Membership
+from antdt.worker.session import Phase, Session
 from antdt_schemas import records
 from antdt_schemas.records import Status
 

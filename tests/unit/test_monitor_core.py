@@ -11,7 +11,7 @@ from antdt_schemas.errors import Mismatch, Undecodable
 from antdt_schemas.records import Cause, Measurement, NodeClass, StepBatch
 from antdt_streams.monitor.core import DetectorOptions, MonitorState, Position
 from antdt_streams.monitor.core.state import HEAD
-from antdt_streams.rows import encode_row
+from antdt_streams.storage.rows import encode_row
 
 from tests.replay.control_loop import step_batch, steps_of
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from antdt.allreduce import Range
-from antdt.data import source_of
-from antdt.pinning import Pinning, pinning_of
+from antdt.data.pinning import Pinning, pinning_of
+from antdt.data.sources import source_of
+from antdt.strategies.allreduce import Range
 from torch.utils.data import TensorDataset, default_collate
 
 from tests.helpers.loading import Stream, same

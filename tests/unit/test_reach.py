@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from antdt.reach import Reach
-from antdt.session import Composition, Phase, Session, Where
+from antdt.connect.reach import Reach
+from antdt.worker.session import Composition, Phase, Session, Where
 from antdt_schemas import records
 
 SPEC = records.JobSpec("d", 1000, bytes(16), "sequential", 1, 0, 8, 8, 1, 3, "allreduce")
@@ -87,6 +87,8 @@ def test_who_slept_was_not_left_without_an_answer() -> None:
 
 @pytest.mark.parametrize("root", ["", "logging.basicConfig(level=logging.WARNING);"])
 def test_what_is_said_reaches_who_has_not_set_up_any_logging(root: str) -> None:
-    script = f"import logging; {root} import antdt.client; antdt.client.log.warning('the ledger has not answered')"
+    script = (
+        f"import logging; {root}\nfrom antdt.connect import client\nclient.log.warning('the ledger has not answered')"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "the ledger has not answered" in done.stderr

@@ -9,12 +9,12 @@ import pytest
 from antdt_schemas import codec, records
 from antdt_schemas.errors import LogTampered
 from antdt_streams import verify_standalone
-from antdt_streams.audit import audit
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.moved import moved
 from antdt_streams.ledger.memory import MemoryLedger
 from antdt_streams.ledger.stored import Identity, fold_of, whole
+from antdt_streams.proof.audit import audit
 
 from tests.helpers.ledger import Bench
 from tests.helpers.logs import export

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from antdt_streams.runtime.logs import OneLine
+from antdt_streams.host.logs import OneLine
 
 
 def formatted(message: str, *args: object, error: BaseException | None = None) -> str:

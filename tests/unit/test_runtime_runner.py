@@ -11,10 +11,10 @@ import pytest
 from antdt_schemas import codec, records
 from antdt_schemas.errors import ForeignState, LogTruncated, Mismatch
 from antdt_schemas.topics import DEAD_LETTERS, DECISIONS, MEASUREMENTS
-from antdt_streams.rows import Position
 from antdt_streams.runtime.memory import Crashed, MemoryDriver, MemoryTopics
 from antdt_streams.runtime.runner import Identity, Runner
 from antdt_streams.runtime.service import Batch, Raw, Service
+from antdt_streams.storage.rows import Position
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from antdt_schemas.errors import Unavailable
-from antdt_streams.runtime.store import CorruptState, RowStore, open_or_rebuild
+from antdt_streams.storage.rocks import CorruptState, RowStore, open_or_rebuild
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -57,7 +57,7 @@ def test_rows_are_what_was_written_last(
 def test_a_folder_has_one_owner(tmp_path: Path) -> None:
     store = RowStore(tmp_path)
     store.write({b"a": b"1"})
-    program = "import sys; from pathlib import Path; from antdt_streams.runtime.store import open_or_rebuild as o;"
+    program = "import sys; from pathlib import Path; from antdt_streams.storage.rocks import open_or_rebuild as o;"
     program += f" o(Path({str(tmp_path)!r}))"
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert f"{tmp_path} is in use by another process: a second service on the same folder." in other.stderr

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from antdt.sender import REPLACED_MAX, Sender
+from antdt.connect.sender import REPLACED_MAX, Sender
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode, Unavailable, UsageError
 from confluent_kafka import KafkaError, KafkaException

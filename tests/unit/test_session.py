@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from antdt.client import renew
-from antdt.session import Composition, Phase, Session, SessionOptions, Where
+from antdt.connect.client import renew
+from antdt.worker.session import Composition, Phase, Session, SessionOptions, Where
 from antdt_schemas import records
 from antdt_schemas.records import Status
 

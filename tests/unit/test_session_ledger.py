@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from antdt.session import Composition, Phase, Session, SessionOptions, Where
+from antdt.worker.session import Composition, Phase, Session, SessionOptions, Where
 from antdt_schemas import codec, lineage, records
 from antdt_schemas.limits import CHECKPOINTS_KEPT
 from antdt_streams.ledger.memory import MemoryBroker, MemoryLedger

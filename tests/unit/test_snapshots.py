@@ -10,8 +10,8 @@ import pytest
 from antdt_schemas import codec
 from antdt_schemas.errors import Unavailable
 from antdt_schemas.records import Snapshot
-from antdt_streams import snapshots
-from antdt_streams.snapshots import Assembly, cut, key_of, pack, unpack
+from antdt_streams.storage import snapshots
+from antdt_streams.storage.snapshots import Assembly, cut, key_of, pack, unpack
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from antdt.allreduce import AllReduce
+from antdt.strategies.allreduce import AllReduce
 from antdt_schemas.errors import UsageError
 from torch import nn
 from torch.optim import SGD, Adam, AdamW

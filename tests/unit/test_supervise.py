@@ -12,9 +12,9 @@ from unittest import mock
 
 import pytest
 from antdt_schemas.errors import ExitCode
-from antdt_streams import supervise
-from antdt_streams.readiness import ENV_READY_FILE, Readiness
-from antdt_streams.supervise import RestartPolicy, ServiceEnded, Supervisor, last_words
+from antdt_streams.host.readiness import ENV_READY_FILE, Readiness
+from antdt_streams.local import supervise
+from antdt_streams.local.supervise import RestartPolicy, ServiceEnded, Supervisor, last_words
 
 WITHIN_S = 20.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from antdt.telemetry import (
+from antdt.worker.telemetry import (
     BATCH_EVERY_S,
     EARLY_SAVED_MAX,
     FIRST_STEPS,

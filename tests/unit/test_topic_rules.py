@@ -18,8 +18,8 @@ from antdt_schemas.topics import (
     Topic,
     record_bytes,
 )
-from antdt_streams.topic_rules import absent, compare, few_copies
-from antdt_streams.topics_admin import refuse_fatal
+from antdt_streams.kafka.topic_rules import absent, compare, few_copies
+from antdt_streams.kafka.topics_admin import refuse_fatal
 
 FATAL, SAID, FINE = "fatal", "said", "fine"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from antdt_streams.topics_admin import ATTEMPT_S, TIMEOUT_S, patiently
+from antdt_streams.kafka.topics_admin import ATTEMPT_S, TIMEOUT_S, patiently
 from confluent_kafka import KafkaError, KafkaException
 
 
@@ -31,7 +31,7 @@ def test_an_answer_is_an_answer_also_when_it_says_no() -> None:
 
 def test_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("antdt_streams.topics_admin.time.monotonic", lambda: now)
+    monkeypatch.setattr("antdt_streams.kafka.topics_admin.time.monotonic", lambda: now)
 
     def ask(timeout_s: float) -> None:
         nonlocal now

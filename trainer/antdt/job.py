@@ -12,11 +12,11 @@ from typing import Any
 from antdt_schemas import records
 from antdt_schemas.errors import UsageError
 
-from antdt.allreduce import AllReduceOptions, GenerationOptions
-from antdt.data import IterableSource, MapSource, manifest_digest
-from antdt.fingerprint import fingerprint_of
-from antdt.loading import LoadingOptions
-from antdt.session import SessionOptions
+from antdt.data.fingerprint import fingerprint_of
+from antdt.data.loading import LoadingOptions
+from antdt.data.sources import IterableSource, MapSource, manifest_digest
+from antdt.strategies.allreduce import AllReduceOptions, GenerationOptions
+from antdt.worker.session import SessionOptions
 
 
 @dataclass(frozen=True)

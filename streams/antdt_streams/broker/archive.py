@@ -21,8 +21,8 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, Unavailable
 from antdt_schemas.topics import STEPS
 
-from antdt_streams.broker.child import spawn
 from antdt_streams.broker.jars import KAFKA_VERSION
+from antdt_streams.host.child import spawn
 
 PREFIX = f"kafka-{KAFKA_VERSION}-"
 SCRATCH = "archive."
@@ -136,7 +136,7 @@ def exercise(connection: Connection) -> None:
     """What every job asks of a broker, so that Java notes the classes that it takes: topics, a record, a reader."""
     from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
-    from antdt_streams import topics_admin
+    from antdt_streams.kafka import topics_admin
 
     topics_admin.create(connection, "prepare")
     topic = STEPS.name("prepare")

@@ -23,12 +23,12 @@ from antdt_schemas.data_folder import HOST, LOCK, PORTS, ports_of, running, try_
 from antdt_schemas.errors import Unavailable, UsageError
 
 from antdt_streams.broker.archive import exercise, sharing_flags
-from antdt_streams.broker.child import spawn
 from antdt_streams.broker.jars import ENV_JARS, KAFKA_VERSION, cache_folder, cached_jars, class_path
 from antdt_streams.broker.java import find_java
 from antdt_streams.broker.settings import JAVA_FLAGS, server_properties
 from antdt_streams.broker.storage import copy_format, is_formatted, keep_format, random_id
-from antdt_streams.files import write_whole
+from antdt_streams.host.child import spawn
+from antdt_streams.host.files import write_whole
 
 LOG_MAX_BYTES = 16 << 20
 LAST_LINES = 12

@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 
 from antdt_schemas.errors import AntdtError, ExitCode, Unavailable, UsageError
 
-from antdt_streams import locks
 from antdt_streams.broker.embedded import EmbeddedBroker
-from antdt_streams.runtime.logs import log_to_stderr
+from antdt_streams.host import locks
+from antdt_streams.host.logs import log_to_stderr
 
 USERS, KEEPER, LOG = "users", "keeper", "keeper.log"
 LOOK_EVERY_S = 0.25

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from antdt_streams.broker.jars import KAFKA_VERSION
 from antdt_streams.broker.settings import SETTINGS
-from antdt_streams.files import write_whole
+from antdt_streams.host.files import write_whole
 
 META = "meta.properties"
 FEATURES = "__cluster_metadata-0/00000000000000000000-0000000000.checkpoint"

@@ -22,8 +22,8 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.data_folder import running
 from antdt_schemas.errors import AntdtError, ExitCode, Unavailable, UsageError
 
-from antdt_streams import locks
 from antdt_streams.broker.keeper import KEEPER, LOG, USERS
+from antdt_streams.host import locks
 
 STARTING = "starting"
 POLL_S = 0.1

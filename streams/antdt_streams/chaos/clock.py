@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from antdt_streams.files import write_whole
+from antdt_streams.host.files import write_whole
 
 MISSING = "clock-broker: not available, install faketime (`pip install libfaketime`, or the package faketime of Debian)"
 PROBE_SHIFT_S = 86_400

@@ -21,7 +21,7 @@ from antdt_streams.chaos.schedule import STOPS, TAKES_OVER, Fault, Kind
 from antdt_streams.chaos.signals import send
 from antdt_streams.chaos.waits import waits_of
 from antdt_streams.chaos.world import World
-from antdt_streams.files import write_whole
+from antdt_streams.host.files import write_whole
 
 LOOK_S = 0.02
 LAUNCH_AFTER_S = 0.5

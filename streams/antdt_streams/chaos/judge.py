@@ -22,15 +22,15 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.order import FEISTEL, Permutation
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS, SHARD_LOG, Topic
 
-from antdt_streams import topics_admin
-from antdt_streams.audit import audit
 from antdt_streams.controller.service import service as controller
+from antdt_streams.kafka import topics_admin
+from antdt_streams.kafka.reader import TopicReader, decoded
 from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.stored import Identity
 from antdt_streams.monitor.service import service as monitor
-from antdt_streams.reader import TopicReader, decoded
+from antdt_streams.proof.audit import audit
 from antdt_streams.runtime.memory import MemoryDriver, without_repeats
 from antdt_streams.runtime.service import Raw, Service
 

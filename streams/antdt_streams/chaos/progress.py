@@ -11,8 +11,8 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError
 from antdt_schemas.topics import SHARD_LOG
 
+from antdt_streams.kafka.reader import TopicReader
 from antdt_streams.ledger.core.fold import Fold, Verdict
-from antdt_streams.reader import TopicReader
 
 POLL_S = 0.02
 

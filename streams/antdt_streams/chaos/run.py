@@ -19,7 +19,7 @@ from antdt_streams.chaos.driver import Bounds, Driver
 from antdt_streams.chaos.launches import Training
 from antdt_streams.chaos.schedule import BROKER, STANDBY, Fault, Kind, ScheduleOptions, schedule
 from antdt_streams.chaos.world import LEDGERS, World
-from antdt_streams.supervise import Start, start_process
+from antdt_streams.local.supervise import Start, start_process
 
 CATCH_UP_S = 30.0
 POLL_S = 0.1

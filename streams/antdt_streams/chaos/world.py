@@ -13,7 +13,6 @@ from time import monotonic, sleep
 from antdt_schemas import records
 from antdt_schemas.errors import AntdtError, ExitCode, Refused
 
-from antdt_streams import topics_admin
 from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.chaos import clock
 from antdt_streams.chaos.launches import RESTARTS_MAX, Launches, Training
@@ -22,9 +21,10 @@ from antdt_streams.chaos.schedule import EVERYBODY, SERVICES, WORKERS
 from antdt_streams.chaos.signals import send
 from antdt_streams.cli.common import Place
 from antdt_streams.cli.services import STANDBY, environment_of, ledger_folder, service_command
-from antdt_streams.files import write_whole
-from antdt_streams.operator_request import ask
-from antdt_streams.supervise import Child, RestartPolicy, Start, Supervisor, start_process
+from antdt_streams.host.files import write_whole
+from antdt_streams.kafka import topics_admin
+from antdt_streams.kafka.ask import ask
+from antdt_streams.local.supervise import Child, RestartPolicy, Start, Supervisor, start_process
 
 LEDGERS = ("ledger", STANDBY)
 POLL_S = 0.02

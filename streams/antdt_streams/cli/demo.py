@@ -21,9 +21,9 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.data_folder import data_folder
 from antdt_schemas.errors import UsageError
 
-from antdt_streams import topics_admin
 from antdt_streams.cli.common import Place, connection_options, note
 from antdt_streams.cli.services import SERVICES, broker_of, start_services
+from antdt_streams.kafka import topics_admin
 
 
 @click.command(short_help="See it work: a job run twice, static and mitigated.")

@@ -13,15 +13,15 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode, ForeignState, LogTampered
 from antdt_schemas.topics import DECISIONS, SHARD_LOG
 
-from antdt_streams.audit import audit as audit_log
-from antdt_streams.audit import report_of
 from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument
 from antdt_streams.cli.replay import in_parts, log_options, open_log, processes_option
 from antdt_streams.ledger.core import evidence, rows
 from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.log_source import open_topic
-from antdt_streams.replay import behind
-from antdt_streams.walker import Entries, Walker, chunks
+from antdt_streams.proof.audit import audit as audit_log
+from antdt_streams.proof.audit import report_of
+from antdt_streams.proof.replay import behind
+from antdt_streams.proof.source import open_topic
+from antdt_streams.proof.walker import Entries, Walker, chunks
 
 FAULTS_SHOWN = 20
 
@@ -124,9 +124,9 @@ def status(job: str, as_json: bool, place: Place) -> None:
 
 def status_of(connection: Connection, job: str) -> dict[str, Any]:
     """What `antdt status` shows, ready for JSON."""
-    from antdt_streams.liveness import services_of
-    from antdt_streams.reader import TopicReader, decoded
-    from antdt_streams.standings import standings
+    from antdt_streams.kafka.reader import TopicReader, decoded
+    from antdt_streams.views.liveness import services_of
+    from antdt_streams.views.standings import standings
 
     fold, start = _newest_state(connection, job)
     with TopicReader(connection, job, DECISIONS) as reader:
@@ -174,11 +174,11 @@ def _show_faults(faults: list[dict[str, Any]]) -> None:
 
 def _newest_state(connection: Connection, job: str) -> tuple[Fold, int]:
     """What the log says at its end, and where reading it began: behind the newest snapshot that it agrees with."""
-    from antdt_streams import topics_admin
+    from antdt_streams.kafka import topics_admin
+    from antdt_streams.kafka.reader import TopicReader
     from antdt_streams.ledger.snapshots import SERVICE
     from antdt_streams.ledger.stored import Identity, fold_of
-    from antdt_streams.reader import TopicReader
-    from antdt_streams.snapshots import newest
+    from antdt_streams.storage.snapshots import newest
 
     with TopicReader(connection, job, SHARD_LOG) as reader:
         topic_id = topics_admin.topic_ids(connection, job)[SHARD_LOG.suffix]

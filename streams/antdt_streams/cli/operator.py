@@ -6,10 +6,10 @@ import click
 from antdt_schemas import records
 from antdt_schemas.errors import ExitCode, Refused, UsageError
 
-from antdt_streams import operator_request as ask
 from antdt_streams.cli.common import Place, connection_options, job_argument, note
+from antdt_streams.host.logs import log_to_stderr
+from antdt_streams.kafka import ask
 from antdt_streams.ledger.options import LedgerOptions, owner
-from antdt_streams.runtime.logs import log_to_stderr
 
 
 @click.command(short_help="Go back to a checkpoint.")

@@ -13,14 +13,14 @@ from antdt_schemas import container
 from antdt_schemas.errors import ExitCode, UsageError
 from antdt_schemas.topics import SHARD_LOG, check_job
 
-from antdt_streams import parts, waypoints
-from antdt_streams.audit import Account
 from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument, note
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.stored import Identity
-from antdt_streams.log_source import LogSource, open_file, open_topic
-from antdt_streams.replay import Replayed, behind, document, lines
-from antdt_streams.replay import replay as replay_log
+from antdt_streams.proof import parts, waypoints
+from antdt_streams.proof.audit import Account
+from antdt_streams.proof.replay import Replayed, behind, document, lines
+from antdt_streams.proof.replay import replay as replay_log
+from antdt_streams.proof.source import LogSource, open_file, open_topic
 
 
 def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,10 +138,10 @@ def replay(
 
 def _from_snapshot(job: str | None, file: Path | None, place: Place, at: int | None) -> Fold:
     """The ledger's newest snapshot that reflects nothing behind `at`."""
-    from antdt_streams import topics_admin
+    from antdt_streams.kafka import topics_admin
     from antdt_streams.ledger.snapshots import SERVICE
     from antdt_streams.ledger.stored import fold_of
-    from antdt_streams.snapshots import newest
+    from antdt_streams.storage.snapshots import newest
 
     if job is None or file is not None:
         raise UsageError("--snapshot needs the broker, where snapshots are: name a JOB and no --file.")

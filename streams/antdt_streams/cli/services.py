@@ -18,15 +18,16 @@ from antdt_schemas.data_folder import BROKER, ENV_DATA
 from antdt_schemas.errors import ExitCode, JobTaken
 from antdt_schemas.topics import check_worker
 
-from antdt_streams import locks, topics_admin
 from antdt_streams.broker.use import BrokerUse
 from antdt_streams.cli.common import Place, connection_options, job_argument, note
 from antdt_streams.cli.processors import MAIN_INSTANCE
 from antdt_streams.cli.topics import told
+from antdt_streams.host import locks
+from antdt_streams.host.logs import log_to_stderr
+from antdt_streams.host.readiness import Readiness
+from antdt_streams.kafka import topics_admin
 from antdt_streams.ledger.core.holdups import STUCK_MS
-from antdt_streams.readiness import Readiness
-from antdt_streams.runtime.logs import log_to_stderr
-from antdt_streams.supervise import POLL_S, Start, Supervisor, start_process
+from antdt_streams.local.supervise import POLL_S, Start, Supervisor, start_process
 
 SERVICES = ("ledger", "monitor", "controller")
 STANDBY = "standby"
@@ -223,7 +224,7 @@ def _at_a_time(message: str) -> None:
 
 def _who(connection: Connection, job: str) -> str:
     """Which run has the name, if its log says so."""
-    from antdt_streams.reader import read_genesis
+    from antdt_streams.kafka.reader import read_genesis
 
     genesis = read_genesis(connection, job)
     return "" if genesis is None else f" Its run is {genesis.run_id}, begun by {genesis.owner}."

@@ -8,8 +8,8 @@ from antdt_schemas.records import Decision
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS
 
 from antdt_streams.controller.core.state import ControllerState
-from antdt_streams.controller.find_policy import find
 from antdt_streams.policies import AdjustBatchSize
+from antdt_streams.policies.find import find
 from antdt_streams.runtime.service import Service
 
 VERSION = 1

@@ -12,8 +12,8 @@ from antdt_schemas import records
 from antdt_schemas.connection import Connection
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS, SHARD_LOG, STEPS, Topic
 
+from antdt_streams.kafka.reader import Raw, TopicReader, decoded
 from antdt_streams.ledger.core.fold import Fold, Verdict
-from antdt_streams.reader import Raw, TopicReader, decoded
 
 STEPS_KEPT = 8
 EVERYTHING = 1 << 40

@@ -15,7 +15,7 @@ from antdt_schemas import codec, records
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.stored import GENESIS, POSITION, Identity, fold_of, position_row
-from antdt_streams.runtime.store import RowStore, open_or_rebuild, set_aside
+from antdt_streams.storage.rocks import RowStore, open_or_rebuild, set_aside
 
 log = logging.getLogger("antdt.ledger")
 

@@ -11,7 +11,7 @@ from antdt_schemas.offsets import watermarks
 from antdt_schemas.polling import Place, Reader, TopicGone
 from confluent_kafka import KafkaException, TopicPartition
 
-from antdt_streams import topics_admin
+from antdt_streams.kafka import topics_admin
 from antdt_streams.ledger.core.leader import Incoming
 
 

@@ -28,7 +28,9 @@ from antdt_schemas.errors import AntdtError, ForeignState, Superseded, Unavailab
 from antdt_schemas.polling import OutOfRange, Recreated
 from confluent_kafka import KafkaException
 
-from antdt_streams import topics_admin
+from antdt_streams.host.readiness import Readiness
+from antdt_streams.kafka import topics_admin
+from antdt_streams.kafka.topics_watch import TopicsWatch
 from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core import evidence
 from antdt_streams.ledger.core.decide import check_spec
@@ -43,9 +45,7 @@ from antdt_streams.ledger.silence import Silence
 from antdt_streams.ledger.snapshots import LedgerSnapshots
 from antdt_streams.ledger.start import Start
 from antdt_streams.ledger.stored import Identity
-from antdt_streams.liveness import sign_of_life
-from antdt_streams.readiness import Readiness
-from antdt_streams.topics_watch import TopicsWatch
+from antdt_streams.views.liveness import sign_of_life
 
 WRITTEN = (topics.SHARD_LOG, topics.REPLIES, topics.DEAD_LETTERS)  # by one producer
 LETTER_BYTES_MAX = 64 << 10

@@ -11,7 +11,7 @@ from antdt_schemas.topics import RECORD_BYTES_MAX
 
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.stored import Identity, whole
-from antdt_streams.snapshots import SnapshotFound, SnapshotWriter, newest
+from antdt_streams.storage.snapshots import SnapshotFound, SnapshotWriter, newest
 
 SERVICE = "ledger"
 

@@ -16,8 +16,8 @@ from statistics import median, median_low
 from antdt_schemas.errors import UsageError
 from antdt_schemas.records import Action, Assignment, NodeClass
 
-from antdt_streams.controller.core.solver import solve_nd, step_s
 from antdt_streams.policies.policy import ClusterView, Memory, NodeView, Proposal
+from antdt_streams.policies.solver import solve_nd, step_s
 
 PREVIOUS = "previous"
 FLOOR = 0.05  # of a step is the samples', whatever is taken for its fixed cost

@@ -17,7 +17,7 @@ from antdt_schemas.errors import ForeignState, LogTruncated, Unavailable
 from antdt_streams.runtime.runner import Identity, Runner
 from antdt_streams.runtime.service import Batch, Service, Sink, Store
 from antdt_streams.runtime.source import Bounds
-from antdt_streams.snapshots import SnapshotFound
+from antdt_streams.storage.snapshots import SnapshotFound
 
 SNAPSHOT_EVERY_RECORDS = 10_000
 FAREWELL_TIMEOUT_S = 1.5

@@ -19,8 +19,8 @@ from antdt_schemas.errors import ForeignState, LogTruncated, Mismatch, Undecodab
 from antdt_schemas.records import Cause, DeadLetter
 from antdt_schemas.topics import DEAD_LETTERS, RECORD_BYTES_MAX
 
-from antdt_streams.rows import Position, decode_row, encode_row
 from antdt_streams.runtime.service import Batch, Raw, Service, Sink, Store
+from antdt_streams.storage.rows import Position, decode_row, encode_row
 
 LAYOUT = 1
 ROWS, POSITION = b"r", b"p"

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from antdt_schemas.topics import Topic
 
-from antdt_streams.rows import Position
+from antdt_streams.storage.rows import Position
 
 
 class State(Protocol):

@@ -27,8 +27,8 @@ from torch.utils.data import TensorDataset
 
 import antdt
 from antdt.agent import AgentOptions
-from antdt.allreduce import AllReduceOptions
 from antdt.examples.digits import accuracy, load
+from antdt.strategies.allreduce import AllReduceOptions
 
 ROOM_S = 60.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

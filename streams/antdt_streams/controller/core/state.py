@@ -16,7 +16,7 @@ from antdt_schemas.records import Assignment, Cause, Decision, Measurement, Node
 
 from antdt_streams.controller.core.options import ControllerOptions
 from antdt_streams.policies.policy import ClusterView, NodeView, Policy, Proposal
-from antdt_streams.rows import Position, decode_row, digest_rows, encode_row
+from antdt_streams.storage.rows import Position, decode_row, digest_rows, encode_row
 
 FORMAT = 1
 HEAD, IN_FORCE, MEMORY = b"head", b"in-force", b"memory"

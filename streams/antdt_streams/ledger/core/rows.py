@@ -13,7 +13,7 @@ from antdt_schemas import records
 
 from antdt_streams.ledger.core.intervals import IntervalSet
 from antdt_streams.ledger.core.state import Bounds, Checkpoint, Epoch, Evidence, Fault, Incarnation, Lease, State, Step
-from antdt_streams.rows import json_encoder
+from antdt_streams.storage.rows import json_encoder
 
 _ENCODE = json_encoder(ensure_ascii=False)
 

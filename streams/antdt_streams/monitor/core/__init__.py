@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from antdt_streams.monitor.core.options import DetectorOptions
 from antdt_streams.monitor.core.state import MonitorState
-from antdt_streams.rows import Position
+from antdt_streams.storage.rows import Position
 
 __all__ = ["DetectorOptions", "MonitorState", "Position"]

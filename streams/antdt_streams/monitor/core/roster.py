@@ -13,7 +13,7 @@ from antdt_schemas.records import StepBatch
 
 from antdt_streams.monitor.core.node import Health, Track, health_from_row, to_row, track_from_row
 from antdt_streams.monitor.core.options import DetectorOptions
-from antdt_streams.rows import decode_row, encode_row
+from antdt_streams.storage.rows import decode_row, encode_row
 
 TRACK, HEALTH = b"track/", b"health/"
 

@@ -21,7 +21,7 @@ from antdt_streams.monitor.core.options import DetectorOptions
 from antdt_streams.monitor.core.rates import add_sample
 from antdt_streams.monitor.core.roster import Roster
 from antdt_streams.monitor.core.windows import Windows
-from antdt_streams.rows import Position, decode_row, digest_rows, encode_row
+from antdt_streams.storage.rows import Position, decode_row, digest_rows, encode_row
 
 FORMAT = 1
 HEAD, POOLED = b"head", b"pooled"

@@ -1,0 +1,1 @@
+"""Processes, files and locks of one machine. Knows nothing of antdt."""

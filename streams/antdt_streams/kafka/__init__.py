@@ -1,0 +1,1 @@
+"""Topics as this project uses them: their settings, rights, readers, and questions to a ledger."""

@@ -1,0 +1,1 @@
+"""Broker, services and folders of a job on one machine."""

@@ -1,0 +1,1 @@
+"""What a log proves of itself: replay, audit, parts, waypoints."""

@@ -1,0 +1,111 @@
+"""The environment of a worker: ANTDT_* and, where they mean the same, torchrun's variables. Read here only."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from antdt_schemas import auth
+from antdt_schemas.connection import Connection, names_a_broker
+from antdt_schemas.data_folder import BROKER, data_folder, running
+from antdt_schemas.errors import UsageError
+from antdt_schemas.launch_locks import process_name
+from antdt_schemas.topics import check_job, check_worker
+
+from antdt.connect.address import own_address
+
+GRACE_S = 30.0  # as Kubernetes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Who this worker is and where its job runs.
+
+    restarts counts earlier lives of the worker; incarnation is new with every process. advertise: where the other
+    members reach this machine, see `address`. launch, launcher: who started it; place: what only one launch of this
+    machine can hold; take_over: whoever runs this worker now is asked to leave. grace_s: between SIGTERM and SIGKILL.
+    """
+
+    job: str
+    worker: str
+    incarnation: str
+    rank: int
+    world_size: int
+    restarts: int
+    node: str
+    hardware: str
+    advertise: str
+    connection: Connection
+    secret: bytes | None
+    checkpoints: Path
+    launch: str = ""
+    launcher: str = ""
+    place: str = ""
+    take_over: bool = False
+    grace_s: float = GRACE_S
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Settings of this process.
+
+        Raises:
+            UsageError: the job is not named, or a value cannot be used.
+        """
+        job = environ.get("ANTDT_JOB", "")
+        if not job:
+            raise UsageError(
+                "No job is named: start workers with `antdt launch --job NAME -n N script.py`, or set ANTDT_JOB."
+            )
+        rank = _number(environ, "RANK", 0)
+        restarts = _number(environ, "TORCHELASTIC_RESTART_COUNT", 0)
+        worker = check_worker(environ.get("ANTDT_WORKER", f"w{rank}"))
+        secret = environ.get(auth.ENV_SECRET, "")
+        folder = data_folder(environ)
+        connection = Connection.of(_bootstrap(environ, folder), None, environ).named(job, "worker", worker)
+        return cls(
+            job=check_job(job),
+            worker=worker,
+            # The launcher names it, so that it can report its end; without one it is made here.
+            incarnation=environ.get("ANTDT_INCARNATION") or f"{worker}.{restarts}.{uuid.uuid4().hex[:8]}",
+            rank=rank,
+            world_size=_number(environ, "WORLD_SIZE", 1),
+            restarts=restarts,
+            node=environ.get("ANTDT_NODE") or socket.gethostname(),
+            hardware=environ.get("ANTDT_HARDWARE", ""),
+            advertise=own_address(environ, connection.bootstrap),
+            connection=connection,
+            secret=secret.encode() if secret else None,
+            checkpoints=Path(environ.get("ANTDT_CHECKPOINTS") or folder / "checkpoints" / job),
+            # A worker that was started by hand is a launch of its own.
+            launch=environ.get("ANTDT_LAUNCH") or uuid.uuid4().hex[:12],
+            launcher=environ.get("ANTDT_LAUNCHER") or process_name(),
+            place=environ.get("ANTDT_PLACE", ""),
+            take_over=environ.get("ANTDT_TAKE_OVER", "") not in ("", "0"),
+            grace_s=_seconds(environ, "ANTDT_GRACE_S", GRACE_S),
+        )
+
+
+def _bootstrap(environ: Mapping[str, str], folder: Path) -> str | None:
+    """The broker of `antdt up` on this machine; whoever names another one wins."""
+    return None if names_a_broker(environ) else running(folder / BROKER)
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    value = environ.get(name, str(default))
+    if not value.isdigit():
+        raise UsageError(f"{name}={value!r} is not a number of 0 or more.")
+    return int(value)
+
+
+def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
+    try:
+        value = float(environ.get(name) or default)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"{name}={environ[name]!r} is not a number of seconds.")
+    return value

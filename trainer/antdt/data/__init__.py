@@ -1,0 +1,1 @@
+"""Samples: which there are, in which order, and who loads them."""

@@ -1,0 +1,1 @@
+"""`antdt launch`: the workers of one machine."""

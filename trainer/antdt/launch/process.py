@@ -1,0 +1,181 @@
+"""Worker processes forked from a launcher that has imported torch already.
+
+Importing torch (and what an optimizer needs of it) takes seconds of CPU; four workers on two cores would take half a
+minute to begin. The launcher imports it once and forks. It must therefore have no threads and no Kafka client of its
+own when it forks: what needs one is done in a child.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import io
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from antdt_schemas.errors import ExitCode
+
+from antdt.worker import told, whereabouts
+
+PR_SET_PDEATHSIG = 1
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
+
+
+@dataclass(frozen=True)
+class Life:
+    """What a launcher gives to a worker beside its script: where its output goes (a file, or two descriptors), and the
+    page that both share. `closes`: descriptors that are the launcher's alone.
+    """
+
+    page: whereabouts.Page
+    log: Path | None = None
+    output: tuple[int, int] = (1, 2)
+    closes: Sequence[int] = ()
+
+
+def preload(environ: Mapping[str, str]) -> None:
+    """Import what every worker imports. Thread counts are read while importing, so they are set before."""
+    os.environ["OMP_NUM_THREADS"] = environ.get("OMP_NUM_THREADS", "1")
+    # Nothing that is imported is ever garbage: looking for it takes a sixth of the time, and later, in every worker,
+    # would copy the pages that they share.
+    gc.disable()
+    import torch
+    import torch._dynamo  # constructing an optimizer imports it
+
+    from antdt import agent
+
+    assert agent is not None
+    assert torch is not None
+    gc.freeze()
+    gc.enable()
+
+
+def start(script: Sequence[str], environ: Mapping[str, str], life: Life) -> ForkProcess:
+    """A process that runs `script` as `python SCRIPT` would: a file, or `-m MODULE`, and its arguments.
+
+    SIGTERM tells it to leave from its first moment on (`told`).
+    """
+    return in_child(lambda: _become(script, environ, life), told.end)
+
+
+def leave(code: int) -> NoReturn:
+    """End as the interpreter would, without taking everything apart first.
+
+    After `preload` that takes a third of a second, and bindings report what was frozen as thirty lines of leaks. In a
+    forked child it is also the only way that what a script registered for its end is done.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def in_child(target: Callable[[], None], on_sigterm: Handler = signal.SIG_DFL) -> ForkProcess:
+    """Run something in a forked child that dies with this process."""
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(target, os.getpid(), on_sigterm))
+    # What comes between the fork and the child's own handlers would be taken by those of the launcher, in the child.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return process
+
+
+def die_with_parent(is_alive: Callable[[], bool]) -> None:
+    """Be killed by the system when the parent ends, however it ends; at once if it has already."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if not is_alive():
+        os._exit(0)
+
+
+def _child(target: Callable[[], None], parent: int, on_sigterm: Handler) -> None:
+    die_with_parent(lambda: os.getppid() == parent)
+    # Ctrl-C in the terminal is for the launcher, which tells its workers.
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, on_sigterm)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    target()
+
+
+def _become(script: Sequence[str], environ: Mapping[str, str], life: Life) -> None:
+    os.environ.clear()
+    os.environ.update(environ)
+    whereabouts.adopt(life.page)
+    for handle in life.closes:
+        os.close(handle)
+    if life.log is not None:
+        handle = os.open(life.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        os.close(handle)
+    else:
+        for number, handle in enumerate(life.output, 1):
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+    for stream in (sys.stdout, sys.stderr):
+        # As PYTHONUNBUFFERED would have it, which this process was too old for.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(write_through=True)
+    # An exception in the middle of an import is not sure to end it: told meanwhile, it leaves right behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    _draw_afresh()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    status = _run(list(script))
+    if status == ExitCode.DONE and life.page.numbers[whereabouts.INCOMPLETE]:
+        status = ExitCode.INCOMPLETE
+    leave(status)
+
+
+def _draw_afresh() -> None:
+    """A fork begins with the random numbers of whoever forked it, and so would each further life of a worker. Every
+    process draws its own, as one that was started anew does, until the script seeds it.
+    """
+    from antdt.strategies.allreduce.randomness import seed_all
+
+    seed_all(os.urandom(32))
+
+
+def _run(script: list[str]) -> int:
+    from antdt.worker.holds import is_of_the_machine
+
+    try:
+        if script[0] == "-m":
+            sys.argv = script[1:]
+            sys.path.insert(0, str(Path.cwd()))
+            runpy.run_module(script[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = script
+            sys.path.insert(0, str(Path(script[0]).resolve().parent))
+            runpy.run_path(script[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return int(end.code or 0) & 0xFF
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException as error:  # noqa: BLE001  as the interpreter does: the traceback, and a status of its own
+        exit_code = getattr(error, "exit_code", None)
+        if exit_code is None:
+            # As the interpreter: whoever wants to know what ends this process is told.
+            sys.excepthook(type(error), error, error.__traceback__)
+            # Samples are to blame, and said to be: the job goes on, and without them if it happens again. Or it is the
+            # machine: the disk is full, or memory is out, of which the next life takes less.
+            again = whereabouts.mine().numbers[whereabouts.BLAMED] or is_of_the_machine(error)
+            return ExitCode.RESTART_HERE if again else ExitCode.BUG
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        whereabouts.mine().say(whereabouts.WORDS, str(error))
+        return int(exit_code)
+    return 0

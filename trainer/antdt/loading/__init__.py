@@ -1,8 +1,0 @@
-"""Samples loaded ahead by processes of their own. Knows data sets and processes; neither leases nor Kafka."""
-
-from __future__ import annotations
-
-from antdt.loading.loader import InThread, Loader, LoadingOptions, loader_of
-from antdt.loading.pool import DataProcessDied, SampleFailed
-
-__all__ = ["DataProcessDied", "InThread", "Loader", "LoadingOptions", "SampleFailed", "loader_of"]

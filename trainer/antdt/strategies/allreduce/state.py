@@ -1,0 +1,246 @@
+"""A model's whole state as bytes, and its way from the source to all members of a generation.
+
+Must not know how steps are made.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from antdt_schemas.errors import UsageError
+
+from antdt.strategies.allreduce.composition import Composition
+from antdt.strategies.allreduce.rendezvous import Generation
+
+CHUNK_SIZE_BYTES = 64 * 2**20
+PLAIN = (int, float, bool, str, bytes, type(None))  # nobody need try whether these can be read again
+
+
+class Progress(NamedTuple):
+    """How far a model is. pending: applied, not yet seen committed. skips: the last so many steps were skipped."""
+
+    step: int
+    lineage: bytes
+    plan: int
+    pending: tuple[Composition, ...]
+    skips: int = 0
+
+
+class Saved(NamedTuple):
+    """A state as it was dumped. random: of each rank, or empty. labels: whatever its keeper wants to find in it.
+    optimizer_name: its class; empty where that was not written down yet.
+    """
+
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    progress: Progress
+    random: tuple[bytes, ...]
+    labels: dict[str, str]
+    optimizer_name: str = ""
+
+
+class Head(NamedTuple):
+    """What a member says of its state before anybody takes over another's. Gathered as int64, HEAD_WIDTH wide.
+
+    state: its fingerprint, or 0.
+    """
+
+    step: int
+    lineage: bytes
+    plan: int
+    void: bool
+    state: int = 0
+
+    def pack(self) -> torch.Tensor:
+        """(HEAD_WIDTH,) int64."""
+        return torch.tensor([self.step, *struct.unpack(">2q", self.lineage), self.plan, int(self.void), self.state])
+
+    @classmethod
+    def unpack(cls, columns: list[int]) -> Head:
+        """The inverse of `pack`."""
+        step, high, low, plan, void, state = columns
+        return cls(step, struct.pack(">2q", high, low), plan, bool(void), state)
+
+
+HEAD_WIDTH = 6
+
+
+def dump(
+    model: torch.nn.Module, optimizer: Any, progress: Progress, random: Sequence[bytes], labels: Mapping[str, str]
+) -> bytes:
+    """Everything the next step depends on, as `torch.load(weights_only=True)` reads it."""
+    out = io.BytesIO()
+    meta = {
+        "step": progress.step,
+        "lineage": progress.lineage.hex(),
+        "plan": progress.plan,
+        "pending": [
+            (made.step, list(made.ranges), made.plan, None if made.skipped is None else list(made.skipped))
+            for made in progress.pending
+        ],
+        "skips": progress.skips,
+    }
+    whole = {
+        "model": model.state_dict(),
+        "optimizer": _readable(optimizer.state_dict()),
+        "optimizer_name": type(optimizer).__qualname__,
+        "progress": meta,
+        "random": [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in random],
+        "labels": dict(labels),
+    }
+    for part in ("model", "optimizer"):
+        _refuse_unreadable(whole[part], part)
+    torch.save(whole, out)
+    return out.getvalue()
+
+
+def _refuse_unreadable(value: Any, name: str) -> None:
+    """It would make a file that nobody can load, found when it was needed."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            _refuse_unreadable(key, f"the key {key!r} of {name}")
+            _refuse_unreadable(one, f"{name}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for index, one in enumerate(value):
+            _refuse_unreadable(one, f"{name}[{index}]")
+    elif type(value) not in PLAIN and not isinstance(value, torch.Tensor) and not _is_readable(value):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise UsageError(
+            f"{name} is a {kind}, which makes a checkpoint that torch.load(weights_only=True) refuses: set it as "
+            "a number of Python's own (float(…), int(…)) or a tensor, or name its class with "
+            "torch.serialization.add_safe_globals."
+        )
+
+
+def _is_readable(value: Any) -> bool:
+    out = io.BytesIO()
+    torch.save(value, out)
+    out.seek(0)
+    try:
+        torch.load(out, weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
+
+
+def _readable(state: dict[str, Any]) -> dict[str, Any]:
+    """With plain numbers where a schedule has put numpy's, which cannot be read back without running code."""
+    groups = state.get("param_groups")
+    if not isinstance(groups, list):
+        return state
+    return {**state, "param_groups": [{n: _number(value) for n, value in group.items()} for group in groups]}
+
+
+def _number(value: Any) -> Any:
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 else value
+
+
+def parse(data: bytes) -> Saved:
+    """Reads all of it before anything is overwritten. Runs no code out of the bytes."""
+    try:
+        found: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            "The state of model or optimizer holds objects that torch.load(weights_only=True) refuses: name their "
+            f"classes with torch.serialization.add_safe_globals. {error}"
+        ) from error
+    meta = found["progress"]
+    pending = tuple(_composition(*made) for made in meta["pending"])
+    progress = Progress(meta["step"], bytes.fromhex(meta["lineage"]), meta["plan"], pending, meta.get("skips", 0))
+    random = tuple(bytes(one.numpy()) for one in found["random"])
+    name = found.get("optimizer_name", "")
+    return Saved(found["model"], found["optimizer"], progress, random, found["labels"], name)
+
+
+def misfit(saved: Saved, model: torch.nn.Module, optimizer: Any) -> str:
+    """Why this state cannot be loaded into them, in a sentence; empty where it can."""
+    return _other_model(saved.model, model.state_dict()) or _other_optimizer(saved, optimizer)
+
+
+def _other_model(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    missing, unknown = [n for n in here if n not in saved], [n for n in saved if n not in here]
+    if missing or unknown:
+        said = [f"has {_listed(unknown)}, which this one has not"] if unknown else []
+        said += [f"has no {_listed(missing)}"] if missing else []
+        return f"The model in it is another one: it {', and '.join(said)}."
+    for name, value in saved.items():
+        both = value, here[name]
+        if all(isinstance(one, torch.Tensor) for one in both):
+            theirs, ours = (f"{tuple(one.shape)} of {str(one.dtype).removeprefix('torch.')}" for one in both)
+            if theirs != ours:
+                return f"The model in it is another one: its {name} is {theirs}, this one's {ours}."
+    return ""
+
+
+def _other_optimizer(saved: Saved, optimizer: Any) -> str:
+    name = type(optimizer).__qualname__
+    if saved.optimizer_name not in ("", name):
+        return f"The optimizer in it is {saved.optimizer_name}, this one is {name}."
+    theirs, ours = saved.optimizer.get("param_groups"), getattr(optimizer, "param_groups", None)
+    if not isinstance(theirs, list) or not isinstance(ours, list):
+        return ""
+    sizes = [[len(group["params"]) for group in groups] for groups in (theirs, ours)]
+    if sizes[0] != sizes[1]:
+        return f"The optimizer in it has groups of {sizes[0]} parameters, this one of {sizes[1]}."
+    for number, (their, our) in enumerate(zip(theirs, ours, strict=True)):
+        # A scheduler adds keys of its own; what an optimizer needs and does not find is of another kind.
+        lacking = [key for key in getattr(optimizer, "defaults", ()) if key in our and key not in their]
+        if lacking:
+            return f"The optimizer in it is of another kind than {name}: its group {number} has no {_listed(lacking)}."
+    return ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _composition(step: int, ranges: list[int], plan: int, skipped: list[str] | None = None) -> Composition:
+    """Files of before skipped steps have no fourth."""
+    return Composition(step, tuple(ranges), plan, None if skipped is None else tuple(skipped))
+
+
+def load(saved: Saved, model: torch.nn.Module, optimizer: Any) -> None:
+    """Overwrites model and optimizer: their state is void from the first byte to the last."""
+    model.load_state_dict(saved.model)
+    optimizer.load_state_dict(saved.optimizer)
+
+
+def gather_heads(generation: Generation, head: Head) -> list[Head]:
+    """Everybody's, in rank order."""
+    if generation.world == 1:
+        return [head]
+    rows = torch.empty(generation.world, HEAD_WIDTH, dtype=torch.int64)
+    generation.wait(generation.gather(rows, head.pack()))
+    return [Head.unpack(row) for row in rows.tolist()]
+
+
+def gather_bytes(generation: Generation, mine: bytes) -> list[bytes]:
+    """Everybody's, in rank order; they may differ in size."""
+    if generation.world == 1:
+        return [mine]
+    sizes = torch.empty(generation.world, 1, dtype=torch.int64)
+    generation.wait(generation.gather(sizes, torch.tensor([len(mine)])))
+    rows = torch.zeros(generation.world, int(sizes.max()), dtype=torch.uint8)
+    row = torch.zeros(rows.shape[1], dtype=torch.uint8)
+    row[: len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+    generation.wait(generation.gather(rows, row))
+    generation.settled()
+    return [bytes(one[:size].numpy()) for one, size in zip(rows, sizes.flatten().tolist(), strict=True)]
+
+
+def broadcast(generation: Generation, source_rank: int, data: bytes | None) -> bytes:
+    """The source's bytes, whole, on every member; the others pass None. In pieces, to bound one operation."""
+    assert (data is not None) == (generation.rank == source_rank)
+    size = torch.tensor([len(data or b"")])
+    generation.wait(generation.broadcast(size, source_rank))
+    flat = torch.empty(int(size), dtype=torch.uint8)
+    if data is not None:
+        flat.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    for piece in flat.split(CHUNK_SIZE_BYTES):
+        generation.wait(generation.broadcast(piece, source_rank))
+    return bytes(flat.numpy())
