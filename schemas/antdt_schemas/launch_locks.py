@@ -42,11 +42,11 @@ def this_process(launch: str, grace_s: float) -> Holder:
 
 
 def process_name() -> str:
-    """user@host:pid; the number of a user who has no name."""
+    """user@host:pid of this process; the number of a user who has no name, as in containers."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
+    except (KeyError, OSError, ImportError):
+        user = f"uid{os.getuid()}"
     return f"{user}@{socket.gethostname()}:{os.getpid()}"
 
 

@@ -17,11 +17,11 @@ from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.topics import SHARD_LOG
 from antdt_streams.chaos.judge import Entries, judge_log, judge_records
-from antdt_streams.cli.common import Place
-from antdt_streams.cli.services import environment_of, start_services
 from antdt_streams.kafka import topics_admin
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.state import State
+from antdt_streams.local.place import Place
+from antdt_streams.local.services import environment_of, start_services
 from antdt_streams.runtime.service import Raw
 
 from tests.helpers.running import Tail

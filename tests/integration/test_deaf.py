@@ -20,12 +20,12 @@ from antdt_schemas.errors import Unavailable, UsageError
 from antdt_schemas.hearing import TopicGone
 from antdt_schemas.offsets import watermarks
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
-from antdt_streams.cli.job import audit_of
 from antdt_streams.kafka import topics_admin
 from antdt_streams.ledger.requests import unread
 from antdt_streams.ledger.service import Ledger
 from antdt_streams.runtime.service import Batch
 from antdt_streams.runtime.source import Bounds, Membership, Source
+from antdt_streams.views.job import audit_of
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 from antdt_schemas.connection import Connection
-from antdt_streams.cli.common import Place
-from antdt_streams.cli.job import audit_of
-from antdt_streams.cli.services import environment_of, start_services
 from antdt_streams.host.child import spawn
 from antdt_streams.kafka import topics_admin
+from antdt_streams.local.place import Place
+from antdt_streams.local.services import environment_of, start_services
+from antdt_streams.views.job import audit_of
 
 HERE = Path(__file__).parents[2]
 WITHIN_S = 90

@@ -14,7 +14,6 @@ from antdt_schemas import codec, container, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.topics import DEAD_LETTERS, MEASUREMENTS, SHARD_LOG, STEPS, TOPICS
 from antdt_streams import verify_standalone
-from antdt_streams.cli.job import audit_of, status_of
 from antdt_streams.cli.topics import tail
 from antdt_streams.kafka import ask as operator_request
 from antdt_streams.kafka import topics_admin
@@ -23,6 +22,7 @@ from antdt_streams.ledger.stored import Identity
 from antdt_streams.proof import waypoints
 from antdt_streams.proof.source import open_topic
 from antdt_streams.storage.snapshots import newest
+from antdt_streams.views.job import audit_of, status_of
 from click.testing import CliRunner
 from confluent_kafka import Producer
 

@@ -18,12 +18,12 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.errors import UsageError
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.broker.embedded import _free_ports
-from antdt_streams.cli.job import audit_of, status_of
 from antdt_streams.kafka import ask as operator_request
 from antdt_streams.kafka import topics_admin
 from antdt_streams.kafka.grants import grant
 from antdt_streams.kafka.reader import TopicReader
 from antdt_streams.ledger.core.fold import Verdict
+from antdt_streams.views.job import audit_of, status_of
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 

@@ -17,7 +17,7 @@ from antdt_schemas import records
 from antdt_schemas.connection import Connection
 from antdt_schemas.data_folder import HOST, PORTS
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
-from antdt_streams.cli.services import environment_of
+from antdt_streams.local.services import environment_of
 
 from tests.helpers.job_processes import RECORDED, JobProcesses, job_processes
 from tests.helpers.warm import Warm

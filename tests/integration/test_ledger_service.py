@@ -27,9 +27,6 @@ from antdt_schemas.errors import (
     UsageError,
 )
 from antdt_streams.broker import EmbeddedBroker
-from antdt_streams.cli.common import Place
-from antdt_streams.cli.job import audit_of, status_of
-from antdt_streams.cli.services import environment_of, service_command
 from antdt_streams.kafka import topics_admin
 from antdt_streams.kafka.ask import ask
 from antdt_streams.kafka.reader import TopicReader
@@ -37,6 +34,9 @@ from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.service import Ledger
 from antdt_streams.ledger.stored import Identity
+from antdt_streams.local.place import Place
+from antdt_streams.local.services import environment_of, service_command
+from antdt_streams.views.job import audit_of, status_of
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 

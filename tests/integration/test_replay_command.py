@@ -10,8 +10,8 @@ import pytest
 from antdt_schemas import codec, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode, LogTampered
-from antdt_streams.cli.job import status_of
 from antdt_streams.kafka import topics_admin
+from antdt_streams.views.job import status_of
 from confluent_kafka import Producer
 
 from tests.helpers.ledger_thread import LedgerThread, asker, digest_of, replayed

@@ -8,7 +8,7 @@ import pytest
 from antdt_schemas import records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
-from antdt_streams.cli.job import audit_of, status_of
+from antdt_streams.views.job import audit_of, status_of
 
 from tests.helpers.job_processes import job_processes
 

@@ -13,8 +13,8 @@ from antdt_schemas import codec
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
 from antdt_schemas.topics import REQUESTS
-from antdt_streams.cli.job import audit_of, status_of
 from antdt_streams.kafka.reader import TopicReader
+from antdt_streams.views.job import audit_of, status_of
 
 from tests.helpers.job_processes import WITHIN_S, job_processes
 from tests.helpers.ledger_thread import digest_of, replayed

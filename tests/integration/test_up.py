@@ -16,11 +16,11 @@ from antdt_schemas.data_folder import running
 from antdt_schemas.errors import ExitCode
 from antdt_schemas.topics import REQUESTS
 from antdt_streams.broker.keeper import KEEPER
-from antdt_streams.cli.job import status_of
 from antdt_streams.host import locks
 from antdt_streams.host.child import spawn
 from antdt_streams.kafka import topics_admin
 from antdt_streams.views.costs import costs_of
+from antdt_streams.views.job import status_of
 from confluent_kafka import Producer
 
 from tests.helpers.running import until

@@ -16,8 +16,8 @@ from antdt_schemas.errors import Unavailable, UsageError
 from antdt_schemas.listener import Spoken, host_port, spoken
 from antdt_schemas.properties import parse_properties, to_librdkafka
 from antdt_schemas.reaching import bare
-from antdt_streams.cli.common import Place
-from antdt_streams.cli.services import environment_of
+from antdt_streams.local.place import Place
+from antdt_streams.local.services import environment_of
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -82,7 +82,7 @@ def test_who_has_no_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyError("getpwuid(): uid not found")
 
     monkeypatch.setattr("antdt_schemas.launch_locks.getpass.getuser", nobody)
-    assert this_process("x", 1).launcher.startswith(f"{os.getuid()}@")
+    assert this_process("x", 1).launcher.startswith(f"uid{os.getuid()}@")
 
 
 def test_a_worker_that_was_started_by_hand_is_a_launch_of_its_own() -> None:

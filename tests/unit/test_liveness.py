@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+from antdt_streams.ledger.requests import sign_of_life
 from antdt_streams.views import liveness
-from antdt_streams.views.liveness import Found, ledger_said, processor_said, sign_of_life
+from antdt_streams.views.liveness import Found, ledger_said, processor_said
 
 
 def test_a_ledger_in_words() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from antdt_schemas.errors import UsageError
+from antdt_schemas.launch_locks import process_name
 from antdt_streams.broker import jars
-from antdt_streams.ledger.options import owner
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def nameless(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_ledger_names_its_owner_by_number() -> None:
     with pytest.raises((KeyError, OSError)):
         getpass.getuser()
-    assert owner().startswith(f"uid{os.getuid()}@")
-    assert owner().endswith(f":{os.getpid()}")
+    assert process_name().startswith(f"uid{os.getuid()}@")
+    assert process_name().endswith(f":{os.getpid()}")
 
 
 @pytest.mark.usefixtures("nameless")

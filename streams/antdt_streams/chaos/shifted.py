@@ -8,6 +8,7 @@ an hour ahead each of them lasts an hour (measured). So C libraries keep the tru
 
 from __future__ import annotations
 
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -47,6 +48,4 @@ def install(shift: Shift) -> None:
 if __name__ == "__main__":
     install(Shift(Path(sys.argv.pop(1))))
     deafness.install(Path(sys.argv.pop(1)))
-    from antdt_streams.cli.main import main
-
-    main(prog_name="antdt")
+    runpy.run_module("antdt_streams", run_name="__main__")

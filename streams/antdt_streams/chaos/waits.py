@@ -14,7 +14,7 @@ WAITS = {"reducing": "the gradients", "forming": "the next generation"}
 
 def waits_of(connection: Connection, job: str) -> str:
     """One line each, as of now."""
-    from antdt_streams.cli.job import status_of
+    from antdt_streams.views.job import status_of
 
     try:
         return "\n".join(sentences(status_of(connection, job)))

@@ -19,11 +19,11 @@ from antdt_streams.chaos.launches import RESTARTS_MAX, Launches, Training
 from antdt_streams.chaos.progress import Progress
 from antdt_streams.chaos.schedule import EVERYBODY, SERVICES, WORKERS
 from antdt_streams.chaos.signals import send
-from antdt_streams.cli.common import Place
-from antdt_streams.cli.services import STANDBY, environment_of, ledger_folder, service_command
 from antdt_streams.host.files import write_whole
 from antdt_streams.kafka import topics_admin
 from antdt_streams.kafka.ask import ask
+from antdt_streams.local.place import Place
+from antdt_streams.local.services import STANDBY, environment_of, ledger_folder, service_command
 from antdt_streams.local.supervise import Child, RestartPolicy, Start, Supervisor, start_process
 
 LEDGERS = ("ledger", STANDBY)

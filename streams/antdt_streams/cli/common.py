@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-from antdt_schemas import auth
-from antdt_schemas.connection import Connection, names_a_broker
-from antdt_schemas.data_folder import BROKER, data_folder, running
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 from antdt_schemas.topics import check_job
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where a command works: the broker, the data folder of this machine, the job's secret.
-
-    config: the file of client properties that a flag named.
-    """
-
-    connection: Connection
-    named: bool
-    data: Path
-    secret: bytes | None
-    config: Path | None = None
-
-    def service_folder(self, job: str, service: str) -> Path:
-        """Local state of one service of one job."""
-        return self.data / "state" / job / service
+from antdt_streams.local.place import place_of
 
 
 def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,17 +37,6 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, place=replace(place, connection=connection), **rest)
 
     return wrapped
-
-
-def place_of(bootstrap_servers: str | None, kafka_config: Path | None, data: Path | None) -> Place:
-    """The place that options and environment name."""
-    folder = data or data_folder(os.environ)
-    named = bool(bootstrap_servers or kafka_config) or names_a_broker(os.environ)
-    if not named:
-        bootstrap_servers = running(folder / BROKER)
-    secret = os.environ.get(auth.ENV_SECRET, "")
-    connection = Connection.of(bootstrap_servers, kafka_config, os.environ)
-    return Place(connection, named, folder, secret.encode() if secret else None, kafka_config)
 
 
 def job_argument(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,9 +21,10 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.data_folder import data_folder
 from antdt_schemas.errors import UsageError
 
-from antdt_streams.cli.common import Place, connection_options, note
-from antdt_streams.cli.services import SERVICES, broker_of, start_services
+from antdt_streams.cli.common import connection_options, note
 from antdt_streams.kafka import topics_admin
+from antdt_streams.local.place import Place
+from antdt_streams.local.services import SERVICES, broker_of, start_services
 
 
 @click.command(short_help="See it work: a job run twice, static and mitigated.")
@@ -79,7 +80,7 @@ def demo(json_file: Path | None, keep: bool, place: Place, **choice: Any) -> Non
     names = f"demo-static-{tag}", f"demo-{tag}"
     with (
         _folder(place, keep) as home,
-        broker_of(home) as broker,
+        broker_of(home, note) as broker,
         _topics(broker.connection, names, keep or not home.named),
     ):
         connection = broker.connection

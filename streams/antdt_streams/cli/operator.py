@@ -5,11 +5,13 @@ from __future__ import annotations
 import click
 from antdt_schemas import records
 from antdt_schemas.errors import ExitCode, Refused, UsageError
+from antdt_schemas.launch_locks import process_name
 
-from antdt_streams.cli.common import Place, connection_options, job_argument, note
+from antdt_streams.cli.common import connection_options, job_argument, note
 from antdt_streams.host.logs import log_to_stderr
 from antdt_streams.kafka import ask
-from antdt_streams.ledger.options import LedgerOptions, owner
+from antdt_streams.ledger.options import LedgerOptions
+from antdt_streams.local.place import Place
 
 
 @click.command(short_help="Go back to a checkpoint.")
@@ -61,8 +63,8 @@ def recover(job: str, accept_loss: bool, reason: str, instance: str, place: Plac
     Run it while no ledger runs, then `antdt up JOB --resume`. The workers join anew and begin at the newest checkpoint
     that the log still knows of; the old state folder is kept under another name.
     """
-    from antdt_streams.cli.services import ledger_folder
     from antdt_streams.ledger.service import Ledger
+    from antdt_streams.local.services import ledger_folder
 
     if not accept_loss:
         raise UsageError("Say --accept-loss: what the lost entries recorded cannot be proven any more.")
@@ -70,5 +72,5 @@ def recover(job: str, accept_loss: bool, reason: str, instance: str, place: Plac
     options = LedgerOptions(secret=place.secret)
     fact = Ledger(place.connection, job, ledger_folder(place, job, instance), options).recover(reason)
     lost = f"from offset {fact.first_lost}" if fact.first_lost >= 0 else "at offsets that are not known"
-    note(f"Recorded by {owner()}: entries {lost} up to {fact.next_offset} of run {fact.run_id} are lost.")
+    note(f"Recorded by {process_name()}: entries {lost} up to {fact.next_offset} of run {fact.run_id} are lost.")
     raise SystemExit(ExitCode.DONE)

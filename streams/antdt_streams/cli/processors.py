@@ -13,11 +13,12 @@ from typing import Any
 import click
 from antdt_schemas.errors import UsageError
 
-from antdt_streams.cli.common import Place, connection_options, job_argument
+from antdt_streams.cli.common import connection_options, job_argument
+from antdt_streams.local.place import Place
+from antdt_streams.local.services import MAIN_INSTANCE
 from antdt_streams.runtime.service import Service
 
 # What `antdt up` starts. It has the folder of the service itself, any other name one beside it.
-MAIN_INSTANCE = "main"
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,62})")
 
 

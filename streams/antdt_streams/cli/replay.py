@@ -13,9 +13,10 @@ from antdt_schemas import container
 from antdt_schemas.errors import ExitCode, UsageError
 from antdt_schemas.topics import SHARD_LOG, check_job
 
-from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument, note
+from antdt_streams.cli.common import connection_options, emit_json, job_argument, note
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.stored import Identity
+from antdt_streams.local.place import Place
 from antdt_streams.proof import parts, waypoints
 from antdt_streams.proof.audit import Account
 from antdt_streams.proof.replay import Replayed, behind, document, lines

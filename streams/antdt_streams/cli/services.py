@@ -7,30 +7,32 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic
 
 import click
-from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE, Connection
-from antdt_schemas.data_folder import BROKER, ENV_DATA
+from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode, JobTaken
-from antdt_schemas.topics import check_worker
 
 from antdt_streams.broker.use import BrokerUse
-from antdt_streams.cli.common import Place, connection_options, job_argument, note
-from antdt_streams.cli.processors import MAIN_INSTANCE
+from antdt_streams.cli.common import connection_options, job_argument, note
 from antdt_streams.cli.topics import told
-from antdt_streams.host import locks
 from antdt_streams.host.logs import log_to_stderr
 from antdt_streams.host.readiness import Readiness
 from antdt_streams.kafka import topics_admin
 from antdt_streams.ledger.core.holdups import STUCK_MS
-from antdt_streams.local.supervise import POLL_S, Start, Supervisor, start_process
+from antdt_streams.local.place import Place
+from antdt_streams.local.services import (
+    MAIN_INSTANCE,
+    SERVICES,
+    STANDBY,
+    NamedBroker,
+    alone_up,
+    broker_of,
+    ledger_folder,
+    start_services,
+)
+from antdt_streams.local.supervise import POLL_S, Supervisor
 
-SERVICES = ("ledger", "monitor", "controller")
-STANDBY = "standby"
 BROKER_EVERY_S = 1.0
 
 
@@ -40,88 +42,6 @@ def stop_on_signals() -> threading.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     return stopping
-
-
-class NamedBroker:
-    """Somebody else's broker."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def look(self) -> None:
-        """Its life is not our affair."""
-
-
-@contextmanager
-def broker_of(place: Place, stopping: Callable[[], bool] = lambda: False) -> Iterator[BrokerUse | NamedBroker]:
-    """The broker that was named, or that of the data folder, which ends with the last one who uses it."""
-    if place.named:
-        place.connection.check_reachable()
-        yield NamedBroker(place.connection)
-        return
-    with BrokerUse(place.data / BROKER, note, stopping) as broker:
-        yield broker
-
-
-@contextmanager
-def alone_up(place: Place, job: str) -> Iterator[None]:
-    """One `antdt up` of a job at a time works in a data folder.
-
-    Raises:
-        JobTaken: another one does; which process that is.
-    """
-    file = place.data / "state" / job / "up"
-    lock = locks.acquire(file)
-    if lock is None:
-        raise JobTaken(
-            f"Job {job!r} is up already: process {locks.holder(file)} runs its services in {place.data}.",
-            "Start workers with `antdt launch`, or stop that one first.",
-        )
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def service_command(service: str, job: str, place: Place, extra: Sequence[str] = ()) -> list[str]:
-    """The command line of a service process; "standby" is a second ledger that waits for the first to fall silent.
-
-    The stream processors are named: one that is started again goes on at once.
-    """
-    command = ("ledger", job, "--standby", "--instance", STANDBY) if service == STANDBY else (service, job)
-    named = ("--instance", MAIN_INSTANCE) if service in ("monitor", "controller") else ()
-    return [sys.executable, "-m", "antdt_streams", *command, "--data-dir", str(place.data), *named, *extra]
-
-
-def start_services(
-    job: str,
-    place: Place,
-    connection: Connection,
-    services: Sequence[str],
-    policy: str | None = None,
-    extra: Mapping[str, Sequence[str]] | None = None,
-    start: Start = start_process,
-    say: Callable[[str], None] = lambda _: None,
-) -> Supervisor:
-    """Start the services of a job as supervised processes; their logs lie in the data folder.
-
-    extra: further arguments by service. start: what starts a process. say: see Supervisor.
-    """
-    environ = dict(os.environ) | environment_of(connection, place)
-    supervisor = Supervisor(environ, start=start, say=say)
-    for service in services:
-        more = [*(extra or {}).get(service, ())]
-        if policy and service == "controller":
-            more += ["--policy", policy]
-        log = place.data / "logs" / job / f"{service}.log"
-        supervisor.add(service, service_command(service, job, place, more), log)
-    return supervisor
-
-
-def environment_of(connection: Connection, place: Place) -> dict[str, str]:
-    """What a child needs to find the broker; properties of the environment are there already."""
-    named = {ENV_FILE: str(place.config.absolute())} if place.config is not None else {}
-    return {ENV_BOOTSTRAP: connection.bootstrap, ENV_DATA: str(place.data), **named}
 
 
 stuck_option = click.option(
@@ -179,7 +99,7 @@ def up(
     with its own exit status.
     """
     stopping = stop_on_signals()
-    with alone_up(place, job), broker_of(place, stopping.is_set) as broker:
+    with alone_up(place, job), broker_of(place, note, stopping.is_set) as broker:
         connection = broker.connection.named(job, "cli")
         try:
             topics_admin.create(connection, job, replication=replication, resume=resume)
@@ -256,8 +176,3 @@ def ledger(job: str, patience_ms: int, stuck_ms: int, standby: bool, instance: s
     service.stopping, service.readiness = stopping, Readiness.of(os.environ)
     service.run()
     sys.exit(ExitCode.DRAINED)
-
-
-def ledger_folder(place: Place, job: str, instance: str) -> Path:
-    """Local state of one ledger."""
-    return place.service_folder(job, f"ledger-{check_worker(instance)}" if instance else "ledger")

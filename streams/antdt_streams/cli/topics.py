@@ -11,10 +11,11 @@ from antdt_schemas import codec
 from antdt_schemas.errors import Undecodable, UsageError
 from antdt_schemas.topics import BY_SUFFIX, TOPICS
 
-from antdt_streams.cli.common import Place, connection_options, emit_json, job_argument
+from antdt_streams.cli.common import connection_options, emit_json, job_argument
 from antdt_streams.kafka import grants, topics_admin
 from antdt_streams.kafka.reader import TopicReader
 from antdt_streams.kafka.topic_rules import ABSENT, Difference
+from antdt_streams.local.place import Place
 from antdt_streams.views.costs import costs_of, read_costs
 
 

@@ -17,14 +17,14 @@ from antdt_schemas import codec
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, ExitCode, Unavailable
 
-from antdt_streams.cli.common import Place
-from antdt_streams.cli.job import audit_of
-from antdt_streams.cli.services import SERVICES, environment_of, start_services
 from antdt_streams.demo.options import DemoOptions
 from antdt_streams.demo.watch import Watch
 from antdt_streams.host.child import spawn
 from antdt_streams.kafka import topics_admin
+from antdt_streams.local.place import Place
+from antdt_streams.local.services import SERVICES, environment_of, start_services
 from antdt_streams.local.supervise import Supervisor, last_words
+from antdt_streams.views.job import audit_of
 
 POLL_S = 0.25
 GRACE_S = 15.0

@@ -12,10 +12,10 @@ from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import Unavailable
+from antdt_schemas.launch_locks import process_name
 from confluent_kafka import KafkaException, Producer
 
 from antdt_streams.kafka.reader import TopicReader, decoded
-from antdt_streams.ledger.options import owner
 
 OPERATOR = "operator"
 RETRY_S = 1.0
@@ -32,7 +32,7 @@ def ask(connection: Connection, job: str, body: Body, secret: bytes | None) -> r
         Unavailable: no ledger answered in time. It may still carry the request out.
     """
     token = uuid.uuid4().hex[:8]
-    request = records.Request(OPERATOR, f"{OPERATOR}.{token}", 1, body(f"{owner()}#{token}"), b"")
+    request = records.Request(OPERATOR, f"{OPERATOR}.{token}", 1, body(f"{process_name()}#{token}"), b"")
     payload = codec.encode(auth.sign(request, secret))
     topic, wrong = topics.REQUESTS.name(job), list[Any]()
     producer = Producer(connection.producer(linger_ms=0))

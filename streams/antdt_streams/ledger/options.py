@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 from dataclasses import dataclass
 
 from antdt_streams.ledger.core.holdups import STUCK_MS
@@ -36,16 +33,3 @@ class LedgerOptions:
     snapshot_every: int = 20_000
     snapshot_events: int = 50_000
     secret: bytes | None = None
-
-
-def owner() -> str:
-    """user@host:pid of this process."""
-    return f"{_user()}@{socket.gethostname()}:{os.getpid()}"
-
-
-def _user() -> str:
-    """The name of the user, or its number: containers run under ids that have none."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):
-        return f"uid{os.getuid()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 
 from antdt_schemas import topics
@@ -94,3 +95,8 @@ def unread(connection: Connection, job: str) -> str:
     if at is not None and at > high:
         return f"{requests.place.topic}: up to {at} was read, but it ends at {high}. {so}"
     return ""
+
+
+def sign_of_life(owner: str, now_s: float) -> str:
+    """What a ledger lays beside its position in the requests, each time another one."""
+    return json.dumps({"owner": owner, "at_ms": int(now_s * 1000)})

@@ -25,6 +25,7 @@ from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import AntdtError, ForeignState, Superseded, Unavailable
+from antdt_schemas.launch_locks import process_name
 from antdt_schemas.polling import OutOfRange, Recreated
 from confluent_kafka import KafkaException
 
@@ -39,13 +40,12 @@ from antdt_streams.ledger.core.leader import Crowded, Cycle, Incoming, InOffice,
 from antdt_streams.ledger.core.moved import moved
 from antdt_streams.ledger.core.state import FOLD_VERSION
 from antdt_streams.ledger.log import Log, LogRecord
-from antdt_streams.ledger.options import LedgerOptions, owner
-from antdt_streams.ledger.requests import Requests
+from antdt_streams.ledger.options import LedgerOptions
+from antdt_streams.ledger.requests import Requests, sign_of_life
 from antdt_streams.ledger.silence import Silence
 from antdt_streams.ledger.snapshots import LedgerSnapshots
 from antdt_streams.ledger.start import Start
 from antdt_streams.ledger.stored import Identity
-from antdt_streams.views.liveness import sign_of_life
 
 WRITTEN = (topics.SHARD_LOG, topics.REPLIES, topics.DEAD_LETTERS)  # by one producer
 LETTER_BYTES_MAX = 64 << 10
@@ -206,7 +206,7 @@ class Ledger:
         genesis = records.Genesis(
             run_id=str(uuid.uuid4()),
             job=self.job,
-            owner=owner(),
+            owner=process_name(),
             spec=spec,
             fold_version=FOLD_VERSION,
             auth=auth.NONE if self.options.secret is None else auth.HMAC,
@@ -237,7 +237,7 @@ class Ledger:
         assert fold.genesis is not None
         fold.check_doubts()
         leader_id = str(uuid.uuid4())
-        entry = records.Entry(records.Leader(fold.genesis.run_id, leader_id, owner(), FOLD_VERSION))
+        entry = records.Entry(records.Leader(fold.genesis.run_id, leader_id, process_name(), FOLD_VERSION))
         offset = self.log.append(codec.encode(entry), fold.position.next_offset)
         self.start.fold_to(fold, offset + 1)
         assert fold.office is not None
@@ -398,7 +398,7 @@ class Ledger:
 
     def _publish(self, requests_next: int) -> None:
         self._position_at = monotonic()
-        self.requests.publish(requests_next, sign_of_life(owner(), time.time()))
+        self.requests.publish(requests_next, sign_of_life(process_name(), time.time()))
 
 
 def _taken(fold: Fold) -> int:

@@ -12,11 +12,12 @@ from time import monotonic
 
 from antdt_schemas import lineage, records
 from antdt_schemas.errors import ForeignState, LogTruncated, Mismatch, Unavailable, UsageError
+from antdt_schemas.launch_locks import process_name
 
 from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.log import Log
-from antdt_streams.ledger.options import LedgerOptions, owner
+from antdt_streams.ledger.options import LedgerOptions
 from antdt_streams.ledger.snapshots import LedgerSnapshots
 from antdt_streams.ledger.stored import Known, fold_of, known_of, whole
 
@@ -91,7 +92,7 @@ class Start:
             run_id=known.run_id,
             generation=known.generation + NUMBERS_APART,
             next_lease=known.next_lease + NUMBERS_APART,
-            author=owner(),
+            author=process_name(),
             reason=reason,
         )
         self._adopt(fold)

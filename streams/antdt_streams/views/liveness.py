@@ -43,11 +43,6 @@ class Found:
     instances: int | None = None
 
 
-def sign_of_life(owner: str, now_s: float) -> str:
-    """What a ledger lays beside its position in the requests, each time another one."""
-    return json.dumps({"owner": owner, "at_ms": int(now_s * 1000)})
-
-
 def services_of(connection: Connection, job: str) -> dict[str, dict[str, Any]]:
     """Ledger, monitor and controller as they are now, ready for JSON."""
     found = {"ledger": _ledger(connection, job)}

@@ -1,0 +1,40 @@
+"""Where a command works: the broker, the data folder of this machine, the job's secret."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from antdt_schemas import auth
+from antdt_schemas.connection import Connection, names_a_broker
+from antdt_schemas.data_folder import BROKER, data_folder, running
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a command works: the broker, the data folder of this machine, the job's secret.
+
+    config: the file of client properties that a flag named.
+    """
+
+    connection: Connection
+    named: bool
+    data: Path
+    secret: bytes | None
+    config: Path | None = None
+
+    def service_folder(self, job: str, service: str) -> Path:
+        """Local state of one service of one job."""
+        return self.data / "state" / job / service
+
+
+def place_of(bootstrap_servers: str | None, kafka_config: Path | None, data: Path | None) -> Place:
+    """The place that options and environment name."""
+    folder = data or data_folder(os.environ)
+    named = bool(bootstrap_servers or kafka_config) or names_a_broker(os.environ)
+    if not named:
+        bootstrap_servers = running(folder / BROKER)
+    secret = os.environ.get(auth.ENV_SECRET, "")
+    connection = Connection.of(bootstrap_servers, kafka_config, os.environ)
+    return Place(connection, named, folder, secret.encode() if secret else None, kafka_config)

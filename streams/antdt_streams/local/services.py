@@ -1,0 +1,112 @@
+"""The services of a job as processes of one machine: their command lines, folders, environment, and their broker."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE, Connection
+from antdt_schemas.data_folder import BROKER, ENV_DATA
+from antdt_schemas.errors import JobTaken
+from antdt_schemas.topics import check_worker
+
+from antdt_streams.broker.use import BrokerUse
+from antdt_streams.host import locks
+from antdt_streams.local.place import Place
+from antdt_streams.local.supervise import Start, Supervisor, start_process
+
+SERVICES = ("ledger", "monitor", "controller")
+STANDBY = "standby"
+MAIN_INSTANCE = "main"
+
+
+class NamedBroker:
+    """Somebody else's broker."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def look(self) -> None:
+        """Its life is not our affair."""
+
+
+@contextmanager
+def broker_of(
+    place: Place, say: Callable[[str], None], stopping: Callable[[], bool] = lambda: False
+) -> Iterator[BrokerUse | NamedBroker]:
+    """The broker that was named, or that of the data folder, which ends with the last one who uses it."""
+    if place.named:
+        place.connection.check_reachable()
+        yield NamedBroker(place.connection)
+        return
+    with BrokerUse(place.data / BROKER, say, stopping) as broker:
+        yield broker
+
+
+@contextmanager
+def alone_up(place: Place, job: str) -> Iterator[None]:
+    """One `antdt up` of a job at a time works in a data folder.
+
+    Raises:
+        JobTaken: another one does; which process that is.
+    """
+    file = place.data / "state" / job / "up"
+    lock = locks.acquire(file)
+    if lock is None:
+        raise JobTaken(
+            f"Job {job!r} is up already: process {locks.holder(file)} runs its services in {place.data}.",
+            "Start workers with `antdt launch`, or stop that one first.",
+        )
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def service_command(service: str, job: str, place: Place, extra: Sequence[str] = ()) -> list[str]:
+    """The command line of a service process; "standby" is a second ledger that waits for the first to fall silent.
+
+    The stream processors are named: one that is started again goes on at once.
+    """
+    command = ("ledger", job, "--standby", "--instance", STANDBY) if service == STANDBY else (service, job)
+    named = ("--instance", MAIN_INSTANCE) if service in ("monitor", "controller") else ()
+    return [sys.executable, "-m", "antdt_streams", *command, "--data-dir", str(place.data), *named, *extra]
+
+
+def start_services(
+    job: str,
+    place: Place,
+    connection: Connection,
+    services: Sequence[str],
+    policy: str | None = None,
+    extra: Mapping[str, Sequence[str]] | None = None,
+    start: Start = start_process,
+    say: Callable[[str], None] = lambda _: None,
+) -> Supervisor:
+    """Start the services of a job as supervised processes; their logs lie in the data folder.
+
+    extra: further arguments by service. start: what starts a process. say: see Supervisor.
+    """
+    environ = dict(os.environ) | environment_of(connection, place)
+    supervisor = Supervisor(environ, start=start, say=say)
+    for service in services:
+        more = [*(extra or {}).get(service, ())]
+        if policy and service == "controller":
+            more += ["--policy", policy]
+        log = place.data / "logs" / job / f"{service}.log"
+        supervisor.add(service, service_command(service, job, place, more), log)
+    return supervisor
+
+
+def environment_of(connection: Connection, place: Place) -> dict[str, str]:
+    """What a child needs to find the broker; properties of the environment are there already."""
+    named = {ENV_FILE: str(place.config.absolute())} if place.config is not None else {}
+    return {ENV_BOOTSTRAP: connection.bootstrap, ENV_DATA: str(place.data), **named}
+
+
+def ledger_folder(place: Place, job: str, instance: str) -> Path:
+    """Local state of one ledger."""
+    return place.service_folder(job, f"ledger-{check_worker(instance)}" if instance else "ledger")

@@ -1,0 +1,91 @@
+"""A job as its log and its topics show it: what `antdt status` and `antdt audit` say."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from antdt_schemas import codec, records
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import ForeignState, LogTampered
+from antdt_schemas.topics import DECISIONS, SHARD_LOG
+
+from antdt_streams.kafka import topics_admin
+from antdt_streams.kafka.reader import TopicReader, decoded
+from antdt_streams.ledger.core import evidence, rows
+from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.snapshots import SERVICE
+from antdt_streams.ledger.stored import Identity, fold_of
+from antdt_streams.proof.audit import audit as audit_log
+from antdt_streams.proof.replay import behind
+from antdt_streams.proof.source import open_topic
+from antdt_streams.proof.walker import Entries, Walker, chunks
+from antdt_streams.storage.snapshots import newest
+from antdt_streams.views.liveness import services_of
+from antdt_streams.views.standings import standings
+
+
+def audit_of(connection: Connection, job: str) -> dict[str, Any]:
+    """The report of `antdt audit`."""
+    with open_topic(connection, job) as log:
+        return audit_log(log)
+
+
+def status_of(connection: Connection, job: str) -> dict[str, Any]:
+    """What `antdt status` shows, ready for JSON."""
+    fold, start = _newest_state(connection, job)
+    with TopicReader(connection, job, DECISIONS) as reader:
+        decisions = [codec.to_json(decision) for _, decision in decoded(reader.to_end(), records.Decision)]
+    state, genesis, office = fold.state, fold.genesis, fold.office
+    living = [m for m in state.members if not state.incarnations[m].gone] if state and not state.done else []
+    return {
+        "job": job,
+        "run_id": genesis.run_id if genesis else None,
+        "samples_total": state.samples_total if state else 0,
+        "committed": state.committed_total if state else 0,
+        "leased": sum(x.end - x.front for x in state.leases.values()) if state else 0,
+        "quarantined": state.quarantined_total if state else 0,
+        "faults": evidence.faults(state) if state else [],
+        "step": state.committed if state else 0,
+        "skipped_steps": state.skipped if state else 0,
+        "generation": state.generation if state else 0,
+        "open": bool(state and state.open),
+        "members": [state.incarnations[m].worker for m in state.members] if state else [],
+        "standings": standings(connection, job, living) if living else {},
+        "plan": state.plan if state else 0,
+        "file": state.done if state else None,
+        "checkpoints": [{"step": c.step, "file": c.file} for c in state.checkpoints] if state else [],
+        "accepted_losses": len(state.accepted) if state else 0,
+        "leader": office.owner if office else None,
+        "entries": fold.position.entries,
+        "read_from": start,
+        "void_entries": fold.void_entries,
+        "refused_reports": state.refused if state else 0,
+        "digest": rows.digest(state).hex() if state else None,
+        "decisions": decisions,
+        "services": services_of(connection, job),
+    }
+
+
+def _newest_state(connection: Connection, job: str) -> tuple[Fold, int]:
+    """What the log says at its end, and where reading it began: behind the newest snapshot that it agrees with."""
+
+    with TopicReader(connection, job, SHARD_LOG) as reader:
+        topic_id = topics_admin.topic_ids(connection, job)[SHARD_LOG.suffix]
+        snapshot = newest(connection, job, SERVICE, topic_id=topic_id, at_most=reader.ends()[0])
+        if snapshot is not None:
+            # One that belongs to other rules, or to what the log has lost, is no reason to show nothing.
+            with suppress(ForeignState, LogTampered):
+                fold, _ = fold_of(snapshot.rows, Identity(job, topic_id), "the newest snapshot")
+                start = fold.position.next_offset
+                tail = ((raw.offset, raw.value) for raw in reader.to_end(start - 1))
+                return _read(fold, behind(fold, tail)), start
+        return _read(Fold(), ((raw.offset, raw.value) for raw in reader.to_end())), 0
+
+
+def _read(fold: Fold, entries: Entries) -> Fold:
+    walker = Walker(fold)
+    for chunk in chunks(entries):
+        walker.read(chunk)
+    fold.check_doubts()
+    return fold
