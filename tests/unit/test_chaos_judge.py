@@ -59,6 +59,19 @@ def test_records_that_agree_with_the_log_pass(tmp_path: Path, run: tuple[Entries
     assert judge_records(entries, tmp_path) == []
 
 
+def test_several_micro_batches_make_a_step(tmp_path: Path, run: tuple[Entries, list[str]]) -> None:
+    entries, lineages = run
+    honest(tmp_path, lineages)
+    first, second = lineages
+    given_up = {"step": 2, "samples": [15, 16, 17]}
+    parts = [{"step": 2, "samples": [15, 16, 17]}, {"step": 2, "samples": [18, 19]}]
+    before = [{"step": 1, "samples": [10, 11, 12, 13, 14]}, {"step": 1, "lineage": first}]
+    write(tmp_path, "w1", *before, given_up, *parts, {"step": 2, "lineage": second})
+    assert judge_records(entries, tmp_path) == []
+    write(tmp_path, "w1", *before, given_up, {"step": 2, "lineage": second}, *parts[1:])
+    assert "Step 2: the log says that w1 used" in judge_records(entries, tmp_path)[0]
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

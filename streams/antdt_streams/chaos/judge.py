@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def judged_services() -> list[tuple[Service, Topic]]:
 
 @dataclass(slots=True)
 class Attempt:
-    """One batch that a worker was about to use in a step; `lineage` once the step was in its model."""
+    """One micro-batch that a worker was about to use in a step; `lineage` once the step was in its model."""
 
     samples: list[int]
     lineage: str | None = None
@@ -235,7 +235,7 @@ def judge_records(entries: Entries, folder: Path) -> list[str]:
     for step, (lineage, taken) in history.steps.items():
         for worker, samples in taken.items():
             own = attempts.get(worker, {}).get(step, [])
-            if any(a.samples == samples and a.lineage in (None, lineage) for a in own):
+            if _used(own, samples, lineage):
                 trained.update(samples)
             else:
                 wrong.append(f"Step {step}: the log says that {worker} used {samples}; it wrote down {own}.")
@@ -244,3 +244,16 @@ def judge_records(entries: Entries, folder: Path) -> list[str]:
     if odd:
         wrong.append(f"By the workers' records {len(odd)} samples were not used {epochs} times: {odd[:10]} …")
     return wrong[:10]
+
+
+def _used(attempts: Sequence[Attempt], samples: list[int], lineage: str) -> bool:
+    """Whether these samples were at hand one micro-batch after the other, and nothing else came of it than this."""
+    for first in range(len(attempts)):
+        together: list[int] = []
+        for attempt in attempts[first:]:
+            together += attempt.samples
+            if together == samples and attempt.lineage in (None, lineage):
+                return True
+            if attempt.lineage is not None or len(together) > len(samples):
+                break
+    return False
