@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.logs import shelve
 from tests.simulation.world import World
 
-BLOCKS, SEEDS = 2, 200
+BLOCKS, SEEDS = 1, 200
 SHELVED = 100  # whose logs other tests read
 # Everything that the adversary can do, and what must have come of it, in each block.
 STRUCK = (
