@@ -273,7 +273,7 @@ class AskedBroker:
         names = TopicCollection(sorted({*(place.topic for place in asked), *beside}))
         self._topics = dict(self._admin.describe_topics(names, request_timeout=ASK_TIMEOUT_S))
         specs = {TopicPartition(*place): OffsetSpec.latest() for place in asked}  # type: ignore[no-untyped-call]
-        found = self._admin.list_offsets(specs, request_timeout=ASK_TIMEOUT_S)
+        found = self._admin.list_offsets(specs, request_timeout=ASK_TIMEOUT_S) if specs else {}
         self._ends = {Place(at.topic, at.partition): future for at, future in found.items()}
         self._until_s = monotonic() + 2 * ASK_TIMEOUT_S
 

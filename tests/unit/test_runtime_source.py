@@ -3,14 +3,58 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 from antdt_schemas.connection import Connection
+from antdt_schemas.hearing import Told
 from antdt_schemas.waiting import Waiting
+from antdt_streams.runtime.joining import Joining
 from antdt_streams.runtime.source import POLL_BEYOND_SESSION_MS, Membership, Source
 from confluent_kafka import Consumer
 
 from tests.helpers.running import until
+
+
+class Asked:
+    """A broker that answers at once, while it is there."""
+
+    def __init__(self) -> None:
+        self.there, self.asked = True, 0
+
+    def ask(self, places: object, beside: Iterable[str] = ()) -> None:
+        assert list(beside) == ["steps"]
+        self.asked += 1
+
+    def answer(self) -> Told | None:
+        return Told(ids={"steps": "id"} if self.there else {})
+
+
+def waited(joining: Joining, polls: int, from_s: float = 0.0) -> list[float]:
+    """When another client should have tried, seconds; a poll each 0.1 s."""
+    return [at for at in (from_s + 0.1 * n for n in range(polls)) if joining.is_hopeless(at)]
+
+
+def test_another_client_tries_where_the_broker_is_there_and_the_group_says_nothing() -> None:
+    broker = Asked()
+    joining = Joining(broker, "steps", outside_s=8.0)
+    found = waited(joining, 1250)
+    assert [round(b - a) for a, b in pairwise([0.0, *found])] == [8, 16, 32, 64], "each gets twice as long"
+    assert 115 <= broker.asked <= 130, "once a second"
+    joining.over()
+    assert [round(at) for at in waited(joining, 100, 125.0)] == [133]
+
+
+def test_nobody_is_hopeless_while_the_broker_is_away_or_nobody_polls() -> None:
+    broker = Asked()
+    broker.there = False
+    joining = Joining(broker, "steps")
+    assert waited(joining, 600) == []
+    broker.there = True
+    assert not joining.is_hopeless(5000.0), "it was stopped meanwhile"
+    assert waited(joining, 70, 5000.0) == []
+    assert len(waited(joining, 40, 5007.0)) == 1
 
 
 @pytest.mark.parametrize("membership", [Membership("g"), Membership("g", "main"), Membership("g", "main", 120_000)])

@@ -22,6 +22,7 @@ from antdt_schemas.waiting import Waiting
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from antdt_streams.runtime.joining import Joining
 from antdt_streams.runtime.service import Batch, Raw
 
 BATCH_RECORDS_MAX = 1000
@@ -42,6 +43,7 @@ NAMED_SESSION_TIMEOUT_MS = 30_000
 # Polls are late when outputs wait for a broker; then the member joins anew.
 POLL_BEYOND_SESSION_MS = 15_000
 WAITING_HINT = "It reads nothing until then. The broker must support consumer groups, and its coordinator be there."
+LEFT_OUT = "the broker answers, and the group has not let it in: the client is replaced"
 GONE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
 FENCED = (KafkaError.FENCED_INSTANCE_ID, KafkaError._FENCED, KafkaError._FATAL)
 # A member that was too slow: what it has is taken from it by `on_lost`.
@@ -106,7 +108,7 @@ class Owner(Protocol):
 class Source:
     """One consumer at a time; `read` is its whole life, in one thread.
 
-    One that fell deaf is replaced: it leaves, and another one joins in its place.
+    One that fell deaf, or is not let in, is replaced: it leaves, and another one joins in its place.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Source:
         self._copied: dict[int, int] = {}
         self.on_joined: Callable[[str], None] = lambda how: None  # told whenever the group has said what is ours
         self._waiting, self._in_group, self._group_error = Waiting(), False, ""
+        self._joining = Joining(AskedBroker(connection), topic)
         self._copied_at_s = self._checked_at_s = 0.0
 
     def read(self, put: Callable[[Batch], bool]) -> None:
@@ -146,7 +149,8 @@ class Source:
         try:
             while not self.halted.is_set():
                 batches = list(self._batches())
-                self._tell_waiting()
+                if not self._in_group and self._is_left_out():
+                    self._replace()
                 if (batches or self._doubtful) and not self._is_same_topic():
                     break
                 if not all(put(batch) for batch in batches):
@@ -215,6 +219,7 @@ class Source:
 
     def _joined(self) -> None:
         self._in_group, self._group_error = True, ""
+        self._joining.over()
         waited_s = self._waiting.over(time.monotonic())
         if waited_s is not None:
             log.warning("event=joined group=%s waited_s=%.0f", self.membership.group, waited_s)
@@ -224,17 +229,20 @@ class Source:
             log.info("event=standing-by topic=%s", self.topic)
             self.on_joined(f"stands by for {self.topic}")
 
-    def _tell_waiting(self) -> None:
+    def _is_left_out(self) -> bool:
         """Without a word of the group there is nothing to do, and nobody would know why."""
         now_s = time.monotonic()
-        if self._in_group or not self._waiting.is_due(now_s):
-            return
-        since_s = now_s - (self._waiting.since_s or now_s)
-        reason = self._group_error or "its coordinator has not let it in"
-        log.warning(
-            "event=waiting for=group group=%s since_s=%.0f reason=%r hint=%r",
-            self.membership.group, since_s, reason, WAITING_HINT,
-        )  # fmt: skip
+        if self._waiting.is_due(now_s):
+            since_s = now_s - (self._waiting.since_s or now_s)
+            reason = self._group_error or "its coordinator has not let it in"
+            log.warning(
+                "event=waiting for=group group=%s since_s=%.0f reason=%r hint=%r",
+                self.membership.group, since_s, reason, WAITING_HINT,
+            )  # fmt: skip
+        hopeless = self._joining.is_hopeless(now_s)
+        if hopeless:
+            log.warning("event=left-out group=%s reason=%r", self.membership.group, LEFT_OUT)
+        return hopeless
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if consumer is self._consumer:
