@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from antdt_schemas.errors import AntdtError, ExitCode, UsageError
+from antdt_schemas.errors import AntdtError, ExitCode
 from antdt_schemas.topics import check_job
 
 from antdt_streams.local.place import place_of
@@ -65,9 +65,6 @@ class Group(click.Group):
         """Run a command; a fault of the world or of the user is told in one sentence."""
         try:
             return super().invoke(ctx)
-        except UsageError as error:
-            note(f"antdt: {error}")
-            ctx.exit(int(error.exit_code))
         except AntdtError as error:
             note(f"antdt: {error}")
             ctx.exit(int(error.exit_code))
