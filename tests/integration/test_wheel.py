@@ -74,8 +74,12 @@ def test_without_the_extras_each_command_says_what_to_install_before_anything_st
         (["up", "x"], "antdt[streams]"),
         (["ledger", "x"], "antdt[streams]"),
         (["monitor", "x"], "antdt[streams]"),
+        (["controller", "x"], "antdt[streams]"),
+        (["recover", "x", "--accept-loss", "--reason", "r"], "antdt[streams]"),
         (["demo"], "antdt[demo,streams]"),
+        (["chaos"], "antdt[demo,streams]"),
         (["audit", "--file", "log.avro"], "antdt[streams]"),
+        (["replay", "--file", "log.avro"], "antdt[streams]"),
     ):
         done = run([*antdt, *arguments], tmp_path)
         assert done.returncode == 2, done.stderr
