@@ -45,7 +45,8 @@ class InForce:
 
     def follow(self, decision: Decision, window: int, now_ms: int) -> None:
         """Take over what was commanded, which is all that is in force."""
-        self.plan, self.window, self.issued_ms = decision.plan, window, now_ms
+        if decision.plan != self.plan:
+            self.plan, self.window, self.issued_ms = decision.plan, window, now_ms
         self.learning_rate_factor, self.backup_workers = decision.learning_rate_factor, decision.backup_workers
         self.assignments = {a.worker: a for a in decision.assignments}
 
