@@ -14,9 +14,9 @@ from typing import Protocol
 
 from antdt_schemas.errors import ForeignState, LogTruncated, Unavailable
 
+from antdt_streams.runtime.owner import Bounds
 from antdt_streams.runtime.runner import Identity, Runner
 from antdt_streams.runtime.service import Batch, Service, Sink, Store
-from antdt_streams.runtime.source import Bounds
 from antdt_streams.storage.snapshots import SnapshotFound
 
 SNAPSHOT_EVERY_RECORDS = 10_000

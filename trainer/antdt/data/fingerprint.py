@@ -24,7 +24,8 @@ from antdt_schemas.errors import UsageError
 from antdt_schemas.fingerprint import PLACES_MAX, STREAM, UNKNOWN, mark, places
 
 from antdt.data.loading.seeding import seed_generators, seed_sample
-from antdt.data.sources import IterableSource, MapSource, keys_of, sample_key
+from antdt.data.names import keys_of, sample_key
+from antdt.data.sources import IterableSource, MapSource
 from antdt.launch.process import in_child
 
 WITHIN_S = 2.0
