@@ -18,9 +18,24 @@ MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 50
 
 # Modules that are larger: lines.
-LARGE: dict[str, int] = {}
+LARGE = {
+    "streams/antdt_streams/ledger/core/decide.py": 585,
+    "streams/antdt_streams/ledger/core/state.py": 585,
+    "streams/antdt_streams/ledger/service.py": 406,
+    "trainer/antdt/agent.py": 581,
+    "trainer/antdt/launch/launcher.py": 455,
+    "trainer/antdt/strategies/allreduce/strategy.py": 536,
+    "trainer/antdt/worker/membership.py": 411,
+}
 # Functions that are longer: lines.
-LONG: dict[str, int] = {}
+LONG = {
+    "streams/antdt_streams/ledger/core/leader.py:InOffice.propose": 55,
+    "streams/antdt_streams/proof/audit.py:report_of": 51,
+    "trainer/antdt/agent.py:Agent.__init__": 74,
+    "trainer/antdt/launch/launcher.py:main": 61,
+}
+# (package, another one that it knows although that one knows it): to be cut, and never to be added to.
+BACK = {("antdt.worker", "antdt.connect")}
 
 
 @cache
@@ -35,13 +50,12 @@ def trees() -> dict[str, tuple[int, ast.Module]]:
 
 
 def functions(node: ast.AST, inside: str = "") -> Iterator[tuple[str, int]]:
-    """Every function by its qualified name, and its lines: without decorators and docstring, which only tell."""
+    """Every function by its qualified name, and its lines."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             name = f"{inside}{child.name}"
-            first = child.body[1] if ast.get_docstring(child) is not None and len(child.body) > 1 else child.body[0]
             assert child.end_lineno is not None
-            yield name, child.end_lineno - first.lineno + 1
+            yield name, child.end_lineno - child.lineno + 1
             yield from functions(child, f"{name}.")
         elif isinstance(child, ast.ClassDef):
             yield from functions(child, f"{inside}{child.name}.")
@@ -83,9 +97,17 @@ def test_the_ratchet_only_turns_one_way() -> None:
 # -- circles
 
 
-def package_of(path: str) -> str:
-    """The package that a module lies in: of `antdt_streams.ledger.core.state` that is `antdt_streams.ledger.core`."""
-    return ".".join(Path(path).parent.parts[1:])
+def module_of(path: str) -> str:
+    return ".".join(Path(path).with_suffix("").parts[1:]).removesuffix(".__init__")
+
+
+def package_of(module: str) -> str:
+    """Of `antdt_streams.ledger.core.state` that is `antdt_streams.ledger.core`; what lies in none, as `antdt.agent`, is
+    a package by itself, and so are the outermost ones, which only hand names on.
+    """
+    packages = {module_of(path) for path in trees() if path.endswith("__init__.py")}
+    inside = module if module in packages else module.rpartition(".")[0]
+    return inside if "." in inside else module
 
 
 def imports_of(tree: ast.Module) -> Iterator[str]:
@@ -100,17 +122,18 @@ def imports_of(tree: ast.Module) -> Iterator[str]:
 
 @cache
 def known() -> dict[str, set[str]]:
-    """Package -> the packages that its modules import. The outermost ones only hand names on."""
-    packages = {package_of(path) for path in trees()}
-    modules = {".".join(Path(path).with_suffix("").parts[1:]).removesuffix(".__init__") for path in trees()}
-    out: dict[str, set[str]] = {package: set() for package in packages}
+    """Package -> the packages that its modules import."""
+    modules = {module_of(path) for path in trees()}
+    out: dict[str, set[str]] = {}
     for path, (_, tree) in trees().items():
+        package = package_of(module_of(path))
+        others = out.setdefault(package, set())
         for name in imports_of(tree):
             while name and name not in modules:
                 name = name.rpartition(".")[0]
-            if name:
-                out[package_of(path)].add(name if name in packages else name.rpartition(".")[0])
-    return {package: {other for other in others if other != package} for package, others in out.items()}
+            if name and package_of(name) != package:
+                others.add(package_of(name))
+    return out
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
@@ -135,8 +158,11 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def test_packages_do_not_know_each_other_in_circles() -> None:
-    found = circle(known())
+    found = circle({package: {o for o in others if (package, o) not in BACK} for package, others in known().items()})
     assert not found, " knows ".join(found)
+    for package, other in BACK:
+        without = {p: {o for o in others if (p, o) not in BACK - {(package, other)}} for p, others in known().items()}
+        assert circle(without), f"{package} and {other} no longer know each other in a circle: take them off the list."
 
 
 @pytest.mark.parametrize(

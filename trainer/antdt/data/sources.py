@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default
 
 from antdt.data.names import name_of
 from antdt.data.pinning import Pinning
+from antdt.host import whereabouts
 from antdt.strategies.allreduce import Range
-from antdt.worker import whereabouts
 
 BLOCKS_KEPT_MAX = 64
 BLOCKS_AHEAD_MAX = 4

@@ -19,8 +19,9 @@ from antdt_schemas.errors import AntdtError
 from antdt.connect.client import Client
 from antdt.data.loading.pool import DataProcessDied, SampleFailed, Samples
 from antdt.data.sources import IterableSource, MapSource, position_key
+from antdt.host import whereabouts
 from antdt.strategies.allreduce import Range
-from antdt.worker import holds, whereabouts
+from antdt.worker import holds
 
 NARROWING_S = 5.0
 RANGES_TOLD_MAX = 64
