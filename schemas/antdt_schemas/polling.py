@@ -210,8 +210,9 @@ class Reader:
         self.consumer.close()
 
 
-def whole(connection: Connection, place: Place, timeout_s: float) -> Iterator[Any]:
-    """Every record that a partition holds now, in order. Compaction leaves gaps, also before the end.
+def whole(connection: Connection, place: Place, timeout_s: float, newest: int | None = None) -> Iterator[Any]:
+    """Every record that a partition holds now, or those of its `newest` offsets, in order. Compaction leaves gaps, also
+    before the end.
 
     Raises:
         Unavailable: nothing came for `timeout_s` before the end that it had when this began.
@@ -221,7 +222,7 @@ def whole(connection: Connection, place: Place, timeout_s: float) -> Iterator[An
         low, high = watermarks(reader.consumer, *place)
         if low == high:
             return
-        reader.assign({place: low})
+        reader.assign({place: low if newest is None else max(low, high - newest)})
         for message in reader.read_to(place, high, timeout_s):
             if message.offset() < high:
                 yield message

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
+from hashlib import blake2b
+from typing import Any
 
 import pytest
 from antdt_schemas.records import Decision, Measurement
@@ -10,6 +13,7 @@ from antdt_schemas.topics import DECISIONS, MEASUREMENTS
 from antdt_streams.controller.core.state import ControllerState
 from antdt_streams.controller.service import service as controller_service
 from antdt_streams.monitor.core import DetectorOptions, MonitorState
+from antdt_streams.monitor.service import VERSION as MONITOR_VERSION
 from antdt_streams.monitor.service import service as monitor_service
 from antdt_streams.policies import AdjustBatchSize, AdjustBatchSizeOptions
 from antdt_streams.runtime.memory import Crashed, MemoryDriver, MemoryTopics
@@ -125,3 +129,31 @@ def test_a_controller_whose_measurements_are_gone_keeps_what_is_in_force() -> No
     pair.feed(list(RECORDS[BEFORE:]))
     later = pair.told()[1][len(decided) :]
     assert [d.plan for d in later] == list(range(len(decided) + 1, len(decided) + 1 + len(later)))
+
+
+def coarse(value: Any) -> Any:
+    """With six digits of each float, which are the same on every machine."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {str(key): coarse(inner) for key, inner in value.items()}
+    return [coarse(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+# What each version of the Monitor makes of the recorded steps: its outputs and its rows.
+SAID = {2: "7acd52ca683fc19f"}
+
+
+def test_a_monitor_that_says_or_keeps_something_else_has_another_version() -> None:
+    """Otherwise it would go on from rows of other rules. Raise VERSION with whatever changes this, and add its line."""
+    driver = MemoryDriver(monitor_service(), "j")
+    # Of workers that nobody commands, so that what a policy decides does not matter.
+    for number, record in enumerate(Loop.of(one_slow_one_in_bursts, control=False).run(300).records):
+        driver.topics.now_ms = 100 * (number + 1)
+        driver.feed(record)
+    driver.run()
+    said = [asdict(m) for m in driver.outputs(MEASUREMENTS)]
+    rows = {key.hex(): json.loads(row) for key, row in driver.runner.state.rows().items()}
+    digest = blake2b(json.dumps(coarse([said, rows]), sort_keys=True).encode(), digest_size=8).hexdigest()
+    assert max(SAID) == MONITOR_VERSION
+    assert digest == SAID[MONITOR_VERSION]

@@ -12,6 +12,7 @@ import pytest
 from antdt_schemas.errors import ForeignState, LogTruncated, Mismatch
 from antdt_schemas.records import Measurement, StepBatch
 from antdt_schemas.topics import DEAD_LETTERS, MEASUREMENTS, STEPS
+from antdt_streams.runtime import rebuild
 from antdt_streams.runtime.memory import Crashed, MemoryDriver, MemoryTopics
 from antdt_streams.runtime.partitions import Partitions, Policy
 from antdt_streams.runtime.runner import POSITION, Identity, Runner
@@ -257,6 +258,22 @@ def test_nothing_is_taken_before_it_is_known_what_was_written() -> None:
     driver, _ = old(3)
     with pytest.raises(AssertionError):
         Runner(NEWER, IDENTITY, driver, driver).take(Batch(0, 0, [Raw(b"", 0)]))
+
+
+def test_the_newest_cause_is_looked_for_in_the_tail_and_every_answer_in_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A topic of outputs may be large; a service that follows its own needs all of them."""
+    monkeypatch.setattr(rebuild, "TAIL_RECORDS", 2)
+    driver, _ = old(6)
+    driver.crash_in = 3  # the outputs of two further records are written, and their state is not
+    driver.feed(*[steps("w0", 1)] * 2)
+    with pytest.raises(Crashed):
+        driver.run()
+    found = rebuild.Written.read(NEWER, "j", driver, 0, 6)
+    assert (found.below, found.marks, found.answers) == (6, {MEASUREMENTS.name("j"): (7, 0)}, {})
+    follows = replace(NEWER, follow=lambda *_: None)
+    assert list(rebuild.Written.read(follows, "j", driver, 0, 6).answers) == list(range(8))
 
 
 def test_a_copy_that_a_zombie_wrote_late_moves_no_mark_back() -> None:

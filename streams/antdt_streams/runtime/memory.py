@@ -122,10 +122,11 @@ class MemoryDriver:
             self.topics.append(*self._queued.pop(0))
         self._moment()
 
-    def written(self, topic: str, partition: int) -> Iterator[bytes | None]:
-        """Every record of a topic."""
+    def written(self, topic: str, partition: int, newest: int | None) -> Iterator[bytes | None]:
+        """Every record of a topic, or so many newest ones."""
         assert partition == 0, partition
-        yield from (raw.value for raw in self.topics.logs.get(topic, []))
+        log = self.topics.logs.get(topic, [])
+        yield from (raw.value for raw in log[0 if newest is None else max(0, len(log) - newest) :])
 
     def _moment(self) -> None:
         if self.crash_in is not None:

@@ -7,7 +7,7 @@ topics of the service hold already stands.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,9 @@ from antdt_schemas.topics import DEAD_LETTERS
 from antdt_streams.runtime.service import Service, Sink
 
 NOWHERE = (-1, -1)
+# The newest cause is among so many records, whatever copies of one batch a writer that was restarted, or one that woke
+# up late, has left behind it.
+TAIL_RECORDS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +56,15 @@ class Written:
         """
         found = cls(below)
         for record, topic in service.outputs.items():
-            for output in _decoded(sink, topic.name(job), partition, record):
+            newest = None if service.follow is not None else TAIL_RECORDS
+            for output in _decoded(sink.written(topic.name(job), partition, newest), record):
                 cause = output.cause
                 if cause.partition != partition or not found._note(topic.name(job), (cause.offset, cause.index)):
                     continue
                 if service.follow is not None:
                     found.answers.setdefault(cause.offset, []).append(output)
                     found.answered = cause.offset
-        for letter in _decoded(sink, DEAD_LETTERS.name(job), partition, DeadLetter):
+        for letter in _decoded(sink.written(DEAD_LETTERS.name(job), partition, TAIL_RECORDS), DeadLetter):
             mine = (service.name, service.input.name(job), partition)
             if (letter.service, letter.topic, letter.partition) == mine:
                 found._note(DEAD_LETTERS.name(job), (letter.offset, 0))
@@ -85,8 +89,8 @@ class Written:
         return next_offset >= self.below and all(offset < next_offset for offset, _ in self.marks.values())
 
 
-def _decoded(sink: Sink, topic: str, partition: int, record: type) -> Iterator[Any]:
-    for value in sink.written(topic, partition):
+def _decoded(values: Iterable[bytes | None], record: type) -> Iterator[Any]:
+    for value in values:
         try:
             yield codec.decode(value, record)
         except Undecodable:  # whoever wrote that, no reader has taken it

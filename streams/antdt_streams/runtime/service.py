@@ -71,8 +71,8 @@ class Sink(Protocol):
         """Return when everything handed over is acknowledged; raise if any of it cannot be."""
         ...
 
-    def written(self, topic: str, partition: int) -> Iterable[bytes | None]:
-        """The value of every record that is there now, whoever wrote it, in order."""
+    def written(self, topic: str, partition: int, newest: int | None) -> Iterable[bytes | None]:
+        """The value of every record that is there now, or of so many newest ones, whoever wrote them, in order."""
         ...
 
 

@@ -98,14 +98,14 @@ class KafkaSink:
             self._failure = self._failure or (error.args[0], "its output topics")
         self._check()
 
-    def written(self, topic: str, partition: int) -> Iterator[bytes | None]:
-        """The value of every record that is there now.
+    def written(self, topic: str, partition: int, newest: int | None) -> Iterator[bytes | None]:
+        """The value of every record that is there now, or of so many newest ones.
 
         Raises:
             UsageError: the broker does not let this client read there.
             Unavailable: the topic cannot be read to its end.
         """
-        for message in whole(self._connection, Place(topic, partition), READ_TIMEOUT_S):
+        for message in whole(self._connection, Place(topic, partition), READ_TIMEOUT_S, newest):
             yield message.value()
 
     def close(self) -> None:
