@@ -194,6 +194,39 @@ def test_a_snapshot_of_this_version_shortens_the_replay() -> None:
     assert shelf.found is not None and snapshot.next_offset == 5
 
 
+def test_a_version_that_was_rebuilding_is_followed_by_another_one_and_by_the_old_one() -> None:
+    """What the first one had written counts for both, however far the second one came."""
+    for service in (replace(NEWER, version=3), COUNTING):
+        driver, snapshot = old(6)
+        count = written(driver)
+        with_service(driver, NEWER).runner.take(Batch(0, 0, driver.topics.logs[STEPS.name("j")][:2]))
+        made = partitions(service, driver, Shelf(snapshot))
+        first = made.begin(0, 1, Bounds(0, 6))
+        assert first == (6 if service is COUNTING else 0), "its own snapshot, or nothing"
+        made.take(Batch(0, first, driver.topics.logs[STEPS.name("j")][first:], 1))
+        assert written(driver) == count
+        driver.feed(steps("w0", 1))
+        made.take(Batch(0, 6, driver.topics.logs[STEPS.name("j")][6:], 1))
+        assert written(driver)[0] > count[0]
+        # With no snapshot, the rows alone say it.
+        driver, _ = old(6)
+        with_service(driver, NEWER).runner.take(Batch(0, 0, driver.topics.logs[STEPS.name("j")][:2]))
+        with_service(driver, service).run()
+        assert written(driver) == count
+
+
+def test_a_snapshot_of_the_old_version_that_is_further_on_than_a_rebuild_extends_it() -> None:
+    driver, _ = old(4)
+    with_service(driver, NEWER).runner.take(Batch(0, 0, driver.topics.logs[STEPS.name("j")][:2]))
+    further, snapshot = old(6)  # a zombie of the old version went on
+    driver.topics.logs = further.topics.logs
+    made = partitions(NEWER, driver, Shelf(snapshot))
+    assert made.begin(0, 1, Bounds(0, 6)) == 2
+    count = written(driver)
+    made.take(Batch(0, 2, driver.topics.logs[STEPS.name("j")][2:6], 1))
+    assert written(driver) == count
+
+
 def test_what_retention_has_removed_is_said_and_gone_without() -> None:
     driver, _ = old(8)
     made = partitions(NEWER, driver, Shelf())

@@ -72,6 +72,7 @@ class Runner:
         Raises:
             ForeignState: the rows belong to another job, service or topic.
             Mismatch: they are damaged.
+            Unavailable: they were being rebuilt, and what was written before cannot be read.
         """
         self.service, self.identity, self.store, self.sink, self.partition = service, identity, store, sink, partition
         self.topic = service.input.name(identity.job)
@@ -86,24 +87,26 @@ class Runner:
         self.next_offset, self._now_ms, self._seen = 0, 0, dict[int, tuple[int, int]]()
         self._replaced = dict[bytes, None]()
         found = None if mark is None else self._checked(mark)
-        reason = "" if found is None else self._other_rules(found)
-        if found is not None and not reason:
-            skip = len(self._prefix) + len(ROWS)
-            rows = {key[skip:]: row for key, row in self.store.rows(self._prefix + ROWS)}
-            try:
-                self.state = self.service.load_state(rows)
-            except Mismatch as error:  # other rules, although of the same version
-                reason = str(error)
-        if found is None or reason:
-            self.state = self.service.new_state()
-        else:
+        self.state, reason = self._state_of(found)
+        if found is not None and reason:
+            self._replaced = dict.fromkeys(key for key, _ in self.store.rows(self._prefix))
+            self._note_outdated(reason, found)
+        elif found is not None:
             self.next_offset, self._now_ms = found["next_offset"], found["now_ms"]
             self._seen = {int(p): (offset, index) for p, (offset, index) in found["seen"].items()}
             self._go_on_below(found.get("rebuilt_below", 0))
-        if found is not None and reason:
-            self._replaced = dict.fromkeys(key for key, _ in self.store.rows(self._prefix))
-            self._note_outdated(reason, found["next_offset"])
         self.committed = self.next_offset
+
+    def _state_of(self, found: dict[str, Any] | None) -> tuple[Any, str]:
+        """The state that is stored; or a new one and, where there are rows of other rules, how these differ."""
+        reason = self._other_rules(found) if found is not None else ""
+        if found is None or reason:
+            return self.service.new_state(), reason
+        skip = len(self._prefix) + len(ROWS)
+        try:
+            return self.service.load_state({k[skip:]: v for k, v in self.store.rows(self._prefix + ROWS)}), ""
+        except Mismatch as error:  # other rules, although of the same version
+            return self.service.new_state(), str(error).rstrip(".")
 
     def _owner(self) -> dict[str, Any]:
         return {
@@ -139,21 +142,24 @@ class Runner:
 
     # -- what other rules wrote
 
-    def _note_outdated(self, reason: str, next_offset: int) -> None:
-        if self.outdated is None or next_offset > self.outdated.next_offset:
+    def _note_outdated(self, reason: str, found: Mapping[str, Any]) -> None:
+        reached = max(found["next_offset"], found.get("rebuilt_below", 0))  # it may have been rebuilding itself
+        if self.outdated is None or reached > self.outdated.next_offset:
             told = f"{reason}: it is rebuilt from the topic, and nothing that was written is written again."
-            self.outdated = Outdated(told, next_offset)
+            self.outdated = Outdated(told, reached)
 
     def rebuild(self) -> None:
         """Where other rules have stored something further on: replay up to there, and go on behind what they wrote."""
         if self.outdated is not None:
-            self._go_on_below(max(self.outdated.next_offset, self.rebuilt_below))
+            self._go_on_below(self.outdated.next_offset)
             self.outdated = None
             self._commit([])
 
     def _go_on_below(self, offset: int) -> None:
         if self._written is None and offset:
             self._written = Written.read(self.service, self.identity.job, self.sink, self.partition, offset)
+        if self._written is not None:
+            self._written.below = max(self._written.below, offset)
 
     @property
     def rebuilt_below(self) -> int:
@@ -214,7 +220,7 @@ class Runner:
         found = self._checked(rows.get(POSITION, b""))
         reason = self._other_rules(found)
         if reason:
-            self._note_outdated(reason, found["next_offset"])
+            self._note_outdated(reason, found)
             return False
         changes: dict[bytes, bytes | None] = {self._prefix + key: None for key in self.rows()}
         self.store.write(changes | {self._prefix + key: row for key, row in rows.items()})
