@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from antdt.launch.process import die_with_parent
+from antdt.host.child import die_with_parent
 from antdt_schemas.connection import Connection
 from hypothesis import settings
 

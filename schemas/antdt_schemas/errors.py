@@ -1,8 +1,7 @@
 """The one error tree.
 
-    ValueError
-     └─ UsageError          2   the user's mistake: says what to do about it
-    AntdtError                  the world's faults; each names its exit code
+    AntdtError                  what is no bug of ours; each names its exit code
+     ├─ UsageError          2   the user's mistake, a ValueError too: says what to do about it
      ├─ Unavailable        75   broker, disk or peer is away: start again here
      ├─ Superseded         42   another leader took office
      ├─ UnknownJob          2   no such job on this broker
@@ -41,20 +40,20 @@ class ExitCode(IntEnum):
     DRAINED = 143  # told to end, and its work is saved
 
 
-class UsageError(ValueError):
-    """The user's mistake; the message says what to do about it."""
-
-    exit_code = ExitCode.USAGE
-
-
 class AntdtError(Exception):
-    """A fault of the world outside. `hint` says what to do about it."""
+    """A fault of the world outside, or the user's. `hint` says what to do about it."""
 
     exit_code = ExitCode.RESTART_HERE
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(f"{message} {hint}".strip())
         self.hint = hint
+
+
+class UsageError(AntdtError, ValueError):
+    """The user's mistake; the message says what to do about it."""
+
+    exit_code = ExitCode.USAGE
 
 
 class Unavailable(AntdtError):

@@ -23,7 +23,7 @@ RECORDS_MAX = 1000
 SLICE_S = 0.1
 T = TypeVar("T")
 
-__all__ = ["OutOfRange", "Place", "Reader", "Recreated", "TopicGone"]
+__all__ = ["OutOfRange", "Place", "Reader", "Recreated", "TopicGone", "whole"]
 
 
 def new_consumer(settings: Mapping[str, Any]) -> Any:
@@ -208,3 +208,23 @@ class Reader:
     def close(self) -> None:
         """End the client."""
         self.consumer.close()
+
+
+def whole(connection: Connection, place: Place, timeout_s: float, newest: int | None = None) -> Iterator[Any]:
+    """Every record that a partition holds now, or those of its `newest` offsets, in order. Compaction leaves gaps, also
+    before the end.
+
+    Raises:
+        Unavailable: nothing came for `timeout_s` before the end that it had when this began.
+    """
+    reader = Reader(connection)
+    try:
+        low, high = watermarks(reader.consumer, *place)
+        if low == high:
+            return
+        reader.assign({place: low if newest is None else max(low, high - newest)})
+        for message in reader.read_to(place, high, timeout_s):
+            if message.offset() < high:
+                yield message
+    finally:
+        reader.close()

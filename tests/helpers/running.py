@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -160,12 +161,13 @@ class Running:
         for future in self._admin.delete_records([TopicPartition(STEPS.name(self.job), 0, offset)]).values():
             future.result(20)
 
-    def stored(self, folder: Path) -> Runner:
+    def stored(self, folder: Path, version: int = COUNTING.version) -> Runner:
         """What a stopped instance left in its folder."""
+        service = replace(COUNTING, version=version)
         ids = topics_admin.topic_ids(self.connection, self.job)
         store = RowStore(folder / "rows")
         try:
-            return Runner(COUNTING, Identity(self.job, ids["steps"]), store, MemoryDriver(COUNTING, self.job))
+            return Runner(service, Identity(self.job, ids["steps"]), store, MemoryDriver(COUNTING, self.job))
         finally:
             store.close()
 
@@ -176,9 +178,9 @@ class Running:
         driver.run()
         return driver
 
-    def assert_exact(self, folder: Path) -> None:
+    def assert_exact(self, folder: Path, version: int = COUNTING.version) -> None:
         """Everything was processed once: same state, same outputs as undisturbed."""
-        runner, reference = self.stored(folder), self.undisturbed()
+        runner, reference = self.stored(folder, version), self.undisturbed()
         assert runner.next_offset == self.written
         assert runner.digest() == reference.runner.digest()
         for topic in (MEASUREMENTS, DEAD_LETTERS):

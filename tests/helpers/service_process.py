@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -86,6 +87,7 @@ def main() -> int:
     parser.add_argument("--session-timeout-ms", type=int)
     parser.add_argument("--snapshot-every", type=int, default=1_000_000)
     parser.add_argument("--accept-loss", action="store_true")
+    parser.add_argument("--version", type=int, default=COUNTING.version)
     given = parser.parse_args()
     options = RunOptions(
         instance=None if given.nameless else given.instance or given.folder.name,
@@ -93,7 +95,8 @@ def main() -> int:
         policy=Policy(given.accept_loss, given.snapshot_every),
         reach_timeout_s=3.0,
     )
-    return run_service(Connection.of(given.bootstrap, None, os.environ), given.job, COUNTING, given.folder, options)
+    service = replace(COUNTING, version=given.version)
+    return run_service(Connection.of(given.bootstrap, None, os.environ), given.job, service, given.folder, options)
 
 
 if __name__ == "__main__":

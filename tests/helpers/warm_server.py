@@ -85,7 +85,7 @@ class Server:
         server = os.getpid()
         pid = os.fork()
         if pid == 0:
-            from antdt.launch.process import die_with_parent
+            from antdt.host.child import die_with_parent
 
             die_with_parent(lambda: os.getppid() == server)
             os.setsid()  # as antdt_streams.host.child.spawn does

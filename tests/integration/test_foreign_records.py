@@ -13,7 +13,6 @@ import pytest
 from antdt_schemas import codec, container, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.topics import DEAD_LETTERS, MEASUREMENTS, SHARD_LOG, STEPS, TOPICS
-from antdt_streams import verify_standalone
 from antdt_streams.cli.topics import tail
 from antdt_streams.kafka import ask as operator_request
 from antdt_streams.kafka import topics_admin
@@ -29,6 +28,7 @@ from confluent_kafka import Producer
 from tests.helpers.counting import steps
 from tests.helpers.ledger_thread import SPEC, LedgerThread, asker, replayed
 from tests.helpers.running import Running, until
+from tools import verify_standalone
 
 pytestmark = pytest.mark.kafka
 UNKNOWN = b"\xc3\x01\0\0\0\0\0\0\0\0 of some day"

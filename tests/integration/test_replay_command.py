@@ -63,6 +63,12 @@ def test_the_state_from_zero_from_a_snapshot_and_from_a_file(
     code, said = antdt("export", job, path)
     assert code == 0, said
     assert f"anchor {whole['offset']}:{whole['head_hash']}" in said
+    beside = tmp_path / "verify_standalone.py"
+    assert f"{beside}: verifies it with Python alone" in said
+    beside.write_text("another")
+    code, said = antdt("export", job, tmp_path / "second.avro")
+    assert (code, beside.read_text()) == (2, "another") and not (tmp_path / "second.avro").exists(), said
+    assert antdt("export", job, tmp_path / "second.avro", "--no-checker")[0] == 0
     filed = replay("--file", path, "--full")
     assert (filed["digest"], filed["state"]) == (whole["digest"], whole["state"])
     assert replay("--file", path, "--at", at)["digest"] == long["digest"]

@@ -113,6 +113,30 @@ def test_records_that_retention_took_stop_it_unless_the_loss_is_accepted(running
     assert [m.cause.offset for m in running.records(MEASUREMENTS)] == [4, 5, 6, 7, 8, 9]
 
 
+def test_state_of_another_version_is_rebuilt_and_writes_nothing_again(running: Running, tmp_path: Path) -> None:
+    """From the folder, and from a snapshot where the folder is new and the input's beginning is gone."""
+    running.write(mixed(3000, 5))
+    folder = tmp_path / "counting"
+    with running.service(folder) as process:
+        until(running.caught_up, "the end of the input")
+        assert process.stop() == ExitCode.DRAINED
+    count = len(running.raws(MEASUREMENTS)), len(running.raws(DEAD_LETTERS))
+    with running.service(folder, "--version", "2") as process:
+        running.write([steps("w0", 1)])
+        until(lambda: len(running.raws(MEASUREMENTS)) > count[0], "the new record's output")
+        assert process.stop() == ExitCode.DRAINED
+        assert "was written by version 1 of the counting, this is version 2" in process.logged()
+        assert "next_offset=3001 records=3001 outputs=1 dead_letters=0" in process.logged()
+    running.assert_exact(folder, version=2)
+    running.delete_before(100)
+    with running.service(tmp_path / "another", "--version", "3") as process:
+        running.write([steps("w0", 1)])
+        until(lambda: len(running.raws(MEASUREMENTS)) > count[0] + 1, "the new record's output")
+        assert process.stop() == ExitCode.DRAINED
+        assert "Records 0 to 99" in process.logged() and "another version had processed them" in process.logged()
+    assert (len(running.raws(MEASUREMENTS)), len(running.raws(DEAD_LETTERS))) == (count[0] + 2, count[1] + 1)
+
+
 def test_an_unknown_job_and_a_missing_broker_are_said_in_one_line(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:

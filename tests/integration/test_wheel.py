@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -50,6 +51,7 @@ def test_data_files_and_commands_are_inside(bare: tuple[Path, Path]) -> None:
     files = {str(p.relative_to(HERE / "schemas")) for p in (HERE / "schemas").rglob("*.avsc")}
     assert len(files) > 10
     assert files <= names
+    assert "antdt_streams/tools/verify_standalone.py" in names
     assert {f"{part}/py.typed" for part in ("antdt", "antdt_schemas", "antdt_streams")} <= names
     (scripts,) = (name for name in names if name.endswith(".dist-info/entry_points.txt"))
     assert "antdt = antdt_streams.cli.main:main" in zipfile.ZipFile(wheel).read(scripts).decode()
@@ -72,8 +74,12 @@ def test_without_the_extras_each_command_says_what_to_install_before_anything_st
         (["up", "x"], "antdt[streams]"),
         (["ledger", "x"], "antdt[streams]"),
         (["monitor", "x"], "antdt[streams]"),
+        (["controller", "x"], "antdt[streams]"),
+        (["recover", "x", "--accept-loss", "--reason", "r"], "antdt[streams]"),
         (["demo"], "antdt[demo,streams]"),
+        (["chaos"], "antdt[demo,streams]"),
         (["audit", "--file", "log.avro"], "antdt[streams]"),
+        (["replay", "--file", "log.avro"], "antdt[streams]"),
     ):
         done = run([*antdt, *arguments], tmp_path)
         assert done.returncode == 2, done.stderr
@@ -84,6 +90,20 @@ def test_without_the_extras_each_command_says_what_to_install_before_anything_st
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert "`pip install torch`" in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["log.avro"], "nothing was started, nothing was written"
+
+
+def test_the_auditors_checker_comes_out_of_the_wheel_as_it_is_in_the_source(
+    bare: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, python = bare
+    script = "import pathlib; from antdt_streams.proof import checker; checker.lay_beside(pathlib.Path('log.avro'))"
+    done = run([str(python), "-c", script], tmp_path)
+    assert done.returncode == 0, done.stderr
+    laid = tmp_path / "verify_standalone.py"
+    assert laid.read_bytes() == (HERE / "tools" / "verify_standalone.py").read_bytes()
+    history = HERE / "tests" / "replay" / "histories" / "calm-1.avro"
+    done = run([str(python), "-I", "-S", str(laid), str(history)], tmp_path)
+    assert (done.returncode, json.loads(done.stdout)["exactly_once"]) == (0, True), done.stderr
 
 
 def test_a_worker_has_what_it_needs_but_for_torch(bare: tuple[Path, Path], tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from antdt_schemas import container
-from antdt_streams import verify_standalone
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.stored import Identity, fold_of, whole
@@ -19,6 +18,7 @@ from antdt_streams.proof.waypoints import packed
 
 from tests.helpers.foreign_log import JUNK, DisturbedWriter, disturbed
 from tests.replay.test_verify_standalone import SHARED
+from tools import verify_standalone
 
 SEEDS = 40
 IDENTITY = Identity("plain", "topic-1")

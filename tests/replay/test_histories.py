@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from antdt_streams import verify_standalone
 
 from tests.replay.make_histories import EXPECTED, FOLDER, WANTED, expected_of
+from tools import verify_standalone
 
 KNOWN = json.loads(EXPECTED.read_text())
 

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from antdt_streams import verify_standalone
+from antdt_schemas.errors import UsageError
+from antdt_streams.proof import checker
 from antdt_streams.proof.audit import audit
 
 from tests.helpers.logs import export, simulated
+from tools import verify_standalone
 
 SHARED = (
     "exactly_once", "job", "run_id", "entries", "void_entries", "head_hash", "steps", "rolled_back_steps",
@@ -87,6 +89,17 @@ def test_the_script_needs_python_alone(tmp_path: Path) -> None:
         [sys.executable, "-I", "-S", str(SCRIPT), str(path)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 42 and json.loads(done.stdout)["broken"]["offset"] == 0
+
+
+def test_an_export_lays_it_beside_the_log_and_never_over_another_file(tmp_path: Path) -> None:
+    log, beside = tmp_path / "log.avro", tmp_path / SCRIPT.name
+    for _ in range(2):
+        assert checker.lay_beside(log) == beside
+        assert beside.read_bytes() == SCRIPT.read_bytes()
+    beside.write_text("print('all is well')")
+    with pytest.raises(UsageError, match="is not the checker of this version: move it, or --no-checker"):
+        checker.check_place(log)
+    assert beside.read_text() == "print('all is well')"
 
 
 def test_it_shares_no_code() -> None:

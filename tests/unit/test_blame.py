@@ -12,14 +12,14 @@ import pytest
 import torch
 from antdt.data.loading import DataProcessDied, LoadingOptions, SampleFailed, loader_of
 from antdt.data.sources import MapSource, position_key, source_of
+from antdt.host import whereabouts
+from antdt.host.whereabouts import At, Page
 from antdt.launch import process, vouch
 from antdt.strategies.allreduce import Range
-from antdt.worker import whereabouts
 from antdt.worker.blame import Witness, narrowed
 from antdt.worker.holds import Holds
 from antdt.worker.last_word import LastWord
 from antdt.worker.session import Phase, Session, Where
-from antdt.worker.whereabouts import At, Page
 from antdt_schemas import records
 from antdt_schemas.errors import ExitCode, Unavailable, UsageError
 
@@ -206,7 +206,7 @@ def run_of(script: str, folder: Path) -> tuple[int, Page]:
 )
 def test_how_a_worker_ends(script: str, status: int, tmp_path: Path) -> None:
     head = (
-        "import sys\nfrom antdt.worker import whereabouts as w\n"
+        "import sys\nfrom antdt.host import whereabouts as w\n"
         "PAGE, sys.stderr = w.mine(), open(2, 'w', closefd=False)\n"
     )
     found, _ = run_of(head + script, tmp_path)

@@ -15,7 +15,8 @@ import numpy
 import pytest
 import torch
 from antdt.data.fingerprint import fingerprint_of, parts_of
-from antdt.data.sources import keys_of, sample_key, source_of
+from antdt.data.names import keys_of, sample_key
+from antdt.data.sources import source_of
 from antdt_schemas.errors import UsageError
 from antdt_schemas.fingerprint import MARK_SIZE, UNKNOWN, first_difference, places
 from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from antdt.host.whereabouts import At, Page, Standing
 from antdt.worker.session import Session, Where
-from antdt.worker.whereabouts import At, Page, Standing
 from antdt_schemas import lineage, records
 from antdt_schemas.records import Status
 from antdt_streams.ledger.core.leader import InOffice

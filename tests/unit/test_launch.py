@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from antdt.connect.settings import Settings
+from antdt.host import whereabouts
 from antdt.launch.launcher import Launcher, LaunchOptions
 from antdt.launch.nodes import first_and_world, workers_here
 from antdt.launch.output import LINE_BYTES_MAX, Stream
 from antdt.launch.places import Places
-from antdt.worker import whereabouts
 from antdt_schemas.errors import Occupied, UsageError
 from antdt_schemas.launch_locks import Holder, ask_to_leave, is_free, this_process
 
@@ -152,7 +152,7 @@ def test_a_line_without_an_end_is_cut_not_kept() -> None:
 def test_nothing_is_lost_when_a_worker_ends(tmp_path: Path) -> None:
     code = (
         "import os, sys; from antdt.launch import process\n"
-        "from antdt.worker import whereabouts; from antdt.launch.output import Output\n"
+        "from antdt.host import whereabouts; from antdt.launch.output import Output\n"
         "out = Output(); streams = out.open('w0')\n"
         "life = process.Life(whereabouts.shared(), None, (streams[0].writing, streams[1].writing))\n"
         "one = process.start([sys.argv[1]], dict(os.environ), life); out.started(streams)\n"
@@ -174,7 +174,7 @@ def test_a_worker_is_told_to_leave_from_its_first_moment_on(tmp_path: Path) -> N
     script = tmp_path / "sleeps.py"
     script.write_text("import time\ntime.sleep(60)\n")
     code = (
-        "import os, sys, signal, time; from antdt.launch import process; from antdt.worker import whereabouts\n"
+        "import os, sys, signal, time; from antdt.launch import process; from antdt.host import whereabouts\n"
         "process.preload(os.environ); heard = []; signal.signal(signal.SIGTERM, lambda *_: heard.append(os.getpid()))\n"
         "for n in range(20):\n"
         "    one = process.start([sys.argv[1]], dict(os.environ), process.Life(whereabouts.shared()))\n"
@@ -188,12 +188,12 @@ def test_a_worker_is_told_to_leave_from_its_first_moment_on(tmp_path: Path) -> N
 def test_a_script_that_holds_up_its_end_was_told_all_the_same(tmp_path: Path) -> None:
     script = tmp_path / "goes_on.py"
     script.write_text(
-        "import os, signal\nfrom antdt.worker import told\nassert told.at_s() is None\n"
+        "import os, signal\nfrom antdt.host import told\nassert told.at_s() is None\n"
         "try:\n    os.kill(os.getpid(), signal.SIGTERM)\nexcept SystemExit as end:\n    print(end.code)\n"
         "assert told.at_s() is not None\n"
     )
     code = (
-        "import os, sys; from antdt.launch import process; from antdt.worker import whereabouts\n"
+        "import os, sys; from antdt.launch import process; from antdt.host import whereabouts\n"
         "one = process.start([sys.argv[1]], dict(os.environ), process.Life(whereabouts.shared()))\n"
         "one.join(20); print(one.exitcode)"
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from antdt_schemas import codec, records
 from antdt_schemas.errors import LogTampered
-from antdt_streams import verify_standalone
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.moved import moved
@@ -18,6 +17,7 @@ from antdt_streams.proof.audit import audit
 
 from tests.helpers.ledger import Bench
 from tests.helpers.logs import export
+from tools import verify_standalone
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,88 @@
-"""antdt: distributed training that stays fast when workers are slow, and can prove what it trained on."""
+"""antdt: distributed training that stays fast when workers are slow, and can prove what it trained on.
+
+Owns the public names of the trainer: all that a training script needs is in this module.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from antdt.agent import Agent, AgentOptions, LoadingOptions
+    from antdt_schemas.errors import (
+        AntdtError,
+        ExitCode,
+        ForeignState,
+        JobTaken,
+        LogTampered,
+        LogTruncated,
+        Mismatch,
+        NotFinite,
+        Occupied,
+        Refused,
+        Superseded,
+        Unavailable,
+        Undecodable,
+        UnknownJob,
+        UnknownSchema,
+        UsageError,
+    )
 
-__all__ = ["Agent", "AgentOptions", "LoadingOptions"]
+    from antdt.agent import Agent
+    from antdt.connect.settings import Settings
+    from antdt.data.loading import LoadingOptions, SampleFailed
+    from antdt.job import AgentOptions
+    from antdt.strategies.allreduce import AllReduceOptions, GenerationOptions, ReplicasDiffer
+    from antdt.worker.session import SessionOptions
+
+# Where each name lives. torch is imported with the Agent, its options and what they are made of only: the launcher
+# beside the workers does without it, and so does whoever only looks at errors.
+_WHERE = {
+    "Agent": "antdt.agent",
+    "AgentOptions": "antdt.job",
+    "AllReduceOptions": "antdt.strategies.allreduce",
+    "GenerationOptions": "antdt.strategies.allreduce",
+    "LoadingOptions": "antdt.data.loading",
+    "ReplicasDiffer": "antdt.strategies.allreduce",
+    "SampleFailed": "antdt.data.loading",
+    "SessionOptions": "antdt.worker.session",
+    "Settings": "antdt.connect.settings",
+}
+
+__all__ = [
+    "Agent",
+    "AgentOptions",
+    "AllReduceOptions",
+    "AntdtError",
+    "ExitCode",
+    "ForeignState",
+    "GenerationOptions",
+    "JobTaken",
+    "LoadingOptions",
+    "LogTampered",
+    "LogTruncated",
+    "Mismatch",
+    "NotFinite",
+    "Occupied",
+    "Refused",
+    "ReplicasDiffer",
+    "SampleFailed",
+    "SessionOptions",
+    "Settings",
+    "Superseded",
+    "Unavailable",
+    "Undecodable",
+    "UnknownJob",
+    "UnknownSchema",
+    "UsageError",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """torch is imported with the Agent only: the launcher beside the workers does without it."""
     if name in __all__:
-        from antdt import agent
-
-        return getattr(agent, name)
+        return getattr(import_module(_WHERE.get(name, "antdt_schemas.errors")), name)
     raise AttributeError(f"module 'antdt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

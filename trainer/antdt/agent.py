@@ -31,17 +31,17 @@ from antdt.connect.settings import Settings
 from antdt.data.loading import LoadingOptions, loader_of
 from antdt.data.pinning import pinning_of
 from antdt.data.sources import position_key, source_of, split
+from antdt.host import told, whereabouts
+from antdt.host.whereabouts import At
 from antdt.job import AgentOptions, Schedule, spec_of
 from antdt.strategies.allreduce import AllReduce, GenerationClosed, Range, StepResult
 from antdt.strategies.allreduce.composition import RANGES_MAX
-from antdt.worker import told, whereabouts
 from antdt.worker.blame import Witness, by_exception
 from antdt.worker.holds import Holds, is_out_of_memory
 from antdt.worker.membership import HINT_EVERY_S, Membership
 from antdt.worker.plans import Plans, Share
 from antdt.worker.session import Composition, Phase, Session
 from antdt.worker.telemetry import StepTiming
-from antdt.worker.whereabouts import At
 
 __all__ = ["Agent", "AgentOptions", "LoadingOptions"]
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, Unavailable
+from antdt_schemas.errors import AntdtError, Unavailable, UsageError
 from antdt_schemas.topics import STEPS
 
 from antdt_streams.broker.jars import KAFKA_VERSION
@@ -84,6 +84,8 @@ def _made(java: Path, cache: Path, identity: str, flags: Sequence[str], record: 
             archive = Path(scratch) / "classes.jsa"
             try:
                 _make(java, archive, flags, record)
+            except UsageError:
+                raise
             except (AntdtError, subprocess.SubprocessError):
                 archive.write_bytes(b"")  # it would fail again, and cost as much, at every start
             _keep_few(cache)

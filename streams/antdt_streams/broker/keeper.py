@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from antdt_schemas.errors import AntdtError, ExitCode, Unavailable, UsageError
+from antdt_schemas.errors import AntdtError, ExitCode, Unavailable
 
 from antdt_streams.broker.embedded import EmbeddedBroker
 from antdt_streams.host import locks
@@ -40,7 +40,7 @@ def keep(folder: Path, report: int) -> int:
         _be_the_only_one(folder)
         threading.Thread(target=_await_the_last, args=(folder,), daemon=True).start()
         broker.start()
-    except (AntdtError, UsageError) as error:
+    except AntdtError as error:
         _report(report, {"code": int(error.exit_code), "message": str(error)})
         return int(error.exit_code)
     except OSError as error:
@@ -84,7 +84,7 @@ def _watch(broker: EmbeddedBroker) -> int:
             if starts > STARTS_MAX:
                 raise Unavailable(f"The broker has ended {STARTS_MAX} times in a row.")
             broker.start()
-        except (AntdtError, UsageError) as error:
+        except AntdtError as error:
             print(f"{error}", file=sys.stderr, flush=True)
             if starts >= STARTS_MAX:
                 return int(error.exit_code)

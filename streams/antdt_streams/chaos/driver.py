@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from antdt_schemas.deafness import strike
-from antdt_schemas.errors import AntdtError
+from antdt_schemas.errors import AntdtError, UsageError
 
 from antdt_streams.chaos.full import FullDisk
 from antdt_streams.chaos.schedule import STOPS, TAKES_OVER, Fault, Kind
@@ -78,6 +78,8 @@ class Driver:
             self._await_first_step()
             self._began = monotonic()
             self._follow()
+        except UsageError:
+            raise
         except AntdtError as error:
             self.carried.failure = str(error)
         finally:

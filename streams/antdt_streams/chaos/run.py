@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from antdt_schemas.errors import AntdtError, UsageError
+from antdt_schemas.errors import AntdtError
 
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.chaos import clock, judge
@@ -153,7 +153,7 @@ class Chaos:
             if not verdict.wrong:
                 verdict.wrong += judge.judge_records(entries, world.records)
                 verdict.wrong += judge.judge_result(verdict.audit, world.result)
-        except (AntdtError, UsageError) as error:
+        except AntdtError as error:
             verdict.wrong.append(f"The log cannot be judged: {error}")
 
 

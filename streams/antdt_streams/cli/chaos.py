@@ -17,7 +17,7 @@ from antdt_streams.cli.common import note
 from antdt_streams.cli.services import stop_on_signals
 
 if TYPE_CHECKING:
-    from antdt_streams.chaos.run import Verdict
+    from antdt_streams.chaos.run import Profile, Verdict
 
 
 @click.command()
@@ -43,22 +43,12 @@ def chaos(
     and told to end, the broker goes away and clocks jump; then the log and the workers' own records are audited. Exit
     status 0 if every seed holds. The logs of a seed that does not are kept, and one command repeats it.
     """
-    from antdt_streams.chaos.run import PROFILES, Chaos, available, counts
-    from antdt_streams.chaos.schedule import Kind, schedule
+    from antdt_streams.chaos.run import Chaos, available, counts
+    from antdt_streams.chaos.schedule import schedule
 
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: run at least one.")
-    unknown = [kind for kind in kinds if kind not in list(Kind)]
-    if unknown:
-        raise UsageError(f"--kind {unknown[0]}: there is {', '.join(Kind)}.")
-    chosen = PROFILES[profile]
-    kept = tuple(map(Kind, kinds)) or chosen.schedule.kinds
-    chosen = replace(
-        chosen,
-        schedule=replace(chosen.schedule, workers=workers, kinds=kept),
-        training=replace(chosen.training, workers=workers),
-    )
-    chosen, missing = available(chosen)
+    chosen, missing = available(_chosen(profile, workers, kinds))
     for line in missing:
         note(line)
     stopping = stop_on_signals()
@@ -88,6 +78,22 @@ def chaos(
         }
         json_file.write_text(json.dumps(document, indent=1), encoding="utf-8")
     sys.exit(0 if passed == len(verdicts) else 1)
+
+
+def _chosen(profile: str, workers: int, kinds: tuple[str, ...]) -> Profile:
+    from antdt_streams.chaos.run import PROFILES
+    from antdt_streams.chaos.schedule import Kind
+
+    unknown = [kind for kind in kinds if kind not in list(Kind)]
+    if unknown:
+        raise UsageError(f"--kind {unknown[0]}: there is {', '.join(Kind)}.")
+    chosen = PROFILES[profile]
+    kept = tuple(map(Kind, kinds)) or chosen.schedule.kinds
+    return replace(
+        chosen,
+        schedule=replace(chosen.schedule, workers=workers, kinds=kept),
+        training=replace(chosen.training, workers=workers),
+    )
 
 
 def _tell(verdict: Verdict, workers: int, profile: str, kinds: tuple[str, ...]) -> None:

@@ -7,12 +7,13 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
-from antdt_schemas.errors import AntdtError, ExitCode, UsageError
+from antdt_schemas.errors import AntdtError, ExitCode
 from antdt_schemas.topics import check_job
 
+from antdt_streams.cli import extras
 from antdt_streams.local.place import place_of
 
 
@@ -65,11 +66,16 @@ class Group(click.Group):
         """Run a command; a fault of the world or of the user is told in one sentence."""
         try:
             return super().invoke(ctx)
-        except UsageError as error:
-            note(f"antdt: {error}")
-            ctx.exit(int(error.exit_code))
         except AntdtError as error:
-            note(f"antdt: {error}")
-            ctx.exit(int(error.exit_code))
+            self._end(ctx, error)
+        except ModuleNotFoundError as error:  # met on the way only, also by a command of a group
+            wrong = extras.missing_from(ctx.invoked_subcommand or "", error)
+            if wrong is None:
+                raise
+            self._end(ctx, wrong)
         except KeyboardInterrupt:
             ctx.exit(ExitCode.DRAINED)
+
+    def _end(self, ctx: click.Context, error: AntdtError) -> NoReturn:
+        note(f"antdt: {error}")
+        ctx.exit(int(error.exit_code))

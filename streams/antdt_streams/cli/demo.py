@@ -27,7 +27,7 @@ from antdt_streams.local.place import Place
 from antdt_streams.local.services import SERVICES, broker_of, start_services
 
 
-@click.command(short_help="See it work: a job run twice, static and mitigated.")
+@click.command()
 @click.option("--workers", type=int, default=4, show_default=True, help="Worker processes.")
 @click.option(
     "--data",

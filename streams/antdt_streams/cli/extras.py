@@ -61,11 +61,9 @@ def guarded(name: str, command: click.Command) -> click.Command:
 
     @functools.wraps(run)
     def asked(*args: Any, **options: Any) -> Any:
-        require(name)
-        try:
-            return run(*args, **options)
-        except ModuleNotFoundError as error:
-            raise (missing_from(name, error) or error) from error
+        if not {"-h", "--help"} & set(options.get("arguments", ())):  # of one that passes them on
+            require(name)
+        return run(*args, **options)
 
     asked.asks_for_extras = True  # type: ignore[attr-defined]
     command.callback = asked
@@ -73,7 +71,7 @@ def guarded(name: str, command: click.Command) -> click.Command:
 
 
 def stand_in(name: str, wrong: UsageError) -> click.Command:
-    """For a command whose module cannot be imported: it is listed, and says what it needs."""
+    """For a command whose module cannot be imported: it says what it needs."""
 
     def say(arguments: tuple[str, ...]) -> NoReturn:
         raise wrong
@@ -83,7 +81,6 @@ def stand_in(name: str, wrong: UsageError) -> click.Command:
         callback=say,
         params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)],
         context_settings={"ignore_unknown_options": True, "help_option_names": []},
-        short_help=str(wrong).partition(" needs ")[2].partition(":")[0].capitalize(),
     )
 
 

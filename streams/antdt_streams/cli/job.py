@@ -18,7 +18,7 @@ from antdt_streams.proof.audit import report_of
 FAULTS_SHOWN = 20
 
 
-@click.command(short_help="Prove from the log what a job trained on.")
+@click.command()
 @log_options
 @processes_option
 @click.option("--json", "as_json", is_flag=True, help="The whole report as one JSON document.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from importlib import import_module, metadata
 
 import click
@@ -11,37 +9,52 @@ import click
 from antdt_streams.cli import extras
 from antdt_streams.cli.common import Group
 
-# Where each command lives. A module is imported when its command is called: proving an exported log needs no Kafka
-# client, and no command waits for what only another one imports.
-COMMANDS = {
-    "demo": "antdt_streams.cli.demo",
-    "chaos": "antdt_streams.cli.chaos",
-    "up": "antdt_streams.cli.services",
-    "status": "antdt_streams.cli.job",
-    "audit": "antdt_streams.cli.job",
-    "replay": "antdt_streams.cli.replay",
-    "export": "antdt_streams.cli.replay",
-    "topics": "antdt_streams.cli.topics",
-    "rollback": "antdt_streams.cli.operator",
-    "readmit": "antdt_streams.cli.operator",
-    "recover": "antdt_streams.cli.operator",
-    "ledger": "antdt_streams.cli.services",
-    "monitor": "antdt_streams.cli.processors",
-    "controller": "antdt_streams.cli.processors",
+CLI = "antdt_streams.cli."
+# Heading -> command -> where it lives, and its line. A module is imported when its command is called: proving an
+# exported log needs no Kafka client, and no command waits for what only another one imports.
+GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "Try": {
+        "demo": ("demo", "See it work: a job run twice, static and mitigated."),
+        "chaos": ("chaos", "Break a real run on purpose, and prove that it held."),
+    },
+    "Run": {
+        "up": ("services", "Start the services of a job, and Kafka if need be."),
+        "launch": ("launch", "Start the workers of a job on this machine."),
+    },
+    "Look": {
+        "status": ("job", "Show a job: progress, members, plan, decisions."),
+        "topics": ("topics", "Look at what a job wrote to Kafka, or create its topics."),
+    },
+    "Prove": {
+        "audit": ("job", "Prove from the log what a job trained on."),
+        "replay": ("replay", "Rebuild the state of a job from its log."),
+        "export": ("replay", "Write the log to a file, with its checker."),
+    },
+    "Operate": {
+        "rollback": ("operator", "Go back to a checkpoint."),
+        "readmit": ("operator", "Try samples in quarantine again."),
+        "recover": ("operator", "Accept a loss of the broker, on record."),
+    },
+    "Services": {
+        "ledger": ("services", "Run one ledger of a job, as `antdt up` does."),
+        "monitor": ("processors", "Run the Monitor of a job: it measures every worker."),
+        "controller": ("processors", "Run the Controller of a job: it decides and commands."),
+    },
 }
+COMMANDS = {name: CLI + where for group in GROUPS.values() for name, (where, _) in group.items()}
 
 
 class Commands(Group):
-    """The commands of the table above, besides those that are added."""
+    """The commands of the table above."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands."""
-        return sorted([*super().list_commands(ctx), *COMMANDS])
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """A command, its module imported now."""
         if cmd_name not in COMMANDS:
-            return super().get_command(ctx, cmd_name)
+            return None
         try:
             command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
         except ModuleNotFoundError as error:
@@ -51,6 +64,13 @@ class Commands(Group):
             return extras.stand_in(cmd_name, wrong)
         assert isinstance(command, click.Command)
         return extras.guarded(cmd_name, command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Grouped by what they are for; no command's module is imported for that."""
+        width = max(map(len, COMMANDS))
+        for heading, group in GROUPS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), line) for name, (_, line) in group.items()])
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,15 +86,3 @@ def main() -> None:
     antdt status JOB                       how far it is
     antdt audit JOB                        proof of what it trained on
     """
-
-
-@main.command(
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
-)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def launch(arguments: tuple[str, ...]) -> None:
-    """Start the workers of a job on this machine."""
-    if not {"-h", "--help"} & set(arguments):
-        extras.require("launch")
-    # The launcher belongs to the trainer's side, which this side never imports: it becomes this process.
-    os.execv(sys.executable, [sys.executable, "-m", "antdt.launch", *arguments])

@@ -14,7 +14,7 @@ from antdt_streams.ledger.options import LedgerOptions
 from antdt_streams.local.place import Place
 
 
-@click.command(short_help="Go back to a checkpoint.")
+@click.command()
 @job_argument
 @click.option("--step", type=int, default=-1, help="Step of the checkpoint to go back to; default: the newest one.")
 @click.option("--reason", required=True, help="Why, for whoever reads the log later.")
@@ -30,7 +30,7 @@ def rollback(job: str, step: int, reason: str, place: Place) -> None:
     note(f"Job {job} goes back to {'its newest checkpoint' if step < 0 else f'step {step}'}.")
 
 
-@click.command(short_help="Try samples in quarantine again.")
+@click.command()
 @job_argument
 @connection_options
 def readmit(job: str, place: Place) -> None:
@@ -51,7 +51,7 @@ def _ask(job: str, place: Place, body: ask.Body) -> None:
         raise Refused(f"The ledger refused: {reply.reason}")
 
 
-@click.command(short_help="Accept a loss of the broker, on record.")
+@click.command()
 @job_argument
 @click.option("--accept-loss", is_flag=True, help="Yes, entries that were acknowledged are gone, and that is accepted.")
 @click.option("--reason", required=True, help="Why, for whoever reads the log later.")

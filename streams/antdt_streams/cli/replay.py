@@ -17,7 +17,7 @@ from antdt_streams.cli.common import connection_options, emit_json, job_argument
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.stored import Identity
 from antdt_streams.local.place import Place
-from antdt_streams.proof import parts, waypoints
+from antdt_streams.proof import checker, parts, waypoints
 from antdt_streams.proof.audit import Account
 from antdt_streams.proof.replay import Replayed, behind, document, lines
 from antdt_streams.proof.replay import replay as replay_log
@@ -165,15 +165,25 @@ def _from_snapshot(job: str | None, file: Path | None, place: Place, at: int | N
     default=True,
     help="Also write FILE.waypoints, by which parts of FILE can be proven at once. Without them, this is faster.",
 )
+@click.option(
+    "--checker/--no-checker",
+    "checked",
+    default=True,
+    help="Also write verify_standalone.py beside FILE, by which anybody who has Python can verify FILE without antdt.",
+)
 @connection_options
-def export(job: str, file: Path, mark: bool, place: Place) -> None:
+def export(job: str, file: Path, mark: bool, checked: bool, place: Place) -> None:
     """Write the shard log of a job to FILE, an Avro container: `replay --file` and `audit --file` need no broker.
 
     FILE is there whole or not at all. The rolling hash that is printed proves it later, if it is kept elsewhere.
     """
+    if checked:
+        checker.check_place(file)
     place.connection.check_reachable()
     with open_topic(place.connection, job) as log, waypoints.writing(file) if mark else nullcontext() as keep:
         entries = log.entries if keep is None else waypoints.marked(log.entries, Identity(job, log.topic_id), keep)
         header = container.write(file, job, log.topic_id, entries)
     anchor = f"{header.next_offset - 1}:{header.head_hash.hex()}" if header.entries else "none, the log is empty"
     click.echo(f"{file}: {header.entries:,} entries, {file.stat().st_size:,} bytes, anchor {anchor}")
+    if checked:
+        click.echo(f"{checker.lay_beside(file)}: verifies it with Python alone, `python3 {checker.NAME} {file.name}`")

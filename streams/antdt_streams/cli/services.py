@@ -53,7 +53,7 @@ stuck_option = click.option(
 )
 
 
-@click.command(short_help="Start the services of a job, and Kafka if need be.")
+@click.command()
 @job_argument
 @click.option("--resume", is_flag=True, help="Go on with a job that exists already.")
 @click.option("--policy", default=None, help="Policy of the controller: a name, or FILE.py:CLASS.  [default: antdt-nd]")
@@ -150,7 +150,7 @@ def _who(connection: Connection, job: str) -> str:
     return "" if genesis is None else f" Its run is {genesis.run_id}, begun by {genesis.owner}."
 
 
-@click.command(short_help="Run one ledger of a job, as `antdt up` does.")
+@click.command()
 @job_argument
 @click.option(
     "--patience-ms",

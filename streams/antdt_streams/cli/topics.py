@@ -24,7 +24,7 @@ def topics() -> None:
     """Look at what a job wrote to Kafka, or create its topics."""
 
 
-@topics.command()
+@topics.command(short_help="Create the topics of a job.")
 @job_argument
 @click.option(
     "--replication",
@@ -44,7 +44,7 @@ def create(job: str, replication: int | None, resume: bool, place: Place) -> Non
         click.echo(name)
 
 
-@topics.command()
+@topics.command(short_help="Grant what a job's processes need, by ACLs.")
 @job_argument
 @connection_options
 def grant(job: str, place: Place) -> None:
@@ -57,7 +57,7 @@ def grant(job: str, place: Place) -> None:
         click.echo(line)
 
 
-@topics.command("list")
+@topics.command("list", short_help="List jobs, or the topics of one.")
 @click.argument("job", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @connection_options
@@ -80,7 +80,7 @@ def list_(job: str | None, as_json: bool, place: Place) -> None:
             click.echo(f"    {costs[topic.suffix]}")
 
 
-@topics.command()
+@topics.command(short_help="Compare a job's topics with what they must be.")
 @job_argument
 @click.option("--repair", is_flag=True, help="Set the settings that differ to what they must be.")
 @connection_options
@@ -106,7 +106,7 @@ def told(difference: Difference, job: str) -> str:
     return f"{difference}{why}. {difference.mend(job)}"
 
 
-@topics.command()
+@topics.command(short_help="Print a topic's records as JSON lines.")
 @job_argument
 @click.argument("topic")
 @click.option("--last", type=int, default=None, help="Only the last N records of each partition.  [default: all]")

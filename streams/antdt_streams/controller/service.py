@@ -25,4 +25,5 @@ def service(policy_name: str | None = None) -> Service:
     def load(rows: Mapping[bytes, bytes]) -> ControllerState:
         return ControllerState.load(rows, policy)
 
-    return Service("controller", VERSION, MEASUREMENTS, new, load, ControllerState.process, {Decision: DECISIONS})
+    fold = ControllerState.process
+    return Service("controller", VERSION, MEASUREMENTS, new, load, fold, {Decision: DECISIONS}, ControllerState.follow)

@@ -77,6 +77,7 @@ class MemoryDriver:
         """Forget everything that is not stored, and load it again."""
         self._queued: list[tuple[str, bytes]] = []
         self.runner = Runner(self.service, Identity(self.job, "memory"), self, self)
+        self.runner.rebuild()
 
     def feed(self, *records: Any) -> None:
         """Append records, or bytes as they are, to the service's input."""
@@ -120,6 +121,12 @@ class MemoryDriver:
             self._moment()
             self.topics.append(*self._queued.pop(0))
         self._moment()
+
+    def written(self, topic: str, partition: int, newest: int | None) -> Iterator[bytes | None]:
+        """Every record of a topic, or so many newest ones."""
+        assert partition == 0, partition
+        log = self.topics.logs.get(topic, [])
+        yield from (raw.value for raw in log[0 if newest is None else max(0, len(log) - newest) :])
 
     def _moment(self) -> None:
         if self.crash_in is not None:

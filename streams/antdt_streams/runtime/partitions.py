@@ -14,9 +14,9 @@ from typing import Protocol
 
 from antdt_schemas.errors import ForeignState, LogTruncated, Unavailable
 
+from antdt_streams.runtime.owner import Bounds
 from antdt_streams.runtime.runner import Identity, Runner
 from antdt_streams.runtime.service import Batch, Service, Sink, Store
-from antdt_streams.runtime.source import Bounds
 from antdt_streams.storage.snapshots import SnapshotFound
 
 SNAPSHOT_EVERY_RECORDS = 10_000
@@ -72,9 +72,9 @@ class Partitions:
         """Load a partition: the newest of rows, snapshot and zero. The offset to go on from.
 
         Raises:
-            ForeignState: rows or snapshot are of another job, topic or set of rules.
+            ForeignState: rows or snapshot are of another job, service or topic.
             LogTruncated: the topic does not have what comes next.
-            Unavailable: the snapshots cannot be read.
+            Unavailable: the snapshots cannot be read, or what was written before a state is rebuilt.
         """
         with self._lock:
             runner = Runner(self.service, self.identity, self.store, self.sink, partition)
@@ -82,6 +82,9 @@ class Partitions:
             origin = "rows" if runner.next_offset else "zero"
             if found is not None and self._adopted(runner, found):
                 origin = "snapshot"
+            if runner.outdated is not None:
+                log.warning("event=rebuilding partition=%d reason=%r", partition, runner.outdated.reason)
+                runner.rebuild()
             self._check_position(runner, bounds)
             snapped = found.next_offset if found is not None else 0
             self._owned[partition] = _Owned(assignment, runner, snapped)
@@ -98,15 +101,21 @@ class Partitions:
 
     def _check_position(self, runner: Runner, bounds: Bounds) -> None:
         """Stop where the topic no longer has what comes next, or not yet: it would be skipped, or stall in silence."""
-        if runner.next_offset > bounds.high:
+        processed = max(runner.next_offset, runner.rebuilt_below)
+        if processed > bounds.high:
             raise LogTruncated(
                 f"The end of {runner.topic}",
-                f"at least {runner.next_offset}, which was processed already",
+                f"at least {processed}, which was processed already",
                 bounds.high,
                 "The broker has lost records, or the topic was created again.",
             )
         if runner.next_offset < bounds.low:
             lost = f"Records {runner.next_offset} to {bounds.low - 1} of {runner.topic} were removed by retention"
+            if bounds.low <= processed:
+                reason = f"{lost}; another version had processed them, and its state is rebuilt without them."
+                runner.skip_to(bounds.low, reason)
+                log.warning("event=rebuilding partition=%d reason=%r", runner.partition, reason)
+                return
             if not self._policy.accept_loss:
                 hint = "Start once with --accept-loss to go on behind them; that is written into dead-letters."
                 what = f"{lost}, and were not processed: the next offset"

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, ExitCode, UsageError
+from antdt_schemas.errors import AntdtError, ExitCode
 from antdt_schemas.topics import DEAD_LETTERS, SNAPSHOTS
 
 from antdt_streams.host.logs import log_to_stderr
@@ -71,7 +71,7 @@ def run_service(
                 _run(connection, identity, service, store, shelf, options, _Stop(asked, cut_off), readiness)
         except Halted as error:
             log.warning("event=stopped reason=%r", str(error))
-        except (AntdtError, UsageError) as error:
+        except AntdtError as error:
             log.error("event=ended code=%d reason=%r", error.exit_code, str(error))  # noqa: TRY400  says it all
             return int(error.exit_code)
         except Exception:

@@ -19,11 +19,13 @@ from antdt_schemas.errors import ForeignState, LogTruncated, Mismatch, Undecodab
 from antdt_schemas.records import Cause, DeadLetter
 from antdt_schemas.topics import DEAD_LETTERS, RECORD_BYTES_MAX
 
+from antdt_streams.runtime.rebuild import Outdated, Written
 from antdt_streams.runtime.service import Batch, Raw, Service, Sink, Store
 from antdt_streams.storage.rows import Position, decode_row, encode_row
 
 LAYOUT = 1
 ROWS, POSITION = b"r", b"p"
+RULES = ("layout", "version")  # what another one is no fault: such a state is rebuilt
 PAYLOAD_MAX_BYTES = 64 << 10
 REASON_MAX = 2000
 
@@ -60,33 +62,51 @@ class Runner:
 
     Invariant: what is in the store is the state after exactly the records below `committed`, and every output of those
     is acknowledged.
+
+    outdated: what another version has stored, further than the state that is loaded; `rebuild` is called before `take`.
     """
 
     def __init__(self, service: Service, identity: Identity, store: Store, sink: Sink, partition: int = 0) -> None:
         """Load the partition from the store; nothing is written yet.
 
         Raises:
-            ForeignState: the rows belong to another job, service, topic, or set of rules.
+            ForeignState: the rows belong to another job, service or topic.
+            Mismatch: they are damaged.
+            Unavailable: they were being rebuilt, and what was written before cannot be read.
         """
         self.service, self.identity, self.store, self.sink, self.partition = service, identity, store, sink, partition
         self.topic = service.input.name(identity.job)
         self.counters = Counters()
         self._prefix = b"%05d/" % partition
+        self._written: Written | None = None
+        self.outdated: Outdated | None = None
         self._load()
 
     def _load(self) -> None:
         mark = dict(self.store.rows(self._prefix + POSITION)).get(self._prefix + POSITION)
         self.next_offset, self._now_ms, self._seen = 0, 0, dict[int, tuple[int, int]]()
-        if mark is None:
-            self.state = self.service.new_state()
-        else:
-            found = decode_row(mark)
-            self._check(found)
+        self._replaced = dict[bytes, None]()
+        found = None if mark is None else self._checked(mark)
+        self.state, reason = self._state_of(found)
+        if found is not None and reason:
+            self._replaced = dict.fromkeys(key for key, _ in self.store.rows(self._prefix))
+            self._note_outdated(reason, found)
+        elif found is not None:
             self.next_offset, self._now_ms = found["next_offset"], found["now_ms"]
             self._seen = {int(p): (offset, index) for p, (offset, index) in found["seen"].items()}
-            skip = len(self._prefix) + len(ROWS)
-            self.state = self.service.load_state({k[skip:]: v for k, v in self.store.rows(self._prefix + ROWS)})
+            self._go_on_below(found.get("rebuilt_below", 0))
         self.committed = self.next_offset
+
+    def _state_of(self, found: dict[str, Any] | None) -> tuple[Any, str]:
+        """The state that is stored; or a new one and, where there are rows of other rules, how these differ."""
+        reason = self._other_rules(found) if found is not None else ""
+        if found is None or reason:
+            return self.service.new_state(), reason
+        skip = len(self._prefix) + len(ROWS)
+        try:
+            return self.service.load_state({k[skip:]: v for k, v in self.store.rows(self._prefix + ROWS)}), ""
+        except Mismatch as error:  # other rules, although of the same version
+            return self.service.new_state(), str(error).rstrip(".")
 
     def _owner(self) -> dict[str, Any]:
         return {
@@ -97,11 +117,54 @@ class Runner:
             "topic_id": self.identity.topic_id,
         }
 
-    def _check(self, found: dict[str, Any]) -> None:
+    def _checked(self, mark: bytes) -> dict[str, Any]:
+        """The row of the position: of this job, service and topic, whoever's rules it was written by."""
         hint = "Give it a folder of its own, or remove this one: it is rebuilt from the topic."
+        try:
+            found: dict[str, Any] = decode_row(mark)
+            of = {what: found[what] for what in ("job", "service", "topic_id", "layout", "version", "next_offset")}
+        except (ValueError, TypeError, KeyError) as error:
+            what = f"The position in the stored state of {self.topic}"
+            raise Mismatch(what, "a row of ours", f"{bytes(mark[:40])!r}", hint) from error
         for what, expected in self._owner().items():
-            if found[what] != expected:
-                raise ForeignState(f"The {what} of the stored state of {self.topic}", expected, found[what], hint)
+            if what not in RULES and of[what] != expected:
+                raise ForeignState(f"The {what} of the stored state of {self.topic}", expected, of[what], hint)
+        return found
+
+    def _other_rules(self, found: dict[str, Any]) -> str:
+        """How the rules differ that rows were written by, or nothing."""
+        ours = self._owner()
+        for what in RULES:
+            if found[what] != ours[what]:
+                theirs = f"{what} {found[what]} of the {self.service.name}, this is {what} {ours[what]}"
+                return f"The state of {self.topic} was written by {theirs}"
+        return ""
+
+    # -- what other rules wrote
+
+    def _note_outdated(self, reason: str, found: Mapping[str, Any]) -> None:
+        reached = max(found["next_offset"], found.get("rebuilt_below", 0))  # it may have been rebuilding itself
+        if self.outdated is None or reached > self.outdated.next_offset:
+            told = f"{reason}: it is rebuilt from the topic, and nothing that was written is written again."
+            self.outdated = Outdated(told, reached)
+
+    def rebuild(self) -> None:
+        """Where other rules have stored something further on: replay up to there, and go on behind what they wrote."""
+        if self.outdated is not None:
+            self._go_on_below(self.outdated.next_offset)
+            self.outdated = None
+            self._commit([])
+
+    def _go_on_below(self, offset: int) -> None:
+        if self._written is None and offset:
+            self._written = Written.read(self.service, self.identity.job, self.sink, self.partition, offset)
+        if self._written is not None:
+            self._written.below = max(self._written.below, offset)
+
+    @property
+    def rebuilt_below(self) -> int:
+        """What the records below this offset give is written; 0 if nothing is rebuilt."""
+        return self._written.below if self._written is not None else 0
 
     # -- records
 
@@ -117,7 +180,7 @@ class Runner:
         Raises:
             LogTruncated: records between the position and this batch are missing.
         """
-        assert batch.partition == self.partition, batch.partition
+        assert batch.partition == self.partition and self.outdated is None, batch.partition
         since = batch.first_offset if batch.since is None else batch.since
         if since > self.next_offset:
             raise LogTruncated(f"The next record of {self.topic}", self.next_offset, since)
@@ -135,6 +198,10 @@ class Runner:
         """Go on at a later offset, on somebody's explicit wish; that it was done is a dead letter."""
         assert offset > self.next_offset, (offset, self.next_offset)
         letter = self._letter(self.next_offset, Raw(b"", 0), reason)
+        answers = self._written.answers if self._written is not None else {}
+        for at in sorted(at for at in answers if self.next_offset <= at < offset):
+            assert self.service.follow is not None
+            self.service.follow(self.state, None, Position(self.partition, at), self._now_ms, answers[at])
         self.next_offset = offset
         self._commit([letter])
 
@@ -148,15 +215,20 @@ class Runner:
 
         Raises:
             ForeignState: they belong to another job, service or topic.
+            Mismatch: they are damaged.
         """
-        found = decode_row(rows[POSITION])
-        if (found["layout"], found["version"]) != (LAYOUT, self.service.version):
+        found = self._checked(rows.get(POSITION, b""))
+        reason = self._other_rules(found)
+        if reason:
+            self._note_outdated(reason, found)
             return False
-        self._check(found)
         changes: dict[bytes, bytes | None] = {self._prefix + key: None for key in self.rows()}
         self.store.write(changes | {self._prefix + key: row for key, row in rows.items()})
+        self._written = None
         self._load()
-        return True
+        if self.outdated is not None and self.outdated.next_offset <= self.next_offset:
+            self.outdated = None
+        return not self._replaced
 
     def digest(self) -> bytes:
         """Digest of the state; after `take` it is the digest of what is stored."""
@@ -173,7 +245,7 @@ class Runner:
                 reason = str(error)
             again = self._restore(records[:index])
             assert again == outbox, f"{self.service.name} gave other outputs for the same records: {reason}"
-            outbox.append(self._letter(self.next_offset, record, reason))
+            outbox += self._new_letter(self.next_offset, record, reason)
             self.next_offset += 1
             return index + 1, outbox
         return len(records), outbox
@@ -197,14 +269,22 @@ class Runner:
             outputs = () if self._repeated(record) else self._process(record, offset)
         except Undecodable as error:  # by contract, nothing was changed
             self.next_offset += 1
-            return [self._letter(offset, raw, str(error))]
+            return self._new_letter(offset, raw, str(error))
         self._note(record)
         self.next_offset += 1
-        return [self._encoded(output, offset, index) for index, output in enumerate(outputs)]
+        encoded = [self._encoded(output, offset, index) for index, output in enumerate(outputs)]
+        written = self._written
+        if written is not None:
+            encoded = [out for index, out in enumerate(encoded) if not written.has(out[0], offset, index)]
+        return encoded
 
     def _process(self, record: Any, offset: int) -> Sequence[Any]:
+        service, at, written = self.service, Position(self.partition, offset), self._written
         try:
-            return self.service.process(self.state, record, Position(self.partition, offset), self._now_ms)
+            if written is not None and service.follow is not None and written.is_answered(offset):
+                service.follow(self.state, record, at, self._now_ms, written.answers.get(offset, ()))
+                return ()
+            return service.process(self.state, record, at, self._now_ms)
         except (Undecodable, MemoryError, Mismatch):
             raise
         except Exception as error:
@@ -251,15 +331,26 @@ class Runner:
             self.sink.send(topic, value, self.partition)
         if outbox:
             self.sink.flush()
-        changes = {self._prefix + ROWS + key: row for key, row in self.state.changes().items()}
+        if self._written is not None and self._written.is_over(self.next_offset):
+            self._written = None
+        changes: dict[bytes, bytes | None] = dict(self._replaced)
+        changes |= {self._prefix + ROWS + key: row for key, row in self.state.changes().items()}
         mark = {"next_offset": self.next_offset, "now_ms": self._now_ms, "seen": self._seen_row()}
+        if self._written is not None:  # for whoever goes on from here
+            mark["rebuilt_below"] = self._written.below
         changes[self._prefix + POSITION] = encode_row({**self._owner(), **mark})
         self.store.write(changes)
+        self._replaced.clear()
         letters = sum(topic == DEAD_LETTERS.name(self.identity.job) for topic, _ in outbox)
         self.counters.records += self.next_offset - self.committed
         self.counters.dead_letters += letters
         self.counters.outputs += len(outbox) - letters
         self.committed = self.next_offset
+
+    def _new_letter(self, offset: int, raw: Raw, reason: str) -> list[tuple[str, bytes]]:
+        letter = self._letter(offset, raw, reason)
+        written = self._written is not None and self._written.has(letter[0], offset, 0)
+        return [] if written else [letter]
 
     def _letter(self, offset: int, raw: Raw, reason: str) -> tuple[str, bytes]:
         payload = raw.value or b""

@@ -25,13 +25,17 @@ class State(Protocol):
 
 @dataclass(frozen=True)
 class Service:
-    """One service. `version` names the rules of its fold: state that was written by others is not taken over.
+    """One service. `version` names the rules of its fold and the form of its rows: state that another version wrote is
+    not taken over but rebuilt from the input. It is raised whenever the same input gives other rows or other outputs.
 
     process(state, record, position, now_ms) changes the state and gives the outputs; `now_ms` is the record's own time
     stamp, and the same history must give the same outputs. It may raise Undecodable for a record that contradicts
     itself, as long as nothing was changed; after any other exception the state is loaded anew.
     Outputs that have a `cause` name their input's position and their index; a record of the input that has one is
     taken once, whatever a writer repeats after a crash.
+    follow(state, record, position, now_ms, outputs) stands in for `process` while a state is rebuilt, for records that
+    were answered: readers go on from these outputs, so the state must, too. The record is None if retention has removed
+    it. A service whose state does not depend on what it has written needs none.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Service:
     load_state: Callable[[Mapping[bytes, bytes]], Any]
     process: Callable[[Any, Any, Position, int], Sequence[Any]]
     outputs: Mapping[type, Topic] = field(default_factory=dict)
+    follow: Callable[[Any, Any, Position, int, Sequence[Any]], None] | None = None
 
 
 class Store(Protocol):
@@ -64,6 +69,10 @@ class Sink(Protocol):
 
     def flush(self) -> None:
         """Return when everything handed over is acknowledged; raise if any of it cannot be."""
+        ...
+
+    def written(self, topic: str, partition: int, newest: int | None) -> Iterable[bytes | None]:
+        """The value of every record that is there now, or of so many newest ones, whoever wrote them, in order."""
         ...
 
 

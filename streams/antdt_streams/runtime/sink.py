@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import AntdtError, Unavailable
+from antdt_schemas.polling import Place, whole
 from antdt_schemas.topics import RECORD_BYTES_MAX
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 SLICE_S = 0.1
 HALT_GRACE_S = 1.0
+READ_TIMEOUT_S = 30.0
 QUEUE_RECORDS_MAX = 10_000
 QUEUE_KBYTES_MAX = 64 * 1024
 
@@ -34,6 +37,7 @@ class KafkaSink:
         self, connection: Connection, halted: threading.Event, record_bytes_max: int = RECORD_BYTES_MAX
     ) -> None:
         self._halted = halted
+        self._connection = connection
         self._failure: tuple[KafkaError, str] | None = None
         self._producer = Producer(
             connection.producer(
@@ -93,6 +97,16 @@ class KafkaSink:
         except KafkaException as error:
             self._failure = self._failure or (error.args[0], "its output topics")
         self._check()
+
+    def written(self, topic: str, partition: int, newest: int | None) -> Iterator[bytes | None]:
+        """The value of every record that is there now, or of so many newest ones.
+
+        Raises:
+            UsageError: the broker does not let this client read there.
+            Unavailable: the topic cannot be read to its end.
+        """
+        for message in whole(self._connection, Place(topic, partition), READ_TIMEOUT_S, newest):
+            yield message.value()
 
     def close(self) -> None:
         """Give up what is not acknowledged."""

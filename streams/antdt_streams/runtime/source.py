@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ForeignState, LogTruncated, Superseded, Unavailable, UnknownJob, UsageError
@@ -23,6 +23,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from confluent_kafka.admin import AdminClient
 
 from antdt_streams.runtime.joining import Joining
+from antdt_streams.runtime.owner import Bounds, Owner
 from antdt_streams.runtime.service import Batch, Raw
 
 BATCH_RECORDS_MAX = 1000
@@ -53,14 +54,6 @@ log = logging.getLogger("antdt.source")
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """What a partition holds: offsets from `low` up to, not including, `high`."""
-
-    low: int
-    high: int
-
-
-@dataclass(frozen=True, slots=True)
 class Membership:
     """How one instance belongs to its group.
 
@@ -87,22 +80,6 @@ class Membership:
             "partition.assignment.strategy": "cooperative-sticky",
             **named,
         }
-
-
-class Owner(Protocol):
-    """Keeps the position of each partition. Called from the source's thread."""
-
-    def begin(self, partition: int, assignment: int, bounds: Bounds) -> int:
-        """A partition was assigned; the offset to read from. Its batches will carry the number of the assignment."""
-        ...
-
-    def end(self, partitions: Iterable[int], *, lost: bool) -> None:
-        """Partitions go to somebody else; `lost`: they have them already."""
-        ...
-
-    def positions(self) -> Mapping[int, int]:
-        """Next offset of each partition, committed."""
-        ...
 
 
 class Source:

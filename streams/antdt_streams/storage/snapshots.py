@@ -24,8 +24,7 @@ from typing import Any
 from antdt_schemas import codec
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Unavailable, Undecodable
-from antdt_schemas.offsets import watermarks
-from antdt_schemas.polling import Place, Reader
+from antdt_schemas.polling import Place, whole
 from antdt_schemas.records import Snapshot
 from antdt_schemas.topics import RECORD_BYTES_MAX, SNAPSHOTS
 
@@ -192,7 +191,8 @@ def newest(
         Unavailable: the topic cannot be read to the end that it had when this began.
     """
     assembly = Assembly(service, partition, topic_id, at_most)
-    for key, value in _everything(connection, SNAPSHOTS.name(job)):
+    for message in whole(connection, Place(SNAPSHOTS.name(job)), READ_TIMEOUT_S):
+        key, value = message.key(), message.value()
         if not assembly.concerns(key) or value is None:
             continue
         try:
@@ -200,21 +200,6 @@ def newest(
         except Undecodable as error:  # a short cut that this version cannot read is no reason to stop
             log.warning("event=snapshot-skipped key=%r reason=%r", key, str(error))
     return assembly.found()
-
-
-def _everything(connection: Connection, topic: str) -> Iterator[tuple[bytes, bytes | None]]:
-    """(key, value) of every record that is there now. Compaction leaves gaps, also before the end."""
-    reader, place = Reader(connection), Place(topic)
-    try:
-        low, high = watermarks(reader.consumer, topic, 0)
-        if low == high:
-            return
-        reader.assign({place: low})
-        for message in reader.read_to(place, high, READ_TIMEOUT_S):
-            if message.offset() < high:
-                yield message.key() or b"", message.value()
-    finally:
-        reader.close()
 
 
 class SnapshotWriter:

@@ -26,7 +26,7 @@ from confluent_kafka import KafkaException
 
 from antdt.connect.reach import Reach
 from antdt.connect.sender import Sender
-from antdt.worker import whereabouts
+from antdt.host import whereabouts
 from antdt.worker.last_word import LastWord
 from antdt.worker.plans import Plans
 from antdt.worker.session import Phase, Session

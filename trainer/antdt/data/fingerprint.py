@@ -23,9 +23,10 @@ import torch
 from antdt_schemas.errors import UsageError
 from antdt_schemas.fingerprint import PLACES_MAX, STREAM, UNKNOWN, mark, places
 
-from antdt.data.loading.seeding import seed_generators, seed_sample
-from antdt.data.sources import IterableSource, MapSource, keys_of, sample_key
-from antdt.launch.process import in_child
+from antdt.data.names import keys_of, sample_key
+from antdt.data.seeding import seed_generators, seed_sample
+from antdt.data.sources import IterableSource, MapSource
+from antdt.host.child import in_child
 
 WITHIN_S = 2.0
 SLOW_S = 0.5  # more than that, for a sample that does not come

@@ -5,8 +5,6 @@ A position is what the ledger leases; which sample it is follows from the order 
 
 from __future__ import annotations
 
-import os
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,14 +14,13 @@ from typing import Any, Protocol
 import torch
 from antdt_schemas.errors import UsageError
 from antdt_schemas.order import FACTOR, FEISTEL, SEQUENTIAL, WORD, Permutation
-from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
+from antdt.data.names import name_of
 from antdt.data.pinning import Pinning
+from antdt.host import whereabouts
 from antdt.strategies.allreduce import Range
-from antdt.worker import whereabouts
 
-# Where data sets keep the names of their samples, in order: a list of strings, or of tuples that begin with one.
-NAMES = ("samples", "imgs", "files", "paths", "filenames", "file_paths", "file_list", "image_paths", "img_paths")
 BLOCKS_KEPT_MAX = 64
 BLOCKS_AHEAD_MAX = 4
 BLOCK = 4096
@@ -161,7 +158,7 @@ class MapSource:
         pinning: Pinning | None,
     ) -> None:
         self.dataset, self.size, self.seed = dataset, len(dataset), seed
-        self.has_names = self.size > 0 and bool(_key(dataset, 0))
+        self.has_names = self.size > 0 and bool(name_of(dataset, 0))
         self.collate = pinning.collate(collate) if pinning else collate or default_collate
         self._pinning = pinning
         self.order = FEISTEL if shuffle else SEQUENTIAL
@@ -358,54 +355,7 @@ def position_key(source: Source, epoch: int, position: int) -> str:
     if not isinstance(source, MapSource):
         return ""
     index = int(source.indices(epoch, position, 1)[0])
-    return _key(source.dataset, index) or f"index {index}"
-
-
-def _key(dataset: Any, index: int) -> str:
-    try:
-        return sample_key(dataset, index)
-    except Exception:  # noqa: BLE001  the data set's own code, and a name is for people only
-        return ""
-
-
-def sample_key(dataset: Any, index: int) -> str:
-    """What the data set itself calls a sample: by its method `sample_key(index)`, or by its list of names, also through
-    a Subset or a ConcatDataset. Empty where it has no name for it.
-    """
-    own = getattr(dataset, "sample_key", None)
-    if callable(own):
-        return str(own(index))
-    if isinstance(dataset, Subset):
-        return sample_key(dataset.dataset, dataset.indices[index])
-    if isinstance(dataset, ConcatDataset):
-        part = bisect_right(dataset.cumulative_sizes, index)
-        return sample_key(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
-    named = _names(dataset)
-    return _name(named[index]) if named is not None else ""
-
-
-def keys_of(dataset: Any) -> list[str]:
-    """The names of all samples, in order, where the data set has them in a list; else none."""
-    if isinstance(dataset, Subset):
-        whole = keys_of(dataset.dataset)
-        return [whole[index] for index in dataset.indices] if whole else []
-    if isinstance(dataset, ConcatDataset):
-        parts = [keys_of(part) for part in dataset.datasets]
-        return [key for part in parts for key in part] if all(parts) else []
-    return [_name(one) for one in _names(dataset) or ()]
-
-
-def _names(dataset: Any) -> Sequence[Any] | None:
-    for attribute in NAMES:
-        found = getattr(dataset, attribute, None)
-        if isinstance(found, list | tuple) and len(found) == len(dataset) > 0 and _name(found[0]):
-            return found
-    return None
-
-
-def _name(entry: Any) -> str:
-    first = entry[0] if isinstance(entry, list | tuple) and entry else entry
-    return str(first) if isinstance(first, str | os.PathLike) else ""
+    return name_of(source.dataset, index) or f"index {index}"
 
 
 def split(ranges: list[Range], parts: int) -> list[list[Range]]:

@@ -106,8 +106,7 @@ class OneByOne:
         return self.whole[index]
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train, record; the first rank writes what came out to --result."""
+def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", type=Path, required=True, help="folder of the records")
     parser.add_argument("--samples", type=int, default=0, help="train on the first N samples only; 0: all")
@@ -123,8 +122,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--result", type=Path, help="JSON file with the accuracy")
     parser.add_argument("--faults", type=Path, help="folder of files that bring faults about")
     parser.add_argument("--one-by-one", action="store_true", help="load each sample by itself")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, record; the first rank writes what came out to --result."""
+    options = _parsed(argv)
     worker = os.environ.get("ANTDT_WORKER", "w0")
     faults = Faults(options.faults, worker) if options.faults is not None else None
     torch.set_num_threads(1)

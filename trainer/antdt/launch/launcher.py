@@ -30,11 +30,11 @@ from confluent_kafka.admin import AdminClient
 
 from antdt.connect.client import require_job
 from antdt.connect.settings import GRACE_S, Settings
+from antdt.host.whereabouts import BLAMED, CHECKPOINT, JOINED, KEY, SHRUNK, TAKEN_PART, WORDS, Page, shared
 from antdt.launch import nodes, process, vouch
 from antdt.launch.output import Output, Stream
 from antdt.launch.places import Places
 from antdt.worker import holds
-from antdt.worker.whereabouts import BLAMED, CHECKPOINT, JOINED, KEY, SHRUNK, TAKEN_PART, WORDS, Page, shared
 
 POLL_S = 0.02
 REPORT_S = 2.0

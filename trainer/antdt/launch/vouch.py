@@ -24,9 +24,9 @@ from antdt_schemas.polling import new_consumer
 from confluent_kafka import Producer, TopicPartition
 
 from antdt.connect.settings import Settings
+from antdt.host import whereabouts
+from antdt.host.whereabouts import Page
 from antdt.launch import process
-from antdt.worker import whereabouts
-from antdt.worker.whereabouts import Page
 
 LOOK_S = 0.5
 SILENT_S = 2.0

@@ -14,18 +14,19 @@ from types import TracebackType
 from typing import Any
 
 from antdt_schemas import records
-from antdt_schemas.errors import AntdtError, UsageError
+from antdt_schemas.errors import AntdtError
 
 from antdt.connect.client import Client
 from antdt.data.loading.pool import DataProcessDied, SampleFailed, Samples
 from antdt.data.sources import IterableSource, MapSource, position_key
+from antdt.host import whereabouts
 from antdt.strategies.allreduce import Range
-from antdt.worker import holds, whereabouts
+from antdt.worker import holds
 
 NARROWING_S = 5.0
 RANGES_TOLD_MAX = 64
 # They say something of the script's arguments, or of the world outside: not of samples.
-NOT_OF_SAMPLES = (AntdtError, UsageError, NotImplementedError, ImportError)
+NOT_OF_SAMPLES = (AntdtError, NotImplementedError, ImportError)
 
 
 class Witness:

@@ -18,8 +18,8 @@ import math
 from pathlib import Path
 from time import monotonic
 
-from antdt.worker import whereabouts
-from antdt.worker.whereabouts import Page
+from antdt.host import whereabouts
+from antdt.host.whereabouts import Page
 
 log = logging.getLogger("antdt")
 

@@ -15,8 +15,8 @@ from typing import NoReturn
 
 from antdt_schemas.errors import ExitCode
 
+from antdt.host.whereabouts import Page
 from antdt.worker.session import Phase, Session
-from antdt.worker.whereabouts import Page
 
 GRACE_S = 10.0
 FRAMES_MAX = 12  # the innermost ones

@@ -20,15 +20,15 @@ from antdt_schemas.errors import ExitCode, Occupied, Refused, Unavailable, Usage
 from antdt.connect.address import ENV_ADVERTISE, can_bind, own_address
 from antdt.connect.client import Client, ClientOptions, renew
 from antdt.connect.settings import Settings
+from antdt.host import told, whereabouts
+from antdt.host.whereabouts import At
 from antdt.job import AgentOptions
 from antdt.strategies.allreduce import AllReduce, Generation, GenerationClosed, Rendezvous, store_of
-from antdt.worker import told, whereabouts
 from antdt.worker.attempts import Attempts
 from antdt.worker.model_files import ModelFiles
 from antdt.worker.plans import Plans
 from antdt.worker.session import OVER, Composition, Phase, Session, Where
 from antdt.worker.telemetry import Telemetry
-from antdt.worker.whereabouts import At
 
 log = logging.getLogger("antdt")
 

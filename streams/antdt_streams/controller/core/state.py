@@ -7,7 +7,7 @@ policy's. Every Decision says all that is in force, so that the newest one is th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,13 @@ class InForce:
         if proposal.assignments is not None:
             self.assignments = {a.worker: a for a in proposal.assignments}
 
+    def follow(self, decision: Decision, window: int, now_ms: int) -> None:
+        """Take over what was commanded, which is all that is in force."""
+        if decision.plan != self.plan:
+            self.plan, self.window, self.issued_ms = decision.plan, window, now_ms
+        self.learning_rate_factor, self.backup_workers = decision.learning_rate_factor, decision.backup_workers
+        self.assignments = {a.worker: a for a in decision.assignments}
+
     def to_row(self) -> list[Any]:
         """What is remembered."""
         rows = [[a.worker, a.batch_size, a.accumulation] for _, a in sorted(self.assignments.items())]
@@ -66,9 +73,24 @@ class ControllerState:
 
     def process(self, record: Measurement, position: Position, now_ms: int) -> list[Decision]:
         """Take in one measurement and say what is to be done about it."""
+        proposals = self._decide(record, now_ms)
+        return [self._issue(p, i, record, position, now_ms) for i, p in enumerate(proposals)]
+
+    def follow(self, record: Measurement | None, position: Position, now_ms: int, written: Sequence[Decision]) -> None:
+        """Take in a measurement that was answered before: what is in force is what was written then, whatever this
+        policy would say. Without one, retention has removed it.
+        """
+        if record is not None:
+            self._decide(record, now_ms)
+        for decision in written:
+            self.in_force.follow(decision, record.window if record is not None else 0, now_ms)
+            self._dirty.add(IN_FORCE)
+
+    def _decide(self, record: Measurement, now_ms: int) -> Sequence[Proposal]:
+        """What the policy proposes, once for each measurement."""
         cause = (record.cause.offset, record.cause.index)
         if cause <= self.marks.get(record.cause.partition, (-1, -1)):
-            return []
+            return ()
         self.marks[record.cause.partition] = cause
         self._dirty.add(HEAD)
         proposals, memory = self.policy.decide(self.view(record, now_ms), self.memory)
@@ -78,7 +100,7 @@ class ControllerState:
         if memory != self.memory:
             self.memory = memory
             self._dirty.add(MEMORY)
-        return [self._issue(p, i, record, position, now_ms) for i, p in enumerate(proposals)]
+        return proposals
 
     def view(self, record: Measurement, now_ms: int) -> ClusterView:
         """What the policy sees."""
@@ -182,8 +204,7 @@ class ControllerState:
             return state
         found, name, marks = decode_row(rows[HEAD])
         if found != FORMAT:
-            hint = "Delete the state: it is rebuilt from the log."
-            raise Mismatch("Format of the Controller's state", FORMAT, found, hint)
+            raise Mismatch("Format of the Controller's state", FORMAT, found)
         state.marks = {partition: (offset, index) for partition, offset, index in marks}
         *numbers, assignments = decode_row(rows[IN_FORCE])
         state.in_force = InForce(*numbers)

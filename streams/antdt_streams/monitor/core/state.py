@@ -250,9 +250,7 @@ class MonitorState:
             return state
         found, jump, windows = decode_row(rows[HEAD])
         if found != FORMAT:
-            raise Mismatch(
-                "Format of the Monitor's state", FORMAT, found, "Delete the state: it is rebuilt from the log."
-            )
+            raise Mismatch("Format of the Monitor's state", FORMAT, found)
         for key in sorted(rows):
             if key not in {HEAD, POOLED}:
                 state.roster.load(key, rows[key])

@@ -17,8 +17,8 @@ from antdt_schemas.errors import Unavailable, UsageError
 from antdt.data.loading.pool import Job, Pool, SampleFailed
 from antdt.data.loading.worker import Setup
 from antdt.data.sources import IterableSource, MapSource
+from antdt.host import whereabouts
 from antdt.strategies.allreduce import Range
-from antdt.worker import whereabouts
 
 CHUNK_MIN, CHUNK_MAX = 4, 32
 SLICE_S = 1.0

@@ -27,7 +27,7 @@ from antdt.data.loading.beginning import Beginning
 from antdt.data.loading.packing import unpack
 from antdt.data.loading.worker import NUMBER_BYTES, Order, Outcome, Setup, serve
 from antdt.data.sources import Piece, Reader
-from antdt.worker import whereabouts
+from antdt.host import whereabouts
 
 END_S = 5.0
 FULL_S = 0.02

@@ -21,9 +21,9 @@ import torch
 
 from antdt.data.loading.beginning import Beginning
 from antdt.data.loading.packing import pack
-from antdt.data.loading.seeding import seed_generators, seed_sample
+from antdt.data.seeding import seed_generators, seed_sample
 from antdt.data.sources import Piece, Reader
-from antdt.launch.process import die_with_parent
+from antdt.host.child import die_with_parent
 
 MESSAGE_BYTES_MAX = 1 << 17
 NUMBER_BYTES = 8

@@ -20,10 +20,10 @@ import torch
 from antdt_schemas.errors import AntdtError, UsageError
 from torch.distributed import ProcessGroupGloo, ReduceOp, TCPStore
 
+from antdt.host import whereabouts
 from antdt.strategies.allreduce.groups import Groups, sweep
 from antdt.strategies.allreduce.sockets import Address, connections, listen, shut, unreachable
 from antdt.strategies.allreduce.store import GroupStore, StoreClient, StoreServer
-from antdt.worker import whereabouts
 
 POLL_S = 0.002
 PROBE_S = 1.0

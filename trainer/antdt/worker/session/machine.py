@@ -15,11 +15,11 @@ from enum import StrEnum
 from antdt_schemas import records
 from antdt_schemas.records import Status
 
+from antdt.host.whereabouts import Standing
 from antdt.worker.session.asking import Due, Outbox, SessionOptions
 from antdt.worker.session.commits import Commits, Composition
 from antdt.worker.session.files import Files
 from antdt.worker.session.leases import Leases
-from antdt.worker.whereabouts import Standing
 
 DETAIL_CHARS_MAX = 120
 

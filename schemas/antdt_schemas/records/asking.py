@@ -1,0 +1,216 @@
+"""What workers and operators ask of the ledger, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from antdt_schemas.records.log import JobSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A new incarnation asks to become a member."""
+
+    role: str
+    host: str
+    port: int
+    node: str
+    hardware: str
+    restarts: int
+    spec: JobSpec
+    launch: str = ""
+    launcher: str = ""
+    place: str = ""
+    take_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Regroup:
+    """A member of a closed (or failed) generation asks for the next one."""
+
+    generation: int
+    claim: int | None
+    lineage: bytes
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Top up to this many uncommitted samples."""
+
+    generation: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A lease that was never taken from is given back."""
+
+    generation: int
+    lease: int
+    token: int
+    more: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A step whose reduced gradient was not finite, and who brought that about."""
+
+    step: int
+    authors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """These steps are in the model of every member."""
+
+    generation: int
+    first_step: int
+    compositions: tuple[tuple[int, ...], ...]
+    plans: tuple[int, ...]
+    lineage: bytes
+    log_seen: int
+    skipped: tuple[Skip, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A durable file holds the model of this step."""
+
+    generation: int
+    step: int
+    lineage: bytes
+    file: str
+    digest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """I am alive."""
+
+    generation: int
+    step: int
+    phase: str = ""
+    phase_s: float = 0.0
+    allowed_s: float = 0.0
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Good-bye."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The launcher beside a worker saw its process end."""
+
+    exit_code: int
+    reason: str
+    at: tuple[int, ...] = ()
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """These samples made this worker fail: they could not be loaded, or the step raised."""
+
+    generation: int
+    epoch: int
+    start: int
+    length: int
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Readmit:
+    """Try what is in quarantine again."""
+
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """An operator asks to go back to a checkpoint: steps behind it are undone, their samples return."""
+
+    step: int
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a worker asks of the ledger (topic requests, keyed by worker). Idempotent by content: any old one may
+    arrive again.
+    """
+
+    worker: str
+    incarnation: str
+    number: int
+    body: RequestBody
+    auth: bytes = b""
+
+
+class Status(StrEnum):
+    OK = "OK"
+    WAIT = "WAIT"
+    END = "END"
+    REJOIN = "REJOIN"
+    REFUSED = "REFUSED"
+    CLOSED = "CLOSED"
+    OCCUPIED = "OCCUPIED"
+    DISPLACED = "DISPLACED"
+    LEAVE = "LEAVE"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    incarnation: str
+    worker: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The generation that this worker is a member of."""
+
+    run_id: str
+    generation: int
+    members: tuple[Member, ...]
+    source: str | None
+    source_step: int | None
+    committed: int
+    restore_file: str | None
+    kept_steps: tuple[int, ...] = ()
+    shard_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The ledger's answer to one worker (topic replies, keyed by worker). Only sent after the entry it rests on was
+    read back.
+    """
+
+    worker: str
+    incarnation: str
+    number: int
+    status: Status
+    reason: str
+    generation: int
+    committed: int
+    finished: bool
+    leases: tuple[int, ...]
+    grant: Grant | None = None
+    file: str = ""
+    quarantined: int = 0
+
+
+RequestBody = (
+    Join | Regroup | Lease | Release | Commit | Checkpoint | Heartbeat | Leave | Exited | Readmit | Rollback | Failed
+)

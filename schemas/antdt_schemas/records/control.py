@@ -1,0 +1,147 @@
+"""What is measured and decided; and what services write of records that they could not take, and of themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """What a worker measured in some steps, one column per quantity (topic steps, keyed by worker)."""
+
+    worker: str
+    incarnation: str
+    generation: int
+    node: str
+    hardware: str
+    number: int
+    dropped: int
+    step: tuple[int, ...]
+    batch_size: tuple[int, ...]
+    plan: tuple[int, ...]
+    data_s: tuple[float, ...]
+    compute_s: tuple[float, ...]
+    communication_s: tuple[float, ...]
+    wait_s: tuple[float, ...]
+    batch_size_max: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """The record that made the service write this one; readers drop repeats by it."""
+
+    partition: int
+    offset: int
+    index: int
+
+
+class NodeClass(StrEnum):
+    UNKNOWN = "unknown"
+    HEALTHY = "healthy"
+    TRANSIENT = "transient"
+    PERSISTENT = "persistent"
+    DETERMINISTIC = "deterministic"
+    LEADER = "leader"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMeasurement:
+    worker: str
+    incarnation: str
+    group: str
+    node_class: NodeClass
+    severity: float
+    seconds_per_sample: float
+    rate_error: float
+    fixed_s: float
+    batch_size: int
+    persistent_windows: int
+    rejected: int
+    batch_size_max: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What the Monitor knows after a window (or a jump), absolute (topic measurements): one record for all nodes, so
+    that nobody decides on half of a window.
+    """
+
+    cause: Cause
+    window: int
+    urgent: bool
+    generation: int
+    last_step: int
+    plan: int
+    nodes: tuple[NodeMeasurement, ...]
+    rotating: bool
+    structural: tuple[str, ...]
+    loss: float
+    first_offset: int
+    last_offset: int
+
+
+class Action(StrEnum):
+    NONE = "NONE"
+    ADJUST_BS = "ADJUST_BS"
+    ADJUST_LR = "ADJUST_LR"
+    BACKUP_WORKERS = "BACKUP_WORKERS"
+    KILL_RESTART = "KILL_RESTART"
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    worker: str
+    batch_size: int
+    accumulation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the Controller commands, absolute (topic decisions). An Agent reads the topic from its start; the newest
+    plan counts.
+    """
+
+    cause: Cause
+    plan: int
+    action: Action
+    assignments: tuple[Assignment, ...]
+    learning_rate_factor: float
+    backup_workers: int
+    target: str
+    policy: str
+    policy_version: int
+    reason: str
+    predicted_gain: float
+    evidence_first: int
+    evidence_last: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that a service could not decode or accept (topic dead-letters)."""
+
+    service: str
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    payload: bytes
+    payload_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One part of a service's state at a position of its input (topic snapshots, keyed by service, slot and part).
+    Only ever a short cut: the input is the truth.
+    """
+
+    service: str
+    topic_id: str
+    partition: int
+    next_offset: int
+    part: int
+    parts: int
+    digest: bytes
+    rows: bytes
