@@ -237,6 +237,29 @@ def test_an_optimizer_that_is_none_of_torchs_is_scaled_around_its_step() -> None
     assert rates.optimizer.param_groups == [{"lr": 1.0}]
 
 
+class Around(torch.optim.Optimizer):
+    """As wrappers are often written: the parent's __init__ is not called, groups are those of the optimizer inside."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.param_groups = inner, inner.param_groups
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+def test_an_optimizer_around_another_is_scaled_and_a_scheduler_inside_of_it_is_refused_instead_of_lost() -> None:
+    param = torch.nn.Parameter(torch.ones(1))
+    inner = SGD([param], lr=1.0)
+    rates = LearningRates(Around(inner))
+    rates.factor, param.grad = 0.5, torch.ones(1)
+    rates.step()
+    assert param.item() == 0.5
+    scheduler = lr_scheduler.ExponentialLR(inner, 0.5)
+    inner.register_step_post_hook(lambda *_: scheduler.step())
+    with pytest.raises(UsageError, match="Around sets the learning rate of parameter group 0 in its own step"):
+        rates.step()
+
+
 def test_rates_that_cannot_be_multiplied_are_said() -> None:
     rates = LearningRates(Foreign({"scale": 1.0}))
     rates.step()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from antdt_schemas.errors import UsageError
 
 
@@ -28,9 +27,9 @@ class LearningRates:
         optimizer = self.optimizer
         if self.factor == 1.0:
             optimizer.step()
-        elif isinstance(optimizer, torch.optim.Optimizer):
+        elif hasattr(optimizer, "_optimizer_step_post_hooks"):
             self._step_inside_of_hooks()
-        else:
+        else:  # none of torch's, or one that is wrapped around another and has not called its parent's __init__
             self._scale()
             try:
                 optimizer.step()
