@@ -6,6 +6,8 @@ The numbers are those of `tests/README.md`. Rules 15 to 19 are the parameter ser
 from __future__ import annotations
 
 from antdt.strategies.allreduce.composition import Round
+from antdt.strategies.allreduce.rates import LearningRates
+from antdt.strategies.allreduce.replicas import Replica
 from antdt.strategies.allreduce.strategy import AllReduce
 from antdt.worker import checkpoint
 from antdt.worker.plans import Plans
@@ -13,6 +15,8 @@ from antdt.worker.session import Session
 from antdt.worker.session.commits import Commits
 from antdt.worker.session.files import Files
 from antdt.worker.session.leases import Leases
+from antdt_schemas.records import Action
+from antdt_streams.controller.core.state import InForce
 from antdt_streams.ledger.core import decide, evidence, leader
 from antdt_streams.ledger.core.callers import Callers
 from antdt_streams.ledger.core.fold import Fold
@@ -29,12 +33,15 @@ from tests.simulation.trainer import Worker
 from tests.unit import (
     test_allreduce_composition,
     test_allreduce_finite,
+    test_allreduce_rates,
     test_allreduce_replicas,
     test_allreduce_steps,
+    test_controller_core,
     test_evidence,
     test_holdups,
     test_ledger,
     test_ledger_places,
+    test_plans,
     test_session_ledger,
 )
 
@@ -501,6 +508,44 @@ MUTATIONS = (
             ),
         ),
         worlds(100),
+    ),
+    Mutation(
+        "14",
+        "a plan is taken only where it changes the shares",
+        (Edit(Plans.add, "decision.plan <= self.newest", "decision.action is not records.Action.ADJUST_BS"),),
+        lambda: test_plans.test_a_plan_is_taken_whole_whatever_has_changed(Action.ADJUST_LR),
+    ),
+    Mutation(
+        "14",
+        "who is started again is a plan, which no worker reports",
+        (Edit(InForce.take, "        if proposal.action not in CHANGES:\n            return\n", ""),),
+        test_controller_core.test_a_plan_of_a_learning_rate_keeps_the_shares,
+    ),
+    Mutation(
+        "14",
+        "the factor of learning rates does not travel with the model",
+        (Edit(AllReduce.restore, "        self.rates.factor = progress.learning_rate_factor\n", ""),),
+        test_allreduce_rates.test_the_factor_comes_back_with_the_model,
+    ),
+    Mutation(
+        "14",
+        "a scheduler in a hook sees the factor",
+        (
+            Edit(
+                LearningRates._step_inside_of_hooks,
+                "        optimizer._optimizer_step_post_hooks.move_to_end(first.id, last=False)\n",
+                "",
+            ),
+        ),
+        lambda: test_allreduce_rates.test_no_scheduler_sees_the_factor_and_every_step_has_it(
+            "exponential", "post-hook"
+        ),
+    ),
+    Mutation(
+        "14",
+        "replicas with different factors are equal",
+        (Edit(Replica.stepped, "(factor, *", "(1.0, *"),),
+        test_allreduce_rates.test_a_member_with_another_factor_is_named,
     ),
     # -- 20: evidence, quarantine, readmission
     Mutation(

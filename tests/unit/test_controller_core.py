@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from antdt_schemas import codec
 from antdt_schemas.errors import Mismatch, UsageError
-from antdt_schemas.records import Action, Cause, Decision, Measurement, NodeClass, NodeMeasurement
+from antdt_schemas.records import Action, Assignment, Cause, Decision, Measurement, NodeClass, NodeMeasurement
 from antdt_streams.controller.core.options import ControllerOptions
 from antdt_streams.controller.core.state import HEAD, ControllerState
 from antdt_streams.policies import (
@@ -244,8 +244,8 @@ def test_every_decision_says_all_that_is_in_force() -> None:
     assert [(d.plan, d.action, d.cause.index) for d in found] == [
         (1, Action.ADJUST_LR, 0),
         (2, Action.BACKUP_WORKERS, 1),
-        (3, Action.KILL_RESTART, 2),
-    ]
+        (2, Action.KILL_RESTART, 2),
+    ], "who is to be started again is no plan"
     last = found[-1]
     assert (last.learning_rate_factor, last.backup_workers, last.target) == (0.5, 1, "w0")
     assert found[0].backup_workers == 0
@@ -266,8 +266,71 @@ def test_another_policy_takes_over_what_is_in_force_but_not_the_memory() -> None
     feed(state, measured([1, 1]))
     other = ControllerState.load(state.rows(), AdjustBatchSize())
     assert other.memory == {}
-    (found,) = feed(other, measured([1, 3], offset=1, plan=3))
-    assert (found.plan, found.learning_rate_factor, found.backup_workers) == (4, 0.5, 1)
+    (found,) = feed(other, measured([1, 3], offset=1, plan=2))
+    assert (found.plan, found.learning_rate_factor, found.backup_workers) == (3, 0.5, 1)
+
+
+class Answers:
+    """Proposes what it was made with, one after the other, whenever nothing is pending; sees what it sees."""
+
+    name = "answers"
+    version = 1
+
+    def __init__(self, *proposals: Proposal) -> None:
+        self.proposals, self.seen = proposals, list[ClusterView]()
+
+    def decide(self, view: ClusterView, memory: Memory) -> tuple[tuple[Proposal, ...], Memory]:
+        self.seen.append(view)
+        at = memory.get("at", 0)
+        if view.pending or at == len(self.proposals):
+            return (), memory
+        return (self.proposals[at],), {"at": at + 1}
+
+
+def test_a_learning_rate_is_pending_until_the_trainers_report_the_plan() -> None:
+    policy = Answers(Proposal(Action.ADJUST_LR, "half", learning_rate_factor=0.5))
+    state = ControllerState(policy)
+    (found,) = feed(state, measured([1, 1]))
+    assert (found.plan, found.action, found.learning_rate_factor, found.assignments) == (1, Action.ADJUST_LR, 0.5, ())
+    for offset, plan in enumerate((0, 0, 1), start=1):
+        feed(state, measured([1, 1], offset=offset, plan=plan))
+    assert [view.pending for view in policy.seen] == [False, True, True, False]
+    assert policy.seen[-1].learning_rate_factor == 0.5
+
+
+def test_a_plan_of_a_learning_rate_keeps_the_shares() -> None:
+    shares = tuple(Assignment(worker, size, 1) for worker, size in (("w0", 40), ("w1", 24)))
+    policy = Answers(
+        Proposal(Action.ADJUST_BS, "w1 is slow", assignments=shares),
+        Proposal(Action.KILL_RESTART, "w1 is sick", target="w1"),
+        Proposal(Action.ADJUST_LR, "half", learning_rate_factor=0.5),
+    )
+    state = ControllerState(policy)
+    found = [one for at in range(4) for one in feed(state, measured([1, 1], [40, 24], offset=at, plan=min(at, 1)))]
+    assert [(d.plan, d.action) for d in found] == [
+        (1, Action.ADJUST_BS),
+        (1, Action.KILL_RESTART),
+        (2, Action.ADJUST_LR),
+    ]
+    assert found[-1].assignments == shares
+    assert not any(view.pending for view in policy.seen[:-1]), "what changes no plan is waited for by nobody"
+    assert [node.batch_size for node in policy.seen[2].nodes] == [40, 24]
+
+
+@pytest.mark.parametrize(
+    ("action", "named", "said"),
+    [
+        (Action.ADJUST_LR, {}, "A proposal of ADJUST_LR says nothing of learning_rate_factor"),
+        (Action.ADJUST_BS, {"learning_rate_factor": 0.5}, "says nothing of assignments"),
+        (Action.KILL_RESTART, {"learning_rate_factor": 0.5}, "leaves the plan as it is"),
+        (Action.ADJUST_LR, {"learning_rate_factor": 0.0}, "take a finite number above 0"),
+        (Action.ADJUST_LR, {"learning_rate_factor": math.nan}, "take a finite number above 0"),
+        (Action.BACKUP_WORKERS, {"backup_workers": -1}, "take 0 or more"),
+    ],
+)
+def test_a_proposal_says_what_it_changes(action: Action, named: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Proposal(action, "why", **named)
 
 
 def test_changes_are_only_what_changed() -> None:

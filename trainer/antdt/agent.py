@@ -37,6 +37,7 @@ from antdt.job import AgentOptions, Schedule, spec_of
 from antdt.strategies.allreduce import AllReduce, GenerationClosed, Range, StepResult
 from antdt.strategies.allreduce.composition import RANGES_MAX
 from antdt.worker.blame import Witness, by_exception
+from antdt.worker.effects import Effects
 from antdt.worker.holds import Holds, is_out_of_memory
 from antdt.worker.membership import HINT_EVERY_S, Membership
 from antdt.worker.plans import Plans, Share
@@ -128,6 +129,7 @@ class Agent:
         self.loader = loader_of(self.source, num_workers, seed, self.options.loading)
         self.strategy = AllReduce(model, optimizer, self.options.allreduce)
         self.plans = Plans(batch_size)
+        self._effects = Effects(self.plans, self.strategy)
         self.epoch = 0
         self._micro: tuple[int, bool] | None = None
         self._hand: list[Range] = []
@@ -162,6 +164,11 @@ class Agent:
     def lineage(self) -> str:
         """What is in the model, as the hexadecimal hash that the log has for this step."""
         return self.strategy.lineage.hex()
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """What the plan in force multiplies the learning rates by while the optimizer steps; else they are as set."""
+        return self.strategy.rates.factor
 
     @property
     def incarnation(self) -> str:
@@ -279,7 +286,7 @@ class Agent:
 
     def _reduce_and_apply(self) -> StepResult:
         try:
-            return self.strategy.step()
+            return self.strategy.step(self._effects.on_plan)
         except Exception as error:
             if is_out_of_memory(error):  # perhaps in the middle of the optimizer
                 self._holds.shrink()
@@ -394,7 +401,7 @@ class Agent:
         )
         if samples == 0:
             self._page.enter(At.REDUCING)
-            self._account(self.strategy.step())
+            self._account(self.strategy.step(self._effects.on_plan))
             return
         self.epoch = ranges[0].epoch
         parts = split(ranges, self._micro_count(mine, samples))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from antdt_schemas.errors import UsageError
 from antdt_schemas.records import Action, Assignment, NodeClass
 
 Memory = Mapping[str, Any]
@@ -54,9 +56,24 @@ class ClusterView:
     backup_workers: int
 
 
+CHANGES = {
+    Action.ADJUST_BS: "assignments",
+    Action.ADJUST_LR: "learning_rate_factor",
+    Action.BACKUP_WORKERS: "backup_workers",
+}
+"""What of the plan an action changes. An action that is not here leaves the plan as it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """One action, absolute. What is left None stays as it is; `reason` is one sentence for people."""
+    """One action, absolute. What is left None stays as it is; `reason` is one sentence for people.
+
+    learning_rate_factor: from the step on at which the plan comes into force, the learning rates that the script and
+    its scheduler set are multiplied by it. 1.0 takes an earlier one back.
+
+    Raises:
+        UsageError: the action does not say what it changes, or changes what it must leave.
+    """
 
     action: Action
     reason: str
@@ -65,6 +82,19 @@ class Proposal:
     learning_rate_factor: float | None = None
     backup_workers: int | None = None
     target: str = ""
+
+    def __post_init__(self) -> None:
+        named = [name for name in CHANGES.values() if getattr(self, name) is not None]
+        if self.action in CHANGES and CHANGES[self.action] not in named:
+            raise UsageError(f"A proposal of {self.action} says nothing of {CHANGES[self.action]}.")
+        if self.action not in CHANGES and named:
+            raise UsageError(
+                f"A proposal of {self.action} leaves the plan as it is: propose {named[0]} by its own action."
+            )
+        if self.learning_rate_factor is not None and not 0.0 < self.learning_rate_factor < math.inf:
+            raise UsageError(f"learning_rate_factor={self.learning_rate_factor}: take a finite number above 0.")
+        if self.backup_workers is not None and self.backup_workers < 0:
+            raise UsageError(f"backup_workers={self.backup_workers}: take 0 or more.")
 
 
 @runtime_checkable

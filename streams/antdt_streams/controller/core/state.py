@@ -1,7 +1,8 @@
 """The Controller's state and its one function: a Measurement in, decisions out.
 
 Owns what is in force, the numbers of plans and the marks by which repeated measurements are dropped; what to do is the
-policy's. Every Decision says all that is in force, so that the newest one is the whole truth.
+policy's. Every Decision says all that is in force, so that the newest one is the whole truth; its action only says what
+has changed. An action that leaves the plan as it is leaves the number, too: no worker would ever report another one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from antdt_schemas.errors import Mismatch
 from antdt_schemas.records import Assignment, Cause, Decision, Measurement, NodeMeasurement
 
 from antdt_streams.controller.core.options import ControllerOptions
-from antdt_streams.policies.policy import ClusterView, NodeView, Policy, Proposal
+from antdt_streams.policies.policy import CHANGES, ClusterView, NodeView, Policy, Proposal
 from antdt_streams.storage.rows import Position, decode_row, digest_rows, encode_row
 
 FORMAT = 1
@@ -34,7 +35,9 @@ class InForce:
     assignments: dict[str, Assignment] = field(default_factory=dict)
 
     def take(self, proposal: Proposal, window: int, now_ms: int) -> None:
-        """Number a proposal and put it into force."""
+        """Put a proposal into force, under a number of its own where it changes the plan."""
+        if proposal.action not in CHANGES:
+            return
         self.plan, self.window, self.issued_ms = self.plan + 1, window, now_ms
         if proposal.learning_rate_factor is not None:
             self.learning_rate_factor = proposal.learning_rate_factor

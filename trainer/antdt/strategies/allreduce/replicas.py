@@ -62,9 +62,9 @@ class Replica:
         self._numbers: tuple[Any, ...] = ()
         self.settings = 0
 
-    def stepped(self) -> None:
-        """The optimizer has stepped."""
-        numbers = fingerprint.numbers_of(self.optimizer.param_groups)
+    def stepped(self, factor: float) -> None:
+        """The optimizer has stepped. factor: what its learning rates were multiplied by."""
+        numbers = (factor, *fingerprint.numbers_of(self.optimizer.param_groups))
         if numbers != self._numbers or not self.settings:
             self._numbers, self.settings = numbers, fingerprint.of_numbers(numbers)
 
@@ -79,7 +79,7 @@ class Replica:
 
     def parts(self) -> list[Part]:
         """Everything apart, with its name; what is likely the cause of the others comes first."""
-        names = fingerprint.names_of(self.optimizer.param_groups)
+        names = ["the plan's factor of learning rates", *fingerprint.names_of(self.optimizer.param_groups)]
         found = [Part("setting", "number of parameter groups", len(self.optimizer.param_groups))]
         found += [Part("setting", name, value) for name, value in zip(names, self._numbers, strict=False)]
         params = list(self.model.named_parameters())

@@ -22,13 +22,17 @@ PLAIN = (int, float, bool, str, bytes, type(None))  # nobody need try whether th
 
 
 class Progress(NamedTuple):
-    """How far a model is. pending: applied, not yet seen committed. skips: the last so many steps were skipped."""
+    """How far a model is. pending: applied, not yet seen committed. skips: the last so many steps were skipped.
+
+    learning_rate_factor: of the plan that is in force.
+    """
 
     step: int
     lineage: bytes
     plan: int
     pending: tuple[Composition, ...]
     skips: int = 0
+    learning_rate_factor: float = 1.0
 
 
 class Saved(NamedTuple):
@@ -84,6 +88,7 @@ def dump(
             for made in progress.pending
         ],
         "skips": progress.skips,
+        "learning_rate_factor": progress.learning_rate_factor,
     }
     whole = {
         "model": model.state_dict(),
@@ -151,7 +156,8 @@ def parse(data: bytes) -> Saved:
         ) from error
     meta = found["progress"]
     pending = tuple(_composition(*made) for made in meta["pending"])
-    progress = Progress(meta["step"], bytes.fromhex(meta["lineage"]), meta["plan"], pending, meta.get("skips", 0))
+    lineage, newer = bytes.fromhex(meta["lineage"]), (meta.get("skips", 0), meta.get("learning_rate_factor", 1.0))
+    progress = Progress(meta["step"], lineage, meta["plan"], pending, *newer)
     random = tuple(bytes(one.numpy()) for one in found["random"])
     name = found.get("optimizer_name", "")
     return Saved(found["model"], found["optimizer"], progress, random, found["labels"], name)

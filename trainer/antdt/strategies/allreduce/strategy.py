@@ -28,6 +28,7 @@ from antdt.strategies.allreduce import finite, guard, randomness, replicas
 from antdt.strategies.allreduce.buckets import LocalGradients, ReducedGradients, partition
 from antdt.strategies.allreduce.composition import ROW_WIDTH, Composition, Range, Round, Row, outlier
 from antdt.strategies.allreduce.memory import Buffers, RandomState
+from antdt.strategies.allreduce.rates import LearningRates
 from antdt.strategies.allreduce.rendezvous import Generation, GenerationClosed
 from antdt.strategies.allreduce.state import (
     Head,
@@ -95,16 +96,18 @@ class StepResult(NamedTuple):
 class AllReduce:
     """One replica of a model. Only the thread that owns the model calls it.
 
-    Public state: step_number, lineage (16 bytes) and plan of the model; `pending`, the compositions of applied steps
-    not yet seen committed; `void`, true while the model holds no valid state (torn by a failure in the middle of an
-    adoption or of the optimizer; the Agent may set it too). first_bucket_at: time.perf_counter() when the first bucket
-    was full in the last backward, where this member's own compute ends; None without one.
+    Public state: step_number, lineage (16 bytes) and plan of the model; `rates`, whose factor is that plan's and is
+    saved with it; `pending`, the compositions of applied steps not yet seen committed; `void`, true while the model
+    holds no valid state (torn by a failure in the middle of an adoption or of the optimizer; the Agent may set it too).
+    first_bucket_at: time.perf_counter() when the first bucket was full in the last backward, where this member's own
+    compute ends; None without one.
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: Any, options: AllReduceOptions | None = None) -> None:
         guard.refuse(model, optimizer)
         self.model, self.optimizer, self.options = model, optimizer, options or AllReduceOptions()
         self.step_number, self.lineage, self.plan = 0, ROOT, 0
+        self.rates = LearningRates(optimizer)
         self.pending: list[Composition] = []
         self.void = False
         self.first_bucket_at: float | None = None
@@ -221,7 +224,8 @@ class AllReduce:
         """
         assert self._row is None, "a snapshot belongs between two steps"
         assert not self.void, "the state is void"
-        progress = Progress(self.step_number, self.lineage, self.plan, tuple(self.pending), self._skips)
+        at, pending = (self.step_number, self.lineage, self.plan), tuple(self.pending)
+        progress = Progress(*at, pending, self._skips, self.rates.factor)
         return dump(self.model, self.optimizer, progress, random or self._random_of_file, labels or {})
 
     def load_back(self) -> None:
@@ -257,6 +261,7 @@ class AllReduce:
         progress = saved.progress
         self.step_number, self.lineage, self.plan = progress.step, progress.lineage, progress.plan
         self.pending, self._skips = list(progress.pending), progress.skips
+        self.rates.factor = progress.learning_rate_factor
         self._random_of_file, self._state = saved.random, 0
         if saved.random:
             rank = self._generation.rank if self._generation is not None else 0
@@ -494,10 +499,10 @@ class AllReduce:
         self._buffers.finish(factor)
         self._guard.applying = True
         try:
-            self.optimizer.step()
+            self.rates.step()
         finally:
             self._guard.applying = False
-        self._replica.stepped()
+        self._replica.stepped(self.rates.factor)
 
     def _advance(self, round_: Round, skipped: tuple[str, ...] | None) -> None:
         self.step_number += 1

@@ -1,0 +1,113 @@
+"""Plans as the workers read them, and what they change in a worker."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from antdt.worker.effects import Effects
+from antdt.worker.plans import PLANS_KEPT_MAX, Plan, Plans, Share
+from antdt_schemas import records
+from antdt_schemas.errors import Unavailable, Undecodable
+from antdt_schemas.records import Action
+
+SHARES = (records.Assignment("w0", 5, 1), records.Assignment("w1", 3, 2))
+
+
+def decision(plan: int, action: Action, offset: int = -1, **changed: Any) -> records.Decision:
+    """A decision with everything in force, whose cause is its own."""
+    at = records.Cause(0, plan if offset < 0 else offset, 0)
+    whole = records.Decision(at, plan, action, SHARES, 1.0, 0, "", "p", 1, "", 0.0, 0, 0)
+    return replace(whole, **changed)
+
+
+@pytest.mark.parametrize("action", [Action.ADJUST_BS, Action.ADJUST_LR, Action.BACKUP_WORKERS])
+def test_a_plan_is_taken_whole_whatever_has_changed(action: Action) -> None:
+    plans = Plans(8)
+    assert plans.add(decision(1, action, learning_rate_factor=0.5, backup_workers=2))
+    shares = {"w0": Share(5), "w1": Share(3, 2)}
+    assert plans.newest == 1
+    assert plans.of(1) == Plan(1, shares, 0.5, 2)
+    assert plans.of(0) == Plan(), "what the workers begin with"
+    assert plans.of(2) is None
+
+
+def test_a_plan_of_a_learning_rate_leaves_the_shares() -> None:
+    plans = Plans(8)
+    plans.add(decision(1, Action.ADJUST_BS))
+    plans.add(decision(2, Action.ADJUST_LR, learning_rate_factor=0.5))
+    assert plans.shares(2, ["w0", "w1"]) == plans.shares(1, ["w0", "w1"]) == [Share(5), Share(3, 2)]
+    assert plans.shares(0, ["w0", "w1"]) == [Share(4), Share(4)]
+    assert plans.shares(2, ["w0", "w2"]) == [Share(4), Share(4)], "it was made for others"
+
+
+@pytest.mark.parametrize("action", [Action.NONE, Action.KILL_RESTART])
+def test_a_decision_that_changes_no_plan_leaves_it(action: Action) -> None:
+    plans = Plans(8)
+    assert not plans.add(decision(0, action, offset=1, assignments=()))
+    plans.add(decision(1, Action.ADJUST_LR, offset=2, learning_rate_factor=0.5))
+    assert not plans.add(decision(1, action, offset=3, learning_rate_factor=0.5, target="w0"))
+    assert plans.newest == 1
+
+
+def test_what_is_older_or_repeated_changes_nothing() -> None:
+    plans = Plans(8)
+    plans.add(decision(2, Action.ADJUST_LR, offset=5, learning_rate_factor=0.5))
+    assert not plans.add(decision(3, Action.ADJUST_LR, offset=5)), "the same cause"
+    assert not plans.add(decision(2, Action.ADJUST_LR, offset=6)), "the same number"
+    assert plans.of(2) == Plan(2, {"w0": Share(5), "w1": Share(3, 2)}, 0.5)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
+def test_a_factor_that_no_controller_gives_is_refused_and_the_next_plan_is_taken(factor: float) -> None:
+    plans = Plans(8)
+    with pytest.raises(Undecodable, match="Plan 1 would multiply the learning rates by"):
+        plans.add(decision(1, Action.ADJUST_LR, learning_rate_factor=factor))
+    assert plans.newest == 0
+    assert plans.add(decision(2, Action.ADJUST_LR, learning_rate_factor=2.0))
+
+
+def test_plans_are_bounded() -> None:
+    plans = Plans(8)
+    for number in range(1, PLANS_KEPT_MAX + 10):
+        plans.add(decision(number, Action.ADJUST_LR))
+    assert plans.of(9) is None
+    assert plans.of(10) is not None
+
+
+class Model:
+    """What effects change of a strategy."""
+
+    def __init__(self) -> None:
+        self.step_number, self.rates = 6, self
+        self.factor = 1.0
+
+
+def test_effects_are_those_of_the_plan_in_force_and_not_of_the_newest(caplog: pytest.LogCaptureFixture) -> None:
+    plans, model = Plans(8), Model()
+    effects = Effects(plans, model)
+    for number, factor in ((1, 0.5), (2, 0.25)):
+        plans.add(decision(number, Action.ADJUST_LR, learning_rate_factor=factor))
+    with caplog.at_level(logging.INFO, "antdt"):
+        effects.on_plan(1)
+    assert model.factor == 0.5
+    assert caplog.messages == ["plan 1: learning rates times 0.5 from step 7 on"]
+
+
+def test_backup_workers_are_not_carried_out_which_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    plans, model = Plans(8), Model()
+    effects = Effects(plans, model)
+    for number, backup in enumerate((0, 1, 1, 2, 0), start=1):
+        plans.add(decision(number, Action.BACKUP_WORKERS, backup_workers=backup, learning_rate_factor=0.5))
+        effects.on_plan(number)
+    said = [message.partition(", which")[0] for message in caplog.messages]
+    assert said == ["plan 2 asks for 1 backup workers", "plan 4 asks for 2 backup workers"]
+    assert model.factor == 0.5, "the rest of the plan is carried out"
+
+
+def test_who_has_not_read_a_plan_does_not_guess_it() -> None:
+    with pytest.raises(Unavailable, match="Plan 3 comes into force, and this worker could not read it"):
+        Effects(Plans(8), Model()).on_plan(3)
