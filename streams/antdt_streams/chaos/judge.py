@@ -30,6 +30,7 @@ from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.stored import Identity
 from antdt_streams.monitor.service import service as monitor
 from antdt_streams.proof.audit import audit
+from antdt_streams.proof.replay import walk
 from antdt_streams.runtime.memory import MemoryDriver, without_repeats
 from antdt_streams.runtime.service import Raw, Service
 from antdt_streams.views.lineage import Lineage
@@ -65,9 +66,7 @@ def judge_cache(connection: Connection, job: str, folder: Path, entries: Entries
     if stored.state is None:
         return []  # it was wiped, or was never in office
     fold = Fold()
-    for offset, payload in entries:
-        if offset < stored.position.next_offset:
-            fold.read(offset, payload)
+    walk(fold, entries, at=stored.position.next_offset - 1)
     assert fold.state is not None
     replayed, kept = rows.digest(fold.state).hex(), rows.digest(stored.state).hex()
     if replayed == kept and fold.position.hash == stored.position.hash:

@@ -113,7 +113,7 @@ class Coverage:
         two disagree for ever.
         """
         left: Sets = {}
-        for epoch, inside in _committed(state).items():
+        for epoch, inside in _sets(state)[0].items():
             before = self.committed.get(epoch, IntervalSet())
             left[epoch] = IntervalSet(part for start, end in inside for part in before.overlaps(start, end))
         self.committed, self.lineage = left, state.lineage
@@ -134,11 +134,8 @@ class Coverage:
 
     def agrees(self, state: State) -> bool:
         """Whether the state has the same samples in the model and in quarantine, at the same step and lineage."""
-        return (
-            (self.step, self.lineage) == (state.committed, state.lineage)
-            and _filled(self.committed) == _filled(_committed(state))
-            and _filled(self.quarantined) == _filled(_quarantined(state))
-        )
+        same = (self.step, self.lineage) == (state.committed, state.lineage)
+        return same and _filled(self.committed, self.quarantined) == _filled(*_sets(state))
 
     def missing(self, spec: records.JobSpec) -> list[Range]:
         """Positions that are neither committed nor quarantined."""
@@ -157,9 +154,7 @@ class Coverage:
     @classmethod
     def opened(cls, state: State) -> Coverage:
         """That of the part of a log that begins with this state."""
-        inside, apart = (
-            {n: part.copy() for n, part in sets.items()} for sets in (_committed(state), _quarantined(state))
-        )
+        inside, apart = ({n: part.copy() for n, part in sets.items()} for sets in _sets(state))
         return cls(inside, apart, step=state.committed, lineage=state.lineage)
 
     def closed(self) -> Coverage:
@@ -180,16 +175,14 @@ class Coverage:
             self.last_commit_ms = before.last_commit_ms
 
 
-def _committed(state: State) -> Sets:
-    return {number: epoch.committed for number, epoch in state.epochs.items()}
+def _sets(state: State) -> tuple[Sets, Sets]:
+    """What is committed and what is in quarantine."""
+    epochs = state.epochs.items()
+    return {n: epoch.committed for n, epoch in epochs}, {n: epoch.quarantined for n, epoch in epochs}
 
 
-def _quarantined(state: State) -> Sets:
-    return {number: epoch.quarantined for number, epoch in state.epochs.items()}
-
-
-def _filled(sets: Sets) -> dict[int, tuple[tuple[int, int], ...]]:
-    return {number: tuple(inside) for number, inside in sets.items() if inside}
+def _filled(*kinds: Sets) -> list[dict[int, tuple[tuple[int, int], ...]]]:
+    return [{n: tuple(inside) for n, inside in sets.items() if inside} for sets in kinds]
 
 
 def _ranges(event: records.Committed) -> Iterator[Range]:

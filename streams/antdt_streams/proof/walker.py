@@ -25,6 +25,7 @@ E = TypeVar("E", bound=tuple[Any, ...])
 Entry = tuple[int, bytes] | LogEntry  # a bare one has no time
 Entries = Iterable[tuple[int, bytes]]
 Anchors = Mapping[int, bytes]
+Run = runs.Run
 
 
 class Read(NamedTuple):
@@ -50,33 +51,6 @@ class Observer(Protocol):
 
     def on_entry(self, read: Read) -> None:
         """One entry."""
-
-
-class Run(Protocol):
-    """Many entries that count, of leases and commits only."""
-
-    @property
-    def steps(self) -> int:
-        """How many steps they commit, each the next one."""
-
-    @property
-    def first_lease_ms(self) -> int | None:
-        """The time of the entry with the first lease; None if there is none."""
-
-    @property
-    def last_commit_ms(self) -> int:
-        """The time of the entry with the last step, if there is one."""
-
-    @property
-    def unions(self) -> dict[int, list[tuple[int, int]]]:
-        """What all steps together commit of each epoch: [start, end) in order, no two of which touch."""
-
-    @property
-    def lineages(self) -> list[bytes]:
-        """What the log says is the lineage after each step."""
-
-    def lineages_after(self, previous: bytes) -> list[bytes]:
-        """What it is, if `previous` is the lineage before the first one."""
 
 
 @runtime_checkable

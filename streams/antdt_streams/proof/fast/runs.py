@@ -45,7 +45,6 @@ class Run:
         self.l0, self.l1 = (int(n) for n in np.searchsorted(of.leases.entry, (first, last)))
         self.c0, self.c1 = (int(n) for n in np.searchsorted(of.commits.entry, (first, last)))
         self.leases, self.commits = of.leases, of.commits
-        self._last: list[tuple[int, ...]] = []
         self._lineages: dict[bytes, list[bytes]] = {}  # several readers ask, of the same lineage before
 
     def __len__(self) -> int:
@@ -113,16 +112,14 @@ class Run:
 
     def compositions(self, most: int) -> list[tuple[int, ...]]:
         """The flat ranges of the last steps, at most so many."""
-        if len(self._last) < min(most, self.steps):
-            counts = self.counts[max(self.steps - most, 0) :]
-            flat = self.ranges[self.ranges.shape[0] - int(counts.sum()) :].reshape(-1).tolist()
-            ends = accumulate((4 * counts).tolist(), initial=0)
-            self._last = [tuple(flat[low:high]) for low, high in pairwise(ends)]
-        return self._last[-most:]
+        counts = self.counts[max(self.steps - most, 0) :]
+        flat = self.ranges[self.ranges.shape[0] - int(counts.sum()) :].reshape(-1).tolist()
+        ends = accumulate((4 * counts).tolist(), initial=0)
+        return [tuple(flat[low:high]) for low, high in pairwise(ends)]
 
     @cached_property
     def unions(self) -> dict[int, list[tuple[int, int]]]:
-        """What all steps together commit of each epoch.
+        """What all steps together commit of each epoch: [start, end) in order, no two of which touch.
 
         Raises:
             ValueError: they commit a position twice.
