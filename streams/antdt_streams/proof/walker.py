@@ -31,7 +31,8 @@ Run = runs.Run
 class Read(NamedTuple):
     """An entry that was read. time_ms: when the broker took it in, 0 where the source does not say.
 
-    body: what it says; None if it is void. state: the state after it, not to be changed; None before Genesis.
+    body: what it says; None if it is void. state: the state after it (of one that is refused, with a part of it), not
+    to be changed; None before Genesis.
     """
 
     verdict: Verdict
