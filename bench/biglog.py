@@ -8,7 +8,7 @@ longer to write than to measure.
 
 Measured, each in a process of its own so that its peak of memory is its own:
   verify    `replay` of the file in one piece: chain, sequence, digests, anchor of its last entry
-  audit     `audit` of the file in one piece: all that, and the accounting
+  audit     `audit` of the file in one piece: all that, and the coverage
   parts     `audit` of the file in parts between waypoints, one process a core
   start     from the rows of the newest snapshot to an object that leads: rows to state, the entries behind the snapshot
             (as many as there can be) folded in, digest compared with the generator's

@@ -94,7 +94,7 @@ def measure_file(repetitions: int) -> dict[str, Any]:
                 replayed = timed("replay", lambda log=log: replay(log, anchors=log.anchors))
             account = timed("audit_parts", lambda: parts.prove(path, {}))
             assert account is None or report_of(account, None) == report
-            account = timed("replay_parts", lambda: parts.prove(path, {}, accounting=False))
+            account = timed("replay_parts", lambda: parts.prove(path, {}, counting=False))
             assert account is None or account.fold.position == replayed.fold.position
         return {
             "events": made.events,

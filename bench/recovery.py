@@ -47,7 +47,6 @@ class Recovery:
 
     def __init__(self, world: World, workers: int = WORKERS) -> None:
         self.world, self.workers = world, workers
-        assert world.progress is not None
         self.progress = world.progress
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._look_after, name="look-after", daemon=True)
@@ -74,7 +73,7 @@ class Recovery:
     def until(self, true: Callable[[], bool]) -> float:
         """Wait for what the log shows; when that was."""
         until = monotonic() + WITHIN_S
-        while not self.progress.wait(true, 0.2):
+        while not self.world.follow.wait(true, 0.2):
             assert self._thread.is_alive(), "a process ended for good"
             assert monotonic() < until, f"not within {WITHIN_S:g} s"
         return monotonic()

@@ -72,7 +72,7 @@ def together(log: Log, doctor: Doctor | None = None, at: int = FIRST) -> int:
     assert found.fold.position == expected.fold.position and found.fold.proven == expected.fold.proven
     assert packed(found.fold, IDENTITY) == packed(expected.fold, IDENTITY)
     assert report_of(found, found_break) == report_of(expected, expected_break)
-    assert (found.fold.events, found.books) == (expected.fold.events, expected.books)
+    assert (found.fold.events, found.coverage) == (expected.fold.events, expected.coverage)
     if found_break is None:
         assert found.fold.state is not None
         found.fold.state.check()

@@ -92,8 +92,7 @@ class Driver:
 
     def _await_first_step(self) -> None:
         until = monotonic() + self.bounds.begin_s
-        progress = self.world.progress
-        while progress is None or not progress.commits:
+        while not self.world.progress.commits:
             if self._pause() or monotonic() > until:
                 words = self.world.launches.last_words
                 waits = waits_of(self.world.broker.connection, self.world.job)
@@ -116,8 +115,7 @@ class Driver:
                 self.carried.done.append((now - self._began, self.left.pop(0)))
                 bound = max(bound, now + self.bounds.end_s)
             if now > bound:
-                progress = self.world.progress
-                step = progress.step if progress is not None else 0
+                step = self.world.progress.step
                 waits = waits_of(self.world.broker.connection, self.world.job)
                 bound_s = self.bounds.end_s
                 raise AntdtError(f"The run did not end within {bound_s:g} s of the last fault: step {step}.\n{waits}")

@@ -13,13 +13,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from antdt_schemas import codec, records
+from antdt_schemas import codec
 from antdt_schemas.connection import Connection
-from antdt_schemas.order import FEISTEL, Permutation
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS, SHARD_LOG, Topic
 
 from antdt_streams.controller.service import service as controller
@@ -27,12 +26,15 @@ from antdt_streams.kafka import topics_admin
 from antdt_streams.kafka.reader import TopicReader, decoded
 from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core import rows
-from antdt_streams.ledger.core.fold import Fold, Verdict
+from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.stored import Identity
 from antdt_streams.monitor.service import service as monitor
 from antdt_streams.proof.audit import audit
+from antdt_streams.proof.replay import walk
 from antdt_streams.runtime.memory import MemoryDriver, without_repeats
 from antdt_streams.runtime.service import Raw, Service
+from antdt_streams.views.lineage import Lineage
+from antdt_streams.views.projection import Feed
 
 Entries = list[tuple[int, bytes]]
 
@@ -64,9 +66,7 @@ def judge_cache(connection: Connection, job: str, folder: Path, entries: Entries
     if stored.state is None:
         return []  # it was wiped, or was never in office
     fold = Fold()
-    for offset, payload in entries:
-        if offset < stored.position.next_offset:
-            fold.read(offset, payload)
+    walk(fold, entries, at=stored.position.next_offset - 1)
     assert fold.state is not None
     replayed, kept = rows.digest(fold.state).hex(), rows.digest(stored.state).hex()
     if replayed == kept and fold.position.hash == stored.position.hash:
@@ -133,54 +133,9 @@ class Attempt:
     lineage: str | None = None
 
 
-@dataclass(slots=True)
-class History:
-    """The steps of a log that count in the end: by step, its lineage and the samples of each worker.
-
-    quarantined: the samples that ever were in quarantine.
-    """
-
-    spec: records.JobSpec
-    steps: dict[int, tuple[str, dict[str, list[int]]]] = field(default_factory=dict)
-    workers: dict[str, str] = field(default_factory=dict)
-    leases: dict[int, str] = field(default_factory=dict)
-    orders: dict[int, Permutation] = field(default_factory=dict)
-    quarantined: set[int] = field(default_factory=set)
-
-    def enter(self, event: records.Event) -> None:
-        """Book one event that counts."""
-        if isinstance(event, records.Joined):
-            self.workers[event.incarnation] = event.worker
-        elif isinstance(event, records.Leased):
-            for number in range(event.lease, event.lease + event.shards):
-                self.leases[number] = self.workers[event.incarnation]
-        elif isinstance(event, records.Committed):
-            self._commit(event)
-        elif isinstance(event, records.Returned) and event.quarantined:
-            self.quarantined.update(self.sample(event.epoch, event.start + k) for k in range(event.length))
-        elif isinstance(event, records.RolledBack):
-            self.steps = {s: c for s, c in self.steps.items() if s <= event.step}
-
-    def _commit(self, event: records.Committed) -> None:
-        taken: dict[str, list[int]] = {}
-        r = event.ranges
-        for i in range(0, len(r), 4):
-            samples = [self.sample(r[i + 1], r[i + 2] + k) for k in range(r[i + 3])]
-            taken.setdefault(self.leases[r[i]], []).extend(samples)
-        self.steps[event.step] = event.lineage.hex(), taken
-
-    def sample(self, epoch: int, position: int) -> int:
-        """The sample at a position of an epoch."""
-        if self.spec.order != FEISTEL:
-            return position
-        if epoch not in self.orders:
-            self.orders[epoch] = Permutation.of(self.spec.seed, epoch, self.spec.samples)
-        return self.orders[epoch](position)
-
-
 def judge_quarantine(entries: Entries, poison: Collection[int]) -> list[str]:
     """Whether only these samples were ever in quarantine: a process that dies by itself is no sample's fault."""
-    innocent = history_of(entries).quarantined.difference(poison)
+    innocent = lineage_of(entries).quarantined.difference(poison)
     return [f"Samples {sorted(innocent)} came into quarantine, and nothing is wrong with them."] if innocent else []
 
 
@@ -194,20 +149,11 @@ def judge_result(report: dict[str, Any], file: Path) -> list[str]:
     return [f"The script of rank 0 ended with a model of {made['steps']} steps, the log has {report['steps']}."]
 
 
-def history_of(entries: Entries) -> History:
+def lineage_of(entries: Entries) -> Lineage:
     """What a log says in the end."""
-    fold, history = Fold(), None
-    for offset, payload in entries:
-        verdict = fold.read(offset, payload)
-        if verdict is Verdict.GENESIS and fold.genesis is not None:
-            history = History(fold.genesis.spec)
-        elif verdict is Verdict.COUNTED and history is not None:
-            body = fold.entry
-            assert isinstance(body, records.Cycle)
-            for event in body.events:
-                history.enter(event)
-    assert history is not None, "a log without Genesis"
-    return history
+    found = Lineage()
+    Feed(found).entries(entries)
+    return found
 
 
 def attempts_of(lines: Iterable[str]) -> dict[int, list[Attempt]]:
@@ -227,7 +173,7 @@ def judge_records(entries: Entries, folder: Path) -> list[str]:
 
     A worker that died inside a step that the others finished has no lineage of it; its samples must be there.
     """
-    history, wrong = history_of(entries), list[str]()
+    history, wrong = lineage_of(entries), list[str]()
     attempts = {
         file.stem: attempts_of(file.read_text(encoding="utf-8").splitlines()) for file in folder.glob("*.jsonl")
     }
@@ -239,6 +185,7 @@ def judge_records(entries: Entries, folder: Path) -> list[str]:
                 trained.update(samples)
             else:
                 wrong.append(f"Step {step}: the log says that {worker} used {samples}; it wrote down {own}.")
+    assert history.spec is not None, "a log without Genesis"
     epochs = history.spec.epochs
     odd = [i for i in range(history.spec.samples) if trained[i] != epochs]
     if odd:

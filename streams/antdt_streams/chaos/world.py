@@ -12,11 +12,11 @@ from time import monotonic, sleep
 
 from antdt_schemas import records
 from antdt_schemas.errors import AntdtError, ExitCode, Refused
+from antdt_schemas.topics import SHARD_LOG
 
 from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.chaos import clock
 from antdt_streams.chaos.launches import RESTARTS_MAX, Launches, Training
-from antdt_streams.chaos.progress import Progress
 from antdt_streams.chaos.schedule import EVERYBODY, SERVICES, WORKERS
 from antdt_streams.chaos.signals import send
 from antdt_streams.host.files import write_whole
@@ -25,6 +25,8 @@ from antdt_streams.kafka.ask import ask
 from antdt_streams.local.place import Place
 from antdt_streams.local.services import STANDBY, environment_of, ledger_folder, service_command
 from antdt_streams.local.supervise import Child, RestartPolicy, Start, Supervisor, start_process
+from antdt_streams.views.follow import Follow
+from antdt_streams.views.progress import Progress
 
 LEDGERS = ("ledger", STANDBY)
 POLL_S = 0.02
@@ -52,7 +54,8 @@ class World:
         self.supervisor = Supervisor(self.environ, RestartPolicy(restarts_max=RESTARTS_MAX), start)
         self.launches = Launches(job, training, folder, self.place.data, self.environ, start)
         self.records, self.logs, self.result = self.launches.records, self.launches.logs, self.launches.result
-        self.progress: Progress | None = None
+        self.progress = Progress()
+        self.follow = Follow(broker.connection, job, (SHARD_LOG,), self.progress)
         self.poison: dict[str, str] = {}
         self._broker_starts: threading.Thread | None = None
         self._readmits: threading.Thread | None = None
@@ -64,8 +67,7 @@ class World:
     def open(self) -> None:
         """Topics, services, workers."""
         topics_admin.create(self.broker.connection, self.job)
-        self.progress = Progress(self.broker.connection, self.job)
-        self.progress.start()
+        self.follow.start()
         for name in self.services:
             extra = ("--patience-ms", str(self.training.patience_ms)) if name in LEDGERS else ()
             command = self.clocks[name].of_service(
@@ -86,8 +88,8 @@ class World:
         """
         if self._error is not None:
             raise self._error
-        if self.progress is not None and self.progress.failure is not None:
-            raise self.progress.failure
+        if self.follow.failure is not None:
+            raise self.follow.failure
         self.supervisor.poll()
         self._brokers |= {self.broker.pid} if self.broker.pid is not None else set()
         if self._readmits is not None:
@@ -136,8 +138,7 @@ class World:
             if child.process is not None:
                 send(child.process.pid, signal.SIGCONT)
         self.supervisor.stop()
-        if self.progress is not None:
-            self.progress.stop()
+        self.follow.stop()
         self.wait_for_broker()
         for pid in self._brokers - {self.broker.pid}:
             clock.forget(pid)
@@ -148,7 +149,7 @@ class World:
         """A service that lives. The ledger is whichever of two is in office, the standby the other one."""
         alive = {n: c for n, c in self.supervisor.children.items() if c.process and c.process.poll() is None}
         if STANDBY in self.services and name in LEDGERS:
-            leader = self.progress.leader_pid if self.progress is not None else None
+            leader = self.progress.leader_pid
             pair = {c.process.pid: c for n, c in alive.items() if n in LEDGERS and c.process}
             if leader in pair:
                 return pair[leader] if name == "ledger" else next((c for p, c in pair.items() if p != leader), None)

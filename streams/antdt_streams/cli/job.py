@@ -30,7 +30,7 @@ def audit(
 
     Exit status 0 if it is proven; 1 if not: then the offending ranges are listed; 42 if the log itself breaks.
     """
-    account = in_parts(job, file, anchors, processes, accounting=True)
+    account = in_parts(job, file, anchors, processes, counting=True)
     if account is not None:
         report = report_of(account, None)
     else:

@@ -75,14 +75,14 @@ def _check_same(job: str | None, log: LogSource, file: Path) -> None:
 
 
 def in_parts(
-    job: str | None, file: Path | None, anchors: dict[int, bytes], processes: int | None, *, accounting: bool
+    job: str | None, file: Path | None, anchors: dict[int, bytes], processes: int | None, *, counting: bool
 ) -> Account | None:
     """The account of a --file that was proven in parts; None: the log is to be read in one piece."""
     if file is None:
         return None
     with open_file(file) as log:
         _check_same(job, log, file)
-    return parts.prove(file, anchors, processes, accounting=accounting)
+    return parts.prove(file, anchors, processes, counting=counting)
 
 
 processes_option = click.option(
@@ -116,7 +116,7 @@ def replay(
     Exit status 42 if the log breaks: the offset is named, what was expected and found, and how far the log is proven.
     """
     whole = at is None and not snapshot
-    account = in_parts(job, file, anchors, processes, accounting=False) if whole else None
+    account = in_parts(job, file, anchors, processes, counting=False) if whole else None
     if account is not None:
         found = Replayed(account.fold, 0, None)
     else:

@@ -16,15 +16,18 @@ from typing import Any, Protocol
 from antdt_schemas import codec
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, ExitCode, Unavailable
+from antdt_schemas.topics import DECISIONS, MEASUREMENTS, SHARD_LOG, STEPS
 
 from antdt_streams.demo.options import DemoOptions
-from antdt_streams.demo.watch import Watch
 from antdt_streams.host.child import spawn
 from antdt_streams.kafka import topics_admin
 from antdt_streams.local.place import Place
 from antdt_streams.local.services import SERVICES, environment_of, start_services
 from antdt_streams.local.supervise import Supervisor, last_words
+from antdt_streams.views.control import Control
+from antdt_streams.views.follow import Follow
 from antdt_streams.views.job import audit_of
+from antdt_streams.views.progress import Progress
 
 POLL_S = 0.25
 GRACE_S = 15.0
@@ -39,6 +42,15 @@ class Run:
     accuracy: float
     audit: dict[str, Any]
     decisions: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Watch(Follow):
+    """Follows a run for the screen."""
+
+    def __init__(self, connection: Connection, job: str) -> None:
+        self.progress, self.control = Progress(), Control()
+        topics = (SHARD_LOG, STEPS, MEASUREMENTS, DECISIONS)
+        super().__init__(connection, job, topics, self.progress, self.control)
 
 
 class Screen(Protocol):
@@ -78,7 +90,8 @@ class Demo:
         made = json.loads(result.read_text(encoding="utf-8"))
         if not report["train_s"]:
             raise AntdtError(f"Job {job} has no committed step.")
-        run = Run(job, report["train_s"], made["accuracy"], report, [codec.to_json(d) for d in watch.decisions])
+        decisions = [codec.to_json(decision) for decision in watch.control.decisions]
+        run = Run(job, report["train_s"], made["accuracy"], report, decisions)
         self.screen.ended(title, run)
         return run
 

@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from antdt_streams.demo.options import DemoOptions
-from antdt_streams.demo.run import Run, Screen
-from antdt_streams.demo.watch import Watch, WorkerView
+from antdt_streams.demo.run import Run, Screen, Watch
+from antdt_streams.views.control import WorkerView
 
 WIDTH_MAX = 100
 BAR = 14
@@ -51,7 +51,7 @@ class Frames:
 
     def show(self, watch: Watch, title: str) -> None:
         """Draw it."""
-        with watch.lock:
+        with watch.changed:
             self._live.update(frame(watch, title, self._options, self._speeds_before, self._live.console))
 
     def ended(self, title: str, run: Run) -> None:
@@ -68,20 +68,20 @@ class Lines:
 
     def show(self, watch: Watch, title: str) -> None:
         """Say it if it is time."""
-        with watch.lock:
-            for decision in watch.decisions:
+        with watch.changed:
+            progress = watch.progress
+            for decision in watch.control.decisions:
                 if decision.plan > self._plan:
                     self._plan = decision.plan
-                    self._say(f"{watch.train_s:6.1f} s  plan {decision.plan}: {decision.reason}")
+                    self._say(f"{progress.train_s:6.1f} s  plan {decision.plan}: {decision.reason}")
             if monotonic() - self._said_at < LINE_EVERY_S:
                 return
             self._said_at = monotonic()
-            state = watch.fold.state
-            if state is None or not watch.speeds:
+            if not progress.speeds:
                 self._say(f"{title}: the workers are starting")
                 return
-            sizes = " ".join(f"{w}={v.batch_size}" for w, v in sorted(watch.workers.items()))
-            self._say(f"{watch.train_s:6.1f} s  {state.committed_total:,} of {state.samples_total:,} samples, {sizes}")
+            sizes = " ".join(f"{w}={v.batch_size}" for w, v in sorted(watch.control.workers.items()))
+            self._say(f"{progress.train_s:6.1f} s  {progress.committed:,} of {progress.total:,} samples, {sizes}")
 
     def ended(self, title: str, run: Run) -> None:
         """What came out."""
@@ -99,22 +99,22 @@ def _ended(title: str, run: Run) -> str:
 
 
 def frame(watch: Watch, title: str, options: DemoOptions, speeds_before: list[int], console: Console) -> RenderableType:
-    """Progress, one line a worker, the newest decisions with their reason. The caller holds the watch's lock."""
+    """Progress, one line a worker, the newest decisions with their reason. The caller holds `watch.changed`."""
     width = min(WIDTH_MAX, console.width)
-    state = watch.fold.state
-    done, total = (state.committed_total, state.samples_total) if state else (0, 1)
-    if not watch.speeds:
+    progress, speeds = watch.progress, watch.progress.speeds
+    done, total = progress.committed, progress.total
+    if not speeds:
         head = f"starting {options.workers} workers …"
     else:
-        head = f"{watch.train_s:5.1f} s   step {state.committed if state else 0}   {done:,} of {total:,} samples"
-    lines = [_line(f"plan {d.plan}: {d.reason}", "yellow") for d in watch.decisions[-DECISIONS_SHOWN:]]
+        head = f"{progress.train_s:5.1f} s   step {progress.step}   {done:,} of {total:,} samples"
+    lines = [_line(f"plan {d.plan}: {d.reason}", "yellow") for d in watch.control.decisions[-DECISIONS_SHOWN:]]
     lines += [Text("")] * (DECISIONS_SHOWN - len(lines))
     parts: list[RenderableType] = [
         _line(head, "bold"),
-        Padding(ProgressBar(total=total, completed=done, width=width - 4), 0),
-        _speed(watch.speeds, speeds_before, width - 4, _unicode(console)),
+        Padding(ProgressBar(total=total or 1, completed=done, width=width - 4), 0),
+        _speed(speeds, speeds_before, width - 4, _unicode(console)),
         Text(""),
-        _workers(watch.workers, options, _unicode(console)),
+        _workers(watch.control.workers, options, _unicode(console)),
         Text(""),
         *lines,
     ]

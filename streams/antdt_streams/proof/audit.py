@@ -1,7 +1,7 @@
 """The audit: from the log alone, was each sample of each epoch committed exactly once?
 
-The books are an accounting of their own. The fold runs beside them for what only a full replay can prove: sequence,
-hash chain and digests.
+The state of a full replay, with its sequence, hash chain and digests, and beside it the coverage, which counts anew
+what the state asserts.
 """
 
 from __future__ import annotations
@@ -12,47 +12,22 @@ from typing import Any
 from antdt_schemas import records
 
 from antdt_streams.ledger.core import evidence, rows
-from antdt_streams.ledger.core.fold import Fold, Verdict
-from antdt_streams.proof.books import RANGES_LISTED_MAX, Books
-from antdt_streams.proof.fast.runs import Run
+from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.proof.coverage import RANGES_LISTED_MAX, Coverage
 from antdt_streams.proof.replay import Break, walk
 from antdt_streams.proof.walker import Anchors, Entries
 
 
 @dataclass(slots=True)
 class Account:
-    """What an audit knows: the fold, and beside it the books and the offsets of void entries.
+    """What an audit knows: the fold, and beside it the coverage, which a mere replay does without."""
 
-    accounting: a mere replay keeps no books.
-    """
-
-    accounting: bool = True
+    coverage: Coverage | None = field(default_factory=Coverage)
     fold: Fold = field(default_factory=lambda: Fold(cached=False))
-    books: Books | None = None
-    voids: list[int] = field(default_factory=list)
 
     def read(self, entries: Entries, anchors: Anchors | None = None) -> Break | None:
         """Read a log, or a part of one, to its end. Returns where it breaks, or None."""
-        return walk(self.fold, entries, anchors=anchors, observer=self)
-
-    def entry(self, verdict: Verdict) -> None:
-        """Book the entry that the fold has read."""
-        if verdict is Verdict.COUNTED:
-            body, books = self.fold.entry, self.books
-            assert isinstance(body, records.Cycle)
-            if books is not None:
-                for event in body.events:
-                    books.enter(event, body.now_ms)
-        elif verdict is Verdict.VOID:
-            self.voids.append(self.fold.position.next_offset - 1)
-        elif verdict is Verdict.GENESIS and self.accounting:
-            assert self.fold.genesis is not None
-            self.books = Books(self.fold.genesis.spec)
-
-    def run(self, run: Run) -> None:
-        """Book all entries of a run."""
-        if self.books is not None:
-            self.books.enter_run(run)
+        return walk(self.fold, entries, anchors=anchors, observers=[] if self.coverage is None else [self.coverage])
 
 
 def audit(entries: Entries, anchors: Anchors | None = None) -> dict[str, Any]:
@@ -68,62 +43,67 @@ def audit(entries: Entries, anchors: Anchors | None = None) -> dict[str, Any]:
 
 def report_of(account: Account, broken: Break | None) -> dict[str, Any]:
     """The report of an audit that has read a log to its end, or to where it breaks."""
-    fold, books, voids = account.fold, account.books, account.voids
+    fold, coverage = account.fold, account.coverage
+    assert coverage is not None, "a replay is no audit"
     state, genesis = fold.state, fold.genesis
     report: dict[str, Any] = {
         "exactly_once": False,
         "job": genesis.job if genesis else None,
         "run_id": genesis.run_id if genesis else None,
         "entries": fold.position.entries if broken is None else broken.offset,
-        "void_entries": len(voids),
-        "void_offsets": voids[:RANGES_LISTED_MAX],
+        "void_entries": len(coverage.voids),
+        "void_offsets": coverage.voids[:RANGES_LISTED_MAX],
         "head_hash": fold.position.hash.hex(),
         "broken": broken and broken.document(),
         "last_proven": fold.proven if broken is None else broken.proven,
         "fold_version": genesis.fold_version if genesis else None,
     }
-    if books is None or state is None:
+    if state is None:
         return report | {"verdict": f"NOT PROVEN. {broken.sentence() if broken else 'The log holds no job.'}"}
-    missing, spec = books.missing(), books.spec
-    committed = sum(s.total for s in books.committed.values())
-    quarantined = sum(s.total for s in books.quarantined.values())
-    proven = not (missing or books.repeated or quarantined or broken or books.wrong_lineage)
-    # The accounting and the fold are two pieces of code: they must agree.
-    agree = broken or (committed == state.committed_total and books.lineage == state.lineage)
-    span = (books.first_lease_ms, books.last_commit_ms)
-    report |= {
-        "exactly_once": bool(proven and agree),
-        "finished": not missing and not broken,
+    counted = _counted(coverage, state.spec)
+    proven = not (broken or any(counted[what] for what in ("missing", "repeated", "quarantined", "wrong_lineage")))
+    # Coverage and state are two pieces of code: they must agree.
+    agree = broken is not None or coverage.agrees(state)
+    report |= counted | {
+        "exactly_once": proven and agree,
+        "finished": not counted["missing"] and not broken,
+        "faults": evidence.faults(state),
+        "skipped_steps": state.skipped,
+        "refused_reports": state.refused,
+        "digest": rows.digest(state).hex(),
+        "file": state.done,
+    }
+    return report | {"verdict": _verdict(report, broken, agree)}
+
+
+def _counted(coverage: Coverage, spec: records.JobSpec) -> dict[str, Any]:
+    """What a coverage says of a job."""
+    first_ms, last_ms = coverage.first_lease_ms, coverage.last_commit_ms
+    return {
         "epochs": spec.epochs,
         "samples": spec.samples,
-        "committed": committed,
-        "missing": [list(r) for r in missing],
-        "repeated": [list(r) for r in books.repeated],
-        "quarantined": [[e, a, b] for e, s in sorted(books.quarantined.items()) for a, b in s],
-        "faults": evidence.faults(state),
-        "steps": books.step,
-        "skipped_steps": books.skipped,
-        "rolled_back_steps": books.rolled_back,
+        "committed": sum(inside.total for inside in coverage.committed.values()),
+        "missing": [list(r) for r in coverage.missing(spec)],
+        "repeated": [list(r) for r in coverage.repeated],
+        "quarantined": [[e, a, b] for e, apart in sorted(coverage.quarantined.items()) for a, b in apart],
+        "wrong_lineage": coverage.wrong_lineage[:RANGES_LISTED_MAX],
+        "steps": coverage.step,
+        "lineage": coverage.lineage.hex(),
+        "rolled_back_steps": coverage.rolled_back,
         "accepted_losses": [
             {"first_lost": e.first_lost, "next_offset": e.next_offset, "author": e.author, "reason": e.reason}
-            for e in books.regressions
+            for e in coverage.losses
         ],
-        "requests_moved": [{"next": e.next, "reason": e.reason} for e in books.moves],
-        "refused_reports": books.refused,
-        "wrong_lineage": books.wrong_lineage[:RANGES_LISTED_MAX],
-        "lineage": books.lineage.hex(),
-        "digest": rows.digest(state).hex(),
-        "file": books.done,
-        "train_s": None if None in span else (span[1] - span[0]) / 1000,  # type: ignore[operator]
+        "requests_moved": [{"next": e.next, "reason": e.reason} for e in coverage.moves],
+        "train_s": None if first_ms is None or last_ms is None else (last_ms - first_ms) / 1000,
     }
-    return report | {"verdict": _verdict(report, broken, bool(agree))}
 
 
 def _verdict(report: dict[str, Any], broken: Break | None, agree: bool) -> str:
     if broken is not None:
         return f"NOT PROVEN. {broken.sentence()}"
     if not agree:
-        return "NOT PROVEN. The accounting and the replay of the state disagree: report this as a bug."
+        return "NOT PROVEN. What was counted and the state of the replay disagree: report this as a bug."
     if report["exactly_once"]:
         total = report["samples"] * report["epochs"]
         return f"EXACTLY ONCE. Each of {report['samples']} samples in each of {report['epochs']} epochs ({total:,})."

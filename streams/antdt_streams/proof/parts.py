@@ -25,7 +25,7 @@ from antdt_schemas.errors import AntdtError
 from antdt_streams.ledger.stored import Identity
 from antdt_streams.proof import waypoints
 from antdt_streams.proof.audit import Account
-from antdt_streams.proof.books import Books
+from antdt_streams.proof.coverage import Coverage
 from antdt_streams.proof.walker import Anchors
 from antdt_streams.proof.waypoints import Waypoint
 
@@ -43,7 +43,7 @@ class Part:
     start: Waypoint | None
     end: Waypoint | None
     anchors: dict[int, bytes]
-    accounting: bool = True
+    counting: bool = True
 
 
 class PartBroken(Exception):
@@ -55,11 +55,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def prove(path: Path, anchors: Anchors, processes: int | None = None, *, accounting: bool = True) -> Account | None:
+def prove(path: Path, anchors: Anchors, processes: int | None = None, *, counting: bool = True) -> Account | None:
     """The account of the whole log in a file, as `Account.read` would leave it; None if it was not proven in parts:
     there is one core, or no waypoint, or something does not hold.
 
-    anchors: rolling hashes that the log must meet, beside that of the file itself. accounting: keep books as well.
+    anchors: rolling hashes that the log must meet, beside that of the file itself.
+    counting: for an audit, not for a mere replay.
 
     Raises:
         UsageError: the file cannot be read.
@@ -72,9 +73,8 @@ def prove(path: Path, anchors: Anchors, processes: int | None = None, *, account
     whole = {**header.anchors, **anchors}
     pool, account = ProcessPoolExecutor(count, get_context("spawn"), _begin), None
     try:
-        found = _proven(
-            pool, parts_of(path, header.next_offset, Identity(header.job, header.topic_id), whole), count * AHEAD
-        )
+        identity = Identity(header.job, header.topic_id)
+        found = _proven(pool, parts_of(path, header.next_offset, identity, whole, counting), count * AHEAD)
         account = joined(found)
     except (PartBroken, AntdtError, BrokenExecutor) as error:
         log.warning("event=parts-broken file=%s reason=%s: it is read again in one piece", path, error)
@@ -83,14 +83,14 @@ def prove(path: Path, anchors: Anchors, processes: int | None = None, *, account
     return account
 
 
-def parts_of(path: Path, end: int, identity: Identity, anchors: Anchors, accounting: bool = True) -> Iterator[Part]:
+def parts_of(path: Path, end: int, identity: Identity, anchors: Anchors, counting: bool = True) -> Iterator[Part]:
     """The parts between the waypoints beside a file that ends before offset `end`, each with the anchors in it."""
     start: Waypoint | None = None
     # One at the end of the file would leave the last part without an entry to be told by.
     for stop in chain((w for w in waypoints.reading(path) if w.next_offset < end), (None,)):
         low, high = start.next_offset if start else 0, stop.next_offset if stop else 1 << 63
         due = {offset: expected for offset, expected in anchors.items() if low <= offset < high}
-        yield Part(path, identity, start, stop, due, accounting)
+        yield Part(path, identity, start, stop, due, counting)
         start = stop
 
 
@@ -109,9 +109,8 @@ def joined(accounts: Iterator[Account]) -> Account:
     """The last account, with what those before it found."""
     whole = next(accounts)
     for account in accounts:
-        if account.books is not None and whole.books is not None:
-            account.books.follow(whole.books)
-        account.voids = whole.voids + account.voids
+        if account.coverage is not None and whole.coverage is not None:
+            account.coverage.follow(whole.coverage)
         whole = account
     return whole
 
@@ -125,7 +124,7 @@ def prove_part(part: Part) -> Account:
     Raises:
         PartBroken: it does not hold.
     """
-    account = Account(part.accounting)
+    account = Account(Coverage() if part.counting else None)
     if part.start is not None:
         _depart(account, part.start, part.identity)
     end = part.end
@@ -151,21 +150,21 @@ def _depart(account: Account, start: Waypoint, identity: Identity) -> None:
     try:
         account.fold = start.fold(identity)
         assert account.fold.state is not None, "no job"
-        account.books = Books.opened(account.fold.state) if account.accounting else None
+        account.coverage = account.coverage and Coverage.opened(account.fold.state)
     except Exception as error:  # whatever a file from elsewhere may hold
         raise PartBroken(f"the waypoint at offset {start.next_offset}: {type(error).__name__} {error}") from error
 
 
 def _arrive(account: Account, end: Waypoint, identity: Identity, anchors: Anchors) -> None:
-    fold, books = account.fold, account.books
+    fold, coverage = account.fold, account.coverage
     if not waypoints.stands(fold) or waypoints.packed(fold, identity) != end.unpacked():
         raise PartBroken(f"the state before offset {end.next_offset} is not that of the waypoint there")
     assert fold.state is not None
     if fold.proven != end.proven and end.next_offset - 1 not in anchors:  # an anchor there proves more
         raise PartBroken(f"the waypoint at offset {end.next_offset} says that offset {end.proven} is proven")
-    if books is not None and not books.agree(fold.state):
-        raise PartBroken(f"the accounting before offset {end.next_offset} disagrees with the state")
-    account.fold, account.books = type(fold)(cached=False), books and books.closed()
+    if coverage is not None and not coverage.agrees(fold.state):
+        raise PartBroken(f"what was counted before offset {end.next_offset} disagrees with the state")
+    account.fold, account.coverage = type(fold)(cached=False), coverage and coverage.closed()
 
 
 def _begin() -> None:

@@ -10,7 +10,7 @@ of it anew with a fresh chain. Both need a rolling hash that was kept elsewhere:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,14 +74,14 @@ def walk(
     *,
     at: int | None = None,
     anchors: Anchors | None = None,
-    observer: Observer | None = None,
+    observers: Iterable[Observer] = (),
 ) -> Break | None:
     """Fold a log in, up to and including offset `at`. Returns where it breaks, or None.
 
     anchors: rolling hashes after some offsets, known from elsewhere. Every one that is within reach must be met.
     """
     due = {offset: h for offset, h in (anchors or {}).items() if at is None or offset <= at}
-    walker, found = Walker(fold, due, observer), None
+    walker, found = Walker(fold, due, observers), None
     try:
         for chunk in chunks(entries, at):
             walker.read(chunk)

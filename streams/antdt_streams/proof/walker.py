@@ -1,36 +1,65 @@
 """From the entries of a log to a fold: many at once where they allow it, else one after the other.
 
-Owns the portions in which a log is read, and who is told what was read. Which entries can go together, and what they
-come to, is said in `ledger.core.columns` and `ledger.core.runs`; what is wrong with a log, in `ledger.core.fold`.
+Owns the portions in which a log is read, and what observers are told of it: nothing that a void entry says, so that no
+observer can believe one. The only reader that knows the fast path: which entries can go together, and what they come
+to, is said in `proof.fast`; what is wrong with a log, in `ledger.core.fold`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from antdt_schemas import records
+from antdt_schemas.container import LogEntry
 from antdt_schemas.errors import AntdtError, LogTampered
 
 from antdt_streams.ledger.core.fold import Fold, Verdict
+from antdt_streams.ledger.core.state import State
 from antdt_streams.proof.fast import columns, runs
-from antdt_streams.proof.fast.runs import Run
 
 CHUNK_ENTRIES = 2048
 CHUNK_BYTES = 1 << 20  # decoding takes some ten times as much for a moment
 
 E = TypeVar("E", bound=tuple[Any, ...])
+Entry = tuple[int, bytes] | LogEntry  # a bare one has no time
 Entries = Iterable[tuple[int, bytes]]
 Anchors = Mapping[int, bytes]
+Run = runs.Run
+
+
+class Read(NamedTuple):
+    """An entry that was read. time_ms: when the broker took it in, 0 where the source does not say.
+
+    body: what it says; None if it is void. state: the state after it (of one that is refused, with a part of it), not
+    to be changed; None before Genesis.
+    """
+
+    verdict: Verdict
+    offset: int
+    time_ms: int
+    body: records.EntryBody | None
+    state: State | None
+
+    @property
+    def events(self) -> tuple[records.Event, ...]:
+        """Its events, if it counts."""
+        return self.body.events if self.verdict is Verdict.COUNTED and isinstance(self.body, records.Cycle) else ()
 
 
 class Observer(Protocol):
     """Who is told what was read, right after it."""
 
-    def entry(self, verdict: Verdict) -> None:
-        """One entry; `fold.entry` is what it said, and it ends at `fold.position`."""
+    def on_entry(self, read: Read) -> None:
+        """One entry."""
 
-    def run(self, run: Run) -> None:
-        """Many entries, all of which count."""
+
+@runtime_checkable
+class FastObserver(Observer, Protocol):
+    """An observer that also takes many entries at once, and comes to the same."""
+
+    def on_run(self, run: Run) -> None:
+        """Many entries."""
 
 
 class Walker:
@@ -39,22 +68,27 @@ class Walker:
     anchors: rolling hashes after some offsets, known from elsewhere, that must be met.
     """
 
-    def __init__(self, fold: Fold, anchors: Anchors | None = None, observer: Observer | None = None) -> None:
+    def __init__(self, fold: Fold, anchors: Anchors | None = None, observers: Iterable[Observer] = ()) -> None:
         fold.cached = False  # nobody stores rows here: their names would grow with the log
-        self.fold, self.due, self.observer = fold, dict(anchors or {}), observer
+        self.fold, self.due, self.observers = fold, dict(anchors or {}), list(observers)
+        self._fast = [observer for observer in self.observers if isinstance(observer, FastObserver)]
         self.start = fold.position.next_offset
         self.reading: int | None = None
 
-    def read(self, chunk: list[tuple[int, bytes]]) -> None:
+    def read(self, chunk: Sequence[Entry]) -> None:
         """Fold in some entries.
 
         Raises:
             LogTampered, Mismatch, Undecodable, UnknownSchema: the log is not what it says it is.
         """
-        payloads = [payload for _, payload in chunk]
+        payloads = [entry[-1] for entry in chunk]
         first, size = self.fold.position.next_offset, len(chunk)
         found = None
-        if size >= runs.FEWEST and all(entry[0] == offset for offset, entry in enumerate(chunk, first)):
+        if (
+            size >= runs.FEWEST
+            and len(self._fast) == len(self.observers)
+            and all(entry[0] == offset for offset, entry in enumerate(chunk, first))
+        ):
             found = columns.decode(payloads)
         if found is None:
             self._one_by_one(chunk)
@@ -74,18 +108,30 @@ class Walker:
                     at, tedious = min(at + tedious, end), 2 * tedious
                     continue
                 at, tedious = run.last, runs.FEWEST
-                if self.observer is not None:
-                    self.observer.run(run)
+                for observer in self._fast:
+                    observer.on_run(run)
             self._check_anchor()
 
-    def _one_by_one(self, chunk: list[tuple[int, bytes]]) -> None:
-        for offset, payload in chunk:
-            self.reading = offset
-            verdict = self.fold.read(offset, payload)
-            if self.observer is not None:
-                self.observer.entry(verdict)
+    def _one_by_one(self, chunk: Sequence[Entry]) -> None:
+        for entry in chunk:
+            self.reading = entry[0]
+            try:
+                verdict = self.fold.read(entry[0], entry[-1])
+            except LogTampered as error:
+                if error.__cause__ is not None:  # it counts, and the state refuses what it says
+                    self._tell(Verdict.REFUSED, entry)
+                raise
+            self._tell(verdict, entry)
             self._check_anchor()
             self.reading = None
+
+    def _tell(self, verdict: Verdict, entry: Entry) -> None:
+        if self.observers:
+            time_ms = entry.timestamp_ms if isinstance(entry, LogEntry) else 0
+            body = None if verdict is Verdict.VOID else self.fold.entry
+            read = Read(verdict, entry[0], time_ms, body, self.fold.state)
+            for observer in self.observers:
+                observer.on_entry(read)
 
     def _check_anchor(self) -> None:
         """Of the last entry."""

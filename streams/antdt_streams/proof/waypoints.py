@@ -106,7 +106,7 @@ def marked(
         yield from chunk
         try:
             if not broken:
-                walker.read([(entry.offset, entry.payload) for entry in chunk])
+                walker.read(chunk)
         except AntdtError:
             broken = True
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from antdt_schemas import codec, records
+from antdt_schemas import codec
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ForeignState, LogTampered
 from antdt_schemas.topics import DECISIONS, SHARD_LOG
 
 from antdt_streams.kafka import topics_admin
-from antdt_streams.kafka.reader import TopicReader, decoded
+from antdt_streams.kafka.reader import TopicReader
 from antdt_streams.ledger.core import evidence, rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.snapshots import SERVICE
@@ -21,7 +21,9 @@ from antdt_streams.proof.replay import behind
 from antdt_streams.proof.source import open_topic
 from antdt_streams.proof.walker import Entries, Walker, chunks
 from antdt_streams.storage.snapshots import newest
+from antdt_streams.views.control import Control
 from antdt_streams.views.liveness import services_of
+from antdt_streams.views.projection import Feed
 from antdt_streams.views.standings import standings
 
 
@@ -34,12 +36,23 @@ def audit_of(connection: Connection, job: str) -> dict[str, Any]:
 def status_of(connection: Connection, job: str) -> dict[str, Any]:
     """What `antdt status` shows, ready for JSON."""
     fold, start = _newest_state(connection, job)
+    state, control = fold.state, Control()
     with TopicReader(connection, job, DECISIONS) as reader:
-        decisions = [codec.to_json(decision) for _, decision in decoded(reader.to_end(), records.Decision)]
-    state, genesis, office = fold.state, fold.genesis, fold.office
+        Feed(control).take(DECISIONS, reader.to_end())
     living = [m for m in state.members if not state.incarnations[m].gone] if state and not state.done else []
-    return {
+    return standing_of(fold) | {
         "job": job,
+        "read_from": start,
+        "standings": standings(connection, job, living) if living else {},
+        "decisions": [codec.to_json(decision) for decision in control.decisions],
+        "services": services_of(connection, job),
+    }
+
+
+def standing_of(fold: Fold) -> dict[str, Any]:
+    """The part of it that the log alone tells."""
+    state, genesis, office = fold.state, fold.genesis, fold.office
+    return {
         "run_id": genesis.run_id if genesis else None,
         "samples_total": state.samples_total if state else 0,
         "committed": state.committed_total if state else 0,
@@ -51,19 +64,15 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
         "generation": state.generation if state else 0,
         "open": bool(state and state.open),
         "members": [state.incarnations[m].worker for m in state.members] if state else [],
-        "standings": standings(connection, job, living) if living else {},
         "plan": state.plan if state else 0,
         "file": state.done if state else None,
         "checkpoints": [{"step": c.step, "file": c.file} for c in state.checkpoints] if state else [],
         "accepted_losses": len(state.accepted) if state else 0,
         "leader": office.owner if office else None,
         "entries": fold.position.entries,
-        "read_from": start,
         "void_entries": fold.void_entries,
         "refused_reports": state.refused if state else 0,
         "digest": rows.digest(state).hex() if state else None,
-        "decisions": decisions,
-        "services": services_of(connection, job),
     }
 
 

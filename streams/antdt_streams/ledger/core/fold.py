@@ -35,12 +35,13 @@ DOUBTS_MAX = 64  # of more, the first ones and the last one are kept
 
 
 class Verdict(StrEnum):
-    """What an entry was worth."""
+    """What an entry was worth. REFUSED: it counts and cannot follow, which stops the reader."""
 
     GENESIS = "genesis"
     LEADER = "leader"
     COUNTED = "counted"
     VOID = "void"
+    REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True)

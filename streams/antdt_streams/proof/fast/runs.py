@@ -7,13 +7,13 @@ the first entry that does not follow, or that only State can tell of, and Fold r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
-from antdt_schemas import lineage, records
+from antdt_schemas import lineage
 
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.state import Lease, State, Step, token_of
@@ -45,7 +45,6 @@ class Run:
         self.l0, self.l1 = (int(n) for n in np.searchsorted(of.leases.entry, (first, last)))
         self.c0, self.c1 = (int(n) for n in np.searchsorted(of.commits.entry, (first, last)))
         self.leases, self.commits = of.leases, of.commits
-        self._last: list[tuple[int, ...]] = []
         self._lineages: dict[bytes, list[bytes]] = {}  # several readers ask, of the same lineage before
 
     def __len__(self) -> int:
@@ -113,21 +112,25 @@ class Run:
 
     def compositions(self, most: int) -> list[tuple[int, ...]]:
         """The flat ranges of the last steps, at most so many."""
-        if len(self._last) < min(most, self.steps):
-            counts = self.counts[max(self.steps - most, 0) :]
-            flat = self.ranges[self.ranges.shape[0] - int(counts.sum()) :].reshape(-1).tolist()
-            ends = accumulate((4 * counts).tolist(), initial=0)
-            self._last = [tuple(flat[low:high]) for low, high in pairwise(ends)]
-        return self._last[-most:]
+        counts = self.counts[max(self.steps - most, 0) :]
+        flat = self.ranges[self.ranges.shape[0] - int(counts.sum()) :].reshape(-1).tolist()
+        ends = accumulate((4 * counts).tolist(), initial=0)
+        return [tuple(flat[low:high]) for low, high in pairwise(ends)]
 
-    def committed(self) -> Iterator[records.Committed]:
-        """Each commit as a record."""
-        x, part = self.commits, slice(self.c0, self.c1)
-        numbers = zip(x.generation[part].tolist(), x.step[part].tolist(), x.plan[part].tolist(), strict=True)
-        for (generation, step, plan), ranges, after in zip(
-            numbers, self.compositions(self.steps), self.lineages, strict=True
-        ):
-            yield records.Committed(generation, step, ranges, after, plan)
+    @cached_property
+    def unions(self) -> dict[int, list[tuple[int, int]]]:
+        """What all steps together commit of each epoch: [start, end) in order, no two of which touch.
+
+        Raises:
+            ValueError: they commit a position twice.
+        """
+        found = {}
+        for epoch in np.unique(self.ranges[:, 1]).tolist():
+            parts = columns.union(self.ranges[self.ranges[:, 1] == epoch, 2:])
+            if parts is None:
+                raise ValueError(f"a position of epoch {epoch} is committed twice")
+            found[epoch] = parts
+        return found
 
 
 def read(fold: Fold, of: Columns, payloads: Sequence[bytes], first: int, last: int) -> Run | None:
@@ -169,7 +172,6 @@ class _Follows:
         self.numbers, self.fronts, self.ends = x.lease[part], x.start[part].copy(), x.start[part] + x.length[part]
         self.cursors: dict[int, int] = {}
         self.old_fronts: dict[int, int] = {}
-        self.unions: dict[int, list[tuple[int, int]]] = {}
 
     def limit(self) -> int:
         """The first entry that does not follow, or the end of the run. Hashes, lineages and overlaps are not looked
@@ -258,21 +260,19 @@ class _Follows:
 
     def disjoint(self) -> bool:
         """Whether no position is committed twice."""
-        ranges = self.run.ranges
-        for number in np.unique(ranges[:, 1]).tolist():
-            found = columns.union(ranges[ranges[:, 1] == number, 2:])
-            known = self.state.epochs.get(number)
-            if found is None or (known is not None and any(known.committed.overlaps(*part) for part in found)):
-                return False
-            self.unions[number] = found
-        return True
+        epochs = self.state.epochs
+        try:
+            unions = self.run.unions.items()
+        except ValueError:
+            return False
+        return not any(n in epochs and epochs[n].committed.overlaps(*part) for n, parts in unions for part in parts)
 
     def apply(self, hashes: Sequence[bytes]) -> None:
         """Change the state. hashes: the rolling hash after each entry."""
         run, state = self.run, self.state
         for number, cursor in self.cursors.items():
             state.epoch(number).cursor = cursor
-        for number, parts in self.unions.items():
+        for number, parts in run.unions.items():
             committed = state.epoch(number).committed
             for start, end in parts:
                 committed.add(start, end)
