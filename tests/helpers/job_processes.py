@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from antdt.launch import feed
 from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.topics import SHARD_LOG
@@ -24,6 +25,7 @@ from antdt_streams.local.place import Place
 from antdt_streams.local.services import environment_of, start_services
 from antdt_streams.runtime.service import Raw
 
+from tests.helpers.loading import children
 from tests.helpers.running import Tail
 from tests.helpers.warm import Warm, launched, started
 
@@ -34,13 +36,14 @@ RECORDED = ("-m", "antdt.examples.recorded")
 @dataclass(frozen=True)
 class JobOptions:
     """services: what is started beside the workers. bootstrap: where processes find the broker, if not where the test
-    does. environ: further variables of a process by its kind, a service or "worker".
+    does. policy: of the controller. environ: further variables of a process by its kind, a service or "worker".
     """
 
     patience_ms: int = 5_000
     stuck_ms: int = 60_000
     services: Sequence[str] = ("ledger",)
     bootstrap: str = ""
+    policy: str | None = None
     environ: Callable[[str], Mapping[str, str]] = lambda kind: {}
 
 
@@ -57,7 +60,8 @@ class JobProcesses:
         for service in options.services:
             with mock.patch.dict(os.environ, options.environ(service)):
                 client = Connection(options.bootstrap or connection.bootstrap)
-                self.supervisors.append(start_services(job, self.place, client, (service,), extra=extra, start=started))
+                more = start_services(job, self.place, client, (service,), options.policy, extra, started)
+                self.supervisors.append(more)
         self.launchers: list[Warm] = []
         self.record, self.output = folder / "record", folder / "workers.log"
         self._log, self.fold = Tail(connection, SHARD_LOG.name(job)), Fold(cached=False)
@@ -86,8 +90,7 @@ class JobProcesses:
     @staticmethod
     def workers_of(launcher: Warm) -> list[int]:
         """Process ids of a launcher's workers, in the order of their starts: numbers begin anew at some point."""
-        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-        return [int(pid) for pid in children]
+        return [pid for pid in children(launcher.pid) if not is_feed(pid)]
 
     def pid_of(self, launcher: Warm, incarnation: str) -> int:
         """Process of an incarnation, if none of its launcher's workers was started again."""
@@ -162,6 +165,14 @@ class JobProcesses:
         for supervisor in self.supervisors:
             supervisor.stop()
         self._log.close()
+
+
+def is_feed(pid: int) -> bool:
+    """Whether this child of a launcher is who follows the decisions for it."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip() == feed.NAME
+    except OSError:
+        return False
 
 
 def kill_all(launcher: Warm) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from antdt.connect.settings import Settings
-from antdt.launch.launcher import Launcher, LaunchOptions
 from antdt.launch.nodes import first_and_world, workers_here
 from antdt.launch.output import LINE_BYTES_MAX, Stream
 from antdt.launch.places import Places
@@ -199,23 +198,6 @@ def test_a_script_that_holds_up_its_end_was_told_all_the_same(tmp_path: Path) ->
     )
     done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["143", "0"], done.stderr
-
-
-def test_restarts_are_renewed_by_progress_and_not_spent_over_a_lifetime(tmp_path: Path) -> None:
-    environ = {"ANTDT_JOB": "job", "ANTDT_KAFKA_BOOTSTRAP_SERVERS": "h:1", "ANTDT_DATA": str(tmp_path)}
-    launcher = Launcher(LaunchOptions(1, ["script.py"], restarts_max=2), environ)
-    (worker,) = launcher.workers
-
-    def dies(taken_part: int) -> bool:
-        worker.page.clear()
-        worker.page.note(taken_part, 0)
-        return launcher._may_start_again(worker, -9)
-
-    assert [dies(step) for step in range(1, 20)] == [True] * 19, "each life came to something"
-    assert [dies(0), dies(0)] == [True, False], "two restarts without progress"
-    worker.deaths = 0
-    assert [dies(step) for step in (19, 7, 19)] == [True, True, False], "what was rolled back is no progress"
-    assert not launcher._may_start_again(worker, 42)
 
 
 def test_last_words_and_numbers_outlive_each_other() -> None:
