@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 from antdt.connect.settings import Settings
+from antdt.launch.feed import Feed
 from antdt.launch.nodes import first_and_world, workers_here
 from antdt.launch.output import LINE_BYTES_MAX, Stream
 from antdt.launch.places import Places
 from antdt.worker import whereabouts
+from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Occupied, UsageError
 from antdt_schemas.launch_locks import Holder, ask_to_leave, is_free, this_process
+
+from tests.helpers.job_processes import is_feed
+from tests.helpers.loading import children, gone
 
 # -- locks
 
@@ -209,3 +214,26 @@ def test_last_words_and_numbers_outlive_each_other() -> None:
     page.note(8, 5)
     assert [page.numbers[n] for n in numbers] == [1, 8, 5]
     assert page.said(whereabouts.WORDS).startswith("two lines ää")
+
+
+# -- orders
+
+
+def test_who_follows_the_decisions_begins_again_and_a_broker_that_is_away_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("antdt.launch.feed.REACH_S", 0.1)
+    monkeypatch.setattr("antdt.launch.feed.PAUSE_S", 0.0)
+    feed, pids = Feed(Connection("127.0.0.1:1"), "job", list), set[int]()
+    try:
+        while len(pids) < 3:
+            assert feed.look() == []
+            pids |= {pid for pid in children(os.getpid()) if is_feed(pid)}
+            assert len(feed.handles) == (feed._child is not None)
+    finally:
+        feed.close()
+    assert feed.handles == []
+    assert gone(list(pids))
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1, "once"
+    assert "orders to start a worker again are not heard for now: antdt.job.decisions/0 cannot be read" in said[0]

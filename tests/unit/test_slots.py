@@ -91,6 +91,8 @@ def test_who_learned_to_hold_less_does_not_count_and_blames_no_sample() -> None:
 def test_samples_that_are_to_blame_are_tried_so_often(last: Last) -> None:
     slots = begun(1)
     assert [Start in map(type, slots.on_exit("w0", 75, 0.0, last)) for _ in range(6)] == [True] * 5 + [False]
+    slots = begun(1)
+    assert [Start in map(type, slots.on_exit("w0", 75, 0.0, Last(attempts=3))) for _ in range(3)] == [True, True, False]
 
 
 # -- let go
@@ -153,7 +155,7 @@ def test_a_launch_that_is_told_kills_when_the_grace_is_over_or_when_it_is_told_a
     slots.on_told(1, 0.0)
     assert slots.on_told(2, 0.1) == [Kill("w0"), Kill("w1")]
     assert "it was to end at once; what is in no checkpoint" in said(slots.on_exit("w0", KILL, 110.0, NOTHING))
-    assert not slots.was_let_die("w1")
+    assert not slots.unkilled("w1")
 
 
 def test_a_launch_that_is_told_before_it_begins_starts_nobody() -> None:

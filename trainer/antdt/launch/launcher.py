@@ -177,7 +177,7 @@ class Launcher:
             self.output.close(worker.streams)
             worker.streams = None
         learned = ""
-        if code == -signal.SIGKILL and self.slots.was_let_die(worker.name):
+        if code == -signal.SIGKILL and self.slots.unkilled(worker.name):
             learned = holds.learn_from_kill(worker.page, by_kernel=self._kernel_kills.lately())
         page, numbers = worker.page, worker.page.numbers
         last = slots.Last(

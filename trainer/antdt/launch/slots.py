@@ -193,8 +193,8 @@ class Slots:
         """The newest one of a worker."""
         return self.life(name, self.slots[name].restarts)
 
-    def was_let_die(self, name: str) -> bool:
-        """Whether nobody here has asked its process to end: its death may say something of the machine."""
+    def unkilled(self, name: str) -> bool:
+        """Whether a SIGKILL that ends its process is not from here: it may say something of the machine's memory."""
         return not self.ending and not self.slots[name].killed
 
     # -- what happens
@@ -229,7 +229,7 @@ class Slots:
         slot.joined = slot.joined or last.joined
         out: list[Instruction] = []
         if code in (-signal.SIGTERM, -signal.SIGKILL) or not (self.ending or code in LEFT):
-            asked = code == -signal.SIGKILL and not self.was_let_die(name)
+            asked = code == -signal.SIGKILL and not self.unkilled(name)
             told = ExitCode.KILLED if asked else code
             out.append(Report(name, self.incarnation(name), told, last.suspects))
         if self.ending or code in DONE or (code in LEFT and slot.order is None):
@@ -269,7 +269,6 @@ class Slots:
         self.ending, self._status, self._told_before = True, status, self._told
         out: list[Instruction] = []
         for slot in self.slots.values():
-            slot.order = None
             if slot.state is State.RUNNING:
                 slot.state, slot.kill_at_s = State.DRAINING, now_s + KILL_SHARE * self.rules.grace_s
                 out.append(Terminate(slot.name))
@@ -320,7 +319,7 @@ class Slots:
 
     def _let_go(self, slot: Slot, code: int, last: Last) -> list[Instruction]:
         """It is not started again."""
-        slot.state, slot.code, slot.order = State.DONE, code, None
+        slot.state, slot.code = State.DONE, code
         why = slot.killed if code == -signal.SIGKILL else ""
         words = last.words
         if code == ExitCode.DRAINED:
