@@ -36,7 +36,8 @@ RECORDED = ("-m", "antdt.examples.recorded")
 @dataclass(frozen=True)
 class JobOptions:
     """services: what is started beside the workers. bootstrap: where processes find the broker, if not where the test
-    does. policy: of the controller. environ: further variables of a process by its kind, a service or "worker".
+    does. policy: the controller's, if not its own. environ: further variables of a process by its kind, a service or
+    "worker".
     """
 
     patience_ms: int = 5_000
@@ -60,8 +61,8 @@ class JobProcesses:
         for service in options.services:
             with mock.patch.dict(os.environ, options.environ(service)):
                 client = Connection(options.bootstrap or connection.bootstrap)
-                more = start_services(job, self.place, client, (service,), options.policy, extra, started)
-                self.supervisors.append(more)
+                one = start_services(job, self.place, client, (service,), options.policy, extra, started)
+                self.supervisors.append(one)
         self.launchers: list[Warm] = []
         self.record, self.output = folder / "record", folder / "workers.log"
         self._log, self.fold = Tail(connection, SHARD_LOG.name(job)), Fold(cached=False)

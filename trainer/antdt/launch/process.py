@@ -27,7 +27,7 @@ from antdt_schemas.errors import ExitCode
 
 from antdt.worker import told, whereabouts
 
-PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+PR_SET_PDEATHSIG = 1
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
@@ -98,11 +98,6 @@ def die_with_parent(is_alive: Callable[[], bool]) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if not is_alive():
         os._exit(0)
-
-
-def name_me(name: str) -> None:
-    """What `ps` calls this process; 15 bytes at most."""
-    ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode())
 
 
 def _child(target: Callable[[], None], parent: int, on_sigterm: Handler) -> None:
