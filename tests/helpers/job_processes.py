@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from antdt.launch import feed
 from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.topics import SHARD_LOG
@@ -24,6 +25,7 @@ from antdt_streams.local.place import Place
 from antdt_streams.local.services import environment_of, start_services
 from antdt_streams.runtime.service import Raw
 
+from tests.helpers.loading import children
 from tests.helpers.running import Tail
 from tests.helpers.warm import Warm, launched, started
 
@@ -89,8 +91,7 @@ class JobProcesses:
     @staticmethod
     def workers_of(launcher: Warm) -> list[int]:
         """Process ids of a launcher's workers, in the order of their starts: numbers begin anew at some point."""
-        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-        return [int(pid) for pid in children]
+        return [pid for pid in children(launcher.pid) if not is_feed(pid)]
 
     def pid_of(self, launcher: Warm, incarnation: str) -> int:
         """Process of an incarnation, if none of its launcher's workers was started again."""
@@ -165,6 +166,14 @@ class JobProcesses:
         for supervisor in self.supervisors:
             supervisor.stop()
         self._log.close()
+
+
+def is_feed(pid: int) -> bool:
+    """Whether this child of a launcher is who follows the decisions for it."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip() == feed.NAME
+    except OSError:
+        return False
 
 
 def kill_all(launcher: Warm) -> None:

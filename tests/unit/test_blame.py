@@ -214,17 +214,13 @@ def test_how_a_worker_ends(script: str, status: int, tmp_path: Path) -> None:
     assert ("ValueError: mine" in (tmp_path / "log").read_text()) == ("raise" in script)
 
 
-def test_a_launch_says_what_is_missing_and_starts_again_what_failed_for_its_samples() -> None:
+def test_a_launch_says_what_is_missing() -> None:
     pages = [Page(), Page()]
     pages[1].say(whereabouts.MISSING, "1 sample is in quarantine: position 3 of epoch 0")
     assert vouch.missing(pages, "j") == (
         "antdt launch: 1 sample is in quarantine: position 3 of epoch 0. The rest is done. "
         "Mend the data and run `antdt readmit j`, then launch again."
     )
-    pages[0].numbers[whereabouts.ATTEMPTS] = 4
-    assert vouch.restarts_max(pages[0], 3) == 3
-    pages[0].numbers[whereabouts.BLAMED] = 1
-    assert vouch.restarts_max(pages[0], 3) == 7
 
 
 def test_a_process_that_was_given_up_and_does_not_move_ends_itself_and_says_where_it_was(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ class Everything:
         proposals = (
             Proposal(Action.ADJUST_LR, "half the rate", learning_rate_factor=0.5),
             Proposal(Action.BACKUP_WORKERS, "one may be late", backup_workers=1),
-            Proposal(Action.KILL_RESTART, "w0 is sick", target="w0"),
+            Proposal(Action.KILL_RESTART, "w0 is sick", target=view.nodes[0].incarnation),
         )
         return proposals, {"seen": (*memory.get("seen", ()), view.window)}
 
@@ -247,9 +247,23 @@ def test_every_decision_says_all_that_is_in_force() -> None:
         (2, Action.KILL_RESTART, 2),
     ], "who is to be started again is no plan"
     last = found[-1]
-    assert (last.learning_rate_factor, last.backup_workers, last.target) == (0.5, 1, "w0")
+    assert (last.learning_rate_factor, last.backup_workers, last.target) == (0.5, 1, "w0-1")
     assert found[0].backup_workers == 0
     assert found[1].target == ""
+
+
+@pytest.mark.parametrize(
+    ("action", "target"), [(Action.KILL_RESTART, "w0"), (Action.KILL_RESTART, ""), (Action.NONE, "w0-1")]
+)
+def test_who_is_to_be_started_again_is_named_by_its_incarnation(action: Action, target: str) -> None:
+    class Proposes:
+        name, version = "proposes", 1
+
+        def decide(self, view: ClusterView, memory: Memory) -> tuple[tuple[Proposal, ...], Memory]:
+            return (Proposal(action, "", target=target),), memory
+
+    with pytest.raises(UsageError, match=f"proposes {action} with target '{target}': take the incarnation"):
+        feed(ControllerState(Proposes()), measured([1, 1]))
 
 
 def test_a_policy_remembers_the_same_before_and_after_a_restart() -> None:

@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 from antdt.connect.settings import Settings
 from antdt.host import whereabouts
-from antdt.launch.launcher import Launcher, LaunchOptions
+from antdt.launch.feed import Feed
 from antdt.launch.nodes import first_and_world, workers_here
 from antdt.launch.output import LINE_BYTES_MAX, Stream
 from antdt.launch.places import Places
+from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Occupied, UsageError
 from antdt_schemas.launch_locks import Holder, ask_to_leave, is_free, this_process
+
+from tests.helpers.job_processes import is_feed
+from tests.helpers.loading import children, gone
 
 # -- locks
 
@@ -201,23 +205,6 @@ def test_a_script_that_holds_up_its_end_was_told_all_the_same(tmp_path: Path) ->
     assert done.stdout.split() == ["143", "0"], done.stderr
 
 
-def test_restarts_are_renewed_by_progress_and_not_spent_over_a_lifetime(tmp_path: Path) -> None:
-    environ = {"ANTDT_JOB": "job", "ANTDT_KAFKA_BOOTSTRAP_SERVERS": "h:1", "ANTDT_DATA": str(tmp_path)}
-    launcher = Launcher(LaunchOptions(1, ["script.py"], restarts_max=2), environ)
-    (worker,) = launcher.workers
-
-    def dies(taken_part: int) -> bool:
-        worker.page.clear()
-        worker.page.note(taken_part, 0)
-        return launcher._may_start_again(worker, -9)
-
-    assert [dies(step) for step in range(1, 20)] == [True] * 19, "each life came to something"
-    assert [dies(0), dies(0)] == [True, False], "two restarts without progress"
-    worker.deaths = 0
-    assert [dies(step) for step in (19, 7, 19)] == [True, True, False], "what was rolled back is no progress"
-    assert not launcher._may_start_again(worker, 42)
-
-
 def test_last_words_and_numbers_outlive_each_other() -> None:
     page = whereabouts.shared()
     numbers = whereabouts.JOINED, whereabouts.TAKEN_PART, whereabouts.CHECKPOINT
@@ -227,3 +214,26 @@ def test_last_words_and_numbers_outlive_each_other() -> None:
     page.note(8, 5)
     assert [page.numbers[n] for n in numbers] == [1, 8, 5]
     assert page.said(whereabouts.WORDS).startswith("two lines ää")
+
+
+# -- orders
+
+
+def test_who_follows_the_decisions_begins_again_and_a_broker_that_is_away_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("antdt.launch.feed.REACH_S", 0.1)
+    monkeypatch.setattr("antdt.launch.feed.PAUSE_S", 0.0)
+    feed, pids = Feed(Connection("127.0.0.1:1"), "job", list), set[int]()
+    try:
+        while len(pids) < 3:
+            assert feed.look() == []
+            pids |= {pid for pid in children(os.getpid()) if is_feed(pid)}
+            assert len(feed.handles) == (feed._child is not None)
+    finally:
+        feed.close()
+    assert feed.handles == []
+    assert gone(list(pids))
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1, "once"
+    assert "orders to start a worker again are not heard for now: antdt.job.decisions/0 cannot be read" in said[0]

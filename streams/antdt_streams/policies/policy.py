@@ -16,8 +16,9 @@ Memory = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """One node as it is now. `seconds_per_sample` is None while unknown, `rate_error` is its relative standard error;
-    `batch_size` is what it takes a step, `batch_size_max` what it can hold, 0 while that is not known.
+    """One node as it is now; a KILL_RESTART has its `incarnation` as target. `seconds_per_sample` is None while
+    unknown, `rate_error` is its relative standard error; `batch_size` is what it takes a step, `batch_size_max` what it
+    can hold, 0 while that is not known.
     """
 
     worker: str

@@ -42,11 +42,6 @@ def began(page: Page, pid: int | None, restarts: int) -> None:
     page.numbers[whereabouts.LIFE], page.numbers[whereabouts.PID] = restarts, pid or 0
 
 
-def restarts_max(page: Page, restarts: int) -> int:
-    """How often a worker may be started again: more often where samples are to blame, which are tried so often only."""
-    return restarts + page.numbers[whereabouts.ATTEMPTS] if page.numbers[whereabouts.BLAMED] else restarts
-
-
 def missing(pages: Iterable[Page], job: str) -> str:
     """One sentence of what a launch that has ended did not train on."""
     said = max((page.said(whereabouts.MISSING) for page in pages), key=len)

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from antdt_schemas.errors import Mismatch
-from antdt_schemas.records import Assignment, Cause, Decision, Measurement, NodeMeasurement
+from antdt_schemas.errors import Mismatch, UsageError
+from antdt_schemas.records import Action, Assignment, Cause, Decision, Measurement, NodeMeasurement
 
 from antdt_streams.controller.core.options import ControllerOptions
 from antdt_streams.policies.policy import CHANGES, ClusterView, NodeView, Policy, Proposal
@@ -98,12 +98,24 @@ class ControllerState:
         self._dirty.add(HEAD)
         proposals, memory = self.policy.decide(self.view(record, now_ms), self.memory)
         assert len(proposals) <= self.options.proposals_max, f"{self.policy.name} proposes {len(proposals)} at once"
+        for proposal in proposals:
+            self._check_target(proposal, record)
         # As a row would give it back, so that a policy sees the same after a restart.
         memory = decode_row(encode_row(memory))
         if memory != self.memory:
             self.memory = memory
             self._dirty.add(MEMORY)
         return proposals
+
+    def _check_target(self, proposal: Proposal, record: Measurement) -> None:
+        """A worker's name would be obeyed by its every life: the topic is read from its start."""
+        named = proposal.action is Action.KILL_RESTART
+        known = {node.incarnation for node in record.nodes} if named else {""}
+        if proposal.target not in known:
+            raise UsageError(
+                f"{self.policy.name} proposes {proposal.action} with target {proposal.target!r}: take the incarnation "
+                "of a node in the view, and for other actions none."
+            )
 
     def view(self, record: Measurement, now_ms: int) -> ClusterView:
         """What the policy sees."""
