@@ -23,6 +23,7 @@ from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.holdups import HoldUps
 from antdt_streams.ledger.core.leader import InOffice
 from antdt_streams.ledger.core.state import State
+from antdt_streams.runtime.rebuild import Written
 from antdt_streams.runtime.runner import Runner
 
 from tests.mutations import stories
@@ -42,6 +43,7 @@ from tests.unit import (
     test_ledger,
     test_ledger_places,
     test_plans,
+    test_rebuild,
     test_session_ledger,
 )
 
@@ -643,6 +645,24 @@ MUTATIONS = (
             ),
         ),
         worlds(100),
+    ),
+    Mutation(
+        "services",
+        "a service that rebuilds writes again what is written",
+        (Edit(Written.has, "offset < self.below or", ""),),
+        test_rebuild.test_the_input_is_replayed_and_nothing_is_written_again,
+    ),
+    Mutation(
+        "services",
+        "and what the old version wrote behind its last commit is written over",
+        (Edit(Written.has, " or (offset, index) <= self.marks.get(topic, NOWHERE)", ""),),
+        test_rebuild.test_whenever_the_old_version_died_and_the_new_one_dies,
+    ),
+    Mutation(
+        "services",
+        "a state is rebuilt on top of rows of other rules",
+        (Edit(Runner._commit, "dict(self._replaced)", "{}"),),
+        test_rebuild.test_the_input_is_replayed_and_nothing_is_written_again,
     ),
     Mutation(
         "services",

@@ -96,6 +96,7 @@ def test_whenever_the_old_version_died_and_the_new_one_dies(
         driver.restart()
     driver.crash_in = None
     taken = [(topic, driver.outputs(topic)) for topic in (MEASUREMENTS, DEAD_LETTERS)]
+    before = written(driver)
     processed = driver.runner.next_offset
     with_service(driver, NEWER)
     for crash_in, records_max in crashes:
@@ -111,11 +112,13 @@ def test_whenever_the_old_version_died_and_the_new_one_dies(
     fresh.run()
     assert driver.runner.digest() == fresh.runner.digest()
     if died_in is None or processed:
-        for topic, old in taken:
+        for (topic, old), count in zip(taken, before, strict=True):
             everything = driver.outputs(topic)
             assert everything[: len(old)] == old
             new = [at(output) for output in everything[len(old) :]]
             newest = max([at(output) for output in old], default=(-1, -1))
+            for output in driver.topics.records(topic, "j")[count:]:
+                assert at(output) > newest and at(output)[0] >= processed, "it is not even written again"
             assert new == [at(o) for o in fresh.outputs(topic) if at(o) > newest and at(o)[0] >= processed]
     driver.restart()
     assert driver.disk.content == fresh.disk.content
