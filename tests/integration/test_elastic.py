@@ -86,14 +86,14 @@ def test_who_sleeps_too_long_wakes_up_to_nothing_and_comes_back_as_somebody_new(
 def late_reports_are_refused(run: JobProcesses, gone: str) -> None:
     """What somebody who was given up might still send, made as good as can be: it neither contributes nor commits."""
     state = run.now()
-    step, (number, held) = state.committed, next(iter(state.leases.items()))
+    step, (number, held) = state.line.committed, next(iter(state.shards.leases.items()))
     composition = (number, held.token, held.epoch, held.front, 1)
-    after = lineage.next_lineage(state.lineage, step + 1, (number, held.epoch, held.front, 1))
+    after = lineage.next_lineage(state.line.lineage, step + 1, (number, held.epoch, held.front, 1))
     with asker(run.connection, run.job, gone) as zombie:
         for body in (
-            records.Commit(state.generation, step + 1, (composition,), (0,), after, -1),
-            records.Lease(state.generation, 8),
-            records.Regroup(state.generation, step, state.lineage, "h", 1),
+            records.Commit(state.members.generation, step + 1, (composition,), (0,), after, -1),
+            records.Lease(state.members.generation, 8),
+            records.Regroup(state.members.generation, step, state.line.lineage, "h", 1),
         ):
             reply = zombie.ask(body)
             assert reply.status is records.Status.REJOIN, reply
@@ -118,9 +118,9 @@ def test_who_is_told_to_go_finishes_its_step_and_when_all_are_nothing_has_to_be_
         first.terminate()
         run.ended(first, ExitCode.DRAINED)
         state = run.now()
-        newest, last = state.checkpoints[-1], state.committed
+        newest, last = state.line.checkpoints[-1], state.line.committed
         assert newest.step == last == applied_steps(run.record), "the very last step is in a file"
-        assert state.committed_total < 2100
+        assert state.shards.committed_total < 2100
         assert next(tmp_path.glob(f"checkpoints/**/{newest.file}")).is_file()
         run.ended(run.launch(3, *options))
         report = run.judged()

@@ -196,7 +196,7 @@ def test_a_lost_tail_is_refused_until_an_operator_accepts_it(tmp_path: Path) -> 
             reply = worker.join()
             assert reply.grant is not None
             assert reply.grant.restore_file == "f2", "models may hold what the log lost"
-            worker.step, worker.lineage = 2, replayed(connection, job).state.lineage  # type: ignore[union-attr]
+            worker.step, worker.lineage = 2, replayed(connection, job).state.line.lineage  # type: ignore[union-attr]
             worker.train(2)
         # A folder that reflects the lost entries, too, learns from the log itself that their loss was accepted.
         with LedgerThread(connection, job, tmp_path / "l.broken-1"):

@@ -254,7 +254,7 @@ class World:
             self.later(200, lambda: self.operator(body, name, incarnation))
         others = sum(w.alive for w in self.workers.values())
         state = self.judge.fold.state
-        needed = self.spec.workers_min if state is None or state.generation == 0 else 1
+        needed = self.spec.workers_min if state is None or state.members.generation == 0 else 1
         if any(rival.name == worker.name for rival in self.rivals):
             return  # somebody waits for its place already
         if back or others < needed or self.rng.random() < 0.6:
@@ -312,7 +312,7 @@ class World:
         """Whether somebody mends the data, readmits what is in quarantine, and launches the job again."""
         state = self.judge.fold.state
         assert state is not None
-        if not state.quarantined_total:
+        if not state.shards.quarantined_total:
             return False
         if not self.mended:
             self.mended, self.faults.last_tick = True, self.tick

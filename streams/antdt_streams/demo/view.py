@@ -81,7 +81,9 @@ class Lines:
                 self._say(f"{title}: the workers are starting")
                 return
             sizes = " ".join(f"{w}={v.batch_size}" for w, v in sorted(watch.workers.items()))
-            self._say(f"{watch.train_s:6.1f} s  {state.committed_total:,} of {state.samples_total:,} samples, {sizes}")
+            self._say(
+                f"{watch.train_s:6.1f} s  {state.shards.committed_total:,} of {state.samples_total:,} samples, {sizes}"
+            )
 
     def ended(self, title: str, run: Run) -> None:
         """What came out."""
@@ -102,11 +104,11 @@ def frame(watch: Watch, title: str, options: DemoOptions, speeds_before: list[in
     """Progress, one line a worker, the newest decisions with their reason. The caller holds the watch's lock."""
     width = min(WIDTH_MAX, console.width)
     state = watch.fold.state
-    done, total = (state.committed_total, state.samples_total) if state else (0, 1)
+    done, total = (state.shards.committed_total, state.samples_total) if state else (0, 1)
     if not watch.speeds:
         head = f"starting {options.workers} workers …"
     else:
-        head = f"{watch.train_s:5.1f} s   step {state.committed if state else 0}   {done:,} of {total:,} samples"
+        head = f"{watch.train_s:5.1f} s   step {state.line.committed if state else 0}   {done:,} of {total:,} samples"
     lines = [_line(f"plan {d.plan}: {d.reason}", "yellow") for d in watch.decisions[-DECISIONS_SHOWN:]]
     lines += [Text("")] * (DECISIONS_SHOWN - len(lines))
     parts: list[RenderableType] = [

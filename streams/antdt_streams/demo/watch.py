@@ -105,7 +105,7 @@ class Watch(threading.Thread):
             second = max(0, body.now_ms - self.first_ms) // 1000
             while len(self.done_by_s) <= second:
                 self.done_by_s.append(self.done_by_s[-1] if self.done_by_s else 0)
-            self.done_by_s[second] = state.committed_total
+            self.done_by_s[second] = state.shards.committed_total
 
     @property
     def train_s(self) -> float:

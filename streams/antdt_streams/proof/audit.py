@@ -89,7 +89,7 @@ def report_of(account: Account, broken: Break | None) -> dict[str, Any]:
     quarantined = sum(s.total for s in books.quarantined.values())
     proven = not (missing or books.repeated or quarantined or broken or books.wrong_lineage)
     # The accounting and the fold are two pieces of code: they must agree.
-    agree = broken or (committed == state.committed_total and books.lineage == state.lineage)
+    agree = broken or (committed == state.shards.committed_total and books.lineage == state.line.lineage)
     span = (books.first_lease_ms, books.last_commit_ms)
     report |= {
         "exactly_once": bool(proven and agree),

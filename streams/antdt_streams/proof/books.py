@@ -16,7 +16,8 @@ from antdt_schemas.errors import LogTampered
 from antdt_schemas.limits import CHECKPOINTS_KEPT
 
 from antdt_streams.ledger.core.intervals import IntervalSet
-from antdt_streams.ledger.core.state import Bounds, State
+from antdt_streams.ledger.core.line import Bounds
+from antdt_streams.ledger.core.state import State
 from antdt_streams.proof.fast.columns import union
 from antdt_streams.proof.fast.runs import Run
 
@@ -74,13 +75,14 @@ class Books:
     @classmethod
     def opened(cls, state: State) -> Books:
         """Books of the part of a log that begins with this state."""
-        books = cls(state.spec, step=state.committed, lineage=state.lineage)
-        for number, epoch in state.epochs.items():
+        books = cls(state.spec, step=state.line.committed, lineage=state.line.lineage)
+        for number, epoch in state.shards.epochs.items():
             books.committed[number] = epoch.committed.copy()
             books.quarantined[number] = epoch.quarantined.copy()
-        books.steps.extend(Step(s.step, s.ranges, s.lineage) for s in state.steps)
+        books.steps.extend(Step(s.step, s.ranges, s.lineage) for s in state.line.steps)
         books.checkpoints = {
-            c.step: Model(c.lineage, {n: IntervalSet(parts) for n, parts in c.committed}) for c in state.checkpoints
+            c.step: Model(c.lineage, {n: IntervalSet(parts) for n, parts in c.committed})
+            for c in state.line.checkpoints
         }
         return books
 
@@ -89,12 +91,12 @@ class Books:
         each checkpoint, the same lineage.
         """
         return (
-            (self.step, self.lineage) == (state.committed, state.lineage)
-            and _filled(self.committed) == _filled({n: e.committed for n, e in state.epochs.items()})
-            and _filled(self.quarantined) == _filled({n: e.quarantined for n, e in state.epochs.items()})
+            (self.step, self.lineage) == (state.line.committed, state.line.lineage)
+            and _filled(self.committed) == _filled({n: e.committed for n, e in state.shards.epochs.items()})
+            and _filled(self.quarantined) == _filled({n: e.quarantined for n, e in state.shards.epochs.items()})
             and all(
                 c.step in self.checkpoints and _filled(self.checkpoints[c.step].inside) == dict(c.committed)
-                for c in state.checkpoints
+                for c in state.line.checkpoints
             )
         )
 

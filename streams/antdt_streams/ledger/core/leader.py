@@ -16,10 +16,11 @@ from antdt_schemas.topics import RECORD_BYTES_MAX
 
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.callers import Callers
-from antdt_streams.ledger.core.decide import Answer, Turn, close, decide, lose, refuse
+from antdt_streams.ledger.core.decide import decide
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.holdups import STUCK_MS, HoldUps
 from antdt_streams.ledger.core.state import State
+from antdt_streams.ledger.core.turn import Answer, Turn, close, lose, refuse
 
 # A record is at most what its topic takes: a cycle is closed well before it gets there.
 CYCLE_BYTES_MAX = 256 << 10
@@ -65,7 +66,7 @@ class Patience:
     def silent(self, state: State) -> list[str]:
         """Incarnations that were silent for longer than the limit."""
         out = []
-        for name, who in state.incarnations.items():
+        for name, who in state.members.incarnations.items():
             if who.gone:
                 self.heard.pop(name, None)
             elif self.clock_ms - self.heard.setdefault(name, self.clock_ms) > self.limit_ms:
@@ -192,7 +193,7 @@ class InOffice:
             self.callers.hear(request.incarnation, self.patience.clock_ms)
         decide(turn, request)
         if isinstance(request.body, records.Heartbeat):
-            if request.incarnation in self.state.incarnations:
+            if request.incarnation in self.state.members.incarnations:
                 self.holdups.hear(request.incarnation, request.body, self.patience.clock_ms)
             for answer in turn.answers:
                 if answer.incarnation == request.incarnation and not answer.reason:
@@ -209,7 +210,7 @@ class InOffice:
         found = self.holdups.look(self.state, self.patience.clock_ms)
         for name, reason in found.lost:
             lose(turn, name, reason)
-        if found.deadlock and self.state.open:
+        if found.deadlock and self.state.members.open:
             close(turn, found.deadlock)
 
     def read_back(self, offset: int, payload: bytes) -> Cycle | None:
@@ -232,7 +233,7 @@ class InOffice:
         """The Reply of an answer, from the state as it is now in the log."""
         state, grant = self.state, None
         leases: tuple[int, ...] = ()
-        who = state.incarnations.get(answer.incarnation)
+        who = state.members.incarnations.get(answer.incarnation)
         if who is not None and not who.gone:
             if answer.grant and who.status == "member":
                 grant = _grant(state, self.genesis.run_id)
@@ -244,20 +245,20 @@ class InOffice:
             number=answer.number,
             status=answer.status,
             reason=answer.reason,
-            generation=state.generation,
-            committed=state.committed,
+            generation=state.members.generation,
+            committed=state.line.committed,
             finished=state.finished,
             leases=leases,
             grant=grant,
             file=state.done or "",
-            quarantined=state.quarantined_total,
+            quarantined=state.shards.quarantined_total,
         )
 
 
 def _grant(state: State, run_id: str) -> records.Grant:
-    g = state.grant
+    g = state.members.grant
     assert g is not None
-    members = ((n, state.incarnations[n]) for n in g.members)
+    members = ((n, state.members.incarnations[n]) for n in g.members)
     return records.Grant(
         run_id,
         g.generation,
@@ -266,16 +267,16 @@ def _grant(state: State, run_id: str) -> records.Grant:
         g.source_step,
         g.committed,
         g.restore_file,
-        tuple(c.step for c in state.checkpoints),
+        tuple(c.step for c in state.line.checkpoints),
         state.spec.shard_size,
     )
 
 
 def _leases(state: State, incarnation: str) -> tuple[int, ...]:
     out: list[int] = []
-    for number in state.held.get(incarnation, ()):
-        lease = state.leases[number]
-        if lease.generation == state.generation:
+    for number in state.shards.held.get(incarnation, ()):
+        lease = state.shards.leases[number]
+        if lease.generation == state.members.generation:
             out += (number, lease.token, lease.epoch, lease.front, lease.end - lease.front)
     return tuple(out)
 
