@@ -442,6 +442,8 @@ class Status(StrEnum):
     OCCUPIED = "OCCUPIED"
     DISPLACED = "DISPLACED"
     LEAVE = "LEAVE"
+    LOST = "LOST"
+    OVER = "OVER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,6 +487,7 @@ class Reply:
     grant: Grant | None = None
     file: str = ""
     quarantined: int = 0
+    warning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def late_reports_are_refused(run: JobProcesses, gone: str) -> None:
             records.Regroup(state.members.generation, step, state.line.lineage, "h", 1),
         ):
             reply = zombie.ask(body)
-            assert reply.status is records.Status.REJOIN, reply
+            assert reply.status is records.Status.LOST, reply
             assert "lost" in reply.reason
             assert reply.leases == ()
     run.until_committed(step + 1)

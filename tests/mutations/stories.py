@@ -95,7 +95,7 @@ def a_zombie_that_is_furthest_is_no_source() -> None:
     regroup(bench, "w0.0", 0, lineage.ROOT)
     bench.commit("w0.0", (*mine[:4], 4))
     exited(bench, "w0.0")
-    assert regroup(bench, "w1.0", 7, b"another branch").status is Status.REJOIN
+    assert regroup(bench, "w1.0", 7, b"another branch").status is Status.LOST
     bench.join("w1.1")
     assert bench.state.members.grant is not None
     assert bench.state.members.grant.source is None

@@ -95,7 +95,7 @@ def test_evidence_is_told_once_and_only_by_who_holds_the_samples() -> None:
     bench.failed(50)  # nobody's
     assert len([e for e in bench.events() if isinstance(e, records.Blamed)]) == 1
     bench.exited(75)
-    assert bench.say("w1.0", records.Failed(1, 0, 14, 1, "", "")).status is Status.REJOIN
+    assert bench.say("w1.0", records.Failed(1, 0, 14, 1, "", "")).status is Status.LOST
 
 
 def test_what_is_in_the_model_is_above_suspicion() -> None:
@@ -269,7 +269,7 @@ def test_a_job_that_is_done_takes_back_what_is_in_quarantine_and_ends_again() ->
 
 def test_who_was_given_up_is_told_so_also_when_all_is_done_without_it() -> None:
     bench = done_with_one_in_quarantine()
-    assert bench.say("w1.0", records.Heartbeat(1, 0)).status is Status.REJOIN
+    assert bench.say("w1.0", records.Heartbeat(1, 0)).status is Status.LOST
     assert bench.say("w0.0", records.Heartbeat(1, 0)).status is Status.END
 
 

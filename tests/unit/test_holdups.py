@@ -59,8 +59,8 @@ def test_who_holds_up_the_others_is_named_within_the_patience_and_then_lost(phas
     assert len(said) == 1, "once"
     assert said[0].startswith("w1.0 holds up 2 others: ")
     assert "(cat.png)" in said[0]
-    assert bench.say("w1.0", records.Heartbeat(1, 0, phase, 9.0)).reason == said[0], "it says so in its own terminal"
-    assert bench.say("w0.0", records.Heartbeat(1, 0, "reducing", 9.0)).reason == ""
+    assert bench.say("w1.0", records.Heartbeat(1, 0, phase, 9.0)).warning == said[0], "it says so in its own terminal"
+    assert bench.say("w0.0", records.Heartbeat(1, 0, "reducing", 9.0)).warning == ""
     assert bench.status("w1.0") == "member"
     bench.pass_s(STUCK_S - 8, w0="reducing", w1=phase, w2="reducing")
     assert bench.status("w1.0") == "member"
@@ -69,7 +69,7 @@ def test_who_holds_up_the_others_is_named_within_the_patience_and_then_lost(phas
     (lost,) = [e for e in bench.events() if isinstance(e, records.Lost)]
     assert "holds up 2 others" in lost.reason and "(cat.png)" in lost.reason
     reply = bench.say("w1.0", records.Heartbeat(1, 0, phase, 99.0, 0.0, ""))
-    assert reply.status is Status.REJOIN
+    assert reply.status is Status.LOST
 
 
 @pytest.mark.parametrize("phase", ["loading", "computing", "user", "saving", "forming"])

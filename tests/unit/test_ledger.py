@@ -167,7 +167,7 @@ def test_a_lost_incarnation_is_refused_everything() -> None:
         records.Regroup(1, 0, b"", "h", 1),
         records.Join("worker", "h", 1, "n", "", 0, SPEC),
     ):
-        assert bench.say("w1.0", body).status is Status.REJOIN, body
+        assert bench.say("w1.0", body).status is Status.LOST, body
     assert len(bench.refused()) == 5
 
 
@@ -514,7 +514,7 @@ def test_an_accepted_loss_takes_every_number_that_may_have_been_given_away() -> 
     payload, _ = bench.ledger.office.propose([], (fact,))
     bench.broker.log.append(payload)
     bench.ledger.read_back()
-    assert bench.say("a.0", records.Heartbeat(1, 2)).status is records.Status.REJOIN
+    assert bench.say("a.0", records.Heartbeat(1, 2)).status is records.Status.LOST
     bench.join("a.1")
     grant = bench.state.members.grant
     assert grant is not None

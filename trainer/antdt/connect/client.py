@@ -220,9 +220,9 @@ class Client:
         if reply.incarnation != self.session.incarnation:
             return
         self.reach.heard()
-        if reply.reason.startswith(f"{reply.incarnation} holds up ") and reply.reason != self._told:
-            self._told = reply.reason
-            log.warning("%s", reply.reason)
+        if reply.warning and reply.warning != self._told:
+            self._told = reply.warning
+            log.warning("%s", reply.warning)
         if self.on_leases is not None:
             for i in range(0, len(reply.leases), 5):
                 self.on_leases(*reply.leases[i + 2 : i + 5])

@@ -39,11 +39,9 @@ def decide(turn: Turn, request: records.Request) -> None:
         # Who was given up is told so, also when all is done without it: it may hang, and has to be ended.
         given_up = who is not None and who.gone and isinstance(body, records.Heartbeat)
         if state.done is not None and not given_up and not isinstance(body, records.Leave | records.Readmit):
-            # To a newcomer, a reason says that it came for something else.
-            reason = evidence.in_quarantine(state)
-            if isinstance(body, records.Join):
-                reason = difference(state.spec, body.spec)
-            turn.answer(request, Status.END, reason)
+            other = difference(state.spec, body.spec) if isinstance(body, records.Join) else ""
+            missing = "" if isinstance(body, records.Join) else evidence.in_quarantine(state)
+            turn.answer(request, Status.OVER if other else Status.END, other or missing)
         else:
             _DECIDE[type(body)](turn, request, body)
     except Refusal as refusal:

@@ -36,7 +36,7 @@ def gone(state: State, who: Incarnation, request: records.Request) -> Refusal:
     """A displaced one never comes back: whoever did would displace in its turn."""
     if who.status == "displaced":
         return Refusal(f"{_other(state, request)} has taken the place of {request.incarnation}.", Status.DISPLACED)
-    return Refusal(f"This incarnation is {who.status}: join as a new one, without its model.", Status.REJOIN)
+    return Refusal(f"This incarnation is {who.status}: join as a new one, without its model.", Status.LOST)
 
 
 def _other(state: State, request: records.Request) -> str:

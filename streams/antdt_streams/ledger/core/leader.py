@@ -196,8 +196,8 @@ class InOffice:
             if request.incarnation in self.state.members.incarnations:
                 self.holdups.hear(request.incarnation, request.body, self.patience.clock_ms)
             for answer in turn.answers:
-                if answer.incarnation == request.incarnation and not answer.reason:
-                    answer.reason = self.holdups.named.get(request.incarnation, "")  # it may want to say so aloud
+                if answer.incarnation == request.incarnation:
+                    answer.warning = self.holdups.named.get(request.incarnation, "")
         if self.patience.clock_ms - self._checked_ms >= self.genesis.patience_ms // 8:
             self._checked_ms = self.patience.clock_ms
             if self.state.done is None:
@@ -252,6 +252,7 @@ class InOffice:
             grant=grant,
             file=state.done or "",
             quarantined=state.shards.quarantined_total,
+            warning=answer.warning,
         )
 
 

@@ -29,6 +29,7 @@ class Answer:
     reason: str = ""
     leases: bool = False
     grant: bool = False
+    warning: str = ""
 
 
 @dataclass(slots=True)
