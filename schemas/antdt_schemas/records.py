@@ -456,7 +456,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The generation that this worker is a member of."""
+    """A generation, for each of its members: sent once to all of them, as the list is long."""
 
     run_id: str
     generation: int
@@ -471,8 +471,8 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The ledger's answer to one worker (topic replies, keyed by worker). Only sent after the entry it rests on was
-    read back.
+    """The ledger's answer to one worker, or its news to all (topic replies, keyed by worker). Only sent after the
+    entry it rests on was read back.
     """
 
     worker: str

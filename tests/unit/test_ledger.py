@@ -9,6 +9,7 @@ import pytest
 from antdt_schemas import auth, codec, lineage, records
 from antdt_schemas.errors import LogTampered, Mismatch, Superseded
 from antdt_schemas.records import Status
+from antdt_schemas.topics import REPLIES, replies_partition
 from antdt_streams.ledger.core import leader, rows
 from antdt_streams.ledger.core.decide import check_spec
 from antdt_streams.ledger.core.fold import Fold
@@ -176,8 +177,40 @@ def test_a_grant_that_was_never_heard_of_does_not_stop_the_next_one() -> None:
     bench = Bench()
     bench.join("w0.0", "w1.0", "w2.0")
     assert not bench.state.members.open
-    reply = bench.say("w1.0", records.Join("worker", "h", 1, "n", "", 0, SPEC))
-    assert (reply.status, reply.grant is not None) == (Status.CLOSED, True)
+    for who in ("w1.0", "w0.0"):  # they read the same partition, and another one
+        join = bench.request(who, records.Join("worker", "h", 1, "n", "", 0, SPEC))
+        answer, news = bench.ledger.run([join])
+        assert (answer.incarnation, answer.status, answer.grant) == (who, Status.CLOSED, None)
+        assert (news.incarnation, news.number) == ("", -1)
+        assert news.status is Status.CLOSED, "it closed before it was heard of"
+        assert replies_partition(news.worker) == replies_partition(answer.worker)
+        assert news.grant is not None
+        assert [m.incarnation for m in news.grant.members] == ["w0.0", "w1.0"]
+
+
+CROWD = 4_096
+GRANT_BYTES_MAX = 1_000_000
+
+
+def test_a_grant_to_thousands_is_published_once_and_not_to_each_of_them() -> None:
+    bench = Bench(replace(SPEC, samples=10**6, batch_size=CROWD, workers_min=CROWD))
+    names = [f"w{n}.0.9c4018c3f2a1" for n in range(CROWD)]
+    joins = [bench.request(who, bench.a_join()) for who in names]
+    regroups = [bench.request(who, records.Regroup(1, 0, bench.lineage, "10.104.212.117", 40_000)) for who in names]
+    for generation, asking in ((1, joins), (2, regroups)):
+        for request in asking:
+            bench.broker.send(request)
+        while bench.state.members.generation < generation:
+            assert bench.ledger.append()
+            replies = bench.ledger.read_back()  # of the cycle that grants, in the end
+        news = [reply for reply in replies if reply.grant is not None]
+        assert {replies_partition(reply.worker) for reply in news} == set(range(REPLIES.partitions))
+        assert len(news) == REPLIES.partitions
+        assert all(len(reply.grant.members) == CROWD for reply in news if reply.grant is not None)
+        assert sum(len(codec.encode(reply)) for reply in replies) < GRANT_BYTES_MAX
+    assert bench.state.members.incarnations[names[7]].host == "10.104.212.117"
+    again = bench.ledger.run([bench.request(names[0], records.Heartbeat(1, 0)) for _ in range(100)])
+    assert sum(reply.grant is not None for reply in again) == 1, "who has not heard of it asks, as often as it likes"
 
 
 def test_nobody_holds_what_is_committed_so_the_ledger_rolls_back() -> None:

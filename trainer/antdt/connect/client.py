@@ -217,7 +217,7 @@ class Client:
         except AntdtError as error:
             log.warning("a record of %s was skipped: %s", topic, error)
             return
-        if reply.incarnation != self.session.incarnation:
+        if reply.incarnation not in ("", self.session.incarnation):
             return
         self.reach.heard()
         if reply.warning and reply.warning != self._told:

@@ -65,9 +65,9 @@ class AllReduce:
         who = s.members
         if who.open:
             return (), f"generation {who.generation} is open"
-        late = [m for m in who.group if who.incarnations[m].status == "member"]
-        if late:
-            return (), f"{', '.join(late[:3])}{' and others' if len(late) > 3 else ''} did not ask for the next one yet"
+        late = next((m for m in who.group if who.incarnations[m].status == "member"), None)
+        if late is not None:
+            return (), f"{late} did not ask for the next one yet"
         asking = {n: i for n, i in who.incarnations.items() if i.status in ("waiting", "ready")}
         if not asking or (who.generation == 0 and len(asking) < s.spec.workers_min):
             return (), f"{len(asking)} of {s.spec.workers_min if who.generation == 0 else 'any'} workers ask for it"

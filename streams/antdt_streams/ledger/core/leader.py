@@ -7,11 +7,12 @@ object (no reply, no row) before the very bytes were read back in office. Supers
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from antdt_schemas import auth, codec, records
+from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.errors import Superseded, Undecodable
+from antdt_schemas.records import Status
 from antdt_schemas.topics import RECORD_BYTES_MAX
 
 from antdt_streams.ledger.core import rows
@@ -128,7 +129,7 @@ class InOffice:
             Crowded: likewise, with fewer requests at a time.
         """
         assert self.pending is None, "one cycle at a time"
-        state, events, answers = self.state, list[records.Event](), list[Answer]()
+        state, events, answers, grant_to = self.state, list[records.Event](), list[Answer](), set[str]()
         dead: list[tuple[Incoming, str]] = []
         if self.genesis.digest_every and (state.sequence + 1) % self.genesis.digest_every == 0:
             events.append(records.Digested(rows.digest(state)))
@@ -147,6 +148,7 @@ class InOffice:
                 raise PoisonRequest(incoming.offset, error) from error
             events += turn.events
             answers += turn.answers
+            grant_to |= turn.grant_to
             taken += 1
             size += sum(map(_size, turn.events))
             if size > self.cycle_bytes_max:
@@ -170,7 +172,7 @@ class InOffice:
                 raise Crowded(taken - 1)
             said = f"it would make an entry of {len(payload)} bytes, and the log takes {self.record_bytes_max}"
             raise PoisonRequest(requests[0].offset, ValueError(said))
-        self.pending = Cycle(body, payload, answers, dead)
+        self.pending = Cycle(body, payload, answers + _for_all(grant_to), dead)
         return payload, taken
 
     def _decide(self, turn: Turn, incoming: Incoming, now_ms: int, dead: list[tuple[Incoming, str]]) -> None:
@@ -231,19 +233,17 @@ class InOffice:
 
     def reply(self, answer: Answer) -> records.Reply:
         """The Reply of an answer, from the state as it is now in the log."""
-        state, grant = self.state, None
-        leases: tuple[int, ...] = ()
+        state, status = self.state, answer.status
         who = state.members.incarnations.get(answer.incarnation)
-        if who is not None and not who.gone:
-            if answer.grant and who.status == "member":
-                grant = _grant(state, self.genesis.run_id)
-            if answer.leases:
-                leases = _leases(state, answer.incarnation)
+        leases = _leases(state, answer.incarnation) if answer.leases and who is not None and not who.gone else ()
+        grant = None if answer.incarnation else _grant(state, self.genesis.run_id)
+        if grant is not None and not state.members.open:
+            status = Status.CLOSED  # it closed before somebody had heard of it
         return records.Reply(
             worker=answer.worker,
             incarnation=answer.incarnation,
             number=answer.number,
-            status=answer.status,
+            status=status,
             reason=answer.reason,
             generation=state.members.generation,
             committed=state.line.committed,
@@ -254,6 +254,15 @@ class InOffice:
             quarantined=state.shards.quarantined_total,
             warning=answer.warning,
         )
+
+
+def _for_all(workers: Iterable[str]) -> list[Answer]:
+    """One answer for each partition that some of these workers read: what is written into it, all of them take.
+
+    The last ones of a cycle: what is said of older generations goes ahead of it.
+    """
+    partitions = {topics.replies_partition(worker): worker for worker in sorted(workers)}
+    return [Answer(worker, "", -1, Status.OK) for _, worker in sorted(partitions.items())]
 
 
 def _grant(state: State, run_id: str) -> records.Grant:

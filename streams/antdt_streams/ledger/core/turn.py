@@ -20,7 +20,9 @@ AUTHOR_CHARS_MAX = 128
 
 @dataclass(slots=True)
 class Answer:
-    """To be turned into a Reply once the entry it rests on was read back. number -1: news, nobody asked."""
+    """To be turned into a Reply once the entry it rests on was read back. number -1: news, nobody asked. incarnation
+    empty: the newest grant, for everybody who reads what this worker reads.
+    """
 
     worker: str
     incarnation: str
@@ -28,19 +30,21 @@ class Answer:
     status: Status
     reason: str = ""
     leases: bool = False
-    grant: bool = False
     warning: str = ""
 
 
 @dataclass(slots=True)
 class Turn:
-    """One request being decided: events are applied as they are emitted."""
+    """One request being decided: events are applied as they are emitted. grant_to: workers that are to hear of the
+    newest grant, whose list of members is long: it is published once for all of them.
+    """
 
     state: State
     offset: int
     callers: Callers = field(default_factory=Callers)
     events: list[records.Event] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
+    grant_to: set[str] = field(default_factory=set)
 
     @property
     def rules(self) -> GroupRules:
@@ -59,7 +63,7 @@ class Turn:
             if isinstance(event, records.Closed):
                 self.tell_members(Status.CLOSED, event.reason)
             elif isinstance(event, records.Granted):
-                self.tell_members(Status.OK)
+                self.grant_to.update(self.state.members.incarnations[name].worker for name in event.members)
 
     def answer(
         self,
@@ -70,16 +74,19 @@ class Turn:
         leases: bool = False,
         grant: bool = False,
     ) -> None:
-        """Answer whoever has asked."""
+        """Answer whoever has asked. grant: if it is a member, it may not have heard of its grant."""
         who = request.worker, request.incarnation, request.number
-        self.answers.append(Answer(*who, status, reason, leases, grant))
+        self.answers.append(Answer(*who, status, reason, leases))
+        asker = self.state.members.incarnations.get(request.incarnation)
+        if grant and asker is not None and asker.status == "member":
+            self.grant_to.add(request.worker)
 
-    def tell_members(self, status: Status, reason: str = "") -> None:
+    def tell_members(self, status: Status, reason: str) -> None:
         """News for every member that lives."""
         for name in self.state.members.group:
             who = self.state.members.incarnations[name]
             if not who.gone:
-                self.answers.append(Answer(who.worker, name, -1, status, reason, grant=status is Status.OK))
+                self.answers.append(Answer(who.worker, name, -1, status, reason))
 
 
 class Refusal(Exception):

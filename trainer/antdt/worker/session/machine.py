@@ -132,8 +132,8 @@ class Session:
     # -- what comes
 
     def on_reply(self, reply: records.Reply) -> None:
-        """Take a reply; one of another incarnation is ignored."""
-        if reply.incarnation != self.incarnation or self.phase in OVER:
+        """Take a reply to this incarnation, or to all of them; a grant to others is ignored."""
+        if self.phase in OVER or not self._is_addressed(reply):
             return
         self._acknowledge(reply)
         if reply.status is Status.LEAVE:
@@ -160,6 +160,11 @@ class Session:
         if reply.generation == self.generation and self.phase is Phase.MEMBER:
             self.leases.take_answer(reply)
 
+    def _is_addressed(self, reply: records.Reply) -> bool:
+        if reply.grant is not None:
+            return any(m.incarnation == self.incarnation for m in reply.grant.members)
+        return reply.incarnation in ("", self.incarnation)
+
     def _acknowledge(self, reply: records.Reply) -> None:
         if reply.status is Status.WAIT and self.phase is Phase.JOINING:
             self.reason = reply.reason  # whom it waits for
@@ -182,11 +187,8 @@ class Session:
             # Of one that has asked it is the next one: the log has lost its tail, and our model may be of that.
             self.phase, self.reason = Phase.LOST, "granted what it did not ask for"
             return
-        ranks = [i for i, m in enumerate(grant.members) if m.incarnation == self.incarnation]
-        if not ranks:
-            self.phase, self.reason = Phase.LOST, "left out of a grant"
-            return
-        self.generation, self.grant, self.phase, self.rank = grant.generation, grant, Phase.MEMBER, ranks[0]
+        self.generation, self.grant, self.phase = grant.generation, grant, Phase.MEMBER
+        self.rank = [m.incarnation for m in grant.members].index(self.incarnation)
         self.committed = grant.committed  # exact at the grant; after a rollback less than before
         self.files.begin(grant)
         self.leases.begin()
