@@ -116,7 +116,7 @@ MUTATIONS = (
     Mutation(
         "1",
         "an input position that is not in the entry",
-        (Edit(InOffice.propose, "requests_next=requests_next", "requests_next=state.requests_next"),),
+        (Edit(InOffice.propose, "requests[taken - 1].offset + 1 if taken else ", ""),),
         stories.every_request_is_consumed_once,
     ),
     # -- 2: requests may arrive again; an answer is the whole list of leases

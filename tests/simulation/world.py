@@ -140,7 +140,7 @@ class World:
 
     def post(self, reply: records.Reply) -> None:
         """A reply on its way to whom it is for, be it all that read this partition: lost, or repeated, or neither."""
-        if reply.incarnation:
+        if reply.grant is None:
             one = self.process_of(reply.incarnation)
             readers = [one] if one is not None else []
         else:

@@ -768,7 +768,20 @@ def test_what_is_too_large_alone_is_refused_and_what_came_with_it_is_not() -> No
     assert len(state.members.incarnations) == 24
     assert state.refused == 1
     refusals = [e for e in _events(broker) if isinstance(e, records.Refused)]
-    assert f"and the log takes {ROOM}" in refusals[0].reason
+    assert f"and its topic takes {ROOM}" in refusals[0].reason
+
+
+def test_who_makes_a_grant_too_large_for_its_topic_is_refused() -> None:
+    """A grant that nobody can be told of is never in the log."""
+    spec = replace(SPEC, samples=1_000, batch_size=90, workers_min=80)
+    broker = MemoryBroker(spec)
+    ledger = MemoryLedger(broker, record_bytes_max=ROOM)
+    joins = [records.Join("worker", "h" * (ROOM // 85), 1, "n", "", 0, spec) for _ in range(90)]
+    replies = ledger.run(records.Request(f"w{i}", f"w{i}.0", 1, body, b"") for i, body in enumerate(joins))
+    assert max(len(codec.encode(reply)) for reply in replies) <= ROOM
+    refused = [reply for reply in replies if reply.status is Status.REFUSED]
+    assert refused and all("it would make a grant of" in reply.reason for reply in refused)
+    assert not any(isinstance(event, records.Granted) for event in _events(broker))
 
 
 def _events(broker: MemoryBroker) -> list[records.Event]:

@@ -150,6 +150,16 @@ def test_who_is_displaced_is_somebody_else_now_and_who_is_lost_may_come_back(ses
     assert (session.phase, session.tick(9.0)) == (Phase.OUSTED, []), "nothing brings it back"
 
 
+def test_of_what_is_for_all_only_a_grant_that_names_this_incarnation_is_taken() -> None:
+    one, another = (Session("w0", name, SPEC, Where("h", 1)) for name in ("w0.0", "w0.1"))
+    for session in (one, another):
+        session.on_reply(replace(reply(-1, grant=GRANT), incarnation=""))
+        session.on_reply(replace(reply(1, Status.REFUSED), incarnation=""))  # to somebody without a name
+    assert (one.phase, one.rank, another.phase) == (Phase.MEMBER, 0, Phase.JOINING)
+    one.on_reply(replace(reply(-1, Status.CLOSED, grant=GRANT), incarnation=""))
+    assert one.phase is Phase.CLOSED, "it was told again, and is over"
+
+
 @pytest.mark.parametrize(("status", "joined", "phase"), [
     (Status.REJOIN, False, Phase.JOINING), (Status.REJOIN, True, Phase.LOST),
     (Status.LOST, False, Phase.LOST), (Status.LOST, True, Phase.LOST),

@@ -217,9 +217,10 @@ class Client:
         except AntdtError as error:
             log.warning("a record of %s was skipped: %s", topic, error)
             return
-        if reply.incarnation not in ("", self.session.incarnation):
+        if reply.incarnation == self.session.incarnation:
+            self.reach.heard()
+        elif reply.grant is None:
             return
-        self.reach.heard()
         if reply.warning and reply.warning != self._told:
             self._told = reply.warning
             log.warning("%s", reply.warning)

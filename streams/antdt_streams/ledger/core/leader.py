@@ -129,53 +129,62 @@ class InOffice:
             Crowded: likewise, with fewer requests at a time.
         """
         assert self.pending is None, "one cycle at a time"
-        state, events, answers, grant_to = self.state, list[records.Event](), list[Answer](), set[str]()
-        dead: list[tuple[Incoming, str]] = []
+        state, events = self.state, list[records.Event]()
         if self.genesis.digest_every and (state.sequence + 1) % self.genesis.digest_every == 0:
             events.append(records.Digested(rows.digest(state)))
         for fact in facts:
             state.apply(fact)
             events.append(fact)
-        now_ms, taken, size = state.now_ms, 0, 0
-        for incoming in requests:
-            if taken and size + len(incoming.payload or b"") > self.cycle_bytes_max:
-                break  # what it makes is about as large as itself
-            now_ms = max(now_ms, incoming.time_ms)
-            turn = Turn(state, incoming.offset, self.callers)
-            try:
-                self._decide(turn, incoming, now_ms, dead)
-            except Exception as error:
-                raise PoisonRequest(incoming.offset, error) from error
-            events += turn.events
-            answers += turn.answers
-            grant_to |= turn.grant_to
-            taken += 1
-            size += sum(map(_size, turn.events))
-            if size > self.cycle_bytes_max:
-                break
-        requests_next = requests[taken - 1].offset + 1 if taken else state.requests_next
-        last = self.fold.position
+        turns, dead = self._decide_all(requests)
+        taken, last = len(turns), self.fold.position
         body = records.Cycle(
             epoch_offset=self.office.offset,
             epoch_hash=self.office.hash,
             sequence=state.sequence + 1,
             previous_offset=last.next_offset - 1,
             previous_hash=last.hash,
-            requests_next=requests_next,
-            now_ms=now_ms,
-            events=tuple(events),
+            requests_next=requests[taken - 1].offset + 1 if taken else state.requests_next,
+            now_ms=max([state.now_ms, *(incoming.time_ms for incoming in requests[:taken])]),
+            events=(*events, *(event for turn in turns for event in turn.events)),
         )
         payload = codec.encode(records.Entry(body))
-        if len(payload) > self.record_bytes_max:
-            assert taken, f"an entry of {len(payload)} bytes without a request"
-            if taken > 1:
-                raise Crowded(taken - 1)
-            said = f"it would make an entry of {len(payload)} bytes, and the log takes {self.record_bytes_max}"
-            raise PoisonRequest(requests[0].offset, ValueError(said))
-        self.pending = Cycle(body, payload, answers + _for_all(grant_to), dead)
+        self._check_room(payload, body, requests[:taken])
+        grant_to = set[str]().union(*(turn.grant_to for turn in turns))
+        answers = [answer for turn in turns for answer in turn.answers] + _for_all(grant_to)
+        self.pending = Cycle(body, payload, answers, dead)
         return payload, taken
 
-    def _decide(self, turn: Turn, incoming: Incoming, now_ms: int, dead: list[tuple[Incoming, str]]) -> None:
+    def _decide_all(self, requests: list[Incoming]) -> tuple[list[Turn], list[tuple[Incoming, str]]]:
+        """As many as fit into an entry; and those that are dead letters, with the reason."""
+        turns, dead, size = list[Turn](), list[tuple[Incoming, str]](), 0
+        for incoming in requests:
+            if turns and size + len(incoming.payload or b"") > self.cycle_bytes_max:
+                break  # what it makes is about as large as itself
+            turn = Turn(self.state, incoming.offset, self.callers)
+            try:
+                self._decide(turn, incoming, dead)
+            except Exception as error:
+                raise PoisonRequest(incoming.offset, error) from error
+            turns.append(turn)
+            size += sum(map(_size, turn.events))
+            if size > self.cycle_bytes_max:
+                break
+        return turns, dead
+
+    def _check_room(self, payload: bytes, body: records.Cycle, requests: list[Incoming]) -> None:
+        """An entry, and a grant, that its topic does not take must not be decided: whoever asked for it is refused."""
+        size, what = len(payload), "an entry"
+        if any(isinstance(event, records.Granted) for event in body.events):
+            for_all = self.reply(Answer("", "", -1, Status.OK, grant=True))
+            size, what = max((size, what), (len(codec.encode(for_all)), "a grant"))
+        if size > self.record_bytes_max:
+            assert requests, f"{what} of {size} bytes without a request"
+            if len(requests) > 1:
+                raise Crowded(len(requests) - 1)
+            said = f"it would make {what} of {size} bytes, and its topic takes {self.record_bytes_max}"
+            raise PoisonRequest(requests[0].offset, ValueError(said))
+
+    def _decide(self, turn: Turn, incoming: Incoming, dead: list[tuple[Incoming, str]]) -> None:
         try:
             request = codec.decode(incoming.payload, records.Request)
         except Undecodable as error:
@@ -236,7 +245,7 @@ class InOffice:
         state, status = self.state, answer.status
         who = state.members.incarnations.get(answer.incarnation)
         leases = _leases(state, answer.incarnation) if answer.leases and who is not None and not who.gone else ()
-        grant = None if answer.incarnation else _grant(state, self.genesis.run_id)
+        grant = _grant(state, self.genesis.run_id) if answer.grant else None
         if grant is not None and not state.members.open:
             status = Status.CLOSED  # it closed before somebody had heard of it
         return records.Reply(
@@ -262,7 +271,7 @@ def _for_all(workers: Iterable[str]) -> list[Answer]:
     The last ones of a cycle: what is said of older generations goes ahead of it.
     """
     partitions = {topics.replies_partition(worker): worker for worker in sorted(workers)}
-    return [Answer(worker, "", -1, Status.OK) for _, worker in sorted(partitions.items())]
+    return [Answer(worker, "", -1, Status.OK, grant=True) for _, worker in sorted(partitions.items())]
 
 
 def _grant(state: State, run_id: str) -> records.Grant:

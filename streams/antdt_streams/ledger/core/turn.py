@@ -20,8 +20,8 @@ AUTHOR_CHARS_MAX = 128
 
 @dataclass(slots=True)
 class Answer:
-    """To be turned into a Reply once the entry it rests on was read back. number -1: news, nobody asked. incarnation
-    empty: the newest grant, for everybody who reads what this worker reads.
+    """To be turned into a Reply once the entry it rests on was read back. number -1: news, nobody asked. grant: the
+    newest one, for everybody who reads what this worker reads.
     """
 
     worker: str
@@ -31,6 +31,7 @@ class Answer:
     reason: str = ""
     leases: bool = False
     warning: str = ""
+    grant: bool = False
 
 
 @dataclass(slots=True)

@@ -132,7 +132,7 @@ class Session:
     # -- what comes
 
     def on_reply(self, reply: records.Reply) -> None:
-        """Take a reply to this incarnation, or to all of them; a grant to others is ignored."""
+        """Take a reply to this incarnation, or a grant to it and others; anything else is ignored."""
         if self.phase in OVER or not self._is_addressed(reply):
             return
         self._acknowledge(reply)
@@ -163,7 +163,7 @@ class Session:
     def _is_addressed(self, reply: records.Reply) -> bool:
         if reply.grant is not None:
             return any(m.incarnation == self.incarnation for m in reply.grant.members)
-        return reply.incarnation in ("", self.incarnation)
+        return reply.incarnation == self.incarnation
 
     def _acknowledge(self, reply: records.Reply) -> None:
         if reply.status is Status.WAIT and self.phase is Phase.JOINING:
