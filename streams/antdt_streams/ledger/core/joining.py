@@ -34,21 +34,9 @@ def join(turn: Turn, request: records.Request, body: records.Join) -> None:
         if not _makes_room(turn, request, body, name):
             return
     turn.callers.forget(request.incarnation)
-    turn.emit(
-        records.Joined(
-            request.incarnation,
-            request.worker,
-            body.role,
-            body.host,
-            body.port,
-            body.node,
-            body.hardware,
-            body.restarts,
-            body.launch,
-            body.launcher,
-            body.place,
-        )
-    )
+    at = body.role, body.host, body.port, body.node, body.hardware, body.restarts
+    by = body.launch, body.launcher, body.place
+    turn.emit(records.Joined(request.incarnation, request.worker, *at, *by))
     turn.carry_out(turn.rules.on_join(state, request.incarnation))
     turn.answer(request, Status.OK, grant=True)
 
