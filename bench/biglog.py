@@ -33,7 +33,8 @@ from antdt_schemas import codec, container, lineage, records
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.leader import InOffice
-from antdt_streams.ledger.core.state import FOLD_VERSION, State
+from antdt_streams.ledger.core.state import State
+from antdt_streams.ledger.core.versions import FOLD_VERSION
 from antdt_streams.ledger.options import LedgerOptions
 from antdt_streams.ledger.stored import Identity, fold_of, whole
 from antdt_streams.proof import parts, waypoints
@@ -102,14 +103,14 @@ class Writer:
         if offset == 3:
             return (*map(self._lease, 2 * WORKERS), records.Settled(1))
         out: list[records.Event] = []
-        step, after = state.committed, state.lineage
+        step, after = state.line.committed, state.line.lineage
         for _ in range(self.steps):
             step += 1
             ranges = [number for worker in WORKERS for number in self._take(worker)]
             after = lineage.next_lineage(after, step, ranges)
             out.append(records.Committed(1, step, tuple(ranges), after, 0))
         out += [self._lease(worker) for worker in WORKERS if len(self.held[worker]) < 2]
-        if step // CHECKPOINT_EVERY > state.committed // CHECKPOINT_EVERY:
+        if step // CHECKPOINT_EVERY > state.line.committed // CHECKPOINT_EVERY:
             out.append(records.Checkpointed(step, after, f"step-{step}"))
         return tuple(out)
 

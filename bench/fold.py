@@ -62,7 +62,7 @@ def read(entries: Stopped) -> None:
     fold = Fold(cached=False)
     for offset, payload in entries:
         fold.read(offset, payload)
-    assert fold.state is not None and fold.state.committed_total > 0
+    assert fold.state is not None and fold.state.shards.committed_total > 0
 
 
 def prove(entries: Stopped) -> None:

@@ -12,7 +12,7 @@ from time import perf_counter, process_time
 from antdt_schemas import codec, lineage, records
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.leader import Incoming, InOffice
-from antdt_streams.ledger.core.state import FOLD_VERSION
+from antdt_streams.ledger.core.versions import FOLD_VERSION
 
 CYCLE_MS = 5
 GENERATION = 1
@@ -106,7 +106,7 @@ class Job:
         assert not office.state.refused, [r.reason for r in replies]
         self.requests += taken
         self.events += len(cycle.body.events)
-        self.pairs = office.state.committed_total // self.spec.shard_size
+        self.pairs = office.state.shards.committed_total // self.spec.shard_size
         return self._append(payload), replies
 
     def _request(self, member: int, body: records.RequestBody) -> records.Request:

@@ -136,7 +136,7 @@ class Bench:
                         process.kill()
             fold = self._verify(job, served.samples // SHARD_SIZE)
         assert fold.state is not None
-        pairs, all_pairs = served.samples / SHARD_SIZE, fold.state.committed_total / SHARD_SIZE
+        pairs, all_pairs = served.samples / SHARD_SIZE, fold.state.shards.committed_total / SHARD_SIZE
         return Rate(
             pairs_per_s=round(pairs / served.seconds),
             pairs=round(pairs),
@@ -151,9 +151,9 @@ class Bench:
             for raw in reader.to_end():
                 fold.read(raw.offset, raw.value)
         assert fold.state is not None
-        if fold.state.committed_total < pairs * SHARD_SIZE or fold.state.refused:
+        if fold.state.shards.committed_total < pairs * SHARD_SIZE or fold.state.refused:
             raise RuntimeError(
-                f"Not what was counted: the log has {fold.state.committed_total} samples committed and "
+                f"Not what was counted: the log has {fold.state.shards.committed_total} samples committed and "
                 f"{fold.state.refused} requests refused, the clients counted {pairs * SHARD_SIZE} samples."
             )
         return fold

@@ -225,8 +225,7 @@ class Asker:
         until = monotonic() + WAIT_S
         while not self.generation:
             self.send(join)
-            for reply in self.replies(0.5):
-                self.generation = reply.grant.generation if reply.grant else self.generation
+            self.replies(0.5)
             if monotonic() > until:
                 raise RuntimeError(f"{self.worker} was not granted a place.")
 
@@ -239,11 +238,14 @@ class Asker:
         return self.number
 
     def replies(self, wait_s: float) -> list[records.Reply]:
-        """The answers to this incarnation that are there; waits for the first message."""
+        """The answers to this incarnation that are there, and news of its grant; waits for the first message."""
         first = self._consumer.poll(wait_s)
         if first is None:
             return []
         out = [codec.decode(m.value(), records.Reply) for m in (first, *self._consumer.consume(999, 0))]
+        for grant in [r.grant for r in out if r.grant is not None]:
+            if any(m.incarnation == self.incarnation for m in grant.members):
+                self.generation = grant.generation
         return [r for r in out if r.incarnation == self.incarnation]
 
     def answer(self, number: int) -> records.Reply:

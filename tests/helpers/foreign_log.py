@@ -9,7 +9,7 @@ from functools import cache
 
 from antdt_schemas import codec, records
 from antdt_schemas.container import LogEntry
-from antdt_streams.ledger.core.state import FOLD_VERSION
+from antdt_streams.ledger.core.versions import FOLD_VERSION
 
 from tests.helpers.plain_log import WORKERS, Writer, plain_log
 

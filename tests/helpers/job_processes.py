@@ -128,7 +128,7 @@ class JobProcesses:
 
         def there() -> bool:
             state = self.state()
-            return state is not None and state.committed >= step
+            return state is not None and state.line.committed >= step
 
         self.until(there, f"step {step} was not committed")
 

@@ -40,14 +40,14 @@ class Bench:
         return records.Join("worker", "h", 1, "n", "", 0, self.spec, launch, f"user@{launch}:1", place, take_over)
 
     def lease(self, who: str, samples: int) -> tuple[int, ...]:
-        return self.say(who, records.Lease(self.state.generation, samples)).leases
+        return self.say(who, records.Lease(self.state.members.generation, samples)).leases
 
     def commit(self, who: str, *ranges: tuple[int, ...], plan: int = 0) -> records.Reply:
         """Commit one step of quintuples, as the first member would."""
         flat = tuple(v for r in ranges for v in r)
         quads = [v for r in ranges for v in (r[0], *r[2:])]
         h = lineage.next_lineage(self.lineage, self.step + 1, quads)
-        body = records.Commit(self.state.generation, self.step + 1, (flat,), (plan,), h, -1)
+        body = records.Commit(self.state.members.generation, self.step + 1, (flat,), (plan,), h, -1)
         reply = self.say(who, body)
         if reply.status is records.Status.OK:
             self.step, self.lineage = self.step + 1, h

@@ -71,6 +71,7 @@ class Asker:
         self.reader.follow(0)
         self.numbers = itertools.count(1)
         self.step, self.lineage, self.generation = 0, lineage.ROOT, 0
+        self.grant: records.Grant | None = None
 
     def close(self) -> None:
         self.reader.__exit__()
@@ -85,18 +86,20 @@ class Asker:
                 self.producer.poll(0)
                 sent_at = monotonic()
             for _, reply in decoded(self.reader.poll(0.05), records.Reply):
+                if reply.grant is not None and self.incarnation in [m.incarnation for m in reply.grant.members]:
+                    self.grant = reply.grant
                 if reply.incarnation == self.incarnation and reply.number == number:
                     return reply
         raise AssertionError(f"no answer to {body}")
 
-    def join(self, spec: records.JobSpec = SPEC) -> records.Reply:
+    def join(self, spec: records.JobSpec = SPEC) -> records.Grant:
         """Join, and wait for the grant."""
-        until = monotonic() + WITHIN_S
+        until, self.grant = monotonic() + WITHIN_S, None
         while monotonic() < until:
-            reply = self.ask(records.Join("worker", "h", 1, "n", "", 0, spec, "one launch"))
-            if reply.grant is not None:
-                self.generation = reply.grant.generation
-                return reply
+            self.ask(records.Join("worker", "h", 1, "n", "", 0, spec, "one launch"))
+            if self.grant is not None:
+                self.generation = self.grant.generation
+                return self.grant
         raise AssertionError("no grant")
 
     def train(self, steps: int, samples: int = 8) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from antdt_schemas import codec, lineage, records
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.leader import InOffice
-from antdt_streams.ledger.core.state import FOLD_VERSION
+from antdt_streams.ledger.core.versions import FOLD_VERSION
 
 WORKERS = ("w0.0", "w1.0", "w2.0")
 FIRST = 4  # entries before the plain ones: genesis, leader, members, first leases
@@ -53,9 +53,9 @@ class Writer:
     def plain(self) -> list[records.Event]:
         """Some leases and commits that follow; at times none."""
         out: list[records.Event] = []
-        next_lease, cursors = self.state.next_lease, {n: e.cursor for n, e in self.state.epochs.items()}
-        fronts = {n: [x.epoch, x.front, x.end] for n, x in self.state.leases.items()}
-        step, after, rng = self.state.committed, self.state.lineage, self.rng
+        next_lease, cursors = self.state.shards.next_lease, {n: e.cursor for n, e in self.state.shards.epochs.items()}
+        fronts = {n: [x.epoch, x.front, x.end] for n, x in self.state.shards.leases.items()}
+        step, after, rng = self.state.line.committed, self.state.line.lineage, self.rng
         for _ in range(rng.choice((0, 1, 1, 2, 3))):
             if len(fronts) < 2 or rng.random() < 0.3:
                 epoch = next(n for n in count() if cursors.get(n, 0) < 400)

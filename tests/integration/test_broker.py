@@ -298,7 +298,7 @@ def test_a_job_works_on_topics_that_take_little(connection: Connection, job: str
             worker.ask(records.Join("worker", "h", 1, "n", "", 0, SPEC))
     fold = replayed(connection, job)
     assert fold.state is not None
-    assert len(fold.state.incarnations) == crowd + 1
+    assert len(fold.state.members.incarnations) == crowd + 1
     assert fold.state.refused == 0
     with TopicReader(connection, job, SHARD_LOG) as reader:
         assert max(len(raw.value) for raw in reader.to_end()) < room

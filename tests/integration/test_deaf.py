@@ -55,7 +55,7 @@ def test_a_ledger_and_a_worker_that_fall_deaf_hear_again(
         worker.train(2)
         fold = replayed(connection, job)
     assert fold.state is not None
-    assert fold.state.committed == 3
+    assert fold.state.line.committed == 3
     for topic in (topics.REQUESTS, topics.REPLIES):
         assert f"event=deaf topic={topic.name(job)}" in caplog.text
 

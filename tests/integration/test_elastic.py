@@ -35,14 +35,14 @@ def test_everybody_is_killed_another_number_of_workers_goes_on_and_is_rolled_bac
         run.until_committed(25)  # between two checkpoints
         kill_all(first)
         second = run.launch(2, *SMALL, "--shard-size", "5")
-        run.until(lambda: run.now().checkpoints[-1].step >= 30, "no checkpoint of theirs")
-        back_to = run.now().checkpoints[-2].step
+        run.until(lambda: run.now().line.checkpoints[-1].step >= 30, "no checkpoint of theirs")
+        back_to = run.now().line.checkpoints[-2].step
         reply = ask(connection, job, lambda author: records.Rollback(back_to, author, "a bad batch"), None)
         assert reply.status is records.Status.OK, reply.reason
         run.ended(second)
         report = run.judged()
         assert report["committed"] == 2100
-        assert len(run.now().members) == 2
+        assert len(run.now().members.group) == 2
         undone = [e for e in run.events() if isinstance(e, records.RolledBack)]
         assert [e.step for e in undone if e.author] == [back_to]
         said = f"shard_size=5 is ignored: the shards of job {job} have 1 samples, as its first worker has named it"
@@ -58,17 +58,17 @@ def test_who_sleeps_too_long_wakes_up_to_nothing_and_comes_back_as_somebody_new(
     with job_processes(connection, job, tmp_path, patience_ms=1_500) as run:
         launcher = run.launch(3, "--samples", "700", "--epochs", "4", "--delay-ms", "4", "--checkpoint-every", "10")
         run.until_committed(10)
-        sleeper = run.now().members[0]  # the one that reports
+        sleeper = run.now().members.group[0]  # the one that reports
         pid = run.pid_of(launcher, sleeper)
         os.kill(pid, signal.SIGSTOP)
-        run.until(lambda: run.now().incarnations[sleeper].status == "lost", "it was not declared lost")
-        known = set(run.now().incarnations)
-        run.until_committed(run.now().committed + 3)  # the others go on without it
+        run.until(lambda: run.now().members.incarnations[sleeper].status == "lost", "it was not declared lost")
+        known = set(run.now().members.incarnations)
+        run.until_committed(run.now().line.committed + 3)  # the others go on without it
         late_reports_are_refused(run, sleeper)
         os.kill(pid, signal.SIGCONT)
 
         def back() -> bool:
-            return any(member not in known for member in run.now().members)
+            return any(member not in known for member in run.now().members.group)
 
         run.until(back, "it did not come back as a new incarnation")
         run.ended(launcher)
@@ -86,21 +86,21 @@ def test_who_sleeps_too_long_wakes_up_to_nothing_and_comes_back_as_somebody_new(
 def late_reports_are_refused(run: JobProcesses, gone: str) -> None:
     """What somebody who was given up might still send, made as good as can be: it neither contributes nor commits."""
     state = run.now()
-    step, (number, held) = state.committed, next(iter(state.leases.items()))
+    step, (number, held) = state.line.committed, next(iter(state.shards.leases.items()))
     composition = (number, held.token, held.epoch, held.front, 1)
-    after = lineage.next_lineage(state.lineage, step + 1, (number, held.epoch, held.front, 1))
+    after = lineage.next_lineage(state.line.lineage, step + 1, (number, held.epoch, held.front, 1))
     with asker(run.connection, run.job, gone) as zombie:
         for body in (
-            records.Commit(state.generation, step + 1, (composition,), (0,), after, -1),
-            records.Lease(state.generation, 8),
-            records.Regroup(state.generation, step, state.lineage, "h", 1),
+            records.Commit(state.members.generation, step + 1, (composition,), (0,), after, -1),
+            records.Lease(state.members.generation, 8),
+            records.Regroup(state.members.generation, step, state.line.lineage, "h", 1),
         ):
             reply = zombie.ask(body)
-            assert reply.status is records.Status.REJOIN, reply
+            assert reply.status is records.Status.LOST, reply
             assert "lost" in reply.reason
             assert reply.leases == ()
     run.until_committed(step + 1)
-    assert run.now().lineage_at(step + 1) != after
+    assert run.now().line.lineage_at(step + 1) != after
 
 
 def test_who_is_told_to_go_finishes_its_step_and_when_all_are_nothing_has_to_be_done_again(
@@ -114,13 +114,13 @@ def test_who_is_told_to_go_finishes_its_step_and_when_all_are_nothing_has_to_be_
         told = f"w2 ended with status {int(ExitCode.DRAINED)}: it was told to, and has left"
         run.until(lambda: told in run.output.read_text().splitlines(), "the launcher says nothing of it")
         run.until(lambda: statuses_of(run, "w2") == ["left"], "it did not say good-bye")
-        run.until_committed(run.now().committed + 5)  # the others go on
+        run.until_committed(run.now().line.committed + 5)  # the others go on
         first.terminate()
         run.ended(first, ExitCode.DRAINED)
         state = run.now()
-        newest, last = state.checkpoints[-1], state.committed
+        newest, last = state.line.checkpoints[-1], state.line.committed
         assert newest.step == last == applied_steps(run.record), "the very last step is in a file"
-        assert state.committed_total < 2100
+        assert state.shards.committed_total < 2100
         assert next(tmp_path.glob(f"checkpoints/**/{newest.file}")).is_file()
         run.ended(run.launch(3, *options))
         report = run.judged()
@@ -132,7 +132,7 @@ def test_who_is_told_to_go_finishes_its_step_and_when_all_are_nothing_has_to_be_
 
 def statuses_of(run: JobProcesses, worker: str) -> list[str]:
     """What has become of each incarnation of a worker."""
-    return [one.status for one in run.now().incarnations.values() if one.worker == worker]
+    return [one.status for one in run.now().members.incarnations.values() if one.worker == worker]
 
 
 def applied_steps(folder: Path) -> int:
@@ -154,7 +154,7 @@ def test_training_goes_on_while_the_broker_is_away_up_to_a_bound(tmp_path: Path)
         run.until_committed(20)
         pids = run.workers_of(launcher)
         run.until(lambda: provided(run, bound // 2), "the workers do not hold what they need to go on alone")
-        before = run.now().committed
+        before = run.now().line.committed
         broker.stop()
         alone_from = applied_steps(run.record)
         run.until(lambda: applied_steps(run.record) > before + bound // 4, "nobody trains while the broker is away")
@@ -174,8 +174,8 @@ def test_training_goes_on_while_the_broker_is_away_up_to_a_bound(tmp_path: Path)
 
 def provided(run: JobProcesses, steps: int) -> bool:
     """Whether each of three holds its share of so many steps. Where one has run out, all give back much of theirs."""
-    held = dict.fromkeys(run.now().members, 0)
-    for lease in run.now().leases.values():
+    held = dict.fromkeys(run.now().members.group, 0)
+    for lease in run.now().shards.leases.values():
         held[lease.incarnation] += lease.end - lease.front
     return len(held) == 3 and all(samples >= steps * 24 // 3 for samples in held.values())
 

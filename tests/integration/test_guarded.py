@@ -96,7 +96,7 @@ def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path)
             run.until_committed(10)
             pids = run.workers_of(launcher)
             for ways in ((TO_BROKER, TO_CLIENT), (TO_CLIENT,)):
-                before = run.now().committed
+                before = run.now().line.committed
                 assert wire.go_dead(*ways) >= 8, "two clients of each process at least"
                 run.until_committed(before + 15)
             assert run.workers_of(launcher) == pids, "a worker did not live through it"

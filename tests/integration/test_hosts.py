@@ -143,4 +143,6 @@ def test_an_address_that_nobody_reaches_is_named(
         assert "could not be reached (" in text
         assert "A member on another machine advertises a loopback address" in text
         state = processes.now()
-        assert state.generation < 12, f"{state.generation} generations: it asks again and again, without a pause"
+        assert state.members.generation < 12, (
+            f"{state.members.generation} generations: it asks again and again, without a pause"
+        )

@@ -33,7 +33,7 @@ def test_a_checkpoint_whose_writer_is_killed_never_counts_and_goes_away(
         died = {path.name.split("-", 2)[2]: path.read_text() for path in sorted(fates.glob("DIED-*"))[1:]}
         assert tuple(died) == POINTS
         assert len(restored(run, set(died.values()))) == len(POINTS), "one file for each death"
-        kept = {c.file for c in run.now().checkpoints}
+        kept = {c.file for c in run.now().line.checkpoints}
     assert report["committed"] == 2100
     assert report["rolled_back_steps"] != 0
     (folder,) = (tmp_path / "checkpoints" / job).iterdir()

@@ -153,8 +153,8 @@ def test_an_operators_rollback_is_answered_recorded_and_done_once(
         assert "0, 2" in refused.reason
         done = ask(connection, job, lambda author: records.Rollback(-1, author, "why"), None)
         assert done.status is records.Status.OK
-        reply = worker.ask(records.Regroup(worker.generation, 4, worker.lineage, "h", 1))
-        assert reply.grant is None or reply.grant.restore_file == "f2"
+        worker.ask(records.Regroup(worker.generation, 4, worker.lineage, "h", 1))
+        assert worker.join().restore_file == "f2"
     report = audit_of(connection, job)
     assert (report["steps"], report["rolled_back_steps"], report["committed"]) == (2, 2, 16)
 
@@ -193,10 +193,8 @@ def test_a_lost_tail_is_refused_until_an_operator_accepts_it(tmp_path: Path) -> 
         with pytest.raises(UsageError, match="Nothing is lost"):
             Ledger(connection, job, tmp_path / "l").recover("again")
         with asker(connection, job, "w0.1") as worker, LedgerThread(connection, job, tmp_path / "l"):
-            reply = worker.join()
-            assert reply.grant is not None
-            assert reply.grant.restore_file == "f2", "models may hold what the log lost"
-            worker.step, worker.lineage = 2, replayed(connection, job).state.lineage  # type: ignore[union-attr]
+            assert worker.join().restore_file == "f2", "models may hold what the log lost"
+            worker.step, worker.lineage = 2, replayed(connection, job).state.line.lineage  # type: ignore[union-attr]
             worker.train(2)
         # A folder that reflects the lost entries, too, learns from the log itself that their loss was accepted.
         with LedgerThread(connection, job, tmp_path / "l.broken-1"):
@@ -232,9 +230,7 @@ def test_a_recreated_log_is_refused_until_an_operator_accepts_it(
     fact = Ledger(connection, job, tmp_path / "l").recover("created again by mistake")
     assert fact.first_lost == 0
     with asker(connection, job, "w0.1") as worker, LedgerThread(connection, job, tmp_path / "l"):
-        reply = worker.join()
-        assert reply.grant is not None
-        assert reply.grant.restore_file == "init"
+        assert worker.join().restore_file == "init"
         worker.train(1)
     report = audit_of(connection, job)
     assert report["accepted_losses"][0]["first_lost"] == 0

@@ -34,8 +34,8 @@ def test_only_what_no_worker_survives_is_missing_and_when_it_is_mended_nothing_i
         run.ended(first, ExitCode.INCOMPLETE)
         said = run.output.read_text()
         state = run.now()
-        assert state.quarantined_total == 2, state.faults
-        assert sorted(fault.key for fault in state.faults.values()) == ["img/17.png", "img/211.png"]
+        assert state.shards.quarantined_total == 2, state.shards.faults
+        assert sorted(fault.key for fault in state.shards.faults.values()) == ["img/17.png", "img/211.png"]
         assert "2 samples are in quarantine: " in said and f"`antdt readmit {job}`" in said
         assert "img/17.png is truncated" in said and "ended by SIGKILL" in said
         poison(tmp_path)

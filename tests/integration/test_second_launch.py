@@ -27,15 +27,15 @@ def test_a_second_launch_ends_at_once_and_one_that_takes_over_does_it_once(
     with job_processes(connection, job, tmp_path) as run:
         first = run.launch(2, *OPTIONS)
         run.until_committed(10)
-        generation = run.now().generation
+        generation = run.now().members.generation
         run.ended(run.launch(2, *OPTIONS), ExitCode.NEVER_RETRY)
         assert f":{first.pid} since" in run.output.read_text(), "it does not say who runs the job"
         # From another folder the ledger alone can tell.
         run.ended(run.launch(2, *OPTIONS, environ=elsewhere), ExitCode.NEVER_RETRY)
         assert f":{first.pid} on" in run.output.read_text(), "it does not say who runs the job"
-        assert run.now().generation == generation, "the first launch was disturbed"
+        assert run.now().members.generation == generation, "the first launch was disturbed"
         assert first.poll() is None
-        run.until_committed(run.now().committed + 5)
+        run.until_committed(run.now().line.committed + 5)
 
         by_ledger = taken_over(run, first, environ=elsewhere)
         last = taken_over(run, by_ledger, environ=elsewhere)
@@ -49,12 +49,12 @@ def test_a_second_launch_ends_at_once_and_one_that_takes_over_does_it_once(
 
 def taken_over(run: JobProcesses, before: Warm, environ: dict[str, str]) -> Warm:
     """The next launch, which takes over from the one before."""
-    committed, generation = run.now().committed, run.now().generation
+    committed, generation = run.now().line.committed, run.now().members.generation
     after = run.launch(2, *OPTIONS, launcher=("--take-over",), environ=environ)
     run.ended(before, ExitCode.NEVER_RETRY)
-    run.until(lambda: run.now().generation > generation + 1 and run.now().open, "nobody goes on")
-    run.until_committed(run.now().committed + 3)
-    assert run.now().committed > committed
+    run.until(lambda: run.now().members.generation > generation + 1 and run.now().members.open, "nobody goes on")
+    run.until_committed(run.now().line.committed + 3)
+    assert run.now().line.committed > committed
     assert after.poll() is None, run.output.read_text()
     return after
 
@@ -75,7 +75,9 @@ def test_a_step_that_outlasts_the_grace_is_said_to_be_lost(connection: Connectio
             said = run.output.read_text()
             assert f"w0 was ended by SIGKILL: {why}" in said
             assert "what is in no checkpoint is done again" in said
-        run.until(lambda: {i.status for i in run.now().incarnations.values()} == {"lost"}, "the ledger was not told")
+        run.until(
+            lambda: {i.status for i in run.now().members.incarnations.values()} == {"lost"}, "the ledger was not told"
+        )
 
 
 def in_a_step(connection: Connection, job: str) -> bool:

@@ -25,9 +25,9 @@ DRAWN = re.compile(rf"drawn ({'|'.join(WHERE)}) (.*)")
 
 def saved_step(run: JobProcesses, folder: Path) -> int:
     """That of the newest file, which is there, and which the ledger knows."""
-    newest = run.now().checkpoints[-1]
+    newest = run.now().line.checkpoints[-1]
     path = next(folder.glob(f"checkpoints/**/{newest.file}"))
-    assert torch.load(path, weights_only=True)["progress"]["step"] == newest.step == run.now().committed
+    assert torch.load(path, weights_only=True)["progress"]["step"] == newest.step == run.now().line.committed
     return newest.step
 
 
@@ -40,7 +40,7 @@ def test_who_leaves_the_loop_leaves_a_checkpoint_and_hangs_nobody(
             run.ended(run.launch(2, "--how", how, "--at", str(at), script=SCRIPT))
             assert saved_step(run, tmp_path) >= at
             said = run.output.read_text()
-            steps = run.now().committed
+            steps = run.now().line.committed
             assert f"w0 left the loop early, behind step {steps}: its model is in {tmp_path}" in said
             # With a step begun, one of them may be gone before the other has come to it.
             other = "(w0 saves its model|its model is in .*)" if how == "open" else "w0 saves its model"
@@ -56,7 +56,7 @@ def test_who_leaves_the_loop_leaves_a_checkpoint_and_hangs_nobody(
         run.ended(run.launch(2, script=SCRIPT))
         again = run.output.read_text()[before:]
         assert f"Job {job} is finished since 20" in again
-        assert f"w1 is behind the loop at step {run.now().committed}" in again
+        assert f"w1 is behind the loop at step {run.now().line.committed}" in again
         run.ended(run.launch(2, "--epochs", "2", script=SCRIPT), ExitCode.USAGE)
         assert "epochs (the job has 1, this worker 2)" in run.output.read_text()
         report, wrong = judge_log(run.entries())
@@ -78,10 +78,10 @@ def test_a_folder_that_takes_no_files_ends_nothing_and_is_owed_all_of_them(
     with job_processes(connection, job, tmp_path) as run:
         launcher = run.launch(2, *options, restarts=0)
         run.until_committed(12)
-        assert [c.file for c in run.now().checkpoints] == [INIT_FILE]
+        assert [c.file for c in run.now().line.checkpoints] == [INIT_FILE]
         assert "Training goes on; there is no checkpoint of a step yet." in run.output.read_text()
         blocked.unlink()
-        run.until(lambda: len(run.now().checkpoints) > 1, "what is owed is not written")
+        run.until(lambda: len(run.now().line.checkpoints) > 1, "what is owed is not written")
         blocked.rename(tmp_path / "away")
         blocked.touch()
         run.until(lambda: run.now().finished, "it does not come to its end")

@@ -17,11 +17,14 @@ from antdt.worker.session.files import Files
 from antdt.worker.session.leases import Leases
 from antdt_schemas.records import Action
 from antdt_streams.controller.core.state import InForce
-from antdt_streams.ledger.core import decide, evidence, leader
+from antdt_streams.ledger.core import committing, decide, evidence, fences, joining, leader, leasing, turn
 from antdt_streams.ledger.core.callers import Callers
 from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.core.groups import AllReduce as AllReduceRules
 from antdt_streams.ledger.core.holdups import HoldUps
 from antdt_streams.ledger.core.leader import InOffice
+from antdt_streams.ledger.core.line import Line
+from antdt_streams.ledger.core.members import Members
 from antdt_streams.ledger.core.state import State
 from antdt_streams.runtime.rebuild import Written
 from antdt_streams.runtime.runner import Runner
@@ -47,26 +50,25 @@ from tests.unit import (
     test_session_ledger,
 )
 
+ON_LOSS = "\n    turn.carry_out(turn.rules.on_loss("
 GIVE_BACK_AT_ONCE = """
-    for number in sorted(state.held.get(incarnation, ())):
-        lease = state.leases[number]
-        turn.emit(records.Returned(number, lease.epoch, lease.front, lease.end - lease.front, True, False))
-    if state.open and incarnation in state.members:
-"""
+    shards = turn.state.shards
+    for number in sorted(shards.held.get(incarnation, ())):
+        lease = shards.leases[number]
+        turn.emit(records.Returned(number, lease.epoch, lease.front, lease.end - lease.front, True, False))"""
 QUARANTINE_AT_ONCE = """
-    for number in sorted(state.held.get(incarnation, ())):
-        lease = state.leases[number]
-        attempts = state.epoch(lease.epoch).attempts.get(lease.front // state.spec.shard_size, 0)
-        if attempts + 1 >= state.spec.max_attempts:
-            turn.emit(records.Returned(number, lease.epoch, lease.front, lease.end - lease.front, True, True))
-    if state.open and incarnation in state.members:
-"""
-BLAME_WHO_LEAVES = """    _member(turn, request)
-    for lease in [state.leases[n] for n in state.held.get(request.incarnation, ())]:
+    shards, spec = turn.state.shards, turn.state.spec
+    for number in sorted(shards.held.get(incarnation, ())):
+        lease = shards.leases[number]
+        attempts = shards.epoch(lease.epoch).attempts.get(lease.front // spec.shard_size, 0)
+        if attempts + 1 >= spec.max_attempts:
+            turn.emit(records.Returned(number, lease.epoch, lease.front, lease.end - lease.front, True, True))"""
+BLAME_WHO_LEAVES = """    member(turn, request)
+    shards = turn.state.shards
+    for lease in [shards.leases[n] for n in shards.held.get(request.incarnation, ())]:
         where = lease.epoch, lease.front, lease.end - lease.front
         evidence.blame(turn, request.incarnation, where, "", "")
 """
-IN_MEMBERS = "\n    if state.open and incarnation in state.members:\n"
 
 MUTATIONS = (
     # -- 1: one ledger leads, its entry is the truth, and it replies on what it has read back
@@ -117,13 +119,13 @@ MUTATIONS = (
     Mutation(
         "1",
         "a refusal leaves no trace",
-        (Edit(decide.refuse, "turn.emit(records.Refused", "(records.Refused"),),
+        (Edit(turn.refuse, "turn.emit(records.Refused", "(records.Refused"),),
         test_ledger.test_requests_without_the_secret_are_refused,
     ),
     Mutation(
         "1",
         "an input position that is not in the entry",
-        (Edit(InOffice.propose, "requests_next=requests_next", "requests_next=state.requests_next"),),
+        (Edit(InOffice.propose, "requests[taken - 1].offset + 1 if taken else ", ""),),
         stories.every_request_is_consumed_once,
     ),
     # -- 2: requests may arrive again; an answer is the whole list of leases
@@ -133,9 +135,10 @@ MUTATIONS = (
         (
             Edit(
                 leader._leases,
-                "if lease.generation == state.generation:",
-                "if lease.generation == state.generation and number not in state.held.setdefault('', {}):\n"
-                "            state.held[''][number] = None",
+                "if lease.generation == state.members.generation:",
+                "if lease.generation == state.members.generation and "
+                "number not in state.shards.held.setdefault('', {}):\n"
+                "            state.shards.held[''][number] = None",
             ),
         ),
         stories.an_answer_that_was_lost_is_told_again,
@@ -159,7 +162,7 @@ MUTATIONS = (
     Mutation(
         "3",
         "a grant does not wait for those that have not asked",
-        (Edit(decide._grant, 'state.incarnations[m].status == "member" for m in state.members', "False for m in ()"),),
+        (Edit(AllReduceRules.grant, 'if who.incarnations[m].status == "member"', "if False"),),
         stories.nobody_is_granted_before_everybody_has_asked,
     ),
     Mutation(
@@ -190,25 +193,25 @@ MUTATIONS = (
     Mutation(
         "4",
         "a lost incarnation is heard",
-        (Edit(decide._member, "if who.gone:", "if False:"),),
+        (Edit(fences.member, "if who.gone:", "if False:"),),
         test_ledger.test_a_lost_incarnation_is_refused_everything,
     ),
     Mutation(
         "4",
         "a generation that is closed is heard",
-        (Edit(decide._open_member, "generation != state.generation or not state.open or", ""),),
+        (Edit(fences.open_member, "generation != members.generation or not members.open or", ""),),
         stories.a_closed_generation_commits_nothing,
     ),
     Mutation(
         "4",
         "any member commits",
-        (Edit(decide._commit, "if request.incarnation != state.members[0]:", "if False:"),),
+        (Edit(AllReduceRules.may_commit, "if who == first else", "if True else"),),
         test_ledger.test_only_the_first_member_commits,
     ),
     Mutation(
         "4",
         "whoever comes later takes the place of whoever was there",
-        (Edit(decide._makes_room, "if restart or proven else", "if True else"),),
+        (Edit(joining._makes_room, "if restart or proven else", "if True else"),),
         test_ledger_places.test_a_second_launch_is_told_who_runs_the_worker_and_changes_nothing,
     ),
     Mutation(
@@ -220,7 +223,7 @@ MUTATIONS = (
     Mutation(
         "4",
         "who was displaced comes back, and displaces",
-        (Edit(decide._gone, 'if who.status == "displaced":', "if False:"),),
+        (Edit(fences.gone, 'if who.status == "displaced":', "if False:"),),
         test_ledger_places.test_a_displaced_one_is_told_so_whatever_it_asks_and_no_sample_is_to_blame,
     ),
     Mutation(
@@ -251,7 +254,7 @@ MUTATIONS = (
     Mutation(
         "5",
         "a zombie is heard, with the model it has",
-        (Edit(decide._member, "if who.gone:", "if False:"),),
+        (Edit(fences.member, "if who.gone:", "if False:"),),
         stories.a_zombie_that_is_furthest_is_no_source,
     ),
     Mutation(
@@ -263,39 +266,39 @@ MUTATIONS = (
     Mutation(
         "5",
         "the claims of those that a roll-back found waiting stand",
-        (Edit(State._void_models, "who.claim = None", "pass"),),
+        (Edit(Members.void_models, "who.claim = None", "pass"),),
         stories.a_rollback_voids_the_claims_that_were_made,
     ),
     # -- 6: the source
     Mutation(
         "6",
         "whoever comes is the source",
-        (Edit(decide._grant, "and i.claim >= state.committed", ""),),
+        (Edit(AllReduceRules._next, "and i.claim >= committed", ""),),
         stories.a_source_holds_all_that_is_committed,
     ),
     Mutation(
         "6",
         "a grant from a file undoes nothing in the log",
-        (Edit(decide._grant, "if state.committed > newest.step:", "if False:"),),
+        (Edit(AllReduceRules._next, "if committed > newest.step:", "if False:"),),
         test_ledger.test_nobody_holds_what_is_committed_so_the_ledger_rolls_back,
     ),
     # -- 7: commits
     Mutation(
         "7",
         "a step is committed again",
-        (Edit(decide._commit, "range(max(body.first_step, state.committed + 1), ", "range(body.first_step, "),),
+        (Edit(committing.commit, "range(max(body.first_step, state.line.committed + 1), ", "range(body.first_step, "),),
         test_ledger.test_a_step_that_is_committed_is_not_committed_again,
     ),
     Mutation(
         "7",
         "steps may be left out",
-        (Edit(decide._commit, "if body.first_step > state.committed + 1:", "if False:"),),
+        (Edit(committing.commit, "if body.first_step > state.line.committed + 1:", "if False:"),),
         test_ledger.test_a_gap_and_a_wrong_lineage_are_refused,
     ),
     Mutation(
         "7",
         "any lease, any token",
-        (Edit(decide._validated, "if lease is None or lease.token != token:", "if lease is None:"),),
+        (Edit(committing._validated, "if lease is None or lease.token != token:", "if lease is None:"),),
         test_ledger.test_a_commit_with_another_token_is_refused_and_recorded,
     ),
     Mutation(
@@ -308,19 +311,19 @@ MUTATIONS = (
     Mutation(
         "8",
         "leases of the lost return at once",
-        (Edit(decide.lose, IN_MEMBERS, GIVE_BACK_AT_ONCE),),
+        (Edit(turn.lose, ON_LOSS, GIVE_BACK_AT_ONCE + ON_LOSS),),
         test_ledger.test_leases_of_the_lost_wait_for_the_first_commit_of_the_next_generation,
     ),
     Mutation(
         "8",
         "leases of the lost never return",
-        (Edit(decide._commit, "if not state.settled and", "if False and"),),
+        (Edit(committing.commit, "if not state.members.settled and", "if False and"),),
         test_ledger.test_leases_of_the_lost_wait_for_the_first_commit_of_the_next_generation,
     ),
     Mutation(
         "8",
         "settled by the first commit of several",
-        (Edit(decide._commit, " and _has_reported_what_it_began_with(state)", ""),),
+        (Edit(committing.commit, " and turn.rules.settles(state)", ""),),
         test_ledger.test_leases_stay_in_limbo_until_every_step_of_the_source_is_committed,
     ),
     Mutation(
@@ -332,13 +335,13 @@ MUTATIONS = (
     Mutation(
         "8",
         "quarantined when the loss is noticed",
-        (Edit(decide.lose, IN_MEMBERS, QUARANTINE_AT_ONCE),),
+        (Edit(turn.lose, ON_LOSS, QUARANTINE_AT_ONCE + ON_LOSS),),
         stories.a_shard_in_the_model_is_never_quarantined,
     ),
     Mutation(
         "8",
         "who leaves on purpose counts as lost",
-        (Edit(decide._leave, "    _member(turn, request)\n", BLAME_WHO_LEAVES),),
+        (Edit(joining.leave, "    member(turn, request)\n", BLAME_WHO_LEAVES),),
         stories.who_leaves_costs_no_attempt,
     ),
     # -- 9: lineage
@@ -346,15 +349,15 @@ MUTATIONS = (
         "9",
         "a file of any branch is a checkpoint",
         (
-            Edit(decide._checkpoint, "if state.lineage_at(body.step) != body.lineage:", "if False:"),
-            Edit(State._checkpointed, "assert self.lineage_at(e.step) == e.lineage, e", "pass"),
+            Edit(committing.checkpoint, "if line.lineage_at(body.step) != body.lineage:", "if False:"),
+            Edit(Line.checkpoint, "assert self.lineage_at(e.step) == e.lineage, e", "pass"),
         ),
         test_ledger.test_a_checkpoint_of_another_branch_is_refused,
     ),
     Mutation(
         "9",
         "a commit need not lead to the model's lineage",
-        (Edit(decide._validated, "and body.lineage != at:", "and False:"),),
+        (Edit(committing._validated, "and body.lineage != at:", "and False:"),),
         test_ledger.test_a_gap_and_a_wrong_lineage_are_refused,
     ),
     # -- 10: files
@@ -408,7 +411,7 @@ MUTATIONS = (
         (
             Edit(
                 decide.decide,
-                "if state.finished and state.checkpoints[-1].step == state.committed:",
+                "if state.finished and state.line.checkpoints[-1].step == state.line.committed:",
                 "if state.finished:",
             ),
         ),
@@ -428,13 +431,13 @@ MUTATIONS = (
     Mutation(
         "12",
         "a release names no token",
-        (Edit(decide._release, " or lease.token != token", ""),),
+        (Edit(leasing.release, " or lease.token != token", ""),),
         test_ledger.test_release_returns_a_lease_that_was_never_taken_from,
     ),
     Mutation(
         "12",
         "a lease that was taken from is released",
-        (Edit(decide._release, "if lease.front != lease.start:", "if False:"),),
+        (Edit(leasing.release, "if lease.front != lease.start:", "if False:"),),
         stories.a_lease_that_was_taken_from_is_not_released,
     ),
     # -- 13: rounds
@@ -553,7 +556,7 @@ MUTATIONS = (
     Mutation(
         "20",
         "who dies with others speaks against what it had",
-        (Edit(State._gone, "if self.blamed and incarnation in self.members:", "if False:"),),
+        (Edit(State._gone, "if self.shards.blamed and incarnation in self.members.group:", "if False:"),),
         worlds(200),
     ),
     Mutation(
@@ -583,13 +586,13 @@ MUTATIONS = (
     Mutation(
         "20",
         "a script that never completed a step costs samples",
-        (Edit(evidence.suffices, "state.committed > 0 or", "True or"),),
+        (Edit(evidence.suffices, "state.line.committed > 0 or", "True or"),),
         test_evidence.test_a_step_that_nobody_ever_completed_speaks_against_the_script,
     ),
     Mutation(
         "20",
         "a batch that failed is leased whole again",
-        (Edit(decide._lease, "evidence.suspects(state, epoch, start, end)", "0"),),
+        (Edit(leasing.lease, "evidence.suspects(state, epoch, start, end)", "0"),),
         test_evidence.test_halves_of_a_batch_that_failed_go_to_different_workers,
     ),
     Mutation(
@@ -623,7 +626,13 @@ MUTATIONS = (
     Mutation(
         "21",
         "who waits is to blame where nobody else is",
-        (Edit(InOffice._look_at_everybody, "close(turn, found.deadlock)", "lose(turn, self.state.members[0], '')"),),
+        (
+            Edit(
+                InOffice._look_at_everybody,
+                "close(turn, found.deadlock)",
+                "lose(turn, self.state.members.group[0], '')",
+            ),
+        ),
         test_holdups.test_where_all_wait_for_each_other_they_meet_again_and_nobody_is_lost,
     ),
     Mutation(

@@ -19,7 +19,7 @@ def joined(spec: records.JobSpec = SPEC, *names: str) -> Bench:
     """A job in its first generation."""
     bench = Bench(spec)
     bench.join(*(names or ("w0.0", "w1.0")))
-    assert bench.state.open
+    assert bench.state.members.open
     return bench
 
 
@@ -30,7 +30,7 @@ def exited(bench: Bench, who: str, *at: int) -> None:
 
 def regroup(bench: Bench, who: str, claim: int | None, at: bytes = b"") -> records.Reply:
     """A member asks for the next generation."""
-    return bench.say(who, records.Regroup(bench.state.generation, claim, at, "h", 1))
+    return bench.say(who, records.Regroup(bench.state.members.generation, claim, at, "h", 1))
 
 
 # -- the ledger
@@ -57,9 +57,9 @@ def nobody_is_granted_before_everybody_has_asked() -> None:
     """Who has not asked may still complete a step, and would be a step ahead of what is granted."""
     bench = joined(SPEC, "w0.0", "w1.0")
     regroup(bench, "w0.0", 0, lineage.ROOT)
-    assert bench.state.generation == 1
+    assert bench.state.members.generation == 1
     regroup(bench, "w1.0", 0, lineage.ROOT)
-    assert bench.state.generation == 2
+    assert bench.state.members.generation == 2
 
 
 def a_closed_generation_commits_nothing() -> None:
@@ -70,9 +70,9 @@ def a_closed_generation_commits_nothing() -> None:
     exited(bench, "w1.0")
     assert bench.say("w0.0", old).status is Status.CLOSED
     regroup(bench, "w0.0", 0, lineage.ROOT)
-    assert bench.state.generation == 2
+    assert bench.state.members.generation == 2
     assert bench.say("w0.0", old).status is not Status.REFUSED
-    assert bench.state.committed == 0
+    assert bench.state.line.committed == 0
 
 
 def a_source_holds_all_that_is_committed() -> None:
@@ -82,9 +82,9 @@ def a_source_holds_all_that_is_committed() -> None:
     bench.commit("w0.0", (*held[:4], 4))
     exited(bench, "w0.0")
     regroup(bench, "w1.0", 0, lineage.ROOT)
-    assert bench.state.grant is not None
-    assert bench.state.grant.source is None
-    assert bench.state.committed == 0
+    assert bench.state.members.grant is not None
+    assert bench.state.members.grant.source is None
+    assert bench.state.line.committed == 0
 
 
 def a_zombie_that_is_furthest_is_no_source() -> None:
@@ -95,10 +95,10 @@ def a_zombie_that_is_furthest_is_no_source() -> None:
     regroup(bench, "w0.0", 0, lineage.ROOT)
     bench.commit("w0.0", (*mine[:4], 4))
     exited(bench, "w0.0")
-    assert regroup(bench, "w1.0", 7, b"another branch").status is Status.REJOIN
+    assert regroup(bench, "w1.0", 7, b"another branch").status is Status.LOST
     bench.join("w1.1")
-    assert bench.state.grant is not None
-    assert bench.state.grant.source is None
+    assert bench.state.members.grant is not None
+    assert bench.state.members.grant.source is None
 
 
 def a_rollback_voids_the_claims_that_were_made() -> None:
@@ -111,8 +111,8 @@ def a_rollback_voids_the_claims_that_were_made() -> None:
     regroup(bench, "w0.0", 2, bench.lineage)
     bench.say("operator", records.Rollback(1, "somebody", "the loss diverged"))
     regroup(bench, "w1.0", 2, bench.lineage)
-    assert bench.state.grant is not None
-    assert (bench.state.grant.source, bench.state.grant.restore_file) == (None, "one.pt")
+    assert bench.state.members.grant is not None
+    assert (bench.state.members.grant.source, bench.state.members.grant.restore_file) == (None, "one.pt")
 
 
 def a_shard_in_the_model_is_never_quarantined() -> None:
@@ -122,8 +122,8 @@ def a_shard_in_the_model_is_never_quarantined() -> None:
     exited(bench, "w1.0", *lost[2:])
     regroup(bench, "w0.0", 1, b"")
     assert bench.commit("w0.0", lost[:5]).status is Status.OK
-    assert bench.state.quarantined_total == 0
-    assert bench.state.committed_total == 10
+    assert bench.state.shards.quarantined_total == 0
+    assert bench.state.shards.committed_total == 10
 
 
 def who_leaves_costs_no_attempt() -> None:
@@ -133,7 +133,7 @@ def who_leaves_costs_no_attempt() -> None:
     bench.say("w1.0", records.Leave(1))
     regroup(bench, "w0.0", 0, lineage.ROOT)
     bench.say("w0.0", records.Commit(2, 1, (), (), b"", -1))
-    assert (bench.state.quarantined_total, list(bench.state.epoch(0).returned)) == (0, [(0, 10)])
+    assert (bench.state.shards.quarantined_total, list(bench.state.shards.epoch(0).returned)) == (0, [(0, 10)])
 
 
 def the_end_is_noticed_whatever_brings_it() -> None:
@@ -145,7 +145,7 @@ def the_end_is_noticed_whatever_brings_it() -> None:
     exited(bench, "w1.0", *lost[2:])
     regroup(bench, "w0.0", 1, bench.lineage)
     bench.say("w0.0", records.Commit(2, 2, (), (), bench.lineage, -1))
-    assert bench.state.quarantined_total == 10
+    assert bench.state.shards.quarantined_total == 10
     assert bench.state.done == "one.pt"
 
 

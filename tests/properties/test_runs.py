@@ -170,14 +170,14 @@ def swapped(body: records.Cycle) -> records.Cycle:
 
 def closed(fold: Fold) -> None:
     assert fold.state is not None
-    fold.state.open = False
+    fold.state.members.open = False
 
 
 def committed_already(fold: Fold) -> None:
     """A state that no log leads to: what a lease holds is committed as well."""
     assert fold.state is not None
-    lease = fold.state.leases[max(fold.state.leases)]
-    fold.state.epoch(lease.epoch).committed.add(lease.front, lease.end)
+    lease = fold.state.shards.leases[max(fold.state.shards.leases)]
+    fold.state.shards.epoch(lease.epoch).committed.add(lease.front, lease.end)
 
 
 CYCLES, LEASES, COMMITS, RANGES = _Follows._cycles, _Follows._leases, _Follows._commits, _Follows._ranges
@@ -216,7 +216,7 @@ RULES = {
     ),
     "the number of a lease": Rule(
         LEASES,
-        "self.numbers == state.next_lease + np.cumsum(shards) - shards",
+        "self.numbers == state.shards.next_lease + np.cumsum(shards) - shards",
         leases,
         first(lease=lambda e: e.lease + 1),
         new="self.numbers > 0",
@@ -227,9 +227,9 @@ RULES = {
         LEASES, " & (self.ends <= state.spec.samples)", leases, first(length=lambda e: 401 - e.start)
     ),
     "its generation": Rule(
-        LEASES, " & (x.generation[part] == state.generation)", leases, first(generation=lambda e: 2)
+        LEASES, " & (x.generation[part] == state.members.generation)", leases, first(generation=lambda e: 2)
     ),
-    "no lease without members": Rule(LEASES, "state.open & ", leases, doctor=closed),
+    "no lease without members": Rule(LEASES, "state.members.open & ", leases, doctor=closed),
     "the cursor": Rule(
         LEASES,
         "ok[mine] &= start[mine] == np.append(known.cursor if known else 0, ends[:-1])",
@@ -238,15 +238,15 @@ RULES = {
     ),
     "the number of a step": Rule(
         COMMITS,
-        "run.step_numbers == state.committed + 1 + np.arange(run.steps)",
+        "run.step_numbers == state.line.committed + 1 + np.arange(run.steps)",
         commits,
         first(step=lambda e: e.step + 1),
         new="run.step_numbers > 0",
     ),
     "the generation of a step": Rule(
-        COMMITS, " & (x.generation[part] == state.generation)", commits, first(generation=lambda e: 2)
+        COMMITS, " & (x.generation[part] == state.members.generation)", commits, first(generation=lambda e: 2)
     ),
-    "no step without members": Rule(COMMITS, "state.open & ", commits, doctor=closed),
+    "no step without members": Rule(COMMITS, "state.members.open & ", commits, doctor=closed),
     "the lineage": Rule(
         runs.read, " or lineages != run.lineages", commits, first(lineage=lambda e: bytes(16)), lineages=False
     ),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from antdt_schemas import container
-from antdt_streams.ledger.core.state import FOLD_VERSION
+from antdt_streams.ledger.core.versions import FOLD_VERSION
 from antdt_streams.proof.audit import audit
 from antdt_streams.proof.replay import document, replay
 

@@ -152,7 +152,7 @@ class Faults:
     def second_launch(self) -> None:
         """Somebody launches a worker that is running, from elsewhere: by mistake, or to take over."""
         live = [w for w in self._workers() if w.name not in {rival.name for rival in self.world.rivals}]
-        if live and self.world.judge.fold.state is not None and self.world.judge.fold.state.generation:
+        if live and self.world.judge.fold.state is not None and self.world.judge.fold.state.members.generation:
             self.world.launch_second(self.world.second.choice(live))
             self.last_tick = self.world.tick
 
@@ -194,8 +194,8 @@ class Faults:
         kept = world.rng.randint(max(1, len(world.broker.log) - 20), len(world.broker.log) - 1)
         before = world.judge.fold.position
         # Beyond all that was ever given away, also where a loss before this one is not yet accepted.
-        generation = max(state.generation, world.loss.generation if world.loss else 0) + world.rng.randint(2, 5)
-        lease = max(state.next_lease, world.loss.next_lease if world.loss else 0) + world.rng.randint(1, 5)
+        generation = max(state.members.generation, world.loss.generation if world.loss else 0) + world.rng.randint(2, 5)
+        lease = max(state.shards.next_lease, world.loss.next_lease if world.loss else 0) + world.rng.randint(1, 5)
         world.loss = records.Regressed(
             kept, before.next_offset, before.hash, "run-1", generation, lease, "operator", "the disk is gone"
         )
@@ -248,7 +248,7 @@ class Faults:
         """An operator goes back to a checkpoint, the newest or any that is kept."""
         state = self.world.judge.fold.state
         assert state is not None
-        step = self.world.rng.choice((-1, *(c.step for c in state.checkpoints)))
+        step = self.world.rng.choice((-1, *(c.step for c in state.line.checkpoints)))
         self.world.operator(records.Rollback(step, f"operator-{self.world.tick}", "the loss has diverged"))
         return True
 

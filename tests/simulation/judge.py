@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from antdt_schemas import lineage, records
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold, Verdict
+from antdt_streams.ledger.core.state import State
 
 from tests.simulation.model import Model
 
@@ -163,18 +164,20 @@ class Judge:
         assert state is not None and state.done is not None, "the job did not end"
         state.check()
         stored = dict(rows.all_rows(state))
-        assert dict(rows.all_rows(rows.load(world.spec, stored))) == stored, "rows do not give the state back"
+        assert dict(rows.all_rows(rows.load(State(world.spec), stored))) == stored, "rows do not give the state back"
         model = world.files[state.done].model
-        assert (model.step, model.lineage) == (state.committed, state.lineage), "the final file is not the last step"
+        assert (model.step, model.lineage) == (state.line.committed, state.line.lineage), (
+            "the final file is not the last step"
+        )
         skipped = {made.step: made.skipped for made in model.steps() if made.skipped is not None}
         assert skipped == self.skipped, "the log does not say which steps the final model was left out of"
         self.agrees(model, "the final model")
         for worker in world.workers.values():
-            if worker.alive and worker.workers and worker.generation == state.generation:
+            if worker.alive and worker.workers and worker.generation == state.members.generation:
                 self.agrees(worker.model, worker.incarnation)
         seen = model.samples()
         for epoch in range(world.spec.epochs):
-            apart = state.epoch(epoch).quarantined
+            apart = state.shards.epoch(epoch).quarantined
             for position in range(world.spec.samples):
                 assert seen[epoch, position] == (not apart.contains(position)), (epoch, position)
         world.services.check()

@@ -14,7 +14,7 @@ from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.leader import Cycle, Incoming, InOffice
 from antdt_streams.ledger.core.moved import moved
-from antdt_streams.ledger.core.state import FOLD_VERSION
+from antdt_streams.ledger.core.versions import FOLD_VERSION
 from antdt_streams.ledger.stored import Identity
 from antdt_streams.runtime.memory import MemoryStore
 

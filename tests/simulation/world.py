@@ -14,6 +14,7 @@ from collections import Counter, deque
 from typing import Any, NamedTuple
 
 from antdt_schemas import codec, records
+from antdt_schemas.topics import replies_partition
 from antdt_streams.ledger.memory import MemoryBroker
 from antdt_streams.runtime.memory import MemoryStore
 
@@ -138,18 +139,23 @@ class World:
         self.broker.send(records.Request(worker, incarnation, 0, body, b""))
 
     def post(self, reply: records.Reply) -> None:
-        """A reply on its way: lost, or repeated, or neither."""
-        worker = self.process_of(reply.incarnation)
-        luck = self.rng.random()
-        if worker is None:
-            return
-        if luck < REPLY_LOST:
-            self.count("reply_lost")
-            return
-        worker.inbox.append(reply)
-        if luck > 1 - REPLY_REPEATED:
+        """A reply on its way to whom it is for, be it all that read this partition: lost, or repeated, or neither."""
+        if reply.grant is None:
+            one = self.process_of(reply.incarnation)
+            readers = [one] if one is not None else []
+        else:
+            partition = replies_partition(reply.worker)
+            alive = (w for w in (*self.workers.values(), *self.rivals) if w.alive)
+            readers = [w for w in alive if replies_partition(w.session.worker) == partition]
+        for worker in readers:
+            luck = self.rng.random()
+            if luck < REPLY_LOST:
+                self.count("reply_lost")
+                continue
             worker.inbox.append(reply)
-            self.count("reply_repeated")
+            if luck > 1 - REPLY_REPEATED:
+                worker.inbox.append(reply)
+                self.count("reply_repeated")
 
     def process_of(self, incarnation: str) -> Worker | None:
         """The living process that is this incarnation now."""
@@ -254,7 +260,7 @@ class World:
             self.later(200, lambda: self.operator(body, name, incarnation))
         others = sum(w.alive for w in self.workers.values())
         state = self.judge.fold.state
-        needed = self.spec.workers_min if state is None or state.generation == 0 else 1
+        needed = self.spec.workers_min if state is None or state.members.generation == 0 else 1
         if any(rival.name == worker.name for rival in self.rivals):
             return  # somebody waits for its place already
         if back or others < needed or self.rng.random() < 0.6:
@@ -312,7 +318,7 @@ class World:
         """Whether somebody mends the data, readmits what is in quarantine, and launches the job again."""
         state = self.judge.fold.state
         assert state is not None
-        if not state.quarantined_total:
+        if not state.shards.quarantined_total:
             return False
         if not self.mended:
             self.mended, self.faults.last_tick = True, self.tick

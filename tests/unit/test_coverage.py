@@ -106,12 +106,12 @@ def test_what_is_committed_twice_is_in_the_model_once_and_listed() -> None:
 def test_a_roll_back_takes_away_and_never_adds() -> None:
     coverage, state = Coverage(), State(SPEC)
     coverage.on_entry(counted(state, committed(1, bytes(16), 1, 0, 0, 10), committed(2, bytes(16), 1, 0, 10, 10)))
-    state.epoch(0).committed.add(0, 10)
+    state.shards.epoch(0).committed.add(0, 10)
     coverage.on_entry(counted(state, records.RolledBack(1, "")))
     assert (list(coverage.committed[0]), coverage.step, coverage.rolled_back) == ([(0, 10)], 1, 1)
-    state.committed = 1
+    state.line.committed = 1
     assert coverage.agrees(state)
-    state.epoch(0).committed.add(10, 20)  # a state that brings back what it had taken away
+    state.shards.epoch(0).committed.add(10, 20)  # a state that brings back what it had taken away
     coverage.on_entry(counted(state, records.RolledBack(1, "")))
     assert list(coverage.committed[0]) == [(0, 10)] and not coverage.agrees(state)
 
@@ -124,11 +124,11 @@ def test_an_audit_says_where_the_state_disagrees_with_what_was_counted(fault: st
     state = account.fold.state
     assert state is not None
     if fault == "committed":
-        state.epoch(0).committed.remove(0, 1)
+        state.shards.epoch(0).committed.remove(0, 1)
     elif fault == "quarantined":
-        state.epoch(0).quarantined.add(0, 1)
+        state.shards.epoch(0).quarantined.add(0, 1)
     else:
-        state.lineage = bytes(16)
+        state.line.lineage = bytes(16)
     report = report_of(account, None)
     assert not report["exactly_once"] and "disagree: report this as a bug" in report["verdict"]
 

@@ -9,10 +9,13 @@ import pytest
 from antdt_schemas import auth, codec, lineage, records
 from antdt_schemas.errors import LogTampered, Mismatch, Superseded
 from antdt_schemas.records import Status
+from antdt_schemas.topics import REPLIES, replies_partition
 from antdt_streams.ledger.core import leader, rows
-from antdt_streams.ledger.core.decide import Turn, check_spec
+from antdt_streams.ledger.core.decide import check_spec
 from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.ledger.core.state import Bounds
+from antdt_streams.ledger.core.line import Bounds
+from antdt_streams.ledger.core.state import State
+from antdt_streams.ledger.core.turn import Turn
 from antdt_streams.ledger.memory import MemoryBroker, MemoryLedger
 from antdt_streams.proof.audit import audit
 
@@ -22,10 +25,10 @@ from tests.helpers.ledger import SPEC, Bench
 def test_first_grant_waits_for_all_workers() -> None:
     bench = Bench()
     bench.join("w0.0")
-    assert bench.state.generation == 0
+    assert bench.state.members.generation == 0
     bench.join("w1.0")
-    assert bench.state.generation == 1
-    assert bench.state.members == ("w0.0", "w1.0")
+    assert bench.state.members.generation == 1
+    assert bench.state.members.group == ("w0.0", "w1.0")
 
 
 def test_lease_is_topped_up_and_the_whole_list_is_told_again() -> None:
@@ -44,7 +47,7 @@ def test_commit_takes_from_the_front_only() -> None:
     assert bench.commit("w0.0", (number, token, epoch, 4, 4)).status is Status.REFUSED
     assert bench.commit("w0.0", (number, token, epoch, 0, 4)).status is Status.OK
     assert bench.commit("w0.0", (number, token, epoch, 0, 4)).status is Status.REFUSED
-    assert bench.state.committed_total == 4
+    assert bench.state.shards.committed_total == 4
     assert len(bench.refused()) == 2
 
 
@@ -75,7 +78,7 @@ def test_a_gap_and_a_wrong_lineage_are_refused() -> None:
     assert "gap" in bench.say("w0.0", gap).reason
     wrong = records.Commit(1, 1, (flat,), (0,), bytes(16), -1)
     assert "lineage" in bench.say("w0.0", wrong).reason
-    assert bench.state.committed == 0
+    assert bench.state.line.committed == 0
 
 
 def test_a_step_that_is_committed_is_not_committed_again() -> None:
@@ -85,7 +88,7 @@ def test_a_step_that_is_committed_is_not_committed_again() -> None:
     bench.commit("w0.0", (*held[:4], 4))
     again = records.Commit(1, 1, ((*held[:4], 4),), (0,), bench.lineage, -1)
     assert bench.say("w0.0", again).status is Status.OK
-    assert bench.state.committed_total == 4
+    assert bench.state.shards.committed_total == 4
 
 
 def test_a_skipped_step_is_committed_and_said_to_be_skipped() -> None:
@@ -99,7 +102,7 @@ def test_a_skipped_step_is_committed_and_said_to_be_skipped() -> None:
     body = records.Commit(1, 1, tuple(flats), (0, 0, 0), b"", -1, skipped)
     assert bench.say("w0.0", body).status is Status.OK
     assert bench.say("w0.0", body).status is Status.OK, "repeated"
-    assert bench.state.committed_total == 12, "its samples count"
+    assert bench.state.shards.committed_total == 12, "its samples count"
     said = [e for e in bench.events() if isinstance(e, records.Committed | records.StepSkipped)]
     assert [(type(e).__name__, e.step) for e in said] == [
         ("Committed", 1),
@@ -111,7 +114,7 @@ def test_a_skipped_step_is_committed_and_said_to_be_skipped() -> None:
     assert [e.authors for e in said if isinstance(e, records.StepSkipped)] == [("w1",), ()]
     stored = dict(rows.all_rows(bench.state))
     assert stored[b"skipped/" + b"0" * 20] == b"[2]"
-    assert rows.load(SPEC, stored).skipped == 2
+    assert rows.load(State(SPEC), stored).line.skipped == 2
     report = audit(enumerate(bench.broker.log))
     assert report["skipped_steps"] == 2
     assert report["broken"] is None
@@ -124,7 +127,7 @@ def test_a_step_that_is_not_committed_is_not_skipped() -> None:
     for step in (0, 2):
         body = records.Commit(1, 1, ((*held[:4], 4),), (0,), b"", -1, (records.Skip(step, ("w0",)),))
         assert f"Step {step} is said to be skipped" in bench.say("w0.0", body).reason
-    assert bench.state.committed == 0
+    assert bench.state.line.committed == 0
 
 
 def test_leases_of_the_lost_wait_for_the_first_commit_of_the_next_generation() -> None:
@@ -132,12 +135,12 @@ def test_leases_of_the_lost_wait_for_the_first_commit_of_the_next_generation() -
     bench.join("w0.0", "w1.0")
     mine, lost = bench.lease("w0.0", 10), bench.lease("w1.0", 10)
     bench.say("w1.0", records.Exited(-9, "killed"))
-    assert bench.state.epoch(0).returned.total == 0, "in limbo: it may be in the model"
+    assert bench.state.shards.epoch(0).returned.total == 0, "in limbo: it may be in the model"
     bench.say("w0.0", records.Regroup(1, 1, b"", "h", 1))
     bench.lineage = lineage.ROOT
     bench.commit("w0.0", (*mine[:4], 4), (*lost[:4], 4))
-    assert bench.state.committed_total == 8, "what the survivor had applied is committed, also of the lost one"
-    assert sorted(bench.state.epoch(0).returned) == [(4, 10), (14, 20)]
+    assert bench.state.shards.committed_total == 8, "what the survivor had applied is committed, also of the lost one"
+    assert sorted(bench.state.shards.epoch(0).returned) == [(4, 10), (14, 20)]
 
 
 def test_leases_stay_in_limbo_until_every_step_of_the_source_is_committed() -> None:
@@ -148,9 +151,9 @@ def test_leases_stay_in_limbo_until_every_step_of_the_source_is_committed() -> N
     bench.say("w1.0", records.Exited(-9, "killed"))
     bench.say("w0.0", records.Regroup(1, 2, b"", "h", 1))
     bench.commit("w0.0", (*mine[:4], 4))
-    assert bench.state.epoch(0).returned.total == 0, "step 2 is in the model, and not reported yet"
+    assert bench.state.shards.epoch(0).returned.total == 0, "step 2 is in the model, and not reported yet"
     assert bench.commit("w0.0", (*lost[:4], 4)).status is Status.OK
-    assert sorted(bench.state.epoch(0).returned) == [(4, 10), (14, 20)]
+    assert sorted(bench.state.shards.epoch(0).returned) == [(4, 10), (14, 20)]
 
 
 def test_a_lost_incarnation_is_refused_everything() -> None:
@@ -165,7 +168,7 @@ def test_a_lost_incarnation_is_refused_everything() -> None:
         records.Regroup(1, 0, b"", "h", 1),
         records.Join("worker", "h", 1, "n", "", 0, SPEC),
     ):
-        assert bench.say("w1.0", body).status is Status.REJOIN, body
+        assert bench.say("w1.0", body).status is Status.LOST, body
     assert len(bench.refused()) == 5
 
 
@@ -173,9 +176,47 @@ def test_a_grant_that_was_never_heard_of_does_not_stop_the_next_one() -> None:
     """Its reply was lost, and the generation closed before the worker asked again."""
     bench = Bench()
     bench.join("w0.0", "w1.0", "w2.0")
-    assert not bench.state.open
-    reply = bench.say("w1.0", records.Join("worker", "h", 1, "n", "", 0, SPEC))
-    assert (reply.status, reply.grant is not None) == (Status.CLOSED, True)
+    assert not bench.state.members.open
+    for who in ("w1.0", "w0.0"):  # they read the same partition, and another one
+        join = bench.request(who, records.Join("worker", "h", 1, "n", "", 0, SPEC))
+        answer, news = bench.ledger.run([join])
+        assert (answer.incarnation, answer.status, answer.grant) == (who, Status.CLOSED, None)
+        assert (news.incarnation, news.number) == ("", -1)
+        assert news.status is Status.CLOSED, "it closed before it was heard of"
+        assert replies_partition(news.worker) == replies_partition(answer.worker)
+        assert news.grant is not None
+        assert [m.incarnation for m in news.grant.members] == ["w0.0", "w1.0"]
+
+
+CROWD = 4_096
+GRANT_BYTES_MAX = 1_000_000
+
+
+def test_a_grant_to_thousands_is_published_once_and_not_to_each_of_them() -> None:
+    bench = Bench(replace(SPEC, samples=10**6, batch_size=CROWD, workers_min=CROWD))
+    where, some = ("10.104.212.117", 40_000), 500
+    names = [f"w{n}.0.9c4018c3f2a1" for n in range(CROWD)]
+    facts: list[records.Event]
+    facts = [records.Joined(n, n.split(".")[0], "worker", *where, "", "", 0) for n in names[:-some]]
+    granted(bench, facts, [bench.request(n, bench.a_join()) for n in names[-some:]])
+    ready = [records.Ready(n, 0, *where) for n in names[:-some]]
+    asked = [bench.request(n, records.Regroup(1, 0, bench.lineage, *where)) for n in names[-some:]]
+    granted(bench, [records.Closed(1, "w0 is lost"), *ready], asked)
+    again = bench.ledger.run([bench.request(names[0], records.Heartbeat(1, 0)) for _ in range(100)])
+    assert sum(reply.grant is not None for reply in again) == 1, "who has not heard of it asks, as often as it likes"
+
+
+def granted(bench: Bench, facts: list[records.Event], requests: list[records.Request]) -> None:
+    """After these facts, some of the members ask; measures what is said in the cycle that grants."""
+    for first in range(0, len(facts), some := 500):
+        bench.broker.log.append(bench.ledger.office.propose([], tuple(facts[first : first + some]))[0])
+        bench.ledger.read_back()
+    replies = bench.ledger.run(requests)
+    news = [reply for reply in replies if reply.grant is not None]
+    assert {replies_partition(reply.worker) for reply in news} == set(range(REPLIES.partitions))
+    assert len(news) == REPLIES.partitions
+    assert all(len(reply.grant.members) == CROWD for reply in news if reply.grant is not None)
+    assert sum(len(codec.encode(reply)) for reply in replies) < GRANT_BYTES_MAX
 
 
 def test_nobody_holds_what_is_committed_so_the_ledger_rolls_back() -> None:
@@ -187,11 +228,11 @@ def test_nobody_holds_what_is_committed_so_the_ledger_rolls_back() -> None:
     assert bench.say("w0.0", file).status is Status.OK
     bench.commit("w0.0", (held[0], held[1], 0, 4, 6))
     bench.join("w0.1", "w1.1")
-    grant = bench.state.grant
+    grant = bench.state.members.grant
     assert grant is not None
     assert grant.restore_file == "one.pt"
-    assert (bench.state.committed, bench.state.committed_total) == (1, 4)
-    assert list(bench.state.epoch(0).committed) == [(0, 4)]
+    assert (bench.state.line.committed, bench.state.shards.committed_total) == (1, 4)
+    assert list(bench.state.shards.epoch(0).committed) == [(0, 4)]
 
 
 def test_a_checkpoint_of_another_branch_is_refused() -> None:
@@ -223,7 +264,7 @@ def test_a_later_launch_may_have_another_number_of_workers() -> None:
     bench.join("w0.0", "w1.0")
     other = replace(SPEC, workers_min=7, shard_size=3)
     bench.say("w2.0", records.Join("worker", "h", 1, "n", "", 0, other))
-    assert bench.state.incarnations["w2.0"].status == "waiting"
+    assert bench.state.members.incarnations["w2.0"].status == "waiting"
     assert (bench.state.spec.workers_min, bench.state.spec.shard_size) == (2, 10)
 
 
@@ -235,7 +276,7 @@ def test_release_returns_a_lease_that_was_never_taken_from() -> None:
         reply = bench.say("w0.0", stranger)
         assert (reply.status, reply.leases[:2]) == (Status.OK, (number, token)), "what is not held is not given back"
     assert bench.say("w0.0", records.Release(1, number, token)).leases == ()
-    assert bench.state.epoch(0).returned.total == 10
+    assert bench.state.shards.epoch(0).returned.total == 10
     again = bench.say("w0.0", records.Release(1, number, token))
     assert (again.status, len(bench.refused())) == (Status.OK, 0), "a request may arrive again, however late"
 
@@ -248,9 +289,9 @@ def test_one_release_gives_back_many_leases_or_none() -> None:
     (first, token), (second, other) = held[:2], held[5:7]
     bench.commit("w0.0", (second, other, *held[7:9], 2))
     assert bench.say("w0.0", records.Release(1, first, token, (second, other))).status is Status.REFUSED
-    assert bench.state.epoch(0).returned.total == 0
+    assert bench.state.shards.epoch(0).returned.total == 0
     assert bench.say("w0.0", records.Release(1, first, token, (77, 1))).status is Status.OK
-    assert bench.state.epoch(0).returned.total == held[4]
+    assert bench.state.shards.epoch(0).returned.total == held[4]
 
 
 def test_other_data_is_refused_with_both_values() -> None:
@@ -271,9 +312,10 @@ def test_other_data_is_refused_with_both_values() -> None:
         ({"epochs": 0}, "epochs"),
         ({"batch_size": 1}, "batch"),
         ({"shard_size": 0}, "shard_size"),
+        ({"strategy": "gossip"}, "'gossip' is not known to this ledger: it knows allreduce."),
     ],
 )
-def test_a_job_that_cannot_work_says_why(change: dict[str, int], word: str) -> None:
+def test_a_job_that_cannot_work_says_why(change: dict[str, int | str], word: str) -> None:
     wrong = check_spec(replace(SPEC, **change))
     assert wrong is not None
     assert word in wrong
@@ -296,7 +338,7 @@ def test_an_undecodable_request_is_recorded_and_passed_over() -> None:
     bench.ledger.run()
     assert [r.kind for r in bench.refused()] == ["undecodable"] * 3
     bench.join("w0.0", "w1.0")
-    assert bench.state.generation == 1
+    assert bench.state.members.generation == 1
 
 
 def test_silence_is_noticed_by_the_brokers_time_and_a_common_pause_costs_nobody() -> None:
@@ -306,11 +348,11 @@ def test_silence_is_noticed_by_the_brokers_time_and_a_common_pause_costs_nobody(
         bench.broker.now_ms += 60_000
         bench.say("w0.0", records.Heartbeat(1, 0))
         bench.say("w1.0", records.Heartbeat(1, 0))
-    assert bench.state.open
+    assert bench.state.members.open
     for _ in range(9):
         bench.broker.now_ms += 900
         bench.say("w0.0", records.Heartbeat(1, 0))
-    assert bench.state.incarnations["w1.0"].status == "lost"
+    assert bench.state.members.incarnations["w1.0"].status == "lost"
 
 
 def test_every_reader_reaches_the_same_state_and_rows() -> None:
@@ -322,7 +364,7 @@ def test_every_reader_reaches_the_same_state_and_rows() -> None:
     assert fold.state is not None
     assert rows.digest(fold.state) == rows.digest(bench.state)
     stored = dict(rows.all_rows(fold.state))
-    assert dict(rows.all_rows(rows.load(SPEC, stored))) == stored
+    assert dict(rows.all_rows(rows.load(State(SPEC), stored))) == stored
 
 
 def test_changed_rows_add_up_to_all_rows() -> None:
@@ -349,7 +391,7 @@ def test_a_zombies_entry_is_void_and_it_notices() -> None:
     fold = bench.broker.fold()
     assert fold.void_entries == 1
     assert fold.state is not None
-    assert fold.state.next_lease == 2, "leased once"
+    assert fold.state.shards.next_lease == 2, "leased once"
 
 
 def _log_of_some_entries() -> list[bytes]:
@@ -432,7 +474,7 @@ def test_a_billion_samples_cost_nothing() -> None:
     for _ in range(50):
         held = bench.lease("w0.0", 10**6)
         bench.commit("w0.0", held[:5])
-    assert bench.state.committed_total == 50 * 10**6
+    assert bench.state.shards.committed_total == 50 * 10**6
     assert sum(len(key) + len(row) for key, row in rows.all_rows(bench.state)) < 20_000
 
 
@@ -446,7 +488,7 @@ def trained(bench: Bench, steps: int, checkpoint_at: int) -> None:
         lease = bench.lease("a.0", 8)
         assert bench.commit("a.0", (*lease[:4], 8)).status is Status.OK
         if step == checkpoint_at:
-            body = records.Checkpoint(bench.state.generation, step, bench.lineage, f"file-{step}", bytes(16))
+            body = records.Checkpoint(bench.state.members.generation, step, bench.lineage, f"file-{step}", bytes(16))
             bench.say("a.0", body)
 
 
@@ -457,13 +499,17 @@ def test_an_operator_rolls_back_to_a_checkpoint_and_exactly_what_it_lacks_return
     old = bench.lineage
     assert bench.say("ops.0", rollback(1)).status is records.Status.OK
     state = bench.state
-    assert (state.committed, state.committed_total, state.open) == (1, 8, False)
+    assert (state.line.committed, state.shards.committed_total, state.members.open) == (1, 8, False)
     state.check()
     # Both hold a model with undone steps: neither may be the source, whatever it claims.
     for who in ("a.0", "b.0"):
         bench.say(who, records.Regroup(1, 3, old, "h", 1))
-    assert state.grant is not None
-    assert (state.grant.generation, state.grant.source, state.grant.restore_file) == (2, None, "file-1")
+    assert state.members.grant is not None
+    assert (state.members.grant.generation, state.members.grant.source, state.members.grant.restore_file) == (
+        2,
+        None,
+        "file-1",
+    )
 
 
 def test_a_rollback_request_that_arrives_again_changes_nothing() -> None:
@@ -473,9 +519,9 @@ def test_a_rollback_request_that_arrives_again_changes_nothing() -> None:
     bench.say("ops.0", rollback(1))
     for who in ("a.0", "b.0"):
         bench.say(who, records.Regroup(1, None, b"", "h", 1))
-    assert bench.state.open
+    assert bench.state.members.open
     assert bench.say("ops.0", rollback(1)).status is records.Status.OK
-    assert bench.state.open, "undone twice"
+    assert bench.state.members.open, "undone twice"
     assert sum(isinstance(e, records.RolledBack) for e in bench.events()) == 1
 
 
@@ -486,7 +532,7 @@ def test_a_rollback_to_a_step_without_a_checkpoint_says_which_there_are() -> Non
     reply = bench.say("ops.0", rollback(2))
     assert reply.status is records.Status.REFUSED
     assert "0, 1" in reply.reason
-    assert bench.state.open
+    assert bench.state.members.open
 
 
 def test_a_claim_of_another_branch_is_no_claim() -> None:
@@ -495,8 +541,8 @@ def test_a_claim_of_another_branch_is_no_claim() -> None:
     trained(bench, steps=2, checkpoint_at=0)
     bench.say("a.0", records.Regroup(1, 2, bytes(15) + b"x", "h", 1))
     bench.say("b.0", records.Regroup(1, 2, bench.lineage, "h", 1))
-    assert bench.state.grant is not None
-    assert bench.state.grant.source == "b.0"
+    assert bench.state.members.grant is not None
+    assert bench.state.members.grant.source == "b.0"
 
 
 def test_an_accepted_loss_takes_every_number_that_may_have_been_given_away() -> None:
@@ -507,9 +553,9 @@ def test_an_accepted_loss_takes_every_number_that_may_have_been_given_away() -> 
     payload, _ = bench.ledger.office.propose([], (fact,))
     bench.broker.log.append(payload)
     bench.ledger.read_back()
-    assert bench.say("a.0", records.Heartbeat(1, 2)).status is records.Status.REJOIN
+    assert bench.say("a.0", records.Heartbeat(1, 2)).status is records.Status.LOST
     bench.join("a.1")
-    grant = bench.state.grant
+    grant = bench.state.members.grant
     assert grant is not None
     assert (grant.generation, grant.source, grant.restore_file) == (41, None, "file-1")
     assert bench.lease("a.1", 8)[0] >= 1_000
@@ -536,7 +582,7 @@ def test_a_request_that_the_ledger_fails_on_is_refused_in_the_log_and_nothing_el
     assert [len(r.leases) for r in replies if r.incarnation == "a.0"] == [5, 5]
     assert "KeyError" in bench.refused()[-1].reason
     bench.state.check()
-    assert not bench.state.held.get("b.0")
+    assert not bench.state.shards.held.get("b.0")
     monkeypatch.undo()
     assert rows.digest(bench.broker.fold().state) == rows.digest(bench.state)  # type: ignore[arg-type]
 
@@ -572,8 +618,8 @@ def test_leases_given_back_in_any_order_leave_no_fragments_behind() -> None:
         rng.shuffle(leases)
         bench.ledger.run(bench.request("w0.0", records.Release(1, *lease)) for lease in leases)
         bench.state.check()
-    epoch = bench.state.epoch(0)
-    assert len(leases) > 1 and not bench.state.leases
+    epoch = bench.state.shards.epoch(0)
+    assert len(leases) > 1 and not bench.state.shards.leases
     assert list(epoch.returned) == [(0, epoch.cursor)]
 
 
@@ -582,13 +628,15 @@ def test_the_way_back_to_the_beginning_stays_open_when_its_checkpoint_is_long_pa
     bench.join("a.0", "b.0")
     for step in range(1, 8):
         trained(bench, steps=1, checkpoint_at=0)
-        bench.say("a.0", records.Checkpoint(bench.state.generation, step, bench.lineage, f"file-{step}", bytes(16)))
-    assert bench.state.checkpoints[0].step > 0
+        bench.say(
+            "a.0", records.Checkpoint(bench.state.members.generation, step, bench.lineage, f"file-{step}", bytes(16))
+        )
+    assert bench.state.line.checkpoints[0].step > 0
     assert bench.say("ops.0", rollback(0)).status is Status.OK
     for who in ("a.0", "b.0"):
         bench.say(who, records.Regroup(1, 7, bench.lineage, "h", 1))
-    assert bench.state.grant is not None
-    assert (bench.state.grant.restore_file, bench.state.committed_total) == ("init", 0)
+    assert bench.state.members.grant is not None
+    assert (bench.state.members.grant.restore_file, bench.state.shards.committed_total) == ("init", 0)
     bench.state.check()
     bench.step, bench.lineage = 0, lineage.ROOT
     trained(bench, steps=1, checkpoint_at=0)
@@ -599,21 +647,21 @@ def test_the_way_back_to_the_beginning_stays_open_when_its_checkpoint_is_long_pa
 def test_the_same_model_in_another_file_contains_the_same_however_long_ago_it_was() -> None:
     """Only so many steps are kept apart: what a later file of an old step holds cannot be worked out from them."""
     bench = Bench(replace(SPEC, shard_size=8))
-    bench.ledger.office.state.bounds = Bounds(steps=3)
+    bench.ledger.office.state.line.bounds = Bounds(steps=3)
     bench.join("a.0", "b.0")
     trained(bench, steps=8, checkpoint_at=2)
-    first = bench.state.checkpoints[-1]
-    assert first.step == 2 and bench.state.steps[0].step > 3
-    again = records.Checkpoint(bench.state.generation, 2, first.lineage, "file-2-again", bytes(16))
+    first = bench.state.line.checkpoints[-1]
+    assert first.step == 2 and bench.state.line.steps[0].step > 3
+    again = records.Checkpoint(bench.state.members.generation, 2, first.lineage, "file-2-again", bytes(16))
     assert bench.say("a.0", again).status is Status.OK
-    assert [(c.file, c.committed) for c in bench.state.checkpoints[1:]] == [
+    assert [(c.file, c.committed) for c in bench.state.line.checkpoints[1:]] == [
         ("file-2", first.committed),
         ("file-2-again", first.committed),
     ]
     assert bench.say("ops.0", rollback(2)).status is Status.OK
     for who in ("a.0", "b.0"):
         bench.say(who, records.Regroup(1, 8, bench.lineage, "h", 1))
-    assert bench.state.committed_total == 16
+    assert bench.state.shards.committed_total == 16
     bench.state.check()
 
 
@@ -713,7 +761,7 @@ def test_entries_are_split_by_what_the_log_takes(node_bytes: int) -> None:
     state = broker.fold().state
     assert state is not None
     assert state.refused == 0
-    assert len(state.incarnations) == 60
+    assert len(state.members.incarnations) == 60
 
 
 def test_what_is_too_large_alone_is_refused_and_what_came_with_it_is_not() -> None:
@@ -723,10 +771,23 @@ def test_what_is_too_large_alone_is_refused_and_what_came_with_it_is_not() -> No
     assert max(map(len, broker.log)) <= ROOM
     state = broker.fold().state
     assert state is not None
-    assert len(state.incarnations) == 24
+    assert len(state.members.incarnations) == 24
     assert state.refused == 1
     refusals = [e for e in _events(broker) if isinstance(e, records.Refused)]
-    assert f"and the log takes {ROOM}" in refusals[0].reason
+    assert f"and its topic takes {ROOM}" in refusals[0].reason
+
+
+def test_who_makes_a_grant_too_large_for_its_topic_is_refused() -> None:
+    """A grant that nobody can be told of is never in the log."""
+    spec = replace(SPEC, samples=1_000, batch_size=90, workers_min=80)
+    broker = MemoryBroker(spec)
+    ledger = MemoryLedger(broker, record_bytes_max=ROOM)
+    joins = [records.Join("worker", "h" * (ROOM // 85), 1, "n", "", 0, spec) for _ in range(90)]
+    replies = ledger.run(records.Request(f"w{i}", f"w{i}.0", 1, body, b"") for i, body in enumerate(joins))
+    assert max(len(codec.encode(reply)) for reply in replies) <= ROOM
+    refused = [reply for reply in replies if reply.status is Status.REFUSED]
+    assert refused and all("it would make a grant of" in reply.reason for reply in refused)
+    assert not any(isinstance(event, records.Granted) for event in _events(broker))
 
 
 def _events(broker: MemoryBroker) -> list[records.Event]:

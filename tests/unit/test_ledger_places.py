@@ -8,6 +8,7 @@ from antdt_schemas import records
 from antdt_schemas.records import Status
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.callers import TAKE_OVER_MS
+from antdt_streams.ledger.core.state import State
 from antdt_streams.ledger.memory import MemoryLedger
 
 from tests.helpers.ledger import SPEC, Bench
@@ -26,11 +27,11 @@ def occupied(place: str = "") -> Bench:
 
 def beat(bench: Bench, who: str = "w0.0") -> records.Reply:
     bench.broker.now_ms += 500
-    return bench.say(who, records.Heartbeat(bench.state.generation, 1))
+    return bench.say(who, records.Heartbeat(bench.state.members.generation, 1))
 
 
 def status(bench: Bench, who: str) -> str:
-    return str(bench.state.incarnations[who].status)
+    return str(bench.state.members.incarnations[who].status)
 
 
 def test_a_second_launch_is_told_who_runs_the_worker_and_changes_nothing() -> None:
@@ -42,8 +43,8 @@ def test_a_second_launch_is_told_who_runs_the_worker_and_changes_nothing() -> No
     second = bench.say("w0.second", bench.a_join("second"))
     assert second.status is Status.OCCUPIED
     assert "w0.0 of user@first:1" in second.reason and "--take-over" in second.reason
-    assert (bench.state.generation, bench.state.committed, status(bench, "w0.0")) == (1, 1, "member")
-    assert "w0.second" not in bench.state.incarnations
+    assert (bench.state.members.generation, bench.state.line.committed, status(bench, "w0.0")) == (1, 1, "member")
+    assert "w0.second" not in bench.state.members.incarnations
 
 
 def test_what_was_said_before_the_newcomer_asked_is_no_sign_of_life() -> None:
@@ -57,7 +58,7 @@ def test_what_was_said_before_the_newcomer_asked_is_no_sign_of_life() -> None:
         bench.broker.now_ms += 500
         bench.say("w0.second", bench.a_join("second"))
     assert status(bench, "w0.0") == "lost"
-    assert bench.state.members == ("w0.second",)
+    assert bench.state.members.group == ("w0.second",)
 
 
 def test_a_new_leader_begins_anew_and_comes_to_the_same() -> None:
@@ -74,7 +75,7 @@ def test_its_own_launcher_starts_a_worker_again_at_once() -> None:
     bench = occupied()
     assert bench.say("w0.1", bench.a_join("first")).status is Status.OK
     assert status(bench, "w0.0") == "displaced"
-    assert bench.state.members == ("w0.1",)
+    assert bench.state.members.group == ("w0.1",)
 
 
 def test_whoever_holds_the_place_of_a_former_launch_has_outlived_it() -> None:
@@ -103,9 +104,9 @@ def test_a_displaced_one_is_told_so_whatever_it_asks_and_no_sample_is_to_blame()
         reply = bench.say("w0.0", body)
         assert reply.status is Status.DISPLACED, body
         assert "w0.new of user@second:1" in reply.reason
-    bench.say("w0.new", records.Commit(bench.state.generation, 1, (), (), b"", -1))
-    assert bench.state.settled
-    assert (bench.state.quarantined_total, bench.state.epoch(0).attempts) == (0, {})
+    bench.say("w0.new", records.Commit(bench.state.members.generation, 1, (), (), b"", -1))
+    assert bench.state.members.settled
+    assert (bench.state.shards.quarantined_total, bench.state.shards.epoch(0).attempts) == (0, {})
 
 
 def test_two_launches_never_displace_each_other_for_ever() -> None:
@@ -117,7 +118,7 @@ def test_two_launches_never_displace_each_other_for_ever() -> None:
         beat(bench)
         bench.say(f"w0.{launch}{asking[launch]}", bench.a_join(f"{launch}{turn}"))
     assert [e for e in bench.events() if isinstance(e, records.Lost)] == []
-    assert (bench.state.generation, bench.state.committed) == (1, 1)
+    assert (bench.state.members.generation, bench.state.line.committed) == (1, 1)
 
 
 def test_a_take_over_asks_the_occupant_to_leave_and_waits_until_it_has() -> None:
@@ -132,8 +133,8 @@ def test_a_take_over_asks_the_occupant_to_leave_and_waits_until_it_has() -> None
     assert bench.say("w0.0", file).status is Status.OK
     bench.say("w0.0", records.Leave(1))
     assert bench.say("w0.new", bench.a_join("second", take_over=True)).status is Status.OK
-    assert (status(bench, "w0.0"), bench.state.committed) == ("left", 1)
-    grant = bench.state.grant
+    assert (status(bench, "w0.0"), bench.state.line.committed) == ("left", 1)
+    grant = bench.state.members.grant
     assert grant is not None and grant.restore_file == "one.pt"
 
 
@@ -163,7 +164,7 @@ def test_rows_say_who_launched_a_worker_and_older_ones_are_as_they_were() -> Non
     bench = occupied("here")
     bench.say("w0.new", bench.a_join("second", "here"))
     stored = dict(rows.all_rows(bench.state))
-    assert dict(rows.all_rows(rows.load(ALONE, stored))) == stored
+    assert dict(rows.all_rows(rows.load(State(ALONE), stored))) == stored
     assert rows.digest(bench.broker.fold().state) == rows.digest(bench.state)  # type: ignore[arg-type]
     old = Bench(ALONE)
     old.say("w0.0", records.Join("worker", "h", 1, "n", "", 0, ALONE))

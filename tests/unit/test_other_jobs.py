@@ -90,7 +90,8 @@ def test_places_are_the_same_for_all_and_lie_in_the_data() -> None:
 def test_a_finished_job_says_what_is_wanted_else() -> None:
     bench = Bench()
     bench.state.done = "final.pt"
-    assert bench.say("w0.0", join(SPEC)).reason == ""
+    reply = bench.say("w0.0", join(SPEC))
+    assert (reply.status, reply.reason) == (Status.END, "")
     reply = bench.say("w0.1", join(replace(SPEC, epochs=3)))
-    assert (reply.status, reply.file) == (Status.END, "final.pt")
+    assert (reply.status, reply.file) == (Status.OVER, "final.pt")
     assert "epochs (the job has 1, this worker 3)" in reply.reason

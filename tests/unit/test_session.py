@@ -143,11 +143,35 @@ def test_who_is_displaced_is_somebody_else_now_and_who_is_lost_may_come_back(ses
     other = Session("w0", "w0.0", SPEC, Where("h", 1))
     other.on_reply(reply(-1, grant=GRANT))
     session.on_reply(reply(1, Status.DISPLACED, reason="w0.1 has taken its place"))
-    other.on_reply(reply(1, Status.REJOIN, reason="lost"))
+    other.on_reply(reply(1, Status.LOST))
     assert (session.phase, other.phase) == (Phase.OUSTED, Phase.LOST)
     session.regroup(0, b"")
     session.on_reply(reply(-1, grant=GRANT))
     assert (session.phase, session.tick(9.0)) == (Phase.OUSTED, []), "nothing brings it back"
+
+
+def test_of_what_is_for_all_only_a_grant_that_names_this_incarnation_is_taken() -> None:
+    one, another = (Session("w0", name, SPEC, Where("h", 1)) for name in ("w0.0", "w0.1"))
+    for session in (one, another):
+        session.on_reply(replace(reply(-1, grant=GRANT), incarnation=""))
+        session.on_reply(replace(reply(1, Status.REFUSED), incarnation=""))  # to somebody without a name
+    assert (one.phase, one.rank, another.phase) == (Phase.MEMBER, 0, Phase.JOINING)
+    one.on_reply(replace(reply(-1, Status.CLOSED, grant=GRANT), incarnation=""))
+    assert one.phase is Phase.CLOSED, "it was told again, and is over"
+
+
+@pytest.mark.parametrize(("status", "joined", "phase"), [
+    (Status.REJOIN, False, Phase.JOINING), (Status.REJOIN, True, Phase.LOST),
+    (Status.LOST, False, Phase.LOST), (Status.LOST, True, Phase.LOST),
+])  # fmt: skip
+def test_the_status_alone_says_whether_an_incarnation_is_over(status: Status, joined: bool, phase: Phase) -> None:
+    """Whoever is not known and did not join yet joins; words for people change nothing."""
+    for reason in ("", "lost and left"):
+        one = Session("w0", "w0.0", SPEC, Where("h", 1))
+        if joined:
+            one.on_reply(reply(-1, grant=GRANT))
+        one.on_reply(reply(1, status, reason=reason))
+        assert one.phase is phase
 
 
 def test_who_is_asked_to_leave_is_a_member_until_it_has(session: Session) -> None:

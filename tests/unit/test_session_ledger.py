@@ -148,7 +148,7 @@ def test_only_what_the_ledger_accepted_counts_as_kept() -> None:
         files.append(desk.step)
     del files[1]
     assert list(session.files.kept_steps) == files[-CHECKPOINTS_KEPT:]
-    assert [c.step for c in desk.ledger.office.state.checkpoints] == files[-CHECKPOINTS_KEPT:]
+    assert [c.step for c in desk.ledger.office.state.line.checkpoints] == files[-CHECKPOINTS_KEPT:]
 
 
 def test_who_comes_later_knows_what_is_kept_before_it_has_written_anything() -> None:
@@ -161,7 +161,7 @@ def test_who_comes_later_knows_what_is_kept_before_it_has_written_anything() -> 
         desk.run(0.5)
         session.files.wrote(records.Checkpoint(1, desk.step, desk.lineage, f"f{number}", b"d" * 16))
         desk.run(1)
-    kept = [c.step for c in desk.ledger.office.state.checkpoints]
+    kept = [c.step for c in desk.ledger.office.state.line.checkpoints]
     assert min(kept) > 0
     heir = Session("w0", "w0.1", LONG, Where("h", 1, launch="one"))
     desk.sessions = [heir]
@@ -197,7 +197,7 @@ def test_a_commit_names_no_more_numbers_than_the_topics_take() -> None:
     desk.run(2)
     bodies = [codec.decode(payload, records.Request).body for _, payload in desk.broker.requests]
     sent = [body for body in bodies if isinstance(body, records.Commit)]
-    assert desk.ledger.office.state.committed == 7
+    assert desk.ledger.office.state.line.committed == 7
     assert sent
     assert all(sum(map(len, commit.compositions)) <= 12 for commit in sent)
 

@@ -166,6 +166,8 @@ class Status(StrEnum):
     OCCUPIED = "OCCUPIED"
     DISPLACED = "DISPLACED"
     LEAVE = "LEAVE"
+    LOST = "LOST"
+    OVER = "OVER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The generation that this worker is a member of."""
+    """A generation, for each of its members: sent once to all of them, as the list is long."""
 
     run_id: str
     generation: int
@@ -193,8 +195,8 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The ledger's answer to one worker (topic replies, keyed by worker). Only sent after the entry it rests on was
-    read back.
+    """The ledger's answer to one worker, or its news to all (topic replies, keyed by worker). Only sent after the
+    entry it rests on was read back.
     """
 
     worker: str
@@ -209,6 +211,7 @@ class Reply:
     grant: Grant | None = None
     file: str = ""
     quarantined: int = 0
+    warning: str = ""
 
 
 RequestBody = (

@@ -82,7 +82,8 @@ def status(job: str, as_json: bool, place: Place) -> None:
         f"  {found['committed']:,} of {found['samples_total']:,} samples committed "
         f"({100 * found['committed'] / total:.1f} %), step {found['step']}, {found['leased']:,} leased"
     )
-    state = "done: " + str(found["file"]) if found["file"] else ("open" if found["open"] else "closed")
+    state = "open" if found["open"] else f"closed: {found['next_generation']}"
+    state = f"done: {found['file']}" if found["file"] else state
     click.echo(f"  generation {found['generation']} ({state}), members: {', '.join(found['members']) or 'none'}")
     click.echo(f"  log: {found['entries']} entries, digest {found['digest'] or '-'}")
     if found["void_entries"]:

@@ -10,7 +10,7 @@ from antdt_schemas.topics import RECORD_BYTES_MAX
 
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.leader import Crowded, Incoming, InOffice, PoisonRequest
-from antdt_streams.ledger.core.state import FOLD_VERSION
+from antdt_streams.ledger.core.versions import FOLD_VERSION
 
 
 class MemoryBroker:

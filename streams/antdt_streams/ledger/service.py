@@ -38,7 +38,7 @@ from antdt_streams.ledger.core.decide import check_spec
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.leader import Crowded, Cycle, Incoming, InOffice, PoisonRequest
 from antdt_streams.ledger.core.moved import moved
-from antdt_streams.ledger.core.state import FOLD_VERSION
+from antdt_streams.ledger.core.versions import FOLD_VERSION
 from antdt_streams.ledger.log import Log, LogRecord
 from antdt_streams.ledger.options import LedgerOptions
 from antdt_streams.ledger.requests import Requests, sign_of_life
@@ -247,7 +247,7 @@ class Ledger:
         assert fold.state is not None
         log.info(
             "in office at offset %d: %d steps committed, requests from %d",
-            offset, fold.state.committed, fold.state.requests_next,
+            offset, fold.state.line.committed, fold.state.requests_next,
         )  # fmt: skip
         self.silence.wrote(monotonic(), leader=True)
         self.readiness.say(f"in office at offset {offset}")

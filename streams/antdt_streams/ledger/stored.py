@@ -15,7 +15,7 @@ from antdt_schemas.errors import ForeignState
 
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Doubt, Fold, Office, Position
-from antdt_streams.ledger.core.state import FOLD_VERSION
+from antdt_streams.ledger.core.versions import FOLD_VERSION, state_of
 
 POSITION = b"\0position"
 GENESIS = b"\0genesis"
@@ -95,7 +95,7 @@ def fold_of(stored: Mapping[bytes, bytes], identity: Identity, where: str) -> tu
     fold.lost_from = found.get("lost_from")  # older rows do not say
     fold.recent = {int(offset): bytes.fromhex(h) for offset, h in found["recent"]}
     if fold.genesis is not None:
-        fold.state = rows.load(fold.genesis.spec, rest)
+        fold.state = rows.load(state_of(fold.genesis), rest)
     return fold, found["leader_epoch"]
 
 
@@ -118,14 +118,14 @@ def known_of(stored: Mapping[bytes, bytes]) -> Known | None:
         return None
     mark, genesis = json.loads(stored[POSITION]), _genesis(stored.get(GENESIS))
     rest = {key: row for key, row in stored.items() if key not in (POSITION, GENESIS)}
-    state = rows.load(genesis.spec, rest) if genesis is not None else None
+    state = rows.load(state_of(genesis), rest) if genesis is not None else None
     return Known(
         mark["job"],
         genesis.run_id if genesis else "",
         mark["next_offset"],
         bytes.fromhex(mark["hash"]),
-        state.generation if state else 0,
-        state.next_lease if state else 0,
+        state.members.generation if state else 0,
+        state.shards.next_lease if state else 0,
         genesis,
     )
 

@@ -68,7 +68,7 @@ def report_of(account: Account, broken: Break | None) -> dict[str, Any]:
         "exactly_once": proven and agree,
         "finished": not counted["missing"] and not broken,
         "faults": evidence.faults(state),
-        "skipped_steps": state.skipped,
+        "skipped_steps": state.line.skipped,
         "refused_reports": state.refused,
         "digest": rows.digest(state).hex(),
         "file": state.done,

@@ -116,7 +116,7 @@ class Coverage:
         for epoch, inside in _sets(state)[0].items():
             before = self.committed.get(epoch, IntervalSet())
             left[epoch] = IntervalSet(part for start, end in inside for part in before.overlaps(start, end))
-        self.committed, self.lineage = left, state.lineage
+        self.committed, self.lineage = left, state.line.lineage
 
     def _accuse(self, body: records.Cycle) -> None:
         """Nothing of such an entry is in the model. What it says behind a roll-back is not looked at."""
@@ -134,7 +134,7 @@ class Coverage:
 
     def agrees(self, state: State) -> bool:
         """Whether the state has the same samples in the model and in quarantine, at the same step and lineage."""
-        same = (self.step, self.lineage) == (state.committed, state.lineage)
+        same = (self.step, self.lineage) == (state.line.committed, state.line.lineage)
         return same and _filled(self.committed, self.quarantined) == _filled(*_sets(state))
 
     def missing(self, spec: records.JobSpec) -> list[Range]:
@@ -155,7 +155,7 @@ class Coverage:
     def opened(cls, state: State) -> Coverage:
         """That of the part of a log that begins with this state."""
         inside, apart = ({n: part.copy() for n, part in sets.items()} for sets in _sets(state))
-        return cls(inside, apart, step=state.committed, lineage=state.lineage)
+        return cls(inside, apart, step=state.line.committed, lineage=state.line.lineage)
 
     def closed(self) -> Coverage:
         """What it adds to that of the parts behind: all but where the samples are."""
@@ -177,7 +177,7 @@ class Coverage:
 
 def _sets(state: State) -> tuple[Sets, Sets]:
     """What is committed and what is in quarantine."""
-    epochs = state.epochs.items()
+    epochs = state.shards.epochs.items()
     return {n: epoch.committed for n, epoch in epochs}, {n: epoch.quarantined for n, epoch in epochs}
 
 

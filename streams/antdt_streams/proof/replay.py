@@ -168,25 +168,25 @@ def document(replayed: Replayed, *, full: bool = False) -> dict[str, Any]:
 
 
 def _state(s: State) -> dict[str, Any]:
-    leased = dict.fromkeys(s.epochs, 0)
-    for lease in s.leases.values():
+    leased = dict.fromkeys(s.shards.epochs, 0)
+    for lease in s.shards.leases.values():
         leased[lease.epoch] += lease.end - lease.front
     return {
         "sequence": s.sequence,
         "requests_next": s.requests_next,
         "now_ms": s.now_ms,
-        "generation": s.generation,
-        "open": s.open,
-        "members": [{"worker": s.incarnations[m].worker, "incarnation": m} for m in s.members],
-        "incarnations": len(s.incarnations),
-        "steps": s.committed,
-        "lineage": s.lineage.hex(),
-        "plan": s.plan,
+        "generation": s.members.generation,
+        "open": s.members.open,
+        "members": [{"worker": s.members.incarnations[m].worker, "incarnation": m} for m in s.members.group],
+        "incarnations": len(s.members.incarnations),
+        "steps": s.line.committed,
+        "lineage": s.line.lineage.hex(),
+        "plan": s.line.plan,
         "samples": s.samples_total,
-        "committed": s.committed_total,
-        "quarantined": s.quarantined_total,
+        "committed": s.shards.committed_total,
+        "quarantined": s.shards.quarantined_total,
         "refused": s.refused,
-        "skipped_steps": s.skipped,
+        "skipped_steps": s.line.skipped,
         "epochs": [
             {
                 "epoch": number,
@@ -196,13 +196,13 @@ def _state(s: State) -> dict[str, Any]:
                 "returned": epoch.returned.total,
                 "quarantined": epoch.quarantined.total,
             }
-            for number, epoch in sorted(s.epochs.items())
+            for number, epoch in sorted(s.shards.epochs.items())
         ],
         "leases": [
             {"lease": n, "incarnation": x.incarnation, "epoch": x.epoch, "start": x.front, "end": x.end}
-            for n, x in sorted(s.leases.items())
+            for n, x in sorted(s.shards.leases.items())
         ],
-        "checkpoints": [{"step": c.step, "lineage": c.lineage.hex(), "file": c.file} for c in s.checkpoints],
+        "checkpoints": [{"step": c.step, "lineage": c.lineage.hex(), "file": c.file} for c in s.line.checkpoints],
         "file": s.done,
     }
 

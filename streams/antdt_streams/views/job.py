@@ -14,6 +14,7 @@ from antdt_streams.kafka import topics_admin
 from antdt_streams.kafka.reader import TopicReader
 from antdt_streams.ledger.core import evidence, rows
 from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.core.groups import rules_of
 from antdt_streams.ledger.snapshots import SERVICE
 from antdt_streams.ledger.stored import Identity, fold_of
 from antdt_streams.proof.audit import audit as audit_log
@@ -39,7 +40,9 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
     state, control = fold.state, Control()
     with TopicReader(connection, job, DECISIONS) as reader:
         Feed(control).take(DECISIONS, reader.to_end())
-    living = [m for m in state.members if not state.incarnations[m].gone] if state and not state.done else []
+    living = (
+        [m for m in state.members.group if not state.members.incarnations[m].gone] if state and not state.done else []
+    )
     return standing_of(fold) | {
         "job": job,
         "read_from": start,
@@ -55,18 +58,19 @@ def standing_of(fold: Fold) -> dict[str, Any]:
     return {
         "run_id": genesis.run_id if genesis else None,
         "samples_total": state.samples_total if state else 0,
-        "committed": state.committed_total if state else 0,
-        "leased": sum(x.end - x.front for x in state.leases.values()) if state else 0,
-        "quarantined": state.quarantined_total if state else 0,
+        "committed": state.shards.committed_total if state else 0,
+        "leased": sum(x.end - x.front for x in state.shards.leases.values()) if state else 0,
+        "quarantined": state.shards.quarantined_total if state else 0,
         "faults": evidence.faults(state) if state else [],
-        "step": state.committed if state else 0,
-        "skipped_steps": state.skipped if state else 0,
-        "generation": state.generation if state else 0,
-        "open": bool(state and state.open),
-        "members": [state.incarnations[m].worker for m in state.members] if state else [],
-        "plan": state.plan if state else 0,
+        "step": state.line.committed if state else 0,
+        "skipped_steps": state.line.skipped if state else 0,
+        "generation": state.members.generation if state else 0,
+        "open": bool(state and state.members.open),
+        "next_generation": rules_of(state.spec.strategy).grant(state)[1] if state else "",
+        "members": [state.members.incarnations[m].worker for m in state.members.group] if state else [],
+        "plan": state.line.plan if state else 0,
         "file": state.done if state else None,
-        "checkpoints": [{"step": c.step, "file": c.file} for c in state.checkpoints] if state else [],
+        "checkpoints": [{"step": c.step, "file": c.file} for c in state.line.checkpoints] if state else [],
         "accepted_losses": len(state.accepted) if state else 0,
         "leader": office.owner if office else None,
         "entries": fold.position.entries,

@@ -41,7 +41,7 @@ class Progress(Projection["Progress"]):
             self.leaders += 1
         if state is None or not isinstance(body, records.Cycle) or not read.events:
             return
-        self.step, self.committed, self.total = state.committed, state.committed_total, state.samples_total
+        self.step, self.committed, self.total = state.line.committed, state.shards.committed_total, state.samples_total
         for event in read.events:
             if isinstance(event, records.Granted):
                 self.generation, self.members = event.generation, len(event.members)

@@ -217,12 +217,13 @@ class Client:
         except AntdtError as error:
             log.warning("a record of %s was skipped: %s", topic, error)
             return
-        if reply.incarnation != self.session.incarnation:
+        if reply.incarnation == self.session.incarnation:
+            self.reach.heard()
+        elif reply.grant is None:
             return
-        self.reach.heard()
-        if reply.reason.startswith(f"{reply.incarnation} holds up ") and reply.reason != self._told:
-            self._told = reply.reason
-            log.warning("%s", reply.reason)
+        if reply.warning and reply.warning != self._told:
+            self._told = reply.warning
+            log.warning("%s", reply.warning)
         if self.on_leases is not None:
             for i in range(0, len(reply.leases), 5):
                 self.on_leases(*reply.leases[i + 2 : i + 5])

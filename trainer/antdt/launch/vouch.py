@@ -34,6 +34,7 @@ EVERY_S = 1.0
 IDLE_S = 10.0
 REACH_S = 5.0
 NEWS = -1  # the number of a request whose answer nobody awaits
+GIVEN_UP = (records.Status.LOST, records.Status.REJOIN)
 DEAD_OR_STOPPED = "TtZXx"
 
 
@@ -120,7 +121,7 @@ class Voucher:
         with suppress(AntdtError):
             reply = codec.decode(message.value(), records.Reply)
             page = self._pages.get(reply.worker)
-            if page is not None and reply.status is records.Status.REJOIN and reply.number == NEWS:
+            if page is not None and reply.status in GIVEN_UP and reply.number == NEWS:
                 self._end(reply, page)
 
     def _end(self, reply: records.Reply, page: Page) -> None:

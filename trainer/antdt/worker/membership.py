@@ -131,7 +131,7 @@ class Membership:
     def _take_final(self, session: Session) -> None:
         """The job is done. One that comes when it is over trains nothing: it is told so, and what it wanted else."""
         job, late = self.settings.job, session.generation == 0
-        if late and session.reason:
+        if session.wanted_else:
             raise UsageError(
                 f"Job {job} is finished, its model is {session.file}: nothing was trained now. {session.reason} "
                 f"To train with what is asked for now, start a new job."

@@ -17,7 +17,7 @@ from antdt_streams.ledger.core.intervals import IntervalSet
 from antdt_streams.ledger.core.state import State
 
 if TYPE_CHECKING:
-    from antdt_streams.ledger.core.decide import Turn
+    from antdt_streams.ledger.core.turn import Turn
 
 A_LEASE_MAX = 64
 NAMED_MAX = 3
@@ -30,8 +30,8 @@ NO_FAULT = frozenset(
 
 def died_of_samples(state: State, incarnation: str, exit_code: int) -> bool:
     """Whether the end of this process, which is lost by now, may be the fault of the samples that it had."""
-    alone = not any(state.incarnations[m].gone for m in state.members if m != incarnation)
-    return exit_code not in NO_FAULT and incarnation in state.members and alone
+    alone = not any(state.members.incarnations[m].gone for m in state.members.group if m != incarnation)
+    return exit_code not in NO_FAULT and incarnation in state.members.group and alone
 
 
 def blame(turn: Turn, incarnation: str, where: Sequence[int], key: str, reason: str) -> None:
@@ -40,10 +40,10 @@ def blame(turn: Turn, incarnation: str, where: Sequence[int], key: str, reason: 
     What is in a model by now, or went back, is above suspicion; so is whatever a request names that is repeated.
     """
     state, (epoch, start, length) = turn.state, where
-    for number in list(state.held.get(incarnation, ())):
-        lease = state.leases[number]
+    for number in list(state.shards.held.get(incarnation, ())):
+        lease = state.shards.leases[number]
         low, high = max(start, lease.front), min(start + length, lease.end)
-        known = state.blamed.get(number, ())
+        known = state.shards.blamed.get(number, ())
         if lease.epoch != epoch or low >= high or len(known) >= A_LEASE_MAX:
             continue
         if not any((e.incarnation, e.start, e.end) == (incarnation, low, high) for e in known):
@@ -53,8 +53,8 @@ def blame(turn: Turn, incarnation: str, where: Sequence[int], key: str, reason: 
 
 def against(state: State, number: int) -> list[tuple[int, int]]:
     """The parts of what a lease still holds against which there is evidence, in order."""
-    front, inside = state.leases[number].front, IntervalSet()
-    for found in state.blamed.get(number, ()):
+    front, inside = state.shards.leases[number].front, IntervalSet()
+    for found in state.shards.blamed.get(number, ()):
         low = max(found.start, front)
         for gap in inside.gaps(low, found.end) if low < found.end else ():
             inside.add(*gap)
@@ -67,7 +67,7 @@ def suffices(state: State, start: int, end: int) -> bool:
     Where nobody has completed a step yet, whole steps that fail speak against the script, not against their samples.
     """
     size = state.spec.shard_size
-    return state.committed > 0 or start // size == (end - 1) // size
+    return state.line.committed > 0 or start // size == (end - 1) // size
 
 
 def suspects(state: State, epoch: int, start: int, end: int) -> int:
@@ -75,7 +75,7 @@ def suspects(state: State, epoch: int, start: int, end: int) -> int:
 
     Somebody gets the first half of those that failed equally often: the next failure tells in which half it lies.
     """
-    size, attempts = state.spec.shard_size, state.epoch(epoch).attempts
+    size, attempts = state.spec.shard_size, state.shards.epoch(epoch).attempts
     first = last = start // size
     while last * size < end and attempts.get(last, 0) == attempts.get(first, 0):
         last += 1
@@ -100,21 +100,21 @@ def faults(state: State) -> list[dict[str, Any]]:
     """What is in quarantine because there was evidence against it, ready for JSON."""
     return [
         {"epoch": epoch, "start": start, "length": f.length, "key": f.key, "reason": f.reason}
-        for (epoch, start), f in sorted(state.faults.items())
+        for (epoch, start), f in sorted(state.shards.faults.items())
     ]
 
 
 def in_quarantine(state: State) -> str:
     """What is in quarantine and why, as one sentence; empty where nothing is."""
-    if not state.quarantined_total:
+    if not state.shards.quarantined_total:
         return ""
     named = []
-    for (epoch, start), fault in sorted(state.faults.items())[:NAMED_MAX]:
+    for (epoch, start), fault in sorted(state.shards.faults.items())[:NAMED_MAX]:
         key = f" ({fault.key})" if fault.key else ""
         named.append(f"{_positions(start, fault.length)} of epoch {epoch}{key}: {fault.reason}")
-    more = len(state.faults) - len(named)
+    more = len(state.shards.faults) - len(named)
     if more > 0:
         named.append(f"and {more} more")
-    total = state.quarantined_total
+    total = state.shards.quarantined_total
     which = ": " + "; ".join(named) if named else ""
     return f"{total:,} sample{' is' if total == 1 else 's are'} in quarantine{which}"

@@ -26,10 +26,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from antdt_schemas import codec, lineage, records
-from antdt_schemas.errors import LogTampered, Mismatch, Undecodable
+from antdt_schemas.errors import LogTampered, Undecodable
 
 from antdt_streams.ledger.core import rows
-from antdt_streams.ledger.core.state import FOLD_VERSION, Bounds, State
+from antdt_streams.ledger.core.line import Bounds
+from antdt_streams.ledger.core.state import State
+from antdt_streams.ledger.core.versions import check_version, state_of
 
 DOUBTS_MAX = 64  # of more, the first ones and the last one are kept
 
@@ -219,10 +221,9 @@ class Fold:
     def _read_genesis(self, body: records.Genesis) -> Verdict:
         if self.genesis is not None:
             return self._void()
-        _check_version(body.fold_version)
+        self.state = state_of(body, self.bounds)
         self.genesis = body
         self.doubts = [d for d in self.doubts if d.grave]
-        self.state = State(body.spec, self.bounds)
         return Verdict.GENESIS
 
     def _read_leader(self, offset: int, body: records.Leader) -> Verdict:
@@ -230,7 +231,7 @@ class Fold:
         again = self.office is not None and body.leader_id == self.office.leader_id  # who leads says so once
         if again or body.run_id != self.genesis.run_id:
             return self._void()
-        _check_version(body.fold_version)
+        check_version(body.fold_version)
         if self.office is not None:
             self.former = self.office.offset, self.office.hash
         self.office = Office(offset, self.position.hash, body.leader_id, body.owner)
@@ -344,10 +345,3 @@ class Fold:
         self._end_doubts(body.previous_offset)
         if not self.cached:
             self.state.dirty.clear()
-
-
-def _check_version(version: int) -> None:
-    if version > FOLD_VERSION:
-        raise Mismatch(
-            "The version of the log's rules", f"at most {FOLD_VERSION}", version, "Upgrade antdt to read this log."
-        )

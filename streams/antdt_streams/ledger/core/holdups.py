@@ -68,21 +68,23 @@ class HoldUps:
 
     def look(self, state: State, clock_ms: int) -> Found:
         """What follows now."""
-        live = {name: who for name, who in state.incarnations.items() if not who.gone}
+        live = {name: who for name, who in state.members.incarnations.items() if not who.gone}
         self._said = {n: s for n, s in self._said.items() if n in live and clock_ms - s.heard_ms <= FRESH_MS}
-        asking = [] if state.open else [n for n, who in live.items() if who.status in ("waiting", "ready")]
+        asking = [] if state.members.open else [n for n, who in live.items() if who.status in ("waiting", "ready")]
         self._asking_ms = {n: self._asking_ms.get(n, clock_ms) for n in asking}
-        members = [m for m in state.members if m in live and live[m].status == "member"]
+        members = [m for m in state.members.group if m in live and live[m].status == "member"]
         reducing = {m: s.phase_ms for m, s in self._said.items() if m in members and s.phase == WAITS}
-        waiting = (reducing if state.open else {}) | {n: clock_ms - since for n, since in self._asking_ms.items()}
+        waiting = (reducing if state.members.open else {}) | {
+            n: clock_ms - since for n, since in self._asking_ms.items()
+        }
         found = Found()
         holding = [m for m in members if m not in waiting and self._holds_up(m)]
         if waiting and holding:
             self._judge(found, holding, waiting)
-        elif state.open and len(members) > 1 and set(members) == set(reducing):
+        elif state.members.open and len(members) > 1 and set(members) == set(reducing):
             if min(reducing.values()) >= self.stuck_ms:
                 found.deadlock = f"all members wait for each other since {min(reducing.values()) // 1000} s"
-                self._news.append(f"generation {state.generation} is closed: {found.deadlock}")
+                self._news.append(f"generation {state.members.generation} is closed: {found.deadlock}")
         self.named = {n: said for n, said in self.named.items() if n in holding}
         return found
 

@@ -7,19 +7,21 @@ object (no reply, no row) before the very bytes were read back in office. Supers
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from antdt_schemas import auth, codec, records
+from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.errors import Superseded, Undecodable
+from antdt_schemas.records import Status
 from antdt_schemas.topics import RECORD_BYTES_MAX
 
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.callers import Callers
-from antdt_streams.ledger.core.decide import Answer, Turn, close, decide, lose, refuse
+from antdt_streams.ledger.core.decide import decide
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.holdups import STUCK_MS, HoldUps
 from antdt_streams.ledger.core.state import State
+from antdt_streams.ledger.core.turn import Answer, Turn, close, lose, refuse
 
 # A record is at most what its topic takes: a cycle is closed well before it gets there.
 CYCLE_BYTES_MAX = 256 << 10
@@ -65,7 +67,7 @@ class Patience:
     def silent(self, state: State) -> list[str]:
         """Incarnations that were silent for longer than the limit."""
         out = []
-        for name, who in state.incarnations.items():
+        for name, who in state.members.incarnations.items():
             if who.gone:
                 self.heard.pop(name, None)
             elif self.clock_ms - self.heard.setdefault(name, self.clock_ms) > self.limit_ms:
@@ -127,52 +129,62 @@ class InOffice:
             Crowded: likewise, with fewer requests at a time.
         """
         assert self.pending is None, "one cycle at a time"
-        state, events, answers = self.state, list[records.Event](), list[Answer]()
-        dead: list[tuple[Incoming, str]] = []
+        state, events = self.state, list[records.Event]()
         if self.genesis.digest_every and (state.sequence + 1) % self.genesis.digest_every == 0:
             events.append(records.Digested(rows.digest(state)))
         for fact in facts:
             state.apply(fact)
             events.append(fact)
-        now_ms, taken, size = state.now_ms, 0, 0
-        for incoming in requests:
-            if taken and size + len(incoming.payload or b"") > self.cycle_bytes_max:
-                break  # what it makes is about as large as itself
-            now_ms = max(now_ms, incoming.time_ms)
-            turn = Turn(state, incoming.offset, self.callers)
-            try:
-                self._decide(turn, incoming, now_ms, dead)
-            except Exception as error:
-                raise PoisonRequest(incoming.offset, error) from error
-            events += turn.events
-            answers += turn.answers
-            taken += 1
-            size += sum(map(_size, turn.events))
-            if size > self.cycle_bytes_max:
-                break
-        requests_next = requests[taken - 1].offset + 1 if taken else state.requests_next
-        last = self.fold.position
+        turns, dead = self._decide_all(requests)
+        taken, last = len(turns), self.fold.position
         body = records.Cycle(
             epoch_offset=self.office.offset,
             epoch_hash=self.office.hash,
             sequence=state.sequence + 1,
             previous_offset=last.next_offset - 1,
             previous_hash=last.hash,
-            requests_next=requests_next,
-            now_ms=now_ms,
-            events=tuple(events),
+            requests_next=requests[taken - 1].offset + 1 if taken else state.requests_next,
+            now_ms=max([state.now_ms, *(incoming.time_ms for incoming in requests[:taken])]),
+            events=(*events, *(event for turn in turns for event in turn.events)),
         )
         payload = codec.encode(records.Entry(body))
-        if len(payload) > self.record_bytes_max:
-            assert taken, f"an entry of {len(payload)} bytes without a request"
-            if taken > 1:
-                raise Crowded(taken - 1)
-            said = f"it would make an entry of {len(payload)} bytes, and the log takes {self.record_bytes_max}"
-            raise PoisonRequest(requests[0].offset, ValueError(said))
+        self._check_room(payload, body, requests[:taken])
+        grant_to = set[str]().union(*(turn.grant_to for turn in turns))
+        answers = [answer for turn in turns for answer in turn.answers] + _for_all(grant_to)
         self.pending = Cycle(body, payload, answers, dead)
         return payload, taken
 
-    def _decide(self, turn: Turn, incoming: Incoming, now_ms: int, dead: list[tuple[Incoming, str]]) -> None:
+    def _decide_all(self, requests: list[Incoming]) -> tuple[list[Turn], list[tuple[Incoming, str]]]:
+        """As many as fit into an entry; and those that are dead letters, with the reason."""
+        turns, dead, size = list[Turn](), list[tuple[Incoming, str]](), 0
+        for incoming in requests:
+            if turns and size + len(incoming.payload or b"") > self.cycle_bytes_max:
+                break  # what it makes is about as large as itself
+            turn = Turn(self.state, incoming.offset, self.callers)
+            try:
+                self._decide(turn, incoming, dead)
+            except Exception as error:
+                raise PoisonRequest(incoming.offset, error) from error
+            turns.append(turn)
+            size += sum(map(_size, turn.events))
+            if size > self.cycle_bytes_max:
+                break
+        return turns, dead
+
+    def _check_room(self, payload: bytes, body: records.Cycle, requests: list[Incoming]) -> None:
+        """An entry, and a grant, that its topic does not take must not be decided: whoever asked for it is refused."""
+        size, what = len(payload), "an entry"
+        if any(isinstance(event, records.Granted) for event in body.events):
+            for_all = self.reply(Answer("", "", -1, Status.OK, grant=True))
+            size, what = max((size, what), (len(codec.encode(for_all)), "a grant"))
+        if size > self.record_bytes_max:
+            assert requests, f"{what} of {size} bytes without a request"
+            if len(requests) > 1:
+                raise Crowded(len(requests) - 1)
+            said = f"it would make {what} of {size} bytes, and its topic takes {self.record_bytes_max}"
+            raise PoisonRequest(requests[0].offset, ValueError(said))
+
+    def _decide(self, turn: Turn, incoming: Incoming, dead: list[tuple[Incoming, str]]) -> None:
         try:
             request = codec.decode(incoming.payload, records.Request)
         except Undecodable as error:
@@ -192,11 +204,11 @@ class InOffice:
             self.callers.hear(request.incarnation, self.patience.clock_ms)
         decide(turn, request)
         if isinstance(request.body, records.Heartbeat):
-            if request.incarnation in self.state.incarnations:
+            if request.incarnation in self.state.members.incarnations:
                 self.holdups.hear(request.incarnation, request.body, self.patience.clock_ms)
             for answer in turn.answers:
-                if answer.incarnation == request.incarnation and not answer.reason:
-                    answer.reason = self.holdups.named.get(request.incarnation, "")  # it may want to say so aloud
+                if answer.incarnation == request.incarnation:
+                    answer.warning = self.holdups.named.get(request.incarnation, "")
         if self.patience.clock_ms - self._checked_ms >= self.genesis.patience_ms // 8:
             self._checked_ms = self.patience.clock_ms
             if self.state.done is None:
@@ -209,7 +221,7 @@ class InOffice:
         found = self.holdups.look(self.state, self.patience.clock_ms)
         for name, reason in found.lost:
             lose(turn, name, reason)
-        if found.deadlock and self.state.open:
+        if found.deadlock and self.state.members.open:
             close(turn, found.deadlock)
 
     def read_back(self, offset: int, payload: bytes) -> Cycle | None:
@@ -230,34 +242,42 @@ class InOffice:
 
     def reply(self, answer: Answer) -> records.Reply:
         """The Reply of an answer, from the state as it is now in the log."""
-        state, grant = self.state, None
-        leases: tuple[int, ...] = ()
-        who = state.incarnations.get(answer.incarnation)
-        if who is not None and not who.gone:
-            if answer.grant and who.status == "member":
-                grant = _grant(state, self.genesis.run_id)
-            if answer.leases:
-                leases = _leases(state, answer.incarnation)
+        state, status = self.state, answer.status
+        who = state.members.incarnations.get(answer.incarnation)
+        leases = _leases(state, answer.incarnation) if answer.leases and who is not None and not who.gone else ()
+        grant = _grant(state, self.genesis.run_id) if answer.grant else None
+        if grant is not None and not state.members.open:
+            status = Status.CLOSED  # it closed before somebody had heard of it
         return records.Reply(
             worker=answer.worker,
             incarnation=answer.incarnation,
             number=answer.number,
-            status=answer.status,
+            status=status,
             reason=answer.reason,
-            generation=state.generation,
-            committed=state.committed,
+            generation=state.members.generation,
+            committed=state.line.committed,
             finished=state.finished,
             leases=leases,
             grant=grant,
             file=state.done or "",
-            quarantined=state.quarantined_total,
+            quarantined=state.shards.quarantined_total,
+            warning=answer.warning,
         )
 
 
+def _for_all(workers: Iterable[str]) -> list[Answer]:
+    """One answer for each partition that some of these workers read: what is written into it, all of them take.
+
+    The last ones of a cycle: what is said of older generations goes ahead of it.
+    """
+    partitions = {topics.replies_partition(worker): worker for worker in sorted(workers)}
+    return [Answer(worker, "", -1, Status.OK, grant=True) for _, worker in sorted(partitions.items())]
+
+
 def _grant(state: State, run_id: str) -> records.Grant:
-    g = state.grant
+    g = state.members.grant
     assert g is not None
-    members = ((n, state.incarnations[n]) for n in g.members)
+    members = ((n, state.members.incarnations[n]) for n in g.members)
     return records.Grant(
         run_id,
         g.generation,
@@ -266,16 +286,16 @@ def _grant(state: State, run_id: str) -> records.Grant:
         g.source_step,
         g.committed,
         g.restore_file,
-        tuple(c.step for c in state.checkpoints),
+        tuple(c.step for c in state.line.checkpoints),
         state.spec.shard_size,
     )
 
 
 def _leases(state: State, incarnation: str) -> tuple[int, ...]:
     out: list[int] = []
-    for number in state.held.get(incarnation, ()):
-        lease = state.leases[number]
-        if lease.generation == state.generation:
+    for number in state.shards.held.get(incarnation, ()):
+        lease = state.shards.leases[number]
+        if lease.generation == state.members.generation:
             out += (number, lease.token, lease.epoch, lease.front, lease.end - lease.front)
     return tuple(out)
 

@@ -12,7 +12,10 @@ from typing import Any
 from antdt_schemas import records
 
 from antdt_streams.ledger.core.intervals import IntervalSet
-from antdt_streams.ledger.core.state import Bounds, Checkpoint, Epoch, Evidence, Fault, Incarnation, Lease, State, Step
+from antdt_streams.ledger.core.line import Checkpoint, Step
+from antdt_streams.ledger.core.members import Incarnation
+from antdt_streams.ledger.core.shards import Epoch, Evidence, Fault, Lease
+from antdt_streams.ledger.core.state import State
 from antdt_streams.storage.rows import json_encoder
 
 _ENCODE = json_encoder(ensure_ascii=False)
@@ -28,7 +31,7 @@ def changes(state: State) -> dict[bytes, bytes | None]:
 def all_rows(state: State) -> Iterator[tuple[bytes, bytes]]:
     """Every row, in a fixed order."""
     yield from _few_rows(state)
-    for step in state.steps:
+    for step in state.line.steps:
         yield _key("step", step.step), _row_of(step)
 
 
@@ -36,15 +39,15 @@ def _few_rows(state: State) -> Iterator[tuple[bytes, bytes]]:
     """All but the steps."""
     names: tuple[tuple[str, Any], ...] = (
         ("checkpoints", (0,)),
-        ("epoch", sorted(state.epochs)),
-        ("grant", (0,) if state.grant else ()),
-        ("incarnation", sorted(state.incarnations)),
-        ("lease", sorted(state.leases)),
+        ("epoch", sorted(state.shards.epochs)),
+        ("grant", (0,) if state.members.grant else ()),
+        ("incarnation", sorted(state.members.incarnations)),
+        ("lease", sorted(state.shards.leases)),
         ("meta", (0,)),
         ("requests", (0,) if state.requests_topic else ()),
-        ("blamed", sorted(state.blamed)),
-        ("fault", sorted(state.faults)),
-        ("skipped", (0,) if state.skipped else ()),
+        ("blamed", sorted(state.shards.blamed)),
+        ("fault", sorted(state.shards.faults)),
+        ("skipped", (0,) if state.line.skipped else ()),
     )
     for kind, keys in names:
         for name in keys:
@@ -57,7 +60,7 @@ def digest(state: State) -> bytes:
     """Digest of the whole state, 16 bytes: each row with its key, lengths before both, in the order of `all_rows`."""
     parts = [_framed(key, row) for key, row in _few_rows(state)]
     # A step never changes, so what it adds is made once: a digest covers thousands of them.
-    parts += [step.framed or _frame(step) for step in state.steps]
+    parts += [step.framed or _frame(step) for step in state.line.steps]
     return blake2b(b"".join(parts), digest_size=16).digest()
 
 
@@ -75,9 +78,8 @@ def _frame(step: Step) -> bytes:
 _FRAME = (len("step/") + 20).to_bytes(4, "big") + b"step/%020d%b%b"
 
 
-def load(spec: records.JobSpec, rows: Mapping[bytes, bytes], bounds: Bounds | None = None) -> State:
-    """The state that wrote these rows."""
-    state = State(spec, bounds)
+def load(state: State, rows: Mapping[bytes, bytes]) -> State:
+    """This state, which is empty, as the one that wrote these rows."""
     for key, row in sorted(rows.items()):
         kind, _, name = key.decode().partition("/")
         _KINDS[kind][1](state, name, json.loads(row))
@@ -101,77 +103,75 @@ def _row(state: State, kind: str, name: Any) -> bytes | None:
 
 def _meta(s: State, _: int) -> Any:
     return [
-        [s.generation, s.open, s.settled, s.committed, s.lineage.hex(), s.plan],
-        [s.next_lease, s.requests_next, s.sequence, s.now_ms, s.done],
-        [s.committed_total, s.quarantined_total, s.refused],
-        [s.restoring, s.authors, s.accepted],
+        [s.members.generation, s.members.open, s.members.settled, s.line.committed, s.line.lineage.hex(), s.line.plan],
+        [s.shards.next_lease, s.requests_next, s.sequence, s.now_ms, s.done],
+        [s.shards.committed_total, s.shards.quarantined_total, s.refused],
+        [s.members.restoring, s.authors, s.accepted],
     ]
 
 
 def _load_meta(s: State, _: str, row: Any) -> None:
-    where, counters, totals, (s.restoring, authors, accepted) = row
+    where, counters, totals, (s.members.restoring, authors, accepted) = row
     s.authors, s.accepted = tuple(authors), tuple((run, offset) for run, offset in accepted)
-    s.generation, s.open, s.settled, s.committed, lineage, s.plan = where
-    s.lineage = bytes.fromhex(lineage)
-    s.next_lease, s.requests_next, s.sequence, s.now_ms, s.done = counters
-    s.committed_total, s.quarantined_total, s.refused = totals
+    s.members.generation, s.members.open, s.members.settled, s.line.committed, lineage, s.line.plan = where
+    s.line.lineage = bytes.fromhex(lineage)
+    s.shards.next_lease, s.requests_next, s.sequence, s.now_ms, s.done = counters
+    s.shards.committed_total, s.shards.quarantined_total, s.refused = totals
 
 
 def _skipped(s: State, _: int) -> Any:
-    return [s.skipped] if s.skipped else None
+    return [s.line.skipped] if s.line.skipped else None
 
 
 def _load_skipped(s: State, _: str, row: Any) -> None:
-    (s.skipped,) = row
+    (s.line.skipped,) = row
 
 
 def _grant(s: State, _: int) -> Any:
-    g = s.grant
+    g = s.members.grant
     return g and [g.generation, g.members, g.source, g.source_step, g.committed, g.restore_file]
 
 
 def _load_grant(s: State, _: str, row: Any) -> None:
-    s.grant = records.Granted(row[0], tuple(row[1]), *row[2:])
-    s.members = s.grant.members
+    s.members.grant = records.Granted(row[0], tuple(row[1]), *row[2:])
+    s.members.group = s.members.grant.members
 
 
 def _incarnation(s: State, name: str) -> Any:
-    i = s.incarnations[name]
+    i = s.members.incarnations[name]
     row = [i.worker, i.role, i.host, i.port, i.node, i.hardware, i.restarts, i.status, i.claim]
     by = [i.launch, i.launcher, i.place]
     return row + by if any(by) else row  # of logs from before this was said, rows are what they were
 
 
 def _load_incarnation(s: State, name: str, row: Any) -> None:
-    s.incarnations[name] = Incarnation(*row)
+    s.members.incarnations[name] = Incarnation(*row)
 
 
 def _epoch(s: State, number: int) -> Any:
-    e = s.epochs[number]
+    e = s.shards.epochs[number]
     return [e.cursor, list(e.returned), list(e.committed), list(e.quarantined), sorted(e.attempts.items())]
 
 
 def _load_epoch(s: State, name: str, row: Any) -> None:
     cursor, returned, committed, quarantined, attempts = row
     sets = [IntervalSet((a, b) for a, b in part) for part in (returned, committed, quarantined)]
-    s.epochs[int(name)] = Epoch(cursor, sets[0], sets[1], sets[2], {shard: n for shard, n in attempts})  # noqa: C416
+    s.shards.epochs[int(name)] = Epoch(cursor, sets[0], sets[1], sets[2], {shard: n for shard, n in attempts})  # noqa: C416
 
 
 def _lease(s: State, number: int) -> Any:
-    x = s.leases.get(number)
+    x = s.shards.leases.get(number)
     return x and [x.shards, x.incarnation, x.generation, x.epoch, x.start, x.front, x.end, x.token]
 
 
 def _load_lease(s: State, name: str, row: Any) -> None:
-    lease = Lease(*row)
-    s.leases[int(name)] = lease
-    s.held.setdefault(lease.incarnation, {})[int(name)] = None
+    s.shards.hold(int(name), Lease(*row))
 
 
 def _step(s: State, number: int) -> bytes | None:
-    if not s.steps or not s.steps[0].step <= number <= s.steps[-1].step:
+    if not s.line.steps or not s.line.steps[0].step <= number <= s.line.steps[-1].step:
         return None
-    return _row_of(s.steps[number - s.steps[0].step])
+    return _row_of(s.line.steps[number - s.line.steps[0].step])
 
 
 def _row_of(step: Step) -> bytes:
@@ -185,16 +185,16 @@ def _row_with(numbers: int) -> bytes:
 
 
 def _load_step(s: State, name: str, row: Any) -> None:
-    s.steps.append(Step(int(name), tuple(row[0]), bytes.fromhex(row[1])))
-    s.step_numbers += len(row[0])
+    s.line.steps.append(Step(int(name), tuple(row[0]), bytes.fromhex(row[1])))
+    s.line.step_numbers += len(row[0])
 
 
 def _checkpoints(s: State, _: int) -> Any:
-    return [[c.step, c.lineage.hex(), c.file, c.committed] for c in s.checkpoints]
+    return [[c.step, c.lineage.hex(), c.file, c.committed] for c in s.line.checkpoints]
 
 
 def _load_checkpoints(s: State, _: str, row: Any) -> None:
-    s.checkpoints = [
+    s.line.checkpoints = [
         Checkpoint(step, bytes.fromhex(h), file, tuple((e, tuple((a, b) for a, b in parts)) for e, parts in inside))
         for step, h, file, inside in row
     ]
@@ -209,20 +209,20 @@ def _load_requests(s: State, _: str, row: Any) -> None:
 
 
 def _blamed(s: State, number: int) -> Any:
-    return s.blamed.get(number)
+    return s.shards.blamed.get(number)
 
 
 def _load_blamed(s: State, name: str, row: Any) -> None:
-    s.blamed[int(name)] = tuple(Evidence(*found) for found in row)
+    s.shards.blamed[int(name)] = tuple(Evidence(*found) for found in row)
 
 
 def _fault(s: State, at: tuple[int, int]) -> Any:
-    return s.faults.get(at)
+    return s.shards.faults.get(at)
 
 
 def _load_fault(s: State, name: str, row: Any) -> None:
     epoch, _, start = name.partition("-")
-    s.faults[int(epoch), int(start)] = Fault(*row)
+    s.shards.faults[int(epoch), int(start)] = Fault(*row)
 
 
 _KINDS: dict[str, tuple[Callable[[State, Any], Any], Callable[[State, str, Any], None]]] = {

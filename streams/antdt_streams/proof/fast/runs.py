@@ -16,7 +16,9 @@ import numpy as np
 from antdt_schemas import lineage
 
 from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.ledger.core.state import Lease, State, Step, token_of
+from antdt_streams.ledger.core.line import Step
+from antdt_streams.ledger.core.shards import Lease, token_of
+from antdt_streams.ledger.core.state import State
 from antdt_streams.proof.fast import columns
 from antdt_streams.proof.fast.columns import Columns, Numbers
 
@@ -154,7 +156,7 @@ def read(fold: Fold, of: Columns, payloads: Sequence[bytes], first: int, last: i
     position = fold.position
     hashes = lineage.chains(position.hash, position.next_offset, payloads[first:last])
     right = (of.cycles.previous_hash[first:last] == columns.words_of([position.hash, *hashes[:-1]])).all(axis=1)
-    lineages = run.lineages_after(state.lineage)
+    lineages = run.lineages_after(state.line.lineage)
     if not right.all() or lineages != run.lineages or not follows.disjoint():
         return None
     follows.apply(hashes)
@@ -198,11 +200,11 @@ class _Follows:
         run, state = self.run, self.state
         x, part = run.leases, slice(run.l0, run.l1)
         shards, start, epoch = x.shards[part], x.start[part], x.epoch[part]
-        ok = self.numbers == state.next_lease + np.cumsum(shards) - shards
+        ok = self.numbers == state.shards.next_lease + np.cumsum(shards) - shards
         ok &= (shards > 0) & (self.ends > start) & (self.ends <= state.spec.samples)
-        ok &= state.open & (x.generation[part] == state.generation)
+        ok &= state.members.open & (x.generation[part] == state.members.generation)
         for number in np.unique(epoch).tolist():
-            mine, known = epoch == number, state.epochs.get(number)
+            mine, known = epoch == number, state.shards.epochs.get(number)
             ends = self.ends[mine]
             ok[mine] &= start[mine] == np.append(known.cursor if known else 0, ends[:-1])
             self.cursors[number] = int(ends[-1])
@@ -213,8 +215,8 @@ class _Follows:
         """Entries with commits that are not the next steps."""
         run, state = self.run, self.state
         x, part = run.commits, slice(run.c0, run.c1)
-        ok = run.step_numbers == state.committed + 1 + np.arange(run.steps)
-        ok &= state.open & (x.generation[part] == state.generation)
+        ok = run.step_numbers == state.line.committed + 1 + np.arange(run.steps)
+        ok &= state.members.open & (x.generation[part] == state.members.generation)
         wrong: Numbers = x.entry[part][~ok]
         return wrong
 
@@ -253,14 +255,14 @@ class _Follows:
         front[mine], end[mine] = run.leases.start[at], self.ends[row[mine]]
         epoch[mine], since[mine] = run.leases.epoch[at], run.leases.place[at]
         for n in np.flatnonzero(~mine).tolist():
-            lease = state.leases.get(int(numbers[n]))
+            lease = state.shards.leases.get(int(numbers[n]))
             if lease is not None:
                 front[n], end[n], epoch[n] = lease.front, lease.end, lease.epoch
         return _Known(row, front, end, epoch, since)
 
     def disjoint(self) -> bool:
         """Whether no position is committed twice."""
-        epochs = self.state.epochs
+        epochs = self.state.shards.epochs
         try:
             unions = self.run.unions.items()
         except ValueError:
@@ -271,17 +273,17 @@ class _Follows:
         """Change the state. hashes: the rolling hash after each entry."""
         run, state = self.run, self.state
         for number, cursor in self.cursors.items():
-            state.epoch(number).cursor = cursor
+            state.shards.epoch(number).cursor = cursor
         for number, parts in run.unions.items():
-            committed = state.epoch(number).committed
+            committed = state.shards.epoch(number).committed
             for start, end in parts:
                 committed.add(start, end)
         for number, front in self.old_fronts.items():
-            state.move_front(number, front)
+            state.shards.move_front(number, front)
         leases = run.leases
         for n in np.flatnonzero(self.fronts < self.ends).tolist():
             at = run.l0 + n
-            state.hold(
+            state.shards.hold(
                 int(self.numbers[n]),
                 Lease(
                     int(leases.shards[at]),
@@ -294,10 +296,10 @@ class _Follows:
                     token_of(hashes[int(leases.entry[at]) - run.first]),
                 ),
             )
-        state.next_lease += int(leases.shards[run.l0 : run.l1].sum())
+        state.shards.next_lease += int(leases.shards[run.l0 : run.l1].sum())
         if run.steps:
-            state.plan = int(run.commits.plan[run.c1 - 1])
-            state.committed_total += int(run.ranges[:, 3].sum())
+            state.line.plan = int(run.commits.plan[run.c1 - 1])
+            state.shards.committed_total += int(run.ranges[:, 3].sum())
             self._steps()
         state.sequence += len(run)
         state.requests_next = int(run.cycles.requests_next[run.last - 1])
@@ -306,9 +308,9 @@ class _Follows:
     def _steps(self) -> None:
         """Remember the last steps, as many as State would have kept."""
         run, state, last = self.run, self.state, int(self.run.step_numbers[-1])
-        compositions = run.compositions(state.bounds.steps)
+        compositions = run.compositions(state.line.bounds.steps)
         if len(compositions) < run.steps:
-            state.forget_steps()
+            state.line.forget_steps()
         numbers = range(last - len(compositions) + 1, last + 1)
-        state.remember(list(map(Step, numbers, compositions, run.lineages[-len(compositions) :])))
-        state.committed, state.lineage = last, run.lineages[-1]
+        state.line.remember(list(map(Step, numbers, compositions, run.lineages[-len(compositions) :])))
+        state.line.committed, state.line.lineage = last, run.lineages[-1]

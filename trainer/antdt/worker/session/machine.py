@@ -67,7 +67,8 @@ class Where:
 
 
 class Session:
-    """One incarnation. `told`: who wants its place, and waits for it to leave; empty while nobody does.
+    """One incarnation. `told`: who wants its place, and waits for it to leave; empty while nobody does. `wanted_else`:
+    the job has ended, and `reason` says in what it is not the one that this worker came for.
 
     It is lost when it was given up for dead: the worker may come back as another one. It is ousted when somebody else
     is this worker: then it may not.
@@ -81,7 +82,7 @@ class Session:
     ) -> None:
         self.worker, self.incarnation, self.spec, self.where = worker, incarnation, spec, where
         self.options = options or SessionOptions()
-        self.phase, self.reason, self.file = Phase.JOINING, "", ""
+        self.phase, self.reason, self.file, self.wanted_else = Phase.JOINING, "", "", False
         self.generation, self.rank = 0, -1
         self.grant: records.Grant | None = None
         self.committed, self.finished = 0, False
@@ -131,8 +132,8 @@ class Session:
     # -- what comes
 
     def on_reply(self, reply: records.Reply) -> None:
-        """Take a reply; one of another incarnation is ignored."""
-        if reply.incarnation != self.incarnation or self.phase in OVER:
+        """Take a reply to this incarnation, or a grant to it and others; anything else is ignored."""
+        if self.phase in OVER or not self._is_addressed(reply):
             return
         self._acknowledge(reply)
         if reply.status is Status.LEAVE:
@@ -140,10 +141,13 @@ class Session:
             return
         if self.leases.is_release(reply):
             return
-        if reply.status is Status.END:
+        if reply.status in (Status.END, Status.OVER):
             self.phase, self.file, self.reason = Phase.ENDED, reply.file, reply.reason
-        elif reply.status in (Status.REJOIN, Status.OCCUPIED, Status.DISPLACED):
-            self._not_this_one(reply)
+            self.wanted_else = reply.status is Status.OVER
+        elif reply.status in (Status.OCCUPIED, Status.DISPLACED):
+            self.phase, self.reason = Phase.OUSTED, reply.reason
+        elif reply.status is Status.LOST or (reply.status is Status.REJOIN and self.phase is not Phase.JOINING):
+            self.phase, self.reason = Phase.LOST, reply.reason
         elif reply.status is Status.REFUSED:
             self._refused(reply)
         elif reply.grant is not None and reply.grant.generation > self.generation:
@@ -156,12 +160,10 @@ class Session:
         if reply.generation == self.generation and self.phase is Phase.MEMBER:
             self.leases.take_answer(reply)
 
-    def _not_this_one(self, reply: records.Reply) -> None:
-        """This incarnation is over: lost, it may come back as another one; ousted, somebody else is this worker."""
-        if reply.status is not Status.REJOIN:
-            self.phase, self.reason = Phase.OUSTED, reply.reason
-        elif self.phase is not Phase.JOINING or "lost" in reply.reason or "left" in reply.reason:
-            self.phase, self.reason = Phase.LOST, reply.reason
+    def _is_addressed(self, reply: records.Reply) -> bool:
+        if reply.grant is not None:
+            return any(m.incarnation == self.incarnation for m in reply.grant.members)
+        return reply.incarnation == self.incarnation
 
     def _acknowledge(self, reply: records.Reply) -> None:
         if reply.status is Status.WAIT and self.phase is Phase.JOINING:
@@ -185,11 +187,8 @@ class Session:
             # Of one that has asked it is the next one: the log has lost its tail, and our model may be of that.
             self.phase, self.reason = Phase.LOST, "granted what it did not ask for"
             return
-        ranks = [i for i, m in enumerate(grant.members) if m.incarnation == self.incarnation]
-        if not ranks:
-            self.phase, self.reason = Phase.LOST, "left out of a grant"
-            return
-        self.generation, self.grant, self.phase, self.rank = grant.generation, grant, Phase.MEMBER, ranks[0]
+        self.generation, self.grant, self.phase = grant.generation, grant, Phase.MEMBER
+        self.rank = [m.incarnation for m in grant.members].index(self.incarnation)
         self.committed = grant.committed  # exact at the grant; after a rollback less than before
         self.files.begin(grant)
         self.leases.begin()

@@ -1,0 +1,119 @@
+"""One request being decided: what comes of it, and the moves that several requests share.
+
+Owns how events become answers: whoever is a member is told of a close and of a grant, whatever brought it about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from antdt_schemas import records
+from antdt_schemas.records import Status
+
+from antdt_streams.ledger.core.callers import Callers
+from antdt_streams.ledger.core.groups import REASON_CHARS_MAX, GroupRules, closed, rules_of
+from antdt_streams.ledger.core.state import State
+
+AUTHOR_CHARS_MAX = 128
+
+
+@dataclass(slots=True)
+class Answer:
+    """To be turned into a Reply once the entry it rests on was read back. number -1: news, nobody asked. grant: the
+    newest one, for everybody who reads what this worker reads.
+    """
+
+    worker: str
+    incarnation: str
+    number: int
+    status: Status
+    reason: str = ""
+    leases: bool = False
+    warning: str = ""
+    grant: bool = False
+
+
+@dataclass(slots=True)
+class Turn:
+    """One request being decided: events are applied as they are emitted. grant_to: workers that are to hear of the
+    newest grant, whose list of members is long: it is published once for all of them.
+    """
+
+    state: State
+    offset: int
+    callers: Callers = field(default_factory=Callers)
+    events: list[records.Event] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    grant_to: set[str] = field(default_factory=set)
+
+    @property
+    def rules(self) -> GroupRules:
+        """What holds for the group of this job."""
+        return rules_of(self.state.spec.strategy)
+
+    def emit(self, event: records.Event) -> None:
+        """Record an event and apply it."""
+        self.state.apply(event)
+        self.events.append(event)
+
+    def carry_out(self, events: Iterable[records.Event]) -> None:
+        """Emit events, and tell the members what becomes of their generation."""
+        for event in events:
+            self.emit(event)
+            if isinstance(event, records.Closed):
+                self.tell_members(Status.CLOSED, event.reason)
+            elif isinstance(event, records.Granted):
+                self.grant_to.update(self.state.members.incarnations[name].worker for name in event.members)
+
+    def answer(
+        self,
+        request: records.Request,
+        status: Status,
+        reason: str = "",
+        *,
+        leases: bool = False,
+        grant: bool = False,
+    ) -> None:
+        """Answer whoever has asked. grant: if it is a member, it may not have heard of its grant."""
+        who = request.worker, request.incarnation, request.number
+        self.answers.append(Answer(*who, status, reason, leases))
+        asker = self.state.members.incarnations.get(request.incarnation)
+        if grant and asker is not None and asker.status == "member":
+            self.grant_to.add(request.worker)
+
+    def tell_members(self, status: Status, reason: str) -> None:
+        """News for every member that lives."""
+        for name in self.state.members.group:
+            who = self.state.members.incarnations[name]
+            if not who.gone:
+                self.answers.append(Answer(who.worker, name, -1, status, reason))
+
+
+class Refusal(Exception):
+    """This request is not carried out."""
+
+    def __init__(self, reason: str, status: Status = Status.REFUSED) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def refuse(turn: Turn, request: records.Request, reason: str, status: Status = Status.REFUSED) -> None:
+    """Record and answer a refusal."""
+    kind, generation = type(request.body).__name__, getattr(request.body, "generation", -1)
+    reason = reason[:REASON_CHARS_MAX]
+    author = request.worker[:64], request.incarnation[:128]
+    turn.emit(records.Refused(*author, kind, generation, reason, turn.offset))
+    grant = status in (Status.OK, Status.CLOSED)
+    turn.answer(request, status, reason, grant=grant)
+
+
+def lose(turn: Turn, incarnation: str, reason: str, by: str = "") -> None:
+    """An incarnation is gone for good; `by`: the one that has taken its place."""
+    turn.emit(records.Lost(incarnation, reason[:REASON_CHARS_MAX], by))
+    turn.carry_out(turn.rules.on_loss(turn.state, incarnation, f"{incarnation} is lost: {reason}"))
+
+
+def close(turn: Turn, reason: str) -> None:
+    """The open generation is over: its members ask for the next one."""
+    turn.carry_out((closed(turn.state, reason),))

@@ -1,0 +1,116 @@
+"""Which rules hold for a job: its strategy's for the group, and those of its Genesis for the fold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+from antdt_schemas import codec, records
+from antdt_schemas.errors import Mismatch
+from antdt_schemas.records import Status
+from antdt_streams.ledger.core import groups, rows, versions
+from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.core.groups import RULES, AllReduce, rules_of
+from antdt_streams.ledger.core.state import State
+
+from tests.helpers.ledger import SPEC, Bench
+
+
+def genesis(strategy: str, version: int) -> bytes:
+    spec = replace(SPEC, strategy=strategy)
+    return codec.encode(records.Entry(records.Genesis("r", "j", "o", spec, version, "none", 10, 5_000)))
+
+
+def due(bench: Bench) -> tuple[tuple[str, ...], str]:
+    """The events of the next grant, and the reason."""
+    events, reason = rules_of("allreduce").grant(bench.state)
+    return tuple(type(event).__name__ for event in events), reason
+
+
+def test_why_the_next_generation_is_not_granted_yet_is_always_said() -> None:
+    bench = Bench()
+    assert due(bench) == ((), "0 of 2 workers ask for it")
+    bench.join("w0.0")
+    assert due(bench) == ((), "1 of 2 workers ask for it")
+    bench.join("w1.0")
+    assert due(bench) == ((), "generation 1 is open")
+    bench.say("w0.0", records.Regroup(1, 0, bench.lineage, "h", 1))
+    assert due(bench) == ((), "w1.0 did not ask for the next one yet")
+    bench.say("w1.0", records.Leave(1))
+    assert bench.state.members.group == ("w0.0",)
+    bench.say("w0.0", records.Leave(2))
+    assert due(bench) == ((), "0 of any workers ask for it")
+
+
+class Independent(AllReduce):
+    """Members that do not wait for each other: who goes ends nothing, and anybody reports."""
+
+    name: ClassVar[str] = "independent"
+
+    def on_loss(self, s: State, who: str, why: str) -> Iterator[records.Event]:
+        return iter(())
+
+    def may_commit(self, s: State, who: str) -> str | None:
+        return None
+
+
+@pytest.mark.parametrize("strategy", ["allreduce", "independent"])
+def test_the_strategy_of_the_job_says_what_a_loss_does_and_who_commits(
+    strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "RULES", {**RULES, "independent": Independent()})
+    bench = Bench(replace(SPEC, strategy=strategy))
+    bench.join("w0.0", "w1.0")
+    number, token, epoch, start, _ = bench.lease("w1.0", 10)
+    alone = strategy == "independent"
+    assert bench.commit("w1.0", (number, token, epoch, start, 4)).status is (Status.OK if alone else Status.REFUSED)
+    bench.say("w0.0", records.Leave(1))
+    assert bench.state.members.open is alone
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        (("gossip", 1), ("strategy", "found gossip", "one of allreduce", "Upgrade")),
+        (("allreduce", 2), ("version", "found 2", "at most 1", "Upgrade")),
+    ],
+)
+def test_a_log_of_unknown_rules_is_refused_at_its_first_entry(rules: tuple[str, int], words: tuple[str, ...]) -> None:
+    with pytest.raises(Mismatch) as refused:
+        Fold().read(0, genesis(*rules))
+    for word in words:
+        assert word in str(refused.value)
+
+
+class Forgetful(State):
+    """Rules of a version to come: refusals are not counted any more."""
+
+    how = {**State.how, records.Refused: lambda _s, _e: None}
+
+
+def test_a_log_is_folded_by_the_rules_that_its_genesis_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    bench.join("w0.0", "w1.0")
+    bench.say("w1.0", records.Commit(1, 5, (), (), b"", -1))
+    log, before = bench.broker.log, rows.digest(bench.state)
+    monkeypatch.setattr(versions, "STATES", {1: State, 2: Forgetful})
+
+    def folded(version: int) -> State:
+        fold = Fold()
+        for offset, payload in enumerate(log):
+            body: Any = codec.decode(payload, records.Entry).body
+            if isinstance(body, records.Genesis):
+                payload = codec.encode(records.Entry(replace(body, fold_version=version)))
+            elif isinstance(body, records.Cycle):
+                body = replace(body, epoch_hash=fold.office.hash, epoch_offset=fold.office.offset)  # type: ignore[union-attr]
+                body = replace(body, previous_hash=fold.position.hash)
+                payload = codec.encode(records.Entry(body))
+            fold.read(offset, payload)
+        assert fold.state is not None
+        assert fold.void_entries == 0
+        return fold.state
+
+    assert (folded(1).refused, folded(2).refused) == (1, 0)
+    assert rows.digest(folded(1)) == before, "the rules to come change nothing of what was"
