@@ -16,11 +16,11 @@ from antdt_schemas import codec, records
 from antdt_schemas.codec import registry, schema_fingerprint
 from antdt_streams import verify_standalone
 from antdt_streams.ledger.core import rows
-from antdt_streams.ledger.memory import MemoryLedger
 from antdt_streams.proof.audit import audit
 
 from tests.helpers.ledger import Bench
 from tests.helpers.logs import entries, export
+from tests.helpers.memory_ledger import MemoryLedger
 
 FOLDER = resources.files("antdt_schemas") / "history"
 RELEASES = sorted({file.name for kind in FOLDER.iterdir() for file in kind.iterdir()})

@@ -98,7 +98,7 @@ class Judge:
         elif isinstance(event, records.Readmitted):
             self.world.count("readmitted")
         elif isinstance(event, records.Regressed):
-            self.world.loss = None
+            self.world.loss = False
             self.world.count("loss_accepted")
         elif isinstance(event, records.Blamed):
             where = self.world.failures.get(event.incarnation, ()) or self.world.deaths[event.incarnation]

@@ -16,9 +16,8 @@ from antdt_schemas.launch_locks import process_name
 
 from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.ledger.log import Log
 from antdt_streams.ledger.options import LedgerOptions
-from antdt_streams.ledger.snapshots import LedgerSnapshots
+from antdt_streams.ledger.ports import LogPort, SnapshotsPort
 from antdt_streams.ledger.stored import Known, fold_of, known_of, whole
 
 SAVE_EVERY = 10_000
@@ -39,7 +38,7 @@ class Loss:
 class Start:
     """Brings a fold to the end of the log."""
 
-    def __init__(self, shard_log: Log, cache: Cache, snapshots: LedgerSnapshots, options: LedgerOptions) -> None:
+    def __init__(self, shard_log: LogPort, cache: Cache, snapshots: SnapshotsPort, options: LedgerOptions) -> None:
         self.log, self.cache, self.snapshots, self.options = shard_log, cache, snapshots, options
 
     def catch_up(self) -> Fold:
