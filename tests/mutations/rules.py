@@ -13,6 +13,7 @@ from antdt.worker.session import Session
 from antdt.worker.session.commits import Commits
 from antdt.worker.session.files import Files
 from antdt.worker.session.leases import Leases
+from antdt_streams.ledger import start
 from antdt_streams.ledger.core import decide, evidence, leader
 from antdt_streams.ledger.core.callers import Callers
 from antdt_streams.ledger.core.fold import Fold
@@ -21,7 +22,6 @@ from antdt_streams.ledger.core.leader import InOffice
 from antdt_streams.ledger.core.state import State
 from antdt_streams.ledger.life import Life
 from antdt_streams.ledger.silence import Silence
-from antdt_streams.ledger.start import Start
 from antdt_streams.runtime.runner import Runner
 
 from tests.mutations import stories
@@ -36,6 +36,7 @@ from tests.unit import (
     test_evidence,
     test_holdups,
     test_ledger,
+    test_ledger_life,
     test_ledger_places,
     test_requests,
     test_session_ledger,
@@ -121,7 +122,7 @@ MUTATIONS = (
     Mutation(
         "1",
         "an office is taken without reading the log to its end",
-        (Edit(Start.catch_up, "        self.fold_to(fold, self.log.end())\n", ""),),
+        (Edit(start.Start.catch_up, "        self.fold_to(fold, self.log.end())\n", ""),),
         worlds(60),
     ),
     Mutation(
@@ -141,6 +142,12 @@ MUTATIONS = (
         "an accepted loss is not recorded",
         (Edit(Life.recover, "self.office.propose([], (lost.fact,))", "self.office.propose([])"),),
         worlds(100),
+    ),
+    Mutation(
+        "1",
+        "what was accepted once covers every later loss",
+        (Edit(start._covers, " - set(known.accepted)", ""),),
+        test_ledger_life.test_a_loss_that_goes_less_far_than_one_that_was_accepted_is_another_loss,
     ),
     Mutation(
         "1",

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from antdt_schemas import records
-from antdt_schemas.errors import UsageError
+from antdt_schemas.errors import LogTruncated, UsageError
 from antdt_streams.ledger.core.fold import Verdict
 from antdt_streams.ledger.core.leader import Incoming
 from antdt_streams.ledger.life import Life, Moment
@@ -133,7 +133,7 @@ class LedgerProcess:
     def pauses(self, steps: Generator[Moment, None, object]) -> Generator[None, None, None]:
         """Its life, with a yield where others may come between."""
         broker, rng = self.world.broker, self.world.rng
-        for moment in steps:
+        for moment in self.until_refused(steps):
             if moment is Moment.CAUGHT_UP and self.moment is not None:
                 self.world.count("ledger_superseded")
             elif moment is Moment.SAVED and self.moment is Moment.READ:
@@ -147,6 +147,17 @@ class LedgerProcess:
                 seen = broker.newest()
                 while broker.newest() == seen and rng.random() < NOTHING_COMES:
                     yield
+
+    def until_refused(self, steps: Generator[Moment, None, object]) -> Generator[Moment, None, None]:
+        """A store of the history before the last but one is not covered by what was accepted last, which went less far:
+        it is refused, and whoever runs the machine begins it anew.
+        """
+        try:
+            yield from steps
+        except LogTruncated:
+            assert self.moment is None and self.world.counts["log_tail_lost"] > 1
+            self.world.count("store_of_an_older_loss")
+            self.world.stores.remove(self.store)
 
     def accept_loss(self) -> Generator[None, None, None]:
         """What the lost entries said may have reached nobody: then there is nothing to accept."""

@@ -185,5 +185,6 @@ class Start:
 
 
 def _covers(fold: Fold, known: Known) -> bool:
-    accepted = fold.state.accepted if fold.state is not None else ()
+    # What was accepted before these rows were written was another loss, also where it went further.
+    accepted = set(fold.state.accepted if fold.state is not None else ()) - set(known.accepted)
     return any(run == known.run_id and offset >= known.next_offset for run, offset in accepted)
