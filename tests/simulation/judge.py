@@ -106,6 +106,8 @@ class Judge:
             inside = [a <= event.start and event.start + event.length <= a + n for e, a, n in of_it if e == event.epoch]
             assert any(inside), f"{event} names what was never at hand: {where}"
             self.world.count("blamed_alive" if event.incarnation in self.world.failures else "blamed_dead")
+        elif isinstance(event, records.RequestsMoved):
+            self.world.count("requests_moved")
         elif isinstance(event, records.Refused):
             self.world.count(f"refused_{event.kind}")
 
