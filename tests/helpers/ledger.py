@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from antdt_schemas import lineage, records
-from antdt_streams.ledger.memory import MemoryBroker, MemoryLedger
+from antdt_streams.ledger.options import LedgerOptions
+
+from tests.helpers.memory_ledger import MemoryBroker, MemoryLedger
 
 SPEC = records.JobSpec("d", 100, bytes(16), "sequential", 1, 0, 10, 8, 2, 3, "allreduce")
 
@@ -11,9 +13,11 @@ SPEC = records.JobSpec("d", 100, bytes(16), "sequential", 1, 0, 10, 8, 2, 3, "al
 class Bench:
     """Two workers and a ledger. `say` sends one request and returns the replies that came of it."""
 
-    def __init__(self, spec: records.JobSpec = SPEC, secret: bytes | None = None) -> None:
-        self.spec, self.broker = spec, MemoryBroker(spec)
-        self.ledger = MemoryLedger(self.broker, secret)
+    def __init__(
+        self, spec: records.JobSpec = SPEC, secret: bytes | None = None, options: LedgerOptions | None = None
+    ) -> None:
+        self.spec, self.broker = spec, MemoryBroker.founded(spec)
+        self.ledger = MemoryLedger(self.broker, secret, options=options)
         self.step, self.lineage = 0, lineage.ROOT
 
     @property

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from antdt_schemas import codec, records
 from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.ledger.memory import MemoryLedger
 
 from tests.helpers.ledger import Bench
+from tests.helpers.memory_ledger import MemoryLedger
 
 SPEC = records.JobSpec("d", 20, bytes(16), "sequential", 1, 0, 10, 10, 2, 3, "allreduce")
 # Whoever believes any of these is misled: another step, generation, member, end, loss, or sample.

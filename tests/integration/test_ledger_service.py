@@ -333,10 +333,12 @@ def test_while_nobody_asks_nothing_is_written_and_nobody_takes_office(
         worker.join()
         worker.train(1)
         with LedgerThread(connection, job, tmp_path / "b", **patience) as two:
-            eventually(lambda: two.ledger.looked >= 1, "the standby stands by")
+            eventually(lambda: two.ledger.life.looked >= 1, "the standby stands by")
             before = replayed(connection, job).position.next_offset
-            looked = two.ledger.looked
-            eventually(lambda: two.ledger.looked > looked + 12, "the log is silent three times as long as its patience")
+            looked = two.ledger.life.looked
+            eventually(
+                lambda: two.ledger.life.looked > looked + 12, "the log is silent three times as long as its patience"
+            )
             assert replayed(connection, job).position.next_offset == before, "an idle ledger writes"
             one.ledger.stopping.set()
             one.join()
@@ -394,13 +396,13 @@ def test_a_broker_that_is_silent_makes_nobody_leader_and_nobody_is_answered(
             eventually(lambda: "standing by at offset" in caplog.text, "the standby has read the log")
             os.kill(broker.pid, signal.SIGSTOP)
             try:
-                looked = standby.ledger.looked
-                eventually(lambda: standby.ledger.looked > looked + 1, "the standby finds the log silent, twice")
+                looked = standby.ledger.life.looked
+                eventually(lambda: standby.ledger.life.looked > looked + 1, "the standby finds the log silent, twice")
             finally:
                 os.kill(broker.pid, signal.SIGCONT)
             worker.train(2)
             assert len(offices(connection, job)) == 1
-    assert standby.ledger.looked >= 2
+    assert standby.ledger.life.looked >= 2
 
 
 def test_partitions_that_somebody_adds_stop_the_ledger(connection: Connection, job: str, tmp_path: Path) -> None:

@@ -68,7 +68,9 @@ def test_an_incarnation_that_is_to_go_leaves_and_the_next_one_joins_exactly_once
 def lives_of(run: JobProcesses, worker: str) -> list[str]:
     """What has become of each incarnation of a worker."""
     state = run.state()
-    return [one.status for one in state.incarnations.values() if one.worker == worker] if state is not None else []
+    return (
+        [one.status for one in state.members.incarnations.values() if one.worker == worker] if state is not None else []
+    )
 
 
 def read_all_again(run: JobProcesses, launcher: Warm) -> None:

@@ -49,7 +49,9 @@ def test_every_step_under_a_plan_has_its_learning_rate_on_all_members_whoever_is
     with job_processes(connection, job, tmp_path, services=services, policy=f"{policy}:Twice") as run:
         assert all(one.await_ready(WITHIN_S, threading.Event()) for one in run.supervisors)
         first = run.launch(3, *OPTIONS, "3", script=SCRIPT)
-        run.until(lambda: (state := run.state()) is not None and state.plan >= 1, "the first plan is not in effect")
+        run.until(
+            lambda: (state := run.state()) is not None and state.line.plan >= 1, "the first plan is not in effect"
+        )
         os.kill(run.workers_of(first)[1], signal.SIGKILL)
         # It would be pending for 10 s, and no other proposed, had no worker reported it.
         run.until(lambda: run.now().plan == 2, "the first plan is pending for ever")

@@ -17,6 +17,7 @@ from antdt.worker.session.files import Files
 from antdt.worker.session.leases import Leases
 from antdt_schemas.records import Action
 from antdt_streams.controller.core.state import InForce
+from antdt_streams.ledger import start
 from antdt_streams.ledger.core import committing, decide, evidence, fences, joining, leader, leasing, turn
 from antdt_streams.ledger.core.callers import Callers
 from antdt_streams.ledger.core.fold import Fold
@@ -26,13 +27,14 @@ from antdt_streams.ledger.core.leader import InOffice
 from antdt_streams.ledger.core.line import Line
 from antdt_streams.ledger.core.members import Members
 from antdt_streams.ledger.core.state import State
+from antdt_streams.ledger.life import Life
+from antdt_streams.ledger.silence import Silence
 from antdt_streams.runtime.rebuild import Written
 from antdt_streams.runtime.runner import Runner
 
 from tests.mutations import stories
 from tests.mutations.mutate import Edit, Mutation
 from tests.mutations.worlds import worlds
-from tests.simulation.ledgers import LedgerProcess
 from tests.simulation.trainer import Worker
 from tests.unit import (
     test_allreduce_composition,
@@ -44,9 +46,11 @@ from tests.unit import (
     test_evidence,
     test_holdups,
     test_ledger,
+    test_ledger_life,
     test_ledger_places,
     test_plans,
     test_rebuild,
+    test_requests,
     test_session_ledger,
 )
 
@@ -95,11 +99,11 @@ MUTATIONS = (
         "replies before the entry is read back",
         (
             Edit(
-                LedgerProcess.lead,
-                "            payload, _ = office.propose(incoming, facts)\n",
-                "            payload, _ = office.propose(incoming, facts)\n"
-                "            for answer in office.pending.answers:\n"
-                "                world.post(office.reply(answer))\n",
+                Life._run_cycle,
+                "        yield Moment.DECIDED\n",
+                "        for answer in office.pending.answers:\n"
+                "            self.replies.send(office.reply(answer))\n"
+                "        yield Moment.DECIDED\n",
             ),
         ),
         worlds(60),
@@ -109,12 +113,52 @@ MUTATIONS = (
         "the cache is written ahead of the log",
         (
             Edit(
-                LedgerProcess.lead,
-                "            yield\n            end = world.append",
-                "            self.cache.save(office.fold, None)\n            yield\n            end = world.append",
+                Life._run_cycle,
+                "        yield Moment.DECIDED\n",
+                "        self.cache.save(office.fold, self.log.leader_epoch)\n        yield Moment.DECIDED\n",
             ),
         ),
-        worlds(60, first=8),
+        worlds(60),
+    ),
+    Mutation(
+        "1",
+        "replies though another leader took office",
+        (
+            Edit(
+                Life._run_cycle, "office.read_back(message.offset, message.payload) or cycle", "office.pending or cycle"
+            ),
+        ),
+        worlds(60),
+    ),
+    Mutation(
+        "1",
+        "an office is taken without reading the log to its end",
+        (Edit(start.Start.catch_up, "        self.fold_to(fold, self.log.end())\n", ""),),
+        worlds(60),
+    ),
+    Mutation(
+        "1",
+        "a standby never takes office",
+        (Edit(Silence.looked, "return began_s - self._waits_since_s >= self.patience_s", "return False"),),
+        worlds(60),
+    ),
+    Mutation(
+        "1",
+        "requests that are others are read on as if they were not",
+        (Edit(Life._begin_requests, "if fact is not None:", "if False:"),),
+        test_requests.test_a_ledger_that_starts_with_moved_requests_goes_on,
+    ),
+    Mutation(
+        "1",
+        "an accepted loss is not recorded",
+        (Edit(Life.recover, "self.office.propose([], (lost.fact,))", "self.office.propose([])"),),
+        worlds(100),
+    ),
+    Mutation(
+        "1",
+        "what was accepted once covers every later loss",
+        (Edit(start._covers, " - set(known.accepted)", ""),),
+        test_ledger_life.test_a_loss_that_goes_less_far_than_one_that_was_accepted_is_another_loss,
     ),
     Mutation(
         "1",

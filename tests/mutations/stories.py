@@ -8,9 +8,9 @@ from antdt.worker.plans import Plans
 from antdt.worker.session import Composition, Phase, Session, SessionOptions, Where
 from antdt_schemas import lineage, records
 from antdt_schemas.records import Status
-from antdt_streams.ledger.memory import MemoryLedger
 
 from tests.helpers.ledger import SPEC, Bench
+from tests.helpers.memory_ledger import MemoryLedger
 
 OPTIONS = SessionOptions(prefetch_steps=2, prefetch_s=0.0)
 

@@ -13,12 +13,12 @@ from antdt_schemas import codec, lineage, records
 from antdt_schemas.errors import ExitCode, UsageError
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.ledger.memory import MemoryLedger
 from antdt_streams.proof.audit import audit
 from antdt_streams.proof.replay import document, replay
 
 from tests.helpers.ledger import Bench
 from tests.helpers.logs import export, simulated
+from tests.helpers.memory_ledger import MemoryLedger
 from tests.simulation.world import World
 
 

@@ -15,11 +15,11 @@ import pytest
 from antdt_schemas import codec, records
 from antdt_schemas.codec import registry, schema_fingerprint
 from antdt_streams.ledger.core import rows
-from antdt_streams.ledger.memory import MemoryLedger
 from antdt_streams.proof.audit import audit
 
 from tests.helpers.ledger import Bench
 from tests.helpers.logs import entries, export
+from tests.helpers.memory_ledger import MemoryLedger
 from tools import verify_standalone
 
 FOLDER = resources.files("antdt_schemas") / "history"

@@ -6,6 +6,7 @@ python -m tests.simulation search FIRST COUNT   run worlds, print the seeds that
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from collections import Counter
@@ -45,6 +46,7 @@ def search(first: int, count: int) -> int:
 
 
 if __name__ == "__main__":
+    logging.getLogger("antdt").setLevel(logging.CRITICAL)  # ledgers tell of what the adversary does to them
     if sys.argv[1] == "search":
         sys.exit(search(int(sys.argv[2]), int(sys.argv[3])))
     sys.exit(story(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))

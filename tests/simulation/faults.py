@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from antdt_schemas import codec, records
 
+from tests.simulation.ledgers import knowledge
 from tests.simulation.trainer import Worker
 
 if TYPE_CHECKING:
@@ -160,9 +161,10 @@ class Faults:
 
     def ledger_killed(self) -> bool:
         world = self.world
-        killed = bool(world.ledgers)
-        if world.ledgers:
-            victim = world.rng.choice(world.ledgers)
+        killed = bool(world.ledgers) and not world.loss  # an operator whose process dies is not what is meant here
+        if killed:
+            leads = [ledger for ledger in world.ledgers if not ledger.stands_by]
+            victim = world.rng.choice(leads or world.ledgers)
             world.ledgers.remove(victim)
             world.say(victim.name, "is killed")
         return killed
@@ -177,7 +179,7 @@ class Faults:
 
     def standbys_race(self) -> bool:
         for _ in range(self.world.rng.randint(1, 3)):
-            self.world.add_ledger()
+            self.world.add_ledger(standby=self.world.rng.random() < 0.3)
         return True
 
     def service_crash(self) -> bool:
@@ -190,15 +192,9 @@ class Faults:
         if state is None or state.done is not None or len(world.broker.log) < 4:
             return False
         world.ledgers.clear()
-        world.stores.clear()
         kept = world.rng.randint(max(1, len(world.broker.log) - 20), len(world.broker.log) - 1)
-        before = world.judge.fold.position
-        # Beyond all that was ever given away, also where a loss before this one is not yet accepted.
-        generation = max(state.members.generation, world.loss.generation if world.loss else 0) + world.rng.randint(2, 5)
-        lease = max(state.shards.next_lease, world.loss.next_lease if world.loss else 0) + world.rng.randint(1, 5)
-        world.loss = records.Regressed(
-            kept, before.next_offset, before.hash, "run-1", generation, lease, "operator", "the disk is gone"
-        )
+        world.loss = True
+        world.loss_is_known = max(map(knowledge, world.stores))[1] > kept
         world.say("broker", f"loses the entries from {kept} on")
         del world.broker.log[kept:]
         world.judge.restart()
@@ -226,13 +222,15 @@ class Faults:
         """Junk, nothing, an unknown schema, a copy of what is there: in the log, or among the requests."""
         world = self.world
         log = world.broker.log
+        if not log:
+            return
         strange = codec.MARKER + rng.randbytes(8) + b"of some day"
         junk = [b"{}", b"", strange, log[0]]
         copy = rng.choice(log[-20:])
         if codec.begins_as(copy, records.Entry) and isinstance(codec.decode(copy, records.Entry).body, records.Cycle):
             junk += [copy] * 4
         if rng.random() < 0.5:
-            offset = world.append(rng.choice(junk))
+            offset = world.broker.append(rng.choice(junk))
             world.count("foreign_entry")
             world.say("somebody", "writes something into the log at", offset)
         else:
@@ -247,7 +245,8 @@ class Faults:
     def rollback(self) -> bool:
         """An operator goes back to a checkpoint, the newest or any that is kept."""
         state = self.world.judge.fold.state
-        assert state is not None
+        if state is None:
+            return False
         step = self.world.rng.choice((-1, *(c.step for c in state.line.checkpoints)))
         self.world.operator(records.Rollback(step, f"operator-{self.world.tick}", "the loss has diverged"))
         return True

@@ -99,7 +99,7 @@ class Judge:
         elif isinstance(event, records.Readmitted):
             self.world.count("readmitted")
         elif isinstance(event, records.Regressed):
-            self.world.loss = None
+            self.world.loss = False
             self.world.count("loss_accepted")
         elif isinstance(event, records.Blamed):
             where = self.world.failures.get(event.incarnation, ()) or self.world.deaths[event.incarnation]
@@ -107,6 +107,8 @@ class Judge:
             inside = [a <= event.start and event.start + event.length <= a + n for e, a, n in of_it if e == event.epoch]
             assert any(inside), f"{event} names what was never at hand: {where}"
             self.world.count("blamed_alive" if event.incarnation in self.world.failures else "blamed_dead")
+        elif isinstance(event, records.RequestsMoved):
+            self.world.count("requests_moved")
         elif isinstance(event, records.Refused):
             self.world.count(f"refused_{event.kind}")
 

@@ -24,7 +24,7 @@ STRUCK = (
     "sample_raises", "step_raises", "sample_kills",
 )  # fmt: skip
 CAME_OF_IT = (
-    "file_removed", "void_entry", "ledger_superseded", "rejoined", "torn_adoption",
+    "file_removed", "void_entry", "ledger_superseded", "standby_takes_office", "rejoined", "torn_adoption",
     "completed_though_broken", "failed_though_complete", "model_before_the_first_step_gone", "returned", "quarantined",
     "readmitted", "rolled_back", "rolled_back_by_operator", "rollback_undid_steps", "loss_accepted", "decision",
     "decision_repeated", "step_skipped", "refused_Commit", "refused_Checkpoint", "refused_Lease", "requests_moved",

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 from antdt_schemas import codec, records
 from antdt_schemas.topics import replies_partition
-from antdt_streams.ledger.memory import MemoryBroker
+from antdt_streams.ledger.options import LedgerOptions
 from antdt_streams.runtime.memory import MemoryStore
 
 from tests.simulation.faults import Faults
 from tests.simulation.judge import Judge
-from tests.simulation.ledgers import LedgerProcess
+from tests.simulation.ledgers import Broker, LedgerProcess, knowledge
 from tests.simulation.model import Snapshot
 from tests.simulation.services import Services
 from tests.simulation.trainer import Died, Ousted, Worker
@@ -78,8 +78,13 @@ class World:
             1 if many else rng.randint(1, 3), seed, rng.randint(1, 5), rng.randint(4, 8), rng.randint(1, 4),
             rng.choice((1, 2, 99)), "allreduce",
         )  # fmt: skip
-        patience_ms = int(rng.choice((1_500, 5_000)) * 1_000 * self.tick_s)
-        self.broker = MemoryBroker(self.spec, patience_ms, rng.choice((1, 3, 10)), "requests-1" if moves(seed) else "")
+        self.ledger_options = LedgerOptions(
+            patience_ms=int(rng.choice((1_500, 5_000)) * 1_000 * self.tick_s),
+            digest_every=rng.choice((1, 3, 10)),
+            standby_patience_s=rng.choice((150, 500)) * self.tick_s,
+            snapshot_every=rng.choice((50, 200, 1_000)),
+        )
+        self.broker = Broker(self, "requests-1" if moves(seed) else "")
         self.broker.now_ms = HOUR_0_MS
         self.wires: dict[str, deque[bytes]] = {}
         self.sent: deque[bytes] = deque(maxlen=64)
@@ -90,7 +95,8 @@ class World:
         self.stores = list[MemoryStore]()
         self.ledgers: list[LedgerProcess] = []
         self.ledger_names = 0
-        self.loss: records.Regressed | None = None
+        # The log has lost a tail and nobody has accepted that; and whether a store knows what was in it.
+        self.loss = self.loss_is_known = False
         self.workers: dict[str, Worker] = {}
         # Second launches draw by themselves: worlds without one are what they were.
         self.second = random.Random(f"launches/{seed}")
@@ -106,6 +112,8 @@ class World:
         self.next_due = TICKS_MAX
         self.models: dict[tuple[int | None, int], Any] = {}
         self.add_ledger()
+        if rng.random() < 0.15:
+            self.add_ledger(standby=True)
         for _ in range(self.spec.workers_min):
             self.add_worker()
 
@@ -119,12 +127,6 @@ class World:
     def count(self, what: str) -> None:
         """It happened."""
         self.counts[what] += 1
-
-    def append(self, payload: bytes) -> int:
-        """Append to the log; its offset."""
-        self.broker.log.append(payload)
-        self.judge.read(len(self.broker.log) - 1, payload)
-        return len(self.broker.log) - 1
 
     def wire(self, request: records.Request) -> None:
         """A request on its way: those of one incarnation keep their order."""
@@ -184,15 +186,24 @@ class World:
 
     # -- processes
 
-    def add_ledger(self) -> None:
-        """A new ledger process, on a store that is new, or that a dead process has left behind."""
+    def add_ledger(self, *, standby: bool = False) -> None:
+        """A new ledger process, on a store that is new, or that a dead process has left behind. After a loss it is an
+        operator's, while no other runs, on the store that knows most.
+        """
+        if self.loss and self.ledgers:
+            return
         self.ledger_names += 1
+        name = f"ledger{self.ledger_names}"
+        if self.loss:
+            store = max(self.stores, key=knowledge)
+            self.ledgers.append(LedgerProcess(self, name, store, reason="the disk is gone"))
+            return
         used = [ledger.store for ledger in self.ledgers]
         free = [store for store in self.stores if store not in used]
         if not free or self.rng.random() < 0.2:
             self.stores.append(MemoryStore())
             free = self.stores[-1:]
-        self.ledgers.append(LedgerProcess(self, f"ledger{self.ledger_names}", self.rng.choice(free)))
+        self.ledgers.append(LedgerProcess(self, name, self.rng.choice(free), standby=standby))
 
     def next_life(self, name: str) -> int:
         """Number of the next incarnation of a worker."""
@@ -354,8 +365,8 @@ class World:
     def choose(self, some: list[Any]) -> Any:
         """One that is awake, by chance, or the favourite of this world."""
         awake = [x for x in some if x.asleep_until <= self.tick]
-        if not awake:
-            return None
+        if len(awake) < 2:
+            return awake[0] if awake else None
         if self.favours and self.rng.random() < 0.4:
             if self.rng.random() < 0.05:
                 self.rng.choice(awake).weight = self.rng.random()
@@ -363,8 +374,11 @@ class World:
         return self.rng.choice(awake)
 
     def step_ledger(self) -> None:
-        """One step of one ledger process; a new one starts where none is awake."""
-        ledger = self.choose(self.ledgers)
+        """One step of one ledger process; a new one starts where none is awake. Standbys have less to do."""
+        ledger = None
+        if len(self.ledgers) > 1:
+            ledger = self.choose([x for x in self.ledgers if not x.stands_by or self.rng.random() < 0.1])
+        ledger = ledger or self.choose(self.ledgers)
         if ledger is None:
             if self.rng.random() < 0.1:
                 self.add_ledger()

@@ -10,10 +10,10 @@ from antdt_schemas import lineage, records
 from antdt_schemas.records import Status
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.state import State
-from antdt_streams.ledger.memory import MemoryLedger
 from antdt_streams.proof.audit import audit
 
 from tests.helpers.ledger import SPEC, Bench
+from tests.helpers.memory_ledger import MemoryLedger
 
 TWICE = replace(SPEC, max_attempts=2)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,18 +13,31 @@ from antdt.worker.session import Session, Where
 from antdt_schemas import lineage, records
 from antdt_schemas.records import Status
 from antdt_streams.ledger.core.leader import InOffice
+from antdt_streams.ledger.options import LedgerOptions
 
 from tests.helpers.ledger import SPEC, Bench
 
 STUCK_S = 20
 
 
+@contextmanager
+def heard(logger: str) -> Iterator[list[str]]:
+    """What is logged meanwhile."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger(logger).addHandler(handler)
+    try:
+        yield said
+    finally:
+        logging.getLogger(logger).removeHandler(handler)
+
+
 class Beats(Bench):
     """Three workers that say each second what they are at."""
 
     def __init__(self) -> None:
-        super().__init__(replace(SPEC, workers_min=3))
-        self.ledger.office = InOffice(self.broker.fold(), stuck_ms=STUCK_S * 1000)
+        super().__init__(replace(SPEC, workers_min=3), options=LedgerOptions(stuck_ms=STUCK_S * 1000))
         for name in ("w0.0", "w1.0", "w2.0"):
             self.say(name, records.Join("worker", "h", 1, "n", "", 0, self.spec))
         self.since: dict[str, tuple[str, int]] = {}
@@ -33,18 +49,17 @@ class Beats(Bench):
 
     def pass_s(self, seconds: int, allowed_s: float = 0.0, **phases: str) -> list[str]:
         """Time passes; w0="reducing" and so on. Returns what the ledger says aloud."""
-        said: list[str] = []
-        for _ in range(seconds):
-            self.at_s += 1
-            self.broker.now_ms += 1_000
-            for name, phase in phases.items():
-                if self.since.get(name, ("", 0))[0] != phase:
-                    self.since[name] = phase, self.at_s
-                for_s = float(self.at_s - self.since[name][1])
-                allowed = allowed_s if phase == "user" else 0.0
-                body = records.Heartbeat(self.state.members.generation, 0, phase, for_s, allowed, "cat.png")
-                self.ledger.run([self.request(f"{name}.0", body)])
-            said += self.office.holdups.news()
+        with heard("antdt.ledger") as said:
+            for _ in range(seconds):
+                self.at_s += 1
+                self.broker.now_ms += 1_000
+                for name, phase in phases.items():
+                    if self.since.get(name, ("", 0))[0] != phase:
+                        self.since[name] = phase, self.at_s
+                    for_s = float(self.at_s - self.since[name][1])
+                    allowed = allowed_s if phase == "user" else 0.0
+                    body = records.Heartbeat(self.state.members.generation, 0, phase, for_s, allowed, "cat.png")
+                    self.ledger.run([self.request(f"{name}.0", body)])
         return said
 
     def status(self, name: str) -> str:

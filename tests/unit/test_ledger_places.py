@@ -9,9 +9,9 @@ from antdt_schemas.records import Status
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.callers import TAKE_OVER_MS
 from antdt_streams.ledger.core.state import State
-from antdt_streams.ledger.memory import MemoryLedger
 
 from tests.helpers.ledger import SPEC, Bench
+from tests.helpers.memory_ledger import MemoryLedger
 
 ALONE = replace(SPEC, workers_min=1, max_attempts=1)
 

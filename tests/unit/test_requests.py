@@ -11,12 +11,12 @@ from antdt_schemas.errors import LogTampered
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.moved import moved
-from antdt_streams.ledger.memory import MemoryLedger
 from antdt_streams.ledger.stored import Identity, fold_of, whole
 from antdt_streams.proof.audit import audit
 
 from tests.helpers.ledger import Bench
 from tests.helpers.logs import export
+from tests.helpers.memory_ledger import MemoryLedger
 from tools import verify_standalone
 
 
@@ -49,23 +49,20 @@ def test_it_goes_on_at_what_there_is(
     assert moved(bench.state, genesis, topic_id, low, high) is None, "it is said once"
 
 
-def a_log_with_a_move(bench: Bench, next_offset: int) -> list[bytes]:
-    """Requests, the move, requests again."""
+def a_log_with_a_move(bench: Bench) -> list[bytes]:
+    """Requests; somebody creates their topic again; requests again."""
     bench.join("w0.0", "w1.0")
     assert bench.state.requests_next > 1
-    ledger = bench.ledger
-    payload, taken = ledger.office.propose([], (records.RequestsMoved("another", next_offset, "created again"),))
-    assert taken == 0
-    bench.broker.log.append(payload)
-    assert ledger.read_back() == []
-    del bench.broker.requests[:]  # their topic is created again
+    bench.broker.requests_topic = "another"
+    del bench.broker.requests[:]
+    assert bench.ledger.run() == []
     bench.lease("w0.0", 15)
     return bench.broker.log
 
 
 def test_the_position_may_go_back_where_the_log_says_why(tmp_path: Path) -> None:
     bench = Bench()
-    log = a_log_with_a_move(bench, 0)
+    log = a_log_with_a_move(bench)
     assert bench.state.requests_next == 1
     fold = Fold()
     for offset, payload in enumerate(log):
@@ -77,7 +74,7 @@ def test_the_position_may_go_back_where_the_log_says_why(tmp_path: Path) -> None
     assert rows.digest(again.state) == rows.digest(fold.state) == rows.digest(bench.state)
     report = audit(enumerate(log))
     assert report["broken"] is None
-    assert report["requests_moved"] == [{"next": 0, "reason": "created again"}]
+    assert report["requests_moved"] == [{"next": 0, "reason": "Up to 2 was read, but the requests end at 0."}]
     export(tmp_path / "log.avro", log)
     assert verify_standalone.verify(str(tmp_path / "log.avro"))["broken"] is None
 
@@ -117,7 +114,7 @@ def test_requests_with_holes_are_read_over() -> None:
 def test_a_ledger_that_starts_with_moved_requests_goes_on() -> None:
     """The office of the next leader begins where the event says, not where requests ended before."""
     bench = Bench()
-    a_log_with_a_move(bench, 0)
+    a_log_with_a_move(bench)
     again = MemoryLedger(bench.broker)
     assert again.office.state.requests_next == 1
     assert again.office.state.requests_topic == "another"

@@ -8,9 +8,9 @@ from dataclasses import replace
 from antdt.worker.session import Composition, Phase, Session, SessionOptions, Where
 from antdt_schemas import codec, lineage, records
 from antdt_schemas.limits import CHECKPOINTS_KEPT
-from antdt_streams.ledger.memory import MemoryBroker, MemoryLedger
 
 from tests.helpers.ledger import SPEC
+from tests.helpers.memory_ledger import MemoryBroker, MemoryLedger
 
 LONG = replace(SPEC, samples=100_000, epochs=1, shard_size=10, workers_min=1)
 
@@ -19,7 +19,7 @@ class Desk:
     """Sessions of workers and a ledger; `run` lets time pass, and the ledger is there or away."""
 
     def __init__(self, spec: records.JobSpec, workers: int = 1, options: SessionOptions | None = None) -> None:
-        self.broker = MemoryBroker(spec, patience_ms=10**9)
+        self.broker = MemoryBroker.founded(spec, patience_ms=10**9)
         self.ledger = MemoryLedger(self.broker)
         where = Where("h", 1, launch="one")
         self.sessions = [Session(f"w{i}", f"w{i}.0", spec, where, options) for i in range(workers)]

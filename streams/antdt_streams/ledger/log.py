@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
 
 from antdt_schemas import topics
@@ -16,15 +15,7 @@ from antdt_schemas.polling import Place, Reader
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from antdt_streams.ledger.options import LedgerOptions
-
-
-@dataclass(frozen=True, slots=True)
-class LogRecord:
-    """An entry as it was read."""
-
-    offset: int
-    payload: bytes
-    leader_epoch: int
+from antdt_streams.ledger.ports import LogRecord
 
 
 class Log:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 
 from antdt_schemas import topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Mismatch, Unavailable
+from antdt_schemas.launch_locks import process_name
 from antdt_schemas.offsets import watermarks
 from antdt_schemas.polling import Place, Reader, TopicGone
 from confluent_kafka import KafkaException, TopicPartition
@@ -68,8 +70,9 @@ class Requests:
             return at.offset if at.error is None and at.offset >= 0 else None
         return None
 
-    def publish(self, offset: int, sign: str) -> None:
+    def publish(self, offset: int) -> None:
         """A copy of the position for tools that show lag, with a sign of life; never read back."""
+        sign = sign_of_life(process_name(), time.time())
         with suppress(KafkaException):
             self._reader.consumer.commit(offsets=[TopicPartition(*self.place, offset, sign)], asynchronous=True)
 

@@ -16,9 +16,8 @@ from antdt_schemas.launch_locks import process_name
 
 from antdt_streams.ledger.cache import Cache
 from antdt_streams.ledger.core.fold import Fold
-from antdt_streams.ledger.log import Log
 from antdt_streams.ledger.options import LedgerOptions
-from antdt_streams.ledger.snapshots import LedgerSnapshots
+from antdt_streams.ledger.ports import LogPort, SnapshotsPort
 from antdt_streams.ledger.stored import Known, fold_of, known_of, whole
 
 SAVE_EVERY = 10_000
@@ -39,7 +38,7 @@ class Loss:
 class Start:
     """Brings a fold to the end of the log."""
 
-    def __init__(self, shard_log: Log, cache: Cache, snapshots: LedgerSnapshots, options: LedgerOptions) -> None:
+    def __init__(self, shard_log: LogPort, cache: Cache, snapshots: SnapshotsPort, options: LedgerOptions) -> None:
         self.log, self.cache, self.snapshots, self.options = shard_log, cache, snapshots, options
 
     def catch_up(self) -> Fold:
@@ -186,5 +185,6 @@ class Start:
 
 
 def _covers(fold: Fold, known: Known) -> bool:
-    accepted = fold.state.accepted if fold.state is not None else ()
+    # What was accepted before these rows were written was another loss, also where it went further.
+    accepted = set(fold.state.accepted if fold.state is not None else ()) - set(known.accepted)
     return any(run == known.run_id and offset >= known.next_offset for run, offset in accepted)

@@ -110,6 +110,7 @@ class Known:
     generation: int
     next_lease: int
     genesis: records.Genesis | None
+    accepted: tuple[tuple[str, int], ...]  # losses that were accepted before these rows were written
 
 
 def known_of(stored: Mapping[bytes, bytes]) -> Known | None:
@@ -127,6 +128,7 @@ def known_of(stored: Mapping[bytes, bytes]) -> Known | None:
         state.members.generation if state else 0,
         state.shards.next_lease if state else 0,
         genesis,
+        tuple(state.accepted) if state else (),
     )
 
 
