@@ -11,13 +11,14 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from antdt.connect.client import renew
-from antdt.strategies.allreduce.composition import RANGES_MAX, Range, Round, Row
+from antdt.strategies.allreduce.composition import RANGES_MAX, Round, Row
 from antdt.worker import checkpoint
 from antdt.worker.plans import Plans
 from antdt.worker.session import Composition, Phase, Session, SessionOptions, Where
 from antdt.worker.telemetry import StepTiming, Telemetry
 from antdt_schemas import records
 from antdt_schemas.limits import INIT_FILE
+from antdt_schemas.ranges import Range
 
 from tests.simulation.model import Model, Snapshot
 

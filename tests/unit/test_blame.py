@@ -13,7 +13,6 @@ import torch
 from antdt.data.loading import DataProcessDied, LoadingOptions, SampleFailed, loader_of
 from antdt.data.sources import MapSource, position_key, source_of
 from antdt.launch import process, vouch
-from antdt.strategies.allreduce import Range
 from antdt.worker import whereabouts
 from antdt.worker.blame import Witness, narrowed
 from antdt.worker.holds import Holds
@@ -22,6 +21,7 @@ from antdt.worker.session import Phase, Session, Where
 from antdt.worker.whereabouts import At, Page
 from antdt_schemas import records
 from antdt_schemas.errors import ExitCode, Unavailable, UsageError
+from antdt_schemas.ranges import Range
 
 from tests.helpers.ledger import SPEC
 from tests.helpers.loading import Numbers, gone

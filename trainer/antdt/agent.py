@@ -26,13 +26,14 @@ from typing import Any, ClassVar
 
 import torch
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
+from antdt_schemas.ranges import Range
 
 from antdt.connect.settings import Settings
 from antdt.data.loading import LoadingOptions, loader_of
 from antdt.data.pinning import pinning_of
 from antdt.data.sources import position_key, source_of, split
 from antdt.job import AgentOptions, Schedule, spec_of
-from antdt.strategies.allreduce import AllReduce, GenerationClosed, Range, StepResult
+from antdt.strategies.allreduce import AllReduce, GenerationClosed, StepResult
 from antdt.strategies.allreduce.composition import RANGES_MAX
 from antdt.worker import told, whereabouts
 from antdt.worker.blame import Witness, by_exception

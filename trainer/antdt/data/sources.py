@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import torch
 from antdt_schemas.errors import UsageError
 from antdt_schemas.order import FACTOR, FEISTEL, SEQUENTIAL, WORD, Permutation
+from antdt_schemas.ranges import Range
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset, default_collate
 
 from antdt.data.pinning import Pinning
-from antdt.strategies.allreduce import Range
 from antdt.worker import whereabouts
 
 # Where data sets keep the names of their samples, in order: a list of strings, or of tuples that begin with one.

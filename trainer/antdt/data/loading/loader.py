@@ -13,11 +13,11 @@ from time import monotonic
 from typing import Any, Protocol
 
 from antdt_schemas.errors import Unavailable, UsageError
+from antdt_schemas.ranges import Range
 
 from antdt.data.loading.pool import Job, Pool, SampleFailed
 from antdt.data.loading.worker import Setup
 from antdt.data.sources import IterableSource, MapSource
-from antdt.strategies.allreduce import Range
 from antdt.worker import whereabouts
 
 CHUNK_MIN, CHUNK_MAX = 4, 32

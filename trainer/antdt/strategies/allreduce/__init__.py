@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from antdt.strategies.allreduce.composition import Composition, Range, ReplicasDiffer, Row
+from antdt.strategies.allreduce.composition import Composition, ReplicasDiffer, Row
 from antdt.strategies.allreduce.rendezvous import (
     Generation,
     GenerationClosed,
@@ -21,7 +21,6 @@ __all__ = [
     "GenerationClosed",
     "GenerationOptions",
     "NotFormed",
-    "Range",
     "Rendezvous",
     "ReplicasDiffer",
     "Row",

@@ -23,10 +23,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from antdt_schemas.errors import UsageError
 from antdt_schemas.lineage import ROOT
+from antdt_schemas.ranges import Range
 
 from antdt.strategies.allreduce import finite, guard, randomness, replicas
 from antdt.strategies.allreduce.buckets import LocalGradients, ReducedGradients, partition
-from antdt.strategies.allreduce.composition import ROW_WIDTH, Composition, Range, Round, Row, outlier
+from antdt.strategies.allreduce.composition import ROW_WIDTH, Composition, Round, Row, outlier
 from antdt.strategies.allreduce.memory import Buffers, RandomState
 from antdt.strategies.allreduce.rendezvous import Generation, GenerationClosed
 from antdt.strategies.allreduce.state import (
