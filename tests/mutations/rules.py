@@ -6,7 +6,7 @@ The numbers are those of `tests/README.md`. Rules 15 to 19 are the parameter ser
 from __future__ import annotations
 
 from antdt.strategies.allreduce.composition import Round
-from antdt.strategies.allreduce.strategy import AllReduce
+from antdt.strategies.allreduce.strategy import AllReduceReplica
 from antdt.worker import checkpoint
 from antdt.worker.plans import Plans
 from antdt.worker.session import Session
@@ -230,7 +230,7 @@ MUTATIONS = (
     Mutation(
         "5",
         "a state is valid while it is overwritten",
-        (Edit(AllReduce.restore, "        self.void = True\n", ""),),
+        (Edit(AllReduceReplica.restore, "        self.void = True\n", ""),),
         test_allreduce_steps.test_a_state_that_cannot_be_loaded_whole_leaves_a_void_one_that_is_never_a_source,
     ),
     Mutation(
@@ -438,7 +438,7 @@ MUTATIONS = (
     Mutation(
         "13",
         "a round without samples is a step",
-        (Edit(AllReduce.step, "if round_.total == 0:", "if False:"),),
+        (Edit(AllReduceReplica.step, "if round_.total == 0:", "if False:"),),
         lambda: test_allreduce_steps.test_a_round_without_samples_changes_nothing(1, "inline"),
     ),
     Mutation(
@@ -456,13 +456,13 @@ MUTATIONS = (
     Mutation(
         "13",
         "an adoption hides that two members differ",
-        (Edit(AllReduce.adopt, "if unequal is not None:", "if False:"),),
+        (Edit(AllReduceReplica.adopt, "if unequal is not None:", "if False:"),),
         test_allreduce_replicas.test_an_adoption_does_not_hide_that_two_members_differ,
     ),
     Mutation(
         "13",
         "a gradient that is not finite is applied",
-        (Edit(AllReduce.step, "None if gradients.is_finite() else", "None if True else"),),
+        (Edit(AllReduceReplica.step, "None if gradients.is_finite() else", "None if True else"),),
         lambda: test_allreduce_finite.test_the_step_counts_and_nothing_else_changes(float("nan"), True, "inline"),
     ),
     Mutation(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from antdt.agent import Agent, AgentOptions, LoadingOptions
+    from antdt.agent import Agent, AgentOptions, AllReduce, LoadingOptions
 
-__all__ = ["Agent", "AgentOptions", "LoadingOptions"]
+__all__ = ["Agent", "AgentOptions", "AllReduce", "LoadingOptions"]
 
 
 def __getattr__(name: str) -> Any:

@@ -33,18 +33,18 @@ from antdt.data.loading import LoadingOptions, loader_of
 from antdt.data.pinning import pinning_of
 from antdt.data.sources import position_key, source_of, split
 from antdt.job import AgentOptions, Schedule, spec_of
-from antdt.strategies.allreduce import AllReduce, GenerationClosed, StepResult
-from antdt.strategies.allreduce.composition import RANGES_MAX
+from antdt.strategies.allreduce import AllReduce
+from antdt.strategies.base import GenerationClosed, Outcome, Part, StrategyOptions
 from antdt.worker import told, whereabouts
 from antdt.worker.blame import Witness, by_exception
 from antdt.worker.holds import Holds, is_out_of_memory
-from antdt.worker.membership import HINT_EVERY_S, Membership
+from antdt.worker.membership import HINT_EVERY_S, Membership, here_of
 from antdt.worker.plans import Plans, Share
 from antdt.worker.session import Composition, Phase, Session
 from antdt.worker.telemetry import StepTiming
 from antdt.worker.whereabouts import At
 
-__all__ = ["Agent", "AgentOptions", "LoadingOptions"]
+__all__ = ["Agent", "AgentOptions", "AllReduce", "LoadingOptions"]
 
 log = logging.getLogger("antdt")
 
@@ -86,6 +86,7 @@ class Agent:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
+        strategy: StrategyOptions | None = None,
         options: AgentOptions | None = None,
         settings: Settings | None = None,
     ) -> None:
@@ -112,6 +113,8 @@ class Agent:
         pin_memory: batches lie in page-locked memory, so that `x.to(device, non_blocking=True)` does not hold up the
         loop. Costs no further copy, but for what a collate_fn returns. Without an accelerator it does nothing but warn.
 
+        strategy: how workers train one model together; AllReduce() by default. All workers of a job have the same.
+
         Raises:
             UsageError: a value that cannot work, with what to do about it.
             Unavailable, UnknownJob: the broker is away, or the job was not started.
@@ -124,10 +127,10 @@ class Agent:
         schedule = Schedule(batch_size, epochs, seed, self.options.workers_min or self.settings.world_size)
         pinning = pinning_of(pin_memory)
         self.source = source_of(dataset, seed=seed, size=size, shuffle=shuffle, collate=collate_fn, pinning=pinning)
-        self.spec = spec_of(schedule, dataset, self.source, self.options)
+        chosen = strategy or AllReduce()
+        self.spec = spec_of(schedule, dataset, self.source, self.options, chosen)
         # Processes are forked before there is anything that must not be: threads, clients, sockets.
         self.loader = loader_of(self.source, num_workers, seed, self.options.loading)
-        self.strategy = AllReduce(model, optimizer, self.options.allreduce)
         self.plans = Plans(batch_size)
         self.epoch = 0
         self._micro: tuple[int, bool] | None = None
@@ -136,6 +139,7 @@ class Agent:
         self._previous_total = 1
         self._clock = _Clock()
         try:
+            self.strategy = chosen.member(model, optimizer, here_of(self.settings))
             self._membership = Membership(self.settings, self.options, self.spec, self.strategy, self.plans)
         except BaseException:
             self.loader.close()
@@ -254,7 +258,7 @@ class Agent:
         if self._broken:
             self._hand = []
             return False
-        result: StepResult | None = None
+        result: Outcome | None = None
         try:
             if last:
                 self.strategy.see(self.plans.newest)
@@ -278,9 +282,9 @@ class Agent:
         self._page.enter(At.USER)
         return result is not None and result.applied and result.skipped is None
 
-    def _reduce_and_apply(self) -> StepResult:
+    def _reduce_and_apply(self) -> Outcome:
         try:
-            return self.strategy.step()
+            return self.strategy.finish()
         except Exception as error:
             if is_out_of_memory(error):  # perhaps in the middle of the optimizer
                 self._holds.shrink()
@@ -331,7 +335,7 @@ class Agent:
         """
         member, worker, until = self._membership, self._session.worker, monotonic() + LEAVE_EARLY_S
         self._micro, again = None, self._broken or self.strategy.is_open
-        impatience = threading.Timer(LEAVE_EARLY_S, member.close)
+        impatience = threading.Timer(LEAVE_EARLY_S, self.strategy.close)
         impatience.daemon = True
         impatience.start()
         try:
@@ -384,18 +388,13 @@ class Agent:
         ranges = [] if leaving else self._take(mine.batch_size)
         samples = sum(r.length for r in ranges)
         self._clock = _Clock(perf_counter())
-        self.strategy.take(
-            ranges,
-            samples,
-            self.plans.newest,
-            self._session.phase is Phase.ENDED,
-            sum(s.batch_size for s in shares),
-            leaving=leaving,
-            checkpoint=self._asks_for_file(),
+        reference, ended = sum(s.batch_size for s in shares), self._session.phase is Phase.ENDED
+        self.strategy.announce(
+            Part(ranges, self.plans.newest, reference, ended, leaving, checkpoint=self._asks_for_file())
         )
         if samples == 0:
             self._page.enter(At.REDUCING)
-            self._account(self.strategy.step())
+            self._account(self.strategy.finish())
             return
         self.epoch = ranges[0].epoch
         parts = split(ranges, self._micro_count(mine, samples))
@@ -452,7 +451,7 @@ class Agent:
 
         False: leaving early, or told to leave, and there is no time to wait any more.
         """
-        session, strategy, most = self._session, self.strategy, self.options.allreduce.pending_max
+        session, strategy, most = self._session, self.strategy, self.strategy.pending_max
         member = self._membership
 
         def too_late() -> bool:
@@ -482,12 +481,12 @@ class Agent:
                 self._client.wait(lambda: session.leases.untaken > 0 or session.phase is not Phase.MEMBER, patience_s)
         with self._client.changed:
             session.leases.batch_size = batch_size
-            ranges = [Range(*r) for r in session.leases.take(batch_size, RANGES_MAX)]
+            ranges = [Range(*r) for r in session.leases.take(batch_size, self.strategy.ranges_max)]
             ahead = session.leases.ahead(self.loader.ahead(batch_size))
         self.loader.expect([*((r.epoch, r.start, r.length) for r in ranges), *ahead], batch_size)
         return ranges
 
-    def _account(self, result: StepResult) -> None:
+    def _account(self, result: Outcome) -> None:
         """A round is complete: everybody entered it, so everybody had applied the step before."""
         strategy, session = self.strategy, self._session
         self._previous_total = result.total
@@ -513,7 +512,7 @@ class Agent:
             )
         self._checkpoint(result)
 
-    def _measure(self, result: StepResult) -> None:
+    def _measure(self, result: Outcome) -> None:
         mine, clock, timings = result.rows[self._session.rank], self._clock, result.timings
         self._client.telemetry.batch_size_max = self._holds.limit
         at = clock.first_bucket_at
@@ -541,7 +540,7 @@ class Agent:
             self.strategy.load_back()
             self._loaded_back = True
 
-    def _checkpoint(self, result: StepResult) -> None:
+    def _checkpoint(self, result: Outcome) -> None:
         """Files where they are asked for, when somebody leaves on purpose (perhaps everybody does), and the final one.
 
         The rows say it to all members alike, who then give their random states to the first one.

@@ -10,7 +10,6 @@ import logging
 import signal
 import sys
 import threading
-from dataclasses import replace
 from time import monotonic
 from typing import Any, NoReturn
 
@@ -21,7 +20,7 @@ from antdt.connect.address import ENV_ADVERTISE, can_bind, own_address
 from antdt.connect.client import Client, ClientOptions, renew
 from antdt.connect.settings import Settings
 from antdt.job import AgentOptions
-from antdt.strategies.allreduce import AllReduce, Generation, GenerationClosed, Rendezvous, store_of
+from antdt.strategies.base import GenerationClosed, Here, Strategy
 from antdt.worker import told, whereabouts
 from antdt.worker.attempts import Attempts
 from antdt.worker.model_files import ModelFiles
@@ -43,14 +42,14 @@ class Membership:
     """`draining`: told to leave, by SIGTERM or by whoever takes over. `departed`: has left, and `saved` says whether
     its work is committed and, where it was to write a file, in one. `ended`: nothing is left to do.
 
-    Invariant: `generation` is None or stands, and then the strategy is attached to it.
+    Invariant: `generation` is None, or the number of the one that stands.
     """
 
     def __init__(
-        self, settings: Settings, options: AgentOptions, spec: records.JobSpec, strategy: AllReduce, plans: Plans
+        self, settings: Settings, options: AgentOptions, spec: records.JobSpec, strategy: Strategy, plans: Plans
     ) -> None:
         self.settings, self.options, self.spec, self.strategy = settings, options, spec, strategy
-        self.generation: Generation | None = None
+        self.generation: int | None = None
         self.workers: list[str] = []
         self.departed, self.saved, self.ended = False, True, False
         self._told_at_s: float | None = None
@@ -59,30 +58,18 @@ class Membership:
         self._began_at_step = -1
         self._handler: Any = None
         self.files = ModelFiles(settings.checkpoints, settings.job, strategy)
-        self._rendezvous = Rendezvous(settings.advertise)
-        self._generation_options = replace(options.generation, host=options.generation.host or self._listens_at())
-        self._attempts = Attempts(options.generation.form_patience_s)
+        self._attempts = Attempts(strategy.form_patience_s)
         self.client = self._connect(plans)
-
-    def _listens_at(self) -> str:
-        """gloo tells its peers the address that it is bound to, so that has to be one of this machine."""
-        named, route = self.settings.advertise, own_address({}, self.settings.connection.bootstrap)
-        if can_bind(named):
-            return named
-        log.warning(
-            "%s=%s is no address of this machine: members meet there, and exchange gradients at %s",
-            ENV_ADVERTISE, named, route,
-        )  # fmt: skip
-        return route
+        self.client.on_closed = strategy.close
 
     def _connect(self, plans: Plans) -> Client:
         s = self.settings
-        address = self._rendezvous.host, self._rendezvous.port
-        where = Where(*address, s.node, s.hardware, s.restarts, s.launch, s.launcher, s.place, s.take_over)
+        host, port = self.strategy.address
+        where = Where(host, port, s.node, s.hardware, s.restarts, s.launch, s.launcher, s.place, s.take_over)
         session = Session(s.worker, s.incarnation, self.spec, where, self.options.session)
         telemetry = self._telemetry(s.incarnation)
-        pending_max = self.options.allreduce.pending_max
-        options = ClientOptions(s.connection, s.job, s.secret, pending_max=pending_max, ousted_s=s.grace_s)
+        most = self.strategy.pending_max
+        options = ClientOptions(s.connection, s.job, s.secret, pending_max=most, ousted_s=s.grace_s)
         return Client(options, session, plans, telemetry)
 
     def _telemetry(self, incarnation: str) -> Telemetry:
@@ -164,20 +151,10 @@ class Membership:
             current = self.session
             return current is not session or session.generation != number or session.phase is not Phase.MEMBER
 
-        first = grant.members[0]
         try:
-            generation = Generation(
-                number,
-                len(grant.members),
-                session.rank,
-                store_of(first.host, first.port),
-                closed,
-                self._generation_options,
-                [m.worker for m in grant.members],
-            )
-            self.generation = generation
-            self.client.on_closed = generation.close
-            self._adopt(grant, generation)
+            self.strategy.form(grant, session.rank, closed)
+            self.generation = number
+            self._align(grant, session.rank)
         except GenerationClosed as error:
             reason = session.reason if closed() else None
             self.leave()
@@ -212,21 +189,15 @@ class Membership:
         asking = self.session
         self.client.wait(lambda: self.may_go or asking.phase in OVER, pause_s)
 
-    def _adopt(self, grant: records.Grant, generation: Generation) -> None:
+    def _align(self, grant: records.Grant, rank: int) -> None:
         """Everybody holds the same state afterwards: the source's, or that of a file."""
-        strategy, source = self.strategy, 0
         if not self.files.run_id and self.options.shard_size and grant.shard_size not in (0, self.options.shard_size):
             said = "shard_size=%d is ignored: the shards of job %s have %d samples, as its first worker has named it"
             log.warning(said, self.options.shard_size, self.settings.job, grant.shard_size)
         first, self.files.run_id = not self.files.run_id, grant.run_id
-        strategy.attach(generation, [m.worker for m in grant.members])
         if first:
-            self._draw_apart(grant, generation.rank)
-        if grant.source is not None:
-            source = next(i for i, m in enumerate(grant.members) if m.incarnation == grant.source)
-        else:
-            self.files.restore(grant, generation.rank)
-        strategy.adopt(source)
+            self._draw_apart(grant, rank)
+        self.strategy.align(grant, rank, self.files)
 
     def _draw_apart(self, grant: records.Grant, rank: int) -> None:
         """Scripts seed all workers alike, for equal weights. What the loop draws from here on (dropout, augmentation)
@@ -239,18 +210,9 @@ class Membership:
 
     # -- out
 
-    def close(self) -> None:
-        """From any thread: whatever waits for other members gives up."""
-        generation = self.generation
-        if generation is not None:
-            generation.close()
-
     def leave(self) -> None:
         """Out of the generation, state as of the last applied step; then ask for the next one."""
-        self.client.on_closed = None
         self.strategy.abort()
-        if self.generation is not None:
-            self.generation.leave()
         self.generation, self.workers = None, []
         claim = None if self.strategy.void else self.strategy.step_number
         with self.client.changed:
@@ -261,7 +223,7 @@ class Membership:
         old = self.session
         log.warning("%s was declared lost (%s): joining anew", old.incarnation, reason)
         self.strategy.void = True
-        incarnation = f"{old.worker}.{old.where.restarts + 1}.{self._rendezvous.port:x}{int(monotonic() * 1e3):x}"
+        incarnation = f"{old.worker}.{old.where.restarts + 1}.{self.strategy.address[1]:x}{int(monotonic() * 1e3):x}"
         with self.client.changed:
             self.client.session = renew(old, incarnation)
             self.client.telemetry = self._telemetry(incarnation)
@@ -397,11 +359,8 @@ class Membership:
             page.say(0, missing)
             page.numbers[whereabouts.INCOMPLETE] = 1
         self.client.on_closed = None
-        self.strategy.abort()
-        self.strategy.detach()
-        if self.generation is not None:
-            self.generation.leave()
-            self.generation = None
+        self.strategy.end()
+        self.generation = None
         try:
             if linger:
                 self.client.linger(LINGER_S)
@@ -409,3 +368,19 @@ class Membership:
                 self.client.stop(leave=self.session.phase is not Phase.OUSTED)
         finally:
             self._restore_handler()
+
+
+def here_of(settings: Settings) -> Here:
+    """Where other members meet this process. gloo tells its peers the address that it is bound to, so that has to be
+    one of this machine.
+    """
+
+    def listens_at() -> str:
+        named, route = settings.advertise, own_address({}, settings.connection.bootstrap)
+        if can_bind(named):
+            return named
+        said = "%s=%s is no address of this machine: members meet there, and exchange gradients at %s"
+        log.warning(said, ENV_ADVERTISE, named, route)
+        return route
+
+    return Here(settings.advertise, listens_at)

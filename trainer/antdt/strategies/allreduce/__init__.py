@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from antdt.strategies.allreduce.composition import Composition, ReplicasDiffer, Row
-from antdt.strategies.allreduce.rendezvous import (
-    Generation,
-    GenerationClosed,
-    GenerationOptions,
-    NotFormed,
-    Rendezvous,
-    store_of,
-)
-from antdt.strategies.allreduce.strategy import AllReduce, AllReduceOptions, StepResult, Timings
+from antdt.strategies.allreduce.options import AllReduce, GenerationOptions
+from antdt.strategies.allreduce.rendezvous import Generation, NotFormed, Rendezvous, store_of
+from antdt.strategies.allreduce.strategy import AllReduceReplica, StepResult, Timings
+from antdt.strategies.base import GenerationClosed
 
 __all__ = [
     "AllReduce",
-    "AllReduceOptions",
+    "AllReduceReplica",
     "Composition",
     "Generation",
     "GenerationClosed",

@@ -1,4 +1,4 @@
-"""The AllReduce strategy: take, backward (once or more), step.
+"""One replica under AllReduce: take, backward (once or more), step.
 
 Rules
     Every member makes the same sequence of collectives in a step: buckets in index order, then buffers. Compositions
@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from antdt_schemas.errors import UsageError
@@ -29,7 +29,8 @@ from antdt.strategies.allreduce import finite, guard, randomness, replicas
 from antdt.strategies.allreduce.buckets import LocalGradients, ReducedGradients, partition
 from antdt.strategies.allreduce.composition import ROW_WIDTH, Composition, Round, Row, outlier
 from antdt.strategies.allreduce.memory import Buffers, RandomState
-from antdt.strategies.allreduce.rendezvous import Generation, GenerationClosed
+from antdt.strategies.allreduce.options import AllReduce
+from antdt.strategies.allreduce.rendezvous import Generation
 from antdt.strategies.allreduce.state import (
     Head,
     Progress,
@@ -42,34 +43,9 @@ from antdt.strategies.allreduce.state import (
     misfit,
     parse,
 )
+from antdt.strategies.base import GenerationClosed
 
 COMPARED_AT_FIRST = 4  # steps of a generation, all of which are compared
-
-
-@dataclass(frozen=True, slots=True)
-class AllReduceOptions:
-    """compositions: "inline" in the first bucket (no collective of its own, but on CUDA a device sync), "gather" beside
-    it, "auto": inline on the CPU, gather on CUDA. overlap: reduce while backward runs. pending_max: applied steps that
-    may await their commit; whoever drives the strategy waits before there are more.
-
-    compare_every: parameters and buffers are compared in every so many steps, the first few of a generation, before a
-    checkpoint and at the end; 0 never. The optimizer's numbers (learning rates and the like) are in every step.
-    on_nonfinite: what becomes of a step whose reduced gradient is not finite. skips_max: so many of them in a row end
-    the run.
-    """
-
-    first_bucket_size_bytes: int = 2**20
-    bucket_size_bytes: int = 25 * 2**20
-    compositions: Literal["auto", "inline", "gather"] = "auto"
-    overlap: bool = True
-    pending_max: int = 4096
-    compare_every: int = 32
-    on_nonfinite: Literal["skip", "raise"] = "skip"
-    skips_max: int = 100
-
-    def __post_init__(self) -> None:
-        if self.on_nonfinite not in ("skip", "raise") or self.compare_every < 0 or self.skips_max < 1:
-            raise UsageError('AllReduceOptions: on_nonfinite is "skip" or "raise", compare_every >= 0, skips_max >= 1.')
 
 
 class Timings(NamedTuple):
@@ -93,7 +69,7 @@ class StepResult(NamedTuple):
     skipped: tuple[str, ...] | None = None
 
 
-class AllReduce:
+class AllReduceReplica:
     """One replica of a model. Only the thread that owns the model calls it.
 
     Public state: step_number, lineage (16 bytes) and plan of the model; `pending`, the compositions of applied steps
@@ -102,9 +78,9 @@ class AllReduce:
     was full in the last backward, where this member's own compute ends; None without one.
     """
 
-    def __init__(self, model: torch.nn.Module, optimizer: Any, options: AllReduceOptions | None = None) -> None:
+    def __init__(self, model: torch.nn.Module, optimizer: Any, options: AllReduce | None = None) -> None:
         guard.refuse(model, optimizer)
-        self.model, self.optimizer, self.options = model, optimizer, options or AllReduceOptions()
+        self.model, self.optimizer, self.options = model, optimizer, options or AllReduce()
         self.step_number, self.lineage, self.plan = 0, ROOT, 0
         self.pending: list[Composition] = []
         self.void = False
