@@ -6,8 +6,11 @@ The numbers are those of `tests/README.md`. Rules 15 to 19 are the parameter ser
 from __future__ import annotations
 
 from antdt.strategies.allreduce.composition import Round
+from antdt.strategies.allreduce.store import StoreClient
 from antdt.strategies.allreduce.strategy import AllReduceReplica
 from antdt.worker import checkpoint
+from antdt.worker import instructions as ask
+from antdt.worker.life import Life
 from antdt.worker.plans import Plans
 from antdt.worker.session import Session
 from antdt.worker.session.commits import Commits
@@ -25,16 +28,17 @@ from tests.mutations import stories
 from tests.mutations.mutate import Edit, Mutation
 from tests.mutations.worlds import worlds
 from tests.simulation.ledgers import LedgerProcess
-from tests.simulation.trainer import Worker
 from tests.unit import (
     test_allreduce_composition,
     test_allreduce_finite,
+    test_allreduce_rendezvous,
     test_allreduce_replicas,
     test_allreduce_steps,
     test_evidence,
     test_holdups,
     test_ledger,
     test_ledger_places,
+    test_life,
     test_session_ledger,
 )
 
@@ -56,6 +60,13 @@ BLAME_WHO_LEAVES = """    _member(turn, request)
     for lease in [state.leases[n] for n in state.held.get(request.incarnation, ())]:
         where = lease.epoch, lease.front, lease.end - lease.front
         evidence.blame(turn, request.incarnation, where, "", "")
+"""
+EVENT_BEFORE_FILE = """        from antdt.worker import checkpoint
+        at, head = (self.session.generation, self.session.incarnation), self.strategy
+        name = checkpoint.file_name(*at, head.step_number)
+        self.session.files.wrote(records.Checkpoint(at[0], head.step_number, head.lineage, name))
+        yield ask.Wait(lambda: self.session.files.newest is None, 5.0)
+        event = yield ask.WriteFile(random, patience_s)
 """
 IN_MEMBERS = "\n    if state.open and incarnation in state.members:\n"
 
@@ -157,25 +168,16 @@ MUTATIONS = (
         "3",
         "claims while a collective may still complete",
         (
-            Edit(
-                Worker.talk,
-                "        self.read_decisions",
-                "        self.session.regroup(None if self.void else self.model.step, self.model.lineage) "
-                "if self.session.phase == 'closed' else None\n        self.read_decisions",
-            ),
-            Edit(
-                Worker.broken,
-                "session.phase not in (Phase.MEMBER, Phase.ENDED)",
-                "session.phase not in (Phase.MEMBER, Phase.ENDED, Phase.REGROUPING)",
-            ),
+            Edit(Life._leave, "        yield ask.Leave()\n", ""),
+            Edit(Life._leave, "strategy.lineage)\n", "strategy.lineage)\n        yield ask.Leave()\n"),
         ),
-        worlds(400, first=15),
+        lambda: test_life.test_wherever_a_generation_ends_it_is_left_before_the_next_one_is_asked_for(ask.Finish),
     ),
     Mutation(
         "3",
         "collectives of two generations meet",
-        (Edit(Worker.gather, "(self.generation, name), {}", "(0, name), {}"),),
-        worlds(30),
+        (Edit(StoreClient._ask, '"generation": self._generation', '"generation": 0'),),
+        test_allreduce_rendezvous.test_two_generations_at_one_store_do_not_meet,
     ),
     # -- 4: fences
     Mutation(
@@ -224,8 +226,8 @@ MUTATIONS = (
     Mutation(
         "5",
         "who was declared lost keeps its model",
-        (Edit(Worker.rejoin, "        self.void = True\n", ""),),
-        worlds(100, first=460),
+        (Edit(Life._rejoin, "        self.strategy.void = True\n", ""),),
+        worlds(60, first=160),
     ),
     Mutation(
         "5",
@@ -352,14 +354,7 @@ MUTATIONS = (
     Mutation(
         "10",
         "the event goes before the file",
-        (
-            Edit(
-                Worker.write,
-                "        yield\n        world.files[name]",
-                "        session.files.wrote(records.Checkpoint(session.generation, step, self.model.lineage, name))\n"
-                "        for _ in range(200):\n            yield\n        world.files[name]",
-            ),
-        ),
+        (Edit(Life._write, "        event = yield ask.WriteFile(random, patience_s)\n", EVENT_BEFORE_FILE),),
         worlds(60),
     ),
     Mutation(
@@ -491,23 +486,15 @@ MUTATIONS = (
     Mutation(
         "14",
         "the plan does not travel with the model",
-        (
-            Edit(
-                Worker.load,
-                "        self.model, self.pending",
-                "        from copy import copy\n        plan = self.model.plan\n"
-                "        snapshot = snapshot._replace(model=copy(snapshot.model))\n"
-                "        snapshot.model.plan = plan\n        self.model, self.pending",
-            ),
-        ),
-        worlds(100),
+        (Edit(AllReduceReplica.restore, "progress.step, progress.lineage, progress.plan", "*progress[:2], self.plan"),),
+        test_allreduce_steps.test_who_adopts_a_model_takes_over_its_plan,
     ),
     # -- 20: evidence, quarantine, readmission
     Mutation(
         "20",
         "who dies with others speaks against what it had",
         (Edit(State._gone, "if self.blamed and incarnation in self.members:", "if False:"),),
-        worlds(200),
+        worlds(100, first=220),
     ),
     Mutation(
         "20",

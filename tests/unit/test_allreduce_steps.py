@@ -84,6 +84,17 @@ def test_a_plan_that_is_read_within_a_step_counts_for_it_until_the_row_has_left(
         assert each(2, loop) == [[0, 7], [0, 7]]
 
 
+def test_who_adopts_a_model_takes_over_its_plan() -> None:
+    first, second = replica(), replica()
+    with generation_of([first]):
+        take(first, 2, plan_seen=5)
+        x = torch.rand(2, 6, dtype=torch.float64)
+        first.backward(mean_loss(first, x, x[:, :3]), 2)
+        first.step()
+    with generation_of([first, second], source=0):
+        assert (second.step_number, second.plan) == (1, 5)
+
+
 def test_a_plan_is_in_effect_for_the_very_step_that_agrees_on_it() -> None:
     member = replica(optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
 

@@ -113,9 +113,10 @@ class Head(Protocol):
     steps not seen committed, in order.
     """
 
-    step_number: int
     void: bool
 
+    @property
+    def step_number(self) -> int: ...
     @property
     def lineage(self) -> bytes: ...
     @property

@@ -7,6 +7,7 @@ know when one is due, nor who is a member.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
@@ -122,7 +123,7 @@ class ModelFiles:
         """Whether to write now: not so soon after a write that failed."""
         return monotonic() >= self._trouble.next_s
 
-    def write(self, session: Session, random: list[bytes], patience_s: float = 0.0) -> records.Checkpoint | None:
+    def write(self, session: Session, random: Sequence[bytes], patience_s: float = 0.0) -> records.Checkpoint | None:
         """A durable file of the model as it is: parts first, then the name. The event is for the caller to send.
 
         None: it could not be written, and is owed; that was said. patience_s: for how long to try again here.
@@ -155,7 +156,7 @@ class ModelFiles:
         step = max(session.files.kept_steps)
         return f"the last good checkpoint is that of step {step}" if step else "there is no checkpoint of a step yet"
 
-    def _snapshot(self, random: list[bytes], name: str) -> bytes:
+    def _snapshot(self, random: Sequence[bytes], name: str) -> bytes:
         now = _utc(datetime.now(UTC).timestamp())
         return self.strategy.snapshot(random, {**self._labels(name), WRITTEN: now})
 
