@@ -13,9 +13,8 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from antdt.connect.client import renew
-from antdt.strategies.allreduce import StepResult, Timings
 from antdt.strategies.allreduce.composition import Round, Row
-from antdt.strategies.base import GenerationClosed, Part
+from antdt.strategies.base import GenerationClosed, Outcome, Part, Timings
 from antdt.worker import checkpoint
 from antdt.worker import instructions as ask
 from antdt.worker.life import LEAVE_SHARE, Life
@@ -273,7 +272,7 @@ class Worker(Replica):
         self.round += 1
         world.one_model(self, rows)
         skipped = self.apply(result) if result.total else None
-        return StepResult(result.total, list(result.rows), result.total > 0, result.ended, Timings(0, 0, 0), skipped)
+        return Outcome(result.total, result.rows, result.total > 0, result.ended, Timings(0, 0, 0), skipped)
 
     def apply(self, result: Round) -> tuple[str, ...] | None:
         """The step is in the model. Returns who made it be skipped."""

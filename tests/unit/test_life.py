@@ -8,8 +8,8 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from antdt.strategies.allreduce import Composition, Row, StepResult, Timings
-from antdt.strategies.base import GenerationClosed, Part
+from antdt.strategies.allreduce import Composition, Row
+from antdt.strategies.base import GenerationClosed, Outcome, Part, Timings
 from antdt.worker import instructions as ask
 from antdt.worker.life import Life
 from antdt.worker.outside import LifeOptions, Outside
@@ -93,7 +93,7 @@ class Driver:
                 return self.session
         return None
 
-    def finish(self) -> StepResult:
+    def finish(self) -> Outcome:
         part, model = self.part, self.model
         row = Row(
             samples=part.samples, plan_seen=0, plan=0, lineage=model.lineage, step=model.step_number,
@@ -102,7 +102,7 @@ class Driver:
         if part.samples:
             model.step_number += 1
             model.pending = [*model.pending, Composition(model.step_number, (), 0)]
-        return StepResult(part.samples, [row], part.samples > 0, part.ended, Timings(0, 0, 0))
+        return Outcome(part.samples, [row], part.samples > 0, part.ended, Timings(0, 0, 0))
 
     def lease(self) -> None:
         (asked,) = [r for r in self.session.tick(self.now_s) if isinstance(r.body, records.Lease)]

@@ -67,32 +67,26 @@ class Said(Protocol):
     def checkpoint(self) -> bool: ...
 
 
-class Seconds(Protocol):
-    """Where the time of one `finish` went."""
+class Timings(NamedTuple):
+    """Of one `finish`: until all compositions were there, until all gradients were, and the optimizer."""
 
-    @property
-    def composition_s(self) -> float: ...
-    @property
-    def reduction_s(self) -> float: ...
+    composition_s: float
+    reduction_s: float
+    apply_s: float
 
 
-class Outcome(Protocol):
+class Outcome(NamedTuple):
     """What all members conclude alike. total: samples of all. rows: in rank order. applied: the step number moved.
-    ended: some member was told END. skipped: whose part was not finite, where the step was skipped for that.
+    ended: some member was told END. skipped: whose part of the gradient was not finite, where the step was skipped for
+    that.
     """
 
-    @property
-    def total(self) -> int: ...
-    @property
-    def rows(self) -> Sequence[Said]: ...
-    @property
-    def applied(self) -> bool: ...
-    @property
-    def ended(self) -> bool: ...
-    @property
-    def timings(self) -> Seconds: ...
-    @property
-    def skipped(self) -> tuple[str, ...] | None: ...
+    total: int
+    rows: Sequence[Said]
+    applied: bool
+    ended: bool
+    timings: Timings
+    skipped: tuple[str, ...] | None = None
 
 
 class Made(Protocol):

@@ -17,8 +17,14 @@ from antdt.strategies.base import GenerationClosed, Outcome, Part
 from antdt.worker.whereabouts import At
 
 
+class Instruction:
+    """Something to be done."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
-class Enter:
+class Enter(Instruction):
     """From now on the worker is at this, as its heartbeats say."""
 
     at: At
@@ -26,7 +32,7 @@ class Enter:
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Instruction):
     """Until something has come that makes `met` true, for so many seconds at most. The result: whether it is."""
 
     met: Callable[[], bool]
@@ -34,7 +40,7 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class Form(Instruction):
     """Meet the members of the grant. closed: whether the ledger has closed it meanwhile. Closable."""
 
     grant: records.Grant
@@ -42,21 +48,21 @@ class Form:
 
 
 @dataclass(frozen=True, slots=True)
-class Align:
+class Align(Instruction):
     """All members hold one model afterwards. Closable."""
 
     grant: records.Grant
 
 
 @dataclass(frozen=True, slots=True)
-class Stands:
+class Stands(Instruction):
     """The generation stands, with these members in rank order."""
 
     workers: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Announce:
+class Announce(Instruction):
     """This member's part of the next step; `batch_size` is what it would have taken. Closable."""
 
     part: Part
@@ -64,7 +70,7 @@ class Announce:
 
 
 @dataclass(frozen=True, slots=True)
-class Train:
+class Train(Instruction):
     """Go forward and backward with these samples, in so many micro-batches at least. Closable."""
 
     ranges: Sequence[Range]
@@ -72,24 +78,24 @@ class Train:
 
 
 @dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Instruction):
     """Reduce and apply. The result: an Outcome. Closable."""
 
 
 @dataclass(frozen=True, slots=True)
-class Accounted:
+class Accounted(Instruction):
     """The round is complete, and the session knows of it."""
 
     outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
-class GatherRandom:
+class GatherRandom(Instruction):
     """Compare the models, and gather the random states of all members. The result: these. Closable."""
 
 
 @dataclass(frozen=True, slots=True)
-class WriteFile:
+class WriteFile(Instruction):
     """Write a durable file of the model, trying for so many seconds. The result: the event to be said, or None."""
 
     random: Sequence[bytes]
@@ -97,58 +103,38 @@ class WriteFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Prune:
+class Prune(Instruction):
     """Remove files that no event can name any more."""
 
 
 @dataclass(frozen=True, slots=True)
-class RetryInit:
+class RetryInit(Instruction):
     """The model before any step becomes a file, if it could not be one before."""
 
 
 @dataclass(frozen=True, slots=True)
-class Between:
+class Between(Instruction):
     """The round is over: the model is the script's, until the life goes on."""
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(Instruction):
     """Out of the generation, for good: no exchange of it is completed any more. The model is that of its last step."""
 
 
 @dataclass(frozen=True, slots=True)
-class Renew:
+class Renew(Instruction):
     """This incarnation is given up. The result: the Session of the next one."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class TakeFinal:
+class TakeFinal(Instruction):
     """Load the final model of the job. The result: since when it is."""
 
     file: str
 
-
-Instruction = (
-    Enter
-    | Wait
-    | Form
-    | Align
-    | Stands
-    | Announce
-    | Train
-    | Finish
-    | Accounted
-    | GatherRandom
-    | WriteFile
-    | Prune
-    | RetryInit
-    | Between
-    | Leave
-    | Renew
-    | TakeFinal
-)
 
 Steps = Generator[Instruction, Any, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from antdt.strategies.allreduce.composition import Composition, ReplicasDiffer, Row
 from antdt.strategies.allreduce.options import AllReduce, GenerationOptions
 from antdt.strategies.allreduce.rendezvous import Generation, NotFormed, Rendezvous, store_of
-from antdt.strategies.allreduce.strategy import AllReduceReplica, StepResult, Timings
+from antdt.strategies.allreduce.strategy import AllReduceReplica
 from antdt.strategies.base import GenerationClosed
 
 __all__ = [
@@ -19,7 +19,5 @@ __all__ = [
     "Rendezvous",
     "ReplicasDiffer",
     "Row",
-    "StepResult",
-    "Timings",
     "store_of",
 ]

@@ -12,8 +12,8 @@ from antdt_schemas import records
 from antdt.strategies.allreduce.composition import RANGES_MAX
 from antdt.strategies.allreduce.options import AllReduce
 from antdt.strategies.allreduce.rendezvous import Generation, Rendezvous, store_of
-from antdt.strategies.allreduce.strategy import AllReduceReplica, StepResult
-from antdt.strategies.base import Here, Part, Restores
+from antdt.strategies.allreduce.strategy import AllReduceReplica
+from antdt.strategies.base import Here, Outcome, Part, Restores
 
 
 class AllReduceMember(AllReduceReplica):
@@ -54,7 +54,7 @@ class AllReduceMember(AllReduceReplica):
         flags = {"leaving": part.leaving, "checkpoint": part.checkpoint}
         self.take(part.ranges, part.samples, part.plan_seen, part.ended, part.reference, **flags)
 
-    def finish(self) -> StepResult:
+    def finish(self) -> Outcome:
         """See `step`."""
         return self.step()
 

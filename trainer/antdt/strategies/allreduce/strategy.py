@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from antdt_schemas.errors import UsageError
@@ -43,30 +43,9 @@ from antdt.strategies.allreduce.state import (
     misfit,
     parse,
 )
-from antdt.strategies.base import GenerationClosed
+from antdt.strategies.base import GenerationClosed, Outcome, Timings
 
 COMPARED_AT_FIRST = 4  # steps of a generation, all of which are compared
-
-
-class Timings(NamedTuple):
-    """Of one step(): until all compositions were there, until all gradients were, and the optimizer."""
-
-    composition_s: float
-    reduction_s: float
-    apply_s: float
-
-
-class StepResult(NamedTuple):
-    """total: samples of all members. rows: in rank order. applied: the step number moved. ended: some member was told
-    END. skipped: whose part of the gradient was not finite, where the step was skipped for that.
-    """
-
-    total: int
-    rows: list[Row]
-    applied: bool
-    ended: bool
-    timings: Timings
-    skipped: tuple[str, ...] | None = None
 
 
 class AllReduceReplica:
@@ -378,7 +357,7 @@ class AllReduceReplica:
             first_at = self._gradients.first_at
             self.first_bucket_at = time.perf_counter() if first_at is None else first_at
 
-    def step(self, on_plan: Callable[[int], None] | None = None) -> StepResult:
+    def step(self, on_plan: Callable[[int], None] | None = None) -> Outcome:
         """Reduces what is left, weighs and applies. on_plan: told the plan from this step on, if it is a new one,
         before the optimizer runs.
 
@@ -415,7 +394,7 @@ class AllReduceReplica:
             self._buffers.restore()
         self._advance(round_, skipped)
         timings = Timings(composed - started, reduced - composed, time.perf_counter() - reduced)
-        return StepResult(round_.total, list(round_.rows), True, round_.ended, timings, skipped)
+        return Outcome(round_.total, round_.rows, True, round_.ended, timings, skipped)
 
     def _compare(self, round_: Round) -> None:
         """Raises ReplicasDiffer, on all members alike."""
@@ -459,11 +438,11 @@ class AllReduceReplica:
             rows = self._gathered
         return [Row.unpack(columns) for columns in rows.tolist()]
 
-    def _idle(self, round_: Round, started: float) -> StepResult:
+    def _idle(self, round_: Round, started: float) -> Outcome:
         self._attached().settled()
         self._buffers.restore()
         self._forget_step()
-        return StepResult(0, list(round_.rows), False, round_.ended, Timings(time.perf_counter() - started, 0.0, 0.0))
+        return Outcome(0, round_.rows, False, round_.ended, Timings(time.perf_counter() - started, 0.0, 0.0))
 
     def _apply(self, factor: float) -> None:
         """Void until `_advance` has said which step this is."""
