@@ -26,9 +26,10 @@ import torch
 from antdt.agent import Agent
 from antdt.connect.settings import Settings
 from antdt.strategies.allreduce.buckets import digits_of, numbers_of
-from antdt.strategies.allreduce.composition import Range, Round, Row
+from antdt.strategies.allreduce.composition import Round, Row
 from antdt_schemas.connection import Connection
 from antdt_schemas.lineage import ROOT
+from antdt_schemas.ranges import Range
 from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.kafka import topics_admin
 from torch.utils.data import TensorDataset

@@ -18,7 +18,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import torch
-from antdt.strategies.allreduce import AllReduce, Generation, GenerationOptions, Rendezvous, store_of
+from antdt.strategies.allreduce import AllReduceReplica, Generation, GenerationOptions, Rendezvous, store_of
 from torch import distributed, nn
 
 from bench.common import machine, quartiles, write
@@ -43,7 +43,7 @@ class Ours:
 
     def __init__(self, rank: int, world: int, host: str, port: int) -> None:
         self.model, optimizer = model_of()
-        self.member, self.world, self.lease = AllReduce(self.model, optimizer), world, 0
+        self.member, self.world, self.lease = AllReduceReplica(self.model, optimizer), world, 0
         self.generation = Generation(1, world, rank, store_of(host, port), lambda: False, GenerationOptions())
         self.member.attach(self.generation)
 

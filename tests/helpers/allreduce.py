@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 import torch
-from antdt.strategies.allreduce import AllReduce, AllReduceOptions, Generation, GenerationOptions, Rendezvous, store_of
+from antdt.strategies.allreduce import AllReduce, AllReduceReplica, Generation, GenerationOptions, Rendezvous, store_of
 from torch import nn
 
 JOIN_S = 30.0
@@ -46,13 +46,13 @@ def replica(
     seed: int = 1,
     build: Callable[[], nn.Module] = Net,
     optimizer: Callable[[Any], Any] = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
-    options: AllReduceOptions | None = None,
-) -> AllReduce:
+    options: AllReduce | None = None,
+) -> AllReduceReplica:
     """A model with equal weights for an equal seed; buckets small enough for several."""
     torch.manual_seed(seed)
     model = build().to(dtype)
-    small = AllReduceOptions(first_bucket_size_bytes=128, bucket_size_bytes=512)
-    return AllReduce(model, optimizer(model.parameters()), options or small)
+    small = AllReduce(first_bucket_size_bytes=128, bucket_size_bytes=512)
+    return AllReduceReplica(model, optimizer(model.parameters()), options or small)
 
 
 def each(world: int, act: Callable[[int], Any]) -> list[Any]:
@@ -79,7 +79,7 @@ def each(world: int, act: Callable[[int], Any]) -> list[Any]:
 
 
 @contextmanager
-def generation_of(members: Sequence[AllReduce], source: int | None = None) -> Iterator[list[Generation]]:
+def generation_of(members: Sequence[AllReduceReplica], source: int | None = None) -> Iterator[list[Generation]]:
     """Forms a generation of these members in rank order and attaches them; everybody leaves at the end."""
     number, world = next(_numbers), len(members)
     if not _rendezvous:
@@ -101,7 +101,13 @@ def generation_of(members: Sequence[AllReduce], source: int | None = None) -> It
 
 
 def take(
-    member: AllReduce, samples: int, *, reference: int = 8, plan_seen: int = 0, ended: bool = False, start: int = 0
+    member: AllReduceReplica,
+    samples: int,
+    *,
+    reference: int = 8,
+    plan_seen: int = 0,
+    ended: bool = False,
+    start: int = 0,
 ) -> None:
     """One range of a lease of its own, or none."""
     lease = next(LEASES)
@@ -109,12 +115,12 @@ def take(
     member.take(ranges, samples, plan_seen, ended, reference)
 
 
-def mean_loss(member: AllReduce, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def mean_loss(member: AllReduceReplica, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Squared error, mean over samples."""
     return ((member.model(x) - y) ** 2).sum(1).mean()
 
 
-def state_of(member: AllReduce) -> dict[str, Any]:
+def state_of(member: AllReduceReplica) -> dict[str, Any]:
     """All that an abort must bring back, copied."""
     found: dict[str, Any] = {f"model.{name}": t.clone() for name, t in member.model.state_dict().items()}
     for index, values in member.optimizer.state_dict()["state"].items():
@@ -132,7 +138,7 @@ def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
     )
 
 
-def record_gradients(member: AllReduce) -> list[dict[str, torch.Tensor | None]]:
+def record_gradients(member: AllReduceReplica) -> list[dict[str, torch.Tensor | None]]:
     """The gradients that each optimizer step finds."""
     seen: list[dict[str, torch.Tensor | None]] = []
 

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from antdt.strategies.allreduce import AllReduce, AllReduceOptions, Generation, GenerationClosed, Rendezvous, store_of
+from antdt.strategies.allreduce import AllReduce, AllReduceReplica, Generation, GenerationClosed, Rendezvous, store_of
 from torch import nn
 
 BULK_SIZE = 2**24  # elements: larger than any socket buffer
@@ -51,8 +51,8 @@ class Member:
         torch.set_num_threads(1)
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(6, 512), nn.BatchNorm1d(512), nn.Tanh(), nn.Linear(512, 3))
-        options = AllReduceOptions(first_bucket_size_bytes=1024, bucket_size_bytes=4096)
-        self.replica = AllReduce(model, Momentum(model.parameters()), options)
+        options = AllReduce(first_bucket_size_bytes=1024, bucket_size_bytes=4096)
+        self.replica = AllReduceReplica(model, Momentum(model.parameters()), options)
         self.rendezvous = Rendezvous()
         self.generation: Generation | None = None
         self.closed = -1

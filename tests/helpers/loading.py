@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from antdt.data.loading import InThread, Loader
-from antdt.strategies.allreduce import Range
+from antdt_schemas.ranges import Range
 from torch.utils.data import Dataset, IterableDataset
 
 SIZE = 300

@@ -8,8 +8,11 @@ from __future__ import annotations
 from antdt.strategies.allreduce.composition import Round
 from antdt.strategies.allreduce.rates import LearningRates
 from antdt.strategies.allreduce.replicas import Replica
-from antdt.strategies.allreduce.strategy import AllReduce
+from antdt.strategies.allreduce.store import StoreClient
+from antdt.strategies.allreduce.strategy import AllReduceReplica
 from antdt.worker import checkpoint
+from antdt.worker import instructions as ask
+from antdt.worker.life import Life
 from antdt.worker.plans import Plans
 from antdt.worker.session import Session
 from antdt.worker.session.commits import Commits
@@ -27,7 +30,7 @@ from antdt_streams.ledger.core.leader import InOffice
 from antdt_streams.ledger.core.line import Line
 from antdt_streams.ledger.core.members import Members
 from antdt_streams.ledger.core.state import State
-from antdt_streams.ledger.life import Life
+from antdt_streams.ledger.life import Life as LedgerLife
 from antdt_streams.ledger.silence import Silence
 from antdt_streams.runtime.rebuild import Written
 from antdt_streams.runtime.runner import Runner
@@ -35,11 +38,11 @@ from antdt_streams.runtime.runner import Runner
 from tests.mutations import stories
 from tests.mutations.mutate import Edit, Mutation
 from tests.mutations.worlds import worlds
-from tests.simulation.trainer import Worker
 from tests.unit import (
     test_allreduce_composition,
     test_allreduce_finite,
     test_allreduce_rates,
+    test_allreduce_rendezvous,
     test_allreduce_replicas,
     test_allreduce_steps,
     test_controller_core,
@@ -48,6 +51,7 @@ from tests.unit import (
     test_ledger,
     test_ledger_life,
     test_ledger_places,
+    test_life,
     test_plans,
     test_rebuild,
     test_requests,
@@ -72,6 +76,13 @@ BLAME_WHO_LEAVES = """    member(turn, request)
     for lease in [shards.leases[n] for n in shards.held.get(request.incarnation, ())]:
         where = lease.epoch, lease.front, lease.end - lease.front
         evidence.blame(turn, request.incarnation, where, "", "")
+"""
+EVENT_BEFORE_FILE = """        from antdt.worker import checkpoint
+        at, head = (self.session.generation, self.session.incarnation), self.strategy
+        name = checkpoint.file_name(*at, head.step_number)
+        self.session.files.wrote(records.Checkpoint(at[0], head.step_number, head.lineage, name))
+        yield ask.Wait(lambda: self.session.files.newest is None, 5.0)
+        event = yield ask.WriteFile(random, patience_s)
 """
 
 MUTATIONS = (
@@ -99,7 +110,7 @@ MUTATIONS = (
         "replies before the entry is read back",
         (
             Edit(
-                Life._run_cycle,
+                LedgerLife._run_cycle,
                 "        yield Moment.DECIDED\n",
                 "        for answer in office.pending.answers:\n"
                 "            self.replies.send(office.reply(answer))\n"
@@ -113,7 +124,7 @@ MUTATIONS = (
         "the cache is written ahead of the log",
         (
             Edit(
-                Life._run_cycle,
+                LedgerLife._run_cycle,
                 "        yield Moment.DECIDED\n",
                 "        self.cache.save(office.fold, self.log.leader_epoch)\n        yield Moment.DECIDED\n",
             ),
@@ -125,7 +136,9 @@ MUTATIONS = (
         "replies though another leader took office",
         (
             Edit(
-                Life._run_cycle, "office.read_back(message.offset, message.payload) or cycle", "office.pending or cycle"
+                LedgerLife._run_cycle,
+                "office.read_back(message.offset, message.payload) or cycle",
+                "office.pending or cycle",
             ),
         ),
         worlds(60),
@@ -145,13 +158,13 @@ MUTATIONS = (
     Mutation(
         "1",
         "requests that are others are read on as if they were not",
-        (Edit(Life._begin_requests, "if fact is not None:", "if False:"),),
+        (Edit(LedgerLife._begin_requests, "if fact is not None:", "if False:"),),
         test_requests.test_a_ledger_that_starts_with_moved_requests_goes_on,
     ),
     Mutation(
         "1",
         "an accepted loss is not recorded",
-        (Edit(Life.recover, "self.office.propose([], (lost.fact,))", "self.office.propose([])"),),
+        (Edit(LedgerLife.recover, "self.office.propose([], (lost.fact,))", "self.office.propose([])"),),
         worlds(100),
     ),
     Mutation(
@@ -213,25 +226,16 @@ MUTATIONS = (
         "3",
         "claims while a collective may still complete",
         (
-            Edit(
-                Worker.talk,
-                "        self.read_decisions",
-                "        self.session.regroup(None if self.void else self.model.step, self.model.lineage) "
-                "if self.session.phase == 'closed' else None\n        self.read_decisions",
-            ),
-            Edit(
-                Worker.broken,
-                "session.phase not in (Phase.MEMBER, Phase.ENDED)",
-                "session.phase not in (Phase.MEMBER, Phase.ENDED, Phase.REGROUPING)",
-            ),
+            Edit(Life._leave, "        yield ask.Leave()\n", ""),
+            Edit(Life._leave, "strategy.lineage)\n", "strategy.lineage)\n        yield ask.Leave()\n"),
         ),
-        worlds(400, first=15),
+        lambda: test_life.test_wherever_a_generation_ends_it_is_left_before_the_next_one_is_asked_for(ask.Finish),
     ),
     Mutation(
         "3",
         "collectives of two generations meet",
-        (Edit(Worker.gather, "(self.generation, name), {}", "(0, name), {}"),),
-        worlds(30),
+        (Edit(StoreClient._ask, '"generation": self._generation', '"generation": 0'),),
+        test_allreduce_rendezvous.test_two_generations_at_one_store_do_not_meet,
     ),
     # -- 4: fences
     Mutation(
@@ -280,13 +284,13 @@ MUTATIONS = (
     Mutation(
         "5",
         "who was declared lost keeps its model",
-        (Edit(Worker.rejoin, "        self.void = True\n", ""),),
-        worlds(100, first=460),
+        (Edit(Life._rejoin, "        self.strategy.void = True\n", ""),),
+        worlds(60, first=160),
     ),
     Mutation(
         "5",
         "a state is valid while it is overwritten",
-        (Edit(AllReduce.restore, "        self.void = True\n", ""),),
+        (Edit(AllReduceReplica.restore, "        self.void = True\n", ""),),
         test_allreduce_steps.test_a_state_that_cannot_be_loaded_whole_leaves_a_void_one_that_is_never_a_source,
     ),
     Mutation(
@@ -408,14 +412,7 @@ MUTATIONS = (
     Mutation(
         "10",
         "the event goes before the file",
-        (
-            Edit(
-                Worker.write,
-                "        yield\n        world.files[name]",
-                "        session.files.wrote(records.Checkpoint(session.generation, step, self.model.lineage, name))\n"
-                "        for _ in range(200):\n            yield\n        world.files[name]",
-            ),
-        ),
+        (Edit(Life._write, "        event = yield ask.WriteFile(random, patience_s)\n", EVENT_BEFORE_FILE),),
         worlds(60),
     ),
     Mutation(
@@ -494,7 +491,7 @@ MUTATIONS = (
     Mutation(
         "13",
         "a round without samples is a step",
-        (Edit(AllReduce.step, "if round_.total == 0:", "if False:"),),
+        (Edit(AllReduceReplica.step, "if round_.total == 0:", "if False:"),),
         lambda: test_allreduce_steps.test_a_round_without_samples_changes_nothing(1, "inline"),
     ),
     Mutation(
@@ -512,13 +509,13 @@ MUTATIONS = (
     Mutation(
         "13",
         "an adoption hides that two members differ",
-        (Edit(AllReduce.adopt, "if unequal is not None:", "if False:"),),
+        (Edit(AllReduceReplica.adopt, "if unequal is not None:", "if False:"),),
         test_allreduce_replicas.test_an_adoption_does_not_hide_that_two_members_differ,
     ),
     Mutation(
         "13",
         "a gradient that is not finite is applied",
-        (Edit(AllReduce.step, "None if gradients.is_finite() else", "None if True else"),),
+        (Edit(AllReduceReplica.step, "None if gradients.is_finite() else", "None if True else"),),
         lambda: test_allreduce_finite.test_the_step_counts_and_nothing_else_changes(float("nan"), True, "inline"),
     ),
     Mutation(
@@ -547,16 +544,8 @@ MUTATIONS = (
     Mutation(
         "14",
         "the plan does not travel with the model",
-        (
-            Edit(
-                Worker.load,
-                "        self.model, self.pending",
-                "        from copy import copy\n        plan = self.model.plan\n"
-                "        snapshot = snapshot._replace(model=copy(snapshot.model))\n"
-                "        snapshot.model.plan = plan\n        self.model, self.pending",
-            ),
-        ),
-        worlds(100),
+        (Edit(AllReduceReplica.restore, "progress.step, progress.lineage, progress.plan", "*progress[:2], self.plan"),),
+        test_allreduce_steps.test_who_adopts_a_model_takes_over_its_plan,
     ),
     Mutation(
         "14",
@@ -573,7 +562,7 @@ MUTATIONS = (
     Mutation(
         "14",
         "the factor of learning rates does not travel with the model",
-        (Edit(AllReduce.restore, "        self.rates.factor = progress.learning_rate_factor\n", ""),),
+        (Edit(AllReduceReplica.restore, "        self.rates.factor = progress.learning_rate_factor\n", ""),),
         test_allreduce_rates.test_the_factor_comes_back_with_the_model,
     ),
     Mutation(
@@ -601,7 +590,7 @@ MUTATIONS = (
         "20",
         "who dies with others speaks against what it had",
         (Edit(State._gone, "if self.shards.blamed and incarnation in self.members.group:", "if False:"),),
-        worlds(200),
+        worlds(100, first=220),
     ),
     Mutation(
         "20",

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from antdt.data.loading import Loader, LoadingOptions, loader_of
 from antdt.data.sources import source_of
-from antdt.strategies.allreduce import Range
 from antdt.worker.session.asking import Outbox, SessionOptions
 from antdt.worker.session.leases import Leases
 from antdt_schemas import records
+from antdt_schemas.ranges import Range
 from antdt_schemas.records import Status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

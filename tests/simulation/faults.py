@@ -157,6 +157,13 @@ class Faults:
             self.world.launch_second(self.world.second.choice(live))
             self.last_tick = self.world.tick
 
+    def script_left(self) -> None:
+        """A script leaves the loop early, by a break or an exception of its own; it is launched again."""
+        live = self._workers()
+        if live:
+            self.world.quits.choice(live).quits = True
+            self.last_tick = self.world.tick
+
     # -- services
 
     def ledger_killed(self) -> bool:

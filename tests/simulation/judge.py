@@ -175,7 +175,7 @@ class Judge:
         assert skipped == self.skipped, "the log does not say which steps the final model was left out of"
         self.agrees(model, "the final model")
         for worker in world.workers.values():
-            if worker.alive and worker.workers and worker.generation == state.members.generation:
+            if worker.alive and worker.life.workers and worker.generation == state.members.generation:
                 self.agrees(worker.model, worker.incarnation)
         seen = model.samples()
         for epoch in range(world.spec.epochs):

@@ -6,8 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from antdt.strategies.allreduce.composition import RANGES_MAX
 from antdt.worker.session import Composition
 from antdt_schemas import lineage
+
+FOR_EVER_S = 1e9
 
 
 class Model:
@@ -63,3 +66,35 @@ class Snapshot(NamedTuple):
 
     model: Model
     pending: tuple[Composition, ...]
+
+
+class Replica:
+    """A model as the life of its worker sees it: what a `Strategy` says of its own."""
+
+    ranges_max, pending_max, form_patience_s = RANGES_MAX, 64, FOR_EVER_S
+
+    def __init__(self, origin: str) -> None:
+        self.model, self.pending, self.void = Model(origin), list[Composition](), False
+
+    @property
+    def step_number(self) -> int:
+        """Steps in the model."""
+        return self.model.step
+
+    @property
+    def lineage(self) -> bytes:
+        """What is in it."""
+        return self.model.lineage
+
+    @property
+    def plan(self) -> int:
+        """The plan that it was made under."""
+        return self.model.plan
+
+    def drop_pending(self, up_to_step: int) -> None:
+        """What is committed need not be reported again."""
+        self.pending = [c for c in self.pending if c.step > up_to_step]
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Overwrite the model: void until the last byte is there."""
+        self.model, self.pending, self.void = snapshot.model, list(snapshot.pending), False

@@ -1,36 +1,41 @@
-"""A worker in virtual time: the real Session, Plans, Telemetry and rounds, in the order in which the Agent calls them.
+"""A worker in virtual time: the very `Life` that an Agent drives, with its Session, Plans and Telemetry.
 
-`life` is the training thread and `talk` the thread of the connection; both stop wherever they yield or return, and the
-process may be killed, put to sleep or declared lost there. What the Agent does with tensors is a `Model` here.
+`live` is the training thread and `talk` the thread of the connection; both stop wherever they yield or return, and the
+process may be killed, put to sleep or declared lost there. What an Agent does with tensors is a `Model` here.
 """
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from antdt.connect.client import renew
-from antdt.strategies.allreduce.composition import RANGES_MAX, Range, Round, Row
+from antdt.strategies.allreduce.composition import Round, Row
+from antdt.strategies.base import GenerationClosed, Outcome, Part, Timings
 from antdt.worker import checkpoint
+from antdt.worker import instructions as ask
+from antdt.worker.life import LEAVE_SHARE, Life
+from antdt.worker.outside import LifeOptions, Outside
 from antdt.worker.plans import Plans
 from antdt.worker.session import Composition, Phase, Session, SessionOptions, Where
 from antdt.worker.telemetry import StepTiming, Telemetry
 from antdt_schemas import records
+from antdt_schemas.errors import Occupied, Unavailable
 from antdt_schemas.limits import INIT_FILE
+from antdt_schemas.ranges import Range
 
-from tests.simulation.model import Model, Snapshot
+from tests.simulation.model import FOR_EVER_S, Replica, Snapshot
 
 if TYPE_CHECKING:
     from tests.simulation.world import Launch, World
 
 Steps = Generator[None, None, Any]
-PENDING_MAX = 64
+LEAVE_EARLY_S = 20.0
 SKIPPED_ONE_OF = 16
-
-
-class Closed(Exception):
-    """The generation is over for this member."""
+FILE_FAILS = 0.02
 
 
 class Died(Exception):
@@ -45,98 +50,148 @@ class Ousted(Exception):
     """Somebody else is this worker: the process ends, and its launcher with it."""
 
 
-class Worker:
-    """One process. `left` of the world says who is out of which generation for good."""
+class Worker(Replica):
+    """One process, which is the strategy and the files of its life, too. `left` of the world says who is out of which
+    generation for good. `quits`: its script leaves the loop.
+    """
 
     def __init__(self, world: World, name: str, life: int, launch: Launch) -> None:
+        super().__init__(f"{name}.{life}")
         self.world, self.name, self.launch = world, name, launch
         options = SessionOptions(prefetch_steps=2, prefetch_s=0.0, commit_steps_max=world.commit_steps_max)
         where = Where("h", 1, name, "", life, launch.name, launch.name, launch.place, launch.takes_over)
         self.session = Session(name, f"{name}.{life}", world.spec, where, options)
         self.plans = Plans(world.spec.batch_size)
         self.telemetry = Telemetry(name, self.incarnation, name, "")
-        self.model, self.pending, self.void = Model(self.incarnation), list[Composition](), False
         self.inbox: deque[records.Reply] = deque()
         self.generation: int | None = None
         self.members: tuple[str, ...] = ()
-        self.workers: list[str] = []
         self.round, self.decisions_read = 0, 0
-        self.alive, self.ended, self.departed = True, False, False
-        self.leave_by, self.left_behind, self.taken_over = -1, -1, False
-        self.asleep_until, self.weight = 0, world.rng.random()
+        self.quits, self.quit_at_s = False, 0.0
+        self.alive, self.asleep_until, self.weight = True, 0, world.rng.random()
         self.seconds_per_sample = world.rng.choice((0.01, 0.01, 0.01, 0.05))
-        self.written_step, self.previous_total = -1, 1
+        self.written_step, self.owes, self.may_try = -1, False, True
         self.at_hand: tuple[int, ...] = ()
-        self.thread = self.life()
+        self.part: Part | None = None
+        self.life = self._life()
+        self.thread = self.live()
+
+    def _life(self) -> Life:
+        world = self.world
+        ticks = random.Random(f"grace/{world.seed}/{self.incarnation}").randint(300, 3_000)
+        grace_s = ticks * world.tick_s / LEAVE_SHARE
+        said = LifeOptions("sim", world.spec.workers_min, FOR_EVER_S, world.checkpoint_every, grace_s)
+        outside = Outside(lambda: world.now_s, nullcontext(), lambda _, what: world.say(self.incarnation, what))
+        return Life(self.session, self.plans, self, self, said, outside)
 
     @property
     def incarnation(self) -> str:
         """Which life of this worker."""
         return self.session.incarnation
 
-    # -- told to leave
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.life.ended
 
     def tell(self) -> None:
         """SIGTERM."""
-        if self.leave_by < 0:
-            self.leave_by = self.world.tick + self.world.second.randint(300, 3_000)
-
-    @property
-    def draining(self) -> bool:
-        """Told to leave, by SIGTERM or by whoever takes over."""
-        if self.session.told and self.leave_by < 0:
-            self.taken_over = True
-            self.tell()
-        return self.leave_by >= 0
-
-    @property
-    def may_go(self) -> bool:
-        """Told to leave, and between generations: nothing is lost with this model, or there is no time to wait."""
-        nothing = self.void or self.session.generation == 0 or self.model.step in (0, self.left_behind)
-        return self.draining and (nothing or self.world.tick > self.leave_by)
+        if self.life.told_at_s is None:
+            self.life.told_at_s = self.world.now_s
 
     # -- the training thread
 
-    def life(self) -> Steps:
+    def live(self) -> Steps:
         """Train until the end; each yield is a moment at which anything may happen."""
-        while not self.ended:
-            if self.departed or (self.generation is None and self.may_go):
+        try:
+            course = ask.Course(self.life.run())
+            while course.asks is not None:
+                if self.quits and isinstance(course.asks, ask.Between | ask.Train):
+                    course = self.leave_the_loop(course)
+                    continue
+                try:
+                    heard = yield from self.perform(course.asks)
+                except GenerationClosed as closed:
+                    course.closed(closed)
+                else:
+                    course.go_on(heard)
+        except Unavailable:
+            assert self.quit_at_s, "it waits for the others as long as it takes"
+        except Occupied as error:
+            if self.session.phase is Phase.OUSTED:
+                raise Ousted(str(error)) from error
+        if not self.ended:
+            self.out_of_generation()
+
+    def leave_the_loop(self, course: ask.Course) -> ask.Course:
+        """The script has, with a batch at hand or without."""
+        self.world.count("left_the_loop")
+        self.quits, self.at_hand, self.quit_at_s = False, (), self.world.now_s
+        given_up = isinstance(course.asks, ask.Train)
+        course.end()
+        return ask.Course(self.life.leave_early(self.quit_at_s + LEAVE_EARLY_S, regroup=given_up))
+
+    def perform(self, asked: ask.Instruction) -> Steps:
+        """What an Agent does; returns what is to be heard of it."""
+        heard: Any = None
+        match asked:
+            case ask.Wait(met, patience_s):
+                heard = yield from self.wait(met, patience_s)
+            case ask.Form(grant):
+                self.generation, self.round = grant.generation, 0
+                self.members = tuple(m.incarnation for m in grant.members)
+                yield
+            case ask.Align(grant):
+                yield from self.align(grant)
+            case ask.Announce(part):
+                assert not self.void, "a member without a valid state takes part"
+                self.part = part
+            case ask.Train(ranges):
+                yield from self.compute(ranges)
+            case ask.Finish():
+                heard = yield from self.finish()
+            case ask.GatherRandom():
+                yield from self.gather(("random", self.round), None)
+            case ask.WriteFile():
+                heard = yield from self.write()
+            case ask.Between():
+                yield
+            case ask.Leave():
                 self.out_of_generation()
-                return
-            try:
-                yield from self.enter()
-                if not self.ended and self.generation is not None:
-                    yield from self.one_round()
-            except Closed:
-                self.leave()
-            yield
+            case _:
+                heard = self.do(asked)
+        return heard
 
-    def enter(self) -> Steps:
-        """Be a member of a generation that stands, or be at the end."""
-        while self.generation is None and not self.ended and not self.may_go:
-            phase = self.session.phase
-            assert phase is not Phase.FAILED, f"{self.incarnation} was refused: {self.session.reason}"
-            if phase is Phase.ENDED:
-                self.load(self.world.files[self.session.file])
-                self.ended = True
-            elif phase is Phase.OUSTED:
-                raise Ousted(self.session.reason)
-            elif phase is Phase.LOST:
-                self.rejoin()
-            elif phase is Phase.MEMBER:
-                yield from self.form()
-            elif phase is Phase.CLOSED:
-                self.leave()
-            yield
+    def do(self, asked: ask.Instruction) -> Any:
+        """What takes no time."""
+        match asked:
+            case ask.Stands():
+                self.world.say(self.incarnation, f"stands in generation {self.generation} at step {self.model.step}")
+            case ask.Accounted(outcome):
+                if outcome.applied:
+                    self.measure(outcome.rows[self.session.rank])
+            case ask.Prune():
+                self.prune()
+            case ask.Renew(reason):
+                return self.renew(reason)
+            case ask.TakeFinal(file):
+                self.load(self.world.files[file])
+            case _:
+                assert isinstance(asked, ask.Enter | ask.RetryInit), asked
+        return None
 
-    def form(self) -> Steps:
-        """Meet the members of the grant and take over the state of its source, or that of a file."""
-        session, grant = self.session, self.session.grant
-        assert grant is not None
-        self.generation, self.round = grant.generation, 0
-        self.members = tuple(m.incarnation for m in grant.members)
-        yield
-        if grant.source is None and session.rank == 0:
+    def wait(self, met: Any, patience_s: float) -> Steps:
+        """Until it is met, or its time is up."""
+        until_s = self.world.now_s + patience_s
+        while not met():
+            if self.world.now_s >= until_s:
+                return False
+            yield
+        return True
+
+    def align(self, grant: records.Grant) -> Steps:
+        """Take over the state of the grant's source, or that of a file."""
+        if grant.source is None and self.session.rank == 0:
             yield from self.restore(grant.restore_file or "")
         head = self.model.step, self.model.lineage, self.model.plan, self.void
         heads = yield from self.gather("heads", head)
@@ -144,14 +199,6 @@ class Worker:
         assert not heads[source][3], "the source of an adoption holds no valid state"
         if len(self.members) > 1 and (len(set(heads.values())) > 1 or self.model.step == 0):
             yield from self.adopt(source)
-        while self.plans.newest < self.model.plan and not self.broken():
-            yield
-        self.workers = [m.worker for m in grant.members]
-        self.previous_total, self.written_step = 1, -1
-        self.drop_pending()
-        pending = [Composition(c.step, c.ranges, b"", c.plan, c.skipped) for c in self.pending]
-        session.begin(pending, self.model.lineage)
-        self.world.say(self.incarnation, f"stands in generation {self.generation} at step {self.model.step}")
 
     def restore(self, file: str) -> Steps:
         """Rank 0 loads the file. The model before the first step is kept as one when it is first used."""
@@ -175,52 +222,10 @@ class Worker:
             yield
             if self.broken() and self.world.rng.random() < 0.5:
                 self.world.count("torn_adoption")
-                raise Closed
+                raise GenerationClosed("it closed in the middle of an adoption")
             self.load(handed[source])
 
-    def load(self, snapshot: Snapshot) -> None:
-        """Overwrite the model: void until the last byte is there."""
-        self.model, self.pending, self.void = snapshot.model, list(snapshot.pending), False
-
-    def one_round(self) -> Steps:
-        """Take, announce, reduce, apply, report."""
-        session, world = self.session, self.world
-        shares = self.plans.shares(self.model.plan, self.workers)
-        batch_size = shares[session.rank].batch_size
-        leaving, ranges = self.draining, tuple[Range, ...]()
-        if not leaving:
-            yield from self.await_samples()
-            session.leases.batch_size = batch_size
-            ranges = tuple(Range(*r) for r in session.leases.take(batch_size, RANGES_MAX))
-            yield from self.compute(ranges)
-        assert not self.void, "a member without a valid state takes part"
-        row = Row(
-            samples=sum(r.length for r in ranges),
-            plan_seen=self.plans.newest,
-            plan=self.model.plan,
-            lineage=self.model.lineage,
-            step=self.model.step,
-            ended=session.phase is Phase.ENDED,
-            reference=sum(s.batch_size for s in shares),
-            ranges=ranges,
-            leaving=leaving,
-            checkpoint=session.rank == 0 and world.rng.random() < world.checkpoint_share,
-        )
-        rows = yield from self.gather(("round", self.round), row)
-        result = Round.of([rows[m] for m in self.members])
-        if result.total and not world.inline:
-            yield from self.gather(("reduce", self.round), self.model.origin)
-        self.round, self.previous_total = self.round + 1, result.total
-        world.one_model(self, rows)
-        if result.total:
-            self.apply(result)
-        else:
-            session.proven(self.model.step)
-        self.ended = self.ended or result.ended
-        self.drop_pending()
-        yield from self.checkpoint(result)
-
-    def compute(self, ranges: tuple[Range, ...]) -> Steps:
+    def compute(self, ranges: Sequence[Range]) -> Steps:
         """Load and compute, which some samples do not allow."""
         world = self.world
         self.at_hand = tuple(v for r in ranges for v in (r.epoch, r.start, r.length))
@@ -244,83 +249,81 @@ class Worker:
             world.wire(records.Request(self.name, self.incarnation, 0, body, b""))
         raise Died(what, 75)
 
-    def await_samples(self) -> Steps:
-        """Wait a little where nothing is held."""
-        session = self.session
-        for _ in range(6 if not session.leases.answered else 2 if self.previous_total == 0 else 0):
-            if session.leases.untaken or session.phase is not Phase.MEMBER:
-                return
-            yield
+    def finish(self) -> Steps:
+        """Exchange, apply."""
+        part, world = self.part, self.world
+        assert part is not None
+        row = Row(
+            samples=part.samples,
+            plan_seen=self.plans.newest if world.inline else part.plan_seen,
+            plan=self.model.plan,
+            lineage=self.model.lineage,
+            step=self.model.step,
+            ended=part.ended,
+            reference=part.reference,
+            ranges=tuple(part.ranges),
+            leaving=part.leaving,
+            checkpoint=part.checkpoint,
+        )
+        rows = yield from self.gather(("round", self.round), row)
+        result = Round.of([rows[m] for m in self.members])
+        if result.total and not world.inline:
+            yield from self.gather(("reduce", self.round), self.model.origin)
+        self.round += 1
+        world.one_model(self, rows)
+        skipped = self.apply(result) if result.total else None
+        return Outcome(result.total, result.rows, result.total > 0, result.ended, Timings(0, 0, 0), skipped)
 
-    def apply(self, result: Round) -> None:
-        """The step is in the model: everybody entered it, so everybody had applied the one before."""
-        session, step = self.session, self.model.step + 1
+    def apply(self, result: Round) -> tuple[str, ...] | None:
+        """The step is in the model. Returns who made it be skipped."""
+        step = self.model.step + 1
         lineage = result.lineage_after(self.model.lineage, step)
         skipped = self.authors(result, lineage)
         made = result.composition(step, skipped)
         self.model = self.model.then(made.ranges, result.plan, skipped)
         assert self.model.lineage == lineage, "what was added is not what is reported"
+        assert len(self.pending) < self.pending_max, "steps pile up uncommitted"
         self.pending.append(Composition(step, made.ranges, lineage, made.plan, made.skipped))
-        assert len(self.pending) < PENDING_MAX, "steps pile up uncommitted"
-        session.proven(step - 1)
-        session.applied(self.pending[-1])
-        session.leases.observe(result.total, result.rows[0].reference)
         self.world.count("step")
-        mine = result.rows[session.rank]
-        own_s = 0.02 + mine.samples * self.seconds_per_sample
-        self.telemetry.add(StepTiming(session.generation, step, mine.samples, mine.plan, 0.0, own_s, 0.0, 0.0))
+        return skipped
+
+    def measure(self, mine: Any) -> None:
+        """How long the own part took."""
+        own_s, made = 0.02 + mine.samples * self.seconds_per_sample, (self.session.generation, self.model.step)
+        self.telemetry.add(StepTiming(*made, mine.samples, mine.plan, 0.0, own_s, 0.0, 0.0))
 
     def authors(self, result: Round, lineage: bytes) -> tuple[str, ...] | None:
         """Whose gradient is not finite: it depends on the samples, so on the lineage, and all members see the same."""
         if lineage[0] % SKIPPED_ONE_OF:
             return None
         self.world.count("step_skipped")
-        return tuple(w for w, row in zip(self.workers, result.rows, strict=True) if row.samples and lineage[1] % 4)
+        return tuple(w for w, row in zip(self.life.workers, result.rows, strict=True) if row.samples and lineage[1] % 4)
 
-    def checkpoint(self, result: Round) -> Steps:
-        """Files where the rows ask for them, when somebody leaves on purpose, and the final one."""
-        session, step, world = self.session, self.model.step, self.world
-        leaving = any(row.leaving for row in result.rows)
-        if leaving:
-            self.left_behind = step
-        asked = leaving or (result.total > 0 and any(row.checkpoint for row in result.rows))
-        if asked:  # everybody's random state goes into the file: this, too, proves that all have applied the step
-            yield from self.gather(("random", self.round), None)
-            session.proven(step)
-        final = session.finished and session.committed == step
-        if session.rank == 0 and (asked or final) and step not in (self.written_step, 0):
-            if session.files.newest is None or leaving:
-                yield from self.write(step)
-        if result.rows[session.rank].leaving:
-            session.leaving = True
-            for _ in range(world.rng.randint(1, 100)):  # a bounded wait for the commit of this step
-                if session.committed >= step and session.files.newest is None:
-                    break
-                yield
-            self.departed = True
-
-    def write(self, step: int) -> Steps:
-        """The file first, then its event; what the ledger keeps no longer is removed."""
-        session, world = self.session, self.world
+    def write(self) -> Steps:
+        """A durable file, or a disk that is full."""
+        session, world, step = self.session, self.world, self.model.step
         name = checkpoint.file_name(session.generation, self.incarnation, step)
         assert name not in world.files, f"{name} is written twice"
         yield
+        if world.rng.random() < FILE_FAILS:
+            world.count("file_failed")
+            self.owes = True
+            return None
         world.files[name] = Snapshot(self.model, tuple(self.pending))
         world.count("file_written")
         world.aim(self, 0.15, "killed_after_file")
-        self.written_step = step
+        self.written_step, self.owes = step, False
         yield
-        session.files.wrote(records.Checkpoint(session.generation, step, self.model.lineage, name))
+        return records.Checkpoint(session.generation, step, self.model.lineage, name)
+
+    def prune(self) -> None:
+        """What the ledger keeps no longer is removed."""
+        world = self.world
         if world.prunes:
-            oldest = min(session.files.kept_steps)
-            old = [n for n, s in world.files.items() if n != INIT_FILE and s.model.step < oldest]
-            for name in old:
+            oldest = min(self.session.files.kept_steps)
+            for name in [n for n, s in world.files.items() if n != INIT_FILE and s.model.step < oldest]:
                 del world.files[name]
                 world.count("file_removed")
-
-    def drop_pending(self) -> None:
-        """What is committed need not be reported again."""
-        self.pending = [c for c in self.pending if c.step > self.session.committed]
 
     # -- in and out
 
@@ -342,7 +345,7 @@ class Worker:
             if broken:
                 if full:
                     world.count("failed_though_complete")
-                raise Closed
+                raise GenerationClosed("somebody is out of it")
             yield
 
     def broken(self) -> bool:
@@ -356,24 +359,18 @@ class Worker:
         """Nobody completes a collective with this member any more that it has not entered yet."""
         if self.generation is not None:
             self.world.left.add((self.generation, self.incarnation))
-        self.generation, self.workers = None, []
+        self.generation = None
 
-    def leave(self) -> None:
-        """Out of the generation, then ask for the next one."""
-        self.out_of_generation()
-        self.session.regroup(None if self.void else self.model.step, self.model.lineage)
-
-    def rejoin(self) -> None:
-        """This incarnation was declared lost: its model is void, and it comes back as a new one."""
+    def renew(self, reason: str) -> Session:
+        """This incarnation was declared lost, and the process is another one."""
         world, old = self.world, self.session
         world.count("rejoined")
-        world.say(self.incarnation, f"joins anew: {old.reason}")
+        world.say(self.incarnation, f"joins anew: {reason}")
         world.gone.add(self.incarnation)
-        self.out_of_generation()
-        self.void = True
         self.session = renew(old, f"{self.name}.{world.next_life(self.name)}")
         self.telemetry = Telemetry(self.name, self.incarnation, self.name, "")
         self.inbox.clear()
+        return self.session
 
     # -- the thread of the connection
 

@@ -68,7 +68,7 @@ class World:
         self.tick, self.now_s, self.clock_offset_ms = 0, 1.0, HOUR_0_MS
         self.tick_s = rng.choice((0.003, 0.01, 0.02))
         self.inline = rng.random() < 0.5
-        self.checkpoint_share = rng.choice((0.02, 0.1, 0.4))
+        self.checkpoint_every = rng.choice((50, 10, 2))
         self.commit_steps_max = rng.choice((1, 3, 64))
         self.prunes = rng.random() < 0.5
         self.favours = rng.random() < 0.5
@@ -101,6 +101,8 @@ class World:
         # Second launches draw by themselves: worlds without one are what they were.
         self.second = random.Random(f"launches/{seed}")
         self.second_at = {self.second.randint(100, 4_000) for _ in range(self.second.choice((0, 0, 1, 3)))}
+        self.quits = random.Random(f"quits/{seed}")
+        self.quits_at = {self.quits.randint(100, 4_000) for _ in range(self.quits.choice((0, 0, 0, 1, 2)))}
         self.rivals: list[Worker] = []
         self.first_launch, self.launches = Launch("launch-1", "here"), 1
         self.lives: Counter[str] = Counter()
@@ -296,6 +298,8 @@ class World:
                 self.faults.requests_moved()
             if self.tick in self.second_at:
                 self.faults.second_launch()
+            if self.tick in self.quits_at:
+                self.faults.script_left()
             if self.rivals:
                 self.promote()
             if self.tick >= self.next_due:
@@ -414,7 +418,7 @@ class World:
             self.wire(records.Request(worker.name, worker.incarnation, 0, records.Leave(worker.session.generation)))
         if not worker.ended:  # drained
             worker.alive = False
-            if worker.taken_over:
+            if worker.life.taken_over:
                 self.count("taken_over")
             else:
                 self.later(400, lambda: self.start_worker(worker.name))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from antdt.strategies.allreduce import Composition, Range, ReplicasDiffer, Row
+from antdt.strategies.allreduce import Composition, ReplicasDiffer, Row
 from antdt.strategies.allreduce.buckets import digits_of, numbers_of
 from antdt.strategies.allreduce.composition import RANGES_MAX, ROW_WIDTH, Round
 from antdt_schemas.lineage import ROOT, next_lineage
+from antdt_schemas.ranges import Range
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from antdt.strategies.allreduce import AllReduce, AllReduceOptions
+from antdt.strategies.allreduce import AllReduce, AllReduceReplica
 from antdt.strategies.allreduce.state import parse
 from antdt_schemas.errors import NotFinite, UsageError
 from antdt_schemas.lineage import next_lineage
@@ -15,7 +15,7 @@ from tests.helpers.allreduce import each, generation_of, mean_loss, replica, sam
 from tests.unit.test_allreduce_gradient import Normed
 
 
-def learn(member: AllReduce, factor: float = 1.0, samples: int = 2) -> Any:
+def learn(member: AllReduceReplica, factor: float = 1.0, samples: int = 2) -> Any:
     """factor: what the loss is multiplied by."""
     take(member, samples)
     if samples:
@@ -25,7 +25,7 @@ def learn(member: AllReduce, factor: float = 1.0, samples: int = 2) -> Any:
     return member.step()
 
 
-def model_of(member: AllReduce) -> dict[str, Any]:
+def model_of(member: AllReduceReplica) -> dict[str, Any]:
     return {n: v for n, v in state_of(member).items() if n.startswith(("model.", "optimizer."))}
 
 
@@ -33,7 +33,7 @@ def model_of(member: AllReduce) -> dict[str, Any]:
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 def test_the_step_counts_and_nothing_else_changes(factor: float, overlap: bool, compositions: Any) -> None:
-    options = AllReduceOptions(128, 512, compositions=compositions, overlap=overlap)
+    options = AllReduce(128, 512, compositions=compositions, overlap=overlap)
     members = [replica(build=Normed, optimizer=torch.optim.AdamW, options=options) for _ in range(3)]
     called: list[int] = []
     for member in members:
@@ -70,9 +70,9 @@ def test_a_skipped_step_leaves_no_trace_in_what_is_learned_later() -> None:
 
 
 def test_an_overflow_that_no_worker_made_alone_has_no_author() -> None:
-    members = [replica(torch.float16, options=AllReduceOptions(128, 512)) for _ in range(2)]
+    members = [replica(torch.float16, options=AllReduce(128, 512)) for _ in range(2)]
 
-    def spoil(member: AllReduce) -> None:
+    def spoil(member: AllReduceReplica) -> None:
         for param in member.model.head.parameters():
             param.register_hook(lambda grad: torch.full_like(grad, 60_000.0))
 
@@ -112,7 +112,7 @@ def test_a_worker_alone_skips_as_well(micro: int) -> None:
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_all_raise_where_that_was_asked_for(world: int) -> None:
-    members = [replica(options=AllReduceOptions(128, 512, on_nonfinite="raise")) for _ in range(world)]
+    members = [replica(options=AllReduce(128, 512, on_nonfinite="raise")) for _ in range(world)]
 
     def act(rank: int) -> None:
         with pytest.raises(NotFinite, match=rf"gradient of step 1 is not finite \(by rank {world - 1}\)"):
@@ -125,7 +125,7 @@ def test_all_raise_where_that_was_asked_for(world: int) -> None:
 
 
 def test_steps_that_are_skipped_in_a_row_are_bounded_and_the_count_travels_with_the_model() -> None:
-    options = AllReduceOptions(128, 512, skips_max=3)
+    options = AllReduce(128, 512, skips_max=3)
     members = [replica(options=options) for _ in range(2)]
     with generation_of(members):
         each(2, lambda rank: learn(members[rank], float("nan")))
@@ -174,5 +174,5 @@ def test_buffers_that_are_infinite_by_design_are_no_fault_but_statistics_are() -
 
 @pytest.mark.parametrize("wrong", [{"on_nonfinite": "ignore"}, {"skips_max": 0}, {"compare_every": -1}])
 def test_options_that_mean_nothing_are_refused(wrong: Any) -> None:
-    with pytest.raises(UsageError, match="AllReduceOptions"):
-        AllReduceOptions(**wrong)
+    with pytest.raises(UsageError, match="AllReduce"):
+        AllReduce(**wrong)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from antdt.strategies.allreduce import AllReduce, AllReduceOptions
+from antdt.strategies.allreduce import AllReduce, AllReduceReplica
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -41,7 +41,7 @@ def batch_of(samples: int, dtype: torch.dtype, generator: torch.Generator) -> tu
     return x.to(dtype), y.to(dtype)
 
 
-def train(members: list[AllReduce], rounds: list[Round], data: list[Any], reference: int) -> list[list[int]]:
+def train(members: list[AllReduceReplica], rounds: list[Round], data: list[Any], reference: int) -> list[list[int]]:
     """Every member's own thread runs the loop that a user writes. Returns the totals each member saw."""
 
     def loop(rank: int) -> list[int]:
@@ -62,7 +62,7 @@ def train(members: list[AllReduce], rounds: list[Round], data: list[Any], refere
     return each(len(members), loop)
 
 
-def train_alone(member: AllReduce, data: list[Any]) -> None:
+def train_alone(member: AllReduceReplica, data: list[Any]) -> None:
     """Plain PyTorch on the global batch."""
     for x, y in data:
         if len(x):
@@ -71,7 +71,7 @@ def train_alone(member: AllReduce, data: list[Any]) -> None:
             member.optimizer.step()
 
 
-def check(rounds: list[Round], dtype: torch.dtype, tolerance: float, options: AllReduceOptions | None = None) -> None:
+def check(rounds: list[Round], dtype: torch.dtype, tolerance: float, options: AllReduce | None = None) -> None:
     world = len(rounds[0])
     members = [replica(dtype, options=options) for _ in range(world)]
     alone = replica(dtype)
@@ -99,16 +99,16 @@ def check(rounds: list[Round], dtype: torch.dtype, tolerance: float, options: Al
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 @pytest.mark.parametrize("compositions", ["inline", "gather"])
 def test_gradient_is_that_of_the_global_batch(dtype: torch.dtype, tolerance: float, compositions: Any) -> None:
-    options = AllReduceOptions(first_bucket_size_bytes=128, bucket_size_bytes=512, compositions=compositions)
+    options = AllReduce(first_bucket_size_bytes=128, bucket_size_bytes=512, compositions=compositions)
     check(UNEVEN, dtype, tolerance, options)
 
 
 def test_gradient_without_overlap_is_the_same() -> None:
-    check(UNEVEN, torch.float64, 1e-12, AllReduceOptions(128, 512, overlap=False))
+    check(UNEVEN, torch.float64, 1e-12, AllReduce(128, 512, overlap=False))
 
 
 def test_gradient_in_one_bucket_is_the_same() -> None:
-    check(UNEVEN, torch.float64, 1e-12, AllReduceOptions())
+    check(UNEVEN, torch.float64, 1e-12, AllReduce())
 
 
 def test_a_member_alone_trains_as_plain_pytorch() -> None:

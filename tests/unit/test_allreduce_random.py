@@ -6,7 +6,7 @@ import random
 
 import numpy
 import torch
-from antdt.strategies.allreduce import AllReduce, randomness
+from antdt.strategies.allreduce import AllReduceReplica, randomness
 from torch import nn
 
 from tests.helpers.allreduce import each, generation_of, mean_loss, replica, take
@@ -24,7 +24,7 @@ class Noisy(nn.Module):  # type: ignore[misc]
         return self.body(nn.functional.dropout(x, 0.5)) * scale
 
 
-def steps(member: AllReduce, count: int) -> None:
+def steps(member: AllReduceReplica, count: int) -> None:
     with generation_of([member]):
         for number in range(count):
             x = torch.rand(4, 6, generator=torch.Generator().manual_seed(number), dtype=torch.float64)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from antdt.strategies.allreduce import AllReduce, AllReduceOptions, ReplicasDiffer
+from antdt.strategies.allreduce import AllReduce, AllReduceReplica, ReplicasDiffer
 from antdt.strategies.allreduce.rates import LearningRates
 from antdt.strategies.allreduce.state import parse
 from antdt_schemas.errors import UsageError
@@ -39,7 +39,7 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
 class Watched:
     """The rates that the optimizer itself stepped by, whatever is seen outside."""
 
-    def __init__(self, member: AllReduce) -> None:
+    def __init__(self, member: AllReduceReplica) -> None:
         self.stepped_by: list[list[float]] = []
         kind = type(member.optimizer)
 
@@ -51,7 +51,9 @@ class Watched:
         member.optimizer.__class__ = type("Watched", (kind,), {"step": torch.optim.Optimizer.profile_hook_step(step)})
 
 
-def learn(member: AllReduce, plan: int = 0, on_plan: Callable[[int], None] | None = None, samples: int = 2) -> None:
+def learn(
+    member: AllReduceReplica, plan: int = 0, on_plan: Callable[[int], None] | None = None, samples: int = 2
+) -> None:
     take(member, samples, plan_seen=plan)
     if samples:
         generator = torch.Generator().manual_seed(member.step_number)
@@ -60,7 +62,7 @@ def learn(member: AllReduce, plan: int = 0, on_plan: Callable[[int], None] | Non
     member.step(on_plan)
 
 
-def factor_of(member: AllReduce, factor: float = FACTOR) -> Callable[[int], None]:
+def factor_of(member: AllReduceReplica, factor: float = FACTOR) -> Callable[[int], None]:
     def on_plan(_: int) -> None:
         member.rates.factor = factor
 
@@ -130,7 +132,7 @@ def test_the_model_is_that_of_an_optimizer_with_the_product_of_both(kind: Any, t
 
 @pytest.mark.parametrize("compositions", ["inline", "gather"])
 def test_all_members_use_it_from_the_same_step_on_also_who_has_no_sample(compositions: str) -> None:
-    options = AllReduceOptions(128, 512, compositions=compositions, compare_every=1)
+    options = AllReduce(128, 512, compositions=compositions, compare_every=1)
     members = [replica(optimizer=two_groups, options=options) for _ in range(3)]
     watched = [Watched(member) for member in members]
     read_at = [2, 4, 3]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from antdt.data.sources import source_of
-from antdt.strategies.allreduce import AllReduce
+from antdt.strategies.allreduce import AllReduceReplica
 from antdt_schemas.errors import UsageError
 from torch import nn
 from torch.nn import functional
@@ -24,13 +24,13 @@ from tests.helpers.allreduce import Net, each, generation_of, mean_loss, replica
 WORLDS = pytest.mark.parametrize("world", [1, 2])
 
 
-def loss_of(member: AllReduce, samples: int = 2, seed: int = 0) -> torch.Tensor:
+def loss_of(member: AllReduceReplica, samples: int = 2, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(samples, 6, generator=generator, dtype=torch.float64)
     return mean_loss(member, x, x[:, :3])
 
 
-def learn(member: AllReduce, micro: int = 1, between: Callable[[], Any] = lambda: None) -> None:
+def learn(member: AllReduceReplica, micro: int = 1, between: Callable[[], Any] = lambda: None) -> None:
     """A step of so many micro-batches; `between` is called before the backward of the last one."""
     take(member, 2 * micro)
     for number in range(micro):
@@ -42,7 +42,7 @@ def learn(member: AllReduce, micro: int = 1, between: Callable[[], Any] = lambda
 
 
 @contextmanager
-def training(world: int = 1) -> Iterator[list[AllReduce]]:
+def training(world: int = 1) -> Iterator[list[AllReduceReplica]]:
     """Members between two steps; hooks are off the model afterwards."""
     members = [replica() for _ in range(world)]
     with generation_of(members):
@@ -53,7 +53,7 @@ def training(world: int = 1) -> Iterator[list[AllReduce]]:
         member.detach()
 
 
-def each_refuses(members: list[AllReduce], act: Callable[[AllReduce], Any], match: str) -> None:
+def each_refuses(members: list[AllReduceReplica], act: Callable[[AllReduceReplica], Any], match: str) -> None:
     def one(rank: int) -> None:
         with pytest.raises(UsageError, match=match):
             act(members[rank])
@@ -125,7 +125,7 @@ def test_clipping_by_a_function_that_was_imported_before_is_noticed() -> None:
 def test_a_backward_of_the_script_is_refused_where_its_gradients_stay(world: int) -> None:
     with training(world) as members:
 
-        def two_losses(member: AllReduce) -> None:
+        def two_losses(member: AllReduceReplica) -> None:
             take(member, 2)
             loss_of(member, seed=5).backward()
             member.backward(loss_of(member), 2)
@@ -142,7 +142,7 @@ def test_a_backward_of_the_script_that_is_cleared_changes_nothing(world: int) ->
             each(world, lambda rank: learn(plain[rank]))
     with training(world) as members:
 
-        def attack(member: AllReduce) -> None:
+        def attack(member: AllReduceReplica) -> None:
             x = torch.rand(2, 6, dtype=torch.float64, requires_grad=True)
             mean_loss(member, x, x[:, :3].detach()).backward()
             assert x.grad is not None
@@ -170,7 +170,7 @@ def test_zero_grad_in_the_loop_does_not_lose_the_micro_batches_before(world: int
 def test_gradients_that_change_between_micro_batches_are_refused(world: int, how: str) -> None:
     with training(world) as members:
 
-        def change(member: AllReduce) -> None:
+        def change(member: AllReduceReplica) -> None:
             if how == "zeros":
                 member.optimizer.zero_grad(set_to_none=False)
             elif how == "scaled":
@@ -188,7 +188,7 @@ SCALER = torch.amp.GradScaler("cpu", init_scale=512.0)
 ONES = torch.ones(2, 6, dtype=torch.float64)
 
 
-def sum_of_two(member: AllReduce) -> torch.Tensor:
+def sum_of_two(member: AllReduceReplica) -> torch.Tensor:
     x = torch.rand(2, 6, dtype=torch.float64)
     out = member.model(x)
     return functional.mse_loss(out, x[:, :3], reduction="sum") + 0.1 * (out**2).mean()
@@ -235,7 +235,7 @@ def test_a_loss_of_another_model_is_refused(world: int) -> None:
     with training(world) as members:
         others = [copy.deepcopy(member.model) for member in members]
 
-        def act(member: AllReduce) -> None:
+        def act(member: AllReduceReplica) -> None:
             take(member, 2)
             other = others[members.index(member)]
             member.backward(functional.mse_loss(other(ONES), ONES[:, :3]), 2)
@@ -275,7 +275,7 @@ def test_models_that_cannot_be_reduced_are_refused(module: Any, match: str) -> N
     if not hasattr(built, "_modules"):
         nn.Module.__init__(built)
     with pytest.raises(UsageError, match=match):
-        AllReduce(model_with(built), torch.optim.SGD(Net().parameters(), 0.1))
+        AllReduceReplica(model_with(built), torch.optim.SGD(Net().parameters(), 0.1))
 
 
 @WORLDS

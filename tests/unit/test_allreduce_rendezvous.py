@@ -171,3 +171,15 @@ def test_a_generation_that_somebody_closed_is_not_one_that_did_not_form(store: m
     with pytest.raises(GenerationClosed) as raised:
         Generation(93, 2, 0, store, lambda: True)
     assert not isinstance(raised.value, NotFormed)
+
+
+def test_two_generations_at_one_store_do_not_meet() -> None:
+    own, until = Rendezvous(), time.monotonic() + 0.2
+    older, newer = (StoreClient(own.host, own.port, number, until) for number in (1, 2))
+    older.set("here/0", b"of the older one")
+    assert older.get("here/0") == b"of the older one"
+    with pytest.raises(TimeoutError):
+        newer.get("here/0")
+    older.close()
+    newer.close()
+    own.close()

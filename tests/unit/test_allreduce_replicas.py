@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from antdt.strategies.allreduce import AllReduce, AllReduceOptions, ReplicasDiffer, fingerprint
+from antdt.strategies.allreduce import AllReduce, AllReduceReplica, ReplicasDiffer, fingerprint
 from antdt.strategies.allreduce.composition import outlier
 from antdt.strategies.allreduce.state import parse
 from hypothesis import given
@@ -17,11 +17,11 @@ from torch import nn
 from tests.helpers.allreduce import each, generation_of, mean_loss, replica, take
 from tests.unit.test_allreduce_gradient import Normed
 
-OFTEN = AllReduceOptions(128, 512, compare_every=1)
-Change = Callable[[AllReduce], None]
+OFTEN = AllReduce(128, 512, compare_every=1)
+Change = Callable[[AllReduceReplica], None]
 
 
-def learn(member: AllReduce, samples: int = 2) -> Any:
+def learn(member: AllReduceReplica, samples: int = 2) -> Any:
     take(member, samples)
     if samples:
         generator = torch.Generator().manual_seed(member.step_number)
@@ -30,7 +30,7 @@ def learn(member: AllReduce, samples: int = 2) -> Any:
     return member.step()
 
 
-def all_raise(members: list[AllReduce], act: Callable[[AllReduce], Any], match: str) -> None:
+def all_raise(members: list[AllReduceReplica], act: Callable[[AllReduceReplica], Any], match: str) -> None:
     """Everybody, not only whoever is behind."""
 
     def one(rank: int) -> None:
@@ -41,12 +41,12 @@ def all_raise(members: list[AllReduce], act: Callable[[AllReduce], Any], match: 
     each(len(members), lambda rank: members[rank].abort())
 
 
-def clamp(member: AllReduce) -> None:
+def clamp(member: AllReduceReplica) -> None:
     with torch.no_grad():
         member.model.head.weight[1, 3] += 1e-9
 
 
-def thaw(member: AllReduce) -> None:
+def thaw(member: AllReduceReplica) -> None:
     with torch.no_grad():
         member.model.frozen.weight.mul_(2)
 
@@ -54,7 +54,7 @@ def thaw(member: AllReduce) -> None:
 @pytest.mark.parametrize("compositions", ["inline", "gather"])
 @pytest.mark.parametrize("samples", [(2, 2, 2), (2, 2, 0), (0, 0, 0)])
 def test_a_parameter_that_one_worker_changes_ends_the_run_of_all(samples: tuple[int, ...], compositions: Any) -> None:
-    options = AllReduceOptions(128, 512, compositions=compositions)
+    options = AllReduce(128, 512, compositions=compositions)
     members = [replica(options=options) for _ in samples]
     with generation_of(members):
         each(len(members), lambda rank: learn(members[rank]))
@@ -94,7 +94,7 @@ def test_schedulers_in_hooks_and_learning_rates_of_numpy_are_equal() -> None:
     numpy = pytest.importorskip("numpy")
     members = [replica(options=OFTEN) for _ in range(2)]
 
-    def set_lr(member: AllReduce, kind: Any) -> None:
+    def set_lr(member: AllReduceReplica, kind: Any) -> None:
         member.optimizer.param_groups[0]["lr"] = kind(0.1 / (1 + member.step_number))
 
     for member, kind in zip(members, (float, numpy.float64), strict=True):
@@ -128,7 +128,7 @@ def test_buffers_are_compared_as_the_last_step_left_them() -> None:
 
 @pytest.mark.parametrize("every", [16, 0])
 def test_a_difference_is_found_within_the_bound_that_was_asked_for(every: int) -> None:
-    members = [replica(options=AllReduceOptions(128, 512, compare_every=every)) for _ in range(2)]
+    members = [replica(options=AllReduce(128, 512, compare_every=every)) for _ in range(2)]
     with generation_of(members):
         for _ in range(5):
             each(2, lambda rank: learn(members[rank]))

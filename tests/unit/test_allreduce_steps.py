@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from antdt.strategies.allreduce import AllReduce, AllReduceOptions, GenerationClosed, ReplicasDiffer
+from antdt.strategies.allreduce import AllReduce, AllReduceReplica, GenerationClosed, ReplicasDiffer
 from antdt_schemas.errors import UsageError
 from antdt_schemas.lineage import ROOT, next_lineage
 from torch import nn
@@ -18,7 +18,7 @@ from tests.helpers.allreduce import Net, each, generation_of, mean_loss, replica
 EARLY = "body.weight"  # reached last: by then other buckets are on their way
 
 
-def one_step(member: AllReduce, samples: int = 2, **announced: Any) -> Any:
+def one_step(member: AllReduceReplica, samples: int = 2, **announced: Any) -> Any:
     take(member, samples, **announced)
     if samples:
         generator = torch.Generator().manual_seed(member.step_number)
@@ -84,6 +84,17 @@ def test_a_plan_that_is_read_within_a_step_counts_for_it_until_the_row_has_left(
         assert each(2, loop) == [[0, 7], [0, 7]]
 
 
+def test_who_adopts_a_model_takes_over_its_plan() -> None:
+    first, second = replica(), replica()
+    with generation_of([first]):
+        take(first, 2, plan_seen=5)
+        x = torch.rand(2, 6, dtype=torch.float64)
+        first.backward(mean_loss(first, x, x[:, :3]), 2)
+        first.step()
+    with generation_of([first, second], source=0):
+        assert (second.step_number, second.plan) == (1, 5)
+
+
 def test_a_plan_is_in_effect_for_the_very_step_that_agrees_on_it() -> None:
     member = replica(optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
 
@@ -111,7 +122,7 @@ def test_the_end_told_to_one_member_reaches_all_in_the_same_round(samples: tuple
 @pytest.mark.parametrize("world", [1, 3])
 @pytest.mark.parametrize("compositions", ["inline", "gather"])
 def test_a_round_without_samples_changes_nothing(world: int, compositions: Any) -> None:
-    options = AllReduceOptions(128, 512, compositions=compositions)
+    options = AllReduce(128, 512, compositions=compositions)
     members = [replica(optimizer=torch.optim.AdamW, options=options) for _ in range(world)]
     with generation_of(members):
         each(world, lambda rank: one_step(members[rank]))
@@ -163,7 +174,7 @@ def test_first_bucket_ends_the_own_compute() -> None:
 @pytest.mark.parametrize("where", ["after take", "in backward", "before step"])
 @pytest.mark.parametrize("compositions", ["inline", "gather"])
 def test_a_closed_generation_leads_back_to_the_last_applied_step(where: str, compositions: Any) -> None:
-    options = AllReduceOptions(128, 512, compositions=compositions)
+    options = AllReduce(128, 512, compositions=compositions)
     members = [replica(build=Dropping, optimizer=torch.optim.Adam, options=options) for _ in range(3)]
     with generation_of(members) as generations:
         each(3, lambda rank: one_step(members[rank], 2 + rank))
@@ -352,13 +363,13 @@ def test_models_without_trainable_parameters_are_refused() -> None:
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters())
     with pytest.raises(UsageError, match="trainable"):
-        AllReduce(model.requires_grad_(False), optimizer)
+        AllReduceReplica(model.requires_grad_(False), optimizer)
 
 
 def test_parameters_outside_the_model_are_refused() -> None:
     model, stray = nn.Linear(2, 2), nn.Parameter(torch.zeros(1))
     with pytest.raises(UsageError, match="one module"):
-        AllReduce(model, torch.optim.SGD([*model.parameters(), stray]))
+        AllReduceReplica(model, torch.optim.SGD([*model.parameters(), stray]))
 
 
 def test_unfreezing_within_a_generation_is_refused() -> None:
@@ -394,7 +405,7 @@ class Repeated(nn.Module):  # type: ignore[misc]
         return self.head(x)
 
 
-def each_refuses(members: list[AllReduce], match: str) -> None:
+def each_refuses(members: list[AllReduceReplica], match: str) -> None:
     def act(rank: int) -> None:
         with pytest.raises(UsageError, match=match):
             one_step(members[rank])
@@ -413,7 +424,7 @@ def test_a_gradient_after_its_bucket_left_is_refused_and_possible_without_overla
     members = [replica(build=Repeated) for _ in range(2)]
     with generation_of(members):
         each_refuses(members, "overlap=False")
-    options = AllReduceOptions(128, 512, overlap=False)
+    options = AllReduce(128, 512, overlap=False)
     members = [replica(build=Repeated, options=options) for _ in range(2)]
     alone = replica(build=Repeated)
     with generation_of(members):

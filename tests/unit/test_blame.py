@@ -15,13 +15,13 @@ from antdt.data.sources import MapSource, position_key, source_of
 from antdt.host import whereabouts
 from antdt.host.whereabouts import At, Page
 from antdt.launch import process, vouch
-from antdt.strategies.allreduce import Range
 from antdt.worker.blame import Witness, narrowed
 from antdt.worker.holds import Holds
 from antdt.worker.last_word import LastWord
 from antdt.worker.session import Phase, Session, Where
 from antdt_schemas import records
 from antdt_schemas.errors import ExitCode, Unavailable, UsageError
+from antdt_schemas.ranges import Range
 
 from tests.helpers.ledger import SPEC
 from tests.helpers.loading import Numbers, gone

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from antdt.strategies.allreduce import AllReduce
+from antdt.strategies.allreduce import AllReduceReplica
 from antdt.worker import checkpoint, model_files
 from antdt.worker.model_files import INIT_NAME, ModelFiles
 from antdt.worker.session import Session, Where
@@ -51,7 +51,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelFiles:
     return found
 
 
-def step(member: AllReduce) -> None:
+def step(member: AllReduceReplica) -> None:
     import torch
 
     x = torch.rand(4, 6, dtype=torch.float64)

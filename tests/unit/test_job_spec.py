@@ -8,6 +8,7 @@ import pytest
 import torch
 from antdt.data.sources import source_of
 from antdt.job import AgentOptions, Schedule, spec_of
+from antdt.strategies.allreduce import AllReduce
 from antdt_schemas import records
 from antdt_schemas.errors import UsageError
 from torch.utils.data import TensorDataset
@@ -34,4 +35,4 @@ def test_shards_are_an_eighth_of_an_even_share_unless_it_is_said() -> None:
 
 def spec(samples: int, options: AgentOptions, **given: int) -> records.JobSpec:
     data: Any = TensorDataset(torch.zeros(samples, 1))
-    return spec_of(Schedule(seed=0, **given), data, source_of(data), options)
+    return spec_of(Schedule(seed=0, **given), data, source_of(data), options, AllReduce())

@@ -788,7 +788,7 @@ def test_what_is_too_large_alone_is_refused_and_what_came_with_it_is_not() -> No
 def test_who_makes_a_grant_too_large_for_its_topic_is_refused() -> None:
     """A grant that nobody can be told of is never in the log."""
     spec = replace(SPEC, samples=1_000, batch_size=90, workers_min=80)
-    broker = MemoryBroker(spec)
+    broker = MemoryBroker.founded(spec)
     ledger = MemoryLedger(broker, record_bytes_max=ROOM)
     joins = [records.Join("worker", "h" * (ROOM // 85), 1, "n", "", 0, spec) for _ in range(90)]
     replies = ledger.run(records.Request(f"w{i}", f"w{i}.0", 1, body, b"") for i, body in enumerate(joins))

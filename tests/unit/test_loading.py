@@ -19,8 +19,8 @@ import torch
 from antdt.data.loading import DataProcessDied, InThread, Loader, LoadingOptions, SampleFailed, loader_of
 from antdt.data.loading.packing import pack, unpack
 from antdt.data.sources import source_of
-from antdt.strategies.allreduce import Range
 from antdt_schemas.errors import Unavailable, UsageError
+from antdt_schemas.ranges import Range
 from torch.utils.data import TensorDataset, get_worker_info
 
 from tests.helpers.loading import SIZE, Augmented, Numbers, Stream, batches, forked, gone, same

@@ -13,7 +13,7 @@ import pytest
 import torch
 from antdt.data.pinning import Pinning, pinning_of
 from antdt.data.sources import source_of
-from antdt.strategies.allreduce import Range
+from antdt_schemas.ranges import Range
 from torch.utils.data import TensorDataset, default_collate
 
 from tests.helpers.loading import Stream, same

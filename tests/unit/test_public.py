@@ -14,7 +14,7 @@ from antdt_schemas import errors
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 
 TRAINER = [
-    "Agent", "AgentOptions", "AllReduceOptions", "AntdtError", "ExitCode", "ForeignState", "GenerationOptions",
+    "Agent", "AgentOptions", "AllReduce", "AntdtError", "ExitCode", "ForeignState", "GenerationOptions",
     "JobTaken", "LoadingOptions", "LogTampered", "LogTruncated", "Mismatch", "NotFinite", "Occupied", "Refused",
     "ReplicasDiffer", "SampleFailed", "SessionOptions", "Settings", "Superseded", "Unavailable", "Undecodable",
     "UnknownJob", "UnknownSchema", "UsageError",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from antdt.strategies.allreduce import AllReduce
+from antdt.strategies.allreduce import AllReduceReplica
 from antdt_schemas.errors import UsageError
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW
 from tests.helpers.allreduce import generation_of, mean_loss, replica, same, state_of, take
 
 
-def of(build: Callable[[], nn.Module], optimizer: Callable[[Any], Any] = SGD) -> AllReduce:
+def of(build: Callable[[], nn.Module], optimizer: Callable[[Any], Any] = SGD) -> AllReduceReplica:
     return replica(build=build, optimizer=optimizer)
 
 

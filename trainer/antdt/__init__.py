@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from antdt.connect.settings import Settings
     from antdt.data.loading import LoadingOptions, SampleFailed
     from antdt.job import AgentOptions
-    from antdt.strategies.allreduce import AllReduceOptions, GenerationOptions, ReplicasDiffer
+    from antdt.strategies.allreduce import AllReduce, GenerationOptions, ReplicasDiffer
     from antdt.worker.session import SessionOptions
 
 # Where each name lives. torch is imported with the Agent, its options and what they are made of only: the launcher
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "Agent": "antdt.agent",
     "AgentOptions": "antdt.job",
-    "AllReduceOptions": "antdt.strategies.allreduce",
+    "AllReduce": "antdt.strategies.allreduce",
     "GenerationOptions": "antdt.strategies.allreduce",
     "LoadingOptions": "antdt.data.loading",
     "ReplicasDiffer": "antdt.strategies.allreduce",
@@ -52,7 +52,7 @@ _WHERE = {
 __all__ = [
     "Agent",
     "AgentOptions",
-    "AllReduceOptions",
+    "AllReduce",
     "AntdtError",
     "ExitCode",
     "ForeignState",

@@ -15,7 +15,7 @@ from antdt_schemas.errors import UsageError
 from antdt.data.fingerprint import fingerprint_of
 from antdt.data.loading import LoadingOptions
 from antdt.data.sources import IterableSource, MapSource, manifest_digest
-from antdt.strategies.allreduce import AllReduceOptions, GenerationOptions
+from antdt.strategies.base import StrategyOptions
 from antdt.worker.session import SessionOptions
 
 
@@ -41,8 +41,6 @@ class AgentOptions:
     checkpoint_every_steps: int = 0
     join_timeout_s: float = 600.0
     fingerprint_samples: int = 32
-    allreduce: AllReduceOptions = field(default_factory=AllReduceOptions)
-    generation: GenerationOptions = field(default_factory=GenerationOptions)
     session: SessionOptions = field(default_factory=SessionOptions)
     loading: LoadingOptions = field(default_factory=LoadingOptions)
 
@@ -68,7 +66,11 @@ class Schedule:
 
 
 def spec_of(
-    schedule: Schedule, dataset: Any, source: MapSource | IterableSource, options: AgentOptions
+    schedule: Schedule,
+    dataset: Any,
+    source: MapSource | IterableSource,
+    options: AgentOptions,
+    strategy: StrategyOptions,
 ) -> records.JobSpec:
     """What every worker of the job must agree on.
 
@@ -94,6 +96,6 @@ def spec_of(
         batch_size=schedule.batch_size,
         workers_min=workers,
         max_attempts=options.max_attempts,
-        strategy="allreduce",
+        strategy=strategy.name,
         fingerprint=fingerprint_of(source, options.fingerprint_samples),
     )

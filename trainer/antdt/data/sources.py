@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import torch
 from antdt_schemas.errors import UsageError
 from antdt_schemas.order import FACTOR, FEISTEL, SEQUENTIAL, WORD, Permutation
+from antdt_schemas.ranges import Range
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from antdt.data.names import name_of
 from antdt.data.pinning import Pinning
 from antdt.host import whereabouts
-from antdt.strategies.allreduce import Range
 
 BLOCKS_KEPT_MAX = 64
 BLOCKS_AHEAD_MAX = 4

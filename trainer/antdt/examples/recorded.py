@@ -28,7 +28,6 @@ from torch.utils.data import TensorDataset
 import antdt
 from antdt.agent import AgentOptions
 from antdt.examples.digits import accuracy, load
-from antdt.strategies.allreduce import AllReduceOptions
 
 ROOM_S = 60.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -149,8 +148,8 @@ def main(argv: list[str] | None = None) -> None:
             shard_size=options.shard_size,
             checkpoint_every_steps=options.checkpoint_every,
             max_attempts=options.max_attempts,
-            allreduce=AllReduceOptions(pending_max=options.pending_max),
         ),
+        strategy=antdt.AllReduce(pending_max=options.pending_max),
     )
     record = Record(options.record, worker)
     for images, labels, numbers in agent:

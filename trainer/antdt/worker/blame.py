@@ -15,12 +15,12 @@ from typing import Any
 
 from antdt_schemas import records
 from antdt_schemas.errors import AntdtError
+from antdt_schemas.ranges import Range
 
 from antdt.connect.client import Client
 from antdt.data.loading.pool import DataProcessDied, SampleFailed, Samples
 from antdt.data.sources import IterableSource, MapSource, position_key
 from antdt.host import whereabouts
-from antdt.strategies.allreduce import Range
 from antdt.worker import holds
 
 NARROWING_S = 5.0

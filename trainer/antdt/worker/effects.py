@@ -6,10 +6,11 @@ Every member comes by in the same step, before its optimizer runs. Must not know
 from __future__ import annotations
 
 import logging
-from typing import Any, Protocol
+from typing import Protocol
 
 from antdt_schemas.errors import Unavailable
 
+from antdt.strategies.base import Rates, Strategy
 from antdt.worker.plans import Plan, Plans
 
 log = logging.getLogger("antdt")
@@ -20,12 +21,6 @@ class Effect(Protocol):
 
     def apply(self, plan: Plan, step: int) -> None:
         """`plan` is in force from `step` on, this one included, which is about to be applied."""
-
-
-class Rates(Protocol):
-    """The learning rates of an optimizer, and what they are multiplied by."""
-
-    factor: float
 
 
 class LearningRate:
@@ -63,7 +58,7 @@ class BackupWorkers:
 class Effects:
     """All effects of the plans of one job on one worker. `strategy`: one replica, which says its step."""
 
-    def __init__(self, plans: Plans, strategy: Any) -> None:
+    def __init__(self, plans: Plans, strategy: Strategy) -> None:
         self.plans, self.strategy = plans, strategy
         self._all: tuple[Effect, ...] = (LearningRate(strategy.rates), BackupWorkers())
 

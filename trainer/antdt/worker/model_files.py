@@ -7,16 +7,17 @@ know when one is due, nor who is a member.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 from antdt_schemas import records
 from antdt_schemas.errors import ForeignState, Unavailable
 from antdt_schemas.limits import INIT_FILE
 
-from antdt.strategies.allreduce import AllReduce
-from antdt.strategies.allreduce.state import Saved
+from antdt.strategies.base import Model
 from antdt.worker import checkpoint
 from antdt.worker.session import Session
 
@@ -56,7 +57,7 @@ class ModelFiles:
     kept in memory for as long.
     """
 
-    def __init__(self, root: Path, job: str, strategy: AllReduce) -> None:
+    def __init__(self, root: Path, job: str, strategy: Model) -> None:
         self.root, self.job, self.strategy = root, job, strategy
         self.run_id, self.written_step, self.written_name = "", -1, ""
         self.owes, self._trouble = False, Trouble()
@@ -110,7 +111,7 @@ class ModelFiles:
         found = next(self.root.glob(f"*/{file}"), self.root / file)
         data, since = checkpoint.read(found.parent, file, self.job), list[str]()
 
-        def check(saved: Saved) -> None:
+        def check(saved: Any) -> None:
             self.strategy.check_equal(saved, file)
             since.append(saved.labels.get(WRITTEN, ""))
 
@@ -122,7 +123,7 @@ class ModelFiles:
         """Whether to write now: not so soon after a write that failed."""
         return monotonic() >= self._trouble.next_s
 
-    def write(self, session: Session, random: list[bytes], patience_s: float = 0.0) -> records.Checkpoint | None:
+    def write(self, session: Session, random: Sequence[bytes], patience_s: float = 0.0) -> records.Checkpoint | None:
         """A durable file of the model as it is: parts first, then the name. The event is for the caller to send.
 
         None: it could not be written, and is owed; that was said. patience_s: for how long to try again here.
@@ -155,7 +156,7 @@ class ModelFiles:
         step = max(session.files.kept_steps)
         return f"the last good checkpoint is that of step {step}" if step else "there is no checkpoint of a step yet"
 
-    def _snapshot(self, random: list[bytes], name: str) -> bytes:
+    def _snapshot(self, random: Sequence[bytes], name: str) -> bytes:
         now = _utc(datetime.now(UTC).timestamp())
         return self.strategy.snapshot(random, {**self._labels(name), WRITTEN: now})
 
@@ -166,7 +167,7 @@ class ModelFiles:
     def _labels(self, name: str) -> dict[str, str]:
         return {"run": self.run_id, "job": self.job, "file": name}
 
-    def _check(self, saved: Saved, grant: records.Grant, name: str) -> None:
+    def _check(self, saved: Any, grant: records.Grant, name: str) -> None:
         """Before anything is overwritten: the file is the one of this grant, not one that was put in its place."""
         hint = f"Go back to another one: {checkpoint.rollback(self.job)}."
         expected = {**self._labels(name), "step": str(grant.committed)}

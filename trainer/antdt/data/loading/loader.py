@@ -13,12 +13,12 @@ from time import monotonic
 from typing import Any, Protocol
 
 from antdt_schemas.errors import Unavailable, UsageError
+from antdt_schemas.ranges import Range
 
 from antdt.data.loading.pool import Job, Pool, SampleFailed
 from antdt.data.loading.worker import Setup
 from antdt.data.sources import IterableSource, MapSource
 from antdt.host import whereabouts
-from antdt.strategies.allreduce import Range
 
 CHUNK_MIN, CHUNK_MAX = 4, 32
 SLICE_S = 1.0

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from antdt.strategies.allreduce.composition import Composition, Range, ReplicasDiffer, Row
-from antdt.strategies.allreduce.rendezvous import (
-    Generation,
-    GenerationClosed,
-    GenerationOptions,
-    NotFormed,
-    Rendezvous,
-    store_of,
-)
-from antdt.strategies.allreduce.strategy import AllReduce, AllReduceOptions, StepResult, Timings
+from antdt.strategies.allreduce.composition import Composition, ReplicasDiffer, Row
+from antdt.strategies.allreduce.options import AllReduce, GenerationOptions
+from antdt.strategies.allreduce.rendezvous import Generation, NotFormed, Rendezvous, store_of
+from antdt.strategies.allreduce.strategy import AllReduceReplica
+from antdt.strategies.base import GenerationClosed
 
 __all__ = [
     "AllReduce",
-    "AllReduceOptions",
+    "AllReduceReplica",
     "Composition",
     "Generation",
     "GenerationClosed",
     "GenerationOptions",
     "NotFormed",
-    "Range",
     "Rendezvous",
     "ReplicasDiffer",
     "Row",
-    "StepResult",
-    "Timings",
     "store_of",
 ]

@@ -238,7 +238,7 @@ class ReducedGradients:
         if bucket.work is not None:
             raise UsageError(
                 "A parameter got a second gradient in the last backward of a step, after its bucket had left "
-                "(re-entrant checkpointing does this): set overlap=False in AllReduceOptions."
+                "(re-entrant checkpointing does this): set overlap=False in AllReduce."
             )
         if param.grad is not slot.view:  # the first micro-batch: autograd handed over a tensor of its own
             _require_dense(param)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from antdt_schemas.errors import Mismatch
 from antdt_schemas.lineage import DIGEST_SIZE, next_lineage
+from antdt_schemas.ranges import Range
 
 RANGES_MAX = 8
 HEAD_WIDTH = 11
@@ -24,16 +25,6 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 class ReplicasDiffer(Mismatch):
     """Members of one generation do not hold the same model: nothing is applied any more."""
-
-
-class Range(NamedTuple):
-    """`length` positions of `epoch` from `start`, taken from a lease. `token` is any signed 64-bit number."""
-
-    lease: int
-    token: int
-    epoch: int
-    start: int
-    length: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

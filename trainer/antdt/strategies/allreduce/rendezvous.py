@@ -14,16 +14,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from antdt_schemas.errors import AntdtError, UsageError
+from antdt_schemas.errors import UsageError
 from torch.distributed import ProcessGroupGloo, ReduceOp, TCPStore
 
 from antdt.host import whereabouts
 from antdt.strategies.allreduce.groups import Groups, sweep
+from antdt.strategies.allreduce.options import GenerationOptions
 from antdt.strategies.allreduce.sockets import Address, connections, listen, shut, unreachable
 from antdt.strategies.allreduce.store import GroupStore, StoreClient, StoreServer
+from antdt.strategies.base import GenerationClosed
 
 POLL_S = 0.002
 PROBE_S = 1.0
@@ -31,32 +33,10 @@ LOOPBACK = "127.0.0.1"
 NCCL_ERRORS = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 
 
-class GenerationClosed(AntdtError):
-    """The generation is over, or never formed: abort the step, leave, claim, wait for the next grant."""
-
-
 class NotFormed(GenerationClosed):
     """Nobody has closed the generation, yet it does not stand: somebody could not be reached, and the message says who
     and where.
     """
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationOptions:
-    """backend: of the gradients; "nccl" needs one CUDA device per member. host: own address for the connections of the
-    collectives, as peers reach it; empty: that of this process's store.
-
-    op_timeout_s is the last resort only: a hung member is found by its heartbeat, and a shorter limit would end members
-    that are merely slow. leave_timeout_s: how long to wait for operations to end once the generation is closed.
-    form_timeout_s bounds one attempt to form, form_patience_s all attempts in a row.
-    """
-
-    backend: Literal["gloo", "nccl"] = "gloo"
-    host: str = ""
-    form_timeout_s: float = 5.0
-    form_patience_s: float = 120.0
-    op_timeout_s: float = 1800.0
-    leave_timeout_s: float = 0.05
 
 
 class Rendezvous:

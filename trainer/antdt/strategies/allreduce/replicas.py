@@ -15,8 +15,9 @@ import torch
 from antdt.strategies.allreduce import fingerprint
 from antdt.strategies.allreduce.composition import ReplicasDiffer
 from antdt.strategies.allreduce.memory import Buffers
-from antdt.strategies.allreduce.rendezvous import Generation, GenerationClosed
+from antdt.strategies.allreduce.rendezvous import Generation
 from antdt.strategies.allreduce.state import gather_bytes
+from antdt.strategies.base import GenerationClosed
 
 log = logging.getLogger("antdt")
 
@@ -30,7 +31,7 @@ LIKELY = {
     "parameter": "Something besides agent.step changed it on some workers only (an optimizer of the script's own, "
     "clamping, copying, a learning rate set in the loop: a worker that takes no sample in a step has no batch). Do it "
     "in optimizer.register_step_post_hook, where every worker comes by in every step. If nothing of the kind is done, "
-    "the workers compute differently (hardware, torch, threads): AllReduceOptions(compare_every=0) accepts that.",
+    "the workers compute differently (hardware, torch, threads): AllReduce(compare_every=0) accepts that.",
     "frozen parameter": "It is not trained, so the script changed it on some workers only: set it before the Agent is "
     "made, or in a hook of the optimizer, by what all workers know alike.",
     "buffer": "A hook of the optimizer changed it on some workers only, or by what only they know: make it depend on "

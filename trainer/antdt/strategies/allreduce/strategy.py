@@ -1,4 +1,4 @@
-"""The AllReduce strategy: take, backward (once or more), step.
+"""One replica under AllReduce: take, backward (once or more), step.
 
 Rules
     Every member makes the same sequence of collectives in a step: buckets in index order, then buffers. Compositions
@@ -17,19 +17,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from antdt_schemas.errors import UsageError
 from antdt_schemas.lineage import ROOT
+from antdt_schemas.ranges import Range
 
 from antdt.strategies.allreduce import finite, guard, randomness, replicas
 from antdt.strategies.allreduce.buckets import LocalGradients, ReducedGradients, partition
-from antdt.strategies.allreduce.composition import ROW_WIDTH, Composition, Range, Round, Row, outlier
+from antdt.strategies.allreduce.composition import ROW_WIDTH, Composition, Round, Row, outlier
 from antdt.strategies.allreduce.memory import Buffers, RandomState
+from antdt.strategies.allreduce.options import AllReduce
 from antdt.strategies.allreduce.rates import LearningRates
-from antdt.strategies.allreduce.rendezvous import Generation, GenerationClosed
+from antdt.strategies.allreduce.rendezvous import Generation
 from antdt.strategies.allreduce.state import (
     Head,
     Progress,
@@ -42,58 +44,12 @@ from antdt.strategies.allreduce.state import (
     misfit,
     parse,
 )
+from antdt.strategies.base import GenerationClosed, Outcome, Timings
 
 COMPARED_AT_FIRST = 4  # steps of a generation, all of which are compared
 
 
-@dataclass(frozen=True, slots=True)
-class AllReduceOptions:
-    """compositions: "inline" in the first bucket (no collective of its own, but on CUDA a device sync), "gather" beside
-    it, "auto": inline on the CPU, gather on CUDA. overlap: reduce while backward runs. pending_max: applied steps that
-    may await their commit; whoever drives the strategy waits before there are more.
-
-    compare_every: parameters and buffers are compared in every so many steps, the first few of a generation, before a
-    checkpoint and at the end; 0 never. The optimizer's numbers (learning rates and the like) are in every step.
-    on_nonfinite: what becomes of a step whose reduced gradient is not finite. skips_max: so many of them in a row end
-    the run.
-    """
-
-    first_bucket_size_bytes: int = 2**20
-    bucket_size_bytes: int = 25 * 2**20
-    compositions: Literal["auto", "inline", "gather"] = "auto"
-    overlap: bool = True
-    pending_max: int = 4096
-    compare_every: int = 32
-    on_nonfinite: Literal["skip", "raise"] = "skip"
-    skips_max: int = 100
-
-    def __post_init__(self) -> None:
-        if self.on_nonfinite not in ("skip", "raise") or self.compare_every < 0 or self.skips_max < 1:
-            raise UsageError('AllReduceOptions: on_nonfinite is "skip" or "raise", compare_every >= 0, skips_max >= 1.')
-
-
-class Timings(NamedTuple):
-    """Of one step(): until all compositions were there, until all gradients were, and the optimizer."""
-
-    composition_s: float
-    reduction_s: float
-    apply_s: float
-
-
-class StepResult(NamedTuple):
-    """total: samples of all members. rows: in rank order. applied: the step number moved. ended: some member was told
-    END. skipped: whose part of the gradient was not finite, where the step was skipped for that.
-    """
-
-    total: int
-    rows: list[Row]
-    applied: bool
-    ended: bool
-    timings: Timings
-    skipped: tuple[str, ...] | None = None
-
-
-class AllReduce:
+class AllReduceReplica:
     """One replica of a model. Only the thread that owns the model calls it.
 
     Public state: step_number, lineage (16 bytes) and plan of the model; `rates`, whose factor is that plan's and is
@@ -103,9 +59,9 @@ class AllReduce:
     compute ends; None without one.
     """
 
-    def __init__(self, model: torch.nn.Module, optimizer: Any, options: AllReduceOptions | None = None) -> None:
+    def __init__(self, model: torch.nn.Module, optimizer: Any, options: AllReduce | None = None) -> None:
         guard.refuse(model, optimizer)
-        self.model, self.optimizer, self.options = model, optimizer, options or AllReduceOptions()
+        self.model, self.optimizer, self.options = model, optimizer, options or AllReduce()
         self.step_number, self.lineage, self.plan = 0, ROOT, 0
         self.rates = LearningRates(optimizer)
         self.pending: list[Composition] = []
@@ -406,7 +362,7 @@ class AllReduce:
             first_at = self._gradients.first_at
             self.first_bucket_at = time.perf_counter() if first_at is None else first_at
 
-    def step(self, on_plan: Callable[[int], None] | None = None) -> StepResult:
+    def step(self, on_plan: Callable[[int], None] | None = None) -> Outcome:
         """Reduces what is left, weighs and applies. on_plan: told the plan from this step on, if it is a new one,
         before the optimizer runs.
 
@@ -443,7 +399,7 @@ class AllReduce:
             self._buffers.restore()
         self._advance(round_, skipped)
         timings = Timings(composed - started, reduced - composed, time.perf_counter() - reduced)
-        return StepResult(round_.total, list(round_.rows), True, round_.ended, timings, skipped)
+        return Outcome(round_.total, round_.rows, True, round_.ended, timings, skipped)
 
     def _compare(self, round_: Round) -> None:
         """Raises ReplicasDiffer, on all members alike."""
@@ -487,11 +443,11 @@ class AllReduce:
             rows = self._gathered
         return [Row.unpack(columns) for columns in rows.tolist()]
 
-    def _idle(self, round_: Round, started: float) -> StepResult:
+    def _idle(self, round_: Round, started: float) -> Outcome:
         self._attached().settled()
         self._buffers.restore()
         self._forget_step()
-        return StepResult(0, list(round_.rows), False, round_.ended, Timings(time.perf_counter() - started, 0.0, 0.0))
+        return Outcome(0, round_.rows, False, round_.ended, Timings(time.perf_counter() - started, 0.0, 0.0))
 
     def _apply(self, factor: float) -> None:
         """Void until `_advance` has said which step this is."""

@@ -1,0 +1,214 @@
+"""What a strategy is to the rest of a worker: how members who train one model together exchange what they learn.
+
+Owns the interfaces between a strategy and the life of a worker. Must not know any one strategy, nor the ledger.
+
+    StrategyOptions     a value, as a script states it: `Agent(..., strategy=antdt.AllReduce(compare_every=1))`
+    Strategy            one worker's part in it, with its model; it comes of the value
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+from antdt_schemas import records
+from antdt_schemas.errors import AntdtError
+from antdt_schemas.ranges import Range
+
+if TYPE_CHECKING:
+    import torch
+
+
+class GenerationClosed(AntdtError):
+    """The generation is over, or never formed: abort the step, leave, claim, wait for the next grant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """Where this process is: the address at which other members meet it, and that of its own connections to them."""
+
+    advertise: str
+    listens_at: Callable[[], str]
+
+
+class Part(NamedTuple):
+    """One member's part of a step, as it announces it.
+
+    plan_seen: the newest plan it has read. reference: samples that the plan in the model expects of all members, the
+    same number on each. ended: it was told END. leaving: this is its last step. checkpoint: a file is to follow it.
+    """
+
+    ranges: Sequence[Range]
+    plan_seen: int
+    reference: int
+    ended: bool = False
+    leaving: bool = False
+    checkpoint: bool = False
+
+    @property
+    def samples(self) -> int:
+        """How many it contributes."""
+        return sum(taken.length for taken in self.ranges)
+
+
+class Rates(Protocol):
+    """The learning rates of an optimizer, and what they are multiplied by while it steps."""
+
+    factor: float
+
+
+class Said(Protocol):
+    """What every member has heard of one member's part."""
+
+    @property
+    def samples(self) -> int: ...
+    @property
+    def plan(self) -> int: ...
+    @property
+    def reference(self) -> int: ...
+    @property
+    def leaving(self) -> bool: ...
+    @property
+    def checkpoint(self) -> bool: ...
+
+
+class Timings(NamedTuple):
+    """Of one `finish`: until all compositions were there, until all gradients were, and the optimizer."""
+
+    composition_s: float
+    reduction_s: float
+    apply_s: float
+
+
+class Outcome(NamedTuple):
+    """What all members conclude alike. total: samples of all. rows: in rank order. applied: the step number moved.
+    ended: some member was told END. skipped: whose part of the gradient was not finite, where the step was skipped for
+    that.
+    """
+
+    total: int
+    rows: Sequence[Said]
+    applied: bool
+    ended: bool
+    timings: Timings
+    skipped: tuple[str, ...] | None = None
+
+
+class Made(Protocol):
+    """An applied step that is not seen committed yet. ranges: flat quintuples, as in a commit."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def ranges(self) -> tuple[int, ...]: ...
+    @property
+    def plan(self) -> int: ...
+    @property
+    def skipped(self) -> tuple[str, ...] | None: ...
+
+
+class Head(Protocol):
+    """Of which step, lineage (16 bytes) and plan the model is. `void`: it holds no valid state. `pending`: applied
+    steps not seen committed, in order.
+    """
+
+    void: bool
+
+    @property
+    def step_number(self) -> int: ...
+    @property
+    def lineage(self) -> bytes: ...
+    @property
+    def plan(self) -> int: ...
+    @property
+    def pending(self) -> Sequence[Made]: ...
+
+    def drop_pending(self, up_to_step: int) -> None:
+        """These are committed: nobody has to report them again."""
+
+
+class Model(Head, Protocol):
+    """The model as files know it. `of`, `labels`, `check`: see `AllReduceReplica`."""
+
+    def gather_random(self) -> list[bytes]: ...
+    def snapshot(self, random: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> bytes: ...
+    def restore(self, data: bytes, check: Callable[[Any], None] | None = None, of: str = "The state") -> None: ...
+    def check_finite(self) -> None: ...
+    def check_equal(self, saved: Any, file: str) -> None: ...
+
+
+class Restores(Protocol):
+    """Files that a model can be restored from."""
+
+    def restore(self, grant: records.Grant, rank: int) -> None: ...
+
+
+class Strategy(Model, Protocol):
+    """One worker's part. Only the thread that owns the model calls it, but for `close`.
+
+    pending_max: applied steps that may await their commit; whoever drives it waits before there are more. ranges_max:
+    of one part. form_patience_s: for how long generations may fail to form, one after the other.
+    """
+
+    first_bucket_at: float | None
+    ranges_max: ClassVar[int]
+
+    @property
+    def rates(self) -> Rates: ...
+    @property
+    def pending_max(self) -> int: ...
+    @property
+    def form_patience_s(self) -> float: ...
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port at which members meet where this one is the first."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a step was begun and is not applied: only `abort` leads out of it."""
+
+    @property
+    def size_bytes(self) -> int:
+        """About how large a snapshot is."""
+
+    # -- generations
+
+    def form(self, grant: records.Grant, rank: int, closed: Callable[[], bool]) -> None:
+        """Returns when the generation stands. closed: has the ledger closed it? Raises GenerationClosed."""
+
+    def align(self, grant: records.Grant, rank: int, files: Restores) -> None:
+        """All members hold one model afterwards: the grant's source's, or that of its file. Raises GenerationClosed."""
+
+    def diverge(self, *salt: object) -> None:
+        """From here on this member draws numbers of its own."""
+
+    def abort(self) -> None:
+        """Leaves the generation, if there is one; the state is that of the last applied step."""
+
+    def close(self) -> None:
+        """From any thread: whatever waits for other members gives up."""
+
+    def end(self) -> None:
+        """Behind the last step: leaves, and gives the model back as it was handed in."""
+
+    # -- one step
+
+    def announce(self, part: Part) -> None: ...
+    def see(self, plan: int) -> None: ...
+    def backward(self, loss: torch.Tensor, samples: int, last: bool = True) -> None: ...
+    def finish(self, on_plan: Callable[[int], None]) -> Outcome: ...
+
+    # -- files
+
+    def verify(self) -> None: ...
+    def load_back(self) -> None: ...
+
+
+class StrategyOptions(Protocol):
+    """A strategy as a value. `name`: that of the job's records; all workers of a job have the same."""
+
+    name: ClassVar[str]
+
+    def member(self, model: torch.nn.Module, optimizer: Any, here: Here) -> Strategy:
+        """One worker's part in it. Raises UsageError for a model that it cannot train."""

@@ -1,0 +1,61 @@
+"""What a life has of whoever drives it: what was said to it, a clock and a lock, and the model and files it reads from.
+
+Must not know what a life makes of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from antdt.strategies.base import Head
+
+
+@dataclass(frozen=True, slots=True)
+class LifeOptions:
+    """What a script and its launcher have said. checkpoint_every_steps: 0 for the final file only."""
+
+    job: str
+    workers_min: int
+    join_timeout_s: float
+    checkpoint_every_steps: int
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What a life has of the world. lock: held while the session is touched. say: a sentence for people, of a level of
+    `logging`.
+    """
+
+    now_s: Callable[[], float]
+    lock: AbstractContextManager[Any]
+    say: Callable[[int, str], None]
+
+
+class Lived(Head, Protocol):
+    """The model that a worker lives with. pending_max: applied steps that may await their commit. ranges_max: of one
+    part. form_patience_s: for how long generations may fail to form.
+    """
+
+    @property
+    def pending_max(self) -> int: ...
+    @property
+    def ranges_max(self) -> int: ...
+    @property
+    def form_patience_s(self) -> float: ...
+
+
+class Files(Protocol):
+    """written_step: that of the file written last in this generation, -1 for none. owes: one could not be written.
+    may_try: not so soon after that.
+    """
+
+    written_step: int
+
+    @property
+    def owes(self) -> bool: ...
+    @property
+    def may_try(self) -> bool: ...
