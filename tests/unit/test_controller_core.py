@@ -316,7 +316,7 @@ def test_a_plan_of_a_learning_rate_keeps_the_shares() -> None:
     shares = tuple(Assignment(worker, size, 1) for worker, size in (("w0", 40), ("w1", 24)))
     policy = Answers(
         Proposal(Action.ADJUST_BS, "w1 is slow", assignments=shares),
-        Proposal(Action.KILL_RESTART, "w1 is sick", target="w1"),
+        Proposal(Action.KILL_RESTART, "w1 is sick", target="w1-1"),
         Proposal(Action.ADJUST_LR, "half", learning_rate_factor=0.5),
     )
     state = ControllerState(policy)
