@@ -54,11 +54,11 @@ def test_every_step_under_a_plan_has_its_learning_rate_on_all_members_whoever_is
         )
         os.kill(run.workers_of(first)[1], signal.SIGKILL)
         # It would be pending for 10 s, and no other proposed, had no worker reported it.
-        run.until(lambda: run.now().plan == 2, "the first plan is pending for ever")
-        run.until_committed(run.now().committed + 3)
+        run.until(lambda: run.now().line.plan == 2, "the first plan is pending for ever")
+        run.until_committed(run.now().line.committed + 3)
         first.terminate()
         run.ended(first, ExitCode.DRAINED)
-        left_at = run.now().committed
+        left_at = run.now().line.committed
         run.ended(run.launch(2, *OPTIONS, "0", script=SCRIPT))
         report, events = audit(run.entries()), run.events()
     assert report["exactly_once"], report["verdict"]

@@ -285,7 +285,7 @@ MUTATIONS = (
         "5",
         "who was declared lost keeps its model",
         (Edit(Life._rejoin, "        self.strategy.void = True\n", ""),),
-        worlds(60, first=160),
+        test_life.test_who_is_declared_lost_comes_back_as_another_one_with_a_void_model,
     ),
     Mutation(
         "5",
