@@ -28,7 +28,6 @@ def story(seed: int, lines: int) -> int:
 
 def search(first: int, count: int) -> int:
     """Run many worlds."""
-    logging.disable()
     total: Counter[str] = Counter()
     failed = 0
     for seed in range(first, first + count):
