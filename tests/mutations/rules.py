@@ -698,7 +698,7 @@ MUTATIONS = (
         "services",
         "and what the old version wrote behind its last commit is written over",
         (Edit(Written.has, " or (offset, index) <= self.marks.get(topic, NOWHERE)", ""),),
-        test_rebuild.test_whenever_the_old_version_died_and_the_new_one_dies,
+        test_rebuild.test_wherever_the_old_version_died,
     ),
     Mutation(
         "services",

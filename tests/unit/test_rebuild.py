@@ -73,6 +73,14 @@ def test_the_input_is_replayed_and_nothing_is_written_again() -> None:
     assert driver.disk.content == {**fresh.disk.content, b"00007/rother": b"of another partition"}
 
 
+def test_wherever_the_old_version_died() -> None:
+    """Not only where chance looks, as below."""
+    for died_in in range(12):
+        test_whenever_the_old_version_died_and_the_new_one_dies.hypothesis.inner_test(
+            [steps("w0", 0), steps("w0", 0), steps("w0", 0), steps("w0", 1), b"junk", steps("w1", 2)], died_in, []
+        )
+
+
 inputs = st.lists(
     st.builds(steps, st.sampled_from(["w0", "w1", "leaver", "refused", "poison"]), st.integers(0, 4))
     | st.sampled_from([b"junk", None]),
