@@ -102,7 +102,7 @@ class Reaching:
 
     def _asked(self, protocol: str) -> str:
         """What the servers say without a client of Kafka: another protocol, or addresses that lead nowhere."""
-        until_s = monotonic() + ASK_S
+        until_s = monotonic() + max(ASK_S, self.timeout_s / 2)  # whoever is slow to answer a client is so here
         for server in self.servers:
             left_s = until_s - monotonic()
             found = within(left_s, partial(spoken, server, left_s / 2), None) if left_s > PAUSE_S else None
