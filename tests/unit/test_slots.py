@@ -238,6 +238,17 @@ def test_a_repeat_and_an_order_for_who_is_gone_do_nothing_and_say_so() -> None:
         assert slots.on_order(order(other), 4.0) == [], "another launch's"
 
 
+def test_who_was_given_up_and_has_come_back_by_itself_is_known_by_its_new_name() -> None:
+    slots = begun()
+    slots.on_renamed("w0", "w0.1.abc")
+    assert done(slots.on_order(order("w0.0.run"), 0.0)) == [], "it is not that any more"
+    assert done(slots.on_order(order("w0.1.abc"), 0.0)) == [Terminate("w0")]
+    found = slots.on_exit("w0", KILL, 1.0, NOTHING)
+    assert Report("w0", "w0.1.abc", KILL, ()) in found
+    assert Start("w0", 1, False) in found
+    assert slots.incarnation("w0") == "w0.1.run", "its next process begins anew"
+
+
 def test_who_is_done_or_fails_on_its_way_out_is_not_started_again() -> None:
     for code in (0, 3):
         slots = begun()

@@ -17,7 +17,7 @@ from time import monotonic
 WORD = 8
 RANGES_KEPT = 64
 TEXT_BYTES = 512
-MISSING, KEY, WORDS = range(3)
+MISSING, KEY, WORDS, NAME = range(4)
 # Numbers of words; SINCE, ALLOWED and BEAT are doubles.
 CHANGES, PHASE, SINCE, ALLOWED, BEAT, EPOCH, POSITION, BLAMED, INCOMPLETE, ATTEMPTS, LIFE, PID = range(12)
 JOINED, TAKEN_PART, CHECKPOINT, SHRUNK, AT_HAND = range(12, 17)
@@ -25,7 +25,7 @@ JOINED, TAKEN_PART, CHECKPOINT, SHRUNK, AT_HAND = range(12, 17)
 KEPT = range(AT_HAND + 1 + 3 * RANGES_KEPT, AT_HAND + 1 + 3 * RANGES_KEPT + 7)
 HELD, TRIED, PASSED, PASSES, LIMIT, LIMIT_UNTIL, STRIKES = KEPT
 TEXT = KEPT.stop
-SIZE = TEXT * WORD + 3 * TEXT_BYTES
+SIZE = TEXT * WORD + 4 * TEXT_BYTES
 
 
 class At(IntEnum):
@@ -152,7 +152,7 @@ class Page:
 
     def say(self, number: int, text: str) -> None:
         """Sentence MISSING: what is in quarantine in the end. KEY: what the data set calls the first sample at hand.
-        WORDS: why it ended, if it said so.
+        WORDS: why it ended, if it said so. NAME: its incarnation, where it has come back as another one by itself.
         """
         at = TEXT * WORD + number * TEXT_BYTES
         self._bytes[at : at + TEXT_BYTES] = " ".join(text.split()).encode()[: TEXT_BYTES - 1].ljust(TEXT_BYTES, b"\0")

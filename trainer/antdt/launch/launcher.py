@@ -29,7 +29,19 @@ from confluent_kafka.admin import AdminClient
 
 from antdt.connect.client import require_job
 from antdt.connect.settings import GRACE_S, Settings
-from antdt.host.whereabouts import ATTEMPTS, BLAMED, CHECKPOINT, JOINED, KEY, SHRUNK, TAKEN_PART, WORDS, Page, shared
+from antdt.host.whereabouts import (
+    ATTEMPTS,
+    BLAMED,
+    CHECKPOINT,
+    JOINED,
+    KEY,
+    NAME,
+    SHRUNK,
+    TAKEN_PART,
+    WORDS,
+    Page,
+    shared,
+)
 from antdt.launch import nodes, process, slots, vouch
 from antdt.launch.feed import Feed
 from antdt.launch.output import Output, Stream
@@ -126,6 +138,9 @@ class Launcher:
         """What has happened meanwhile, and what follows from it."""
         self.output.pump(POLL_S)
         now_s = monotonic()
+        for worker in self.workers.values():
+            if renamed := worker.page.said(NAME):
+                self.slots.on_renamed(worker.name, renamed)
         if self.told:
             self._do(self.slots.on_told(self.told, now_s))
         if not self.slots.ending:

@@ -152,7 +152,9 @@ Instruction = Start | Terminate | Kill | Release | Report | Say | End
 
 @dataclass(slots=True)
 class Slot:
-    """One worker. order: why it drains, if it is to be started again. killed: why it was killed, if it was."""
+    """One worker. order: why it drains, if it is to be started again. killed: why it was killed, if it was.
+    renamed: the incarnation that its process is by now, where it was given up and has come back by itself.
+    """
 
     name: str
     state: State = State.WAITING
@@ -164,6 +166,7 @@ class Slot:
     kill_at_s: float = math.inf
     killed: str = ""
     code: int = 0
+    renamed: str = ""
 
     @property
     def lives(self) -> bool:
@@ -191,7 +194,8 @@ class Slots:
 
     def incarnation(self, name: str) -> str:
         """The newest one of a worker."""
-        return self.life(name, self.slots[name].restarts)
+        slot = self.slots[name]
+        return slot.renamed or self.life(name, slot.restarts)
 
     def unkilled(self, name: str) -> bool:
         """Whether a SIGKILL that ends its process is not from here: it may say something of the machine's memory."""
@@ -203,6 +207,11 @@ class Slots:
         """The launch begins with this worker."""
         assert self.slots[name].state is State.WAITING and not self.ending, name
         return self._start(self.slots[name])
+
+    def on_renamed(self, name: str, incarnation: str) -> None:
+        """The ledger had given it up: its process is another incarnation now."""
+        if self.slots[name].lives:
+            self.slots[name].renamed = incarnation
 
     def on_order(self, order: Restart, now_s: float) -> list[Instruction]:
         """Somebody orders an incarnation's worker to be started again. A repeat does nothing."""
@@ -279,6 +288,7 @@ class Slots:
     def _start(self, slot: Slot) -> list[Instruction]:
         assert slot.state is not State.DONE and not self.ending, slot.name
         slot.state, slot.order, slot.kill_at_s, slot.killed = State.RUNNING, None, math.inf, ""
+        slot.renamed = ""
         # Once: whoever was granted its place, and dies, comes back to that or not at all.
         return [Start(slot.name, slot.restarts, self.rules.take_over and not slot.joined)]
 

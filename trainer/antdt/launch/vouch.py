@@ -107,11 +107,14 @@ class Voucher:
         detail = f"its process runs, but lets no thread of it speak: {standing.detail}".removesuffix(": ")
         # The generation is not known here: an older one is answered with where the worker stands.
         body = records.Heartbeat(0, 0, standing.phase, max(standing.phase_s, silent_s), standing.allowed_s, detail)
-        request = records.Request(name, self._life(name, page.numbers[whereabouts.LIFE]), NEWS, body, b"")
+        request = records.Request(name, self._incarnation(name, page), NEWS, body, b"")
         payload = codec.encode(auth.sign(request, self._settings.secret))
         with suppress(BufferError):  # the broker is away: so it is for the ledger
             self._producer.produce(topics.REQUESTS.name(self._settings.job), payload, name, 0)
             self._producer.poll(0)
+
+    def _incarnation(self, name: str, page: Page) -> str:
+        return page.said(whereabouts.NAME) or self._life(name, page.numbers[whereabouts.LIFE])
 
     def _listen(self) -> None:
         """A worker that was given up, and does not move, hears nothing of it: it is ended here."""
@@ -125,8 +128,8 @@ class Voucher:
                 self._end(reply, page)
 
     def _end(self, reply: records.Reply, page: Page) -> None:
-        pid, life = page.numbers[whereabouts.PID], page.numbers[whereabouts.LIFE]
-        if reply.incarnation == self._life(reply.worker, life) and reply.worker in list(self._watch.silent()):
+        pid = page.numbers[whereabouts.PID]
+        if reply.incarnation == self._incarnation(reply.worker, page) and reply.worker in list(self._watch.silent()):
             print(
                 f"antdt launch: {reply.worker} was given up, and lets no thread of it speak: it is ended, to be "
                 f"started again. It was {page.phase.name.lower()}.",

@@ -143,6 +143,7 @@ class Membership:
         old = self.session
         port = self.strategy.address[1]
         incarnation = f"{old.worker}.{old.where.restarts + 1}.{port:x}{int(monotonic() * 1e3):x}"
+        whereabouts.mine().say(whereabouts.NAME, incarnation)
         with self.client.changed:
             self.client.session = renew(old, incarnation)
             self.client.telemetry = self._telemetry(incarnation)
