@@ -35,6 +35,7 @@ ASK_TIMEOUT_S = 10.0
 LEAVE_TIMEOUT_S = 1.0
 RETIRE_S = 2.0
 GONE_S = 1.5
+AT_ONCE_S = 1.0
 HEARTBEAT_MS = 500
 SESSION_TIMEOUT_MS = 6_000
 NAMED_SESSION_TIMEOUT_MS = 30_000
@@ -209,14 +210,16 @@ class Source:
     def _is_left_out(self) -> bool:
         """Without a word of the group there is nothing to do, and nobody would know why."""
         now_s = time.monotonic()
-        if self._waiting.is_due(now_s):
-            since_s = now_s - (self._waiting.since_s or now_s)
+        is_due = self._waiting.is_due(now_s)
+        since_s = now_s - (self._waiting.since_s or now_s)
+        if is_due:
             reason = self._group_error or "its coordinator has not let it in"
             log.warning(
                 "event=waiting for=group group=%s since_s=%.0f reason=%r hint=%r",
                 self.membership.group, since_s, reason, WAITING_HINT,
             )  # fmt: skip
-        hopeless = self._joining.is_hopeless(now_s)
+        # Most are let in at once: until then no client is made to ask whether the broker is there.
+        hopeless = since_s >= AT_ONCE_S and self._joining.is_hopeless(now_s)
         if hopeless:
             log.warning("event=left-out group=%s reason=%r", self.membership.group, LEFT_OUT)
         return hopeless
