@@ -174,10 +174,11 @@ def test_a_generation_that_somebody_closed_is_not_one_that_did_not_form(store: m
 
 
 def test_two_generations_at_one_store_do_not_meet() -> None:
-    own, until = Rendezvous(), time.monotonic() + 0.2
-    older, newer = (StoreClient(own.host, own.port, number, until) for number in (1, 2))
+    own = Rendezvous()
+    older = StoreClient(own.host, own.port, 1, time.monotonic() + 30.0)
     older.set("here/0", b"of the older one")
     assert older.get("here/0") == b"of the older one"
+    newer = StoreClient(own.host, own.port, 2, time.monotonic() + 0.2)
     with pytest.raises(TimeoutError):
         newer.get("here/0")
     older.close()
