@@ -27,6 +27,7 @@ CERTAIN_S = 1.5
 ASK_S = 2.0
 TEMPORARY, SILENT = "Temporary failure", "it does not answer"
 BOOTSTRAP_NAME = re.compile(r"/bootstrap: Failed to resolve '(.*?)': (.*)")
+ADVERTISED = re.compile(r"(\S+:\d+)/\d+: ")  # a broker that metadata named: ADDRESS/ID, where others have "bootstrap"
 T = TypeVar("T")
 
 
@@ -58,15 +59,15 @@ class Reaching:
                 if monotonic() - began_s > CERTAIN_S and (self._refusal() or self._unresolved()):
                     break
             else:
-                if self._reaches(found.brokers.values(), until_s):
+                if self._reaches(((broker.host, broker.port) for broker in found.brokers.values()), until_s):
                     return
             client.poll(PAUSE_S)
         self._raise(protocol)
 
-    def _reaches(self, brokers: Iterable[Any], until_s: float) -> bool:
+    def _reaches(self, advertised: Iterable[tuple[str, int]], until_s: float) -> bool:
         """Whether one of the addresses that the brokers advertise can be reached: one of several may be restarting."""
         known = {host_port(server) for server in self.servers}
-        addresses = [(broker.host, broker.port) for broker in brokers]
+        addresses = list(advertised)
         if not addresses or known.intersection(addresses):
             return True
         for host, port in addresses:
@@ -77,7 +78,16 @@ class Reaching:
             self.away[f"{host}:{port}"] = why
         return False
 
+    def _learnt(self) -> list[tuple[str, int]]:
+        """The advertised addresses that librdkafka failed to connect to. An answer that came after its slice of time
+        was over tells nobody but librdkafka, which leaves the bootstrap address for those in it.
+        """
+        found = (ADVERTISED.match(error.str()) for error in self.said)
+        return sorted({host_port(match[1]) for match in found if match})
+
     def _raise(self, protocol: str) -> None:
+        if not self.away:
+            self._reaches(self._learnt(), monotonic() + ASK_S)
         refusal = self._refusal() or self._unresolved() or self._asked(protocol)
         if refusal:
             raise UsageError(refusal)

@@ -7,15 +7,19 @@ import re
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
 import pytest
+from antdt_schemas import reaching
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Unavailable, UsageError
 from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 from antdt_streams.broker.embedded import _free_ports
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
 pytestmark = pytest.mark.kafka
 HERE, MODULE = "127.0.0.1", "org.apache.kafka.common.security.plain.PlainLoginModule"
@@ -100,6 +104,28 @@ def test_settings_that_are_not_for_a_listener_are_named(listeners: Listeners) ->
             assert text.startswith("UsageError") and re.search(CASES[case][3], text), (case, text)
             assert "hush" not in text, case
             assert took_s < 2 * TIMEOUT_S, (case, took_s)
+
+
+@pytest.mark.parametrize(("listener", "advertised"), [("LOST", r"no-such-host\.invalid:9092"), ("DEAD", r"127\.0\.0\.1:1")])
+def test_an_advertised_address_is_named_although_every_answer_came_too_late(
+    listeners: Listeners, listener: str, advertised: str
+) -> None:
+    """librdkafka takes the late answer, leaves the bootstrap address, and has nobody to ask any more."""
+
+    class Late:
+        def list_topics(self, timeout: float) -> None:
+            with suppress(KafkaException):
+                client.list_topics(timeout=timeout)
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+
+        def poll(self, timeout: float) -> None:
+            client.poll(timeout)
+
+    connection = Connection(f"{HERE}:{listeners.ports[listener]}")
+    asked = reaching.Reaching(connection.bootstrap, {}, 3.0)
+    client = AdminClient(connection.admin(error_cb=asked.said.append))
+    with pytest.raises(UsageError, match=f"answers, but advertises {advertised} "):
+        asked.check(Late(), "PLAINTEXT")
 
 
 @pytest.mark.parametrize("listener", ["SASL", "TLS", "BOTH"])
