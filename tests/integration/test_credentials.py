@@ -106,7 +106,9 @@ def test_settings_that_are_not_for_a_listener_are_named(listeners: Listeners) ->
             assert took_s < 2 * TIMEOUT_S, (case, took_s)
 
 
-@pytest.mark.parametrize(("listener", "advertised"), [("LOST", r"no-such-host\.invalid:9092"), ("DEAD", r"127\.0\.0\.1:1")])
+@pytest.mark.parametrize(
+    ("listener", "advertised"), [("LOST", r"no-such-host\.invalid:9092"), ("DEAD", r"127\.0\.0\.1:1")]
+)
 def test_an_advertised_address_is_named_although_every_answer_came_too_late(
     listeners: Listeners, listener: str, advertised: str
 ) -> None:
