@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext, ForkProcess, ForkServerContext, SpawnContext
@@ -19,6 +21,7 @@ import torch
 from antdt.data.loading import DataProcessDied, InThread, Loader, LoadingOptions, SampleFailed, loader_of
 from antdt.data.loading.packing import pack, unpack
 from antdt.data.sources import source_of
+from antdt.host.child import in_child
 from antdt_schemas.errors import Unavailable, UsageError
 from antdt_schemas.ranges import Range
 from torch.utils.data import TensorDataset, get_worker_info
@@ -49,6 +52,49 @@ def test_batches_are_the_same_whoever_loads_them(make: Make, workers: int, chunk
     for epoch in range(2):
         pairs = zip(batches(plain, (16, 1, 50, 33), epoch), batches(loader, (16, 1, 50, 33), epoch), strict=True)
         assert all(same(a, b) for a, b in pairs)
+
+
+class Native:
+    """Stands for what lives by the threads of the process that made it: a client of Kafka, a process group."""
+
+    taken_apart: list[int] = []
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.taken_apart.append(os.getpid())
+
+
+@pytest.fixture
+def garbage() -> Iterator[None]:
+    """Something that is garbage, and not collected yet."""
+    gc.disable()
+    Native()
+    yield
+    gc.enable()
+    gc.collect()
+    assert Native.taken_apart == [os.getpid()], "the parent did not collect it either"
+    Native.taken_apart.clear()
+
+
+class Collecting(Numbers):
+    def __getitem__(self, index: int) -> Any:
+        gc.collect()
+        return len(Native.taken_apart)
+
+
+@pytest.mark.usefixtures("garbage")
+def test_a_data_process_does_not_collect_what_its_parent_made(make: Make) -> None:
+    """It would take apart what has no threads here: wait for ever, or crash."""
+    assert next(batches(make(Collecting(), 1), (4,))) == [0, 0, 0, 0]
+
+
+@pytest.mark.usefixtures("garbage")
+def test_no_other_child_does() -> None:
+    child = in_child(lambda: sys.exit(gc.collect() and len(Native.taken_apart)))
+    child.join(20)
+    assert (child.exitcode, gc.isenabled()) == (0, False)
 
 
 def test_collated_batches_are_the_same_too(make: Make) -> None:

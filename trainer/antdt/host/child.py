@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.context import ForkProcess
 from types import FrameType
 from typing import NoReturn
@@ -24,10 +26,33 @@ def in_child(target: Callable[[], None], on_sigterm: Handler = signal.SIG_DFL) -
     # What comes between the fork and the child's own handlers would be taken by those of the launcher, in the child.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        process.start()
+        with garbage_is_the_parents():
+            process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process
+
+
+@contextmanager
+def garbage_is_the_parents() -> Iterator[None]:
+    """Around a fork, whose child then calls `keep_garbage`.
+
+    Garbage of the parent may hold what lives by its threads: a client of Kafka, a process group. A child that collects
+    it takes apart what is not there: it waits for ever, or crashes (seen: once in some ten runs of a busy test suite).
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def keep_garbage() -> None:
+    """In a forked child, first of all: what came with the fork is never collected here; what it makes itself is."""
+    gc.freeze()
+    gc.enable()
 
 
 def die_with_parent(is_alive: Callable[[], bool]) -> None:
@@ -38,6 +63,7 @@ def die_with_parent(is_alive: Callable[[], bool]) -> None:
 
 
 def _child(target: Callable[[], None], parent: int, on_sigterm: Handler) -> None:
+    keep_garbage()
     die_with_parent(lambda: os.getppid() == parent)
     # Ctrl-C in the terminal is for the launcher, which tells its workers.
     os.setsid()

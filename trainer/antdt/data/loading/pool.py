@@ -28,6 +28,7 @@ from antdt.data.loading.packing import unpack
 from antdt.data.loading.worker import NUMBER_BYTES, Order, Outcome, Setup, serve
 from antdt.data.sources import Piece, Reader
 from antdt.host import whereabouts
+from antdt.host.child import garbage_is_the_parents
 
 END_S = 5.0
 FULL_S = 0.02
@@ -126,7 +127,7 @@ class Pool:
         process = context.Process(
             target=serve, args=(there, reader, setup, tuple(foreign)), name=f"antdt-data-{setup.number}", daemon=True
         )
-        with there:
+        with there, garbage_is_the_parents():
             process.start()
         self._processes.append(process)
 

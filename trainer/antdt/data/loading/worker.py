@@ -23,7 +23,7 @@ from antdt.data.loading.beginning import Beginning
 from antdt.data.loading.packing import pack
 from antdt.data.seeding import seed_generators, seed_sample
 from antdt.data.sources import Piece, Reader
-from antdt.host.child import die_with_parent
+from antdt.host.child import die_with_parent, keep_garbage
 
 MESSAGE_BYTES_MAX = 1 << 17
 NUMBER_BYTES = 8
@@ -66,6 +66,7 @@ class Setup:
 
 def serve(link: socket.socket, reader: Reader, setup: Setup, foreign: Sequence[socket.socket]) -> None:
     """The life of a data process. foreign: ends of other links, which a fork brought here."""
+    keep_garbage()
     for other in foreign:
         other.close()
     _begin()
