@@ -8,9 +8,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from antdt_schemas import records
+from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
+from antdt_schemas.topics import STEPS
+from antdt_streams.kafka.reader import TopicReader
 from antdt_streams.views.job import audit_of
 
 from tests.helpers.job_processes import JobProcesses, job_processes
@@ -51,6 +53,8 @@ def test_who_is_killed_in_the_midst_of_a_period_takes_its_own_steps_along(
             )
         run.ended(launcher)
         report, events, spec = run.judged(), run.events(), run.now().spec
+    with TopicReader(connection, job, STEPS) as reader:
+        batches = [codec.decode(raw.value, records.StepBatch) for raw in reader.to_end()]
     assert report["committed"] == 2400
     assert audit_of(connection, job)["verdict"].startswith("EXACTLY ONCE")
     assert spec.strategy == f"local-sgd/every={EVERY}"
@@ -58,6 +62,9 @@ def test_who_is_killed_in_the_midst_of_a_period_takes_its_own_steps_along(
     taken = [sum(e.ranges[3::4]) for e in events if isinstance(e, records.Committed)]
     assert taken.count(EVERY * 24) > len(taken) // 2, taken
     assert max(taken) == EVERY * 24
+    sizes = [size for batch in batches for size in batch.batch_size]
+    assert max(sizes) <= 24, "plans are about the batch of one step of the optimizer"
+    assert sizes.count(8) > len(sizes) // 2
     returned = sum(e.length for e in events if isinstance(e, records.Returned))
     assert returned > 0
     assert json.loads(result.read_text())["accuracy"] > 0.8
@@ -78,7 +85,7 @@ def test_a_job_goes_on_from_its_last_average_and_another_period_is_refused(
         run.until(lambda: other.poll() is not None, "it is not refused")
         said = f"strategy (the job has 'local-sgd/every={EVERY}', this worker 'local-sgd/every=4')"
         assert said in run.output.read_text()
-        run.ended(run.launch(2, *OPTIONS))
+        run.ended(run.launch(2, *OPTIONS, "--num-workers", "1"))
         report = run.judged()
     assert report["committed"] == 2400
     assert report["rolled_back_steps"] == 0

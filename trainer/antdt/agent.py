@@ -78,7 +78,9 @@ class Agent:
     pin_memory: batches lie in page-locked memory, so that `x.to(device, non_blocking=True)` does not hold up the
     loop. Costs no further copy, but for what a collate_fn returns. Without an accelerator it does nothing but warn.
 
-    strategy: how workers train one model together; AllReduce() by default. All workers of a job have the same.
+    strategy: how workers train one model together; AllReduce() by default, in which a step is one of the optimizer.
+    With LocalSGD(every=8) each worker takes 8 of them by itself, then all average: that is a step. All workers of a
+    job have the same.
 
     Raises:
         UsageError: a value that cannot work, with what to do about it.

@@ -18,7 +18,7 @@ import torch
 from antdt_schemas.ranges import Range
 
 from antdt.connect.client import Client
-from antdt.data.sources import IterableSource, MapSource, position_key, split
+from antdt.data.sources import IterableSource, MapSource, batches, position_key, split
 from antdt.host import whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions
@@ -67,12 +67,11 @@ class Hand:
 
     def micro_batches(self, asked: Train) -> Iterator[tuple[list[Range], bool, bool]]:
         """All of them in order, each with whether it is the last one of a step of the optimizer, and of all."""
-        ranges, size = list(asked.ranges), asked.batch_size
-        steps = split(ranges, -(-sum(r.length for r in ranges) // size))
+        steps = batches(list(asked.ranges), asked.batch_size)
         self._clock.optimizer_steps = len(steps)
         for number, step in enumerate(steps):
             if number:
-                self._load_ahead([r for later in steps[number:] for r in later], size)
+                self._load_ahead([r for later in steps[number:] for r in later], asked.batch_size)
             parts = split(step, self._parts(asked.accumulation, sum(r.length for r in step)))
             for at, part in enumerate(parts, 1):
                 last = at == len(parts)
