@@ -73,19 +73,20 @@ def test_who_is_killed_in_the_midst_of_a_period_takes_its_own_steps_along(
 def test_a_job_goes_on_from_its_last_average_and_another_period_is_refused(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:
+    options = ("--one-by-one", *OPTIONS)
     with job_processes(connection, job, tmp_path) as run:
-        first = run.launch(3, *OPTIONS)
+        first = run.launch(3, *options)
         run.until_committed(3)
         first.terminate()
         run.ended(first, ExitCode.DRAINED)
         state = run.now()
         newest, last = state.line.checkpoints[-1], state.line.committed
         assert newest.step == last == applied_steps(run.record), "the last average is in a file"
-        other = run.launch(2, *OPTIONS[:-1], "4", restarts=0)
+        other = run.launch(2, *options[:-1], "4", restarts=0)
         run.until(lambda: other.poll() is not None, "it is not refused")
         said = f"strategy (the job has 'local-sgd/every={EVERY}', this worker 'local-sgd/every=4')"
         assert said in run.output.read_text()
-        run.ended(run.launch(2, *OPTIONS, "--num-workers", "1"))
+        run.ended(run.launch(2, *options, "--num-workers", "1"))
         report = run.judged()
     assert report["committed"] == 2400
     assert report["rolled_back_steps"] == 0

@@ -85,7 +85,8 @@ def test_data_processes_are_told_of_each_step_of_the_optimizer_and_of_what_lies_
     taken = [Range(*r) for r in hand._client.session.leases.take(6, 8)]
     hand.expect(Part(taken, 0, 6), 2)
     assert len(cut(hand, Train(taken, 1, 2))) == 3
-    assert loading.told == [[(0, start, 6 - start), (0, 6, 2)] for start in (0, 2, 4)]
+    told = [[p for _, start, length in spans for p in range(start, start + length)] for spans in loading.told]
+    assert told == [list(range(first, 8)) for first in (0, 2, 4)]
 
 
 def test_what_is_told_of_the_time_is_the_mean_of_the_steps_of_the_optimizer() -> None:
