@@ -12,6 +12,7 @@ from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
 from antdt_schemas.topics import STEPS
+from antdt_streams.kafka.ask import ask
 from antdt_streams.kafka.reader import TopicReader
 from antdt_streams.views.job import audit_of
 
@@ -70,7 +71,7 @@ def test_who_is_killed_in_the_midst_of_a_period_takes_its_own_steps_along(
     assert json.loads(result.read_text())["accuracy"] > 0.8
 
 
-def test_a_job_goes_on_from_its_last_average_and_another_period_is_refused(
+def test_a_job_goes_on_from_its_last_average_is_rolled_back_to_it_and_refuses_another_period(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:
     options = ("--one-by-one", *OPTIONS)
@@ -86,7 +87,11 @@ def test_a_job_goes_on_from_its_last_average_and_another_period_is_refused(
         run.until(lambda: other.poll() is not None, "it is not refused")
         said = f"strategy (the job has 'local-sgd/every={EVERY}', this worker 'local-sgd/every=4')"
         assert said in run.output.read_text()
-        run.ended(run.launch(2, *options, "--num-workers", "1"))
-        report = run.judged()
+        second = run.launch(2, *options, "--num-workers", "1")
+        run.until_committed(last + 2)
+        reply = ask(connection, job, lambda author: records.Rollback(last, author, "a bad batch"), None)
+        assert reply.status is records.Status.OK, reply.reason
+        run.ended(second)
+        report, events = run.judged(), run.events()
     assert report["committed"] == 2400
-    assert report["rolled_back_steps"] == 0
+    assert [e.step for e in events if isinstance(e, records.RolledBack)] == [last]

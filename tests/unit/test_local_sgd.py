@@ -148,6 +148,23 @@ def test_statistics_are_averaged_with_the_model() -> None:
     check([[[[4], [4]], [[3], [2]], []], [[[2]], [[4]], [[5]]]], adam, Normed)
 
 
+def test_averages_after_each_step_of_plain_sgd_are_steps_of_the_global_batch() -> None:
+    def plain(params: Any) -> Any:
+        return torch.optim.SGD(params, lr=0.1)
+
+    members, alone = [local(1, optimizer=plain) for _ in range(3)], local(1, optimizer=plain)
+    with generation_of(members), generation_of([alone]):
+        for number in range(4):
+            data = [data_of(rank, number, 0, size) for rank, size in enumerate((2, 5, 1))]
+            each(3, lambda rank, n=number: one_period(members[rank], rank, n, [[(2, 5, 1)[rank]]]))
+            x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+            take(alone, 8)
+            alone.backward(mean_loss(alone, x, y), 8)
+            alone.step()
+    for ours, theirs in zip(members[0].model.parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
 steps = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=2), max_size=3)
 
 

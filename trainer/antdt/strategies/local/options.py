@@ -20,9 +20,11 @@ class LocalSGD:
     by the samples that each has trained on since the last average (Stich, arXiv 1805.09767; federated averaging,
     McMahan et al., arXiv 1602.05629). Workers then exchange `every` times less than with AllReduce.
 
-    A step of the job (`agent.step_number`, commits, checkpoints, `checkpoint_every_steps`) is one average. Whoever is
-    told to leave finishes its period; when a worker is lost, all go back to the last average, and the samples since
-    then are done again. So `every` also bounds what a loss costs.
+    A step of the job (`agent.step_number`, commits, checkpoints, `checkpoint_every_steps`) is one average, and
+    `agent.step(loss)` returns True where there was one. `batch_size` is that of one step of the optimizer, of all
+    workers together. Samples count as done once the average that holds them is every worker's model. Whoever is told to
+    leave finishes its period; when a worker is lost, or one joins, all go back to the last average, and the samples
+    since then are done again (torchft's LocalSGD discards such a period, too). So `every` also bounds what that costs.
 
     Buffers are averaged as parameters are (whole numbers: the largest). Optimizer state stays with each worker, as in
     post-local SGD (Lin et al., arXiv 1808.07217), torch's PostLocalSGDOptimizer and DiLoCo (Douillard et al., arXiv
@@ -33,7 +35,8 @@ class LocalSGD:
     which happens where samples run out; that is said, and ends the run. Set rates by `agent.step_number`, which is the
     same everywhere. A plan's factor of learning rates counts from the next period on.
 
-    Memory: one more copy of the trained parameters and of the optimizer state, that of the last average.
+    Memory: one more copy of the trained parameters and of the optimizer state, that of the last average; and while it
+    averages, as much as the parameters.
 
     every: steps of the optimizer from average to average; the same on all workers, 1 averages after each. exchange: how
     averages are carried, as gradients are under AllReduce.
