@@ -10,6 +10,7 @@ from antdt.strategies.allreduce.rates import LearningRates
 from antdt.strategies.allreduce.replicas import Replica
 from antdt.strategies.allreduce.store import StoreClient
 from antdt.strategies.allreduce.strategy import AllReduceReplica
+from antdt.strategies.local.member import LocalMember
 from antdt.worker import checkpoint
 from antdt.worker import instructions as ask
 from antdt.worker.life import Life
@@ -52,6 +53,7 @@ from tests.unit import (
     test_ledger_life,
     test_ledger_places,
     test_life,
+    test_local_sgd,
     test_plans,
     test_rebuild,
     test_requests,
@@ -514,6 +516,18 @@ MUTATIONS = (
     ),
     Mutation(
         "13",
+        "own steps stay in a model whose period was given up",
+        (Edit(LocalMember._go_back, "            self._put_back()\n", ""),),
+        lambda: test_local_sgd.test_a_period_that_ends_in_its_midst_leads_back_to_the_last_average("between two"),
+    ),
+    Mutation(
+        "13",
+        "the optimizer keeps what it learned in a period that was given up",
+        (Edit(LocalMember._go_back, "self._own_optimizer.load_state_dict(deepcopy(self._optimizer_kept))", "pass"),),
+        lambda: test_local_sgd.test_a_period_that_ends_in_its_midst_leads_back_to_the_last_average("between two"),
+    ),
+    Mutation(
+        "13",
         "a gradient that is not finite is applied",
         (Edit(AllReduceReplica.step, "None if gradients.is_finite() else", "None if True else"),),
         lambda: test_allreduce_finite.test_the_step_counts_and_nothing_else_changes(float("nan"), True, "inline"),
@@ -627,6 +641,12 @@ MUTATIONS = (
         "a batch that failed is leased whole again",
         (Edit(leasing.lease, "evidence.suspects(state, epoch, start, end)", "0"),),
         test_evidence.test_halves_of_a_batch_that_failed_go_to_different_workers,
+    ),
+    Mutation(
+        "20",
+        "a period is leased whole again, of which one batch failed",
+        (Edit(evidence.suspects, "return last * size if", "return 0 if"),),
+        lambda: test_evidence.test_a_period_of_several_batches_that_always_fails_at_one_of_them_comes_down_to_it(13),
     ),
     Mutation(
         "20",

@@ -19,7 +19,7 @@ STRUCK = (
     "killed_after_commit_was_sent", "killed_after_file", "ledger_killed", "ledger_asleep", "standbys_race",
     "clock_jumps", "monitor_crashed", "controller_crashed", "readmit", "rollback", "foreign_file", "log_tail_lost",
     "requests_created_again", "requests_head_lost", "requests_tail_lost",
-    "foreign_entry", "foreign_request",
+    "foreign_entry", "foreign_request", "killed_in_period",
     "second_launch", "second_launch_takes_over",
     "sample_raises", "step_raises", "sample_kills",
 )  # fmt: skip

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from antdt.connect.client import renew
+from antdt.data.sources import batches
 from antdt.strategies.allreduce.composition import Round, Row
 from antdt.strategies.base import GenerationClosed, Outcome, Part, Timings
 from antdt.worker import checkpoint
@@ -73,6 +74,7 @@ class Worker(Replica):
         self.written_step, self.owes, self.may_try = -1, False, True
         self.at_hand: tuple[int, ...] = ()
         self.part: Part | None = None
+        self.optimizer_steps = 1
         self.life = self._life()
         self.thread = self.live()
 
@@ -145,9 +147,14 @@ class Worker(Replica):
                 yield from self.align(grant)
             case ask.Announce(part):
                 assert not self.void, "a member without a valid state takes part"
-                self.part = part
-            case ask.Train(ranges):
-                yield from self.compute(ranges)
+                self.part, self.optimizer_steps = part, 1
+            case ask.Train(ranges, _, batch_size):
+                steps = batches(list(ranges), batch_size)
+                self.optimizer_steps = len(steps)
+                for number, step in enumerate(steps):
+                    if number:
+                        self.world.aim(self, 0.1, "killed_in_period")
+                    yield from self.compute(step)
             case ask.Finish():
                 heard = yield from self.finish()
             case ask.GatherRandom():
@@ -289,8 +296,9 @@ class Worker(Replica):
 
     def measure(self, mine: Any) -> None:
         """How long the own part took."""
-        own_s, made = 0.02 + mine.samples * self.seconds_per_sample, (self.session.generation, self.model.step)
-        self.telemetry.add(StepTiming(*made, mine.samples, mine.plan, 0.0, own_s, 0.0, 0.0))
+        samples = -(-mine.samples // self.optimizer_steps)
+        own_s, made = 0.02 + samples * self.seconds_per_sample, (self.session.generation, self.model.step)
+        self.telemetry.add(StepTiming(*made, samples, mine.plan, 0.0, own_s, 0.0, 0.0))
 
     def authors(self, result: Round, lineage: bytes) -> tuple[str, ...] | None:
         """Whose gradient is not finite: it depends on the samples, so on the lineage, and all members see the same."""

@@ -223,6 +223,37 @@ def test_halves_of_a_batch_that_failed_go_to_different_workers() -> None:
     assert end - start <= 12, "of 40"
 
 
+@pytest.mark.parametrize("poison", [2, 13, 27])
+def test_a_period_of_several_batches_that_always_fails_at_one_of_them_comes_down_to_it(poison: int) -> None:
+    """Before anything was ever committed, and by one worker alone: what it takes at once is all that it is given."""
+    spec = replace(SPEC, shard_size=2, workers_min=1, max_attempts=2, strategy="local-sgd/every=4")
+    bench = Lives.__new__(Lives)
+    Bench.__init__(bench, spec)
+    bench.life = 0
+    bench.join(bench.who)
+    while not bench.state.shards.quarantined_total:
+        assert bench.life < 12, "it never comes down to anything"
+        flat = bench.lease(bench.who, 32)
+        taken = [tuple(flat[i : i + 5]) for i in range(0, len(flat), 5)]
+        positions = [p for _, _, _, start, length in taken for p in range(start, start + length)]
+        batches = [positions[i : i + spec.batch_size] for i in range(0, len(positions), spec.batch_size)]
+        hit = next((batch for batch in batches if poison in batch), None)
+        if hit is None:
+            assert taken, "there is nothing to take"
+            bench.commit(bench.who, *taken)
+            continue
+        bench.failed(hit[0], hit[-1] + 1 - hit[0])
+        bench.exited(75)
+        bench.life += 1
+        bench.join(bench.who)
+        bench.step, bench.lineage = 0, lineage.ROOT  # what it had committed is in no file
+        bench.say(bench.who, records.Commit(bench.state.members.generation, 1, (), (), bench.lineage, -1))
+        bench.state.check()
+    ((start, end),) = bench.state.shards.epoch(0).quarantined
+    assert start <= poison < end
+    assert end - start <= spec.batch_size
+
+
 def done_with_one_in_quarantine() -> Lives:
     bench = Lives(replace(SPEC, samples=20, max_attempts=1))
     bench.held()

@@ -84,6 +84,25 @@ def test_a_log_of_unknown_rules_is_refused_at_its_first_entry(rules: tuple[str, 
         assert word in str(refused.value)
 
 
+def test_the_rules_of_averaging_are_found_by_any_period_and_another_one_is_another_job() -> None:
+    assert rules_of("local-sgd/every=8") is rules_of("local-sgd/every=500") is RULES["local-sgd/every=N"]
+    Fold().read(0, genesis("local-sgd/every=8", 1))
+    bench = Bench(replace(SPEC, strategy="local-sgd/every=8"))
+    bench.join("w0.0")
+    for other in ("local-sgd/every=4", "allreduce"):
+        bench.spec = replace(SPEC, strategy=other)
+        refused = bench.say("w1.0", bench.a_join())
+        assert refused.status is Status.REFUSED
+        assert f"strategy (the job has 'local-sgd/every=8', this worker '{other}')" in refused.reason
+
+
+def test_a_lease_holds_what_all_take_between_two_averages_so_that_a_period_is_a_few_of_them() -> None:
+    for strategy, leases in (("allreduce", 8), ("local-sgd/every=4", 2)):
+        bench = Bench(replace(SPEC, samples=1000, shard_size=2, strategy=strategy))
+        bench.join("w0.0", "w1.0")
+        assert len(bench.lease("w0.0", 64)) == 5 * leases
+
+
 class Forgetful(State):
     """Rules of a version to come: refusals are not counted any more."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from antdt.worker.plans import Plans
 from antdt.worker.session import Phase, Session
 from antdt_schemas import records
 from antdt_schemas.errors import ExitCode, Occupied, Refused, Unavailable
+from antdt_schemas.ranges import Range
 from antdt_schemas.records import Status
 
 from tests.unit.test_session import GRANT, SPEC, Where, reply
@@ -48,14 +50,14 @@ class Driver:
     `closes_at`: where the generation turns out to be over, once.
     """
 
-    def __init__(self, closes_at: type[Any] | None = None) -> None:
-        self.session = Session("w0", "w0.0", SPEC, Where("h", 1))
+    def __init__(self, closes_at: type[Any] | None = None, spec: records.JobSpec = SPEC) -> None:
+        self.session = Session("w0", "w0.0", spec, Where("h", 1))
         self.now_s, self.said, self.asked = 100.0, list[tuple[int, str]](), list[str]()
         self.happens: list[Callable[[], object]] = []
         self.model, self.closes_at, self.part = Model(), closes_at, Part((), 0, 1)
         outside = Outside(lambda: self.now_s, nullcontext(), lambda level, what: self.said.append((level, what)))
         options = LifeOptions("job", 1, 600.0, 1, GRACE_S)
-        self.life = Life(self.session, Plans(128), self.model, Files(), options, outside)
+        self.life = Life(self.session, Plans(spec.batch_size), self.model, Files(), options, outside)
         self.session.on_reply(reply(-1, grant=GRANT))
         self.session.committed = 5
 
@@ -140,6 +142,15 @@ def test_a_step_goes_from_its_samples_to_its_file_in_this_order() -> None:
     assert driver.session.files.newest is not None, "its event is said once the file is there"
     assert driver.session.unreported == 1
     assert not driver.life.ended
+    course.end()
+
+
+def test_a_round_of_members_that_average_is_a_period_of_steps_of_the_batch() -> None:
+    driver = Driver(spec=replace(SPEC, batch_size=32, strategy="local-sgd/every=4"))
+    driver.happens = [driver.lease]
+    course = driver.run(until=ask.Train)
+    assert course.asks == ask.Train([Range(1, 7, 0, 0, 128)], 1, 32), "all that four steps take, and how much each"
+    assert (driver.part.samples, driver.part.reference) == (128, 128)
     course.end()
 
 

@@ -53,6 +53,15 @@ def test_the_first_request_is_for_whole_steps(session: Session) -> None:
     assert samples(session, 1.6) == [3 * 32]
 
 
+def test_where_members_average_a_step_is_a_whole_period_of_each() -> None:
+    spec = replace(SPEC, samples=100_000, strategy="local-sgd/every=8")
+    session = Session("w0", "w0.0", spec, Where("h", 1), SessionOptions(prefetch_steps=3))
+    session.tick(0.0)
+    session.on_reply(reply(-1, grant=GRANT))
+    session.begin([], b"")
+    assert samples(session, 1.0) == [3 * 8 * 32]
+
+
 def test_an_answer_lets_the_next_question_follow_at_once_and_a_wait_does_not(session: Session) -> None:
     samples(session, 1.0)
     answer(session, 0, 96, lease=1)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from antdt.data.loading import LoadingOptions, SampleFailed
     from antdt.job import AgentOptions
     from antdt.strategies.allreduce import AllReduce, GenerationOptions, ReplicasDiffer
+    from antdt.strategies.local import LocalSGD
     from antdt.worker.session import SessionOptions
 
 # Where each name lives. torch is imported with the Agent, its options and what they are made of only: the launcher
@@ -43,6 +44,7 @@ _WHERE = {
     "AllReduce": "antdt.strategies.allreduce",
     "GenerationOptions": "antdt.strategies.allreduce",
     "LoadingOptions": "antdt.data.loading",
+    "LocalSGD": "antdt.strategies.local",
     "ReplicasDiffer": "antdt.strategies.allreduce",
     "SampleFailed": "antdt.data.loading",
     "SessionOptions": "antdt.worker.session",
@@ -59,6 +61,7 @@ __all__ = [
     "GenerationOptions",
     "JobTaken",
     "LoadingOptions",
+    "LocalSGD",
     "LogTampered",
     "LogTruncated",
     "Mismatch",

@@ -28,7 +28,7 @@ from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 from antdt.connect.settings import Settings
 from antdt.data.loading import LoadingOptions, loader_of
 from antdt.data.pinning import pinning_of
-from antdt.data.sources import source_of, split
+from antdt.data.sources import source_of
 from antdt.hand import Hand
 from antdt.host import told, whereabouts
 from antdt.host.whereabouts import At
@@ -78,7 +78,9 @@ class Agent:
     pin_memory: batches lie in page-locked memory, so that `x.to(device, non_blocking=True)` does not hold up the
     loop. Costs no further copy, but for what a collate_fn returns. Without an accelerator it does nothing but warn.
 
-    strategy: how workers train one model together; AllReduce() by default. All workers of a job have the same.
+    strategy: how workers train one model together; AllReduce() by default, in which a step is one of the optimizer.
+    With LocalSGD(every=8) each worker takes 8 of them by itself, then all average: that is a step. All workers of a
+    job have the same.
 
     Raises:
         UsageError: a value that cannot work, with what to do about it.
@@ -119,7 +121,7 @@ class Agent:
         self.loader = loader_of(self.source, num_workers, seed, self.options.loading)
         self.plans = Plans(batch_size)
         self.epoch = 0
-        self._micro: tuple[int, bool] | None = None
+        self._micro: tuple[int, bool, bool] | None = None
         self._broken = self._loaded_back = False
         self._course: Course | None = None
         self._outcome: Outcome | None = None
@@ -244,18 +246,18 @@ class Agent:
         """
         if self._micro is None:
             raise UsageError("agent.step(loss) belongs into the loop over the Agent, once for every batch.")
-        (samples, last), self._micro = self._micro, None
+        (samples, last, over), self._micro = self._micro, None
         if self._broken:
             self._hand.drop()
             return False
         self._outcome = None
         try:
-            if last:
+            if over:
                 self.strategy.see(self.plans.newest)
             if not self._backward(loss, samples, last):
                 self._broken = True
                 return False
-            if last:
+            if over:
                 self._finish_step()
         except GenerationClosed as closed:
             log.info("generation is over: %s", closed)
@@ -360,12 +362,10 @@ class Agent:
 
     def _batches(self, asked: ask.Train) -> Iterator[Any]:
         """Micro-batches, each of which the script gives to `step`; the last one of them finishes the step."""
-        ranges = list(asked.ranges)
-        self.epoch = ranges[0].epoch
-        parts = split(ranges, self._hand.micro_batches(asked.accumulation, sum(r.length for r in ranges)))
-        for number, part in enumerate(parts):
+        for part, last, over in self._hand.micro_batches(asked):
+            self.epoch = part[0].epoch
             batch = self._hand.load(part)
-            self._micro = sum(r.length for r in part), number == len(parts) - 1
+            self._micro = sum(r.length for r in part), last, over
             yield batch
             if self._micro is not None:
                 raise UsageError(

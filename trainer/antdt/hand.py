@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -18,13 +18,14 @@ import torch
 from antdt_schemas.ranges import Range
 
 from antdt.connect.client import Client
-from antdt.data.sources import IterableSource, MapSource, position_key
+from antdt.data.sources import IterableSource, MapSource, batches, position_key, split
 from antdt.host import whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions
 from antdt.strategies.base import Outcome, Part
 from antdt.worker.blame import Witness
 from antdt.worker.holds import Holds, is_out_of_memory
+from antdt.worker.instructions import Train
 from antdt.worker.telemetry import StepTiming
 
 log = logging.getLogger("antdt")
@@ -39,6 +40,7 @@ class _Clock:
     began: float = 0.0
     data_s: float = 0.0
     first_bucket_at: float | None = None
+    optimizer_steps: int = 1
 
 
 class Hand:
@@ -55,12 +57,27 @@ class Hand:
     def expect(self, part: Part, batch_size: int) -> None:
         """A step begins: data processes make the samples of this part, and what comes next."""
         if not part.leaving:
-            with self._client.changed:
-                ahead = self._client.session.leases.ahead(self._loader.ahead(batch_size))
-            self._loader.expect([*((r.epoch, r.start, r.length) for r in part.ranges), *ahead], batch_size)
+            self._load_ahead(part.ranges, batch_size)
         self._clock = _Clock(perf_counter())
 
-    def micro_batches(self, accumulation: int, samples: int) -> int:
+    def _load_ahead(self, ranges: Iterable[Range], batch_size: int) -> None:
+        with self._client.changed:
+            ahead = self._client.session.leases.ahead(self._loader.ahead(batch_size))
+        self._loader.expect([*((r.epoch, r.start, r.length) for r in ranges), *ahead], batch_size)
+
+    def micro_batches(self, asked: Train) -> Iterator[tuple[list[Range], bool, bool]]:
+        """All of them in order, each with whether it is the last one of a step of the optimizer, and of all."""
+        steps = batches(list(asked.ranges), asked.batch_size)
+        self._clock.optimizer_steps = len(steps)
+        for number, step in enumerate(steps):
+            if number:
+                self._load_ahead([r for later in steps[number:] for r in later], asked.batch_size)
+            parts = split(step, self._parts(asked.accumulation, sum(r.length for r in step)))
+            for at, part in enumerate(parts, 1):
+                last = at == len(parts)
+                yield part, last, last and step is steps[-1]
+
+    def _parts(self, accumulation: int, samples: int) -> int:
         """How many to make of so many samples."""
         limits = self._micro_batch_size_max, self.holds.limit
         limit = min((one for one in limits if one), default=0)  # before there is a plan that fits
@@ -128,21 +145,24 @@ class Hand:
         return True
 
     def measure(self, outcome: Outcome, step: int) -> None:
-        """A step was applied: say where its time went."""
+        """A step was applied: say where its time went. Where it holds several steps of the optimizer, what is said is
+        the mean of them, as plans are about the batch of one.
+        """
         self._has_stepped = True
         mine, clock, timings = outcome.rows[self._client.session.rank], self._clock, outcome.timings
         self._client.telemetry.batch_size_max = self.holds.limit
         at = clock.first_bucket_at
         compute_s = max(0.0, at - clock.began - clock.data_s) if at is not None else 0.0
+        many = clock.optimizer_steps
         self._client.telemetry.add(
             StepTiming(
                 self._client.session.generation,
                 step,
-                mine.samples,
+                -(-mine.samples // many),
                 mine.plan,
-                clock.data_s,
-                compute_s,
-                timings.reduction_s,
-                timings.composition_s,
+                clock.data_s / many,
+                compute_s / many,
+                timings.reduction_s / many,
+                timings.composition_s / many,
             )
         )

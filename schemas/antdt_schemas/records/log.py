@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from antdt_schemas.strategies import period_of
+
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
@@ -23,6 +25,11 @@ class JobSpec:
     max_attempts: int
     strategy: str
     fingerprint: bytes = b""
+
+    @property
+    def step_samples(self) -> int:
+        """Samples of all members together in one step of the log, where nobody is short of any."""
+        return self.batch_size * period_of(self.strategy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -358,6 +358,11 @@ def position_key(source: Source, epoch: int, position: int) -> str:
     return name_of(source.dataset, index) or f"index {index}"
 
 
+def batches(ranges: list[Range], batch_size: int) -> list[list[Range]]:
+    """Cut ranges into pieces of at most so many samples, as few and as even as can be."""
+    return split(ranges, -(-sum(r.length for r in ranges) // batch_size))
+
+
 def split(ranges: list[Range], parts: int) -> list[list[Range]]:
     """Cut ranges into `parts` pieces of nearly equal numbers of samples, in order; never an empty one."""
     if parts == 1:

@@ -111,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=0, help="train on the first N samples only; 0: all")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=128, help="global batch")
+    parser.add_argument("--every", type=int, default=0, help="steps between averages (LocalSGD); 0: AllReduce")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--delay-ms", type=float, default=0.0, help="time a sample takes")
     parser.add_argument("--slow", default="", help="WORKER:FACTOR[:BURST_S:EVERY_S],...")
@@ -126,10 +127,17 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     slowness = Slowness(options.delay_ms / 1000, options.slow, os.environ.get("ANTDT_WORKER", ""))
 
+    strategy = antdt.LocalSGD(options.every) if options.every else antdt.AllReduce()
     agent = antdt.Agent(
-        model, optimizer, train, batch_size=options.batch_size, epochs=options.epochs, seed=options.seed
+        model,
+        optimizer,
+        train,
+        batch_size=options.batch_size,
+        epochs=options.epochs,
+        seed=options.seed,
+        strategy=strategy,
     )
-    steps = max(1, len(train) * options.epochs // options.batch_size)
+    steps = max(1, len(train) * options.epochs // (options.batch_size * max(1, options.every)))
 
     def decay(*_: Any) -> None:
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * max(0.0, 1 - agent.step_number / steps)

@@ -206,9 +206,12 @@ class Strategy(Model, Protocol):
 
 
 class StrategyOptions(Protocol):
-    """A strategy as a value. `name`: that of the job's records; all workers of a job have the same."""
+    """A strategy as a value. `name`: that of the job's records (`antdt_schemas.strategies`); all workers of a job have
+    the same.
+    """
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str: ...
 
     def member(self, model: torch.nn.Module, optimizer: Any, here: Here) -> Strategy:
         """One worker's part in it. Raises UsageError for a model that it cannot train."""

@@ -46,7 +46,7 @@ class BackupWorkers:
         """See Effect."""
         if plan.backup_workers not in (0, self._said):
             log.warning(
-                "plan %d asks for %d backup workers, which AllReduce does not have: step %d and those behind it wait "
+                "plan %d asks for %d backup workers, which no strategy has yet: step %d and those behind it wait "
                 "for every worker, and the rest of the plan is carried out",
                 plan.number,
                 plan.backup_workers,

@@ -63,7 +63,9 @@ class Stands(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class Announce(Instruction):
-    """This member's part of the next step; `batch_size` is what it would have taken. Closable."""
+    """This member's part of the next step; `batch_size` is what it would have taken for each step of the optimizer.
+    Closable.
+    """
 
     part: Part
     batch_size: int
@@ -71,10 +73,13 @@ class Announce(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class Train(Instruction):
-    """Go forward and backward with these samples, in so many micro-batches at least. Closable."""
+    """Go forward and backward with these samples, `batch_size` at most for each step of the optimizer, each of them in
+    so many micro-batches at least. Closable.
+    """
 
     ranges: Sequence[Range]
     accumulation: int
+    batch_size: int
 
 
 @dataclass(frozen=True, slots=True)

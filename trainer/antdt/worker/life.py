@@ -18,6 +18,7 @@ import logging
 
 from antdt_schemas import records
 from antdt_schemas.errors import ExitCode, Occupied, Refused, Unavailable, UsageError
+from antdt_schemas.strategies import period_of
 
 from antdt.host.whereabouts import At
 from antdt.strategies.base import GenerationClosed, Outcome, Part
@@ -274,16 +275,16 @@ class Life:
         if not (yield from self._await_room(leaving)):
             self.saved, self.departed = False, True
             return
-        leaving, ranges = leaving or self.draining, []
+        leaving, ranges, period = leaving or self.draining, [], period_of(session.spec.strategy)
         if not leaving:
             yield from self.taking.wait(session)
             with self._lock:
-                ranges = self.taking.take(session, mine.batch_size)
-        reference, ended = sum(s.batch_size for s in shares), session.phase is Phase.ENDED
+                ranges = self.taking.take(session, period * mine.batch_size)
+        reference, ended = period * sum(s.batch_size for s in shares), session.phase is Phase.ENDED
         part = Part(ranges, plans.newest, reference, ended, leaving, self._wants_file)
         yield ask.Announce(part, mine.batch_size)
         if ranges:
-            yield ask.Train(ranges, mine.accumulation)
+            yield ask.Train(ranges, mine.accumulation, mine.batch_size)
         yield ask.Enter(At.REDUCING)
         outcome = yield ask.Finish()
         yield from self._account(outcome)

@@ -21,6 +21,7 @@ from typing import Any
 
 from antdt_schemas import records
 from antdt_schemas.records import Status
+from antdt_schemas.strategies import kind_of
 
 from antdt_streams.ledger.core import committing, evidence, joining, leasing
 from antdt_streams.ledger.core.groups import REASON_CHARS_MAX, RULES
@@ -68,7 +69,7 @@ def check_spec(spec: records.JobSpec) -> str | None:
         return (
             f"The global batch of {spec.batch_size} is smaller than the {spec.workers_min} workers: raise batch_size."
         )
-    if spec.strategy not in RULES:
+    if kind_of(spec.strategy) not in RULES:
         return f"The strategy {spec.strategy!r} is not known to this ledger: it knows {', '.join(sorted(RULES))}."
     return None
 

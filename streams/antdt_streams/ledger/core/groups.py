@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 
 from antdt_schemas import records
 from antdt_schemas.errors import Mismatch
+from antdt_schemas.strategies import kind_of
 
 from antdt_streams.ledger.core.members import Incarnation
 from antdt_streams.ledger.core.state import State
@@ -20,7 +21,7 @@ REASON_CHARS_MAX = 300
 
 
 class GroupRules(Protocol):
-    """The rules of one strategy, which a job names as `JobSpec.strategy`."""
+    """The rules of one strategy. name: the kind of what a job names as `JobSpec.strategy`."""
 
     name: ClassVar[str]
 
@@ -102,14 +103,25 @@ class AllReduce:
         return s.line.committed >= (s.members.grant.source_step or 0)
 
 
-RULES: Mapping[str, GroupRules] = {rules.name: rules for rules in (AllReduce(),)}
+class LocalSGD(AllReduce):
+    """Members take several steps of the optimizer by themselves, then average: that is one step of the log.
+
+    Only averages are claimed, committed and saved, and between two of them nobody has a model that the others could go
+    on from. So a generation that ends in the midst of a period loses it whole, and the rules are AllReduce's.
+    """
+
+    name: ClassVar[str] = "local-sgd/every=N"
+
+
+RULES: Mapping[str, GroupRules] = {rules.name: rules for rules in (AllReduce(), LocalSGD())}
 
 
 def rules_of(strategy: str) -> GroupRules:
     """The rules of a strategy. Raises Mismatch: there are none here."""
-    if strategy not in RULES:
+    kind = kind_of(strategy)
+    if kind not in RULES:
         raise Mismatch("The strategy of the job", f"one of {', '.join(sorted(RULES))}", strategy, "Upgrade antdt.")
-    return RULES[strategy]
+    return RULES[kind]
 
 
 def closed(s: State, reason: str) -> records.Closed:

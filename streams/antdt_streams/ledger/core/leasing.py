@@ -25,8 +25,8 @@ def lease(turn: Turn, request: records.Request, body: records.Lease) -> None:
     missing = body.samples - shards.held_samples(request.incarnation, generation)
     room = RANGES_PER_REPLY_MAX - len(shards.held.get(request.incarnation, ()))
     missing = min(missing, _fair_share(state))
-    # In pieces: what turns out to be too much is released by whole leases.
-    at_once = max(2 * state.spec.shard_size, state.spec.batch_size, missing // LEASES_AN_ANSWER)
+    # In pieces: what turns out to be too much is released by whole leases. A step takes a few of them at most.
+    at_once = max(2 * state.spec.shard_size, state.spec.step_samples, missing // LEASES_AN_ANSWER)
     while missing > 0 and room > 0:
         piece = _next_piece(state, min(missing, at_once))
         if piece is None:

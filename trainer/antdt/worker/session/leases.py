@@ -42,7 +42,7 @@ class Leases:
         self.held: deque[Held] = deque()
         self.untaken = 0
         # Until the first plan: what an even split gives. rate: samples taken per second, lately; 0 while unknown.
-        self.batch_size, self.rate = max(1, spec.batch_size // max(1, spec.workers_min)), 0.0
+        self.batch_size, self.rate = max(1, spec.step_samples // max(1, spec.workers_min)), 0.0
         self._taken, self._taken_since_s = 0, -1.0
         self._recent: deque[int] = deque(maxlen=STEPS_UNCOMMITTED)
         self._samples_total = spec.samples * spec.epochs
@@ -216,4 +216,4 @@ class Leases:
         """
         o, spec = self.options, self.spec
         target = min(o.prefetch_samples_max, max(o.prefetch_steps * self.batch_size, int(o.prefetch_s * self.rate)))
-        return max(self._least(), min(target, self._unleased * self.batch_size // (2 * spec.batch_size)))
+        return max(self._least(), min(target, self._unleased * self.batch_size // (2 * spec.step_samples)))
