@@ -205,6 +205,11 @@ class Log:
         self.checkpoints = {0: bytes(16)}
         self.apart: list[tuple[int, int, int, int]] = []
         self.rolled_back, self.skipped, self.file = 0, 0, None
+        # Of steps of a fixed size: where each ends (epoch, position), which generation executed the newest, what is
+        # left out from which generation on, and what is appended, with how many exclusions it came after.
+        self.places, self.executed = [(0, 0)], 0
+        self.excluded: list[tuple[int, int, int, int]] = []
+        self.tail: list[tuple[int, int, int, int]] = []
 
     @property
     def step(self) -> int:
@@ -313,11 +318,53 @@ class Log:
         if held[1] == held[2]:
             del self.leases[lease]
 
+    def on_excluded(self, e: dict[str, Any]) -> None:
+        self.excluded.append((e["generation"], e["epoch"], e["start"], e["start"] + e["length"]))
+        self.apart.append((*self.excluded[-1][1:], 1))
+
+    def step_due(self) -> tuple[int, int, int]:
+        """Where the next step of a fixed size lies: epoch, start, length. Behind the last epoch: along the tail."""
+        assert self.genesis is not None
+        spec, (epoch, start) = self.genesis["spec"], self.places[-1]
+        batch, last = spec["batch_size"], spec["batches"]
+        left = trained(spec) - start
+        if left == 0:
+            epoch, start, left = epoch + 1, 0, trained(spec)
+        if epoch >= spec["epochs"]:
+            epoch, left, last = spec["epochs"], sum(t[2] - t[1] for t in self.tail) - start, "small"
+        if left < 1:
+            raise Broken(f"step {self.step + 1} is committed behind the end of the data")
+        return epoch, start, min(batch, left) if last == "small" else -(-left // -(-left // batch))
+
+    def take_step(self, generation: int, epoch: int, start: int, length: int) -> None:
+        """The samples of a step: position by position where anything was ever left out."""
+        assert self.genesis is not None
+        if (epoch, start, length) != self.step_due():
+            raise Broken(f"step {self.step + 1} is [{start}, {start + length}) of epoch {epoch}, not {self.step_due()}")
+        self.places.append((epoch, start + length))
+        if epoch < self.genesis["spec"]["epochs"]:
+            places = [(epoch, at, 0) for at in range(start, start + length)] if self.excluded else []
+            if not places:
+                self.ranges.extend((epoch, start, start + length))
+        else:
+            whole = [(of, at, known) for of, low, high, known in self.tail for at in range(low, high)]
+            places = whole[start : start + length]
+        for of, at, known in places:
+            if not any(g <= generation and e == of and a <= at < b for g, e, a, b in self.excluded[known:]):
+                self.ranges.extend((of, at, at + 1))
+
     def on_committed(self, e: dict[str, Any]) -> None:
+        assert self.genesis is not None
         numbers = e["ranges"]
         lineage = hash16(bytes(self.lineages[-16:]) + struct.pack(f">{1 + len(numbers)}q", self.step + 1, *numbers))
         if e["step"] != self.step + 1 or e["lineage"] != lineage or len(numbers) % 4:
             raise Broken(f"step {e['step']} has another number or lineage than follows from step {self.step}")
+        if self.genesis["spec"].get("batches"):
+            if len(numbers) != 4 or not self.executed <= numbers[0] <= e["generation"]:
+                raise Broken(f"step {e['step']} names {numbers} as its generation and place")
+            self.executed = numbers[0]
+            self.take_step(*numbers)
+            numbers = []
         for i in range(0, len(numbers), 4):
             lease, epoch, start, length = numbers[i : i + 4]
             self.take(lease, epoch, start, length)
@@ -337,6 +384,7 @@ class Log:
 
     def on_readmitted(self, e: dict[str, Any]) -> None:
         self.apart.append((e["epoch"], e["start"], e["start"] + e["length"], -1))
+        self.tail.append((e["epoch"], e["start"], e["start"] + e["length"], len(self.excluded)))
         self.file = None
 
     def on_checkpointed(self, e: dict[str, Any]) -> None:
@@ -351,6 +399,7 @@ class Log:
             raise Broken(f"a roll-back to step {step}, of which there is no checkpoint")
         self.rolled_back += self.step - step
         del self.ranges[self.ends[step] :], self.ends[step + 1 :], self.lineages[16 * step + 16 :]
+        del self.places[step + 1 :]
         self.checkpoints = {s: h for s, h in self.checkpoints.items() if s <= step}
 
     def on_regressed(self, e: dict[str, Any]) -> None:
@@ -366,7 +415,7 @@ class Log:
     def balance(self, out: dict[str, Any]) -> None:
         """Where each sample is: one pass over the borders of all ranges of an epoch."""
         assert self.genesis is not None
-        epochs, samples = self.genesis["spec"]["epochs"], self.genesis["spec"]["samples"]
+        epochs, samples = self.genesis["spec"]["epochs"], trained(self.genesis["spec"])
         borders: dict[int, list[tuple[int, int, int]]] = {
             epoch: [(0, 0, 0), (samples, 0, 0)] for epoch in range(epochs)
         }
@@ -383,11 +432,18 @@ class Log:
             inside = beside = 0
             for (at, c, q), (until, _, _) in zip(marks, [*marks[1:], marks[-1]], strict=True):
                 inside, beside = inside + c, beside + q
+                late = inside and self.genesis["spec"].get("batches")  # excluded only after its step was executed
+                apart = 0 if late else beside
                 if at < until:
                     out["committed"] += (until - at) * (inside > 0)
-                    name = "repeated" if inside + beside > 1 else "quarantined" if beside else "missing"
-                    if inside + beside != 1 or beside:
+                    name = "repeated" if inside + apart > 1 else "quarantined" if apart else "missing"
+                    if inside + apart != 1 or apart:
                         add(out[name], epoch, at, until)
+
+
+def trained(spec: dict[str, Any]) -> int:
+    """Positions of an epoch that are trained on: all, or those that fill whole batches."""
+    return spec["samples"] - (spec["samples"] % spec["batch_size"] if spec.get("batches") == "drop" else 0)
 
 
 def add(ranges: list[list[int]], epoch: int, start: int, end: int) -> None:

@@ -14,20 +14,26 @@ from tests.simulation.world import World
 
 
 @cache
-def simulated(seed: int) -> tuple[bytes, ...]:
-    """The log of one simulated job, run to its end under its adversary, by whoever came first."""
-    log: tuple[bytes, ...] | None = take(f"world-{seed}")
+def simulated(seed: int, *, steps: bool = False) -> tuple[bytes, ...]:
+    """The log of one simulated job, run to its end under its adversary, by whoever came first. steps: of a fixed
+    size.
+    """
+    log: tuple[bytes, ...] | None = take(_shelf(seed, steps))
     if log is None:
-        world = World(seed)
+        world = World(seed, steps=steps)
         world.run()
         log = shelve(world)
     return log
 
 
+def _shelf(seed: int, steps: bool) -> str:
+    return f"world-{'steps-' if steps else ''}{seed}"
+
+
 def shelve(world: World) -> tuple[bytes, ...]:
     """The log of a world that has ended, for others as well."""
     log = tuple(world.broker.log)
-    put(f"world-{world.seed}", log)
+    put(_shelf(world.seed, bool(world.spec.batches)), log)
     return log
 
 

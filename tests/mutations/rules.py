@@ -77,7 +77,7 @@ BLAME_WHO_LEAVES = """    member(turn, request)
     shards = turn.state.shards
     for lease in [shards.leases[n] for n in shards.held.get(request.incarnation, ())]:
         where = lease.epoch, lease.front, lease.end - lease.front
-        evidence.blame(turn, request.incarnation, where, "", "")
+        evidence.blame(turn, request.incarnation, where, "", "", 0)
 """
 EVENT_BEFORE_FILE = """        from antdt.worker import checkpoint
         at, head = (self.session.generation, self.session.incarnation), self.strategy
@@ -348,7 +348,7 @@ MUTATIONS = (
     Mutation(
         "7",
         "any lease, any token",
-        (Edit(committing._validated, "if lease is None or lease.token != token:", "if lease is None:"),),
+        (Edit(committing._leased, "if lease is None or lease.token != token:", "if lease is None:"),),
         test_ledger.test_a_commit_with_another_token_is_refused_and_recorded,
     ),
     Mutation(
@@ -621,7 +621,7 @@ MUTATIONS = (
     Mutation(
         "20",
         "the whole lease is to blame",
-        (Edit(evidence.blame, "max(start, lease.front), min(start + length, lease.end)", "lease.front, lease.end"),),
+        (Edit(evidence._accuse, "max(start, lease.front), min(start + length, lease.end)", "lease.front, lease.end"),),
         test_evidence.test_a_sample_that_raises_is_tried_as_often_as_it_may_and_then_it_alone_is_missing,
     ),
     Mutation(
@@ -639,7 +639,7 @@ MUTATIONS = (
     Mutation(
         "20",
         "a batch that failed is leased whole again",
-        (Edit(leasing.lease, "evidence.suspects(state, epoch, start, end)", "0"),),
+        (Edit(leasing.lease, "evidence.suspects(shards, epoch, start, end)", "0"),),
         test_evidence.test_halves_of_a_batch_that_failed_go_to_different_workers,
     ),
     Mutation(

@@ -10,15 +10,16 @@ from tests.simulation.world import World
 class Worlds:
     """Runs `limit` worlds from seed `first` on until one fails, and raises what it raised. `found`: its seed."""
 
-    def __init__(self, limit: int, first: int) -> None:
-        self.seeds = range(first, first + limit)
+    def __init__(self, limit: int, first: int, *, steps: bool = False) -> None:
+        """steps: of a fixed size."""
+        self.seeds, self.steps = range(first, first + limit), steps
         self.found: int | None = None
 
     def __call__(self) -> None:
         self.found = None
         for seed in self.seeds:
             try:
-                World(seed).run()
+                World(seed, steps=self.steps).run()
             except Exception:
                 self.found = seed
                 raise
@@ -26,9 +27,9 @@ class Worlds:
     def again(self) -> None:
         """The world that failed."""
         assert self.found is not None
-        World(self.found).run()
+        World(self.found, steps=self.steps).run()
 
 
-def worlds(limit: int, first: int = 0) -> Callable[[], None]:
+def worlds(limit: int, first: int = 0, *, steps: bool = False) -> Callable[[], None]:
     """A check of so many worlds at most. A rare finding starts near its seed: look for another by Worlds(2_000, 0)."""
-    return Worlds(limit, first)
+    return Worlds(limit, first, steps=steps)

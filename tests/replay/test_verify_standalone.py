@@ -24,11 +24,12 @@ SHARED = (
 SCRIPT = Path(verify_standalone.__file__)
 
 
-def test_it_agrees_with_the_audit_on_simulated_jobs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [False, True])
+def test_it_agrees_with_the_audit_on_simulated_jobs(tmp_path: Path, steps: bool) -> None:
     """Also on what a job looks like in its middle: missing samples, live leases, models not yet committed."""
     seen: set[str] = set()
     for seed in range(60):
-        log = simulated(seed)
+        log = simulated(seed, steps=steps)
         for end in (len(log), len(log) // 2, len(log) // 3):
             mine, theirs = both(tmp_path, log[:end])
             assert {k: mine.get(k) for k in SHARED} == {k: theirs.get(k) for k in SHARED}, (seed, end)
@@ -38,10 +39,11 @@ def test_it_agrees_with_the_audit_on_simulated_jobs(tmp_path: Path) -> None:
     )
 
 
-def test_it_agrees_with_the_audit_on_where_a_log_breaks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [False, True])
+def test_it_agrees_with_the_audit_on_where_a_log_breaks(tmp_path: Path, steps: bool) -> None:
     rng = random.Random(5)
     for seed in range(60):
-        log = list(simulated(seed))
+        log = list(simulated(seed, steps=steps))
         at = rng.randrange(len(log) - 1)
         bad = bytearray(log[at])
         bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)

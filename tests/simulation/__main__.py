@@ -2,6 +2,8 @@
 
 python -m tests.simulation SEED [LINES]         repeat it; print its last lines (all without LINES) and its verdict
 python -m tests.simulation search FIRST COUNT   run worlds, print the seeds that fail and what was done to them
+
+steps, before any of them: in worlds whose steps have a fixed size
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ from collections import Counter
 from tests.simulation.world import World
 
 
-def story(seed: int, lines: int) -> int:
+def story(seed: int, lines: int, *, steps: bool) -> int:
     """Repeat one world, and tell it."""
-    world = World(seed, story=True)
+    world = World(seed, story=True, steps=steps)
     try:
         world.run()
         verdict = "every sample exactly once"
@@ -26,17 +28,19 @@ def story(seed: int, lines: int) -> int:
     return verdict.startswith("Traceback")
 
 
-def search(first: int, count: int) -> int:
+def search(first: int, count: int, *, steps: bool) -> int:
     """Run many worlds."""
     total: Counter[str] = Counter()
     failed = 0
     for seed in range(first, first + count):
-        world = World(seed)
+        world = World(seed, steps=steps)
         try:
             world.run()
         except Exception as error:  # noqa: BLE001  any failure is a find
             failed += 1
-            print(f"python -m tests.simulation {seed}    # {type(error).__name__}: {error}", flush=True)
+            print(
+                f"python -m tests.simulation {'steps ' * steps}{seed}    # {type(error).__name__}: {error}", flush=True
+            )
         total.update(world.counts)
         total["worlds"] += 1
         total["ticks"] += world.tick
@@ -47,6 +51,8 @@ def search(first: int, count: int) -> int:
 
 if __name__ == "__main__":
     logging.getLogger("antdt").setLevel(logging.CRITICAL)  # ledgers tell of what the adversary does to them
-    if sys.argv[1] == "search":
-        sys.exit(search(int(sys.argv[2]), int(sys.argv[3])))
-    sys.exit(story(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    fixed = sys.argv[1] == "steps"
+    what, *more = sys.argv[1 + fixed :]
+    if what == "search":
+        sys.exit(search(int(more[0]), int(more[1]), steps=fixed))
+    sys.exit(story(int(what), int(more[0]) if more else 0, steps=fixed))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from antdt_schemas import lineage, records
 from antdt_streams.ledger.core import rows
+from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.state import State
 
@@ -94,6 +95,8 @@ class Judge:
             assert not event.quarantined or event.counted, event
             if event.counted:
                 self.counted(event)
+        elif isinstance(event, records.Excluded):
+            self.excluded(event)
         elif isinstance(event, records.Lost):
             self.world.count("displaced" if event.by else "lost")
         elif isinstance(event, records.Readmitted):
@@ -160,6 +163,26 @@ class Judge:
             if made.step <= committed:
                 assert made.lineage == self.chain[made.step], f"{whose} differs from the log in step {made.step}"
 
+    def whole(self, model: Model, shards: Batches) -> None:
+        """Members together really computed, in each step, what the log says that it consists of."""
+        for made in model.steps():
+            executed, _, *place = made.ranges
+            due = [(p.epoch, p.start + k) for p in shards.holes.live(executed, *place) for k in range(p.length)]
+            truth = [(r.epoch, r.start + k) for r in made.truth or () for k in range(r.length)]
+            assert sorted(truth) == sorted(due), f"step {made.step}: {truth} instead of {due}"
+
+    def excluded(self, event: records.Excluded) -> None:
+        """Only what fails by itself, or what somebody died of alone, again and again, is left out."""
+        self.world.count("excluded")
+        assert event.length == 1, event
+        if event.start in self.world.ever_poison:
+            self.world.count("poison_excluded")
+            return
+        exactly = (event.epoch, event.start, 1)
+        framed = [name for name, where in self.world.deaths.items() if tuple(where) == exactly]
+        assert len(framed) >= self.world.spec.max_attempts, f"innocent: {event}"
+        self.world.count("framed_by_the_adversary")
+
     def verdict(self) -> None:
         """At the end: log, ledgers and the final model agree, and every sample is where it must be exactly once."""
         world, state = self.world, self.fold.state
@@ -178,8 +201,13 @@ class Judge:
             if worker.alive and worker.life.workers and worker.generation == state.members.generation:
                 self.agrees(worker.model, worker.incarnation)
         seen = model.samples()
+        trained = world.spec.samples
+        if isinstance(state.shards, Batches):
+            trained = state.shards.layout.epoch_length
+            self.whole(model, state.shards)
         for epoch in range(world.spec.epochs):
             apart = state.shards.epoch(epoch).quarantined
             for position in range(world.spec.samples):
-                assert seen[epoch, position] == (not apart.contains(position)), (epoch, position)
+                due = position < trained and not apart.contains(position)
+                assert seen[epoch, position] == due, (epoch, position)
         world.services.check()

@@ -7,16 +7,20 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from antdt.strategies.allreduce.composition import RANGES_MAX
+from antdt.strategies.base import Place
 from antdt.worker.session import Composition
 from antdt_schemas import lineage
+from antdt_schemas.batches import Cursor
+from antdt_schemas.ranges import Range
 
+START = Cursor()
 FOR_EVER_S = 1e9
 
 
 class Model:
     """The state after one step. `origin` names the weights that the chain began with: no two processes start alike."""
 
-    __slots__ = ("lineage", "origin", "plan", "previous", "ranges", "skipped", "step")
+    __slots__ = ("cursor", "lineage", "origin", "plan", "previous", "ranges", "skipped", "step", "truth")
 
     def __init__(
         self,
@@ -25,7 +29,11 @@ class Model:
         ranges: tuple[int, ...] = (),
         plan: int = 0,
         skipped: tuple[str, ...] | None = None,
+        truth: tuple[Range, ...] | None = None,
+        cursor: Cursor = START,
     ) -> None:
+        """truth: what was really added, where `ranges` only say which step it is."""
+        self.truth, self.cursor = truth, cursor
         self.origin, self.previous, self.ranges, self.plan, self.skipped = origin, previous, ranges, plan, skipped
         self.step, self.lineage = 0, lineage.ROOT
         if previous is not None:
@@ -36,6 +44,10 @@ class Model:
     def then(self, ranges: tuple[int, ...], plan: int, skipped: tuple[str, ...] | None = None) -> Model:
         """The model after one more step: flat quintuples (lease, token, epoch, start, length) in rank order."""
         return Model(self.origin, self, ranges, plan, skipped)
+
+    def after(self, place: Place, truth: tuple[Range, ...], plan: int, skipped: tuple[str, ...] | None) -> Model:
+        """The model after one more step of a fixed size, to which members really added `truth`."""
+        return Model(self.origin, self, place.ranges, plan, skipped, truth, place.behind)
 
     def steps(self) -> Iterator[Model]:
         """Every step in it, the newest first; not the start."""
@@ -55,7 +67,9 @@ class Model:
         """How often each (epoch, position) was added."""
         seen: Counter[tuple[int, int]] = Counter()
         for model in self.steps():
-            r = model.ranges
+            for taken in model.truth or ():
+                seen.update((taken.epoch, p) for p in range(taken.start, taken.start + taken.length))
+            r = model.ranges if model.truth is None else ()
             for i in range(0, len(r), 5):
                 seen.update((r[i + 2], p) for p in range(r[i + 3], r[i + 3] + r[i + 4]))
         return seen
@@ -90,6 +104,11 @@ class Replica:
     def plan(self) -> int:
         """The plan that it was made under."""
         return self.model.plan
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where it is, if steps have a fixed size."""
+        return self.model.cursor
 
     def drop_pending(self, up_to_step: int) -> None:
         """What is committed need not be reported again."""

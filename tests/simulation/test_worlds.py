@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.logs import shelve
 from tests.simulation.world import World
 
-BLOCKS, SEEDS = 1, 200
+BLOCKS, SEEDS, STEPPED = 1, 200, 100
 SHELVED = 100  # whose logs other tests read
 # Everything that the adversary can do, and what must have come of it, in each block.
 STRUCK = (
@@ -32,21 +32,40 @@ CAME_OF_IT = (
     "blamed_dead", "blamed_alive", "counted", "readmitted_after_the_end",
 )  # fmt: skip
 
+CAME_OF_STEPS = (
+    "step_whole", "step_empty", "round_without_a_part", "excluded", "poison_excluded", "readmitted", "rolled_back",
+    "rollback_undid_steps", "loss_accepted", "refused_Commit", "blamed_dead", "blamed_alive",
+    "readmitted_after_the_end", "left_the_loop", "worker_drained", "decision",
+)  # fmt: skip
+
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_every_sample_is_in_the_model_exactly_once(block: int) -> None:
     """And the adversary really strikes: a simulation that injects nothing would pass, too."""
+    counts = ran(range(block * SEEDS, (block + 1) * SEEDS), steps=False)
+    assert not [what for what in STRUCK + CAME_OF_IT if not counts[what]]
+
+
+@pytest.mark.timeout(600)
+def test_every_step_is_what_it_must_be() -> None:
+    """In worlds whose steps have a fixed size: members compute together, each time, what the log says of the step."""
+    counts = ran(range(STEPPED), steps=True)
+    assert not [what for what in CAME_OF_STEPS if not counts[what]]
+
+
+def ran(seeds: range, *, steps: bool) -> Counter[str]:
+    """What happened in these worlds, all of which have ended well."""
     counts: Counter[str] = Counter()
-    for seed in range(block * SEEDS, (block + 1) * SEEDS):
-        world = World(seed)
+    for seed in seeds:
+        world = World(seed, steps=steps)
         try:
             world.run()
         except Exception as error:
-            command = f"python -m tests.simulation {seed}"
+            command = f"python -m tests.simulation {'steps ' * steps}{seed}"
             raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\nRepeat it by: {command}") from error
         counts.update(world.counts)
         if seed < SHELVED:
             shelve(world)
     print(*(f"{n:8} {what}" for what, n in sorted(counts.items())), sep="\n")
-    assert not [what for what in STRUCK + CAME_OF_IT if not counts[what]]
+    return counts

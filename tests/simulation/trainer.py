@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from antdt.connect.client import renew
 from antdt.data.sources import batches
 from antdt.strategies.allreduce.composition import Round, Row
-from antdt.strategies.base import GenerationClosed, Outcome, Part, Timings
+from antdt.strategies.base import GenerationClosed, Outcome, Part, Place, Timings
 from antdt.worker import checkpoint
 from antdt.worker import instructions as ask
 from antdt.worker.life import LEAVE_SHARE, Life
@@ -26,6 +26,7 @@ from antdt.worker.telemetry import StepTiming, Telemetry
 from antdt_schemas import records
 from antdt_schemas.errors import Occupied, Unavailable
 from antdt_schemas.limits import INIT_FILE
+from antdt_schemas.lineage import next_lineage
 from antdt_schemas.ranges import Range
 
 from tests.simulation.model import FOR_EVER_S, Replica, Snapshot
@@ -148,11 +149,11 @@ class Worker(Replica):
             case ask.Announce(part):
                 assert not self.void, "a member without a valid state takes part"
                 self.part, self.optimizer_steps = part, 1
-            case ask.Train(ranges, _, batch_size):
-                steps = batches(list(ranges), batch_size)
-                self.optimizer_steps = len(steps)
+            case ask.Train(ranges, _, batch_size, units):
+                steps = list(units) or batches(list(ranges), batch_size)
+                self.optimizer_steps = 1 if units else len(steps)
                 for number, step in enumerate(steps):
-                    if number:
+                    if number and not units:
                         self.world.aim(self, 0.1, "killed_in_period")
                     yield from self.compute(step)
             case ask.Finish():
@@ -252,7 +253,7 @@ class Worker(Replica):
         where = exactly if what == "sample_raises" else self.at_hand
         world.failures.setdefault(self.incarnation, []).extend(where)
         for i in range(0, len(where), 3):
-            body = records.Failed(session.generation, *where[i : i + 3], "", what)
+            body = records.Failed(session.generation, *where[i : i + 3], "", what, self.model.step + 1)
             world.wire(records.Request(self.name, self.incarnation, 0, body, b""))
         raise Died(what, 75)
 
@@ -268,29 +269,43 @@ class Worker(Replica):
             step=self.model.step,
             ended=part.ended,
             reference=part.reference,
-            ranges=tuple(part.ranges),
+            ranges=tuple(part.ranges) if part.place is None else (),
             leaving=part.leaving,
             checkpoint=part.checkpoint,
+            split=part.place.split if part.place is not None else 0,
         )
+        world.parts.setdefault((self.generation, self.round), {})[self.incarnation] = tuple(part.ranges)
         rows = yield from self.gather(("round", self.round), row)
         result = Round.of([rows[m] for m in self.members])
         if result.total and not world.inline:
             yield from self.gather(("reduce", self.round), self.model.origin)
         self.round += 1
         world.one_model(self, rows)
-        skipped = self.apply(result) if result.total else None
-        return Outcome(result.total, result.rows, result.total > 0, result.ended, Timings(0, 0, 0), skipped)
+        whole = result.total > 0 if part.place is None else result.total == part.place.total
+        if part.place is not None and not whole:
+            world.count("round_without_a_part")
+        skipped = self.apply(result, part.place) if whole else None
+        return Outcome(result.total, result.rows, whole, result.ended, Timings(0, 0, 0), skipped)
 
-    def apply(self, result: Round) -> tuple[str, ...] | None:
+    def apply(self, result: Round, place: Place | None) -> tuple[str, ...] | None:
         """The step is in the model. Returns who made it be skipped."""
         step = self.model.step + 1
-        lineage = result.lineage_after(self.model.lineage, step)
-        skipped = self.authors(result, lineage)
+        if place is None:
+            lineage = result.lineage_after(self.model.lineage, step)
+        else:
+            lineage = next_lineage(self.model.lineage, step, (place.ranges[0], *place.ranges[2:]))
+        skipped = self.authors(result, lineage) if result.total else None
         made = result.composition(step, skipped)
-        self.model = self.model.then(made.ranges, result.plan, skipped)
+        if place is None:
+            self.model = self.model.then(made.ranges, result.plan, skipped)
+        else:
+            parts = self.world.parts[self.generation, self.round - 1]
+            truth = tuple(r for member in self.members for r in parts[member])
+            self.model = self.model.after(place, truth, result.plan, skipped)
+            self.world.count("step_empty" if not result.total else "step_whole")
         assert self.model.lineage == lineage, "what was added is not what is reported"
         assert len(self.pending) < self.pending_max, "steps pile up uncommitted"
-        self.pending.append(Composition(step, made.ranges, lineage, made.plan, made.skipped))
+        self.pending.append(Composition(step, self.model.ranges, lineage, made.plan, made.skipped))
         self.world.count("step")
         return skipped
 

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from antdt_schemas import codec, records
+from antdt_schemas.batches import DROP, EVEN, SMALL
+from antdt_schemas.ranges import Range
 from antdt_schemas.topics import replies_partition
 from antdt_streams.ledger.options import LedgerOptions
 from antdt_streams.runtime.memory import MemoryStore
@@ -53,6 +56,14 @@ def strategy_of(seed: int) -> str:
     return f"local-sgd/every={every}" if seed % 10 == 7 else "allreduce"
 
 
+def stepped(seed: int, spec: records.JobSpec) -> records.JobSpec:
+    """The same job with steps of a fixed size."""
+    rng = random.Random(f"steps/{seed}")
+    last, least = rng.choice((EVEN, EVEN, SMALL, DROP)), rng.choice((1, 1, 2))
+    samples = max(spec.samples, spec.batch_size)
+    return replace(spec, batches=last, samples=samples, local_batch_min=least, strategy="allreduce")
+
+
 def poisoned(seed: int, spec: records.JobSpec) -> dict[int, str]:
     """Positions of samples that cannot be trained on, in some worlds, and what each does: it raises when it is loaded,
     it raises in the step, or it kills.
@@ -67,7 +78,8 @@ def poisoned(seed: int, spec: records.JobSpec) -> dict[int, str]:
 class World:
     """The scheduler. `counts` says how often each thing really happened, `lines` what, where `story` asks for it."""
 
-    def __init__(self, seed: int, story: bool = False) -> None:
+    def __init__(self, seed: int, story: bool = False, *, steps: bool = False) -> None:
+        """steps: of a fixed size."""
         self.seed, self.story, self.lines = seed, story, list[str]()
         self.rng = rng = random.Random(seed)
         self.counts: Counter[str] = Counter()
@@ -84,6 +96,8 @@ class World:
             1 if many else rng.randint(1, 3), seed, rng.randint(1, 5), rng.randint(4, 8), rng.randint(1, 4),
             rng.choice((1, 2, 99)), strategy_of(seed),
         )  # fmt: skip
+        if steps:
+            self.spec = stepped(seed, self.spec)
         self.ledger_options = LedgerOptions(
             patience_ms=int(rng.choice((1_500, 5_000)) * 1_000 * self.tick_s),
             digest_every=rng.choice((1, 3, 10)),
@@ -95,6 +109,8 @@ class World:
         self.wires: dict[str, deque[bytes]] = {}
         self.sent: deque[bytes] = deque(maxlen=64)
         self.collectives: dict[Any, dict[str, Any]] = {}
+        # What each member really computed for a round: of the models, not of the protocol.
+        self.parts: dict[tuple[int | None, int], dict[str, tuple[Range, ...]]] = {}
         self.left, self.gone = set[tuple[int, str]](), set[str]()
         self.files: dict[str, Snapshot] = {}
         self.services, self.judge, self.faults = Services(self), Judge(self), Faults(self, moves(seed))
@@ -114,6 +130,7 @@ class World:
         self.lives: Counter[str] = Counter()
         self.names = 0
         self.poison, self.mended, self.readmitted_at = poisoned(seed, self.spec), False, -READMIT_TICKS
+        self.ever_poison = frozenset(self.poison)
         # What failed or was killed at which samples: flat triples (epoch, start, length) of each incarnation.
         self.failures, self.deaths = dict[str, list[int]](), dict[str, tuple[int, ...]]()
         self.due: list[tuple[int, Any]] = []
@@ -275,7 +292,8 @@ class World:
             wire.pop()
         if self.rng.random() < 0.8:
             name, incarnation = worker.name, worker.incarnation
-            body = records.Exited(code, "killed", worker.at_hand if code < 0 else ())
+            at_hand = worker.at_hand if code < 0 else ()
+            body = records.Exited(code, "killed", at_hand, step=worker.model.step + 1)
             self.later(200, lambda: self.operator(body, name, incarnation))
         others = sum(w.alive for w in self.workers.values())
         state = self.judge.fold.state

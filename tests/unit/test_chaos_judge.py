@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,36 @@ def test_who_is_in_quarantine_and_has_done_nothing_is_found() -> None:
     entries = list(enumerate(bench.broker.log))
     assert judge_quarantine(entries, [13]) == []
     assert "Samples [13] came into quarantine" in judge_quarantine(entries, [4])[0]
+
+
+@pytest.fixture
+def fixed() -> tuple[Entries, str]:
+    """A log of one step of a fixed size, and its lineage."""
+    bench = Bench(replace(SPEC, batch_size=10, samples=10, batches="even"))
+    bench.join("w0.0", "w1.0")
+    bench.commit("w0.0", (bench.state.members.generation, 0, 0, 0, 10))
+    assert bench.step == 1
+    return list(enumerate(bench.broker.log)), bench.lineage.hex()
+
+
+def test_parts_of_a_step_of_a_fixed_size_come_to_the_whole(tmp_path: Path, fixed: tuple[Entries, str]) -> None:
+    """Of one worker in two micro-batches, of one behind a try that was given up, and of one that died within it."""
+    entries, lineage = fixed
+    made = {"step": 1, "lineage": lineage}
+    write(tmp_path, "w0", {"step": 1, "samples": [0, 1]}, {"step": 1, "samples": [2, 3]}, made)
+    write(tmp_path, "w1", {"step": 1, "samples": [2, 3, 4]}, {"step": 1, "samples": [4, 5, 6]}, made)
+    write(tmp_path, "w2", {"step": 1, "samples": [0, 1]}, {"step": 1, "samples": [7, 8, 9]})
+    assert judge_records(entries, tmp_path) == []
+    write(tmp_path, "w3")
+    assert judge_records(entries, tmp_path) == [], "who came later has no part in it"
+
+
+@pytest.mark.parametrize("samples", [[7, 8], [7, 8, 8], [6, 7, 8, 9], [7, 8, 9, 10]])
+def test_parts_that_do_not_come_to_the_step_are_found(
+    tmp_path: Path, fixed: tuple[Entries, str], samples: list[int]
+) -> None:
+    entries, lineage = fixed
+    made = {"step": 1, "lineage": lineage}
+    write(tmp_path, "w0", {"step": 1, "samples": [0, 1, 2, 3, 4, 5, 6]}, made)
+    write(tmp_path, "w1", {"step": 1, "samples": samples}, made)
+    assert any("Step 1" in said for said in judge_records(entries, tmp_path))

@@ -17,6 +17,7 @@ from antdt.worker.outside import LifeOptions, Outside
 from antdt.worker.plans import Plans
 from antdt.worker.session import Phase, Session
 from antdt_schemas import records
+from antdt_schemas.batches import Cursor
 from antdt_schemas.errors import ExitCode, Occupied, Refused, Unavailable
 from antdt_schemas.ranges import Range
 from antdt_schemas.records import Status
@@ -32,7 +33,7 @@ class Model:
     pending_max, ranges_max, form_patience_s = 4, 8, 120.0
 
     def __init__(self) -> None:
-        self.step_number, self.lineage, self.plan, self.void = 6, bytes(16), 0, False
+        self.step_number, self.lineage, self.plan, self.void, self.cursor = 6, bytes(16), 0, False, Cursor()
         self.pending: Sequence[Composition] = []
 
     def drop_pending(self, up_to_step: int) -> None:
@@ -173,6 +174,17 @@ def test_wherever_a_generation_ends_it_is_left_before_the_next_one_is_asked_for(
     course.carry_out(driver.perform)
     assert driver.session.phase is Phase.REGROUPING
     assert (driver.life.generation, driver.life.workers, driver.life.closed) == (None, [], False)
+
+
+def test_who_has_not_read_the_plan_of_its_model_trains_with_nobody() -> None:
+    """It would take another part of a step than the others leave to it."""
+    driver = Driver()
+    driver.model.plan = 7
+    course = driver.run(until=ask.Leave)
+    assert driver.asked == FORMED[:-1]
+    course.carry_out(driver.perform)
+    assert "Plan 7 was not read within 5 s" in driver.said[-1][1]
+    assert isinstance(course.asks, ask.Wait)
 
 
 @pytest.mark.parametrize("where", [ask.Form, ask.Align])

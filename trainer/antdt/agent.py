@@ -23,6 +23,7 @@ from time import monotonic
 from typing import Any, ClassVar
 
 import torch
+from antdt_schemas.batches import EVEN, layout_of
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 
 from antdt.connect.settings import Settings
@@ -60,6 +61,13 @@ class Agent:
     Every worker must have the same samples in the same order: a few of them, and the names of all where the data
     set has them (`sample_key(index)`, or a list such as `samples`, `files`, `paths`), are compared with those of
     the job's first worker (`AgentOptions.fingerprint_samples`). A stream must give the same in every iteration.
+
+    Steps of a fixed size (`AgentOptions.order`): step s of an epoch consists of the same samples for any number of
+    workers, whoever is slow, dies or joins, and every worker runs the loop's body once for it (or as often as its part
+    is cut into micro-batches), with `local_batch_min` samples or more as far as there are enough. last: what becomes of
+    the samples of an epoch that fill no batch: all of its steps are a little smaller ("even"), its last one is
+    ("small"), or they are left out ("drop"). Epochs begin at the same step everywhere, and `len(agent)` is the number
+    of steps.
 
     num_workers: processes that load samples ahead for this worker; 0 loads them in the loop itself. A batch is made
     of the same samples in the same order whatever it is. What a data set draws by `random`, `torch` or `numpy`
@@ -103,6 +111,8 @@ class Agent:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
+        last: str = EVEN,
+        local_batch_min: int = 1,
         strategy: StrategyOptions | None = None,
         options: AgentOptions | None = None,
         settings: Settings | None = None,
@@ -112,7 +122,8 @@ class Agent:
         self._iterated = False
         self._refuse_another()
         self.settings = settings or Settings.of()
-        schedule = Schedule(batch_size, epochs, seed, self.options.workers_min or self.settings.world_size)
+        workers = self.options.workers_min or self.settings.world_size
+        schedule = Schedule(batch_size, epochs, seed, workers, last, local_batch_min)
         pinning = pinning_of(pin_memory)
         self.source = source_of(dataset, seed=seed, size=size, shuffle=shuffle, collate=collate_fn, pinning=pinning)
         chosen = strategy or AllReduce()
@@ -169,6 +180,28 @@ class Agent:
     def ended(self) -> bool:
         """Whether every sample of every epoch is in the model and in a durable file."""
         return self._membership.life.ended
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch. Raises UsageError where steps have no fixed size."""
+        if not self.spec.batches:
+            raise UsageError(
+                "Nobody knows how many steps there are where samples are leased: that depends on who takes how many. "
+                f"Count samples ({self.spec.samples} an epoch), or take AgentOptions(order='steps')."
+            )
+        return layout_of(self.spec).steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all epochs. What is readmitted from quarantine makes some more, behind them."""
+        return self.steps_per_epoch * self.spec.epochs
+
+    def __len__(self) -> int:
+        """`total_steps`, for progress bars and schedulers."""
+        try:
+            return self.total_steps
+        except UsageError as error:
+            raise TypeError(str(error)) from None  # what `len` means where there is none
 
     @property
     def batch_size(self) -> int:
@@ -310,8 +343,9 @@ class Agent:
 
     def _perform(self, asked: ask.Instruction) -> Any:
         match asked:
-            case ask.Announce(part, batch_size):
-                self._hand.expect(part, batch_size)
+            case ask.Announce(part, batch_size, ahead):
+                self._page.numbers[whereabouts.STEP] = self.strategy.step_number + 1
+                self._hand.expect(part, batch_size, ahead)
                 self.strategy.announce(part)
             case ask.Finish():
                 with self._hand.may_run_out():  # perhaps in the middle of the optimizer

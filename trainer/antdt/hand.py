@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -53,21 +53,26 @@ class Hand:
         self.witness = Witness(client, source, self.holds)
         self.ranges: list[Range] = []
         self._has_stepped, self._clock = False, _Clock()
+        self._comes: Callable[[int], list[tuple[int, int, int]]] = lambda _: []
 
-    def expect(self, part: Part, batch_size: int) -> None:
+    def expect(self, part: Part, batch_size: int, comes: Callable[[int], list[tuple[int, int, int]]]) -> None:
         """A step begins: data processes make the samples of this part, and what comes next."""
-        if not part.leaving:
+        self._comes = comes
+        if not part.leaving or part.place is not None:
             self._load_ahead(part.ranges, batch_size)
         self._clock = _Clock(perf_counter())
 
     def _load_ahead(self, ranges: Iterable[Range], batch_size: int) -> None:
         with self._client.changed:
-            ahead = self._client.session.leases.ahead(self._loader.ahead(batch_size))
+            ahead = self._comes(self._loader.ahead(batch_size))
         self._loader.expect([*((r.epoch, r.start, r.length) for r in ranges), *ahead], batch_size)
 
     def micro_batches(self, asked: Train) -> Iterator[tuple[list[Range], bool, bool]]:
         """All of them in order, each with whether it is the last one of a step of the optimizer, and of all."""
-        steps = batches(list(asked.ranges), asked.batch_size)
+        if asked.units:
+            yield from self._apart(asked.units)
+            return
+        steps = batches(asked.ranges, asked.batch_size)
         self._clock.optimizer_steps = len(steps)
         for number, step in enumerate(steps):
             if number:
@@ -76,6 +81,13 @@ class Hand:
             for at, part in enumerate(parts, 1):
                 last = at == len(parts)
                 yield part, last, last and step is steps[-1]
+
+    def _apart(self, units: Sequence[Sequence[Range]]) -> Iterator[tuple[list[Range], bool, bool]]:
+        """Those of one step that is cut already."""
+        parts = [part for unit in units for part in split(unit, self._parts(1, sum(r.length for r in unit)))]
+        self._clock.optimizer_steps = 1
+        for at, part in enumerate(parts, 1):
+            yield part, at == len(parts), at == len(parts)
 
     def _parts(self, accumulation: int, samples: int) -> int:
         """How many to make of so many samples."""

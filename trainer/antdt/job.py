@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from antdt_schemas import records
+from antdt_schemas.batches import DROP, EVEN, LASTS
 from antdt_schemas.errors import UsageError
 
 from antdt.data.fingerprint import fingerprint_of
@@ -17,6 +18,8 @@ from antdt.data.loading import LoadingOptions
 from antdt.data.sources import IterableSource, MapSource, manifest_digest
 from antdt.strategies.base import StrategyOptions
 from antdt.worker.session import SessionOptions
+
+STEPS, SHARDS = "steps", "shards"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class AgentOptions:
     they are made by a process of their own, which has two seconds for it. 0 for data that are rightly not the same
     everywhere, such as pictures that machines decode differently.
     max_attempts: how often samples may make a worker fail before they, alone, are put into quarantine.
+    order: "steps": each step consists of the same samples, whoever is slow, dies or comes (see `Agent`). "shards":
+    workers lease runs of samples, and a step takes what they have; for streams, and for strategies without a common
+    step. Empty chooses.
     """
 
     workers_min: int = 0
@@ -41,13 +47,15 @@ class AgentOptions:
     checkpoint_every_steps: int = 0
     join_timeout_s: float = 600.0
     fingerprint_samples: int = 32
+    order: str = ""
     session: SessionOptions = field(default_factory=SessionOptions)
     loading: LoadingOptions = field(default_factory=LoadingOptions)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train on what, in steps of how many samples of all `workers` together.
+    """How long to train on what, in steps of how many samples of all `workers` together. last, local_batch_min: see
+    `Agent`.
 
     Raises:
         UsageError: a value that cannot work, with what to do about it.
@@ -57,8 +65,17 @@ class Schedule:
     epochs: int
     seed: int
     workers: int
+    last: str = EVEN
+    local_batch_min: int = 1
 
     def __post_init__(self) -> None:
+        if self.last not in LASTS:
+            raise UsageError(f"last={self.last!r}: take one of {', '.join(map(repr, LASTS))}.")
+        if self.local_batch_min < 1 or self.local_batch_min * self.workers > max(self.batch_size, self.workers):
+            raise UsageError(
+                f"local_batch_min={self.local_batch_min}: {self.workers} workers do not have so many of a global batch "
+                f"of {self.batch_size}; take {max(1, self.batch_size // self.workers)} at most."
+            )
         if self.batch_size < 1:
             raise UsageError(f"batch_size={self.batch_size}: the global batch needs at least one sample.")
         if self.epochs < 1:
@@ -97,5 +114,31 @@ def spec_of(
         workers_min=workers,
         max_attempts=options.max_attempts,
         strategy=strategy.name,
+        batches=_batches(schedule, source, options, strategy),
+        local_batch_min=schedule.local_batch_min,
         fingerprint=fingerprint_of(source, options.fingerprint_samples),
     )
+
+
+def _batches(
+    schedule: Schedule, source: MapSource | IterableSource, options: AgentOptions, strategy: StrategyOptions
+) -> str:
+    """As in JobSpec: what becomes of an epoch's remainder, or nothing where samples are leased."""
+    if options.order not in ("", STEPS, SHARDS):
+        raise UsageError(f"order={options.order!r}: take {STEPS!r}, {SHARDS!r}, or leave it out.")
+    may = strategy.has_common_step and isinstance(source, MapSource)
+    if options.order == STEPS and not may:
+        why = "an iterable data set is read in one go" if strategy.has_common_step else "they have no common step"
+        raise UsageError(f"order={STEPS!r} is not for this job: {why}. Leave it out.")
+    if not may or options.order == SHARDS:
+        if schedule.last != EVEN:
+            raise UsageError(
+                f"last={schedule.last!r} needs steps of a fixed size, which this job has not: leave it out."
+            )
+        return ""
+    if schedule.last == DROP and source.size < schedule.batch_size:
+        raise UsageError(
+            f"last={DROP!r} leaves nothing of {source.size} samples in batches of {schedule.batch_size}: "
+            "lower batch_size."
+        )
+    return schedule.last

@@ -113,6 +113,7 @@ class Exited:
     reason: str
     at: tuple[int, ...] = ()
     key: str = ""
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,7 @@ class Failed:
     length: int
     key: str
     reason: str
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,9 @@ class Grant:
     restore_file: str | None
     kept_steps: tuple[int, ...] = ()
     shard_size: int = 0
+    excluded: tuple[int, ...] = ()
+    tail: tuple[int, ...] = ()
+    suspects: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

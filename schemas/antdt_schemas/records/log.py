@@ -25,6 +25,8 @@ class JobSpec:
     max_attempts: int
     strategy: str
     fingerprint: bytes = b""
+    batches: str = ""
+    local_batch_min: int = 1
 
     @property
     def step_samples(self) -> int:
@@ -243,6 +245,7 @@ class Blamed:
     length: int
     key: str
     reason: str
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +264,18 @@ class RequestsMoved:
 
     topic_id: str
     next: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """These positions are left out of every step from this generation on: there is evidence against them, alone."""
+
+    generation: int
+    epoch: int
+    start: int
+    length: int
+    key: str
     reason: str
 
 
@@ -306,5 +321,6 @@ Event = (
     | Blamed
     | StepSkipped
     | RequestsMoved
+    | Excluded
 )
 EntryBody = Genesis | Leader | Cycle

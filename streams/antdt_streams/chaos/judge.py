@@ -33,7 +33,7 @@ from antdt_streams.proof.audit import audit
 from antdt_streams.proof.replay import walk
 from antdt_streams.runtime.memory import MemoryDriver, without_repeats
 from antdt_streams.runtime.service import Raw, Service
-from antdt_streams.views.lineage import Lineage
+from antdt_streams.views.lineage import TOGETHER, Lineage
 from antdt_streams.views.projection import Feed
 
 Entries = list[tuple[int, bytes]]
@@ -179,6 +179,13 @@ def judge_records(entries: Entries, folder: Path) -> list[str]:
     }
     trained: Counter[int] = Counter()
     for step, (lineage, taken) in history.steps.items():
+        if TOGETHER in taken:
+            of_step = {worker: own.get(step, []) for worker, own in attempts.items()}
+            if _covers(taken[TOGETHER], [_parts(own, lineage) for own in of_step.values()]):
+                trained.update(taken[TOGETHER])
+            else:
+                wrong.append(f"Step {step}: the log says that it is of {taken[TOGETHER]}; wrote down is {of_step}.")
+            continue
         for worker, samples in taken.items():
             own = attempts.get(worker, {}).get(step, [])
             if _used(own, samples, lineage):
@@ -191,6 +198,29 @@ def judge_records(entries: Entries, folder: Path) -> list[str]:
     if odd:
         wrong.append(f"By the workers' records {len(odd)} samples were not used {epochs} times: {odd[:10]} …")
     return wrong[:10]
+
+
+def _parts(attempts: Sequence[Attempt], lineage: str) -> list[Counter[int]]:
+    """What a worker may have used in a step: micro-batches one after the other, the last of which made this model.
+
+    Of a worker that died before it could write that down, or had no part, any of them, or none.
+    """
+    ends = [at + 1 for at, attempt in enumerate(attempts) if attempt.lineage == lineage]
+    own = [Counter[int]()] if not ends else []
+    for end in ends or range(1, len(attempts) + 1):
+        together: Counter[int] = Counter()
+        for attempt in reversed(attempts[:end]):
+            together = together + Counter(attempt.samples)
+            own.append(together)
+    return own
+
+
+def _covers(samples: list[int], parts: Sequence[list[Counter[int]]]) -> bool:
+    """Whether one part of each worker, all together, are these samples, each once."""
+    open_, left = sorted(parts, key=len), [Counter(samples)]
+    for choices in open_:
+        left = [rest - part for rest in left for part in choices if part <= rest]
+    return any(not rest for rest in left)
 
 
 def _used(attempts: Sequence[Attempt], samples: list[int], lineage: str) -> bool:

@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from antdt_schemas import lineage, records
+from antdt_schemas.batches import Piece, layout_of
 
+from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.fold import Verdict
+from antdt_streams.ledger.core.holes import Holes
 from antdt_streams.ledger.core.intervals import IntervalSet
 from antdt_streams.ledger.core.state import State
 from antdt_streams.proof.walker import Read, Run
@@ -42,11 +45,14 @@ class Coverage:
     last_commit_ms: int | None = None
     losses: list[records.Regressed] = field(default_factory=list)
     moves: list[records.RequestsMoved] = field(default_factory=list)
+    holes: Holes | None = None  # where steps have a fixed size
 
     # -- what was read
 
     def on_entry(self, read: Read) -> None:
         """Count one entry; of one that the state refuses, only what is wrong with it."""
+        if isinstance(read.body, records.Genesis) and read.verdict is Verdict.GENESIS and read.body.spec.batches:
+            self.holes = Holes(read.body.spec.epochs)
         if read.verdict is Verdict.VOID:
             self.voids.append(read.offset)
         elif read.verdict is Verdict.REFUSED and isinstance(read.body, records.Cycle):
@@ -74,9 +80,10 @@ class Coverage:
 
     def _enter(self, event: records.Event, now_ms: int) -> None:
         if isinstance(event, records.Committed):
-            for epoch, start, end in _ranges(event):
+            for epoch, start, end in self._ranges(event):
                 self._cover(epoch, start, end)
             self._advance(event)
+            self.first_lease_ms = now_ms if self.first_lease_ms is None else self.first_lease_ms
             self.last_commit_ms = now_ms
         elif isinstance(event, records.Leased):
             self.first_lease_ms = now_ms if self.first_lease_ms is None else self.first_lease_ms
@@ -85,12 +92,36 @@ class Coverage:
             self.step = event.step
         elif isinstance(event, records.Returned) and event.quarantined:
             self.quarantined.setdefault(event.epoch, IntervalSet()).add(event.start, event.start + event.length)
+        elif isinstance(event, records.Excluded) and self.holes is not None:
+            self._exclude(self.holes, event)
         elif isinstance(event, records.Readmitted):
             self.quarantined[event.epoch].remove(event.start, event.start + event.length)
+            if self.holes is not None:
+                self.holes = self.holes.append(Piece(event.epoch, event.start, event.length))
         elif isinstance(event, records.Regressed):
             self.losses.append(event)
         elif isinstance(event, records.RequestsMoved):
             self.moves.append(event)
+
+    def _exclude(self, holes: Holes, event: records.Excluded) -> None:
+        piece = Piece(event.epoch, event.start, event.length)
+        self.holes = holes.exclude(event.generation, piece)
+        inside = self.committed.get(event.epoch, IntervalSet())
+        apart = self.quarantined.setdefault(event.epoch, IntervalSet())
+        for low, high in inside.gaps(event.start, event.start + event.length):
+            for start, end in apart.gaps(low, high):
+                apart.add(start, end)
+
+    def _ranges(self, event: records.Committed) -> Iterator[Range]:
+        """The samples of a step."""
+        if self.holes is None:
+            yield from _ranges(event)
+            return
+        for epoch, start, length in self.holes.live(*event.ranges):
+            apart = self.quarantined.get(epoch, IntervalSet())
+            for low, high in apart.overlaps(start, start + length):
+                apart.remove(low, high)  # excluded only after the step was executed
+            yield epoch, start, start + length
 
     def _cover(self, epoch: int, start: int, end: int) -> None:
         inside = self.committed.get(epoch)
@@ -117,15 +148,21 @@ class Coverage:
             before = self.committed.get(epoch, IntervalSet())
             left[epoch] = IntervalSet(part for start, end in inside for part in before.overlaps(start, end))
         self.committed, self.lineage = left, state.line.lineage
+        if self.holes is not None:  # a sample that was in the model, and is excluded by now
+            for epoch, apart in _sets(state)[1].items():
+                mine = self.quarantined.setdefault(epoch, IntervalSet())
+                for start, end in apart:
+                    for low, high in mine.gaps(start, end):
+                        mine.add(low, high)
 
     def _accuse(self, body: records.Cycle) -> None:
         """Nothing of such an entry is in the model. What it says behind a roll-back is not looked at."""
-        trial = replace(self, committed={epoch: inside.copy() for epoch, inside in self.committed.items()})
+        trial = replace(self, committed=_copied(self.committed), quarantined=_copied(self.quarantined))
         for event in body.events:
             if isinstance(event, records.RolledBack):
                 break
             if isinstance(event, records.Committed) and _whole(event):
-                for epoch, start, end in _ranges(event):
+                for epoch, start, end in trial._ranges(event):
                     trial._cover(epoch, start, end)
                 trial._advance(event)
         self.repeated, self.wrong_lineage = trial.repeated, trial.wrong_lineage
@@ -143,7 +180,7 @@ class Coverage:
         for epoch in range(spec.epochs):
             inside = self.committed.get(epoch, IntervalSet())
             apart = self.quarantined.get(epoch, IntervalSet())
-            for start, end in inside.gaps(0, spec.samples):
+            for start, end in inside.gaps(0, trained_of_an_epoch(spec)):
                 out += ((epoch, low, high) for low, high in apart.gaps(start, end))
                 if len(out) >= RANGES_LISTED_MAX:
                     return out[:RANGES_LISTED_MAX]
@@ -154,8 +191,9 @@ class Coverage:
     @classmethod
     def opened(cls, state: State) -> Coverage:
         """That of the part of a log that begins with this state."""
-        inside, apart = ({n: part.copy() for n, part in sets.items()} for sets in _sets(state))
-        return cls(inside, apart, step=state.line.committed, lineage=state.line.lineage)
+        inside, apart = map(_copied, _sets(state))
+        holes = state.shards.holes if isinstance(state.shards, Batches) else None
+        return cls(inside, apart, step=state.line.committed, lineage=state.line.lineage, holes=holes)
 
     def closed(self) -> Coverage:
         """What it adds to that of the parts behind: all but where the samples are."""
@@ -175,10 +213,19 @@ class Coverage:
             self.last_commit_ms = before.last_commit_ms
 
 
+def trained_of_an_epoch(spec: records.JobSpec) -> int:
+    """How many positions of an epoch are trained on: its first ones."""
+    return layout_of(spec).epoch_length
+
+
 def _sets(state: State) -> tuple[Sets, Sets]:
     """What is committed and what is in quarantine."""
     epochs = state.shards.epochs.items()
     return {n: epoch.committed for n, epoch in epochs}, {n: epoch.quarantined for n, epoch in epochs}
+
+
+def _copied(sets: Sets) -> Sets:
+    return {epoch: inside.copy() for epoch, inside in sets.items()}
 
 
 def _filled(*kinds: Sets) -> list[dict[int, tuple[tuple[int, int], ...]]]:

@@ -6,14 +6,20 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from antdt_schemas import records
+from antdt_schemas.batches import Piece
 from antdt_schemas.order import FEISTEL, Permutation
 
+from antdt_streams.ledger.core.holes import Holes
 from antdt_streams.proof.walker import Read
 from antdt_streams.views.projection import Projection
 
+TOGETHER = ""  # of all members
+
 
 class StepSamples(NamedTuple):
-    """A committed step: the lineage after it, hexadecimal, and the samples of each worker in their order."""
+    """A committed step: the lineage after it, hexadecimal, and the samples of each worker in their order; of all of
+    them together, without a name, where steps have a fixed size, as the log does not say who took which.
+    """
 
     lineage: str
     samples: dict[str, list[int]]
@@ -32,11 +38,13 @@ class Lineage(Projection["dict[int, StepSamples]"]):
     leases: dict[int, str] = field(default_factory=dict)
     orders: dict[int, Permutation] = field(default_factory=dict)
     quarantined: set[int] = field(default_factory=set)
+    holes: Holes | None = None  # where steps have a fixed size
 
     def on_entry(self, read: Read) -> None:
         """Take one in."""
         if isinstance(read.body, records.Genesis):
             self.spec = read.body.spec
+            self.holes = Holes(self.spec.epochs) if self.spec.batches else None
         for event in read.events:
             self._enter(event)
 
@@ -54,12 +62,21 @@ class Lineage(Projection["dict[int, StepSamples]"]):
             self._commit(event)
         elif isinstance(event, records.Returned) and event.quarantined:
             self.quarantined.update(self._sample(event.epoch, event.start + k) for k in range(event.length))
+        elif isinstance(event, records.Excluded) and self.holes is not None:
+            self.holes = self.holes.exclude(event.generation, Piece(event.epoch, event.start, event.length))
+            self.quarantined.update(self._sample(event.epoch, event.start + k) for k in range(event.length))
+        elif isinstance(event, records.Readmitted) and self.holes is not None:
+            self.holes = self.holes.append(Piece(event.epoch, event.start, event.length))
         elif isinstance(event, records.RolledBack):
             self.steps = {step: made for step, made in self.steps.items() if step <= event.step}
 
     def _commit(self, event: records.Committed) -> None:
         taken: dict[str, list[int]] = {}
         r = event.ranges
+        if self.holes is not None:
+            pieces = self.holes.live(*r)
+            taken[TOGETHER] = [self._sample(p.epoch, p.start + k) for p in pieces for k in range(p.length)]
+            r = ()
         for i in range(0, len(r), 4):
             samples = [self._sample(r[i + 1], r[i + 2] + k) for k in range(r[i + 3])]
             taken.setdefault(self.leases[r[i]], []).extend(samples)

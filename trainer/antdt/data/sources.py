@@ -358,15 +358,15 @@ def position_key(source: Source, epoch: int, position: int) -> str:
     return name_of(source.dataset, index) or f"index {index}"
 
 
-def batches(ranges: list[Range], batch_size: int) -> list[list[Range]]:
+def batches(ranges: Sequence[Range], batch_size: int) -> list[list[Range]]:
     """Cut ranges into pieces of at most so many samples, as few and as even as can be."""
     return split(ranges, -(-sum(r.length for r in ranges) // batch_size))
 
 
-def split(ranges: list[Range], parts: int) -> list[list[Range]]:
+def split(ranges: Sequence[Range], parts: int) -> list[list[Range]]:
     """Cut ranges into `parts` pieces of nearly equal numbers of samples, in order; never an empty one."""
     if parts == 1:
-        return [ranges]
+        return [list(ranges)]
     total = sum(r.length for r in ranges)
     parts = min(parts, total)
     sizes = [total // parts + (i < total % parts) for i in range(parts)]

@@ -37,6 +37,7 @@ from antdt.host.whereabouts import (
     KEY,
     NAME,
     SHRUNK,
+    STEP,
     TAKEN_PART,
     WORDS,
     Page,
@@ -202,6 +203,7 @@ class Launcher:
             blamed=bool(numbers[BLAMED]),
             attempts=numbers[ATTEMPTS],
             at=page.at_hand(),
+            step=numbers[STEP],
             learned=learned,
             words=page.said(WORDS),
             checkpoint=max(w.page.numbers[CHECKPOINT] for w in self.workers.values()),
@@ -294,7 +296,7 @@ class Launcher:
         def tell() -> None:
             self.places.forget()
             producer = Producer(connection.producer(**{"linger.ms": 0}))
-            body = records.Exited(ended.code, slots.how(ended.code), ended.at, key if ended.at else "")
+            body = records.Exited(ended.code, slots.how(ended.code), ended.at, key if ended.at else "", ended.step)
             request = records.Request(ended.slot, ended.incarnation, 0, body, b"")
             payload = codec.encode(auth.sign(request, settings.secret))
             with suppress(KafkaException):  # a hint: the ledger finds out by itself, later

@@ -73,8 +73,9 @@ class Restart:
 class Last:
     """What is known of a worker that has ended, beside its status: see `whereabouts`.
 
-    at: flat triples (epoch, start, length) of the samples that it had at hand. learned: what its end says of its
-    memory, as half a sentence. words: why it ended, if it said so. checkpoint: step of the newest that is known here.
+    at: flat triples (epoch, start, length) of the samples that it had at hand, in this `step`. learned: what its end
+    says of its memory, as half a sentence. words: why it ended, if it said so. checkpoint: step of the newest that is
+    known here.
     """
 
     joined: bool = False
@@ -86,6 +87,7 @@ class Last:
     learned: str = ""
     words: str = ""
     checkpoint: int = 0
+    step: int = 0
 
     @property
     def suspects(self) -> tuple[int, ...]:
@@ -125,12 +127,13 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Tell the ledger how an incarnation has ended, and which samples may be the reason."""
+    """Tell the ledger how an incarnation has ended, and which samples, in which step, may be the reason."""
 
     slot: str
     incarnation: str
     code: int
     at: tuple[int, ...]
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +243,7 @@ class Slots:
         if code in (-signal.SIGTERM, -signal.SIGKILL) or not (self.ending or code in LEFT):
             asked = code == -signal.SIGKILL and not self.unkilled(name)
             told = ExitCode.KILLED if asked else code
-            out.append(Report(name, self.incarnation(name), told, last.suspects))
+            out.append(Report(name, self.incarnation(name), told, last.suspects, last.step))
         if self.ending or code in DONE or (code in LEFT and slot.order is None):
             return [*out, *self._let_go(slot, code, last), *self._end_if_all_have()]
         again = code in LEFT or code < 0 or code in AGAIN

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from antdt_schemas import records
+from antdt_schemas.batches import Cursor
 from antdt_schemas.errors import AntdtError
 from antdt_schemas.ranges import Range
 
@@ -32,11 +33,24 @@ class Here:
     listens_at: Callable[[], str]
 
 
+class Place(NamedTuple):
+    """A step of a fixed size, as every member derives it. ranges: (generation that executes it, 0, epoch, start,
+    length), holes included. behind: where the model is after it. total: samples in it, without what is left out. split:
+    a mark of the sizes of all parts, in their order: members with other marks would compute some samples twice.
+    """
+
+    ranges: tuple[int, int, int, int, int]
+    behind: Cursor
+    total: int
+    split: int = 0
+
+
 class Part(NamedTuple):
     """One member's part of a step, as it announces it.
 
     plan_seen: the newest plan it has read. reference: samples that the plan in the model expects of all members, the
     same number on each. ended: it was told END. leaving: this is its last step. checkpoint: a file is to follow it.
+    place: of the whole step, where steps have a fixed size; it is applied only if all of its samples are there.
     """
 
     ranges: Sequence[Range]
@@ -45,6 +59,7 @@ class Part(NamedTuple):
     ended: bool = False
     leaving: bool = False
     checkpoint: bool = False
+    place: Place | None = None
 
     @property
     def samples(self) -> int:
@@ -110,7 +125,7 @@ class Made(Protocol):
 
 class Head(Protocol):
     """Of which step, lineage (16 bytes) and plan the model is. `void`: it holds no valid state. `pending`: applied
-    steps not seen committed, in order.
+    steps not seen committed, in order. `cursor`: the next position, where steps have a fixed size.
     """
 
     void: bool
@@ -121,6 +136,8 @@ class Head(Protocol):
     def lineage(self) -> bytes: ...
     @property
     def plan(self) -> int: ...
+    @property
+    def cursor(self) -> Cursor: ...
     @property
     def pending(self) -> Sequence[Made]: ...
 
@@ -207,8 +224,10 @@ class Strategy(Model, Protocol):
 
 class StrategyOptions(Protocol):
     """A strategy as a value. `name`: that of the job's records (`antdt_schemas.strategies`); all workers of a job have
-    the same.
+    the same. has_common_step: members may make each step of the job together.
     """
+
+    has_common_step: ClassVar[bool]
 
     @property
     def name(self) -> str: ...

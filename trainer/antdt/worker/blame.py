@@ -82,7 +82,8 @@ class Witness:
         reason = _words(error)
         for epoch, start, length in guilty[:RANGES_TOLD_MAX]:
             key = position_key(self._source, epoch, start)
-            self._client.say(records.Failed(self._client.session.generation, epoch, start, length, key, reason))
+            where = self._client.session.generation, epoch, start, length
+            self._client.say(records.Failed(*where, key, reason, whereabouts.mine().numbers[whereabouts.STEP]))
             whereabouts.mine().numbers[whereabouts.BLAMED] = 1
 
 

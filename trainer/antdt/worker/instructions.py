@@ -64,22 +64,24 @@ class Stands(Instruction):
 @dataclass(frozen=True, slots=True)
 class Announce(Instruction):
     """This member's part of the next step; `batch_size` is what it would have taken for each step of the optimizer.
-    Closable.
+    ahead: (epoch, start, length) of what it takes next, of so many samples. Closable.
     """
 
     part: Part
     batch_size: int
+    ahead: Callable[[int], list[tuple[int, int, int]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Train(Instruction):
     """Go forward and backward with these samples, `batch_size` at most for each step of the optimizer, each of them in
-    so many micro-batches at least. Closable.
+    so many micro-batches at least. units: the same samples, as they must be computed apart, in one step. Closable.
     """
 
     ranges: Sequence[Range]
     accumulation: int
     batch_size: int
+    units: Sequence[Sequence[Range]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,20 +15,21 @@ Rules
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator, Sequence
+from typing import Any
 
 from antdt_schemas import records
 from antdt_schemas.errors import ExitCode, Occupied, Refused, Unavailable, UsageError
-from antdt_schemas.strategies import period_of
 
 from antdt.host.whereabouts import At
 from antdt.strategies.base import GenerationClosed, Outcome, Part
 from antdt.worker import instructions as ask
 from antdt.worker.attempts import Attempts
-from antdt.worker.instructions import Steps
+from antdt.worker.instructions import Instruction, Steps
 from antdt.worker.outside import Files, LifeOptions, Lived, Outside
-from antdt.worker.plans import Plans
+from antdt.worker.plans import Plans, Share
 from antdt.worker.session import OVER, Composition, Phase, Session
-from antdt.worker.taking import Leased
+from antdt.worker.taking import Taken, taking_of
 
 HINT_EVERY_S = 10.0
 PLAN_S = 5.0
@@ -50,7 +51,7 @@ class Life:
         self.options, self._lock, self._now_s, self._say = options, outside.lock, outside.now_s, outside.say
         self.generation: int | None = None
         self.workers: list[str] = []
-        self.taking = Leased(strategy.ranges_max)
+        self.taking = taking_of(session.spec, strategy.ranges_max)
         self.departed, self.saved, self.all_leave = False, True, False
         self.closed, self.ended = False, False
         self.told_at_s: float | None = None
@@ -213,11 +214,13 @@ class Life:
         except GenerationClosed as error:
             said, reason = error, session.reason if closed() else None
         else:
-            self._attempts.stands()
             # Whoever is new has taken over the model's plan, and may not have read what is in it: shares would differ.
-            yield ask.Wait(lambda: self.plans.newest >= self.strategy.plan or closed(), PLAN_S)
-            yield from self._begin(grant)
-            return
+            if (yield ask.Wait(lambda: self.plans.newest >= self.strategy.plan or closed(), PLAN_S)):
+                self._attempts.stands()
+                yield from self._begin(grant)
+                return
+            plan = self.strategy.plan
+            said, reason = GenerationClosed(f"Plan {plan} was not read within {PLAN_S:.0f} s."), None
         yield from self._leave()
         yield from self._not_formed(said, grant, reason)
 
@@ -227,7 +230,7 @@ class Life:
         self.workers = [m.worker for m in grant.members]
         yield ask.Stands(self.workers)
         self.files.written_step = -1  # the event of an earlier file may be lost
-        self.taking.begin()
+        self.taking.begin(grant)
         with self._lock:
             strategy.drop_pending(session.committed)
             pending = [Composition(c.step, c.ranges, b"", c.plan, c.skipped) for c in strategy.pending]
@@ -271,23 +274,27 @@ class Life:
         """Take, announce, train, finish, account. leaving: a part without samples, the last one."""
         session, plans = self.session, self.plans
         shares = plans.shares(self.strategy.plan, self.workers)
-        mine = shares[session.rank]
         if not (yield from self._await_room(leaving)):
             self.saved, self.departed = False, True
             return
-        leaving, ranges, period = leaving or self.draining, [], period_of(session.spec.strategy)
-        if not leaving:
-            yield from self.taking.wait(session)
-            with self._lock:
-                ranges = self.taking.take(session, period * mine.batch_size)
-        reference, ended = period * sum(s.batch_size for s in shares), session.phase is Phase.ENDED
-        part = Part(ranges, plans.newest, reference, ended, leaving, self._wants_file)
-        yield ask.Announce(part, mine.batch_size)
-        if ranges:
-            yield ask.Train(ranges, mine.accumulation, mine.batch_size)
+        idle, leaving = leaving, leaving or self.draining
+        taken = yield from self._take(shares, idle=idle or (leaving and not self.taking.whole))
+        ended, mine = session.phase is Phase.ENDED, shares[session.rank]
+        part = Part(taken.ranges, plans.newest, taken.reference, ended, leaving, self._wants_file, taken.place)
+        yield ask.Announce(part, mine.batch_size, lambda samples: self.taking.ahead(session, samples))
+        if taken.ranges:
+            batch_size = max(mine.batch_size, part.samples) if self.taking.whole else mine.batch_size
+            yield ask.Train(taken.ranges, mine.accumulation, batch_size, taken.units)
         yield ask.Enter(At.REDUCING)
         outcome = yield ask.Finish()
         yield from self._account(outcome)
+
+    def _take(self, shares: Sequence[Share], *, idle: bool) -> Generator[Instruction, Any, Taken]:
+        session = self.session
+        if not idle:
+            yield from self.taking.wait(session)
+        with self._lock:
+            return self.taking.take(session, self.strategy.cursor, shares, idle=idle)
 
     @property
     def _wants_file(self) -> bool:

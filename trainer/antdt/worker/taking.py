@@ -1,29 +1,72 @@
-"""Which samples a member takes in a step: those at the front of what it holds on lease.
+"""Which samples a member takes in a step: those at the front of what it holds on lease, or its part of a step of a
+fixed size.
 
-Owns the data path of a life, which may be replaced by another. Must not know what becomes of the samples.
+Owns the data path of a life. Must not know what becomes of the samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+from zlib import crc32
 
+from antdt_schemas import batches, records
+from antdt_schemas.batches import Cursor, Piece, layout_of
 from antdt_schemas.ranges import Range
+from antdt_schemas.strategies import period_of
 
-from antdt.strategies.base import Outcome
+from antdt.strategies.base import Outcome, Place
 from antdt.worker.instructions import Wait
+from antdt.worker.plans import Share
 from antdt.worker.session import Phase, Session
 
 IDLE_ROUND_S = 0.02
 FIRST_LEASE_S = 1.0
 
 
+class Taken(NamedTuple):
+    """What a member takes. reference: what all members together are to take, the same number on each. place: of the
+    step, where it has a fixed size. units: the ranges cut into micro-batches, where they must be computed apart.
+    """
+
+    ranges: Sequence[Range]
+    reference: int
+    place: Place | None = None
+    units: Sequence[Sequence[Range]] = ()
+
+
+class Taking(Protocol):
+    """whole: a step has all of its samples, or it is none; so whoever leaves behind a step does its part of it."""
+
+    whole: ClassVar[bool]
+
+    def begin(self, grant: records.Grant) -> None:
+        """A generation begins."""
+
+    def wait(self, session: Session) -> Generator[Wait, bool, None]:
+        """A little, where there is nothing to take, and everybody else is idle, too."""
+
+    def take(self, session: Session, at: Cursor, shares: Sequence[Share], *, idle: bool) -> Taken:
+        """This member's part of the next step of a model that is at this place. idle: it takes none."""
+
+    def ahead(self, session: Session, samples: int) -> list[tuple[int, int, int]]:
+        """(epoch, start, length) of what it will take next, of so many samples, behind what it took last."""
+
+    def made(self, session: Session, outcome: Outcome) -> None:
+        """A round is complete."""
+
+
 class Leased:
     """Samples are leased by each member for itself, ahead of their use; a step takes what there is."""
 
-    def __init__(self, ranges_max: int) -> None:
-        self._ranges_max, self._previous_total = ranges_max, 1
+    whole: ClassVar[bool] = False
 
-    def begin(self) -> None:
+    def __init__(self, ranges_max: int, period: int) -> None:
+        """period: steps of the optimizer in one of the job."""
+        self._ranges_max, self._period, self._previous_total = ranges_max, period, 1
+
+    def begin(self, grant: records.Grant) -> None:
         """A generation begins."""
         self._previous_total = 1
 
@@ -38,13 +81,130 @@ class Leased:
         if patience_s:
             yield Wait(lambda: leases.untaken > 0 or session.phase is not Phase.MEMBER, patience_s)
 
-    def take(self, session: Session, batch_size: int) -> list[Range]:
-        """At most so many samples."""
-        session.leases.batch_size = batch_size
-        return [Range(*r) for r in session.leases.take(batch_size, self._ranges_max)]
+    def take(self, session: Session, at: Cursor, shares: Sequence[Share], *, idle: bool) -> Taken:
+        """At most what the plan gives this member."""
+        reference = self._period * sum(share.batch_size for share in shares)
+        if idle:
+            return Taken((), reference)
+        session.leases.batch_size = batch_size = self._period * shares[session.rank].batch_size
+        return Taken([Range(*r) for r in session.leases.take(batch_size, self._ranges_max)], reference)
+
+    def ahead(self, session: Session, samples: int) -> list[tuple[int, int, int]]:
+        """What is held, from the front."""
+        return session.leases.ahead(samples)
 
     def made(self, session: Session, outcome: Outcome) -> None:
         """A round is complete."""
         self._previous_total = outcome.total
         if outcome.applied:
             session.leases.observe(outcome.total, outcome.rows[0].reference)
+
+
+@dataclass(frozen=True, slots=True)
+class _Granted:
+    """What a generation's steps are derived from, beside the place of the model."""
+
+    generation: int
+    excluded: tuple[Piece, ...] = ()
+    tail: tuple[Piece, ...] = ()
+    suspects: tuple[Piece, ...] = ()
+
+
+class Stepped:
+    """Steps of a fixed size: what one consists of follows from the place of the model, and who takes which part from
+    the plan in it and the members.
+    """
+
+    whole: ClassVar[bool] = True
+
+    def __init__(self, spec: records.JobSpec) -> None:
+        self.layout = layout_of(spec)
+        self._least = spec.local_batch_min
+        self._granted = _Granted(0)
+        self._behind, self._shares, self._idle = Cursor(), list[int](), False
+
+    def begin(self, grant: records.Grant) -> None:
+        """A generation begins: what it leaves out holds for all of its steps."""
+        said = map(batches.pieces_of, (grant.excluded, grant.tail, grant.suspects))
+        self._granted, self._idle = _Granted(grant.generation, *said), False
+
+    def wait(self, session: Session) -> Generator[Wait, bool, None]:
+        """At the end, where all that is left to come is that it is known to be."""
+        if self._idle and session.phase is Phase.MEMBER:
+            yield Wait(lambda: session.phase is not Phase.MEMBER, IDLE_ROUND_S)
+
+    def take(self, session: Session, at: Cursor, shares: Sequence[Share], *, idle: bool) -> Taken:
+        """Its part of the next step; everybody knows of the whole step, whatever it takes."""
+        step = self.layout.step(at, self._granted.tail)
+        self._idle = step is None
+        if step is None:
+            return Taken((), 1)
+        _, self._behind = step
+        self._shares = [share.batch_size for share in shares]
+        length = batches.total(step[0])
+        live = self._live(at, length)
+        size, sizes = batches.total(live), self._sizes(live)
+        ranges = self._granted.generation, 0, at.epoch, at.position, length
+        place = Place(ranges, self._behind, size, crc32(repr(sizes).encode()))
+        mine = () if idle else self._part(live, sizes, session.rank)
+        units = self._units(mine) if self._granted.suspects else ()
+        return Taken(self._ranges(mine), max(1, size), place, [self._ranges(unit) for unit in units])
+
+    def ahead(self, session: Session, samples: int) -> list[tuple[int, int, int]]:
+        """Its parts of the next steps, if plan and members stay the same."""
+        found, at, missing = list[tuple[int, int, int]](), self._behind, samples
+        while missing > 0 and not self._idle:
+            step = self.layout.step(at, self._granted.tail)
+            if step is None:
+                break
+            live = self._live(at, batches.total(step[0]))
+            mine = self._part(live, self._sizes(live), session.rank)
+            found += mine
+            missing -= max(1, batches.total(mine))
+            at = step[1]
+        return found
+
+    def made(self, session: Session, outcome: Outcome) -> None:
+        """A round is complete."""
+
+    def _live(self, at: Cursor, length: int) -> tuple[Piece, ...]:
+        """The samples of the step at this place."""
+        left = batches.without((Piece(at.epoch, at.position, length),), self._granted.excluded)
+        if at.epoch < self.layout.epochs:
+            return left
+        return tuple(piece for part in left for piece in batches.cut(self._granted.tail, part.start, part.length))
+
+    def _shift(self) -> int:
+        """While something is suspected, the parts go round: a machine that fails at whatever it gets must not make one
+        sample look guilty.
+        """
+        return self._granted.generation % len(self._shares) if self._granted.suspects else 0
+
+    def _sizes(self, live: Sequence[Piece]) -> list[int]:
+        """Of all parts, in the order of their samples."""
+        world = len(self._shares)
+        weights = [self._shares[(part - self._shift()) % world] for part in range(world)]
+        return batches.split(batches.total(live), weights, self._least)
+
+    def _part(self, live: Sequence[Piece], sizes: Sequence[int], rank: int) -> tuple[Piece, ...]:
+        """That of this member."""
+        return batches.share(live, sizes, (rank + self._shift()) % len(sizes))
+
+    def _units(self, mine: Sequence[Piece]) -> list[Sequence[Piece]]:
+        """Suspects apart from the others, and from each other: which unit fails tells more than that the part does."""
+        suspects = batches.within(mine, self._granted.suspects)
+        if not suspects:
+            return []
+        others = batches.without(mine, suspects)
+        count = min(batches.total(suspects), max(2, len(self._shares)))
+        sizes = batches.split(batches.total(suspects), [1] * count)
+        units: list[Sequence[Piece]] = [others] if others else []
+        return units + [batches.share(suspects, sizes, index) for index in range(count)]
+
+    def _ranges(self, pieces: Sequence[Piece]) -> list[Range]:
+        return [Range(self._granted.generation, 0, *piece) for piece in pieces]
+
+
+def taking_of(spec: records.JobSpec, ranges_max: int) -> Taking:
+    """How members of this job take samples."""
+    return Stepped(spec) if spec.batches else Leased(ranges_max, period_of(spec.strategy))

@@ -7,12 +7,17 @@ Which member may commit, and what settles, is said by the group's rules (`groups
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import copy
+
 from antdt_schemas import lineage, records
 from antdt_schemas.limits import INIT_FILE
 from antdt_schemas.records import Status
 
 from antdt_streams.ledger.core import evidence
+from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.fences import open_member
+from antdt_streams.ledger.core.shards import Shards
 from antdt_streams.ledger.core.state import State
 from antdt_streams.ledger.core.turn import AUTHOR_CHARS_MAX, Refusal, Turn
 
@@ -45,15 +50,50 @@ def commit(turn: Turn, request: records.Request, body: records.Commit) -> None:
 def _validated(state: State, body: records.Commit, new: range) -> list[records.Committed]:
     """Events of the steps that are new, or Refusal: all or nothing."""
     events: list[records.Committed] = []
-    at, fronts = state.line.lineage, dict[int, int]()
+    at = state.line.lineage
+    ranges_of = _placed(state) if isinstance(state.shards, Batches) else _leased(state.shards)
     for step in new:
         flat = body.compositions[step - body.first_step]
         if len(flat) % 5:
             raise Refusal(f"The composition of step {step} has {len(flat)} numbers, not quintuples.")
+        ranges = ranges_of(step, flat)
+        at = lineage.next_lineage(at, step, ranges)
+        plan = body.plans[step - body.first_step]
+        events.append(records.Committed(state.members.generation, step, ranges, at, plan))
+    last = body.first_step + len(body.compositions) - 1
+    if last >= state.line.committed and body.lineage and body.lineage != at:
+        raise Refusal(f"After step {last} this model's lineage is {body.lineage.hex()}, the ledger's {at.hex()}.")
+    return events
+
+
+Ranges = Callable[[int, tuple[int, ...]], tuple[int, ...]]
+
+
+def _placed(state: State) -> Ranges:
+    """Steps of a fixed size: each is the next one, and nothing else is to be said of it."""
+    trial = copy(state.shards)
+    assert isinstance(trial, Batches)
+
+    def ranges_of(step: int, flat: tuple[int, ...]) -> tuple[int, ...]:
+        found = (*flat[:1], *flat[2:])
+        wrong = trial.follows(found, state.members.generation)
+        if wrong:
+            raise Refusal(f"Step {step} is not the next one: {wrong}.")
+        trial.pass_over(found)
+        return found
+
+    return ranges_of
+
+
+def _leased(shards: Shards) -> Ranges:
+    """Steps of what is leased: each takes from the front of live leases."""
+    fronts = dict[int, int]()
+
+    def ranges_of(step: int, flat: tuple[int, ...]) -> tuple[int, ...]:
         ranges: list[int] = []
         for i in range(0, len(flat), 5):
             number, token, epoch, start, length = flat[i : i + 5]
-            lease = state.shards.leases.get(number)
+            lease = shards.leases.get(number)
             if lease is None or lease.token != token:
                 raise Refusal(f"Step {step} names lease {number}, which is not live under that token.")
             front = fronts.get(number, lease.front)
@@ -64,13 +104,9 @@ def _validated(state: State, body: records.Commit, new: range) -> list[records.C
                 )
             fronts[number] = start + length
             ranges += (number, epoch, start, length)
-        at = lineage.next_lineage(at, step, ranges)
-        plan = body.plans[step - body.first_step]
-        events.append(records.Committed(state.members.generation, step, tuple(ranges), at, plan))
-    last = body.first_step + len(body.compositions) - 1
-    if last >= state.line.committed and body.lineage and body.lineage != at:
-        raise Refusal(f"After step {last} this model's lineage is {body.lineage.hex()}, the ledger's {at.hex()}.")
-    return events
+        return tuple(ranges)
+
+    return ranges_of
 
 
 def _skipped(body: records.Commit) -> dict[int, records.StepSkipped]:
@@ -91,12 +127,15 @@ def _settle(turn: Turn) -> None:
 
     An attempt counts for those samples only against which there is evidence.
     """
-    state, leases, generation = turn.state, turn.state.shards.leases, turn.state.members.generation
+    state, generation = turn.state, turn.state.members.generation
     turn.emit(records.Settled(generation))
+    if not isinstance(state.shards, Shards):
+        return
+    leases = state.shards.leases
     for number in sorted(n for n, lease in leases.items() if lease.generation < generation):
         lease = leases[number]
         epoch, at, end = lease.epoch, lease.front, lease.end
-        for low, high in [*evidence.against(state, number), (end, end)]:
+        for low, high in [*evidence.against(state.shards, number), (end, end)]:
             if at < low:
                 turn.emit(records.Returned(number, epoch, at, low - at, False, False))
             for start, stop, out in _verdicts(state, epoch, low, high) if low < high else ():
@@ -106,6 +145,7 @@ def _settle(turn: Turn) -> None:
 
 def _verdicts(state: State, epoch: int, start: int, end: int) -> list[tuple[int, int, bool]]:
     """Cut [start, end), which counts, where the verdict changes: (start, end, quarantined)."""
+    assert isinstance(state.shards, Shards)
     size, attempts, out = state.spec.shard_size, state.shards.epoch(epoch).attempts, list[tuple[int, int, bool]]()
     suffices = evidence.suffices(state, start, end)
     for shard in state.shards.between(start, end):

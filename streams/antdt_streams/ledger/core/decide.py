@@ -20,10 +20,12 @@ from collections.abc import Callable
 from typing import Any
 
 from antdt_schemas import records
+from antdt_schemas.batches import DROP, LASTS
 from antdt_schemas.records import Status
 from antdt_schemas.strategies import kind_of
 
 from antdt_streams.ledger.core import committing, evidence, joining, leasing
+from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.groups import REASON_CHARS_MAX, RULES
 from antdt_streams.ledger.core.others import difference
 from antdt_streams.ledger.core.turn import AUTHOR_CHARS_MAX, Refusal, Turn, close, refuse
@@ -69,6 +71,12 @@ def check_spec(spec: records.JobSpec) -> str | None:
         return (
             f"The global batch of {spec.batch_size} is smaller than the {spec.workers_min} workers: raise batch_size."
         )
+    if spec.batches and spec.batches not in LASTS:
+        return f"batches is {spec.batches!r}: this ledger knows {', '.join(LASTS)}."
+    if spec.batches == DROP and spec.samples < spec.batch_size:
+        return (
+            f"last='drop' leaves nothing of {spec.samples} samples in batches of {spec.batch_size}: lower batch_size."
+        )
     if kind_of(spec.strategy) not in RULES:
         return f"The strategy {spec.strategy!r} is not known to this ledger: it knows {', '.join(sorted(RULES))}."
     return None
@@ -91,11 +99,21 @@ def _rollback(turn: Turn, request: records.Request, body: records.Rollback) -> N
 
 
 def _readmit(turn: Turn, request: records.Request, body: records.Readmit) -> None:
-    state = turn.state
-    for number in sorted(state.shards.epochs):
-        for start, end in list(state.shards.epochs[number].quarantined):
-            turn.emit(records.Readmitted(number, start, end - start))
-    turn.answer(request, Status.OK)
+    state, said = turn.state, ""
+    if isinstance(state.shards, Batches):
+        found = list(state.shards.readmittable())
+        for piece in found:
+            turn.emit(records.Readmitted(*piece))
+        if found and state.members.open:
+            close(turn, "samples are readmitted")  # all members must know of it at the same step
+        if state.shards.quarantined_total:
+            ahead = state.shards.quarantined_total
+            said = f"{ahead:,} samples are still ahead of the steps: ask again once these have left them out."
+    else:
+        for number in sorted(state.shards.epochs):
+            for start, end in list(state.shards.epochs[number].quarantined):
+                turn.emit(records.Readmitted(number, start, end - start))
+    turn.answer(request, Status.OK, said)
 
 
 _DECIDE: dict[type, Callable[[Turn, records.Request, Any], None]] = {

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from antdt_schemas import records
+from antdt_schemas.batches import Piece
 from antdt_schemas.errors import ExitCode
 from antdt_schemas.strategies import period_of
 
+from antdt_streams.ledger.core.batches import EVIDENCE_MAX, Batches
 from antdt_streams.ledger.core.intervals import IntervalSet
+from antdt_streams.ledger.core.shards import Shards
 from antdt_streams.ledger.core.state import State
 
 if TYPE_CHECKING:
@@ -35,16 +38,34 @@ def died_of_samples(state: State, incarnation: str, exit_code: int) -> bool:
     return exit_code not in NO_FAULT and incarnation in state.members.group and alone
 
 
-def blame(turn: Turn, incarnation: str, where: Sequence[int], key: str, reason: str) -> None:
-    """There is evidence against samples (epoch, start, length): recorded for what of them this incarnation still holds.
+def blame(turn: Turn, incarnation: str, where: Sequence[int], key: str, reason: str, step: int) -> None:
+    """There is evidence against samples (epoch, start, length), which a worker had at hand in a step.
 
-    What is in a model by now, or went back, is above suspicion; so is whatever a request names that is repeated.
+    What is in the model by now is above suspicion; so is whatever a request names that is repeated.
     """
-    state, (epoch, start, length) = turn.state, where
-    for number in list(state.shards.held.get(incarnation, ())):
-        lease = state.shards.leases[number]
+    if isinstance(turn.state.shards, Batches):
+        text = key[:TEXT_CHARS_MAX], reason[:TEXT_CHARS_MAX]
+        _suspect(turn, turn.state.shards, records.Blamed(incarnation, where[0], where[1], where[2], *text, step))
+    else:
+        _accuse(turn, turn.state.shards, incarnation, where, key, reason)
+
+
+def _suspect(turn: Turn, shards: Batches, blamed: records.Blamed) -> None:
+    """Evidence to be judged when it is clear which step the others go on from."""
+    piece = Piece(blamed.epoch, blamed.start, blamed.length)
+    known = any((c.incarnation, c.piece, c.step) == (blamed.incarnation, piece, blamed.step) for c in shards.clues)
+    in_data = 0 <= piece.epoch < shards.spec.epochs and piece.start >= 0 and 0 < piece.length <= shards.spec.samples
+    if in_data and blamed.step > turn.state.line.committed and not known and len(shards.clues) < EVIDENCE_MAX:
+        turn.emit(blamed)
+
+
+def _accuse(turn: Turn, shards: Shards, incarnation: str, where: Sequence[int], key: str, reason: str) -> None:
+    """Recorded for what of the samples this incarnation still holds; what went back is above suspicion."""
+    epoch, start, length = where
+    for number in list(shards.held.get(incarnation, ())):
+        lease = shards.leases[number]
         low, high = max(start, lease.front), min(start + length, lease.end)
-        known = state.shards.blamed.get(number, ())
+        known = shards.blamed.get(number, ())
         if lease.epoch != epoch or low >= high or len(known) >= A_LEASE_MAX:
             continue
         if not any((e.incarnation, e.start, e.end) == (incarnation, low, high) for e in known):
@@ -52,10 +73,10 @@ def blame(turn: Turn, incarnation: str, where: Sequence[int], key: str, reason: 
             turn.emit(records.Blamed(incarnation, epoch, low, high - low, text, reason[:TEXT_CHARS_MAX]))
 
 
-def against(state: State, number: int) -> list[tuple[int, int]]:
+def against(shards: Shards, number: int) -> list[tuple[int, int]]:
     """The parts of what a lease still holds against which there is evidence, in order."""
-    front, inside = state.shards.leases[number].front, IntervalSet()
-    for found in state.shards.blamed.get(number, ()):
+    front, inside = shards.leases[number].front, IntervalSet()
+    for found in shards.blamed.get(number, ()):
         low = max(found.start, front)
         for gap in inside.gaps(low, found.end) if low < found.end else ():
             inside.add(*gap)
@@ -71,19 +92,19 @@ def suffices(state: State, start: int, end: int) -> bool:
     return state.line.committed > 0 or start // size == (end - 1) // size
 
 
-def suspects(state: State, epoch: int, start: int, end: int) -> int:
+def suspects(shards: Shards, epoch: int, start: int, end: int) -> int:
     """Where [start, end) is to be cut, which begins with several shards under suspicion; 0 where it does not.
 
     Somebody gets the first half of those that failed equally often: the next failure tells in which half it lies.
     Where a step holds several batches, what lies in front of suspects is a lease of its own: with them in one step it
     would never be committed, and always the same batch would fail. (Found by simulation.)
     """
-    size, attempts = state.spec.shard_size, state.shards.epoch(epoch).attempts
+    size, attempts = shards.spec.shard_size, shards.epoch(epoch).attempts
     first = last = start // size
     while last * size < end and attempts.get(last, 0) == attempts.get(first, 0):
         last += 1
     if first not in attempts:
-        return last * size if period_of(state.spec.strategy) > 1 and last * size < end else 0
+        return last * size if period_of(shards.spec.strategy) > 1 and last * size < end else 0
     if last - first == 1 and last not in attempts:
         return 0
     cut = (first + -(-(last - first) // 2)) * size

@@ -14,6 +14,7 @@ from antdt_schemas import records
 from antdt_schemas.errors import Mismatch
 from antdt_schemas.strategies import kind_of
 
+from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.members import Incarnation
 from antdt_streams.ledger.core.state import State
 
@@ -81,13 +82,15 @@ class AllReduce:
         holders = [(i.claim, n) for n, i in asking.items() if i.claim is not None and i.claim >= committed]
         if holders:
             step, source = max(holders)
-            return (records.Granted(number, members, source, step, committed, None),), f"{source} holds step {step}"
+            granted = records.Granted(number, members, source, step, committed, None)
+            return (*excluded(s, number, step), granted), f"{source} holds step {step}"
         newest = s.line.checkpoints[-1]
         granted = records.Granted(number, members, None, None, newest.step, newest.file)
+        out = excluded(s, number, newest.step)
         if committed > newest.step:
             reason = "nobody holds a model with everything committed"
-            return (records.RolledBack(newest.step, reason), granted), reason
-        return (granted,), f"{newest.file} holds step {newest.step}"
+            return (records.RolledBack(newest.step, reason), *out, granted), reason
+        return (*out, granted), f"{newest.file} holds step {newest.step}"
 
     def may_commit(self, s: State, who: str) -> str | None:
         """One of them speaks for all: the first."""
@@ -122,6 +125,11 @@ def rules_of(strategy: str) -> GroupRules:
     if kind not in RULES:
         raise Mismatch("The strategy of the job", f"one of {', '.join(sorted(RULES))}", strategy, "Upgrade antdt.")
     return RULES[kind]
+
+
+def excluded(s: State, generation: int, source_step: int) -> tuple[records.Excluded, ...]:
+    """What is left out from this generation on, which goes on behind that step."""
+    return tuple(s.shards.exclusions_due(generation, source_step)) if isinstance(s.shards, Batches) else ()
 
 
 def closed(s: State, reason: str) -> records.Closed:

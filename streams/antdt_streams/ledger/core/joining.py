@@ -110,13 +110,15 @@ def exited(turn: Turn, request: records.Request, body: records.Exited) -> None:
         lose(turn, request.incarnation, reason)
         if evidence.died_of_samples(turn.state, request.incarnation, body.exit_code):
             for i in range(0, len(body.at) // 3 * 3, 3):
-                evidence.blame(turn, request.incarnation, body.at[i : i + 3], body.key if i == 0 else "", reason)
+                key = body.key if i == 0 else ""
+                evidence.blame(turn, request.incarnation, body.at[i : i + 3], key, reason, body.step)
 
 
 def failed(turn: Turn, request: records.Request, body: records.Failed) -> None:
     """A member reports samples that made it fail."""
     member(turn, request)
-    evidence.blame(turn, request.incarnation, (body.epoch, body.start, body.length), body.key, body.reason)
+    where = body.epoch, body.start, body.length
+    evidence.blame(turn, request.incarnation, where, body.key, body.reason, body.step)
     turn.answer(request, Status.OK)
 
 

@@ -16,6 +16,7 @@ from antdt_schemas.records import Status
 from antdt_schemas.topics import RECORD_BYTES_MAX
 
 from antdt_streams.ledger.core import rows
+from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.callers import Callers
 from antdt_streams.ledger.core.decide import decide
 from antdt_streams.ledger.core.fold import Fold, Verdict
@@ -278,6 +279,7 @@ def _grant(state: State, run_id: str) -> records.Grant:
     g = state.members.grant
     assert g is not None
     members = ((n, state.members.incarnations[n]) for n in g.members)
+    ahead = state.shards.ahead() if isinstance(state.shards, Batches) else ()
     return records.Grant(
         run_id,
         g.generation,
@@ -288,6 +290,7 @@ def _grant(state: State, run_id: str) -> records.Grant:
         g.restore_file,
         tuple(c.step for c in state.line.checkpoints),
         state.spec.shard_size,
+        *ahead,
     )
 
 

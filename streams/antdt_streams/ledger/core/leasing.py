@@ -10,7 +10,8 @@ from antdt_schemas.records import Status
 
 from antdt_streams.ledger.core import evidence
 from antdt_streams.ledger.core.fences import open_member
-from antdt_streams.ledger.core.shards import Lease
+from antdt_streams.ledger.core.samples import Lease
+from antdt_streams.ledger.core.shards import Shards
 from antdt_streams.ledger.core.state import State
 from antdt_streams.ledger.core.turn import Refusal, Turn
 
@@ -20,7 +21,7 @@ LEASES_AN_ANSWER = 32
 
 def lease(turn: Turn, request: records.Request, body: records.Lease) -> None:
     """Top up what a member holds to so many samples."""
-    state, shards, generation = turn.state, turn.state.shards, turn.state.members.generation
+    state, shards, generation = turn.state, leased(turn.state), turn.state.members.generation
     open_member(turn, request, body.generation)
     missing = body.samples - shards.held_samples(request.incarnation, generation)
     room = RANGES_PER_REPLY_MAX - len(shards.held.get(request.incarnation, ()))
@@ -28,15 +29,15 @@ def lease(turn: Turn, request: records.Request, body: records.Lease) -> None:
     # In pieces: what turns out to be too much is released by whole leases. A step takes a few of them at most.
     at_once = max(2 * state.spec.shard_size, state.spec.step_samples, missing // LEASES_AN_ANSWER)
     while missing > 0 and room > 0:
-        piece = _next_piece(state, min(missing, at_once))
+        piece = _next_piece(shards, min(missing, at_once))
         if piece is None:
             break
         epoch, start, end = piece
-        suspects = evidence.suspects(state, epoch, start, end)
+        suspects = evidence.suspects(shards, epoch, start, end)
         end = suspects or end
         touched = len(shards.between(start, end))
-        leased = records.Leased(shards.next_lease, touched, request.incarnation, generation, epoch, start, end - start)
-        turn.emit(leased)
+        event = records.Leased(shards.next_lease, touched, request.incarnation, generation, epoch, start, end - start)
+        turn.emit(event)
         missing -= end - start
         room -= 1
         if suspects:
@@ -45,23 +46,30 @@ def lease(turn: Turn, request: records.Request, body: records.Lease) -> None:
     turn.answer(request, status, leases=True)
 
 
+def leased(state: State) -> Shards:
+    """The samples of a job that leases them."""
+    if not isinstance(state.shards, Shards):
+        raise Refusal("Nothing is leased in this job: its steps have a fixed size.")
+    return state.shards
+
+
 def _fair_share(state: State) -> int:
     """At the end of the data nobody takes what the others could do meanwhile."""
     left = state.samples_total - state.shards.committed_total - state.shards.quarantined_total
     return max(state.spec.shard_size, -(-left // (2 * max(1, len(state.members.group)))))
 
 
-def _next_piece(state: State, limit: int) -> tuple[int, int, int] | None:
+def _next_piece(shards: Shards, limit: int) -> tuple[int, int, int] | None:
     """The first samples that nobody holds: (epoch, start, end), whole shards where nothing came back."""
-    size = state.spec.shard_size
-    for number in range(state.shards.first_epoch_with_work, state.spec.epochs):
-        epoch = state.shards.epochs.get(number)
+    size, samples = shards.spec.shard_size, shards.spec.samples
+    for number in range(shards.first_epoch_with_work, shards.spec.epochs):
+        epoch = shards.epochs.get(number)
         if epoch is not None and epoch.returned:
             start, end = epoch.returned.first()
             return number, start, min(end, _shard_end(start, limit, size))
         cursor = epoch.cursor if epoch is not None else 0
-        if cursor < state.spec.samples:
-            return number, cursor, min(state.spec.samples, _shard_end(cursor, limit, size))
+        if cursor < samples:
+            return number, cursor, min(samples, _shard_end(cursor, limit, size))
     return None
 
 
@@ -72,14 +80,14 @@ def _shard_end(start: int, limit: int, size: int) -> int:
 
 def release(turn: Turn, request: records.Request, body: records.Release) -> None:
     """What is not held went back before: a request may arrive again, long after it was answered."""
-    state = turn.state
+    shards = leased(turn.state)
     open_member(turn, request, body.generation)
     if len(body.more) % 2:
         raise Refusal(f"{len(body.more)} numbers, not pairs of a lease and its token.")
     values = iter((body.lease, body.token, *body.more))
     held = dict[int, Lease]()
     for number, token in zip(values, values, strict=True):
-        lease = state.shards.leases.get(number)
+        lease = shards.leases.get(number)
         if lease is None or lease.incarnation != request.incarnation or lease.token != token:
             continue
         if lease.front != lease.start:

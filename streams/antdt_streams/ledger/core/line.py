@@ -6,7 +6,7 @@ Owns lineage, compositions and checkpoints. Must not know who took the steps, no
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from antdt_schemas import lineage, records
@@ -16,6 +16,7 @@ from antdt_streams.ledger.core.dirty import Dirty
 from antdt_streams.ledger.core.intervals import IntervalSet
 
 Intervals = tuple[tuple[int, int], ...]
+Inside = tuple[tuple[int, Intervals], ...]  # of each epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Checkpoint:
     step: int
     lineage: bytes
     file: str
-    committed: tuple[tuple[int, Intervals], ...]
+    committed: Inside
 
 
 # The model before any step: its file is never removed, so the way back to it is always open.
@@ -123,18 +124,22 @@ class Line:
         self.dirty.others.add(("checkpoints", 0))
         return target
 
-    def checkpoint(self, e: records.Checkpointed, committed: Mapping[int, IntervalSet]) -> None:
-        """A durable file holds the model of a step. committed: the intervals of each epoch that are committed now."""
+    def checkpoint(self, e: records.Checkpointed, inside_at: Callable[[int], Inside]) -> None:
+        """A durable file holds the model of a step. inside_at: what the model of a step contains."""
         assert self.lineage_at(e.step) == e.lineage, e
         # The same model in another file contains the same, also when the steps since are no longer kept apart.
         same = next((c.committed for c in self.checkpoints if c.step == e.step), None)
-        inside = self._inside(e.step, committed) if same is None else same
+        inside = inside_at(e.step) if same is None else same
         self.checkpoints.append(Checkpoint(e.step, e.lineage, e.file, inside))
         self.checkpoints.sort(key=lambda c: c.step)
         del self.checkpoints[: -self.bounds.checkpoints]
         self.dirty.others.add(("checkpoints", 0))
 
-    def _inside(self, step: int, committed: Mapping[int, IntervalSet]) -> tuple[tuple[int, Intervals], ...]:
+    def ranges_of(self, step: int) -> tuple[int, ...]:
+        """Those of a step that is still kept apart."""
+        return self.steps[step - self.steps[0].step].ranges
+
+    def inside(self, step: int, committed: Mapping[int, IntervalSet]) -> Inside:
         """Committed intervals of each epoch after this step: all that are committed, but those of later steps."""
         inside = {number: intervals.copy() for number, intervals in committed.items()}
         for later in reversed(self.steps):

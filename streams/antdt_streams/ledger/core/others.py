@@ -6,7 +6,7 @@ from antdt_schemas import records
 from antdt_schemas.fingerprint import first_difference
 
 DATA = ("dataset", "samples", "dataset_digest", "order")
-SETTINGS = ("epochs", "seed", "batch_size", "max_attempts", "strategy")
+SETTINGS = ("epochs", "seed", "batch_size", "max_attempts", "strategy", "batches", "local_batch_min")
 # How the first launch began, not what is trained on: a later one may have another number of workers.
 LAUNCH = ("workers_min", "shard_size")
 

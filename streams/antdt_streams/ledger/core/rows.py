@@ -10,11 +10,15 @@ from hashlib import blake2b
 from typing import Any
 
 from antdt_schemas import records
+from antdt_schemas.batches import Cursor, Piece
 
+from antdt_streams.ledger.core.batches import Batches, Clue, Suspicion
+from antdt_streams.ledger.core.holes import Appended, Exclusion, Holes
 from antdt_streams.ledger.core.intervals import IntervalSet
 from antdt_streams.ledger.core.line import Checkpoint, Step
 from antdt_streams.ledger.core.members import Incarnation
-from antdt_streams.ledger.core.shards import Epoch, Evidence, Fault, Lease
+from antdt_streams.ledger.core.samples import Epoch, Fault, Lease
+from antdt_streams.ledger.core.shards import Evidence, Shards
 from antdt_streams.ledger.core.state import State
 from antdt_streams.storage.rows import json_encoder
 
@@ -45,7 +49,8 @@ def _few_rows(state: State) -> Iterator[tuple[bytes, bytes]]:
         ("lease", sorted(state.shards.leases)),
         ("meta", (0,)),
         ("requests", (0,) if state.requests_topic else ()),
-        ("blamed", sorted(state.shards.blamed)),
+        ("batches", (0,) if isinstance(state.shards, Batches) else ()),
+        ("blamed", sorted(state.shards.blamed) if isinstance(state.shards, Shards) else ()),
         ("fault", sorted(state.shards.faults)),
         ("skipped", (0,) if state.line.skipped else ()),
     )
@@ -115,7 +120,9 @@ def _load_meta(s: State, _: str, row: Any) -> None:
     s.authors, s.accepted = tuple(authors), tuple((run, offset) for run, offset in accepted)
     s.members.generation, s.members.open, s.members.settled, s.line.committed, lineage, s.line.plan = where
     s.line.lineage = bytes.fromhex(lineage)
-    s.shards.next_lease, s.requests_next, s.sequence, s.now_ms, s.done = counters
+    next_lease, s.requests_next, s.sequence, s.now_ms, s.done = counters
+    if isinstance(s.shards, Shards):
+        s.shards.next_lease = next_lease
     s.shards.committed_total, s.shards.quarantined_total, s.refused = totals
 
 
@@ -160,11 +167,12 @@ def _load_epoch(s: State, name: str, row: Any) -> None:
 
 
 def _lease(s: State, number: int) -> Any:
-    x = s.shards.leases.get(number)
+    x = s.shards.leases.get(number) if isinstance(s.shards, Shards) else None
     return x and [x.shards, x.incarnation, x.generation, x.epoch, x.start, x.front, x.end, x.token]
 
 
 def _load_lease(s: State, name: str, row: Any) -> None:
+    assert isinstance(s.shards, Shards), name
     s.shards.hold(int(name), Lease(*row))
 
 
@@ -208,11 +216,43 @@ def _load_requests(s: State, _: str, row: Any) -> None:
     (s.requests_topic,) = row
 
 
+def _batches(s: State, _: int) -> Any:
+    b = s.shards
+    assert isinstance(b, Batches)
+    suspicions = [[x.pieces, [_clue(c) for c in x.failures]] for x in b.suspicions]
+    holes = b.holes.exclusions, b.holes.appended
+    return [b.cursor, b.generation_of_steps, *holes, [_clue(c) for c in b.clues], suspicions]
+
+
+def _load_batches(s: State, _: str, row: Any) -> None:
+    b = s.shards
+    assert isinstance(b, Batches)
+    cursor, b.generation_of_steps, exclusions, appended, clues, suspicions = row
+    b.cursor = Cursor(*cursor)
+    out = tuple(Exclusion(generation, Piece(*piece)) for generation, piece in exclusions)
+    b.holes = Holes(s.spec.epochs, out, tuple(Appended(Piece(*piece), count) for piece, count in appended))
+    b.clues = tuple(map(_clue_of, clues))
+    b.suspicions = tuple(
+        Suspicion(tuple(Piece(*piece) for piece in pieces), tuple(map(_clue_of, failures)))
+        for pieces, failures in suspicions
+    )
+
+
+def _clue(c: Clue) -> Any:
+    return [c.incarnation, c.piece, c.step, c.key, c.reason, c.deadly]
+
+
+def _clue_of(row: Any) -> Clue:
+    incarnation, piece, *rest = row
+    return Clue(incarnation, Piece(*piece), *rest)
+
+
 def _blamed(s: State, number: int) -> Any:
-    return s.shards.blamed.get(number)
+    return s.shards.blamed.get(number) if isinstance(s.shards, Shards) else None
 
 
 def _load_blamed(s: State, name: str, row: Any) -> None:
+    assert isinstance(s.shards, Shards), name
     s.shards.blamed[int(name)] = tuple(Evidence(*found) for found in row)
 
 
@@ -235,6 +275,7 @@ _KINDS: dict[str, tuple[Callable[[State, Any], Any], Callable[[State, str, Any],
     "step": (_step, _load_step),
     "checkpoints": (_checkpoints, _load_checkpoints),
     "requests": (_requests, _load_requests),
+    "batches": (_batches, _load_batches),
     "blamed": (_blamed, _load_blamed),
     "fault": (_fault, _load_fault),
 }

@@ -7,45 +7,18 @@ told. Every event of a log that is proven comes through here, so leases and comm
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from antdt_schemas import records
 
 from antdt_streams.ledger.core.dirty import Dirty
 from antdt_streams.ledger.core.intervals import IntervalSet
-
-NO_TOKEN = 0
-
-
-@dataclass(slots=True)
-class Lease:
-    """A run of shards held by one incarnation in one generation; [front, end) is not yet committed."""
-
-    shards: int
-    incarnation: str
-    generation: int
-    epoch: int
-    start: int
-    front: int
-    end: int
-    token: int = NO_TOKEN
+from antdt_streams.ledger.core.samples import Fault, Lease, Samples
 
 
 def token_of(entry_hash: bytes) -> int:
-    """The token of the leases of an entry, from the rolling hash after it. Never `NO_TOKEN`."""
+    """The token of the leases of an entry, from the rolling hash after it. Never 0, which stands for none."""
     return int.from_bytes(entry_hash[:8], "big", signed=True) or 1
-
-
-@dataclass(slots=True)
-class Epoch:
-    """Where the samples of one epoch are; positions from `cursor` on were never handed out."""
-
-    cursor: int = 0
-    returned: IntervalSet = field(default_factory=IntervalSet)
-    committed: IntervalSet = field(default_factory=IntervalSet)
-    quarantined: IntervalSet = field(default_factory=IntervalSet)
-    attempts: dict[int, int] = field(default_factory=dict)
 
 
 class Evidence(NamedTuple):
@@ -61,15 +34,7 @@ class Evidence(NamedTuple):
     deadly: bool
 
 
-class Fault(NamedTuple):
-    """Why samples are in quarantine."""
-
-    length: int
-    key: str
-    reason: str
-
-
-class Shards:
+class Shards(Samples):
     """Samples by epoch, and the leases on them.
 
     A sample position of an epoch is in exactly one place: not handed out (at or above the cursor), returned, in one
@@ -78,15 +43,12 @@ class Shards:
     """
 
     def __init__(self, spec: records.JobSpec, dirty: Dirty) -> None:
-        self.spec, self.dirty = spec, dirty
+        super().__init__(spec, dirty)
         self.next_lease = 1
-        self.committed_total = self.quarantined_total = 0
-        self.epochs: dict[int, Epoch] = {}
         self.leases: dict[int, Lease] = {}
         self.held: dict[str, dict[int, None]] = {}
-        # Evidence against samples by the lease that holds them, which it ends with; faults by (epoch, position).
+        # Evidence against samples by the lease that holds them, which it ends with.
         self.blamed: dict[int, tuple[Evidence, ...]] = {}
-        self.faults: dict[tuple[int, int], Fault] = {}
         self._low_epoch = 0
         self._unsealed: list[int] = []
 
@@ -101,13 +63,6 @@ class Shards:
                 break
             self._low_epoch += 1
         return self._low_epoch
-
-    def epoch(self, epoch: int) -> Epoch:
-        """An epoch, made when it is first touched."""
-        found = self.epochs.get(epoch)
-        if found is None:
-            found = self.epochs[epoch] = Epoch()
-        return found
 
     def held_samples(self, incarnation: str, generation: int) -> int:
         """Uncommitted samples that an incarnation holds in a generation."""
@@ -271,7 +226,4 @@ class Shards:
         assert not leased
         for number, found in self.blamed.items():
             assert found and all(self.leases[number].start <= e.start < e.end <= self.leases[number].end for e in found)
-        for (epoch_of, start), fault in self.faults.items():
-            assert not self.epochs[epoch_of].quarantined.gaps(start, start + fault.length)
-        assert self.committed_total == sum(e.committed.total for e in self.epochs.values())
-        assert self.quarantined_total == sum(e.quarantined.total for e in self.epochs.values())
+        super().check()

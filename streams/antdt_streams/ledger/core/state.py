@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 from antdt_schemas import records
 
+from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.dirty import Dirty
-from antdt_streams.ledger.core.line import Bounds, Line
+from antdt_streams.ledger.core.line import Bounds, Inside, Line
 from antdt_streams.ledger.core.members import Members
 from antdt_streams.ledger.core.shards import Shards, token_of
 
@@ -38,7 +39,7 @@ class State:
     def __init__(self, spec: records.JobSpec, bounds: Bounds | None = None) -> None:
         self.spec, self.dirty = spec, Dirty()
         self.members = Members(self.dirty)
-        self.shards = Shards(spec, self.dirty)
+        self.shards: Shards | Batches = Batches(spec, self.dirty) if spec.batches else Shards(spec, self.dirty)
         self.line = Line(bounds or Bounds(), self.dirty)
         self.requests_next, self.sequence, self.now_ms = 0, 0, 0
         self.done: str | None = None
@@ -50,12 +51,12 @@ class State:
     @property
     def samples_total(self) -> int:
         """Samples of all epochs."""
-        return self.spec.samples * self.spec.epochs
+        return self.shards.total
 
     @property
     def finished(self) -> bool:
         """Everything is committed or quarantined."""
-        return self.shards.committed_total + self.shards.quarantined_total == self.samples_total
+        return self.shards.finished
 
     def apply(self, event: records.Event) -> None:
         """Apply one event of a counted entry, which `seal` then completes."""
@@ -90,12 +91,24 @@ class State:
     def _granted(self, e: records.Granted) -> None:
         assert e.committed == self.line.committed, (e, self.line.committed)
         self.members.form(e)
+        if isinstance(self.shards, Batches):
+            self.shards.judge(self.line.committed if e.source_step is None else e.source_step, e.generation)
 
     # -- samples and steps
 
     def _leased(self, e: records.Leased) -> None:
         assert self.members.open and e.generation == self.members.generation, (e, self.members.generation)
+        assert isinstance(self.shards, Shards), "nothing is leased where steps have a fixed size"
         self.shards.lease(e)
+
+    def _returned(self, e: records.Returned) -> None:
+        assert isinstance(self.shards, Shards), "nothing is leased where steps have a fixed size"
+        self.shards.take_back(e)
+
+    def _excluded(self, e: records.Excluded) -> None:
+        assert isinstance(self.shards, Batches), "what is leased goes into quarantine with its lease"
+        assert e.generation == self.members.generation + 1 and not self.members.open, (e, self.members.generation)
+        self.shards.exclude(e)
 
     def _readmitted(self, e: records.Readmitted) -> None:
         self.shards.readmit(e)
@@ -110,7 +123,12 @@ class State:
         self.line.commit(e)
 
     def _checkpointed(self, e: records.Checkpointed) -> None:
-        self.line.checkpoint(e, {number: epoch.committed for number, epoch in self.shards.epochs.items()})
+        self.line.checkpoint(e, self._inside)
+
+    def _inside(self, step: int) -> Inside:
+        if isinstance(self.shards, Batches):
+            return self.shards.reached(self.line.ranges_of(step)) if step else ()
+        return self.line.inside(step, {number: epoch.committed for number, epoch in self.shards.epochs.items()})
 
     def _rolled_back(self, e: records.RolledBack) -> None:
         assert not self.members.open, e
@@ -138,7 +156,8 @@ class State:
                 self._gone(name, "left")  # not "lost": no sample is to blame
         self.members.disband(e.generation)
         self.accepted = (*self.accepted, (e.run_id, e.next_offset))
-        self.shards.next_lease = max(self.shards.next_lease, e.next_lease)
+        if isinstance(self.shards, Shards):
+            self.shards.next_lease = max(self.shards.next_lease, e.next_lease)
 
     def _requests_moved(self, e: records.RequestsMoved) -> None:
         """The only thing that lets the position go back."""
@@ -158,7 +177,7 @@ State.how = {
     records.Committed: State._committed,
     records.StepSkipped: lambda s, e: s.line.skip(e),
     records.Settled: lambda s, e: s.members.settle(e),
-    records.Returned: lambda s, e: s.shards.take_back(e),
+    records.Returned: State._returned,
     records.Readmitted: State._readmitted,
     records.Checkpointed: State._checkpointed,
     records.Done: State._done,
@@ -167,4 +186,5 @@ State.how = {
     records.Regressed: State._regressed,
     records.RequestsMoved: State._requests_moved,
     records.Blamed: State._blamed,
+    records.Excluded: State._excluded,
 }

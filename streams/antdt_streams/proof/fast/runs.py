@@ -17,7 +17,8 @@ from antdt_schemas import lineage
 
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.line import Step
-from antdt_streams.ledger.core.shards import Lease, token_of
+from antdt_streams.ledger.core.samples import Lease
+from antdt_streams.ledger.core.shards import Shards, token_of
 from antdt_streams.ledger.core.state import State
 from antdt_streams.proof.fast import columns
 from antdt_streams.proof.fast.columns import Columns, Numbers
@@ -141,7 +142,7 @@ def read(fold: Fold, of: Columns, payloads: Sequence[bytes], first: int, last: i
     payloads: all entries that `of` was decoded from; that at `first` is the next one of the log.
     """
     state, office = fold.state, fold.office
-    if state is None or office is None or fold.cached:
+    if state is None or office is None or fold.cached or not isinstance(state.shards, Shards):
         return None
     for _ in range(TRIES):
         if last - first < FEWEST:
@@ -271,7 +272,8 @@ class _Follows:
 
     def apply(self, hashes: Sequence[bytes]) -> None:
         """Change the state. hashes: the rolling hash after each entry."""
-        run, state = self.run, self.state
+        run, state, shards = self.run, self.state, self.state.shards
+        assert isinstance(shards, Shards)
         for number, cursor in self.cursors.items():
             state.shards.epoch(number).cursor = cursor
         for number, parts in run.unions.items():
@@ -279,11 +281,11 @@ class _Follows:
             for start, end in parts:
                 committed.add(start, end)
         for number, front in self.old_fronts.items():
-            state.shards.move_front(number, front)
+            shards.move_front(number, front)
         leases = run.leases
         for n in np.flatnonzero(self.fronts < self.ends).tolist():
             at = run.l0 + n
-            state.shards.hold(
+            shards.hold(
                 int(self.numbers[n]),
                 Lease(
                     int(leases.shards[at]),

@@ -16,7 +16,7 @@ from antdt_schemas.lineage import DIGEST_SIZE, next_lineage
 from antdt_schemas.ranges import Range
 
 RANGES_MAX = 8
-HEAD_WIDTH = 11
+HEAD_WIDTH = 12
 RANGE_WIDTH = 5
 ROW_WIDTH = HEAD_WIDTH + RANGES_MAX * RANGE_WIDTH
 ENDED, LEAVING, CHECKPOINT = 1, 2, 4
@@ -34,7 +34,7 @@ class Row:
     samples: how many it contributes, the sum of the lengths. plan_seen: the newest plan it has read. plan: the plan in
     its model. lineage, step: of its model. ended: it was told END. reference: the global batch its loss is weighed by.
     leaving: this is its last step. checkpoint: a checkpoint is to follow this step. settings, state: fingerprints of
-    what the optimizer stepped by last, and of the model; 0 where none is given this time.
+    what the optimizer stepped by last, and of the model; 0 where none is given this time. split: see Place.
     """
 
     samples: int
@@ -49,6 +49,7 @@ class Row:
     checkpoint: bool = False
     settings: int = 0
     state: int = 0
+    split: int = 0
 
     def __post_init__(self) -> None:
         assert len(self.ranges) <= RANGES_MAX, f"{len(self.ranges)} ranges in one step, at most {RANGES_MAX}"
@@ -59,7 +60,7 @@ class Row:
         high, low = struct.unpack(">2q", self.lineage)
         flags = ENDED * self.ended | LEAVING * self.leaving | CHECKPOINT * self.checkpoint
         columns = [self.samples, self.plan_seen, self.plan, high, low, self.step, flags, self.reference]
-        columns += (self.settings, self.state, len(self.ranges))
+        columns += (self.settings, self.state, self.split, len(self.ranges))
         for taken in self.ranges:
             columns.extend(taken)
         columns.extend([0] * (ROW_WIDTH - len(columns)))
@@ -87,6 +88,7 @@ class Row:
             checkpoint=bool(flags & CHECKPOINT),
             settings=prints[0],
             state=prints[1],
+            split=prints[2],
         )
 
 
@@ -121,7 +123,7 @@ class Round:
         first = _identity(rows[0])
         for rank, row in enumerate(rows):
             if _identity(row) != first:
-                what = f"Model of rank {rank} in (lineage, step, plan, reference batch)"
+                what = f"Model of rank {rank} in (lineage, step, plan, reference batch, split)"
                 raise ReplicasDiffer(what, _shown(first), _shown(_identity(row)))
         plan = max(rows[0].plan, min(row.plan_seen for row in rows))
         return cls(tuple(rows), sum(row.samples for row in rows), plan, any(row.ended for row in rows))
@@ -155,9 +157,9 @@ def outlier(fingerprints: Sequence[int]) -> tuple[int, int] | None:
     return fingerprints.index(usual), next(r for r, value in enumerate(fingerprints) if value not in (0, usual))
 
 
-def _identity(row: Row) -> tuple[bytes, int, int, int]:
-    return row.lineage, row.step, row.plan, row.reference
+def _identity(row: Row) -> tuple[bytes, int, int, int, int]:
+    return row.lineage, row.step, row.plan, row.reference, row.split
 
 
-def _shown(identity: tuple[bytes, int, int, int]) -> tuple[str, int, int, int]:
+def _shown(identity: tuple[bytes, int, int, int, int]) -> tuple[str, int, int, int, int]:
     return identity[0].hex(), *identity[1:]

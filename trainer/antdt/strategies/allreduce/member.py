@@ -51,8 +51,8 @@ class AllReduceMember(AllReduceReplica):
 
     def announce(self, part: Part) -> None:
         """See `take`."""
-        flags = {"leaving": part.leaving, "checkpoint": part.checkpoint}
-        self.take(part.ranges, part.samples, part.plan_seen, part.ended, part.reference, **flags)
+        said = part.ranges, part.samples, part.plan_seen, part.ended, part.reference
+        self.take(*said, leaving=part.leaving, checkpoint=part.checkpoint, place=part.place)
 
     def finish(self, on_plan: Callable[[int], None]) -> Outcome:
         """See `step`."""

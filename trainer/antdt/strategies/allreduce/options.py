@@ -55,6 +55,7 @@ class AllReduce:
     skips_max: int = 100
     generation: GenerationOptions = field(default_factory=GenerationOptions)
     name: ClassVar[str] = "allreduce"
+    has_common_step: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.on_nonfinite not in ("skip", "raise") or self.compare_every < 0 or self.skips_max < 1:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from antdt_schemas.batches import Cursor
 from antdt_schemas.errors import UsageError
 
 from antdt.strategies.allreduce.composition import Composition
@@ -24,7 +25,7 @@ PLAIN = (int, float, bool, str, bytes, type(None))  # nobody need try whether th
 class Progress(NamedTuple):
     """How far a model is. pending: applied, not yet seen committed. skips: the last so many steps were skipped.
 
-    learning_rate_factor: of the plan that is in force.
+    learning_rate_factor: of the plan that is in force. cursor: the next position, where steps have a fixed size.
     """
 
     step: int
@@ -33,6 +34,7 @@ class Progress(NamedTuple):
     pending: tuple[Composition, ...]
     skips: int = 0
     learning_rate_factor: float = 1.0
+    cursor: Cursor = Cursor()
 
 
 class Saved(NamedTuple):
@@ -89,6 +91,7 @@ def dump(
         ],
         "skips": progress.skips,
         "learning_rate_factor": progress.learning_rate_factor,
+        "cursor": list(progress.cursor),
     }
     whole = {
         "model": model.state_dict(),
@@ -157,7 +160,7 @@ def parse(data: bytes) -> Saved:
     meta = found["progress"]
     pending = tuple(_composition(*made) for made in meta["pending"])
     lineage, newer = bytes.fromhex(meta["lineage"]), (meta.get("skips", 0), meta.get("learning_rate_factor", 1.0))
-    progress = Progress(meta["step"], lineage, meta["plan"], pending, *newer)
+    progress = Progress(meta["step"], lineage, meta["plan"], pending, *newer, Cursor(*meta.get("cursor", ())))
     random = tuple(bytes(one.numpy()) for one in found["random"])
     name = found.get("optimizer_name", "")
     return Saved(found["model"], found["optimizer"], progress, random, found["labels"], name)

@@ -21,8 +21,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from antdt_schemas.batches import Cursor
 from antdt_schemas.errors import UsageError
-from antdt_schemas.lineage import ROOT
+from antdt_schemas.lineage import ROOT, next_lineage
 from antdt_schemas.ranges import Range
 
 from antdt.strategies.allreduce import finite, guard, randomness, replicas
@@ -44,7 +45,7 @@ from antdt.strategies.allreduce.state import (
     misfit,
     parse,
 )
-from antdt.strategies.base import GenerationClosed, Outcome, Timings
+from antdt.strategies.base import GenerationClosed, Outcome, Place, Timings
 
 COMPARED_AT_FIRST = 4  # steps of a generation, all of which are compared
 
@@ -52,9 +53,10 @@ COMPARED_AT_FIRST = 4  # steps of a generation, all of which are compared
 class AllReduceReplica:
     """One replica of a model. Only the thread that owns the model calls it.
 
-    Public state: step_number, lineage (16 bytes) and plan of the model; `rates`, whose factor is that plan's and is
-    saved with it; `pending`, the compositions of applied steps not yet seen committed; `void`, true while the model
-    holds no valid state (torn by a failure in the middle of an adoption or of the optimizer; the Agent may set it too).
+    Public state: step_number, lineage (16 bytes), plan and cursor of the model; `rates`, whose factor is that plan's
+    and is saved with it; `pending`, the compositions of applied steps not yet seen committed; `void`, true while the
+    model holds no valid state (torn by a failure in the middle of an adoption or of the optimizer; the Agent may set it
+    too).
     first_bucket_at: time.perf_counter() when the first bucket was full in the last backward, where this member's own
     compute ends; None without one.
     """
@@ -62,7 +64,7 @@ class AllReduceReplica:
     def __init__(self, model: torch.nn.Module, optimizer: Any, options: AllReduce | None = None) -> None:
         guard.refuse(model, optimizer)
         self.model, self.optimizer, self.options = model, optimizer, options or AllReduce()
-        self.step_number, self.lineage, self.plan = 0, ROOT, 0
+        self.step_number, self.lineage, self.plan, self.cursor = 0, ROOT, 0, Cursor()
         self.rates = LearningRates(optimizer)
         self.pending: list[Composition] = []
         self.void = False
@@ -79,6 +81,7 @@ class AllReduceReplica:
         self._random = RandomState({param.device for param in model.parameters()})
         self._random_of_file: tuple[bytes, ...] = ()
         self._row: Row | None = None
+        self._place: Place | None = None
         self._gathered: torch.Tensor | None = None
 
     # -- generations
@@ -181,7 +184,7 @@ class AllReduceReplica:
         assert self._row is None, "a snapshot belongs between two steps"
         assert not self.void, "the state is void"
         at, pending = (self.step_number, self.lineage, self.plan), tuple(self.pending)
-        progress = Progress(*at, pending, self._skips, self.rates.factor)
+        progress = Progress(*at, pending, self._skips, self.rates.factor, self.cursor)
         return dump(self.model, self.optimizer, progress, random or self._random_of_file, labels or {})
 
     def load_back(self) -> None:
@@ -216,7 +219,7 @@ class AllReduceReplica:
         load(saved, self.model, self.optimizer)
         progress = saved.progress
         self.step_number, self.lineage, self.plan = progress.step, progress.lineage, progress.plan
-        self.pending, self._skips = list(progress.pending), progress.skips
+        self.pending, self._skips, self.cursor = list(progress.pending), progress.skips, progress.cursor
         self.rates.factor = progress.learning_rate_factor
         self._random_of_file, self._state = saved.random, 0
         if saved.random:
@@ -273,11 +276,13 @@ class AllReduceReplica:
         *,
         leaving: bool = False,
         checkpoint: bool = False,
+        place: Place | None = None,
     ) -> None:
         """Announces this member's part of the next step; without samples it takes part all the same.
 
         ranges: at most RANGES_MAX of (lease, token, epoch, start, length). reference: the global batch that the plan in
-        the model expects, the same number on all members. leaving, checkpoint: see Row. Call it only with the step
+        the model expects, the same number on all members. leaving, checkpoint: see Row. place: of a step of a fixed
+        size, which names all of its samples: then `ranges` may be as many as they like. Call it only with the step
         before applied.
         """
         generation = self._attached()
@@ -287,6 +292,7 @@ class AllReduceReplica:
         assert samples == sum(taken[4] for taken in ranges) and reference > 0, (samples, reference, ranges)
         assert len(self.pending) < self.options.pending_max, "too many applied steps await their commit"
         settings, state = self._fingerprints(generation, samples)
+        self._place = place
         self._row = Row(
             samples=samples,
             plan_seen=plan_seen,
@@ -295,11 +301,12 @@ class AllReduceReplica:
             step=self.step_number,
             ended=ended,
             reference=reference,
-            ranges=tuple(Range(*taken) for taken in ranges),
+            ranges=tuple(Range(*taken) for taken in ranges) if place is None else (),
             leaving=leaving,
             checkpoint=checkpoint,
             settings=settings,
             state=state,
+            split=place.split if place is not None else 0,
         )
         self._announce(generation, self._row)
 
@@ -379,6 +386,8 @@ class AllReduceReplica:
             round_ = Round.of(self._rows())
             if round_.total == 0:
                 self._compare(round_)
+                if self._place is not None and self._place.total == 0:
+                    return self._pass_over(round_, started)
                 return self._idle(round_, started)
         gradients.launch_rest()
         self._buffers.launch(generation, row.samples / row.reference)
@@ -389,6 +398,8 @@ class AllReduceReplica:
         gradients.finish(factor)
         self._buffers.wait(generation)
         reduced = time.perf_counter()
+        if self._place is not None and round_.total != self._place.total:
+            return self._idle(round_, started)  # somebody leaves without its part: it is no step
         skipped = None if gradients.is_finite() else self._authors(generation, gradients)
         # From here on nothing can fail half-way but this process itself.
         if round_.plan != self.plan and on_plan is not None:
@@ -449,6 +460,12 @@ class AllReduceReplica:
         self._forget_step()
         return Outcome(0, round_.rows, False, round_.ended, Timings(time.perf_counter() - started, 0.0, 0.0))
 
+    def _pass_over(self, round_: Round, started: float) -> Outcome:
+        """A step of which every sample is left out: it has its number, and the model stays as it was."""
+        self._buffers.restore()
+        self._advance(round_, None)
+        return Outcome(0, round_.rows, True, round_.ended, Timings(time.perf_counter() - started, 0.0, 0.0))
+
     def _apply(self, factor: float) -> None:
         """Void until `_advance` has said which step this is."""
         self.void = True
@@ -463,8 +480,15 @@ class AllReduceReplica:
     def _advance(self, round_: Round, skipped: tuple[str, ...] | None) -> None:
         self.step_number += 1
         self.plan = round_.plan
-        self.lineage = round_.lineage_after(self.lineage, self.step_number)
-        self.pending.append(round_.composition(self.step_number, skipped))
+        place = self._place
+        if place is not None:
+            executed, _, *rest = place.ranges
+            self.lineage = next_lineage(self.lineage, self.step_number, (executed, *rest))
+            self.pending.append(Composition(self.step_number, place.ranges, round_.plan, skipped))
+            self.cursor = place.behind
+        else:
+            self.lineage = round_.lineage_after(self.lineage, self.step_number)
+            self.pending.append(round_.composition(self.step_number, skipped))
         self._skips = 0 if skipped is None else self._skips + 1
         self._random_of_file, self._state = (), 0
         self.void = False
@@ -483,6 +507,7 @@ class AllReduceReplica:
         if self._gradients is not None:
             self._gradients.reset()
         self._row, self._gathered, self._gathering, self._weighed = None, None, None, 0
+        self._place = None
         self.first_bucket_at = None
 
     def _keep(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from antdt_schemas.errors import UsageError
 
@@ -46,6 +46,7 @@ class LocalSGD:
 
     every: int
     exchange: AllReduce = field(default_factory=AllReduce)
+    has_common_step: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:

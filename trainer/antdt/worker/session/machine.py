@@ -228,6 +228,8 @@ class Session:
         self.leases.measure(now_s)
         if self.rank == 0:
             self._commits.tick(now_s, self.generation, self.committed, self.outbox)
+        if self.spec.batches:
+            return
         self.leases.release(now_s, self.generation, self.outbox)
         if not self.finished:
             self.leases.ask(now_s, self.generation, self.outbox)

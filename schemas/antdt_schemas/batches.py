@@ -1,0 +1,165 @@
+"""Fixed global batches: which positions a step consists of, and who computes which of them.
+
+The one arithmetic of the "steps" order: members, a joiner, the ledger and an audit call the same functions, so the log
+needs nothing of a step but its place. A step is the next `size` positions of its epoch, whoever takes part. Excluded
+positions leave a hole: ranges are over all positions, so that an exclusion shifts nothing behind it. What was excluded
+and readmitted is appended behind the last epoch, as the tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from antdt_schemas.records import JobSpec
+
+EVEN, SMALL, DROP = "even", "small", "drop"
+LASTS = (EVEN, SMALL, DROP)
+
+
+class Piece(NamedTuple):
+    """`length` positions of an epoch from `start`."""
+
+    epoch: int
+    start: int
+    length: int
+
+
+class Cursor(NamedTuple):
+    """The next position of a model. Behind the last epoch, `position` counts along the tail."""
+
+    epoch: int = 0
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a job fixes for ever. last: what becomes of the samples of an epoch that fill no batch: all steps of the
+    epoch are a little smaller ("even", sizes differ by at most 1), the last one is ("small"), or they are left out of
+    every epoch ("drop", the last positions of its order).
+    """
+
+    samples: int
+    epochs: int
+    batch_size: int
+    last: str = EVEN
+
+    @property
+    def epoch_length(self) -> int:
+        """Positions of an epoch that are trained on."""
+        return self.samples - (self.samples % self.batch_size if self.last == DROP else 0)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many steps an epoch has."""
+        return -(-self.epoch_length // self.batch_size)
+
+    def step(self, at: Cursor, tail: Sequence[Piece] = ()) -> tuple[tuple[Piece, ...], Cursor] | None:
+        """The positions of the next step, and where the one behind it begins; None at the end. tail: all that was
+        readmitted so far.
+        """
+        if at.epoch < self.epochs:
+            size = self.size(self.epoch_length - at.position)
+            end = at.position + size
+            behind = Cursor(at.epoch, end) if end < self.epoch_length else Cursor(at.epoch + 1)
+            return (Piece(at.epoch, at.position, size),), behind
+        size = min(self.batch_size, total(tail) - at.position)
+        if size <= 0:
+            return None
+        return cut(tail, at.position, size), Cursor(at.epoch, at.position + size)
+
+    def size(self, left: int) -> int:
+        """Of the next step, with so many positions of the epoch left: never above the batch size, and it follows from
+        what is left alone, so that a batch size may change in mid epoch.
+        """
+        if self.last == SMALL:
+            return min(self.batch_size, left)
+        return -(-left // -(-left // self.batch_size))
+
+
+def layout_of(spec: JobSpec) -> Layout:
+    """Of a job with steps of a fixed size."""
+    return Layout(spec.samples, spec.epochs, spec.batch_size, spec.batches)
+
+
+def total(pieces: Iterable[Piece]) -> int:
+    """How many positions they have."""
+    return sum(piece.length for piece in pieces)
+
+
+def cut(pieces: Iterable[Piece], start: int, length: int) -> tuple[Piece, ...]:
+    """`length` positions from the `start`-th one on, counted along the pieces."""
+    found, end = list[Piece](), start + length
+    at = 0
+    for piece in pieces:
+        low, high = max(start, at), min(end, at + piece.length)
+        if low < high:
+            found.append(Piece(piece.epoch, piece.start + low - at, high - low))
+        at += piece.length
+        if at >= end:
+            break
+    return tuple(found)
+
+
+def without(pieces: Iterable[Piece], excluded: Sequence[Piece]) -> tuple[Piece, ...]:
+    """What is left of the pieces, in their order. excluded: in any order, may overlap."""
+    if not excluded:
+        return tuple(pieces)
+    found = list[Piece]()
+    for epoch, start, length in pieces:
+        at, end = start, start + length
+        holes = sorted((e.start, e.start + e.length) for e in excluded if e.epoch == epoch)
+        for low, high in holes:
+            if high <= at or low >= end:
+                continue
+            if low > at:
+                found.append(Piece(epoch, at, low - at))
+            at = max(at, high)
+        if at < end:
+            found.append(Piece(epoch, at, end - at))
+    return tuple(found)
+
+
+def within(pieces: Iterable[Piece], others: Sequence[Piece]) -> tuple[Piece, ...]:
+    """What of the pieces is in the others as well, in their order. others: not overlapping."""
+    found = list[Piece]()
+    for epoch, start, length in pieces:
+        for other in sorted(others):
+            low, high = max(start, other.start), min(start + length, other.start + other.length)
+            if other.epoch == epoch and low < high:
+                found.append(Piece(epoch, low, high - low))
+    return tuple(found)
+
+
+def split(size: int, weights: Sequence[int], least: int = 1) -> list[int]:
+    """Parts of a step in proportion to the weights, in rank order. Nobody gets less than `least` of it, as far as there
+    is enough; sizes follow from whole numbers alone, so they are the same everywhere.
+    """
+    world = len(weights)
+    least = min(least, size // world)
+    rest, whole = size - least * world, sum(weights)
+    wanted = [max(0, weight * size - least * whole) for weight in weights]
+    scale, upto, parts = sum(wanted) or 1, 0, list[int]()
+    for want in wanted:
+        parts.append(least + (upto + want) * rest // scale - upto * rest // scale)
+        upto += want
+    if not sum(wanted):  # nobody is to have more than the least
+        parts = [least + (rank + 1) * rest // world - rank * rest // world for rank in range(world)]
+    return parts
+
+
+def share(pieces: Sequence[Piece], sizes: Sequence[int], index: int) -> tuple[Piece, ...]:
+    """The `index`-th part of pieces that are cut one behind the other into parts of these sizes."""
+    return cut(pieces, sum(sizes[:index]), sizes[index])
+
+
+def pieces_of(flat: Sequence[int]) -> tuple[Piece, ...]:
+    """The inverse of `flat_of`."""
+    assert len(flat) % 3 == 0, flat
+    return tuple(Piece(*flat[i : i + 3]) for i in range(0, len(flat), 3))
+
+
+def flat_of(pieces: Iterable[Piece]) -> tuple[int, ...]:
+    """Triples (epoch, start, length), one behind the other, as records have them."""
+    return tuple(number for piece in pieces for number in piece)

@@ -1,0 +1,80 @@
+"""What is left out of steps of a fixed size, and what is appended behind the last epoch instead.
+
+Owns which samples lie at a place of the order. Rules
+  1. An exclusion counts for steps that were executed from its generation on. It is never taken back.
+  2. A readmitted piece is appended to the tail, where only later exclusions count for it.
+  3. Neither is undone by a roll-back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from antdt_schemas import batches
+from antdt_schemas.batches import Piece
+
+
+class Exclusion(NamedTuple):
+    """`piece` is left out of steps that were executed in this generation or a later one."""
+
+    generation: int
+    piece: Piece
+
+
+class Appended(NamedTuple):
+    """A readmitted piece. exclusions: how many there were before it."""
+
+    piece: Piece
+    exclusions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holes:
+    """Of a job with so many epochs; never changed."""
+
+    epochs: int
+    exclusions: tuple[Exclusion, ...] = ()
+    appended: tuple[Appended, ...] = ()
+
+    @property
+    def tail(self) -> tuple[Piece, ...]:
+        """All that was ever appended, in its order."""
+        return tuple(found.piece for found in self.appended)
+
+    def exclude(self, generation: int, piece: Piece) -> Holes:
+        """With one more exclusion."""
+        return Holes(self.epochs, (*self.exclusions, Exclusion(generation, piece)), self.appended)
+
+    def append(self, piece: Piece) -> Holes:
+        """With one more piece in the tail."""
+        return Holes(self.epochs, self.exclusions, (*self.appended, Appended(piece, len(self.exclusions))))
+
+    def live(self, executed: int, epoch: int, start: int, length: int) -> tuple[Piece, ...]:
+        """The samples of the step at this place, as that generation executed it. Behind the last epoch, start counts
+        along the tail.
+        """
+        if epoch < self.epochs:
+            return batches.without((Piece(epoch, start, length),), self._since(0, executed))
+        found, at = list[Piece](), 0
+        for piece, known in self.appended:
+            low, high = max(start, at), min(start + length, at + piece.length)
+            part = (Piece(piece.epoch, piece.start + low - at, high - low),) if low < high else ()
+            found += batches.without(part, self._since(known, executed))
+            at += piece.length
+        return tuple(found)
+
+    def _since(self, known: int, executed: int) -> Sequence[Piece]:
+        return [e.piece for e in self.exclusions[known:] if e.generation <= executed]
+
+    def shown(self, from_epoch: int) -> list[Piece]:
+        """What whoever executes steps from here on leaves out, with positions of the tail counted along it."""
+        found = [e.piece for e in self.exclusions if e.piece.epoch >= from_epoch]
+        at = 0
+        for piece, known in self.appended:
+            left = batches.without((piece,), [e.piece for e in self.exclusions[known:]])
+            holes = batches.without((piece,), left)
+            found += [Piece(self.epochs, at + hole.start - piece.start, hole.length) for hole in holes]
+            at += piece.length
+        return found

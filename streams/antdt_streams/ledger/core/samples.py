@@ -1,0 +1,83 @@
+"""What every account of samples has: epochs, what of them is in the model or in quarantine, and why.
+
+Owns the sums. Must not know how samples are handed out: by leases (`shards`) or by steps of a fixed size (`batches`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from antdt_schemas import records
+
+from antdt_streams.ledger.core.dirty import Dirty
+from antdt_streams.ledger.core.intervals import IntervalSet
+
+NO_TOKEN = 0
+
+
+@dataclass(slots=True)
+class Lease:
+    """A run of shards held by one incarnation in one generation; [front, end) is not yet committed."""
+
+    shards: int
+    incarnation: str
+    generation: int
+    epoch: int
+    start: int
+    front: int
+    end: int
+    token: int = NO_TOKEN
+
+
+@dataclass(slots=True)
+class Epoch:
+    """Where the samples of one epoch are; positions from `cursor` on were never handed out."""
+
+    cursor: int = 0
+    returned: IntervalSet = field(default_factory=IntervalSet)
+    committed: IntervalSet = field(default_factory=IntervalSet)
+    quarantined: IntervalSet = field(default_factory=IntervalSet)
+    attempts: dict[int, int] = field(default_factory=dict)
+
+
+class Fault(NamedTuple):
+    """Why samples are in quarantine."""
+
+    length: int
+    key: str
+    reason: str
+
+
+class Samples:
+    """Samples by epoch. faults: why what is in quarantine is there, by (epoch, position)."""
+
+    def __init__(self, spec: records.JobSpec, dirty: Dirty) -> None:
+        self.spec, self.dirty = spec, dirty
+        self.committed_total = self.quarantined_total = 0
+        self.epochs: dict[int, Epoch] = {}
+        self.faults: dict[tuple[int, int], Fault] = {}
+
+    @property
+    def total(self) -> int:
+        """Of all epochs together."""
+        return self.spec.samples * self.spec.epochs
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything is committed or in quarantine."""
+        return self.committed_total + self.quarantined_total == self.total
+
+    def epoch(self, epoch: int) -> Epoch:
+        """An epoch, made when it is first touched."""
+        found = self.epochs.get(epoch)
+        if found is None:
+            found = self.epochs[epoch] = Epoch()
+        return found
+
+    def check(self) -> None:
+        """Invariants, by counting."""
+        for (epoch, start), fault in self.faults.items():
+            assert not self.epochs[epoch].quarantined.gaps(start, start + fault.length)
+        assert self.committed_total == sum(e.committed.total for e in self.epochs.values())
+        assert self.quarantined_total == sum(e.quarantined.total for e in self.epochs.values())

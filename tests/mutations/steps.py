@@ -1,0 +1,177 @@
+"""The rules of steps of a fixed size, each with a piece of our code that keeps it, and what notices its absence."""
+
+from __future__ import annotations
+
+from antdt.strategies.allreduce.composition import Round
+from antdt.strategies.allreduce.strategy import AllReduceReplica
+from antdt.worker.life import Life
+from antdt.worker.taking import Stepped
+from antdt_schemas.batches import Layout
+from antdt_streams.ledger.core import committing, decide, evidence, groups
+from antdt_streams.ledger.core.batches import Batches
+from antdt_streams.ledger.core.holes import Holes
+
+from tests.mutations.mutate import Edit, Mutation
+from tests.mutations.worlds import worlds
+from tests.unit import test_batches, test_ledger_steps, test_life, test_taking
+
+NARROWING = test_ledger_steps.test_suspicion_narrows_down_to_the_sample_and_it_alone_is_left_out
+
+MUTATIONS = (
+    Mutation(
+        "steps",
+        "a size that depends on where the epoch began",
+        (Edit(Layout.size, "-(-left // -(-left // self.batch_size))", "min(self.batch_size, left)"),),
+        test_batches.test_even_is_memoryless_and_equals_the_closed_form,
+    ),
+    Mutation(
+        "steps",
+        "a step may be any other one",
+        (Edit(Batches.follows, "if due == tuple(place) else", "if True else"),),
+        lambda: test_ledger_steps.test_any_other_step_is_refused((0, 8, 8)),
+    ),
+    Mutation(
+        "steps",
+        "a step of no generation",
+        (Edit(Batches.follows, "if not self.generation_of_steps <= executed <= generation:", "if False:"),),
+        test_ledger_steps.test_a_step_names_the_generation_that_executed_it,
+    ),
+    Mutation(
+        "steps",
+        "steps of one commit are all held against the first place",
+        (Edit(committing._placed, "        trial.pass_over(found)\n", ""),),
+        worlds(60, steps=True),
+    ),
+    Mutation(
+        "steps",
+        "what is left out counts for steps that were executed before",
+        (Edit(Holes._since, " if e.generation <= executed", ""),),
+        test_ledger_steps.test_a_step_that_was_executed_before_an_exclusion_has_its_sample,
+    ),
+    Mutation(
+        "steps",
+        "a readmitted sample is left out where it is appended as well",
+        (Edit(Holes.append, "len(self.exclusions)", "0"),),
+        test_ledger_steps.test_suspicion_narrows_down_to_the_sample_and_it_alone_is_left_out,
+    ),
+    Mutation(
+        "steps",
+        "what no committed step has left out is readmitted",
+        (Edit(Batches.readmittable, "min(end, self.cursor.position)", "end"),),
+        test_ledger_steps.test_what_is_left_out_before_its_step_waits_for_the_step_to_be_readmitted,
+    ),
+    Mutation(
+        "steps",
+        "members of an open generation are not told of the tail",
+        (Edit(decide._readmit, "if found and state.members.open:", "if False:"),),
+        test_ledger_steps.test_what_is_left_out_before_its_step_waits_for_the_step_to_be_readmitted,
+    ),
+    Mutation(
+        "steps",
+        "a sample of a step that the others have is blamed",
+        (Edit(Batches.judged, "if clue.step <= source_step:", "if False:"),),
+        test_ledger_steps.test_what_the_survivors_have_in_their_model_is_above_suspicion,
+    ),
+    Mutation(
+        "steps",
+        "several samples together are proven guilty",
+        (Edit(Batches._counted, "suspicion.is_proven and clue.piece.length == 1", "True"),),
+        NARROWING,
+    ),
+    Mutation(
+        "steps",
+        "a failure never narrows what is suspected",
+        (Edit(Batches.judged, "batches.within(smallest.pieces, (clue.piece,))", "smallest.pieces"),),
+        NARROWING,
+    ),
+    Mutation(
+        "steps",
+        "there is one poison at most",
+        (
+            Edit(
+                Batches.judged,
+                "if not met:",
+                "if not met and found:\n                pass\n            elif not met:",
+            ),
+        ),
+        test_ledger_steps.test_two_poisons_of_one_step_are_told_apart,
+    ),
+    Mutation(
+        "steps",
+        "who dies with others is evidence",
+        (Edit(Batches.pardon, "if not (c.deadly and c.incarnation in dead)", ""),),
+        test_ledger_steps.test_nobody_is_guilty_where_all_die_or_nothing_was_at_hand,
+    ),
+    Mutation(
+        "steps",
+        "what failed in a step that is committed is evidence",
+        (Edit(evidence._suspect, "blamed.step > turn.state.line.committed and", ""),),
+        test_ledger_steps.test_what_is_committed_is_above_suspicion,
+    ),
+    Mutation(
+        "steps",
+        "what is proven is not left out",
+        (Edit(groups.excluded, "if isinstance(s.shards, Batches) else ()", "if False else ()"),),
+        NARROWING,
+    ),
+    Mutation(
+        "steps",
+        "what is left out is suspected for ever",
+        (Edit(Batches.judge, "if e.generation == generation", "if False"),),
+        NARROWING,
+    ),
+    Mutation(
+        "steps",
+        "who was readmitted once is never suspected again",
+        (Edit(Batches.judge, " if e.generation == generation", ""),),
+        test_ledger_steps.test_a_sample_fails_in_the_tail_as_anywhere,
+    ),
+    Mutation(
+        "steps",
+        "a roll-back leaves what the tail has committed",
+        (Edit(Batches.undo_all_but, "if former.epoch == self.spec.epochs:", "if False:"),),
+        test_ledger_steps.test_a_roll_back_into_an_epoch_undoes_the_tail_as_well,
+    ),
+    Mutation(
+        "steps",
+        "suspects are not computed apart",
+        (Edit(Stepped._units, "if not suspects:", "if True:"),),
+        test_taking.test_suspects_are_computed_apart_and_by_another_member_each_time,
+    ),
+    Mutation(
+        "steps",
+        "suspects stay with one machine",
+        (Edit(Stepped._shift, "if self._granted.suspects else 0", "if False else 0"),),
+        test_taking.test_suspects_are_computed_apart_and_by_another_member_each_time,
+    ),
+    Mutation(
+        "steps",
+        "a step without one of its parts is applied",
+        (Edit(AllReduceReplica.step, "and round_.total != self._place.total", "and False"),),
+        test_taking.test_a_step_without_one_of_its_parts_is_none_and_comes_again,
+    ),
+    Mutation(
+        "steps",
+        "an empty step has no number",
+        (Edit(AllReduceReplica.step, "self._place is not None and self._place.total == 0", "False"),),
+        test_taking.test_a_step_with_nothing_left_in_it_has_its_number,
+    ),
+    Mutation(
+        "steps",
+        "the place stays behind when a model is adopted",
+        (Edit(AllReduceReplica.restore, ", progress.cursor\n", ", self.cursor\n"),),
+        test_taking.test_the_place_travels_with_the_model,
+    ),
+    Mutation(
+        "steps",
+        "members may cut a step each in its own way",
+        (Edit(Round.of, "if _identity(row) != first:", "if _identity(row)[:4] != first[:4]:"),),
+        test_taking.test_members_that_cut_a_step_otherwise_are_not_of_one_mind,
+    ),
+    Mutation(
+        "steps",
+        "a member that has not read its plan trains by another one",
+        (Edit(Life._form, "self.plans.newest >= self.strategy.plan or closed()", "True"),),
+        test_life.test_who_has_not_read_the_plan_of_its_model_trains_with_nobody,
+    ),
+)

@@ -1,0 +1,175 @@
+"""A member's part of a step of a fixed size: derived, never asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from antdt.strategies.base import Place
+from antdt.worker.plans import Share
+from antdt.worker.session import Session, Where
+from antdt.worker.taking import Stepped, Taken
+from antdt_schemas import records
+from antdt_schemas.batches import Cursor
+from antdt_schemas.errors import Mismatch
+from antdt_schemas.lineage import ROOT, next_lineage
+
+from tests.helpers.allreduce import each, generation_of, mean_loss, replica, same, state_of
+from tests.helpers.ledger import SPEC
+
+STEPS = replace(SPEC, samples=22, epochs=2, batch_size=8, batches="even")
+
+
+def taking(
+    world: int, spec: records.JobSpec = STEPS, generation: int = 3, **said: tuple[int, ...]
+) -> list[tuple[Stepped, Session]]:
+    """Members of a generation, each with what it was granted."""
+    members = tuple(records.Member(f"w{n}.0", f"w{n}", "h", 1) for n in range(world))
+    grant = records.Grant("run", generation, members, None, None, 0, "init", **said)
+    found = []
+    for rank in range(world):
+        session = Session(f"w{rank}", f"w{rank}.0", spec, Where("h", 1))
+        session.rank = rank
+        one = Stepped(spec)
+        one.begin(grant)
+        found.append((one, session))
+    return found
+
+
+def taken(world: int, at: Cursor, sizes: Sequence[int] = (), **said: tuple[int, ...]) -> list[Taken]:
+    """What each member takes at this place. sizes: of the plan."""
+    shares = [Share(size) for size in sizes or [1] * world]
+    return [one.take(session, at, shares, idle=False) for one, session in taking(world, **said)]
+
+
+def positions(found: Taken) -> list[tuple[int, int]]:
+    return [(r.epoch, r.start + k) for r in found.ranges for k in range(r.length)]
+
+
+@pytest.mark.parametrize("sizes", [(1,), (4, 4), (6, 1, 1), (2, 2, 2, 1, 1)])
+def test_a_step_is_the_same_for_any_number_of_members_and_any_plan(sizes: tuple[int, ...]) -> None:
+    at, steps = Cursor(), 0
+    while True:
+        found = taken(len(sizes), at, sizes)
+        assert len({one.place for one in found}) == 1
+        place = found[0].place
+        if place is None:
+            break
+        _, _, epoch, start, length = place.ranges
+        assert [p for one in found for p in positions(one)] == [(epoch, start + k) for k in range(length)]
+        assert {one.reference for one in found} == {length}
+        assert min(len(positions(one)) for one in found) >= 1, "everybody runs the loop's body"
+        at, steps = place.behind, steps + 1
+    assert (at, steps) == (Cursor(2, 0), 6)
+
+
+def test_what_is_left_out_moves_nobody_else() -> None:
+    (alone,) = taken(1, Cursor(0, 8), excluded=(0, 10, 2, 1, 0, 1))
+    assert positions(alone) == [(0, 8), (0, 9), (0, 12), (0, 13), (0, 14)]
+    assert alone.place == replace_split(Place((3, 0, 0, 8, 7), Cursor(0, 15), 5), alone.place)
+    (nothing,) = taken(1, Cursor(0, 8), excluded=(0, 8, 7))
+    assert nothing.place is not None and (nothing.place.total, nothing.ranges) == (0, [])
+
+
+def replace_split(place: Place, other: Place | None) -> Place:
+    assert other is not None
+    return place._replace(split=other.split)
+
+
+def test_the_tail_is_told_by_where_it_lies_in_it() -> None:
+    found = taken(2, Cursor(2, 1), tail=(0, 4, 2, 1, 9, 3), excluded=(2, 3, 1, 0, 4, 2))
+    assert [p for one in found for p in positions(one)] == [(0, 5), (1, 9), (1, 11)]
+    assert found[0].place is not None and found[0].place.ranges == (3, 0, 2, 1, 4)
+    assert taken(2, Cursor(2, 5), tail=(0, 4, 2, 1, 9, 3))[0].place is None
+
+
+def test_suspects_are_computed_apart_and_by_another_member_each_time() -> None:
+    seen = set()
+    for generation in range(3):
+        members = taking(3, generation=generation, suspects=(0, 0, 2, 0, 7, 1))
+        parts = [one.take(session, Cursor(), [Share(4), Share(2), Share(2)], idle=False) for one, session in members]
+        assert sorted(p for one in parts for p in positions(one)) == [(0, k) for k in range(8)]
+        units = [[[(r.start, r.length) for r in unit] for unit in one.units] for one in parts]
+        seen.add(next(rank for rank, mine in enumerate(units) if [(0, 1)] in mine))
+        assert all([r for unit in one.units for r in unit] for one in parts if one.units)
+        assert [(7, 1)] in [unit for mine in units for unit in mine]
+    assert seen == {0, 1, 2}
+
+
+def test_what_comes_next_is_known() -> None:
+    for one, session in taking(2):
+        shares = [Share(4), Share(4)]
+        one.take(session, Cursor(), shares, idle=False)
+        ahead = one.ahead(session, 9)
+        at, due = Cursor(0, 8), []
+        while len(due) < 9:
+            found = one.take(session, at, shares, idle=False)
+            assert found.place is not None
+            due += positions(found)
+            at = found.place.behind
+        assert [(e, s + k) for e, s, length in ahead for k in range(length)] == due
+    assert one.take(session, Cursor(2, 0), shares, idle=False).place is None
+    assert one.ahead(session, 9) == []
+
+
+def test_who_leaves_without_its_part_knows_of_the_step() -> None:
+    ((one, session),) = taking(1)
+    found = one.take(session, Cursor(), [Share(8)], idle=True)
+    assert (found.ranges, found.reference) == ([], 8)
+    assert found.place is not None and found.place.total == 8
+
+
+# -- with tensors
+
+
+def make(member: object, samples: int, place: Place) -> object:
+    """One round: this member's part of the step at `place`."""
+    member.take([(1, 0, 0, k, 1) for k in range(samples)], samples, 0, False, max(1, place.total), place=place)  # type: ignore[attr-defined]
+    if samples:
+        x = torch.rand(samples, 6, dtype=torch.float64)
+        member.backward(mean_loss(member, x, x[:, :3]), samples)  # type: ignore[attr-defined, arg-type]
+    return member.step()  # type: ignore[attr-defined]
+
+
+def test_a_step_without_one_of_its_parts_is_none_and_comes_again() -> None:
+    members = [replica() for _ in range(3)]
+    place = Place((1, 0, 0, 0, 12), Cursor(0, 12), 12)
+    with generation_of(members):
+        each(3, lambda rank: make(members[rank], 4, place))
+        before = [state_of(member) for member in members]
+        found = each(3, lambda rank: make(members[rank], (4, 0, 4)[rank], place))
+        assert [(one.total, one.applied) for one in found] == [(0, False)] * 3
+        assert all(same(kept, state_of(member)) for kept, member in zip(before, members, strict=True))
+        found = each(3, lambda rank: make(members[rank], 4, place))
+        assert [one.applied for one in found] == [True] * 3
+    assert {member.step_number for member in members} == {2}
+
+
+def test_a_step_with_nothing_left_in_it_has_its_number() -> None:
+    members = [replica() for _ in range(2)]
+    with generation_of(members):
+        before = [member.model.state_dict()["body.weight"].clone() for member in members]
+        each(2, lambda rank: make(members[rank], 0, Place((1, 0, 0, 0, 3), Cursor(0, 3), 0)))
+        assert all(torch.equal(a, m.model.state_dict()["body.weight"]) for a, m in zip(before, members, strict=True))
+    lineage = next_lineage(ROOT, 1, (1, 0, 0, 3))
+    assert [(m.step_number, m.lineage, m.cursor) for m in members] == [(1, lineage, Cursor(0, 3))] * 2
+    assert members[0].pending[0].ranges == (1, 0, 0, 0, 3)
+
+
+def test_the_place_travels_with_the_model() -> None:
+    first, second = replica(), replica(seed=2)
+    with generation_of([first]):
+        make(first, 3, Place((1, 0, 0, 0, 3), Cursor(0, 3), 3))
+    with generation_of([first, second], source=0):
+        assert (second.cursor, second.step_number) == (Cursor(0, 3), 1)
+    third = replica(seed=3)
+    third.restore(first.snapshot())
+    assert third.cursor == Cursor(0, 3)
+
+
+def test_members_that_cut_a_step_otherwise_are_not_of_one_mind() -> None:
+    members = [replica() for _ in range(2)]
+    with generation_of(members), pytest.raises(Mismatch, match="split"):
+        each(2, lambda rank: make(members[rank], 4, Place((1, 0, 0, 0, 8), Cursor(0, 8), 8, split=rank)))
