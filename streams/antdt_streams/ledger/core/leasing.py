@@ -21,8 +21,8 @@ LEASES_AN_ANSWER = 32
 
 def lease(turn: Turn, request: records.Request, body: records.Lease) -> None:
     """Top up what a member holds to so many samples."""
-    state, shards, generation = turn.state, leased(turn.state), turn.state.members.generation
     open_member(turn, request, body.generation)
+    state, shards, generation = turn.state, leased(turn.state), turn.state.members.generation
     missing = body.samples - shards.held_samples(request.incarnation, generation)
     room = RANGES_PER_REPLY_MAX - len(shards.held.get(request.incarnation, ()))
     missing = min(missing, _fair_share(state))
@@ -80,8 +80,8 @@ def _shard_end(start: int, limit: int, size: int) -> int:
 
 def release(turn: Turn, request: records.Request, body: records.Release) -> None:
     """What is not held went back before: a request may arrive again, long after it was answered."""
-    shards = leased(turn.state)
     open_member(turn, request, body.generation)
+    shards = leased(turn.state)
     if len(body.more) % 2:
         raise Refusal(f"{len(body.more)} numbers, not pairs of a lease and its token.")
     values = iter((body.lease, body.token, *body.more))
