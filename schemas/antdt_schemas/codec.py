@@ -90,7 +90,6 @@ def _with_bytes_defaults(schema: Any) -> Any:
 
 @cache
 def registry() -> Registry:
-    """The registry of this installation, read once."""
     return Registry()
 
 

@@ -86,7 +86,6 @@ class Header:
 
     @property
     def next_offset(self) -> int:
-        """One behind that of the last entry."""
         return self.entries + self.holes
 
     @property

@@ -147,15 +147,12 @@ class Watch:
         self._partitions[place] = _Partition(position, 0, self.hearing.ask_after_s, self.hearing.ask_after_s)
 
     def end(self, place: Place) -> None:
-        """A partition is read no more."""
         self._partitions.pop(place, None)
 
     def position(self, place: Place) -> int:
-        """Offset of the next record."""
         return self._partitions[place].position
 
     def positions(self) -> dict[Place, int]:
-        """Of every partition that is read."""
         return {Place(*place): p.position for place, p in self._partitions.items()}
 
     def reached(self, place: tuple[str, int], position: int) -> None:
@@ -259,9 +256,6 @@ class AskedBroker:
         self._until_s = 0.0
 
     def ask(self, places: Iterable[Place], beside: Iterable[str] = ()) -> None:
-        """Ask for the ends of these and the ids of their topics, and of others beside, without waiting. Nothing happens
-        while an answer is awaited.
-        """
         from confluent_kafka import TopicCollection, TopicPartition
         from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
@@ -278,7 +272,6 @@ class AskedBroker:
         self._until_s = monotonic() + 2 * ASK_TIMEOUT_S
 
     def answer(self) -> Told | None:
-        """What came, once; None while there is nothing."""
         futures = [*self._topics.values(), *self._ends.values()]
         if not futures:
             return None

@@ -37,7 +37,6 @@ class Holder:
 
 
 def this_process(launch: str, grace_s: float) -> Holder:
-    """The launch that this process is."""
     return Holder(launch, process_name(), time.strftime("%Y-%m-%d %H:%M:%S"), grace_s)
 
 
@@ -80,7 +79,6 @@ class Lock:
         return ""
 
     def release(self) -> None:
-        """The worker has ended."""
         os.close(self.handle)
 
 

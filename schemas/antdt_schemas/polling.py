@@ -138,7 +138,6 @@ class Reader:
         self._watch.ids[topic] = topic_id
 
     def positions(self) -> dict[Place, int]:
-        """Of every partition that is read."""
         return self._watch.positions()
 
     def position(self, place: Place) -> int:
@@ -206,7 +205,6 @@ class Reader:
         return None
 
     def close(self) -> None:
-        """End the client."""
         self.consumer.close()
 
 

@@ -38,7 +38,6 @@ class Topic:
     config: dict[str, str] = field(default_factory=dict)
 
     def name(self, job: str) -> str:
-        """Full name for a job."""
         return f"antdt.{check_job(job)}.{self.suffix}"
 
     def settings(self, copies: int = 1) -> dict[str, str]:

@@ -78,8 +78,6 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """An incarnation said good-bye."""
-
     incarnation: str
 
 
@@ -103,8 +101,6 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The next generation."""
-
     generation: int
     members: tuple[str, ...]
     source: str | None

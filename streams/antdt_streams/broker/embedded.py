@@ -67,13 +67,11 @@ class EmbeddedBroker:
 
     @property
     def bootstrap(self) -> str:
-        """`host:port` of the running broker."""
         assert self._port, "the broker was not started"
         return f"{HOST}:{self._port}"
 
     @property
     def connection(self) -> Connection:
-        """How to reach it."""
         return Connection(self.bootstrap)
 
     @property
@@ -145,7 +143,6 @@ class EmbeddedBroker:
         os.kill(self._process.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """SIGCONT after `pause`."""
         assert self._process is not None, "the broker was not started"
         os.kill(self._process.pid, signal.SIGCONT)
 

@@ -47,7 +47,6 @@ class BrokerUse:
 
     @property
     def connection(self) -> Connection:
-        """How to reach it."""
         return Connection(self._bootstrap)
 
     def open(self) -> Self:

@@ -53,8 +53,6 @@ class _Later:
 
 
 class Driver:
-    """One run of one schedule."""
-
     def __init__(
         self,
         world: World,

@@ -40,7 +40,6 @@ Entries = list[tuple[int, bytes]]
 
 
 def entries_of(connection: Connection, job: str) -> Entries:
-    """The whole log."""
     with TopicReader(connection, job, SHARD_LOG) as reader:
         return [(raw.offset, raw.value) for raw in reader.to_end()]
 
@@ -87,7 +86,6 @@ class Outputs:
 
     @property
     def complete(self) -> bool:
-        """Whether it has caught up."""
         return len(self.found) >= len(self.expected)
 
 
@@ -150,7 +148,6 @@ def judge_result(report: dict[str, Any], file: Path) -> list[str]:
 
 
 def lineage_of(entries: Entries) -> Lineage:
-    """What a log says in the end."""
     found = Lineage()
     Feed(found).entries(entries)
     return found

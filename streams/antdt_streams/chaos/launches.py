@@ -109,7 +109,6 @@ class Launches:
 
     @property
     def last_words(self) -> str:
-        """What the launchers said last."""
         return last_words(self.logs / "launcher.log")
 
     # -- one after the other
@@ -183,7 +182,6 @@ class Launches:
         return next(found, None)
 
     def pids(self) -> list[int]:
-        """Of all workers."""
         return [pid for launcher in self.running.values() for pid in self._workers_of(launcher)]
 
     def _workers_of(self, launcher: Process) -> list[int]:

@@ -28,8 +28,6 @@ POISONED_ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How hard and how long."""
-
     schedule: ScheduleOptions
     training: Training
     bounds: Bounds = field(default_factory=Bounds)
@@ -59,11 +57,9 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Nothing was found wrong."""
         return not self.wrong
 
     def to_json(self) -> dict[str, Any]:
-        """For --json."""
         return {
             "seed": self.seed,
             "passed": self.passed,
@@ -97,7 +93,6 @@ class Chaos:
         self.start = start
 
     def run(self, seed: int) -> Verdict:
-        """One seed, with everything of its own."""
         faults = schedule(seed, self.profile.schedule)
         folder, began = self.folder / f"seed-{seed}", monotonic()
         shutil.rmtree(folder, ignore_errors=True)

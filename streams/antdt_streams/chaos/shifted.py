@@ -25,7 +25,6 @@ class Shift:
         self.file, self.shift_s, self.looked_s = file, 0, -CHECK_EVERY_S
 
     def __call__(self) -> int:
-        """Seconds."""
         now_s = time.monotonic()
         if now_s - self.looked_s >= CHECK_EVERY_S:
             self.shift_s, self.looked_s = int(self.file.read_text(encoding="utf-8")), now_s

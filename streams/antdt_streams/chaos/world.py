@@ -65,7 +65,6 @@ class World:
     # -- its life
 
     def open(self) -> None:
-        """Topics, services, workers."""
         topics_admin.create(self.broker.connection, self.job)
         self.follow.start()
         for name in self.services:
@@ -105,7 +104,6 @@ class World:
     # -- samples that no worker survives
 
     def poison_sample(self, sample: str, how: str) -> None:
-        """From now on."""
         self.poison[sample] = how
         write_whole(self.launches.faults / "poison", json.dumps(self.poison).encode())
 
@@ -156,12 +154,10 @@ class World:
         return alive.get(name)
 
     def service_pid(self, name: str) -> int | None:
-        """Its process."""
         child = self.service(name)
         return child.process.pid if child is not None and child.process is not None else None
 
     def state_folder(self, child: str) -> Path:
-        """Where a service keeps its state."""
         if child in LEDGERS:
             return ledger_folder(self.place, self.job, "" if child == "ledger" else child)
         return self.place.service_folder(self.job, child)
@@ -171,7 +167,6 @@ class World:
         return self.launches.faults / "deaf" / name
 
     def worker_pid(self, name: str) -> int | None:
-        """The process of a worker."""
         return self.launches.pid(name)
 
     def pids(self, whom: str) -> list[int]:
@@ -213,6 +208,5 @@ class World:
         self._broker_starts = self._in_thread("broker", self.broker.start)
 
     def wait_for_broker(self) -> None:
-        """Have a broker that runs."""
         if self._broker_starts is not None:
             self._broker_starts.join(self.broker.options.start_timeout_s + 5)

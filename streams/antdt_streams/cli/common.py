@@ -50,7 +50,6 @@ def job_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def emit_json(value: Any) -> None:
-    """One JSON document on stdout."""
     click.echo(json.dumps(value, ensure_ascii=False))
 
 

@@ -85,7 +85,6 @@ def stand_in(name: str, wrong: UsageError) -> click.Command:
 
 
 def told(command: str, missing: Sequence[str]) -> str:
-    """One sentence."""
     if list(missing) == ["torch"]:
         return f"`antdt {command}` needs PyTorch, which is not installed here: `pip install torch`."
     extras = sorted({EXTRAS[name].removeprefix("antdt[").removesuffix("]") for name in missing})

@@ -44,7 +44,6 @@ def audit(
 
 
 def show_audit(report: dict[str, Any]) -> None:
-    """A report for people."""
     click.echo(report["verdict"])
     for name in ("missing", "repeated", "quarantined"):
         for epoch, start, end in report.get(name, [])[:20]:

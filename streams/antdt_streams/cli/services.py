@@ -129,7 +129,6 @@ def _check_topics(connection: Connection, job: str) -> None:
 
 
 def _look_after(supervisor: Supervisor, broker: BrokerUse | NamedBroker, stopping: threading.Event) -> None:
-    """Until told to stop."""
     looked = monotonic()
     while not stopping.wait(POLL_S):
         supervisor.poll()

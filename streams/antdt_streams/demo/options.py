@@ -55,7 +55,6 @@ class DemoOptions:
 
     @property
     def script_arguments(self) -> list[str]:
-        """Arguments of the training script."""
         mnist = self.data != "digits"
         samples = self.samples or (MNIST_SAMPLES if mnist and not self.epochs else 0)
         epochs = self.epochs or (1 if mnist else DIGITS_EPOCHS)

@@ -50,12 +50,10 @@ class Frames:
         self._speeds_before: list[int] = []
 
     def show(self, watch: Watch, title: str) -> None:
-        """Draw it."""
         with watch.changed:
             self._live.update(frame(watch, title, self._options, self._speeds_before, self._live.console))
 
     def ended(self, title: str, run: Run) -> None:
-        """A line that stays."""
         self._live.console.print(_ended(title, run), highlight=False, soft_wrap=True)
         self._speeds_before = [run.audit["committed"] // max(1, round(run.train_s))]
 
@@ -67,7 +65,6 @@ class Lines:
         self._said_at, self._plan = 0.0, 0
 
     def show(self, watch: Watch, title: str) -> None:
-        """Say it if it is time."""
         with watch.changed:
             progress = watch.progress
             for decision in watch.control.decisions:
@@ -84,7 +81,6 @@ class Lines:
             self._say(f"{progress.train_s:6.1f} s  {progress.committed:,} of {progress.total:,} samples, {sizes}")
 
     def ended(self, title: str, run: Run) -> None:
-        """What came out."""
         self._said_at, self._plan = 0.0, 0
         self._say(_ended(title, run))
 

@@ -40,7 +40,6 @@ class Readiness:
             log.warning("event=not-said-ready file=%s reason=%r", self.path, str(error))
 
     def withdraw(self) -> None:
-        """It does not any more."""
         if self.path is None:
             return
         try:

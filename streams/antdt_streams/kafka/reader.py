@@ -77,7 +77,6 @@ class TopicReader:
         return [high for _, high in self._ranges.values()]
 
     def positions(self) -> list[int]:
-        """Offset of the next record of each partition."""
         return [self._reader.position(Place(self.name, partition)) for partition in self._ranges]
 
     def follow(self, last: int | None = None) -> None:

@@ -210,7 +210,6 @@ def create_acls(connection: Connection, job: str, acls: list[AclBinding]) -> Non
 
 
 def list_jobs(connection: Connection) -> list[str]:
-    """Names of the jobs that this broker knows."""
     admin = _admin(connection)
     with _said(connection, "list the jobs", "Describe on topics antdt.*"):
         found = [NAME.fullmatch(name) for name in _topic_names(admin)]

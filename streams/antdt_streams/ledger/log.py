@@ -38,7 +38,6 @@ class Log:
         self.leader_epoch: int | None = None
 
     def end(self, timeout_s: float | None = None) -> int:
-        """Offset of the next entry that will be written, as the broker has it now."""
         return watermarks(self.reader.consumer, *self.place, timeout_s or self.options.read_timeout_s)[1]
 
     @property
@@ -47,15 +46,12 @@ class Log:
         return self.reader.position(self.place)
 
     def seek(self, offset: int) -> None:
-        """Read on from this offset."""
         self.reader.assign({self.place: offset})
 
     def poll(self, wait_s: float) -> list[LogRecord]:
-        """The entries that are there; waits for the first one."""
         return [self._record(message) for message in self.reader.poll(wait_s)]
 
     def read_to(self, end: int) -> Iterator[LogRecord]:
-        """Entries from the position up to `end`, and what came with them."""
         return map(self._record, self.reader.read_to(self.place, end, self.options.read_timeout_s))
 
     def _record(self, message: Message) -> LogRecord:
@@ -107,7 +103,6 @@ class Log:
         return wrong or Unavailable(f"An entry could not be appended: {error.str() if error else 'no offset'}.")
 
     def close(self) -> None:
-        """Hand over what is queued, and end."""
         with suppress(KafkaException):  # it was said before
             self.producer.flush(2)
         self.reader.close()

@@ -77,7 +77,6 @@ class Ledger:
             self.close()
 
     def close(self) -> None:
-        """Release folder and connections."""
         self.readiness.withdraw()
         self.snapshots.close()
         self.log.close()

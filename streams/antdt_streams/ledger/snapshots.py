@@ -81,7 +81,6 @@ class LedgerSnapshots:
             log.warning("event=snapshot-not-written reason=%r", str(error))
 
     def close(self) -> None:
-        """End thread and producer."""
         self._worker.shutdown()
         if self._writer is not None:
             self._writer.close()

@@ -25,7 +25,6 @@ class Place:
     config: Path | None = None
 
     def service_folder(self, job: str, service: str) -> Path:
-        """Local state of one service of one job."""
         return self.data / "state" / job / service
 
 

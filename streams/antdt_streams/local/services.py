@@ -108,5 +108,4 @@ def environment_of(connection: Connection, place: Place) -> dict[str, str]:
 
 
 def ledger_folder(place: Place, job: str, instance: str) -> Path:
-    """Local state of one ledger."""
     return place.service_folder(job, f"ledger-{check_worker(instance)}" if instance else "ledger")

@@ -56,7 +56,6 @@ Start = Callable[[Sequence[str], Mapping[str, str], Path], Process]
 
 
 def start_process(command: Sequence[str], environ: Mapping[str, str], output: Path) -> Process:
-    """A Start: a new program."""
     with output.open("ab") as out:
         return spawn(command, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
 
@@ -106,7 +105,6 @@ class Child:
 
     @property
     def ready_file(self) -> Path:
-        """Is there while the service answers."""
         return self.log.with_suffix(".ready")
 
     @property
@@ -173,7 +171,6 @@ class Supervisor:
             raise _ended(given_up)
 
     def _look(self, child: Child, now: float) -> None:
-        """Whether it answers."""
         if child.ready_at is None and child.ready_file.exists():
             child.ready_at = now
             if child.told:
@@ -225,7 +222,6 @@ class Supervisor:
         return False
 
     def run(self, stopping: threading.Event) -> None:
-        """Watch until told to stop."""
         while not stopping.wait(POLL_S):
             self.poll()
 
@@ -255,7 +251,6 @@ def _ended(children: Sequence[Child], what: str = "") -> ServiceEnded:
 
 
 def how(code: int) -> str:
-    """How a process ended."""
     if code < 0:
         return f"was ended by {signal.Signals(-code).name}"
     return f"ended with status {code}"

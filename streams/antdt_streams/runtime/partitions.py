@@ -149,7 +149,6 @@ class Partitions:
                 _tell(owned.runner, lost)
 
     def positions(self) -> Mapping[int, int]:
-        """Next offset of each partition, committed."""
         return {partition: owned.runner.committed for partition, owned in list(self._owned.items())}
 
     def _snapshot(self, owned: _Owned, timeout_s: float | None = None) -> None:

@@ -68,7 +68,6 @@ class Membership:
     session_timeout_ms: int | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Configuration of the consumer."""
         session_ms = self.session_timeout_ms or (NAMED_SESSION_TIMEOUT_MS if self.instance else SESSION_TIMEOUT_MS)
         named = {"group.instance.id": self.instance} if self.instance else {}
         return {
@@ -140,7 +139,6 @@ class Source:
             self._leave()
 
     def halt(self) -> None:
-        """Make `read` return soon; from any thread."""
         self.halted.set()
 
     # -- the group

@@ -72,7 +72,6 @@ class RowStore:
             at = None  # a traceback would keep it, and the folder stays locked for as long as it lives
 
     def get(self, key: bytes) -> bytes | None:
-        """One row, or None."""
         found = self._db.get(key)
         return None if found is None else bytes(found)
 

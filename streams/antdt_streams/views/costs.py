@@ -79,7 +79,6 @@ def cost(topic: Topic, held: int, newest: Sequence[Raw]) -> Cost:
 
 
 def size(count: float) -> str:
-    """12 MB."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -55,7 +55,6 @@ class Follow(threading.Thread):
             return self.changed.wait_for(true, timeout_s)
 
     def stop(self) -> None:
-        """End the thread."""
         self._halt.set()
         if self.is_alive():
             self.join(5)

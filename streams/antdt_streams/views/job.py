@@ -29,7 +29,6 @@ from antdt_streams.views.standings import standings
 
 
 def audit_of(connection: Connection, job: str) -> dict[str, Any]:
-    """The report of `antdt audit`."""
     with open_topic(connection, job) as log:
         return audit_log(log)
 

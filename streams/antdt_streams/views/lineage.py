@@ -34,7 +34,6 @@ class Lineage(Projection["dict[int, StepSamples]"]):
     quarantined: set[int] = field(default_factory=set)
 
     def on_entry(self, read: Read) -> None:
-        """Take one in."""
         if isinstance(read.body, records.Genesis):
             self.spec = read.body.spec
         for event in read.events:
@@ -66,7 +65,6 @@ class Lineage(Projection["dict[int, StepSamples]"]):
         self.steps[event.step] = StepSamples(event.lineage.hex(), taken)
 
     def _sample(self, epoch: int, position: int) -> int:
-        """The sample at a position of an epoch."""
         assert self.spec is not None
         if self.spec.order != FEISTEL:
             return position

@@ -81,7 +81,6 @@ class Client:
         self._last_word = LastWord(self._page)
 
     def start(self) -> None:
-        """Begin to talk."""
         self._thread.start()
 
     def _follow(self) -> None:
@@ -117,7 +116,6 @@ class Client:
 
     @property
     def stopped(self) -> bool:
-        """Whether it has said good-bye."""
         return self._stopped
 
     def linger(self, seconds: float) -> None:

@@ -135,7 +135,6 @@ class Launcher:
         return self._status
 
     def _turn(self, watch: vouch.Watch) -> None:
-        """What has happened meanwhile, and what follows from it."""
         self.output.pump(POLL_S)
         now_s = monotonic()
         for worker in self.workers.values():
@@ -186,7 +185,6 @@ class Launcher:
                     self._status = status
 
     def _has_ended(self, worker: Worker, code: int, now_s: float) -> None:
-        """Its last output, its last words, and what follows."""
         worker.process = None
         if worker.streams is not None:
             self.output.close(worker.streams)

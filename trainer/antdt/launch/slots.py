@@ -170,7 +170,6 @@ class Slot:
 
     @property
     def lives(self) -> bool:
-        """Whether it has a process."""
         return self.state in LIVE
 
 
@@ -193,7 +192,6 @@ class Slots:
         return f"{name}.{restarts}.{self.run_id}"
 
     def incarnation(self, name: str) -> str:
-        """The newest one of a worker."""
         slot = self.slots[name]
         return slot.renamed or self.life(name, slot.restarts)
 
@@ -262,12 +260,10 @@ class Slots:
         return self._kill(list(self.slots.values()), "it was to end at once") if at_once else []
 
     def on_wanted(self, by: str, now_s: float) -> list[Instruction]:
-        """Another launch takes over."""
         self._wanted_by = by
         return self.end(ExitCode.NEVER_RETRY, now_s)
 
     def on_tick(self, now_s: float) -> list[Instruction]:
-        """Time has passed."""
         late = [slot for slot in self.slots.values() if now_s > slot.kill_at_s]
         return self._kill(late, f"it did not leave in time (--grace-s {self.rules.grace_s:g})")
 
@@ -328,7 +324,6 @@ class Slots:
         return [Kill(slot.name) for slot in found]
 
     def _let_go(self, slot: Slot, code: int, last: Last) -> list[Instruction]:
-        """It is not started again."""
         slot.state, slot.code = State.DONE, code
         why = slot.killed if code == -signal.SIGKILL else ""
         words = last.words
@@ -364,7 +359,6 @@ def _redone(last: Last) -> str:
 
 
 def how(code: int) -> str:
-    """How a process has ended, in words."""
     if code < 0:
         return f"was ended by {signal.Signals(-code).name}"
     return f"ended with status {code}"

@@ -92,7 +92,6 @@ class Voucher:
         self._consumer.assign([TopicPartition(topic, p, end) for p, end in zip(partitions, ends, strict=True)])
 
     def serve(self) -> None:
-        """The life of that process."""
         needed_s = monotonic()
         while monotonic() - needed_s < IDLE_S:
             for name in self._watch.silent():

@@ -54,7 +54,6 @@ class InForce:
         self.assignments = {a.worker: a for a in decision.assignments}
 
     def to_row(self) -> list[Any]:
-        """What is remembered."""
         rows = [[a.worker, a.batch_size, a.accumulation] for _, a in sorted(self.assignments.items())]
         numbers = [self.plan, self.window, self.issued_ms]
         return [*numbers, self.learning_rate_factor, self.backup_workers, rows]
@@ -118,7 +117,6 @@ class ControllerState:
             )
 
     def view(self, record: Measurement, now_ms: int) -> ClusterView:
-        """What the policy sees."""
         in_force = self.in_force
         return ClusterView(
             window=record.window,
@@ -198,11 +196,9 @@ class ControllerState:
         return out
 
     def rows(self) -> dict[bytes, bytes]:
-        """All rows."""
         return {key: self._row(key) for key in (HEAD, IN_FORCE, MEMORY)}
 
     def digest(self) -> bytes:
-        """16 bytes over all rows."""
         return digest_rows(self.rows())
 
     @classmethod

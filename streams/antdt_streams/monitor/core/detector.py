@@ -26,7 +26,6 @@ class Detector:
         self.structural: tuple[str, ...] = ()
 
     def close(self, window: Window, roster: Roster) -> None:
-        """Fold a window into every node's health."""
         self._warm_up(window, roster)
         if not window.samples:
             return
@@ -52,7 +51,6 @@ class Detector:
                 roster.touch_health(worker)
 
     def to_row(self) -> list[Any]:
-        """What is remembered."""
         rotation = self.rotation
         return [
             self.noise.recent,
@@ -63,7 +61,6 @@ class Detector:
         ]
 
     def load(self, row: Sequence[Any]) -> None:
-        """The inverse of `to_row`."""
         self.noise.recent, self.rotation.losses, self.rotation.slowest, groups, found = row
         self.structural = tuple(groups)
         self.costs.found = dict(found)

@@ -40,7 +40,6 @@ class Jump:
     told_step: int = -1
 
     def clear(self) -> None:
-        """Nothing is left to tell."""
         self.worker, self.step, self.waits_for = "", -1, 0
 
 
@@ -168,7 +167,6 @@ class MonitorState:
         return out
 
     def _cut(self, number: int) -> dict[str, list[Sample]]:
-        """Take the samples of a window off the open ones."""
         end, out = self.windows.end(number), {}
         for worker in self.roster.names:
             samples = self.roster.tracks[worker].open
@@ -226,7 +224,6 @@ class MonitorState:
         return encode_row([FORMAT, astuple(self.jump), self.windows.to_row()])
 
     def rows(self) -> dict[bytes, bytes]:
-        """All rows."""
         out = {key: self._row(key) for key in (HEAD, POOLED)}
         for key in self.roster.all_keys():
             row = self.roster.row(key)
@@ -235,7 +232,6 @@ class MonitorState:
         return out
 
     def digest(self) -> bytes:
-        """16 bytes over all rows."""
         return digest_rows(self.rows())
 
     @classmethod

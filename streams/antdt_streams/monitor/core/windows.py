@@ -48,7 +48,6 @@ class Windows:
     progress: Progress = field(default_factory=Progress)
 
     def of(self, step: int) -> int:
-        """The window of a step of the current generation."""
         return step // self.options.window_steps + self.shift
 
     def anchor(self, generation: int, step: int) -> None:
@@ -69,7 +68,6 @@ class Windows:
         return True, finished, moved, self.of(track.record_first) > self.next + self.options.hold_windows
 
     def count(self, standing: tuple[bool, bool, bool, bool], sign: int) -> None:
-        """Add (or take away) one node's standing."""
         now = self.progress
         now.live += sign * standing[0]
         now.finished += sign * standing[1]
@@ -88,7 +86,6 @@ class Windows:
 
     @property
     def due(self) -> bool:
-        """Whether the next window is to be closed."""
         now = self.progress
         if not self.begun or not now.live:
             return False
@@ -103,7 +100,6 @@ class Windows:
         return [self.generation, self.shift, self.next, self.first, self.newest_step, self.begun, offsets]
 
     def load(self, row: Sequence[Any], tracks: Iterable[Track]) -> None:
-        """The inverse of `to_row`."""
         self.generation, self.shift, self.next, self.first, self.newest_step, self.begun, offsets = row
         self.open_offsets = dict(offsets)
         self.recount(tracks)
