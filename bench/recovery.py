@@ -91,7 +91,7 @@ class Recovery:
     def worker(self, number: int) -> float:
         """One worker of four; the one with rank 0 among them."""
         p, before = self.progress, self.progress.generation
-        at = self.kill(f"w{number % WORKERS}", self.world.worker_pid)
+        at = self.kill(f"w{number % WORKERS}", self.world.launches.pid)
         return self.until(lambda: p.generation > before and p.step > p.source_step) - at
 
     def ledger(self, _: int) -> float:

@@ -103,11 +103,9 @@ class Broker(Protocol):
         """Ask for the ends of these and the ids of their topics, and of others beside, without waiting. Nothing happens
         while an answer is awaited.
         """
-        ...
 
     def answer(self) -> Told | None:
         """What came, once; None while there is nothing."""
-        ...
 
 
 @dataclass(slots=True)

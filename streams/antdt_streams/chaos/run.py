@@ -83,11 +83,7 @@ class Chaos:
     """Runs seeds in a folder; that of a seed stays behind if anything is wrong."""
 
     def __init__(
-        self,
-        folder: Path,
-        profile: Profile,
-        stopping: threading.Event | None = None,
-        start: Start = start_process,
+        self, folder: Path, profile: Profile, stopping: threading.Event | None = None, start: Start = start_process
     ) -> None:
         self.folder, self.profile, self.stopping = folder, profile, stopping or threading.Event()
         self.start = start

@@ -19,6 +19,7 @@ from antdt_streams.chaos import clock
 from antdt_streams.chaos.launches import RESTARTS_MAX, Launches, Training
 from antdt_streams.chaos.schedule import EVERYBODY, SERVICES, WORKERS
 from antdt_streams.chaos.signals import send
+from antdt_streams.chaos.waits import waits_of
 from antdt_streams.host.files import write_whole
 from antdt_streams.kafka import topics_admin
 from antdt_streams.kafka.ask import ask
@@ -39,12 +40,7 @@ class World:
     """
 
     def __init__(
-        self,
-        broker: EmbeddedBroker,
-        job: str,
-        folder: Path,
-        training: Training,
-        start: Start = start_process,
+        self, broker: EmbeddedBroker, job: str, folder: Path, training: Training, start: Start = start_process
     ) -> None:
         self.broker, self.job, self.training = broker, job, training
         self.place = Place(broker.connection, True, folder, None)
@@ -69,9 +65,8 @@ class World:
         self.follow.start()
         for name in self.services:
             extra = ("--patience-ms", str(self.training.patience_ms)) if name in LEDGERS else ()
-            command = self.clocks[name].of_service(
-                service_command(name, self.job, self.place, extra), self.deaf_file(name)
-            )
+            command = service_command(name, self.job, self.place, extra)
+            command = self.clocks[name].of_service(command, self.deaf_file(name))
             self.supervisor.add(name, command, self.logs / f"{name}.log")
         self.launch()
 
@@ -141,6 +136,10 @@ class World:
         for pid in self._brokers - {self.broker.pid}:
             clock.forget(pid)
 
+    def waits(self) -> str:
+        """Who waits for whom."""
+        return waits_of(self.broker.connection, self.job)
+
     # -- who is who
 
     def service(self, name: str) -> Child | None:
@@ -165,9 +164,6 @@ class World:
     def deaf_file(self, name: str) -> Path:
         """What makes a service, by the name of its process, or a worker fall deaf."""
         return self.launches.faults / "deaf" / name
-
-    def worker_pid(self, name: str) -> int | None:
-        return self.launches.pid(name)
 
     def pids(self, whom: str) -> list[int]:
         """Processes: a service's, those of the workers, or of everybody but the broker."""

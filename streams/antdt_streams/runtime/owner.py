@@ -20,12 +20,9 @@ class Owner(Protocol):
 
     def begin(self, partition: int, assignment: int, bounds: Bounds) -> int:
         """A partition was assigned; the offset to read from. Its batches will carry the number of the assignment."""
-        ...
 
     def end(self, partitions: Iterable[int], *, lost: bool) -> None:
         """Partitions go to somebody else; `lost`: they have them already."""
-        ...
 
     def positions(self) -> Mapping[int, int]:
         """Next offset of each partition, committed."""
-        ...

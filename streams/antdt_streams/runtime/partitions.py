@@ -40,13 +40,11 @@ class Shelf(Protocol):
 
     def newest(self, partition: int) -> SnapshotFound | None:
         """The newest whole one; `write` leaves it alone from now on."""
-        ...
 
     def write(
         self, partition: int, topic_id: str, next_offset: int, rows: Mapping[bytes, bytes], timeout_s: float | None
     ) -> None:
         """Write one, or raise Unavailable."""
-        ...
 
 
 @dataclass(slots=True)
