@@ -1,4 +1,4 @@
-"""Services without a broker: topics are lists, disks are dicts, and everything may crash at any moment.
+"""Services without a broker: topics are lists, disks are dicts. What a real service has written is held against these.
 
 The loop, the order of the commit and the rows are those of the real runtime; only the ends are exchanged.
 """
@@ -17,12 +17,8 @@ from antdt_streams.runtime.service import Batch, Raw, Service
 BATCH_RECORDS_MAX = 1000
 
 
-class Crashed(Exception):
-    """The process died here, by the wish of a test."""
-
-
 class MemoryTopics:
-    """One partition for each topic. Its clock is whatever a test sets, backwards too."""
+    """One partition for each topic. Its clock is whatever it is set to, backwards too."""
 
     def __init__(self) -> None:
         self.logs: dict[str, list[Raw]] = {}
@@ -59,31 +55,19 @@ class MemoryStore:
 
 
 class MemoryDriver:
-    """Runs one service over topics in memory.
-
-    `crash_in` counts down at every moment at which a process may die with something half done: before and after each
-    output that is written, and before and after each write of the state. At 0 the driver raises Crashed; `restart`
-    goes on from what is stored, as a new process would.
-    """
+    """Runs one service over topics in memory."""
 
     def __init__(self, service: Service, job: str, topics: MemoryTopics | None = None) -> None:
         self.service, self.job = service, job
         self.topics = topics if topics is not None else MemoryTopics()
         self.disk = MemoryStore()
-        self.crash_in: int | None = None
         self.restart()
 
     def restart(self) -> None:
-        """Forget everything that is not stored, and load it again."""
+        """Forget everything that is not stored, and load it again, as a new process would."""
         self._queued: list[tuple[str, bytes]] = []
         self.runner = Runner(self.service, Identity(self.job, "memory"), self, self)
         self.runner.rebuild()
-
-    def feed(self, *records: Any) -> None:
-        """Append records, or bytes as they are, to the service's input."""
-        for record in records:
-            value = record if record is None or isinstance(record, bytes) else codec.encode(record)
-            self.topics.append(self.service.input.name(self.job), value)
 
     def run(self, records_max: int = BATCH_RECORDS_MAX) -> int:
         """Process what is in the input, in batches of at most `records_max`; how many records were taken."""
@@ -101,14 +85,10 @@ class MemoryDriver:
     # -- the ends of the runner
 
     def rows(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Rows of the disk."""
         return self.disk.rows(prefix)
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
-        """Write to the disk, or crash before or after."""
-        self._moment()
         self.disk.write(changes)
-        self._moment()
 
     def send(self, topic: str, value: bytes, partition: int) -> None:
         """Queue one record: a process that dies before `flush` may or may not have written it."""
@@ -116,24 +96,13 @@ class MemoryDriver:
         self._queued.append((topic, value))
 
     def flush(self) -> None:
-        """Append what is queued, or crash before or after each."""
         while self._queued:
-            self._moment()
             self.topics.append(*self._queued.pop(0))
-        self._moment()
 
     def written(self, topic: str, partition: int, newest: int | None) -> Iterator[bytes | None]:
-        """Every record of a topic, or so many newest ones."""
         assert partition == 0, partition
         log = self.topics.logs.get(topic, [])
         yield from (raw.value for raw in log[0 if newest is None else max(0, len(log) - newest) :])
-
-    def _moment(self) -> None:
-        if self.crash_in is not None:
-            self.crash_in -= 1
-            if self.crash_in < 0:
-                self.crash_in = None
-                raise Crashed
 
 
 def without_repeats(records: Sequence[Any]) -> list[Any]:
