@@ -128,5 +128,12 @@ class Occupied(AntdtError):
     exit_code = ExitCode.NEVER_RETRY
 
 
+def unknown_job(job: str) -> UnknownJob:
+    """What to say of a job that the broker does not have."""
+    return UnknownJob(
+        f"Job {job!r} is not on this broker.", f"Start it with `antdt up {job}`, or see `antdt topics list`."
+    )
+
+
 if not __debug__:  # pragma: no cover
     raise RuntimeError("antdt checks its invariants with assertions: run Python without -O and without PYTHONOPTIMIZE.")

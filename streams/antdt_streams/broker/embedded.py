@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -27,7 +26,7 @@ from antdt_streams.broker.jars import ENV_JARS, KAFKA_VERSION, cache_folder, cac
 from antdt_streams.broker.java import find_java
 from antdt_streams.broker.settings import JAVA_FLAGS, server_properties
 from antdt_streams.broker.storage import copy_format, is_formatted, keep_format, random_id
-from antdt_streams.host.child import spawn
+from antdt_streams.host.child import end, spawn
 from antdt_streams.host.files import write_whole
 
 LOG_MAX_BYTES = 16 << 20
@@ -116,13 +115,7 @@ class EmbeddedBroker:
         process = self._process
         if process is None:
             return
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(self.options.stop_timeout_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(self.options.stop_timeout_s)
+        end(process, self.options.stop_timeout_s)
         self._forget()
 
     def kill(self) -> None:
@@ -131,20 +124,6 @@ class EmbeddedBroker:
         self._process.kill()
         self._process.wait(self.options.stop_timeout_s)
         self._forget()
-
-    def restart(self) -> Self:
-        """Stop and start on the same data and, if it is still free, the same port."""
-        self.stop()
-        return self.start()
-
-    def pause(self) -> None:
-        """SIGSTOP: alive, and answers nobody."""
-        assert self._process is not None, "the broker was not started"
-        os.kill(self._process.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._process is not None, "the broker was not started"
-        os.kill(self._process.pid, signal.SIGCONT)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -219,9 +198,8 @@ class EmbeddedBroker:
             out.write(f"--- Apache Kafka {KAFKA_VERSION} starts on {self.bootstrap} with {java[0]}\n".encode())
             out.flush()
             command = [*self.options.prefix, *java, "kafka.Kafka", str(self.folder / "server.properties")]
-            self._process = spawn(
-                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=self.folder, pass_fds=(lock,)
-            )
+            quiet = {"stdout": out, "stderr": out, "stdin": subprocess.DEVNULL, "cwd": self.folder}
+            self._process = spawn(command, **quiet, pass_fds=(lock,))
         write_whole(self.folder / "broker.pid", f"{self._process.pid}\n".encode())
 
     def _await_ready(self, deadline: float) -> str:

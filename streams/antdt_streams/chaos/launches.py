@@ -17,7 +17,8 @@ from antdt_schemas.errors import ExitCode, Unavailable
 from antdt_schemas.launch_locks import folder_of, is_free
 
 from antdt_streams.chaos.signals import alive, send
-from antdt_streams.local.supervise import Process, Start, last_words
+from antdt_streams.host.child import Process
+from antdt_streams.local.supervise import Start, last_words
 
 RESTARTS_MAX = 1000
 # Between two launches: the grace of the one that leaves, and what that takes beside.

@@ -70,12 +70,8 @@ def chaos(
     for kind, count in found.items():
         click.echo(f"  {kind:<17} {count}")
     if json_file is not None:
-        document = {
-            "passed": passed,
-            "seeds": [v.to_json() for v in verdicts],
-            "faults": found,
-            "not_available": missing,
-        }
+        seeds_json = [v.to_json() for v in verdicts]
+        document = {"passed": passed, "seeds": seeds_json, "faults": found, "not_available": missing}
         json_file.write_text(json.dumps(document, indent=1), encoding="utf-8")
     sys.exit(0 if passed == len(verdicts) else 1)
 

@@ -40,6 +40,14 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+replication_option = click.option(
+    "--replication",
+    type=int,
+    help="Copies of each partition.  [default: 3 where there are three brokers, else what they make]",
+)
+
+
 def job_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the argument JOB, checked."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from antdt_schemas.errors import ExitCode
 
-from antdt_streams.cli.common import connection_options, emit_json, job_argument
+from antdt_streams.cli.common import connection_options, emit_json, job_argument, json_option
 from antdt_streams.cli.replay import in_parts, log_options, open_log, processes_option
 from antdt_streams.local.place import Place
 from antdt_streams.proof.audit import audit as audit_log
@@ -64,7 +64,7 @@ def show_audit(report: dict[str, Any]) -> None:
 
 @click.command()
 @job_argument
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@json_option
 @connection_options
 def status(job: str, as_json: bool, place: Place) -> None:
     """Show a job: progress, members, plan, newest decisions."""

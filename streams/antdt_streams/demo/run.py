@@ -19,7 +19,7 @@ from antdt_schemas.errors import AntdtError, ExitCode, Unavailable
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS, SHARD_LOG, STEPS
 
 from antdt_streams.demo.options import DemoOptions
-from antdt_streams.host.child import spawn
+from antdt_streams.host.child import end, spawn
 from antdt_streams.kafka import topics_admin
 from antdt_streams.local.place import Place
 from antdt_streams.local.services import SERVICES, environment_of, start_services
@@ -106,13 +106,7 @@ class Demo:
         try:
             yield process
         finally:
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(GRACE_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait(GRACE_S)
+            end(process, GRACE_S)
 
     def _follow(self, launcher: subprocess.Popen[bytes], supervisor: Supervisor, watch: Watch, title: str) -> None:
         while launcher.poll() is None:

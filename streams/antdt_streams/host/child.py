@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 # Set in the child before it becomes the program, and not in a preexec_fn: between fork and exec of a process with
 # threads (librdkafka, torch) nothing but exec is safe. 1 is PR_SET_PDEATHSIG; a parent that is already gone is noticed.
@@ -20,6 +20,17 @@ ctypes.CDLL(None).prctl(1, int(sys.argv[2]))
 os.getppid() == int(sys.argv[1]) or os._exit(0)
 os.execv(sys.argv[3], sys.argv[3:])
 """
+
+
+class Process(Protocol):
+    """What is used here of Popen."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
@@ -38,6 +49,17 @@ def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         raise result
     assert isinstance(result, subprocess.Popen)
     return result
+
+
+def end(process: Process, grace_s: float) -> None:
+    """SIGTERM, and SIGKILL when the grace is over. Returns once it is gone; one that is gone already is fine."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(grace_s)
 
 
 @cache

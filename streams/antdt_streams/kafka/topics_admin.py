@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import JobTaken, Mismatch, Unavailable, UnknownJob, UsageError
+from antdt_schemas.errors import JobTaken, Mismatch, Unavailable, UsageError, unknown_job
 from antdt_schemas.topics import (
     BY_SUFFIX,
     DURABLE_COPIES,
@@ -165,11 +165,6 @@ def refuse_fatal(differences: list[Difference], job: str) -> None:
             raise Mismatch(f"{found.what} of {found.topic}", found.expected, found.found, why + found.mend(job))
 
 
-def require(connection: Connection, job: str) -> dict[str, str]:
-    """The topic ids of a job whose topics are fit to run on. Raises as `fit` does."""
-    return fit(connection, job).ids
-
-
 def repair(connection: Connection, job: str) -> list[Difference]:
     """Set every setting that differs to what it must be, and wait until it is; what was set. Topics, partitions and
     copies stay as they are.
@@ -228,7 +223,7 @@ def delete(connection: Connection, job: str) -> list[str]:
         present = ours & _topic_names(admin)
         if not present:
             _described(connection, job)  # what this client may not see is not listed, and named only if asked for
-            raise _unknown(job)
+            raise unknown_job(job)
         log = SHARD_LOG.name(job)
         for names in (sorted(present - {log}), sorted(present & {log})):
             if names:
@@ -301,7 +296,7 @@ def _described(connection: Connection, job: str) -> dict[str, Any]:
     with _said(connection, f"look up job {job!r}", f"Describe on topics {_prefix(job)}"):
         found = patiently(ask)
     if found[SHARD_LOG.suffix] is None:
-        raise _unknown(job)
+        raise unknown_job(job)
     return found
 
 
@@ -337,12 +332,6 @@ def _settings(connection: Connection, job: str, suffixes: list[str]) -> dict[str
 
 def _prefix(job: str) -> str:
     return f"antdt.{check_job(job)}.*"
-
-
-def _unknown(job: str) -> UnknownJob:
-    return UnknownJob(
-        f"Job {job!r} is not on this broker.", f"Start it with `antdt up {job}`, or see `antdt topics list`."
-    )
 
 
 def _topic_names(admin: AdminClient) -> set[str]:

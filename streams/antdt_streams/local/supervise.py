@@ -10,12 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Protocol
 
 from antdt_schemas.errors import AntdtError, ExitCode
 from antdt_schemas.waiting import Waiting
 
-from antdt_streams.host.child import spawn
+from antdt_streams.host.child import Process, spawn
 from antdt_streams.host.readiness import ENV_READY_FILE
 
 POLL_S = 0.02
@@ -31,24 +30,6 @@ class ServiceEnded(AntdtError):
     def __init__(self, message: str, exit_code: ExitCode) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-class Process(Protocol):
-    """What is used here of Popen."""
-
-    pid: int
-
-    def poll(self) -> int | None:
-        """Its exit status, once it has ended."""
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Its exit status, once it has ended; or TimeoutExpired."""
-
-    def terminate(self) -> None:
-        """SIGTERM."""
-
-    def kill(self) -> None:
-        """SIGKILL."""
 
 
 # Starts a process with this command line and this environment; its output is appended to the file.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from time import monotonic
-from typing import Any
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import UnknownJob
@@ -35,19 +35,12 @@ class Cost:
         return f"{self.records:,} records{pace}, kept {kept}{most}"
 
 
-def costs_of(connection: Connection, job: str) -> dict[str, dict[str, Any]]:
-    """Suffix of a topic -> its Cost, ready for JSON; without those that are missing."""
-    return {suffix: asdict(cost) for suffix, cost in read_costs(connection, job).items()}
-
-
 def read_costs(connection: Connection, job: str) -> dict[str, Cost]:
     """Suffix of a topic -> its Cost, without those that are missing."""
     found = {}
     for topic in TOPICS:
-        try:
+        with suppress(UnknownJob):
             found[topic.suffix] = _read(connection, job, topic)
-        except UnknownJob:
-            continue
     return found
 
 
