@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from antdt_schemas.errors import AntdtError, ExitCode
+from antdt_schemas.errors import AntdtError, ExitCode, how
 from antdt_schemas.waiting import Waiting
 
 from antdt_streams.host.child import Process, spawn
@@ -229,12 +228,6 @@ def _ended(children: Sequence[Child], what: str = "") -> ServiceEnded:
     said = [f"The {c.name} {what or how(c.ended or 0)}: {c.last_words}" for c in children]
     codes = [code for code in WORST_FIRST if any(c.ended == code for c in children)]
     return ServiceEnded(" ".join(said), codes[0] if codes else ExitCode.RESTART_HERE)
-
-
-def how(code: int) -> str:
-    if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"ended with status {code}"
 
 
 def _nth(number: int) -> str:

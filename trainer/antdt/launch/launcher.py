@@ -23,25 +23,14 @@ import click
 from antdt_schemas import auth, codec, launch_locks, records, topics
 from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE
 from antdt_schemas.data_folder import ENV_DATA, data_folder
-from antdt_schemas.errors import AntdtError, ExitCode, UsageError
+from antdt_schemas.errors import AntdtError, ExitCode, UsageError, how
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from antdt.connect.client import require_job
 from antdt.connect.settings import GRACE_S, Settings
-from antdt.host.whereabouts import (
-    ATTEMPTS,
-    BLAMED,
-    CHECKPOINT,
-    JOINED,
-    KEY,
-    NAME,
-    SHRUNK,
-    TAKEN_PART,
-    WORDS,
-    Page,
-    shared,
-)
+from antdt.host import whereabouts as at
+from antdt.host.child import in_child, leave
 from antdt.launch import nodes, process, slots, vouch
 from antdt.launch.feed import Feed
 from antdt.launch.output import Output, Stream
@@ -81,7 +70,7 @@ class Worker:
     name: str
     process: ForkProcess | None = None
     streams: tuple[Stream, Stream] | None = None
-    page: Page = field(default_factory=shared)
+    page: at.Page = field(default_factory=at.shared)
 
 
 class Launcher:
@@ -138,7 +127,7 @@ class Launcher:
         self.output.pump(POLL_S)
         now_s = monotonic()
         for worker in self.workers.values():
-            if renamed := worker.page.said(NAME):
+            if renamed := worker.page.said(at.NAME):
                 self.slots.on_renamed(worker.name, renamed)
         if self.told:
             self._do(self.slots.on_told(self.told, now_s))
@@ -194,15 +183,15 @@ class Launcher:
             learned = holds.learn_from_kill(worker.page, by_kernel=self._kernel_kills.lately())
         page, numbers = worker.page, worker.page.numbers
         last = slots.Last(
-            joined=bool(numbers[JOINED]),
-            taken_part=numbers[TAKEN_PART],
-            shrunk=bool(numbers[SHRUNK]),
-            blamed=bool(numbers[BLAMED]),
-            attempts=numbers[ATTEMPTS],
+            joined=bool(numbers[at.JOINED]),
+            taken_part=numbers[at.TAKEN_PART],
+            shrunk=bool(numbers[at.SHRUNK]),
+            blamed=bool(numbers[at.BLAMED]),
+            attempts=numbers[at.ATTEMPTS],
             at=page.at_hand(),
             learned=learned,
-            words=page.said(WORDS),
-            checkpoint=max(w.page.numbers[CHECKPOINT] for w in self.workers.values()),
+            words=page.said(at.WORDS),
+            checkpoint=max(w.page.numbers[at.CHECKPOINT] for w in self.workers.values()),
         )
         self._do(self.slots.on_exit(worker.name, code, now_s, last))
 
@@ -232,11 +221,11 @@ class Launcher:
             try:
                 connection.check_reachable(reach_s)
                 require_job(AdminClient(connection.admin()), job, reach_s)
-            except (AntdtError, UsageError) as error:
+            except AntdtError as error:
                 click.echo(f"antdt launch: {error}", err=True)
                 sys.exit(int(error.exit_code))
 
-        child = process.in_child(ask)
+        child = in_child(ask)
         child.join(reach_s + 5)
         if child.exitcode != 0:
             sys.exit(child.exitcode if child.exitcode is not None else ExitCode.RESTART_HERE)
@@ -287,19 +276,19 @@ class Launcher:
 
         In a child: a client has threads, and a process with threads must not fork the next worker.
         """
-        settings, connection, key = self.settings, self.connection, self.workers[ended.slot].page.said(KEY)
+        settings, connection, key = self.settings, self.connection, self.workers[ended.slot].page.said(at.KEY)
 
         def tell() -> None:
             self.places.forget()
             producer = Producer(connection.producer(**{"linger.ms": 0}))
-            body = records.Exited(ended.code, slots.how(ended.code), ended.at, key if ended.at else "")
+            body = records.Exited(ended.code, how(ended.code), ended.at, key if ended.at else "")
             request = records.Request(ended.slot, ended.incarnation, 0, body, b"")
             payload = codec.encode(auth.sign(request, settings.secret))
             with suppress(KafkaException):  # a hint: the ledger finds out by itself, later
                 producer.produce(topics.REQUESTS.name(settings.job), payload, ended.slot, 0)
                 producer.flush(REPORT_S)
 
-        child = process.in_child(tell)
+        child = in_child(tell)
         if self.slots.ending and ended.code == ExitCode.KILLED:  # many at once: they are waited for in the end
             self._reports.append(child)
         else:
@@ -392,7 +381,7 @@ def main(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: launcher.tell())
         status = launcher.run()
-    except (UsageError, AntdtError) as error:
+    except AntdtError as error:
         click.echo(f"antdt launch: {error}", err=True)
         status = int(error.exit_code)
-    process.leave(status)
+    leave(status)

@@ -23,8 +23,6 @@ from antdt_schemas.errors import ExitCode
 from antdt.host import told, whereabouts
 from antdt.host.child import SIGNALS, in_child, leave
 
-__all__ = ["Life", "in_child", "leave", "preload", "start"]
-
 
 @dataclass(frozen=True)
 class Life:

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from antdt_schemas.errors import ExitCode
+from antdt_schemas.errors import ExitCode, how
 
 # Of the grace: whoever kills this process after it must find the workers gone, and everything said.
 KILL_SHARE = 0.9
@@ -102,25 +102,21 @@ class Start:
     take_over: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Terminate:
+@dataclass(frozen=True)
+class OfSlot:
+    slot: str
+
+
+class Terminate(OfSlot):
     """Tell its process to leave."""
 
-    slot: str
 
-
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(OfSlot):
     """End its process."""
 
-    slot: str
 
-
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(OfSlot):
     """It is not started again: somebody else may run it."""
-
-    slot: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,9 +352,3 @@ class Slots:
 
 def _redone(last: Last) -> str:
     return f"what is in no checkpoint is done again (the newest that is known here is of step {last.checkpoint})"
-
-
-def how(code: int) -> str:
-    if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"ended with status {code}"

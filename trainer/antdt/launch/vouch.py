@@ -25,8 +25,8 @@ from confluent_kafka import Producer, TopicPartition
 
 from antdt.connect.settings import Settings
 from antdt.host import whereabouts
+from antdt.host.child import in_child
 from antdt.host.whereabouts import Page
-from antdt.launch import process
 
 LOOK_S = 0.5
 SILENT_S = 2.0
@@ -65,7 +65,7 @@ class Watch:
             return
         self._looked_s = monotonic()
         if any(self.silent()) and (self._child is None or not self._child.is_alive()):
-            self._child = process.in_child(lambda: Voucher(self, self._pages, self._life, self._settings).serve())
+            self._child = in_child(lambda: Voucher(self, self._pages, self._life, self._settings).serve())
 
     def silent(self) -> Iterator[str]:
         """Workers that run, and have neither spoken nor moved for a while. Ask at intervals."""
