@@ -16,18 +16,11 @@ from antdt_schemas.errors import ForeignState
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Doubt, Fold, Office, Position
 from antdt_streams.ledger.core.versions import FOLD_VERSION, state_of
+from antdt_streams.storage.rows import Identity as Identity  # noqa: PLC0414  handed on
 
 POSITION = b"\0position"
 GENESIS = b"\0genesis"
 LAYOUT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose log this is: the name of the job and Kafka's id of the topic, new with every topic of that name."""
-
-    job: str
-    topic_id: str
 
 
 def position_row(fold: Fold, identity: Identity, leader_epoch: int | None) -> bytes:

@@ -11,8 +11,9 @@ from typing import Any
 from antdt_schemas import codec
 from antdt_schemas.topics import Topic
 
-from antdt_streams.runtime.runner import Identity, Runner
+from antdt_streams.runtime.runner import Runner
 from antdt_streams.runtime.service import Batch, Raw, Service
+from antdt_streams.storage.rows import Identity, Marks
 
 BATCH_RECORDS_MAX = 1000
 
@@ -107,15 +108,13 @@ class MemoryDriver:
 
 def without_repeats(records: Sequence[Any]) -> list[Any]:
     """What a reader keeps: one high-water mark for each source partition, dead letters by the record they are of."""
-    seen: dict[Any, tuple[int, int]] = {}
-    out = []
+    seen, out = Marks(), []
     for record in records:
         cause = getattr(record, "cause", None)
         if cause is None:
             source, mark = (record.service, record.topic, record.partition), (record.offset, 0)
         else:
             source, mark = cause.partition, (cause.offset, cause.index)
-        if mark > seen.get(source, (-1, -1)):
-            seen[source] = mark
+        if seen.note(source, mark):
             out.append(record)
     return out

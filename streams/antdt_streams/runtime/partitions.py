@@ -14,9 +14,9 @@ from typing import Protocol
 
 from antdt_schemas.errors import ForeignState, LogTruncated, Unavailable
 
-from antdt_streams.runtime.owner import Bounds
-from antdt_streams.runtime.runner import Identity, Runner
-from antdt_streams.runtime.service import Batch, Service, Sink, Store
+from antdt_streams.runtime.runner import Runner
+from antdt_streams.runtime.service import Batch, Bounds, Service, Sink, Store
+from antdt_streams.storage.rows import Identity
 from antdt_streams.storage.snapshots import SnapshotFound
 
 SNAPSHOT_EVERY_RECORDS = 10_000
@@ -162,13 +162,6 @@ class Partitions:
 
 def _tell(runner: Runner, lost: bool) -> None:
     c = runner.counters
-    log.info(
-        "event=%s partition=%d next_offset=%d records=%d outputs=%d dead_letters=%d repeats=%d",
-        "lost" if lost else "released",
-        runner.partition,
-        runner.committed,
-        c.records,
-        c.outputs,
-        c.dead_letters,
-        c.repeats,
-    )
+    counts = c.records, c.outputs, c.dead_letters, c.repeats
+    form = "event=%s partition=%d next_offset=%d records=%d outputs=%d dead_letters=%d repeats=%d"
+    log.info(form, "lost" if lost else "released", runner.partition, runner.committed, *counts)

@@ -21,11 +21,11 @@ from antdt_streams.host.logs import log_to_stderr
 from antdt_streams.host.readiness import Readiness
 from antdt_streams.kafka import topics_admin
 from antdt_streams.runtime.partitions import Partitions, Policy
-from antdt_streams.runtime.runner import Identity
 from antdt_streams.runtime.service import Service
 from antdt_streams.runtime.sink import Halted, KafkaSink
 from antdt_streams.runtime.source import Membership, Source
 from antdt_streams.storage.rocks import RowStore, open_or_rebuild
+from antdt_streams.storage.rows import Identity
 from antdt_streams.storage.snapshots import TopicShelf
 
 log = logging.getLogger("antdt.run")

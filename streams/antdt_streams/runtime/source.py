@@ -23,8 +23,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from confluent_kafka.admin import AdminClient
 
 from antdt_streams.runtime.joining import Joining
-from antdt_streams.runtime.owner import Bounds, Owner
-from antdt_streams.runtime.service import Batch, Raw
+from antdt_streams.runtime.service import Batch, Bounds, Owner, Raw
 
 BATCH_RECORDS_MAX = 1000
 POLL_S = 0.1

@@ -17,7 +17,7 @@ from antdt_schemas.records import Action, Assignment, Cause, Decision, Measureme
 
 from antdt_streams.controller.core.options import ControllerOptions
 from antdt_streams.policies.policy import CHANGES, ClusterView, NodeView, Policy, Proposal
-from antdt_streams.storage.rows import Position, decode_row, digest_rows, encode_row
+from antdt_streams.storage.rows import Marks, Position, decode_row, digest_rows, encode_row
 
 FORMAT = 1
 HEAD, IN_FORCE, MEMORY = b"head", b"in-force", b"memory"
@@ -68,7 +68,7 @@ class ControllerState:
     def __init__(self, policy: Policy, options: ControllerOptions | None = None) -> None:
         self.policy = policy
         self.options = options or ControllerOptions()
-        self.marks: dict[int, tuple[int, int]] = {}
+        self.marks = Marks()
         self.in_force = InForce()
         self.memory: Mapping[str, Any] = {}
         self._dirty = {HEAD, IN_FORCE, MEMORY}
@@ -90,10 +90,8 @@ class ControllerState:
 
     def _decide(self, record: Measurement, now_ms: int) -> Sequence[Proposal]:
         """What the policy proposes, once for each measurement."""
-        cause = (record.cause.offset, record.cause.index)
-        if cause <= self.marks.get(record.cause.partition, (-1, -1)):
+        if not self.marks.note(record.cause.partition, (record.cause.offset, record.cause.index)):
             return ()
-        self.marks[record.cause.partition] = cause
         self._dirty.add(HEAD)
         proposals, memory = self.policy.decide(self.view(record, now_ms), self.memory)
         assert len(proposals) <= self.options.proposals_max, f"{self.policy.name} proposes {len(proposals)} at once"
@@ -216,7 +214,7 @@ class ControllerState:
         found, name, marks = decode_row(rows[HEAD])
         if found != FORMAT:
             raise Mismatch("Format of the Controller's state", FORMAT, found)
-        state.marks = {partition: (offset, index) for partition, offset, index in marks}
+        state.marks = Marks({partition: (offset, index) for partition, offset, index in marks})
         *numbers, assignments = decode_row(rows[IN_FORCE])
         state.in_force = InForce(*numbers)
         state.in_force.assignments = {row[0]: Assignment(*row) for row in assignments}
