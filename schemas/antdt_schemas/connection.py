@@ -142,11 +142,6 @@ class Connection:
         theirs = {key: value for key, value in self.properties.items() if key not in OURS}
         return {"client.id": self.client_id, **COMMON, **defaults, **theirs, **named, BOOTSTRAP: self.bootstrap}
 
-    def shown(self) -> list[tuple[str, str, str]]:
-        """(key, value with secrets masked, origin), sorted by key."""
-        everything = {BOOTSTRAP: self.bootstrap, **self.properties}
-        return [(key, masked(key, value), self.origins.get(key, "code")) for key, value in sorted(everything.items())]
-
     def __repr__(self) -> str:
         rest = {key: masked(key, value) for key, value in self.properties.items()}
         return f"Connection({self.bootstrap!r}, {rest!r})"

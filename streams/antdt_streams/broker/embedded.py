@@ -135,7 +135,7 @@ class EmbeddedBroker:
 
     def _locked(self) -> int:
         until = time.monotonic() + LOOK_S
-        while (handle := try_lock(self.folder)) is None:
+        while (handle := try_lock(self.folder / LOCK)) is None:
             if time.monotonic() > until:
                 raise UsageError(self._taken())
             time.sleep(POLL_S / 10)  # somebody may only be looking whether a broker runs

@@ -18,8 +18,8 @@ from antdt_schemas.errors import AntdtError, UsageError
 
 from antdt_streams.chaos.full import FullDisk
 from antdt_streams.chaos.schedule import STOPS, TAKES_OVER, Fault, Kind
-from antdt_streams.chaos.signals import send
 from antdt_streams.chaos.world import World
+from antdt_streams.host.child import send
 from antdt_streams.host.files import write_whole
 
 LOOK_S = 0.02

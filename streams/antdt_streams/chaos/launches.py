@@ -16,8 +16,7 @@ from time import monotonic
 from antdt_schemas.errors import ExitCode, Unavailable
 from antdt_schemas.launch_locks import folder_of, is_free
 
-from antdt_streams.chaos.signals import alive, send
-from antdt_streams.host.child import Process
+from antdt_streams.host.child import Process, alive, send
 from antdt_streams.local.supervise import Start, last_words
 
 RESTARTS_MAX = 1000

@@ -18,8 +18,8 @@ from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.chaos import clock
 from antdt_streams.chaos.launches import RESTARTS_MAX, Launches, Training
 from antdt_streams.chaos.schedule import EVERYBODY, SERVICES, WORKERS
-from antdt_streams.chaos.signals import send
 from antdt_streams.chaos.waits import waits_of
+from antdt_streams.host.child import send
 from antdt_streams.host.files import write_whole
 from antdt_streams.kafka import topics_admin
 from antdt_streams.kafka.ask import ask

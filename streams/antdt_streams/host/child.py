@@ -1,4 +1,4 @@
-"""Starts a child process that does not outlive this one, whatever kills this one."""
+"""Processes of this machine: started so that they do not outlive this one, told, ended."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
 # Set in the child before it becomes the program, and not in a preexec_fn: between fork and exec of a process with
@@ -60,6 +61,23 @@ def end(process: Process, grace_s: float) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(grace_s)
+
+
+def send(pid: int, number: signal.Signals) -> bool:
+    """Send a signal; False if there is no such process any more."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @cache
