@@ -38,13 +38,8 @@ class Ledger:
         identity = Identity(job, found.ids[topics.SHARD_LOG.suffix])
         self.cache = Cache(folder, identity)
         self.log = Log(connection, job, options, found.record_bytes_max(*WRITTEN))
-        self.snapshots = LedgerSnapshots(
-            connection,
-            identity,
-            options.snapshot_every,
-            options.snapshot_events,
-            found.record_bytes_max(topics.SNAPSHOTS),
-        )
+        every = options.snapshot_every, options.snapshot_events
+        self.snapshots = LedgerSnapshots(connection, identity, *every, found.record_bytes_max(topics.SNAPSHOTS))
         self.requests = Requests(connection, job)
         self.topics_watch = TopicsWatch(connection, job, options.identity_every_s, options.missing_s)
         ports = Ports(

@@ -41,24 +41,17 @@ POLL_S = 0.02
 REPORT_S = 2.0
 
 
-@dataclass(frozen=True)
-class LaunchOptions:
-    """What to start. reach_s: how long to wait for a broker. grace_s: time between SIGTERM and SIGKILL.
-
-    restarts_max: of a worker, without progress in between: renewed by a step that it took part in and that is committed
-    beyond all before. take_over: whoever runs these workers now is asked to leave.
-    """
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions(slots.Rules):
+    """What to start, and by which rules. reach_s: how long to wait for a broker."""
 
     workers: int
     script: Sequence[str]
     first_rank: int = 0
     world_size: int = 0
-    restarts_max: int = 3
-    grace_s: float = GRACE_S
     reach_s: float = 10.0
     logs: Path | None = None
     node_rank: int = 0
-    take_over: bool = False
 
 
 @dataclass(slots=True)
@@ -85,8 +78,7 @@ class Launcher:
         self.run_id = uuid.uuid4().hex[:12]
         ranks = range(options.first_rank, options.first_rank + options.workers)
         self.workers = {f"w{rank}": Worker(rank, i, f"w{rank}") for i, rank in enumerate(ranks)}
-        rules = slots.Rules(options.restarts_max, options.grace_s, options.take_over)
-        self.slots = slots.Slots(list(self.workers), self.run_id, rules)
+        self.slots = slots.Slots(list(self.workers), self.run_id, options)
         self.holder = launch_locks.this_process(self.run_id, options.grace_s)
         locks = launch_locks.folder_of(data_folder(environ), self.settings.job)
         self.places = Places(locks, self.settings.job, self.holder)
@@ -295,13 +287,10 @@ class Launcher:
             child.join(REPORT_S + 1)
 
 
-@click.command(
-    context_settings={
-        "ignore_unknown_options": True,
-        "allow_interspersed_args": False,
-        "help_option_names": ["-h", "--help"],
-    }
-)
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, **HELP})
 @click.option(
     "-n",
     "--workers",
@@ -376,7 +365,7 @@ def main(
     try:
         here = nodes.workers_here(workers)
         first, world = nodes.first_and_world(here, nnodes, node_rank, first_rank, world_size)
-        found = LaunchOptions(here, first_rank=first, world_size=world, node_rank=node_rank, **options)
+        found = LaunchOptions(workers=here, first_rank=first, world_size=world, node_rank=node_rank, **options)
         launcher = Launcher(found, environ)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: launcher.tell())

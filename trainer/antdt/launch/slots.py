@@ -48,8 +48,8 @@ LIVE = (State.RUNNING, State.DRAINING)
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """restarts_max: of a worker, without progress in between. grace_s: between SIGTERM and SIGKILL. take_over: whoever
-    runs these workers now is asked to leave.
+    """restarts_max: of a worker, without progress in between (rule 1). grace_s: between SIGTERM and SIGKILL. take_over:
+    whoever runs these workers now is asked to leave.
     """
 
     restarts_max: int = 3

@@ -15,12 +15,26 @@ from typing import Any
 from antdt_schemas.errors import Mismatch, UsageError
 from antdt_schemas.records import Action, Assignment, Cause, Decision, Measurement, NodeMeasurement
 
-from antdt_streams.controller.core.options import ControllerOptions
 from antdt_streams.policies.policy import CHANGES, ClusterView, NodeView, Policy, Proposal
 from antdt_streams.storage.rows import Marks, Position, decode_row, digest_rows, encode_row
 
 FORMAT = 1
 HEAD, IN_FORCE, MEMORY = b"head", b"in-force", b"memory"
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerOptions:
+    """The Controller's own; a policy has its own. A plan that is not in effect after both patiences is no longer waited
+    for.
+    """
+
+    patience_windows: int = 6
+    patience_ms: int = 10_000
+    proposals_max: int = 16  # decisions that one measurement may cause
+
+    def __post_init__(self) -> None:
+        if min(self.patience_windows, self.patience_ms, self.proposals_max) < 1:
+            raise UsageError("patience_windows, patience_ms and proposals_max must be at least 1.")
 
 
 @dataclass(slots=True)
