@@ -45,7 +45,6 @@ R = TypeVar("R")
 
 
 def schema_text(name: str) -> str:
-    """The current `.avsc` of a record, as text."""
     return (resources.files("antdt_schemas") / "avsc" / f"{name}.avsc").read_text(encoding="utf-8")
 
 
@@ -71,9 +70,7 @@ class Registry:
             mark = schema_fingerprint(raw)
             self.header[name] = MARKER + mark
             self.writers[mark] = (name, self.current[name])
-            folder = resources.files("antdt_schemas") / "history" / name
-            for old in folder.iterdir() if folder.is_dir() else ():
-                raw = json.loads(old.read_text(encoding="utf-8"))
+            for raw in _history(name):
                 self.writers.setdefault(schema_fingerprint(raw), (name, parse_schema(raw, named_schemas={})))
 
 
@@ -95,10 +92,12 @@ def registry() -> Registry:
 
 def writer_schemas(name: str) -> dict[str, Any]:
     """Every schema that a record was ever written with, by its fingerprint in hexadecimal."""
-    texts = [schema_text(name)]
+    return {schema_fingerprint(schema).hex(): schema for schema in (json.loads(schema_text(name)), *_history(name))}
+
+
+def _history(name: str) -> list[Any]:
     folder = resources.files("antdt_schemas") / "history" / name
-    texts += [old.read_text(encoding="utf-8") for old in folder.iterdir()] if folder.is_dir() else []
-    return {schema_fingerprint(schema).hex(): schema for schema in map(json.loads, texts)}
+    return [json.loads(old.read_text(encoding="utf-8")) for old in folder.iterdir()] if folder.is_dir() else []
 
 
 def encode(record: Any) -> bytes:

@@ -64,8 +64,6 @@ _HEADER = fastavro.parse_schema(
 
 
 class LogEntry(NamedTuple):
-    """An entry as it lies in its topic."""
-
     offset: int
     timestamp_ms: int
     payload: bytes

@@ -37,8 +37,6 @@ class Place(NamedTuple):
 
 
 class TopicGone(UnknownJob):
-    """The topic was deleted."""
-
     def __init__(self, topic: str) -> None:
         super().__init__(
             f"The topic {topic} is gone.", "Somebody has deleted it: `antdt up JOB --resume` creates what is missing."
@@ -47,8 +45,6 @@ class TopicGone(UnknownJob):
 
 
 class Recreated(ForeignState):
-    """There is another topic of that name now."""
-
     def __init__(self, topic: str, expected: str, found: str) -> None:
         hint = "Somebody has deleted the topic and created it again: if that was meant, start this process again."
         super().__init__(f"The topic id of {topic}", expected, found, hint)

@@ -51,7 +51,6 @@ def process_name() -> str:
 
 
 def folder_of(data: Path, job: str) -> Path:
-    """Where the locks of a job's workers are."""
     return data / LAUNCHES / job
 
 
@@ -110,7 +109,6 @@ def ask_to_leave(folder: Path, worker: str, holder: Holder, by: str) -> None:
 
 
 def is_free(folder: Path, worker: str) -> bool:
-    """Whether nobody runs this worker here."""
     try:
         handle = try_lock(folder / f"{worker}.lock", make=False)
     except OSError:

@@ -134,7 +134,6 @@ class Reader:
         self.consumer.assign([TopicPartition(*place, offset) for place, offset in self._watch.positions().items()])
 
     def identify(self, topic: str, topic_id: str) -> None:
-        """The id that a topic must have from now on."""
         self._watch.ids[topic] = topic_id
 
     def positions(self) -> dict[Place, int]:

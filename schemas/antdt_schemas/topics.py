@@ -91,7 +91,6 @@ def check_job(job: str) -> str:
 
 
 def check_worker(worker: str) -> str:
-    """The name of a worker, or UsageError."""
     if not WORKER_NAME.fullmatch(worker):
         raise UsageError(f"Worker name {worker!r} is not usable: take 1 to 63 of letters, digits, '-', '.' and '_'.")
     return worker

@@ -274,26 +274,7 @@ class Entry:
     body: EntryBody
 
 
-Event = (
-    Joined
-    | Lost
-    | Left
-    | Closed
-    | Ready
-    | Granted
-    | RolledBack
-    | Leased
-    | Committed
-    | Settled
-    | Returned
-    | Readmitted
-    | Checkpointed
-    | Done
-    | Refused
-    | Digested
-    | Regressed
-    | Blamed
-    | StepSkipped
-    | RequestsMoved
-)
+_OfMembers = Joined | Lost | Left | Closed | Ready | Granted | RolledBack
+_OfSamples = Leased | Committed | Settled | Returned | Readmitted | Checkpointed | Done
+Event = _OfMembers | _OfSamples | Refused | Digested | Regressed | Blamed | StepSkipped | RequestsMoved
 EntryBody = Genesis | Leader | Cycle

@@ -74,7 +74,6 @@ class EmbeddedBroker:
 
     @property
     def pid(self) -> int | None:
-        """Process id while it runs."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     # -- its life

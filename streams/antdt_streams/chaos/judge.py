@@ -116,7 +116,6 @@ def _read(connection: Connection, job: str, service: Service) -> Iterator[Any]:
 
 
 def judged_services() -> list[tuple[Service, Topic]]:
-    """Each service of the runtime with its output."""
     return [(monitor(), MEASUREMENTS), (controller(), DECISIONS)]
 
 

@@ -212,7 +212,6 @@ class Launches:
 
 
 def outputs(launcher: Process) -> Iterator[tuple[int, str]]:
-    """(pid, standard output) of a launcher's children."""
     with suppress(OSError):
         for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
             with suppress(OSError):

@@ -45,8 +45,6 @@ PROFILES = {
 
 @dataclass(slots=True)
 class Verdict:
-    """What became of one seed."""
-
     seed: int
     faults: list[Fault]
     carried_out: list[Fault]

@@ -125,7 +125,6 @@ class World:
         return thread
 
     def close(self) -> None:
-        """Stop everything but the broker."""
         self.launches.kill()
         for child in self.supervisor.children.values():
             if child.process is not None:
@@ -137,7 +136,6 @@ class World:
             clock.forget(pid)
 
     def waits(self) -> str:
-        """Who waits for whom."""
         return waits_of(self.broker.connection, self.job)
 
     # -- who is who

@@ -49,7 +49,6 @@ replication_option = click.option(
 
 
 def job_argument(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the argument JOB, checked."""
 
     def checked(_: click.Context, __: click.Parameter, value: str) -> str:
         return check_job(value)

@@ -131,7 +131,6 @@ def _topics(connection: Connection, names: tuple[str, str], stay: bool) -> Itera
 
 
 def _keep_up(place: Place, connection: Connection, job: str) -> None:
-    """The services of the mitigated run, until Ctrl-C."""
     supervisor = start_services(job, place, connection, SERVICES)
     try:
         with suppress(KeyboardInterrupt):

@@ -24,14 +24,11 @@ INSTANCE_NAME = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,62})")
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """Which instance of a service a command runs."""
-
     name: str | None
     session_timeout_ms: int | None
     accept_loss: bool
 
     def folder(self, place: Place, job: str, service: str) -> Path:
-        """Its state, nobody else's."""
         own = "" if self.name in (None, MAIN_INSTANCE) else f"-{self.name}"
         return place.service_folder(job, service + own)
 

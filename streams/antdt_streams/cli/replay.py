@@ -52,7 +52,6 @@ def _anchors(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 
 @contextmanager
 def open_log(job: str | None, file: Path | None, place: Place, start: int = 0) -> Iterator[LogSource]:
-    """The log that JOB or --file names."""
     if file is not None:
         with open_file(file) as log:
             _check_same(job, log, file)

@@ -43,8 +43,6 @@ def screen_of(console: Console, options: DemoOptions) -> Iterator[Screen]:
 
 
 class Frames:
-    """The live view."""
-
     def __init__(self, live: Live, options: DemoOptions) -> None:
         self._live, self._options = live, options
         self._speeds_before: list[int] = []

@@ -25,7 +25,6 @@ class Readiness:
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Readiness:
-        """The file that ANTDT_READY_FILE names."""
         named = environ.get(ENV_READY_FILE)
         return cls(Path(named) if named else None)
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from antdt_schemas.connection import Connection
@@ -43,17 +45,9 @@ ATTEMPT_S = 5.0
 PATIENT = {"operation_timeout": TIMEOUT_S, "request_timeout": TIMEOUT_S}
 POLL_S = 0.05
 NAME = re.compile(rf"antdt\.({JOB_NAME.pattern})\.([a-z-]+)")
-DENIED = (
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-    KafkaError.GROUP_AUTHORIZATION_FAILED,
-)
-REFUSED = (
-    KafkaError.INVALID_REPLICATION_FACTOR,
-    KafkaError.INVALID_CONFIG,
-    KafkaError.POLICY_VIOLATION,
-    KafkaError.SECURITY_DISABLED,
-)
+E = KafkaError
+DENIED = (E.TOPIC_AUTHORIZATION_FAILED, E.CLUSTER_AUTHORIZATION_FAILED, E.GROUP_AUTHORIZATION_FAILED)
+REFUSED = (E.INVALID_REPLICATION_FACTOR, E.INVALID_CONFIG, E.POLICY_VIOLATION, E.SECURITY_DISABLED)
 # A cluster of somebody else's may not let its users set these. Whether they are right is looked at in any case.
 OFTEN_RESERVED = ("max.message.bytes", "min.insync.replicas", "unclean.leader.election.enable")
 T = TypeVar("T")
@@ -69,7 +63,6 @@ class Examined:
     differences: list[Difference] = field(default_factory=list)
 
     def record_bytes_max(self, *topics: Topic) -> int:
-        """Bytes of a record that each of these takes."""
         return min(self.record_bytes[topic.suffix] for topic in topics)
 
 
@@ -112,11 +105,7 @@ def topic_ids(connection: Connection, job: str) -> dict[str, str]:
 
 
 def examine(connection: Connection, job: str) -> Examined:
-    """Look at the topics of a job.
-
-    Raises:
-        UnknownJob: the broker has no shard log of this job.
-    """
+    """Look at the topics of a job. Raises as `topic_ids` does."""
     out = Examined()
     described = _described(connection, job)
     settings = _settings(connection, job, [suffix for suffix, found in described.items() if found])
@@ -129,20 +118,16 @@ def examine(connection: Connection, job: str) -> Examined:
         out.ids[topic.suffix], out.copies[topic.suffix] = str(found.topic_id), copies
         out.record_bytes[topic.suffix] = record_bytes(int(known.get("max.message.bytes") or MESSAGE_BYTES))
         out.differences.extend(compare(topic, job, len(found.partitions), copies, known))
-    out.differences.sort(key=lambda d: (d.topic, d.what))
+    out.differences.sort(key=attrgetter("topic", "what"))
     return out
 
 
 def check(connection: Connection, job: str) -> list[Difference]:
-    """What differs between the topics of a job and the registry: missing topics, partitions, copies, settings.
-
-    Raises:
-        UnknownJob: the broker has no shard log of this job.
-    """
+    """What differs between the topics of a job and the registry. Raises as `topic_ids` does."""
     examined = examine(connection, job)
     brokers = len(_admin(connection).list_topics(timeout=TIMEOUT_S).brokers)
-    few = [few_copies(BY_SUFFIX[suffix], job, copies, brokers) for suffix, copies in examined.copies.items()]
-    return sorted([*examined.differences, *(d for some in few for d in some)], key=lambda d: (d.topic, d.what))
+    few = (few_copies(BY_SUFFIX[suffix], job, copies, brokers) for suffix, copies in examined.copies.items())
+    return sorted(chain(examined.differences, *few), key=attrgetter("topic", "what"))
 
 
 def fit(connection: Connection, job: str) -> Examined:
@@ -317,7 +302,6 @@ def patiently(ask: Callable[[float], T]) -> T:
 
 
 def _settings(connection: Connection, job: str, suffixes: list[str]) -> dict[str, dict[str, str | None]]:
-    """Suffix -> every setting of the topic; None where it has no value."""
     asked = {ConfigResource(ResourceType.TOPIC, BY_SUFFIX[suffix].name(job)): suffix for suffix in suffixes}
 
     def ask(timeout_s: float) -> dict[str, dict[str, str | None]]:

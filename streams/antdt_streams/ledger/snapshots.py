@@ -42,7 +42,6 @@ class LedgerSnapshots:
         return newest(self.connection, self.identity.job, SERVICE)
 
     def offer(self, fold: Fold, leader_epoch: int | None) -> None:
-        """Write one if it is due and none is under way."""
         position = fold.position.next_offset
         if self._written_at is None:
             self._written_at = position - position % self.every_entries

@@ -57,7 +57,6 @@ class Start:
         return fold
 
     def fold_to(self, fold: Fold, end: int) -> None:
-        """Read on up to `end`, and save."""
         self.log.seek(fold.position.next_offset)
         for entry in self.log.read_to(end):
             if entry.offset < end:

@@ -29,7 +29,6 @@ class Place:
 
 
 def place_of(bootstrap_servers: str | None, kafka_config: Path | None, data: Path | None) -> Place:
-    """The place that options and environment name."""
     folder = data or data_folder(os.environ)
     named = bool(bootstrap_servers or kafka_config) or names_a_broker(os.environ)
     if not named:

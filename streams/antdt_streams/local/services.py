@@ -24,8 +24,6 @@ MAIN_INSTANCE = "main"
 
 
 class NamedBroker:
-    """Somebody else's broker."""
-
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 

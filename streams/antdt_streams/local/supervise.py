@@ -111,7 +111,6 @@ class Supervisor:
         self.children: dict[str, Child] = {}
 
     def add(self, name: str, command: Sequence[str], log: Path) -> Child:
-        """Start a service; its output goes to `log`."""
         child = self.children[name] = Child(name, command, log)
         self._start(child)
         return child
@@ -224,7 +223,6 @@ class Supervisor:
 
 
 def _ended(children: Sequence[Child], what: str = "") -> ServiceEnded:
-    """What became of them; the exit code is the worst one."""
     said = [f"The {c.name} {what or how(c.ended or 0)}: {c.last_words}" for c in children]
     codes = [code for code in WORST_FIRST if any(c.ended == code for c in children)]
     return ServiceEnded(" ".join(said), codes[0] if codes else ExitCode.RESTART_HERE)

@@ -26,7 +26,6 @@ class MemoryTopics:
         self.now_ms = 0
 
     def append(self, topic: str, value: bytes | None) -> int:
-        """Append one record; its offset."""
         log = self.logs.setdefault(topic, [])
         log.append(Raw(value, self.now_ms))
         return len(log) - 1
@@ -47,7 +46,6 @@ class MemoryStore:
         yield from sorted((key, row) for key, row in self.content.items() if key.startswith(prefix))
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
-        """Put these rows, and delete those of None."""
         for key, row in changes.items():
             if row is None:
                 self.content.pop(key, None)
@@ -56,8 +54,6 @@ class MemoryStore:
 
 
 class MemoryDriver:
-    """Runs one service over topics in memory."""
-
     def __init__(self, service: Service, job: str, topics: MemoryTopics | None = None) -> None:
         self.service, self.job = service, job
         self.topics = topics if topics is not None else MemoryTopics()

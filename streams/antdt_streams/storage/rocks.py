@@ -130,7 +130,6 @@ def _checked(folder: Path) -> RowStore:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a damaged folder; its new path."""
     for number in range(1, BROKEN_MAX):
         target = folder.with_name(f"{folder.name}.broken-{number}")
         if not target.exists():

@@ -148,7 +148,6 @@ class Assembly:
         return self._best is None or snapshot.next_offset >= self._best[1].next_offset
 
     def found(self) -> SnapshotFound | None:
-        """The newest whole one so far."""
         if self._best is None:
             return None
         slot, snapshot, packed = self._best

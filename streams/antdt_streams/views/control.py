@@ -47,7 +47,6 @@ class Control(Projection["list[records.Decision]"]):
             self.decisions.append(record)
 
     def view(self) -> list[records.Decision]:
-        """The decisions."""
         return self.decisions
 
     def _steps(self, batch: records.StepBatch) -> None:

@@ -34,7 +34,6 @@ class Follow(threading.Thread):
         self._halt = threading.Event()
 
     def run(self) -> None:
-        """Poll the topics in turn."""
         try:
             with ExitStack() as opened:
                 readers = [(t, opened.enter_context(TopicReader(self.connection, self.job, t))) for t in self.topics]

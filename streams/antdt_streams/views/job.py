@@ -52,7 +52,6 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
 
 
 def standing_of(fold: Fold) -> dict[str, Any]:
-    """The part of it that the log alone tells."""
     state, genesis, office = fold.state, fold.genesis, fold.office
     return {
         "run_id": genesis.run_id if genesis else None,

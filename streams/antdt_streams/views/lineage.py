@@ -40,7 +40,6 @@ class Lineage(Projection["dict[int, StepSamples]"]):
             self._enter(event)
 
     def view(self) -> dict[int, StepSamples]:
-        """By step."""
         return self.steps
 
     def _enter(self, event: records.Event) -> None:

@@ -110,7 +110,6 @@ class Client:
         return met
 
     def say(self, body: records.RequestBody) -> None:
-        """Send a request of which no answer is awaited."""
         s = self.session
         self._send(records.Request(s.worker, s.incarnation, 0, body, b""))
 

@@ -87,7 +87,6 @@ class Page:
         self.numbers[CHANGES] += 1
 
     def load(self, epoch: int, position: int) -> None:
-        """This very sample is being loaded."""
         numbers = self.numbers
         numbers[EPOCH], numbers[POSITION] = epoch, position
         self.times[SINCE] = monotonic()
@@ -172,6 +171,5 @@ def mine() -> Page:
 
 
 def adopt(page: Page) -> None:
-    """This process is the worker of that page."""
     global _mine  # noqa: PLW0603  one process is one worker
     _mine = page

@@ -51,7 +51,6 @@ class Feed:
 
     @property
     def handles(self) -> list[int]:
-        """Descriptors that no worker may keep."""
         return [self._handle] if self._handle >= 0 else []
 
     def look(self) -> list[Restart]:
@@ -70,7 +69,6 @@ class Feed:
         return found
 
     def close(self) -> None:
-        """Nobody follows them any more."""
         if self._child is not None:
             self._child.kill()
             self._child.join()

@@ -89,7 +89,6 @@ class Last:
 
     @property
     def suspects(self) -> tuple[int, ...]:
-        """The samples that may be the reason."""
         return () if self.learned or self.shrunk else self.at
 
 
@@ -198,7 +197,6 @@ class Slots:
     # -- what happens
 
     def start(self, name: str) -> list[Instruction]:
-        """The launch begins with this worker."""
         assert self.slots[name].state is State.WAITING and not self.ending, name
         return self._start(self.slots[name])
 

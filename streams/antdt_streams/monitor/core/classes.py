@@ -62,8 +62,6 @@ def _cut(workers: list[str], health: dict[str, Health], gap: float) -> list[list
 
 @dataclass(slots=True)
 class Judge:
-    """Judges the nodes of one window."""
-
     window: int
     found: Residuals
     peers: Peers

@@ -43,7 +43,6 @@ class Detector:
         self.structural = structural(found, tracks, self.options.class_gap)
 
     def _warm_up(self, window: Window, roster: Roster) -> None:
-        """Leave a node's first windows out."""
         for worker in list(window.samples):
             if roster.health[worker].warm:
                 roster.health[worker].warm -= 1

@@ -80,7 +80,6 @@ class Windows:
         return 2 * far >= live
 
     def to_row(self) -> list[Any]:
-        """What is remembered; the progress is derived."""
         offsets = sorted(self.open_offsets.items())
         return [self.generation, self.shift, self.next, self.first, self.newest_step, self.begun, offsets]
 
