@@ -98,7 +98,7 @@ class EmbeddedBroker:
                 trouble = self._await_ready(deadline)
                 if not trouble:
                     return self
-                if not self._port_was_taken():
+                if "Address already in use" not in self._last_lines(lines=200):  # or somebody took the port meanwhile
                     break
             raise Unavailable(f"The embedded broker {trouble}.", self._last_lines())
         except BaseException:
@@ -218,10 +218,6 @@ class EmbeddedBroker:
                 pass
             client.poll(POLL_S)
         return f"did not serve clients at {self.bootstrap} within {self.options.start_timeout_s:g} s"
-
-    def _port_was_taken(self) -> bool:
-        """Somebody else took the port between our look and the broker's start."""
-        return "Address already in use" in self._last_lines(lines=200)
 
     def _last_lines(self, lines: int = LAST_LINES) -> str:
         # A Java stack would push the one line that matters out of sight.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -73,9 +74,5 @@ def _escaped(value: str) -> str:
     """A value as `java.util.Properties` reads it back."""
     value = value.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
     head = len(value) - len(value.lstrip(" "))
-    return "\\ " * head + "".join(c if c.isascii() else _unicode(c) for c in value[head:])
-
-
-def _unicode(char: str) -> str:
-    units = char.encode("utf-16-be")
-    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
+    units = (c if c.isascii() else re.sub("....", r"\\u\g<0>", c.encode("utf-16-be").hex()) for c in value[head:])
+    return "\\ " * head + "".join(units)

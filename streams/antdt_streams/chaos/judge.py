@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,8 @@ class Outputs:
 def outputs_of(connection: Connection, job: str, service: Service, topic: Topic) -> Outputs:
     """Compare what lies in an output topic with an undisturbed service over the same input."""
     driver = MemoryDriver(service, job)
-    driver.topics.logs[service.input.name(job)] = [Raw(r.value, r.time_ms) for r in _read(connection, job, service)]
+    with TopicReader(connection, job, service.input) as reader:
+        driver.topics.logs[service.input.name(job)] = [Raw(r.value, r.time_ms) for r in reader.to_end()]
     driver.run()
     kind: type[Any] = topic.record
     with TopicReader(connection, job, topic) as reader:
@@ -108,11 +109,6 @@ def outputs_of(connection: Connection, job: str, service: Service, topic: Topic)
     if len(found) > len(expected):
         wrong.append(f"The {service.name} wrote {len(found)} outputs, an undisturbed one {len(expected)}.")
     return Outputs(expected, found, wrong)
-
-
-def _read(connection: Connection, job: str, service: Service) -> Iterator[Any]:
-    with TopicReader(connection, job, service.input) as reader:
-        yield from reader.to_end()
 
 
 def judged_services() -> list[tuple[Service, Topic]]:

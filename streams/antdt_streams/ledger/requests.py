@@ -38,7 +38,8 @@ class Requests:
         """
         topic_id = topics_admin.topic_ids(self.connection, self.job).get(topics.REQUESTS.suffix)
         if topic_id is None:
-            raise self._gone()
+            hint = f"`antdt up {self.job} --resume` creates it anew: requests are only questions, nothing is lost."
+            raise Mismatch(f"The topic {self.place.topic}", "there", "deleted", hint)
         return topic_id, *watermarks(self._reader.consumer, *self.place)
 
     def begin(self, topic_id: str, offset: int) -> None:
@@ -72,10 +73,6 @@ class Requests:
         sign = sign_of_life(process_name(), time.time())
         with suppress(KafkaException):
             self._reader.consumer.commit(offsets=[TopicPartition(*self.place, offset, sign)], asynchronous=True)
-
-    def _gone(self) -> Mismatch:
-        hint = f"`antdt up {self.job} --resume` creates it anew: requests are only questions, nothing is lost."
-        return Mismatch(f"The topic {self.place.topic}", "there", "deleted", hint)
 
     def close(self) -> None:
         self._reader.close()

@@ -164,7 +164,8 @@ class Supervisor:
         child.in_a_row = 1 if answered_s > self.policy.renew_s else child.in_a_row + 1
         if child.in_a_row & (child.in_a_row - 1) == 0:  # the 1st, 2nd, 4th, 8th: a crash loop must not hide all else
             child.told = True
-            times = f", for the {_nth(child.in_a_row)} time in a row" if child.in_a_row > 1 else ""
+            nth = "2nd" if child.in_a_row == 2 else f"{child.in_a_row}th"
+            times = f", for the {nth} time in a row" if child.in_a_row > 1 else ""
             lived = f"after {now - child.started_at:.1f} s"
             self.say(f"The {child.name} {how(code)} {lived}: it is started again{times}. It said: {child.last_words}")
 
@@ -226,10 +227,6 @@ def _ended(children: Sequence[Child], what: str = "") -> ServiceEnded:
     said = [f"The {c.name} {what or how(c.ended or 0)}: {c.last_words}" for c in children]
     codes = [code for code in WORST_FIRST if any(c.ended == code for c in children)]
     return ServiceEnded(" ".join(said), codes[0] if codes else ExitCode.RESTART_HERE)
-
-
-def _nth(number: int) -> str:
-    return {1: "1st", 2: "2nd", 3: "3rd"}.get(number, f"{number}th")
 
 
 def last_words(log: Path, lines: int = 3, since: int = 0) -> str:

@@ -313,7 +313,7 @@ class Source:
                 if isinstance(error, KafkaException) and error.args[0].code() in GONE:
                     gone_at_s = gone_at_s or asked_at_s
                     if asked_at_s - gone_at_s >= GONE_S:  # a broker that starts may not know it yet
-                        raise self._gone() from error
+                        raise UnknownJob(f"The topic {self.topic} is gone.", "Somebody has deleted the job.") from error
                 if self.halted.wait(POLL_S):
                     return False
                 continue
@@ -323,9 +323,6 @@ class Source:
         return True
 
     # -- errors
-
-    def _gone(self) -> UnknownJob:
-        return UnknownJob(f"The topic {self.topic} is gone.", "Somebody has deleted the job.")
 
     def _failure_of(self, place: Place, error: KafkaError) -> Exception | None:
         if error.code() in HARMLESS:

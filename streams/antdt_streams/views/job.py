@@ -39,9 +39,8 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
     state, control = fold.state, Control()
     with TopicReader(connection, job, DECISIONS) as reader:
         Feed(control).take(DECISIONS, reader.to_end())
-    living = (
-        [m for m in state.members.group if not state.members.incarnations[m].gone] if state and not state.done else []
-    )
+    members = state.members if state and not state.done else None
+    living = [m for m in members.group if not members.incarnations[m].gone] if members else []
     return standing_of(fold) | {
         "job": job,
         "read_from": start,
