@@ -69,12 +69,9 @@ def stand_in(name: str, wrong: UsageError) -> click.Command:
     def say(arguments: tuple[str, ...]) -> NoReturn:
         raise wrong
 
-    return click.Command(
-        name,
-        callback=say,
-        params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)],
-        context_settings={"ignore_unknown_options": True, "help_option_names": []},
-    )
+    anything = click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)
+    context = {"ignore_unknown_options": True, "help_option_names": []}
+    return click.Command(name, context, callback=say, params=[anything])
 
 
 def told(command: str, missing: Sequence[str]) -> str:

@@ -105,15 +105,7 @@ def up(
         services = (*SERVICES, STANDBY) if standby else SERVICES
         patience = ("--patience-ms", str(patience_ms), "--stuck-ms", str(stuck_ms))
         extra = {"ledger": patience, STANDBY: patience}
-        supervisor = start_services(
-            job,
-            place,
-            connection,
-            services,
-            policy,
-            extra,
-            say=lambda said: note(f"{time.strftime('%H:%M:%S')} {said}"),
-        )
+        supervisor = start_services(job, place, connection, services, policy, extra, say=_at_a_time)
         try:
             if supervisor.await_ready(ready_timeout_s, stopping):
                 note(f"Job {job} is up on {connection.bootstrap}. Logs: {place.data / 'logs' / job}")

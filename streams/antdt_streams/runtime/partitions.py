@@ -101,12 +101,9 @@ class Partitions:
         """Stop where the topic no longer has what comes next, or not yet: it would be skipped, or stall in silence."""
         processed = max(runner.next_offset, runner.rebuilt_below)
         if processed > bounds.high:
-            raise LogTruncated(
-                f"The end of {runner.topic}",
-                f"at least {processed}, which was processed already",
-                bounds.high,
-                "The broker has lost records, or the topic was created again.",
-            )
+            hint = "The broker has lost records, or the topic was created again."
+            least = f"at least {processed}, which was processed already"
+            raise LogTruncated(f"The end of {runner.topic}", least, bounds.high, hint)
         if runner.next_offset < bounds.low:
             lost = f"Records {runner.next_offset} to {bounds.low - 1} of {runner.topic} were removed by retention"
             if bounds.low <= processed:

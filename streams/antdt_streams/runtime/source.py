@@ -151,21 +151,14 @@ class Source:
             if not made or made[0] is self._consumer:
                 what()
 
-        made.append(
-            new_consumer(
-                settings
-                | {
-                    "error_cb": lambda error: of_mine(lambda: self._on_error(error)),
-                    "on_commit": lambda error, at: of_mine(lambda: self._on_commit(error, at)),
-                }
-            )
-        )
+        settings["error_cb"] = lambda error: of_mine(lambda: self._on_error(error))
+        settings["on_commit"] = lambda error, at: of_mine(lambda: self._on_commit(error, at))
+        made.append(new_consumer(settings))
         return made[0]
 
     def _join(self) -> None:
-        self._consumer.subscribe(
-            [self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-        )
+        told = {"on_assign": self._on_assign, "on_revoke": self._on_revoke, "on_lost": self._on_lost}
+        self._consumer.subscribe([self.topic], **told)
 
     def _replace(self) -> None:
         """A named member that only closes keeps what it has, and the next one goes on with it."""

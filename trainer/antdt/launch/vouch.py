@@ -127,12 +127,8 @@ class Voucher:
     def _end(self, reply: records.Reply, page: Page) -> None:
         pid = page.numbers[whereabouts.PID]
         if reply.incarnation == self._incarnation(reply.worker, page) and reply.worker in list(self._watch.silent()):
-            print(
-                f"antdt launch: {reply.worker} was given up, and lets no thread of it speak: it is ended, to be "
-                f"started again. It was {page.phase.name.lower()}.",
-                file=sys.stderr,
-                flush=True,
-            )
+            what = f"{reply.worker} was given up, and lets no thread of it speak: it is ended, to be started again"
+            print(f"antdt launch: {what}. It was {page.phase.name.lower()}.", file=sys.stderr, flush=True)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

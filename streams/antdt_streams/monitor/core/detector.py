@@ -50,14 +50,8 @@ class Detector:
                 roster.touch_health(worker)
 
     def to_row(self) -> list[Any]:
-        rotation = self.rotation
-        return [
-            self.noise.recent,
-            rotation.losses,
-            rotation.slowest,
-            list(self.structural),
-            sorted(self.costs.found.items()),
-        ]
+        groups, found, rotation = list(self.structural), sorted(self.costs.found.items()), self.rotation
+        return [self.noise.recent, rotation.losses, rotation.slowest, groups, found]
 
     def load(self, row: Sequence[Any]) -> None:
         self.noise.recent, self.rotation.losses, self.rotation.slowest, groups, found = row
