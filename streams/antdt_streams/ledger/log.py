@@ -19,14 +19,8 @@ from antdt_streams.ledger.ports import LogRecord
 
 
 class Log:
-    """The shard log as one writer and reader: appends are acknowledged, reads come in order."""
-
     def __init__(
-        self,
-        connection: Connection,
-        job: str,
-        options: LedgerOptions,
-        record_bytes_max: int = topics.RECORD_BYTES_MAX,
+        self, connection: Connection, job: str, options: LedgerOptions, record_bytes_max: int = topics.RECORD_BYTES_MAX
     ) -> None:
         """record_bytes_max: of an entry, and of whatever else its producer is used for."""
         self.topic, self.options, self.record_bytes_max = topics.SHARD_LOG.name(job), options, record_bytes_max
@@ -68,9 +62,8 @@ class Log:
         """
         box: list[tuple[KafkaError | None, int | None]] = []
         try:
-            self.producer.produce(
-                self.topic, payload, partition=0, on_delivery=lambda e, m: box.append((e, m.offset()))
-            )
+            told = lambda error, message: box.append((error, message.offset()))  # noqa: E731
+            self.producer.produce(self.topic, payload, partition=0, on_delivery=told)
         except KafkaException as failure:
             raise self._unwritten(failure.args[0]) from failure
         until = monotonic() + self.options.append_timeout_s + 5
@@ -82,9 +75,8 @@ class Log:
         if error is not None or offset is None:
             raise self._unwritten(error)
         if offset < after:
-            raise LogTruncated(
-                f"The end of {self.topic}", f"at least {after}", offset, "Entries are gone, or it was created again."
-            )
+            hint = "Entries are gone, or it was created again."
+            raise LogTruncated(f"The end of {self.topic}", f"at least {after}", offset, hint)
         return offset
 
     def serve(self, wait_s: float) -> None:
