@@ -72,10 +72,11 @@ class Recovery:
 
     def until(self, true: Callable[[], bool]) -> float:
         """Wait for what the log shows; when that was."""
-        until = monotonic() + WITHIN_S
-        while not self.world.follow.wait(true, 0.2):
-            assert self._thread.is_alive(), "a process ended for good"
-            assert monotonic() < until, f"not within {WITHIN_S:g} s"
+        until, changed = monotonic() + WITHIN_S, self.world.follow.changed
+        with changed:
+            while not changed.wait_for(true, 0.2):
+                assert self._thread.is_alive(), "a process ended for good"
+                assert monotonic() < until, f"not within {WITHIN_S:g} s"
         return monotonic()
 
     def kill(self, name: str, find: Callable[[str], int | None]) -> float:

@@ -127,10 +127,9 @@ def tail(
     place.connection.check_reachable()
     chosen, shown = BY_SUFFIX[topic], 0
     with TopicReader(place.connection, job, chosen) as reader:
-        ends = reader.ends()
         reader.follow(last)
         until = monotonic() + seconds if seconds is not None else None
-        while follow or any(at < end for at, end in zip(reader.positions(), ends, strict=True)):
+        while follow or reader.is_behind():
             for raw in reader.poll(0.2):
                 line = {"partition": raw.partition, "offset": raw.offset, "time_ms": raw.time_ms}
                 try:

@@ -76,6 +76,10 @@ class TopicReader:
     def positions(self) -> list[int]:
         return [self._reader.position(Place(self.name, partition)) for partition in self._ranges]
 
+    def is_behind(self) -> bool:
+        """Whether some of the records are still to come that were there when the reader was made."""
+        return any(at < end for at, end in zip(self.positions(), self.ends(), strict=True))
+
     def follow(self, last: int | None = None) -> None:
         """From now on `poll` returns new records; with `last`, beginning that many before the end of each partition."""
         starts = {p: low if last is None else max(low, high - last) for p, (low, high) in self._ranges.items()}

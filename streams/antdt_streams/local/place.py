@@ -13,10 +13,7 @@ from antdt_schemas.data_folder import BROKER, data_folder, running
 
 @dataclass(frozen=True)
 class Place:
-    """Where a command works: the broker, the data folder of this machine, the job's secret.
-
-    config: the file of client properties that a flag named.
-    """
+    """config: the file of client properties that a flag named."""
 
     connection: Connection
     named: bool

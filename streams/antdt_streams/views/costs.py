@@ -47,12 +47,11 @@ def read_costs(connection: Connection, job: str) -> dict[str, Cost]:
 def _read(connection: Connection, job: str, topic: Topic) -> Cost:
     newest: list[Raw] = []
     with TopicReader(connection, job, topic) as reader:
-        ends = reader.ends()
         reader.follow(None)
-        held = sum(ends) - sum(reader.positions())
+        held = sum(reader.ends()) - sum(reader.positions())
         reader.follow(LAST)
         until = monotonic() + READ_S
-        while any(at < end for at, end in zip(reader.positions(), ends, strict=True)) and monotonic() < until:
+        while reader.is_behind() and monotonic() < until:
             newest += reader.poll(0.1)
     return cost(topic, held, newest)
 
@@ -66,9 +65,8 @@ def cost(topic: Topic, held: int, newest: Sequence[Raw]) -> Cost:
         took_ms = max(raw.time_ms for raw in newest) - min(raw.time_ms for raw in newest)
         taken = sum(len(raw.key or b"") + len(raw.value) + OVERHEAD_BYTES for raw in newest)
         a_day = int(taken * DAY_MS / took_ms) if took_ms else None
-    return Cost(
-        held, a_day, kept_ms if kept_ms >= 0 else None, kept_bytes * topic.partitions if kept_bytes >= 0 else None
-    )
+    most = kept_bytes * topic.partitions if kept_bytes >= 0 else None
+    return Cost(held, a_day, kept_ms if kept_ms >= 0 else None, most)
 
 
 def size(count: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -47,11 +47,6 @@ class Follow(threading.Thread):
                                 self.changed.notify_all()
         except BaseException as error:  # noqa: BLE001  whoever waits for this raises it
             self.failure = error
-
-    def wait(self, true: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait until something came that makes `true` so; False if it does not in time."""
-        with self.changed:
-            return self.changed.wait_for(true, timeout_s)
 
     def stop(self) -> None:
         self._halt.set()
