@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from antdt_schemas.errors import AntdtError, ExitCode
+
 # Set in the child before it becomes the program, and not in a preexec_fn: between fork and exec of a process with
 # threads (librdkafka, torch) nothing but exec is safe. 1 is PR_SET_PDEATHSIG; a parent that is already gone is noticed.
 LAUNCH = """\
@@ -21,6 +23,14 @@ ctypes.CDLL(None).prctl(1, int(sys.argv[2]))
 os.getppid() == int(sys.argv[1]) or os._exit(0)
 os.execv(sys.argv[3], sys.argv[3:])
 """
+
+
+class ServiceEnded(AntdtError):
+    """A service ended for good. The exit code is its own: what must not be repeated is not repeated further up."""
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Process(Protocol):

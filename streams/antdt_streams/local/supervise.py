@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from antdt_schemas.errors import AntdtError, ExitCode, how
+from antdt_schemas.errors import ExitCode, how
 from antdt_schemas.waiting import Waiting
 
-from antdt_streams.host.child import Process, spawn
+from antdt_streams.host.child import Process, ServiceEnded, spawn
 from antdt_streams.host.readiness import ENV_READY_FILE
 
 POLL_S = 0.02
@@ -21,14 +21,6 @@ DOUBLINGS_MAX = 30
 LAST_BYTES = 16 << 10
 # What must never be repeated first; everything else may be started again here.
 WORST_FIRST = (ExitCode.NEVER_RETRY, ExitCode.USAGE, ExitCode.BUG, ExitCode.RESTART_HERE)
-
-
-class ServiceEnded(AntdtError):
-    """A service ended for good. The exit code is its own: what must not be repeated is not repeated further up."""
-
-    def __init__(self, message: str, exit_code: ExitCode) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 # Starts a process with this command line and this environment; its output is appended to the file.
