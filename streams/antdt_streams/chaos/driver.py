@@ -39,10 +39,8 @@ class Bounds:
 class Carried:
     """What became of a schedule. `failure` is empty if the run ended by itself."""
 
-    done: list[tuple[float, Fault]] = field(default_factory=list)
-    missed: list[Fault] = field(default_factory=list)
+    done: list[Fault] = field(default_factory=list)
     failure: str = ""
-    wall_s: float = 0.0
 
 
 class Driver:
@@ -60,7 +58,6 @@ class Driver:
 
     def run(self) -> Carried:
         """From the first committed step to the end of the workers. Raises KeyboardInterrupt when told to stop."""
-        started = monotonic()
         try:
             self._await_first_step()
             self._began = monotonic()
@@ -73,8 +70,6 @@ class Driver:
             for _, act in self._undo:
                 act()
             self.world.wait_for_broker()
-            self.carried.missed += self.left
-            self.carried.wall_s = monotonic() - started
         return self.carried
 
     def _await_first_step(self) -> None:
@@ -94,10 +89,10 @@ class Driver:
                 bound = max(bound, now + self.bounds.end_s)
             while self.left and now - self._began >= self.left[0].at_s:
                 if self._strike(self.left[0]):
-                    self.carried.done.append((now - self._began, self.left.pop(0)))
+                    self.carried.done.append(self.left.pop(0))
                     bound = max(bound, now + self.bounds.end_s)
                 elif now - self._began >= self.left[0].at_s + self.bounds.victim_s:
-                    self.carried.missed.append(self.left.pop(0))
+                    self.left.pop(0)
                 else:
                     break
             if now > bound:

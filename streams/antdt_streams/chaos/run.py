@@ -104,7 +104,7 @@ class Chaos:
             try:
                 world.open()
                 carried = Driver(world, faults, self.stopping, self.profile.bounds).run()
-                verdict.carried_out = [fault for _, fault in carried.done]
+                verdict.carried_out = carried.done
                 verdict.wrong += [carried.failure] if carried.failure else self._services(world)
             finally:
                 world.close()
