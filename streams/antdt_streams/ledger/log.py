@@ -62,8 +62,9 @@ class Log:
         """
         box: list[tuple[KafkaError | None, int | None]] = []
         try:
-            told = lambda error, message: box.append((error, message.offset()))  # noqa: E731
-            self.producer.produce(self.topic, payload, partition=0, on_delivery=told)
+            self.producer.produce(
+                self.topic, payload, partition=0, on_delivery=lambda e, m: box.append((e, m.offset()))
+            )
         except KafkaException as failure:
             raise self._unwritten(failure.args[0]) from failure
         until = monotonic() + self.options.append_timeout_s + 5
