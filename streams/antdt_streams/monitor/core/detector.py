@@ -12,7 +12,7 @@ from antdt_streams.monitor.core.baselines import Noise, Window, residuals
 from antdt_streams.monitor.core.classes import Judge, Rotation, hardware_classes, peers, structural
 from antdt_streams.monitor.core.fixed_cost import FixedCosts
 from antdt_streams.monitor.core.options import DetectorOptions
-from antdt_streams.monitor.core.roster import Roster
+from antdt_streams.monitor.core.roster import HEALTH, Roster
 
 
 class Detector:
@@ -38,7 +38,7 @@ class Detector:
         for worker, samples in window.samples.items():
             self.costs.learn(tracks[worker].pool, health[worker], samples)
             judge.judge(tracks[worker], health[worker])
-            roster.touch_health(worker)
+            roster.touch(HEALTH, worker)
         hardware_classes(seen, tracks, health, self.options.class_gap)
         self.structural = structural(found, tracks, self.options.class_gap)
 
@@ -47,7 +47,7 @@ class Detector:
             if roster.health[worker].warm:
                 roster.health[worker].warm -= 1
                 del window.samples[worker]
-                roster.touch_health(worker)
+                roster.touch(HEALTH, worker)
 
     def to_row(self) -> list[Any]:
         groups, found, rotation = list(self.structural), sorted(self.costs.found.items()), self.rotation

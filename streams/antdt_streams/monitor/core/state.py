@@ -19,7 +19,7 @@ from antdt_streams.monitor.core.measurement import measure
 from antdt_streams.monitor.core.node import Sample, Track
 from antdt_streams.monitor.core.options import DetectorOptions
 from antdt_streams.monitor.core.rates import add_sample
-from antdt_streams.monitor.core.roster import Roster
+from antdt_streams.monitor.core.roster import HEALTH, TRACK, Roster
 from antdt_streams.monitor.core.windows import Windows
 from antdt_streams.storage.rows import Position, decode_row, digest_rows, encode_row
 
@@ -142,7 +142,7 @@ class MonitorState:
             if track.open or track.ahead:
                 track.open.clear()
                 track.ahead = False
-                self.roster.touch_track(worker)
+                self.roster.touch(TRACK, worker)
         self.windows.recount(self.roster.tracks.values())
 
     # -- windows
@@ -176,7 +176,7 @@ class MonitorState:
             if count:
                 out[worker] = samples[:count]
                 del samples[:count]
-                self.roster.touch_track(worker)
+                self.roster.touch(TRACK, worker)
         return out
 
     def _age(self, number: int) -> None:
@@ -191,7 +191,7 @@ class MonitorState:
                 self.roster.forget(track.worker)
             elif current and silent > options.absent_windows and health.node_class is not NodeClass.ABSENT:
                 health.node_class = NodeClass.ABSENT
-                self.roster.touch_health(track.worker)
+                self.roster.touch(HEALTH, track.worker)
 
     def _tell_jump(self, track: Track, position: Position) -> list[Measurement]:
         """An urgent measurement of a jump, at most one in a few steps."""
