@@ -35,7 +35,7 @@ def train(broker: EmbeddedBroker, job: str, folder: Path, seed: int, faults: lis
     world = World(broker, job, folder, replace(TRAINING, seed=seed))
     try:
         world.open()
-        carried = Driver(world, faults).run()
+        carried = Driver(world, faults, None).run()
     finally:
         world.close()
     entries = entries_of(broker.connection, job)
@@ -48,7 +48,7 @@ def train(broker: EmbeddedBroker, job: str, folder: Path, seed: int, faults: lis
         "accuracy": made["accuracy"],
         "steps": report["steps"],
         "rolled_back_steps": report["rolled_back_steps"],
-        "kills": [str(f.kind) for _, f in carried.done],
+        "kills": [str(f.kind) for f in carried.done],
     }
 
 

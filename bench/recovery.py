@@ -72,10 +72,11 @@ class Recovery:
 
     def until(self, true: Callable[[], bool]) -> float:
         """Wait for what the log shows; when that was."""
-        until = monotonic() + WITHIN_S
-        while not self.world.follow.wait(true, 0.2):
-            assert self._thread.is_alive(), "a process ended for good"
-            assert monotonic() < until, f"not within {WITHIN_S:g} s"
+        until, changed = monotonic() + WITHIN_S, self.world.follow.changed
+        with changed:
+            while not changed.wait_for(true, 0.2):
+                assert self._thread.is_alive(), "a process ended for good"
+                assert monotonic() < until, f"not within {WITHIN_S:g} s"
         return monotonic()
 
     def kill(self, name: str, find: Callable[[str], int | None]) -> float:
@@ -91,7 +92,7 @@ class Recovery:
     def worker(self, number: int) -> float:
         """One worker of four; the one with rank 0 among them."""
         p, before = self.progress, self.progress.generation
-        at = self.kill(f"w{number % WORKERS}", self.world.worker_pid)
+        at = self.kill(f"w{number % WORKERS}", self.world.launches.pid)
         return self.until(lambda: p.generation > before and p.step > p.source_step) - at
 
     def ledger(self, _: int) -> float:

@@ -42,10 +42,10 @@ TOP_LEVEL = (
 )
 
 R = TypeVar("R")
+Convert = Callable[[Any], Any]
 
 
 def schema_text(name: str) -> str:
-    """The current `.avsc` of a record, as text."""
     return (resources.files("antdt_schemas") / "avsc" / f"{name}.avsc").read_text(encoding="utf-8")
 
 
@@ -71,9 +71,7 @@ class Registry:
             mark = schema_fingerprint(raw)
             self.header[name] = MARKER + mark
             self.writers[mark] = (name, self.current[name])
-            folder = resources.files("antdt_schemas") / "history" / name
-            for old in folder.iterdir() if folder.is_dir() else ():
-                raw = json.loads(old.read_text(encoding="utf-8"))
+            for raw in _history(name):
                 self.writers.setdefault(schema_fingerprint(raw), (name, parse_schema(raw, named_schemas={})))
 
 
@@ -90,16 +88,17 @@ def _with_bytes_defaults(schema: Any) -> Any:
 
 @cache
 def registry() -> Registry:
-    """The registry of this installation, read once."""
     return Registry()
 
 
 def writer_schemas(name: str) -> dict[str, Any]:
     """Every schema that a record was ever written with, by its fingerprint in hexadecimal."""
-    texts = [schema_text(name)]
+    return {schema_fingerprint(schema).hex(): schema for schema in (json.loads(schema_text(name)), *_history(name))}
+
+
+def _history(name: str) -> list[Any]:
     folder = resources.files("antdt_schemas") / "history" / name
-    texts += [old.read_text(encoding="utf-8") for old in folder.iterdir()] if folder.is_dir() else []
-    return {schema_fingerprint(schema).hex(): schema for schema in map(json.loads, texts)}
+    return [json.loads(old.read_text(encoding="utf-8")) for old in folder.iterdir()] if folder.is_dir() else []
 
 
 def encode(record: Any) -> bytes:
@@ -164,13 +163,24 @@ def _peek(data: bytes | None) -> str:
 # -- records to what fastavro takes, and back: converters are built once for each class
 
 
+def _parts(kind: Any, convert: Callable[[Any], Convert]) -> tuple[list[str], list[tuple[str, Convert]]]:
+    """The fields of a record, and how those among them are converted that are not taken as they are."""
+    hints = typing.get_type_hints(kind)
+    parts = [(f.name, convert(hints[f.name])) for f in fields(kind)]
+    return [name for name, _ in parts], [(name, one) for name, one in parts if one is not _same]
+
+
+def _members(kind: Any) -> list[Any]:
+    """The classes of a union, but for None; none where it is no union."""
+    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    return [one for one in typing.get_args(kind) if one is not types.NoneType] if is_union else []
+
+
 @cache
-def _plain(kind: Any) -> Callable[[Any], Any]:
+def _plain(kind: Any) -> Convert:
     if is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        parts = [(f.name, _plain(hints[f.name])) for f in fields(kind)]
-        simple = [name for name, convert in parts if convert is _same]
-        other = [(name, convert) for name, convert in parts if convert is not _same]
+        names, other = _parts(kind, _plain)
+        simple = [name for name in names if name not in dict(other)]
 
         def record(value: Any) -> Any:
             out = {name: getattr(value, name) for name in simple}
@@ -179,37 +189,31 @@ def _plain(kind: Any) -> Callable[[Any], Any]:
             return out
 
         return record
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple:
-        item = _plain(args[0])
+    if typing.get_origin(kind) is tuple:
+        of = typing.get_args(kind)[0]
+        item = _plain(of)
         if item is _same:
-            return list if args[0] is int or args[0] is float or args[0] is str else _same
+            return list if of is int or of is float or of is str else _same
         return lambda value: [item(x) for x in value]
-    if origin in (types.UnionType, typing.Union):
-        members = [a for a in args if a is not types.NoneType]
-        if len(members) == 1:
-            inner = _plain(members[0])
-            if inner is _same:
-                return _same
-            return lambda value: None if value is None else inner(value)
-        table = {m: (f"{NAMESPACE}.{m.__name__}", _plain(m)) for m in members}
+    members = _members(kind)
+    if len(members) == 1:
+        inner = _plain(members[0])
+        return _same if inner is _same else lambda value: None if value is None else inner(value)
+    table = {m: (f"{NAMESPACE}.{m.__name__}", _plain(m)) for m in members}
 
-        def union(value: Any) -> Any:
-            name, convert = table[type(value)]
-            return name, convert(value)
+    def union(value: Any) -> Any:
+        name, convert = table[type(value)]
+        return name, convert(value)
 
-        return union
-    return _same
+    return union if members else _same
 
 
 @cache
-def _typed(kind: Any) -> Callable[[Any], Any]:
+def _typed(kind: Any) -> Convert:
     if is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        parts = [(f.name, _typed(hints[f.name])) for f in fields(kind)]
-        other = [(name, convert) for name, convert in parts if convert is not _same]
+        names, other = _parts(kind, _typed)
         # What the __init__ of a frozen class does through object.__setattr__, in half of its time.
-        slots = [(name, getattr(kind, name).__set__) for name, _ in parts]
+        slots = [(name, getattr(kind, name).__set__) for name in names]
         make = object.__new__
 
         def record(value: Any) -> Any:
@@ -221,26 +225,19 @@ def _typed(kind: Any) -> Callable[[Any], Any]:
             return out
 
         return record
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple:
-        item = _typed(args[0])
-        if item is _same:
-            return tuple
-        return lambda value: tuple(item(x) for x in value)
-    if origin in (types.UnionType, typing.Union):
-        members = [a for a in args if a is not types.NoneType]
-        if len(members) == 1:
-            inner = _typed(members[0])
-            if inner is _same:
-                return _same
-            if is_dataclass(members[0]):  # fastavro names the branch
-                return lambda value: None if value is None else inner(value[1])
-            return lambda value: None if value is None else inner(value)
+    if typing.get_origin(kind) is tuple:
+        item = _typed(typing.get_args(kind)[0])
+        return tuple if item is _same else lambda value: tuple(item(x) for x in value)
+    members = _members(kind)
+    if len(members) == 1:
+        inner = _typed(members[0])
+        if is_dataclass(members[0]):  # fastavro names the branch
+            return lambda value: None if value is None else inner(value[1])
+        return _same if inner is _same else lambda value: None if value is None else inner(value)
+    if members:
         table = {f"{NAMESPACE}.{m.__name__}": _typed(m) for m in members}
         return lambda value: table[value[0]](value[1])
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return kind
-    return _same
+    return kind if isinstance(kind, type) and issubclass(kind, StrEnum) else _same
 
 
 def _same(value: Any) -> Any:

@@ -142,11 +142,6 @@ class Connection:
         theirs = {key: value for key, value in self.properties.items() if key not in OURS}
         return {"client.id": self.client_id, **COMMON, **defaults, **theirs, **named, BOOTSTRAP: self.bootstrap}
 
-    def shown(self) -> list[tuple[str, str, str]]:
-        """(key, value with secrets masked, origin), sorted by key."""
-        everything = {BOOTSTRAP: self.bootstrap, **self.properties}
-        return [(key, masked(key, value), self.origins.get(key, "code")) for key, value in sorted(everything.items())]
-
     def __repr__(self) -> str:
         rest = {key: masked(key, value) for key, value in self.properties.items()}
         return f"Connection({self.bootstrap!r}, {rest!r})"
@@ -165,12 +160,12 @@ class Connection:
         try:
             client = AdminClient(self.admin(error_cb=reaching.said.append))
         except (KafkaException, TypeError, ValueError) as error:
-            raise UsageError(f"The Kafka client refuses its settings: {_text(error)}{self._culprit(error)}") from error
+            inner = error.args[0] if error.args else error
+            said = str(inner.str()) if hasattr(inner, "str") else str(inner)
+            named = [key for key in self.properties if re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.])", str(error))]
+            culprit = "".join(f" It came from {self.origins.get(key, 'code')}." for key in named)
+            raise UsageError(f"The Kafka client refuses its settings: {said}{culprit}") from error
         reaching.check(client, self.properties.get("security.protocol", "plaintext").upper())
-
-    def _culprit(self, error: Exception) -> str:
-        named = [key for key in self.properties if re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.])", str(error))]
-        return "".join(f" It came from {self.origins.get(key, 'code')}." for key in named)
 
 
 def check_bootstrap(servers: str) -> None:
@@ -205,8 +200,3 @@ def _decoded(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         return data.decode("latin-1")  # what Java reads these files as
-
-
-def _text(error: Exception) -> str:
-    inner = error.args[0] if error.args else error
-    return str(inner.str()) if hasattr(inner, "str") else str(inner)

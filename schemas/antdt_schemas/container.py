@@ -49,23 +49,15 @@ RECORD = {
 }
 _RECORD = fastavro.parse_schema(RECORD, named_schemas={})
 _RECORDS = fastavro.parse_schema({"type": "array", "items": RECORD}, named_schemas={})
-_HEADER = fastavro.parse_schema(
-    {
-        "type": "record",
-        "name": "header",
-        "fields": [
-            {"name": "magic", "type": {"type": "fixed", "name": "magic", "size": 4}},
-            {"name": "meta", "type": {"type": "map", "values": "bytes"}},
-            {"name": "sync", "type": {"type": "fixed", "name": "sync", "size": SYNC_SIZE}},
-        ],
-    },
-    named_schemas={},
-)
+_FIELDS = [
+    {"name": "magic", "type": {"type": "fixed", "name": "magic", "size": 4}},
+    {"name": "meta", "type": {"type": "map", "values": "bytes"}},
+    {"name": "sync", "type": {"type": "fixed", "name": "sync", "size": SYNC_SIZE}},
+]
+_HEADER = fastavro.parse_schema({"type": "record", "name": "header", "fields": _FIELDS}, named_schemas={})
 
 
 class LogEntry(NamedTuple):
-    """An entry as it lies in its topic."""
-
     offset: int
     timestamp_ms: int
     payload: bytes
@@ -86,7 +78,6 @@ class Header:
 
     @property
     def next_offset(self) -> int:
-        """One behind that of the last entry."""
         return self.entries + self.holes
 
     @property
@@ -225,13 +216,9 @@ class LogFile:
                 raise ValueError(f"its layout is {meta['antdt.version'].decode()}, not {VERSION}")
             if meta["avro.codec"] not in (b"deflate", b"null"):
                 raise ValueError(f"it is compressed with {meta['avro.codec'].decode()}")
-            header = Header(
-                meta["antdt.job"].decode(),
-                meta["antdt.topic_id"].decode(),
-                int(meta["antdt.entries"]),
-                bytes.fromhex(meta["antdt.head_hash"].decode()),
-                int(meta.get("antdt.holes", b"0")),
-            )
+            whose, entries = (meta["antdt.job"].decode(), meta["antdt.topic_id"].decode()), int(meta["antdt.entries"])
+            head_hash = bytes.fromhex(meta["antdt.head_hash"].decode())
+            header = Header(*whose, entries, head_hash, int(meta.get("antdt.holes", b"0")))
             return header, found["sync"], meta["avro.codec"].decode(), head.tell()
         except Exception as error:
             reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)

@@ -27,7 +27,7 @@ def running(folder: Path) -> str | None:
     """`host:port` of the broker that runs on a broker's folder, whoever started it; None if none does."""
     if not (folder / LOCK).exists():
         return None
-    handle = try_lock(folder, shared=True)  # whoever else looks at this moment is no broker
+    handle = try_lock(folder / LOCK, shared=True)  # whoever else looks at this moment is no broker
     if handle is not None:
         os.close(handle)
         return None
@@ -44,18 +44,20 @@ def ports_of(folder: Path) -> dict[str, int]:
     return ports
 
 
-def try_lock(folder: Path, *, shared: bool = False) -> int | None:
-    """A descriptor that holds the lock, or None if a broker does. The lock ends with its last descriptor.
+def try_lock(file: Path, *, shared: bool = False, make: bool = True) -> int | None:
+    """A descriptor that holds the lock of a file, or None if somebody else does. It ends with its last descriptor.
 
     shared: for a look only; it holds up nobody but who wants to have the lock at this very moment.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the file cannot be made, or is not there; or its file system has no locks.
     """
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = os.open(file, os.O_RDWR | (os.O_CREAT if make else 0) | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         os.close(handle)
-        return None
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
     return handle

@@ -28,8 +28,6 @@ def deafened(consumer: type, file: Path) -> type:
     """This kind of consumer, deaf to what comes once `file` says so; all else it does: its group takes it for alive."""
 
     class Deafened(consumer):  # type: ignore[misc]
-        """Loses what it is given."""
-
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings)
             self._made_at_s = monotonic()

@@ -23,6 +23,7 @@ Our own bugs are assertions, and they stay on: Python must not run with -O.
 
 from __future__ import annotations
 
+import signal
 from enum import IntEnum
 
 
@@ -40,48 +41,46 @@ class ExitCode(IntEnum):
     DRAINED = 143  # told to end, and its work is saved
 
 
+def how(code: int) -> str:
+    """How a process has ended, in words. code: its exit status; negative for a signal."""
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+
 class AntdtError(Exception):
     """A fault of the world outside, or the user's. `hint` says what to do about it."""
 
     exit_code = ExitCode.RESTART_HERE
+
+    def __init_subclass__(cls, exit_code: ExitCode | None = None) -> None:
+        cls.exit_code = cls.exit_code if exit_code is None else exit_code
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(f"{message} {hint}".strip())
         self.hint = hint
 
 
-class UsageError(AntdtError, ValueError):
+class UsageError(AntdtError, ValueError, exit_code=ExitCode.USAGE):
     """The user's mistake; the message says what to do about it."""
-
-    exit_code = ExitCode.USAGE
 
 
 class Unavailable(AntdtError):
     """Broker, disk or peer is away."""
 
 
-class Superseded(AntdtError):
+class Superseded(AntdtError, exit_code=ExitCode.NEVER_RETRY):
     """Another leader took office; what this one wrote since is void. Restarting would only take it back."""
 
-    exit_code = ExitCode.NEVER_RETRY
 
-
-class UnknownJob(AntdtError):
+class UnknownJob(AntdtError, exit_code=ExitCode.USAGE):
     """No such job on this broker."""
 
-    exit_code = ExitCode.USAGE
 
-
-class JobTaken(AntdtError):
+class JobTaken(AntdtError, exit_code=ExitCode.NEVER_RETRY):
     """The job's name belongs to another run."""
 
-    exit_code = ExitCode.NEVER_RETRY
 
-
-class Mismatch(AntdtError):
+class Mismatch(AntdtError, exit_code=ExitCode.NEVER_RETRY):
     """Two identities that must be equal differ."""
-
-    exit_code = ExitCode.NEVER_RETRY
 
     def __init__(self, what: str, expected: object, found: object, hint: str = "") -> None:
         super().__init__(f"{what} differs: expected {expected}, found {found}.", hint)
@@ -100,32 +99,31 @@ class LogTampered(Mismatch):
     """Hash chain, digest or sequence do not hold at an offset."""
 
 
-class Undecodable(AntdtError):
+class Undecodable(AntdtError, exit_code=ExitCode.NEVER_RETRY):
     """Bytes that are no record of ours."""
-
-    exit_code = ExitCode.NEVER_RETRY
 
 
 class UnknownSchema(Undecodable):
     """A schema fingerprint that this version does not know."""
 
 
-class NotFinite(AntdtError):
+class NotFinite(AntdtError, exit_code=ExitCode.NEVER_RETRY):
     """Gradients or the model hold a NaN or an infinity, and going on would not mend it."""
 
-    exit_code = ExitCode.NEVER_RETRY
 
-
-class Refused(AntdtError):
+class Refused(AntdtError, exit_code=ExitCode.NEVER_RETRY):
     """The ledger refused what this worker asked."""
 
-    exit_code = ExitCode.NEVER_RETRY
 
-
-class Occupied(AntdtError):
+class Occupied(AntdtError, exit_code=ExitCode.NEVER_RETRY):
     """Somebody else runs this worker: was there first, has its place, or took over. Who came back would take turns."""
 
-    exit_code = ExitCode.NEVER_RETRY
+
+def unknown_job(job: str) -> UnknownJob:
+    """What to say of a job that the broker does not have."""
+    return UnknownJob(
+        f"Job {job!r} is not on this broker.", f"Start it with `antdt up {job}`, or see `antdt topics list`."
+    )
 
 
 if not __debug__:  # pragma: no cover

@@ -26,7 +26,6 @@ class Difference(NamedTuple):
 
 
 def mark(made_of: int, content: bytes) -> bytes:
-    """One mark."""
     assert 0 < made_of < 256, made_of
     return bytes([made_of]) + blake2b(content, digest_size=MARK_SIZE - 1).digest()
 

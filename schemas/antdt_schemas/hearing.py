@@ -37,8 +37,6 @@ class Place(NamedTuple):
 
 
 class TopicGone(UnknownJob):
-    """The topic was deleted."""
-
     def __init__(self, topic: str) -> None:
         super().__init__(
             f"The topic {topic} is gone.", "Somebody has deleted it: `antdt up JOB --resume` creates what is missing."
@@ -47,8 +45,6 @@ class TopicGone(UnknownJob):
 
 
 class Recreated(ForeignState):
-    """There is another topic of that name now."""
-
     def __init__(self, topic: str, expected: str, found: str) -> None:
         hint = "Somebody has deleted the topic and created it again: if that was meant, start this process again."
         super().__init__(f"The topic id of {topic}", expected, found, hint)
@@ -103,11 +99,9 @@ class Broker(Protocol):
         """Ask for the ends of these and the ids of their topics, and of others beside, without waiting. Nothing happens
         while an answer is awaited.
         """
-        ...
 
     def answer(self) -> Told | None:
         """What came, once; None while there is nothing."""
-        ...
 
 
 @dataclass(slots=True)
@@ -147,15 +141,12 @@ class Watch:
         self._partitions[place] = _Partition(position, 0, self.hearing.ask_after_s, self.hearing.ask_after_s)
 
     def end(self, place: Place) -> None:
-        """A partition is read no more."""
         self._partitions.pop(place, None)
 
     def position(self, place: Place) -> int:
-        """Offset of the next record."""
         return self._partitions[place].position
 
     def positions(self) -> dict[Place, int]:
-        """Of every partition that is read."""
         return {Place(*place): p.position for place, p in self._partitions.items()}
 
     def reached(self, place: tuple[str, int], position: int) -> None:
@@ -259,9 +250,6 @@ class AskedBroker:
         self._until_s = 0.0
 
     def ask(self, places: Iterable[Place], beside: Iterable[str] = ()) -> None:
-        """Ask for the ends of these and the ids of their topics, and of others beside, without waiting. Nothing happens
-        while an answer is awaited.
-        """
         from confluent_kafka import TopicCollection, TopicPartition
         from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
@@ -278,7 +266,6 @@ class AskedBroker:
         self._until_s = monotonic() + 2 * ASK_TIMEOUT_S
 
     def answer(self) -> Told | None:
-        """What came, once; None while there is nothing."""
         futures = [*self._topics.values(), *self._ends.values()]
         if not futures:
             return None

@@ -9,7 +9,6 @@ that holds it has outlived every other one that ever did.
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import json
 import os
@@ -18,6 +17,8 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from antdt_schemas.data_folder import try_lock
 
 LAUNCHES = "launch"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -37,7 +38,6 @@ class Holder:
 
 
 def this_process(launch: str, grace_s: float) -> Holder:
-    """The launch that this process is."""
     return Holder(launch, process_name(), time.strftime("%Y-%m-%d %H:%M:%S"), grace_s)
 
 
@@ -51,7 +51,6 @@ def process_name() -> str:
 
 
 def folder_of(data: Path, job: str) -> Path:
-    """Where the locks of a job's workers are."""
     return data / LAUNCHES / job
 
 
@@ -80,7 +79,6 @@ class Lock:
         return ""
 
     def release(self) -> None:
-        """The worker has ended."""
         os.close(self.handle)
 
 
@@ -92,15 +90,9 @@ def take(folder: Path, worker: str, mine: Holder) -> Lock | Holder:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{worker}.lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
+    handle = try_lock(path)
+    if handle is None:
         return _holder(path)
-    except OSError:
-        os.close(handle)
-        raise
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps(asdict(mine)).encode(), 0)
     with suppress(OSError):
@@ -117,18 +109,13 @@ def ask_to_leave(folder: Path, worker: str, holder: Holder, by: str) -> None:
 
 
 def is_free(folder: Path, worker: str) -> bool:
-    """Whether nobody runs this worker here."""
     try:
-        handle = os.open(folder / f"{worker}.lock", os.O_RDWR | os.O_CLOEXEC)
+        handle = try_lock(folder / f"{worker}.lock", make=False)
     except OSError:
         return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
+    if handle is not None:
         os.close(handle)
-    return True
+    return handle is not None
 
 
 def _holder(path: Path) -> Holder:

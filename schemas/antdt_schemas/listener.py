@@ -64,10 +64,10 @@ def _mechanisms(address: tuple[str, int], tls: bool, timeout_s: float) -> tuple[
             wire = _context().wrap_socket(plain) if tls else plain
             body = HEAD.pack(SASL_HANDSHAKE, VERSION, 1, -1) + struct.pack(">h", 1) + b"-"
             wire.sendall(struct.pack(">i", len(body)) + body)
-            (size,) = struct.unpack(">i", _exactly(wire, 4))
-            if not 10 <= size <= ANSWER_BYTES_MAX:
-                return None
-            return _answer(_exactly(wire, size))
+            with wire.makefile("rb") as answers:
+                (size,) = struct.unpack(">i", answers.read(4))
+                data = answers.read(size) if 10 <= size <= ANSWER_BYTES_MAX else b""
+            return _answer(data) if len(data) == size else None
     except (OSError, struct.error):
         return None
 
@@ -77,16 +77,6 @@ def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
-
-
-def _exactly(wire: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = wire.recv(size - len(data))
-        if not more:
-            raise ConnectionResetError
-        data += more
-    return data
 
 
 def _answer(data: bytes) -> tuple[str, ...] | None:

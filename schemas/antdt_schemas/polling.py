@@ -134,11 +134,9 @@ class Reader:
         self.consumer.assign([TopicPartition(*place, offset) for place, offset in self._watch.positions().items()])
 
     def identify(self, topic: str, topic_id: str) -> None:
-        """The id that a topic must have from now on."""
         self._watch.ids[topic] = topic_id
 
     def positions(self) -> dict[Place, int]:
-        """Of every partition that is read."""
         return self._watch.positions()
 
     def position(self, place: Place) -> int:
@@ -206,7 +204,6 @@ class Reader:
         return None
 
     def close(self) -> None:
-        """End the client."""
         self.consumer.close()
 
 

@@ -13,6 +13,8 @@ from antdt_schemas.settings_ours import JAVA_ONLY, OURS, TUNING
 
 BLANK = " \t\f"
 ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
+ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\u(.{0,4})|\\(.?)", re.DOTALL)
+PAIR = re.compile(rf"((?:[^\\=:{BLANK}]|\\.)*)[{BLANK}]*[=:]?[{BLANK}]*(.*)", re.DOTALL)
 
 Found = Mapping[str, tuple[str, str]]
 """Key -> (value, where it came from)."""
@@ -42,11 +44,9 @@ def parse_properties(text: str) -> dict[str, str]:
     """
     out = {}
     for line in _logical_lines(text):
-        end = _key_end(line)
-        rest = line[end:].lstrip(BLANK)
-        if rest[:1] in ("=", ":"):
-            rest = rest[1:].lstrip(BLANK)
-        out[_unescaped(line[:end])] = _unescaped(rest)
+        found = PAIR.match(line)
+        assert found is not None  # of nothing and nothing, at least
+        out[_unescaped(found[1])] = _unescaped(found[2])
     return out
 
 
@@ -69,38 +69,15 @@ def _logical_lines(text: str) -> list[str]:
     return [line for line in lines if line]
 
 
-def _key_end(line: str) -> int:
-    escaped = False
-    for at, char in enumerate(line):
-        if not escaped and (char in "=:" or char in BLANK):
-            return at
-        escaped = char == "\\" and not escaped
-    return len(line)
-
-
 def _unescaped(text: str) -> str:
-    if "\\" not in text:
-        return text
-    out: list[str] = []
-    at = 0
-    while at < len(text):
-        char = text[at]
-        at += 1
-        if char != "\\" or at == len(text):
-            out.append(char if char != "\\" else "")
-            continue
-        char = text[at]
-        at += 1
-        if char == "u":
-            digits = text[at : at + 4]
-            if not re.fullmatch(r"[0-9a-fA-F]{4}", digits):
-                raise UsageError(f"Malformed escape \\u{digits}: four hexadecimal digits must follow \\u.")
-            out.append(chr(int(digits, 16)))
-            at += 4
-        else:
-            out.append(ESCAPES.get(char, char))
+    def one(found: re.Match[str]) -> str:
+        digits, wrong, char = found.groups()
+        if wrong is not None:
+            raise UsageError(f"Malformed escape \\u{wrong}: four hexadecimal digits must follow \\u.")
+        return chr(int(digits, 16)) if digits else ESCAPES.get(char, char)
+
     try:  # two escapes may be the halves of one character
-        return "".join(out).encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        return ESCAPE.sub(one, text).encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError as error:
         raise UsageError("An escape \\uD800 to \\uDFFF stands alone: such characters are written as a pair.") from error
 

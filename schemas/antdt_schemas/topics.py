@@ -31,14 +31,12 @@ class Topic:
 
     suffix: str
     record: type
-    keyed: bool
     partitions: int
     retention_ms: int
     purpose: str
     config: dict[str, str] = field(default_factory=dict)
 
     def name(self, job: str) -> str:
-        """Full name for a job."""
         return f"antdt.{check_job(job)}.{self.suffix}"
 
     def settings(self, copies: int = 1) -> dict[str, str]:
@@ -61,31 +59,18 @@ class Topic:
 # Five days of 17 steps a second, which are 0.84 GB a day: who trains faster keeps fewer of them.
 STEPS_BYTES_MAX = 4 << 30
 
-STEPS = Topic(
-    "steps",
-    records.StepBatch,
-    True,
-    1,
-    7 * DAY_MS,
-    "timings of every step, trainers to Monitor",
-    {"retention.bytes": str(STEPS_BYTES_MAX)},
-)
-MEASUREMENTS = Topic("measurements", records.Measurement, False, 1, 30 * DAY_MS, "what the Monitor knows")
-DECISIONS = Topic("decisions", records.Decision, False, 1, FOREVER, "what the Controller commands")
-REQUESTS = Topic("requests", records.Request, True, 1, 7 * DAY_MS, "what workers ask of the ledger")
-SHARD_LOG = Topic("shard-log", records.Entry, False, 1, FOREVER, "the truth: every assignment and every committed step")
-REPLIES = Topic("replies", records.Reply, True, 4, DAY_MS // 4, "the ledger's answers")
-DEAD_LETTERS = Topic("dead-letters", records.DeadLetter, False, 1, FOREVER, "records that could not be accepted")
-SNAPSHOTS = Topic(
-    "snapshots",
-    records.Snapshot,
-    True,
-    1,
-    FOREVER,
-    "states of the services, to start from",
-    # Two slots a service are written in turn: compaction keeps the newest of each, and small segments let it.
-    {"cleanup.policy": "compact", "segment.bytes": str(16 << 20), "min.cleanable.dirty.ratio": "0.1"},
-)
+BOUNDED = {"retention.bytes": str(STEPS_BYTES_MAX)}
+# Two slots a service are written in turn: compaction keeps the newest of each, and small segments let it.
+COMPACTED = {"cleanup.policy": "compact", "segment.bytes": str(16 << 20), "min.cleanable.dirty.ratio": "0.1"}
+
+STEPS = Topic("steps", records.StepBatch, 1, 7 * DAY_MS, "timings of every step, trainers to Monitor", BOUNDED)
+MEASUREMENTS = Topic("measurements", records.Measurement, 1, 30 * DAY_MS, "what the Monitor knows")
+DECISIONS = Topic("decisions", records.Decision, 1, FOREVER, "what the Controller commands")
+REQUESTS = Topic("requests", records.Request, 1, 7 * DAY_MS, "what workers ask of the ledger")
+SHARD_LOG = Topic("shard-log", records.Entry, 1, FOREVER, "the truth: every assignment and every committed step")
+REPLIES = Topic("replies", records.Reply, 4, DAY_MS // 4, "the ledger's answers")
+DEAD_LETTERS = Topic("dead-letters", records.DeadLetter, 1, FOREVER, "records that could not be accepted")
+SNAPSHOTS = Topic("snapshots", records.Snapshot, 1, FOREVER, "states of the services, to start from", COMPACTED)
 
 TOPICS = (STEPS, MEASUREMENTS, DECISIONS, REQUESTS, SHARD_LOG, REPLIES, DEAD_LETTERS, SNAPSHOTS)
 BY_SUFFIX = {topic.suffix: topic for topic in TOPICS}
@@ -106,7 +91,6 @@ def check_job(job: str) -> str:
 
 
 def check_worker(worker: str) -> str:
-    """The name of a worker, or UsageError."""
     if not WORKER_NAME.fullmatch(worker):
         raise UsageError(f"Worker name {worker!r} is not usable: take 1 to 63 of letters, digits, '-', '.' and '_'.")
     return worker

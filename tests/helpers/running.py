@@ -15,7 +15,7 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.offsets import watermarks
 from antdt_schemas.topics import DEAD_LETTERS, MEASUREMENTS, STEPS, Topic
 from antdt_streams.kafka import topics_admin
-from antdt_streams.runtime.memory import MemoryDriver, without_repeats
+from antdt_streams.runtime.memory import without_repeats
 from antdt_streams.runtime.runner import Identity, Runner
 from antdt_streams.runtime.service import Raw
 from antdt_streams.storage.rocks import RowStore
@@ -23,6 +23,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
 from tests.helpers.counting import COUNTING, steps
+from tests.helpers.memory_service import MemoryDriver
 from tests.helpers.service_process import ServiceProcess
 
 PATIENCE_S = 40.0

@@ -73,7 +73,8 @@ def test_what_was_written_survives_a_restart_and_a_kill_at_the_same_address(tmp_
         topics_admin.create(broker.connection, "survivor")
         ids = topics_admin.topic_ids(broker.connection, "survivor")
         produce(broker.connection, SHARD_LOG.name("survivor"), [b"one"])
-        broker.restart()
+        broker.stop()
+        broker.start()
         assert broker.bootstrap == address
         produce(broker.connection, SHARD_LOG.name("survivor"), [b"two"])
         broker.kill()
@@ -161,7 +162,7 @@ def test_topics_are_created_once_and_as_the_registry_says(connection: Connection
     made = topics_admin.create(connection, job)
     assert sorted(made) == sorted(topic.name(job) for topic in TOPICS)
     assert topics_admin.check(connection, job) == []
-    ids = topics_admin.require(connection, job)
+    ids = topics_admin.fit(connection, job).ids
     assert set(ids) == {topic.suffix for topic in TOPICS}
     assert len(set(ids.values())) == len(TOPICS)
     assert job in topics_admin.list_jobs(connection)
@@ -187,7 +188,7 @@ def test_the_brokers_clock_stamps_records(connection: Connection, job: str) -> N
 
 
 def test_an_unknown_job_is_named(connection: Connection, job: str) -> None:
-    for ask in (topics_admin.topic_ids, topics_admin.check, topics_admin.require, topics_admin.delete):
+    for ask in (topics_admin.topic_ids, topics_admin.check, topics_admin.fit, topics_admin.delete):
         with pytest.raises(UnknownJob) as caught:
             ask(connection, job)
         assert str(caught.value) == (
@@ -203,7 +204,7 @@ def test_resume_completes_what_a_crash_left_half(connection: Connection, job: st
     missing = topics_admin.check(connection, job)
     assert {d.topic for d in missing} == {t.name(job) for t in TOPICS if t is not SHARD_LOG}
     with pytest.raises(Mismatch, match="found no such topic"):
-        topics_admin.require(connection, job)
+        topics_admin.fit(connection, job)
     assert len(topics_admin.create(connection, job, resume=True)) == len(TOPICS) - 1
     assert topics_admin.check(connection, job) == []
 
@@ -224,11 +225,11 @@ def test_settings_that_were_changed_are_found(connection: Connection, job: str) 
     until(lambda: topics_admin.check(connection, job) != [], "another retention")
     found = topics_admin.check(connection, job)
     assert [(d.what, d.found, d.fatal) for d in found] == [("retention.ms", "1000", False)]
-    topics_admin.require(connection, job)
+    topics_admin.fit(connection, job)
     alter(admin, SHARD_LOG.name(job), "message.timestamp.type", "CreateTime")
     until(lambda: len(topics_admin.check(connection, job)) == 2, "another kind of time stamp")
     with pytest.raises(Mismatch, match=r"message.timestamp.type of .*shard-log differs: expected LogAppendTime"):
-        topics_admin.require(connection, job)
+        topics_admin.fit(connection, job)
 
 
 def partitions(admin: AdminClient, topic: str) -> int:
@@ -244,7 +245,7 @@ def test_wrong_partitions_are_found(connection: Connection, job: str) -> None:
     admin.create_topics([NewTopic(REPLIES.name(job), 2, config=REPLIES.settings())])[REPLIES.name(job)].result(20)
     until(lambda: partitions(admin, REPLIES.name(job)) == 2, "two partitions")
     with pytest.raises(Mismatch, match=r"partitions of .*replies differs: expected 4, found 2"):
-        topics_admin.require(connection, job)
+        topics_admin.fit(connection, job)
 
 
 def test_a_deleted_job_is_gone_and_its_name_free_with_new_ids(connection: Connection, job: str) -> None:

@@ -15,12 +15,12 @@ from antdt_schemas.errors import ExitCode
 from antdt_schemas.topics import DEAD_LETTERS, DECISIONS, MEASUREMENTS, STEPS, Topic
 from antdt_streams.controller.service import service as controller_service
 from antdt_streams.monitor.service import service as monitor_service
-from antdt_streams.runtime.memory import MemoryDriver
 from antdt_streams.runtime.runner import Identity, Runner
 from antdt_streams.runtime.service import Batch, Service
 from antdt_streams.storage.snapshots import newest
 
 from tests.helpers.counting import COUNTING, steps
+from tests.helpers.memory_service import MemoryDriver
 from tests.helpers.running import PATIENCE_S, Running, mixed, until
 from tests.helpers.service_process import AntdtProcess, Process
 from tests.replay.control_loop import Loop

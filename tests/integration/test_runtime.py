@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -181,9 +183,10 @@ def test_a_broker_that_goes_away_and_comes_back_costs_nothing(tmp_path: Path) ->
             running.write(mixed(1000, 2))
             until(running.caught_up, "the second part")
             running.write(mixed(3000, 3))
-            broker.pause()  # somewhere between a fetch and an acknowledgement
+            assert broker.pid is not None
+            os.kill(broker.pid, signal.SIGSTOP)  # somewhere between a fetch and an acknowledgement
             assert [first.stop(), second.stop()] == [ExitCode.DRAINED] * 2
-            broker.resume()
+            os.kill(broker.pid, signal.SIGCONT)
         with running.service(tmp_path / "a", *flags) as process:
             until(running.caught_up, "the rest")
             process.stop()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from antdt_streams.broker.keeper import KEEPER
 from antdt_streams.host import locks
 from antdt_streams.host.child import spawn
 from antdt_streams.kafka import topics_admin
-from antdt_streams.views.costs import costs_of
+from antdt_streams.views.costs import read_costs
 from antdt_streams.views.job import status_of
 from confluent_kafka import Producer
 
@@ -171,7 +172,7 @@ def test_up_says_what_becomes_of_its_services(connection: Connection, job: str, 
         assert gone["ledger"]["behind"] == 3
         assert "IS NOT THERE: it has written nothing yet, and 3 requests wait" in gone["ledger"]["said"]
         assert "IS NOT THERE, nothing to do" in gone["controller"]["said"]
-        costs = costs_of(connection, job)
+        costs = {suffix: asdict(cost) for suffix, cost in read_costs(connection, job).items()}
         assert {suffix: cost["records"] for suffix, cost in costs.items() if cost["records"]} == {"requests": 3}
     finally:
         one.popen.kill()

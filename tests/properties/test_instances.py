@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from antdt_schemas.records import Snapshot
 from antdt_schemas.topics import DEAD_LETTERS, MEASUREMENTS, STEPS
-from antdt_streams.runtime.memory import Crashed, MemoryDriver, MemoryTopics
+from antdt_streams.runtime.memory import MemoryTopics
 from antdt_streams.runtime.partitions import Partitions, Policy
 from antdt_streams.runtime.runner import Identity, Runner
 from antdt_streams.runtime.service import Batch
@@ -23,6 +23,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.counting import COUNTING, steps
+from tests.helpers.memory_service import Crashed, MemoryDriver
 
 IDENTITY = Identity("j", "memory")
 Written = list[tuple[bytes, Snapshot]]

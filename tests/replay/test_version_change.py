@@ -16,9 +16,10 @@ from antdt_streams.monitor.core import DetectorOptions, MonitorState
 from antdt_streams.monitor.service import VERSION as MONITOR_VERSION
 from antdt_streams.monitor.service import service as monitor_service
 from antdt_streams.policies import AdjustBatchSize, AdjustBatchSizeOptions
-from antdt_streams.runtime.memory import Crashed, MemoryDriver, MemoryTopics
+from antdt_streams.runtime.memory import MemoryTopics
 from antdt_streams.runtime.service import Service
 
+from tests.helpers.memory_service import Crashed, MemoryDriver
 from tests.replay.control_loop import Loop
 from tests.replay.test_control_loop import one_slow_one_in_bursts
 

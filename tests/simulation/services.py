@@ -14,8 +14,10 @@ from antdt_schemas.topics import DEAD_LETTERS, DECISIONS, MEASUREMENTS, STEPS
 from antdt_streams.controller import service as controller
 from antdt_streams.monitor import service as monitor
 from antdt_streams.monitor.core import DetectorOptions, MonitorState
-from antdt_streams.runtime.memory import Crashed, MemoryDriver, MemoryTopics
+from antdt_streams.runtime.memory import MemoryTopics
 from antdt_streams.runtime.service import Service
+
+from tests.helpers.memory_service import Crashed, MemoryDriver
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
-from antdt_schemas.data_folder import PORTS, running, try_lock
+from antdt_schemas.data_folder import LOCK, PORTS, running, try_lock
 from antdt_schemas.errors import UsageError
 from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.host import locks
 
 
 def test_a_broker_that_is_only_being_started_is_told_by_who_starts_it(tmp_path: Path) -> None:
-    handle = try_lock(tmp_path)
+    handle = try_lock(tmp_path / LOCK)
     assert handle is not None
     os.write(handle, b"4711\n")
     (tmp_path / PORTS).write_text('{"broker": 9, "controller": 8}')  # of one that ran before
@@ -27,12 +27,12 @@ def test_a_broker_that_is_only_being_started_is_told_by_who_starts_it(tmp_path: 
 
 def test_whoever_looks_is_no_broker_to_others_who_look(tmp_path: Path) -> None:
     (tmp_path / PORTS).write_text('{"broker": 9, "controller": 8}')
-    looks = try_lock(tmp_path, shared=True)
+    looks = try_lock(tmp_path / LOCK, shared=True)
     assert looks is not None
     assert running(tmp_path) is None
-    assert try_lock(tmp_path) is None
+    assert try_lock(tmp_path / LOCK) is None
     os.close(looks)
-    starts = try_lock(tmp_path)
+    starts = try_lock(tmp_path / LOCK)
     assert starts is not None
     assert running(tmp_path) == "127.0.0.1:9"
     os.close(starts)

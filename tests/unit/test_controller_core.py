@@ -11,8 +11,7 @@ import pytest
 from antdt_schemas import codec
 from antdt_schemas.errors import Mismatch, UsageError
 from antdt_schemas.records import Action, Assignment, Cause, Decision, Measurement, NodeClass, NodeMeasurement
-from antdt_streams.controller.core.options import ControllerOptions
-from antdt_streams.controller.core.state import HEAD, ControllerState
+from antdt_streams.controller.core.state import HEAD, ControllerOptions, ControllerState
 from antdt_streams.policies import (
     AdjustBatchSize,
     AdjustBatchSizeOptions,

@@ -13,7 +13,7 @@ from antdt_schemas.errors import ForeignState, LogTruncated, Mismatch
 from antdt_schemas.records import Measurement, StepBatch
 from antdt_schemas.topics import DEAD_LETTERS, MEASUREMENTS, STEPS
 from antdt_streams.runtime import rebuild
-from antdt_streams.runtime.memory import Crashed, MemoryDriver, MemoryTopics
+from antdt_streams.runtime.memory import MemoryTopics
 from antdt_streams.runtime.partitions import Partitions, Policy
 from antdt_streams.runtime.runner import POSITION, Identity, Runner
 from antdt_streams.runtime.service import Batch, Raw, Service
@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.counting import COUNTING, CountingState, measurement, process, steps
+from tests.helpers.memory_service import Crashed, MemoryDriver
 
 IDENTITY = Identity("j", "memory")
 

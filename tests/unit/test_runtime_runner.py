@@ -11,7 +11,7 @@ import pytest
 from antdt_schemas import codec, records
 from antdt_schemas.errors import ForeignState, LogTruncated, Mismatch
 from antdt_schemas.topics import DEAD_LETTERS, DECISIONS, MEASUREMENTS
-from antdt_streams.runtime.memory import Crashed, MemoryDriver, MemoryTopics
+from antdt_streams.runtime.memory import MemoryTopics
 from antdt_streams.runtime.runner import Identity, Runner
 from antdt_streams.runtime.service import Batch, Raw, Service
 from antdt_streams.storage.rows import Position
@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.counting import COUNTING, CountingState, process, steps
+from tests.helpers.memory_service import Crashed, MemoryDriver
 
 inputs = st.lists(
     st.builds(steps, st.sampled_from(["w0", "w1", "leaver", "refused", "poison"]), st.integers(0, 4))

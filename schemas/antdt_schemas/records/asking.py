@@ -88,8 +88,6 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """I am alive."""
-
     generation: int
     step: int
     phase: str = ""
@@ -100,8 +98,6 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Good-bye."""
-
     generation: int
 
 

@@ -87,8 +87,6 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """An incarnation said good-bye."""
-
     incarnation: str
 
 
@@ -112,8 +110,6 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The next generation."""
-
     generation: int
     members: tuple[str, ...]
     source: str | None
@@ -300,27 +296,7 @@ class Entry:
     body: EntryBody
 
 
-Event = (
-    Joined
-    | Lost
-    | Left
-    | Closed
-    | Ready
-    | Granted
-    | RolledBack
-    | Leased
-    | Committed
-    | Settled
-    | Returned
-    | Readmitted
-    | Checkpointed
-    | Done
-    | Refused
-    | Digested
-    | Regressed
-    | Blamed
-    | StepSkipped
-    | RequestsMoved
-    | Excluded
-)
+_OfMembers = Joined | Lost | Left | Closed | Ready | Granted | RolledBack
+_OfSamples = Leased | Committed | Settled | Returned | Readmitted | Excluded | Checkpointed | Done
+Event = _OfMembers | _OfSamples | Refused | Digested | Regressed | Blamed | StepSkipped | RequestsMoved
 EntryBody = Genesis | Leader | Cycle

@@ -6,7 +6,6 @@ and nothing else: whatever is wrong with it, or with the folder, ends in a start
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from antdt_schemas.connection import Connection
+from antdt_schemas.data_folder import try_lock
 from antdt_schemas.errors import AntdtError, Unavailable, UsageError
 from antdt_schemas.topics import STEPS
 
@@ -125,13 +125,12 @@ def _keep_few(cache: Path) -> None:
 
 @contextmanager
 def _alone(cache: Path) -> Iterator[bool]:
-    with (cache / ".archive.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    lock = try_lock(cache / ".archive.lock")
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def exercise(connection: Connection) -> None:

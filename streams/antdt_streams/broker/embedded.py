@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self
 
 from antdt_schemas.connection import Connection
@@ -27,7 +25,7 @@ from antdt_streams.broker.jars import ENV_JARS, KAFKA_VERSION, cache_folder, cac
 from antdt_streams.broker.java import find_java
 from antdt_streams.broker.settings import JAVA_FLAGS, server_properties
 from antdt_streams.broker.storage import copy_format, is_formatted, keep_format, random_id
-from antdt_streams.host.child import spawn
+from antdt_streams.host.child import end, spawn
 from antdt_streams.host.files import write_whole
 
 LOG_MAX_BYTES = 16 << 20
@@ -67,18 +65,15 @@ class EmbeddedBroker:
 
     @property
     def bootstrap(self) -> str:
-        """`host:port` of the running broker."""
         assert self._port, "the broker was not started"
         return f"{HOST}:{self._port}"
 
     @property
     def connection(self) -> Connection:
-        """How to reach it."""
         return Connection(self.bootstrap)
 
     @property
     def pid(self) -> int | None:
-        """Process id while it runs."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     # -- its life
@@ -103,7 +98,7 @@ class EmbeddedBroker:
                 trouble = self._await_ready(deadline)
                 if not trouble:
                     return self
-                if not self._port_was_taken():
+                if "Address already in use" not in self._last_lines(lines=200):  # or somebody took the port meanwhile
                     break
             raise Unavailable(f"The embedded broker {trouble}.", self._last_lines())
         except BaseException:
@@ -118,13 +113,7 @@ class EmbeddedBroker:
         process = self._process
         if process is None:
             return
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(self.options.stop_timeout_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(self.options.stop_timeout_s)
+        end(process, self.options.stop_timeout_s)
         self._forget()
 
     def kill(self) -> None:
@@ -134,32 +123,17 @@ class EmbeddedBroker:
         self._process.wait(self.options.stop_timeout_s)
         self._forget()
 
-    def restart(self) -> Self:
-        """Stop and start on the same data and, if it is still free, the same port."""
-        self.stop()
-        return self.start()
-
-    def pause(self) -> None:
-        """SIGSTOP: alive, and answers nobody."""
-        assert self._process is not None, "the broker was not started"
-        os.kill(self._process.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """SIGCONT after `pause`."""
-        assert self._process is not None, "the broker was not started"
-        os.kill(self._process.pid, signal.SIGCONT)
-
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     # -- how it starts
 
     def _locked(self) -> int:
         until = time.monotonic() + LOOK_S
-        while (handle := try_lock(self.folder)) is None:
+        while (handle := try_lock(self.folder / LOCK)) is None:
             if time.monotonic() > until:
                 raise UsageError(self._taken())
             time.sleep(POLL_S / 10)  # somebody may only be looking whether a broker runs
@@ -222,9 +196,8 @@ class EmbeddedBroker:
             out.write(f"--- Apache Kafka {KAFKA_VERSION} starts on {self.bootstrap} with {java[0]}\n".encode())
             out.flush()
             command = [*self.options.prefix, *java, "kafka.Kafka", str(self.folder / "server.properties")]
-            self._process = spawn(
-                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=self.folder, pass_fds=(lock,)
-            )
+            quiet = {"stdout": out, "stderr": out, "stdin": subprocess.DEVNULL, "cwd": self.folder}
+            self._process = spawn(command, **quiet, pass_fds=(lock,))
         write_whole(self.folder / "broker.pid", f"{self._process.pid}\n".encode())
 
     def _await_ready(self, deadline: float) -> str:
@@ -245,10 +218,6 @@ class EmbeddedBroker:
                 pass
             client.poll(POLL_S)
         return f"did not serve clients at {self.bootstrap} within {self.options.start_timeout_s:g} s"
-
-    def _port_was_taken(self) -> bool:
-        """Somebody else took the port between our look and the broker's start."""
-        return "Address already in use" in self._last_lines(lines=200)
 
     def _last_lines(self, lines: int = LAST_LINES) -> str:
         # A Java stack would push the one line that matters out of sight.

@@ -11,8 +11,7 @@ import pwd
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from antdt_schemas.errors import Unavailable, UsageError
@@ -80,27 +79,21 @@ def cached_jars(environ: Mapping[str, str]) -> Path:
     if folder.is_dir():  # it gets this name only when it is complete
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.parent), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
+    with (folder.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # what fetches them is not made for two that write the same files
         if folder.is_dir():  # somebody else has fetched them meanwhile
             return folder
-        jars = Path(scratch) / "jars"
-        jars.mkdir()
-        for jar in _fetched(environ, folder.parent):
-            shutil.copy2(jar, jars / jar.name)
-        try:
-            jars.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
+            jars = Path(scratch) / "jars"
+            jars.mkdir()
+            for jar in _fetched(environ, folder.parent):
+                shutil.copy2(jar, jars / jar.name)
+            try:
+                jars.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # another machine that shares it was first
+                    raise
     return folder
-
-
-@contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    """One process at a time fetches: its libraries are not made for two that write the same files."""
-    with (cache / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _fetched(environ: Mapping[str, str], cache: Path) -> list[Path]:

@@ -48,7 +48,8 @@ def keep(folder: Path, report: int) -> int:
         return int(ExitCode.RESTART_HERE)
     try:
         _report(report, {})
-        _to_log(folder / LOG)
+        with (folder / LOG).open("ab") as log:  # the terminal of whoever has started this is theirs: it may be closed
+            os.dup2(log.fileno(), 2)
         return _watch(broker)
     finally:
         broker.stop()
@@ -94,12 +95,6 @@ def _report(descriptor: int, what: dict[str, Any]) -> None:
     with suppress(OSError):  # whoever has started this has ended meanwhile
         os.write(descriptor, json.dumps(what).encode() + b"\n")
     os.close(descriptor)
-
-
-def _to_log(path: Path) -> None:
-    """The terminal of whoever has started this is theirs: it may be closed."""
-    with path.open("ab") as file:
-        os.dup2(file.fileno(), 2)
 
 
 def _end(*_: object) -> NoReturn:

@@ -15,15 +15,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.data_folder import running
-from antdt_schemas.errors import AntdtError, ExitCode, Unavailable, UsageError
+from antdt_schemas.errors import ExitCode, Unavailable, UsageError
 
 from antdt_streams.broker.keeper import KEEPER, LOG, USERS
 from antdt_streams.host import locks
+from antdt_streams.host.child import ServiceEnded
 
 STARTING = "starting"
 POLL_S = 0.1
@@ -47,7 +47,6 @@ class BrokerUse:
 
     @property
     def connection(self) -> Connection:
-        """How to reach it."""
         return Connection(self._bootstrap)
 
     def open(self) -> Self:
@@ -93,7 +92,7 @@ class BrokerUse:
     def __enter__(self) -> Self:
         return self.open()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- how it is started and ended
@@ -149,7 +148,7 @@ class BrokerUse:
         if found.get("code") == ExitCode.USAGE:
             raise UsageError(found["message"])
         if found:
-            raise _Failed(found["message"], ExitCode(found["code"]))
+            raise ServiceEnded(found["message"], ExitCode(found["code"]))
 
     def _report(self, read: int) -> dict[str, Any]:
         """Empty once the broker serves clients."""
@@ -182,11 +181,3 @@ class BrokerUse:
                 return
             time.sleep(POLL_S)
         os.close(free)
-
-
-class _Failed(AntdtError):
-    """The broker could not be started; its exit code is what its keeper said."""
-
-    def __init__(self, message: str, exit_code: ExitCode) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code

@@ -18,9 +18,8 @@ from antdt_schemas.errors import AntdtError, UsageError
 
 from antdt_streams.chaos.full import FullDisk
 from antdt_streams.chaos.schedule import STOPS, TAKES_OVER, Fault, Kind
-from antdt_streams.chaos.signals import send
-from antdt_streams.chaos.waits import waits_of
 from antdt_streams.chaos.world import World
+from antdt_streams.host.child import send
 from antdt_streams.host.files import write_whole
 
 LOOK_S = 0.02
@@ -40,40 +39,25 @@ class Bounds:
 class Carried:
     """What became of a schedule. `failure` is empty if the run ended by itself."""
 
-    done: list[tuple[float, Fault]] = field(default_factory=list)
-    missed: list[Fault] = field(default_factory=list)
+    done: list[Fault] = field(default_factory=list)
     failure: str = ""
-    wall_s: float = 0.0
-
-
-@dataclass(slots=True)
-class _Later:
-    at_s: float
-    act: Callable[[], object]
 
 
 class Driver:
-    """One run of one schedule."""
-
     def __init__(
-        self,
-        world: World,
-        faults: Sequence[Fault],
-        stopping: threading.Event | None = None,
-        bounds: Bounds | None = None,
+        self, world: World, faults: Sequence[Fault], stopping: threading.Event | None, bounds: Bounds | None = None
     ) -> None:
         self.world, self.bounds = world, bounds or Bounds()
         self.stopping = stopping or threading.Event()
         self.left = sorted(faults, key=lambda f: f.at_s)
         self.carried = Carried()
-        self._undo: list[_Later] = []
+        self._undo: list[tuple[float, Callable[[], object]]] = []  # at what time, and how
         self._full: list[FullDisk] = []
         self._asked: list[Fault] = []
         self._began = 0.0
 
     def run(self) -> Carried:
         """From the first committed step to the end of the workers. Raises KeyboardInterrupt when told to stop."""
-        started = monotonic()
         try:
             self._await_first_step()
             self._began = monotonic()
@@ -83,42 +67,37 @@ class Driver:
         except AntdtError as error:
             self.carried.failure = str(error)
         finally:
-            for later in self._undo:
-                later.act()
+            for _, act in self._undo:
+                act()
             self.world.wait_for_broker()
-            self.carried.missed += self.left
-            self.carried.wall_s = monotonic() - started
         return self.carried
 
     def _await_first_step(self) -> None:
         until = monotonic() + self.bounds.begin_s
         while not self.world.progress.commits:
             if self._pause() or monotonic() > until:
-                words = self.world.launches.last_words
-                waits = waits_of(self.world.broker.connection, self.world.job)
+                words, waits = self.world.launches.last_words, self.world.waits()
                 raise AntdtError(f"No step was committed within {self.bounds.begin_s:g} s: {words}\n{waits}")
 
     def _follow(self) -> None:
         bound = self._began + (self.left[-1].at_s if self.left else 0.0) + self.bounds.end_s
         while not self._pause():
             now = monotonic()
-            for later in [one for one in self._undo if now >= one.at_s]:
+            for later in [one for one in self._undo if now >= one[0]]:
                 self._undo.remove(later)
-                later.act()
+                later[1]()
                 bound = max(bound, now + self.bounds.end_s)
             while self.left and now - self._began >= self.left[0].at_s:
-                if not self._strike(self.left[0]):
-                    if now - self._began < self.left[0].at_s + self.bounds.victim_s:
-                        break
-                    self.carried.missed.append(self.left.pop(0))
-                    continue
-                self.carried.done.append((now - self._began, self.left.pop(0)))
-                bound = max(bound, now + self.bounds.end_s)
+                if self._strike(self.left[0]):
+                    self.carried.done.append(self.left.pop(0))
+                    bound = max(bound, now + self.bounds.end_s)
+                elif now - self._began >= self.left[0].at_s + self.bounds.victim_s:
+                    self.left.pop(0)
+                else:
+                    break
             if now > bound:
-                step = self.world.progress.step
-                waits = waits_of(self.world.broker.connection, self.world.job)
-                bound_s = self.bounds.end_s
-                raise AntdtError(f"The run did not end within {bound_s:g} s of the last fault: step {step}.\n{waits}")
+                last = f"the last fault: step {self.world.progress.step}.\n{self.world.waits()}"
+                raise AntdtError(f"The run did not end within {self.bounds.end_s:g} s of {last}")
 
     def _pause(self) -> bool:
         """Look after the processes, wait a little. True once the workers have ended well."""
@@ -130,7 +109,7 @@ class Driver:
         return ended
 
     def _later(self, after_s: float, act: Callable[[], object]) -> None:
-        self._undo.append(_Later(monotonic() + after_s, act))
+        self._undo.append((monotonic() + after_s, act))
 
     # -- the faults
 
@@ -163,15 +142,12 @@ class Driver:
 
     def _signal(self, fault: Fault) -> bool:
         kind, world = fault.kind, self.world
-        find = world.worker_pid if fault.targets[0].startswith("w") else world.service_pid
+        find = world.launches.pid if fault.targets[0].startswith("w") else world.service_pid
         pids = [pid for pid in map(find, fault.targets) if pid is not None]
         if len(pids) < len(fault.targets):
             return False
-        number = signal.SIGKILL
-        if kind in (Kind.TERM_WORKER, Kind.TERM_SERVICE, Kind.TERM_LONG_STEP):
-            number = signal.SIGTERM
-        elif kind in STOPS:
-            number = signal.SIGSTOP
+        verb = kind.partition("-")[0]
+        number = {"term": signal.SIGTERM, "stop": signal.SIGSTOP}.get(verb, signal.SIGKILL)
         struck = [send(pid, number) for pid in pids]
         if kind in STOPS:
             self._later(fault.for_s, lambda: [send(pid, signal.SIGCONT) for pid in pids])
@@ -202,7 +178,7 @@ class Driver:
 
     def _kill_everybody(self, fault: Fault) -> bool:
         world = self.world
-        if world.worker_pid("w0") is None:
+        if world.launches.pid("w0") is None:
             return False
         world.kill_everybody(fault.for_s)
         self._later(LAUNCH_AFTER_S, world.launch)
@@ -222,7 +198,7 @@ class Driver:
     def _deafen(self, name: str) -> bool:
         """For good: a client that heard again later would have missed what came meanwhile."""
         child = self.world.service(name)
-        if child is None and self.world.worker_pid(name) is None:
+        if child is None and self.world.launches.pid(name) is None:
             return False
         strike(self.world.deaf_file(child.name if child is not None else name))
         return True

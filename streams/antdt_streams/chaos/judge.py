@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ Entries = list[tuple[int, bytes]]
 
 
 def entries_of(connection: Connection, job: str) -> Entries:
-    """The whole log."""
     with TopicReader(connection, job, SHARD_LOG) as reader:
         return [(raw.offset, raw.value) for raw in reader.to_end()]
 
@@ -87,14 +86,14 @@ class Outputs:
 
     @property
     def complete(self) -> bool:
-        """Whether it has caught up."""
         return len(self.found) >= len(self.expected)
 
 
 def outputs_of(connection: Connection, job: str, service: Service, topic: Topic) -> Outputs:
     """Compare what lies in an output topic with an undisturbed service over the same input."""
     driver = MemoryDriver(service, job)
-    driver.topics.logs[service.input.name(job)] = [Raw(r.value, r.time_ms) for r in _read(connection, job, service)]
+    with TopicReader(connection, job, service.input) as reader:
+        driver.topics.logs[service.input.name(job)] = [Raw(r.value, r.time_ms) for r in reader.to_end()]
     driver.run()
     kind: type[Any] = topic.record
     with TopicReader(connection, job, topic) as reader:
@@ -112,13 +111,7 @@ def outputs_of(connection: Connection, job: str, service: Service, topic: Topic)
     return Outputs(expected, found, wrong)
 
 
-def _read(connection: Connection, job: str, service: Service) -> Iterator[Any]:
-    with TopicReader(connection, job, service.input) as reader:
-        yield from reader.to_end()
-
-
 def judged_services() -> list[tuple[Service, Topic]]:
-    """Each service of the runtime with its output."""
     return [(monitor(), MEASUREMENTS), (controller(), DECISIONS)]
 
 
@@ -150,7 +143,6 @@ def judge_result(report: dict[str, Any], file: Path) -> list[str]:
 
 
 def lineage_of(entries: Entries) -> Lineage:
-    """What a log says in the end."""
     found = Lineage()
     Feed(found).entries(entries)
     return found

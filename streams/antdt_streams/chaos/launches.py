@@ -16,8 +16,8 @@ from time import monotonic
 from antdt_schemas.errors import ExitCode, Unavailable
 from antdt_schemas.launch_locks import folder_of, is_free
 
-from antdt_streams.chaos.signals import alive, send
-from antdt_streams.local.supervise import Process, Start, last_words
+from antdt_streams.host.child import Process, alive, send
+from antdt_streams.local.supervise import Start, last_words
 
 RESTARTS_MAX = 1000
 # Between two launches: the grace of the one that leaves, and what that takes beside.
@@ -109,7 +109,6 @@ class Launches:
 
     @property
     def last_words(self) -> str:
-        """What the launchers said last."""
         return last_words(self.logs / "launcher.log")
 
     # -- one after the other
@@ -183,7 +182,6 @@ class Launches:
         return next(found, None)
 
     def pids(self) -> list[int]:
-        """Of all workers."""
         return [pid for launcher in self.running.values() for pid in self._workers_of(launcher)]
 
     def _workers_of(self, launcher: Process) -> list[int]:
@@ -214,7 +212,6 @@ class Launches:
 
 
 def outputs(launcher: Process) -> Iterator[tuple[int, str]]:
-    """(pid, standard output) of a launcher's children."""
     with suppress(OSError):
         for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
             with suppress(OSError):

@@ -28,8 +28,6 @@ POISONED_ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How hard and how long."""
-
     schedule: ScheduleOptions
     training: Training
     bounds: Bounds = field(default_factory=Bounds)
@@ -47,8 +45,6 @@ PROFILES = {
 
 @dataclass(slots=True)
 class Verdict:
-    """What became of one seed."""
-
     seed: int
     faults: list[Fault]
     carried_out: list[Fault]
@@ -59,11 +55,9 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Nothing was found wrong."""
         return not self.wrong
 
     def to_json(self) -> dict[str, Any]:
-        """For --json."""
         return {
             "seed": self.seed,
             "passed": self.passed,
@@ -87,17 +81,12 @@ class Chaos:
     """Runs seeds in a folder; that of a seed stays behind if anything is wrong."""
 
     def __init__(
-        self,
-        folder: Path,
-        profile: Profile,
-        stopping: threading.Event | None = None,
-        start: Start = start_process,
+        self, folder: Path, profile: Profile, stopping: threading.Event | None = None, start: Start = start_process
     ) -> None:
         self.folder, self.profile, self.stopping = folder, profile, stopping or threading.Event()
         self.start = start
 
     def run(self, seed: int) -> Verdict:
-        """One seed, with everything of its own."""
         faults = schedule(seed, self.profile.schedule)
         folder, began = self.folder / f"seed-{seed}", monotonic()
         shutil.rmtree(folder, ignore_errors=True)
@@ -115,7 +104,7 @@ class Chaos:
             try:
                 world.open()
                 carried = Driver(world, faults, self.stopping, self.profile.bounds).run()
-                verdict.carried_out = [fault for _, fault in carried.done]
+                verdict.carried_out = carried.done
                 verdict.wrong += [carried.failure] if carried.failure else self._services(world)
             finally:
                 world.close()

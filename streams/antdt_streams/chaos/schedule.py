@@ -53,23 +53,16 @@ class Kind(StrEnum):
     TERM_LONG_STEP = "term-long-step"
 
 
-CLOCK_KINDS = (Kind.CLOCK_BROKER, Kind.CLOCK_SERVICE)
-VICTIM = {
-    Kind.KILL_LEDGER: "ledger",
-    Kind.STOP_LEDGER: "ledger",
-    Kind.KILL_STANDBY: STANDBY,
-    Kind.KILL_MONITOR: "monitor",
-    Kind.STOP_MONITOR: "monitor",
-    Kind.KILL_CONTROLLER: "controller",
-    Kind.STOP_CONTROLLER: "controller",
-    Kind.BROKER_KILL: BROKER,
-    Kind.BROKER_STOP: BROKER,
-    Kind.CLOCK_BROKER: BROKER,
-}
-STOPS = (Kind.STOP_WORKER, Kind.STOP_LEDGER, Kind.STOP_MONITOR, Kind.STOP_CONTROLLER)
-BROKER_GONE = (Kind.BROKER_KILL, Kind.BROKER_STOP)
+STOPS = tuple(kind for kind in Kind if kind.startswith("stop-"))
 EVERYBODY, WORKERS = "everybody", "workers"
 TAKES_OVER, REFUSED = "takes-over", "is-refused"
+# Of whom one is drawn; of the workers for kinds that are not here, unless their own name says whom they strike.
+ONE_OF = {
+    **dict.fromkeys((Kind.TERM_SERVICE, Kind.CLOCK_SERVICE, Kind.WIPE_SERVICE), SERVICES),
+    Kind.DEAF_SERVICE: (*SERVICES, STANDBY),
+    Kind.SECOND_LAUNCH: (REFUSED, TAKES_OVER),
+    Kind.FULL_DISK: (*SERVICES, WORKERS, EVERYBODY),
+}
 PREEMPTED_S = (0.5, 5.0)  # a scheduler's patience: not every worker comes to leave in it
 
 
@@ -134,41 +127,32 @@ def dealt(seed: int, kinds: Sequence[Kind], faults: int) -> list[Kind]:
 
 
 def _fault(kind: Kind, at_s: float, draw: Random, options: ScheduleOptions) -> Fault:
-    workers = [f"w{i}" for i in range(options.workers)]
-    targets: tuple[str, ...]
-    if kind in VICTIM:
-        targets = (VICTIM[kind],)
-    elif kind is Kind.KILL_WORKERS:
-        targets = tuple(sorted(draw.sample(workers, draw.randint(2, max(2, options.workers - 1)))))
-    elif kind is Kind.KILL_SERVICES:
-        targets = SERVICES
-    elif kind in (Kind.KILL_EVERYBODY, Kind.PREEMPT_EVERYBODY):
-        targets = (EVERYBODY,)
-    elif kind in (Kind.TERM_SERVICE, Kind.CLOCK_SERVICE, Kind.WIPE_SERVICE):
-        targets = (draw.choice(SERVICES),)
-    elif kind is Kind.DEAF_SERVICE:
-        targets = (draw.choice((*SERVICES, STANDBY)),)
-    elif kind is Kind.SECOND_LAUNCH:
-        targets = (draw.choice((REFUSED, TAKES_OVER)),)
-    elif kind is Kind.FULL_DISK:
-        targets = (draw.choice((*SERVICES, WORKERS, EVERYBODY)),)
-    elif kind is Kind.POISON_SAMPLE:
-        targets = (str(draw.randrange(options.samples)), draw.choice(("raise", "kill")))
-    else:
-        targets = (draw.choice(workers),)
-    return Fault(at_s, kind, targets, _lasting(kind, draw, options), _shift(kind, draw, options))
+    targets, lasting_s = _targets(kind, draw, options), _lasting_s(kind, draw, options)
+    return Fault(at_s, kind, targets, lasting_s, draw.choice((-1, 1)) * options.shift_s if "clock" in kind else 0)
 
 
-def _lasting(kind: Kind, draw: Random, options: ScheduleOptions) -> float:
-    if kind in STOPS:
-        return options.stop_s
+def _targets(kind: Kind, draw: Random, options: ScheduleOptions) -> tuple[str, ...]:
+    workers, named = [f"w{i}" for i in range(options.workers)], kind.partition("-")[2]
+    if named in (*SERVICES, STANDBY, EVERYBODY):
+        return (named,)
+    if BROKER in kind:
+        return (BROKER,)
+    if kind is Kind.KILL_SERVICES:
+        return SERVICES
+    if kind is Kind.KILL_WORKERS:
+        return tuple(sorted(draw.sample(workers, draw.randint(2, max(2, options.workers - 1)))))
+    if kind is Kind.POISON_SAMPLE:
+        return str(draw.randrange(options.samples)), draw.choice(("raise", "kill"))
+    return (draw.choice(ONE_OF.get(kind, workers)),)
+
+
+def _lasting_s(kind: Kind, draw: Random, options: ScheduleOptions) -> float:
     if kind is Kind.PREEMPT_EVERYBODY:
         return round(draw.uniform(*PREEMPTED_S), 1)
-    if kind is Kind.BROKER_STOP and options.long_outage_s:
-        return options.long_outage_s
-    lasting = {Kind.FULL_DISK: options.full_s, Kind.TERM_LONG_STEP: options.long_step_s}
-    return options.outage_s if kind in BROKER_GONE else lasting.get(kind, 0.0)
-
-
-def _shift(kind: Kind, draw: Random, options: ScheduleOptions) -> int:
-    return draw.choice((-1, 1)) * options.shift_s if kind in CLOCK_KINDS else 0
+    return {
+        **dict.fromkeys(STOPS, options.stop_s),
+        Kind.BROKER_KILL: options.outage_s,
+        Kind.BROKER_STOP: options.long_outage_s or options.outage_s,
+        Kind.FULL_DISK: options.full_s,
+        Kind.TERM_LONG_STEP: options.long_step_s,
+    }.get(kind, 0.0)

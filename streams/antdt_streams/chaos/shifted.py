@@ -25,7 +25,6 @@ class Shift:
         self.file, self.shift_s, self.looked_s = file, 0, -CHECK_EVERY_S
 
     def __call__(self) -> int:
-        """Seconds."""
         now_s = time.monotonic()
         if now_s - self.looked_s >= CHECK_EVERY_S:
             self.shift_s, self.looked_s = int(self.file.read_text(encoding="utf-8")), now_s
@@ -35,10 +34,7 @@ class Shift:
 def install(shift: Shift) -> None:
     """Replace what tells the time of day, also where modules that are imported already have a name for it."""
     true_time, true_time_ns = time.time, time.time_ns
-    shifted = {
-        true_time: lambda: true_time() + shift(),
-        true_time_ns: lambda: true_time_ns() + shift() * 1_000_000_000,
-    }
+    shifted = {true_time: lambda: true_time() + shift(), true_time_ns: lambda: true_time_ns() + shift() * 1_000_000_000}
     for module in list(sys.modules.values()):
         for name, value in list(getattr(module, "__dict__", {}).items()):
             if value is true_time or value is true_time_ns:

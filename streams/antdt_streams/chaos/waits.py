@@ -27,15 +27,13 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     said, members = found["standings"], found["members"]
     lines = [f"{name} {one['said']}" for name, one in found["services"].items()]
     if not found["open"]:
-        lines.append(
-            f"ledger waits for members of generation {found['generation']}, which is closed, to ask for the next"
-        )
+        closed = f"generation {found['generation']}, which is closed"
+        lines.append(f"ledger waits for members of {closed}, to ask for the next")
+    silent = [name for name in members if not any(one.startswith(f"{name}.") for one in said)]
     for who, at in sorted(said.items()):
         others = [name for name in sorted(said) if name != who and said[name]["phase"] != at["phase"]]
-        silent = [name for name in members if not any(one.startswith(f"{name}.") for one in said)]
         whom = ", ".join(others + silent) or "the ledger"
         what = f", and waits for {WAITS[at['phase']]} of {whom}" if at["phase"] in WAITS else ""
         detail = f" ({at['detail']})" if at["detail"] else ""
         lines.append(f"{who} is {at['phase']}{detail} since {at['phase_s'] + at['age_s']:.0f} s{what}")
-    lines += [f"{name} says nothing" for name in members if not any(one.startswith(f"{name}.") for one in said)]
-    return lines
+    return lines + [f"{name} says nothing" for name in silent]

@@ -18,7 +18,8 @@ from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.chaos import clock
 from antdt_streams.chaos.launches import RESTARTS_MAX, Launches, Training
 from antdt_streams.chaos.schedule import EVERYBODY, SERVICES, WORKERS
-from antdt_streams.chaos.signals import send
+from antdt_streams.chaos.waits import waits_of
+from antdt_streams.host.child import send
 from antdt_streams.host.files import write_whole
 from antdt_streams.kafka import topics_admin
 from antdt_streams.kafka.ask import ask
@@ -39,12 +40,7 @@ class World:
     """
 
     def __init__(
-        self,
-        broker: EmbeddedBroker,
-        job: str,
-        folder: Path,
-        training: Training,
-        start: Start = start_process,
+        self, broker: EmbeddedBroker, job: str, folder: Path, training: Training, start: Start = start_process
     ) -> None:
         self.broker, self.job, self.training = broker, job, training
         self.place = Place(broker.connection, True, folder, None)
@@ -65,14 +61,12 @@ class World:
     # -- its life
 
     def open(self) -> None:
-        """Topics, services, workers."""
         topics_admin.create(self.broker.connection, self.job)
         self.follow.start()
         for name in self.services:
             extra = ("--patience-ms", str(self.training.patience_ms)) if name in LEDGERS else ()
-            command = self.clocks[name].of_service(
-                service_command(name, self.job, self.place, extra), self.deaf_file(name)
-            )
+            command = service_command(name, self.job, self.place, extra)
+            command = self.clocks[name].of_service(command, self.deaf_file(name))
             self.supervisor.add(name, command, self.logs / f"{name}.log")
         self.launch()
 
@@ -105,7 +99,6 @@ class World:
     # -- samples that no worker survives
 
     def poison_sample(self, sample: str, how: str) -> None:
-        """From now on."""
         self.poison[sample] = how
         write_whole(self.launches.faults / "poison", json.dumps(self.poison).encode())
 
@@ -132,7 +125,6 @@ class World:
         return thread
 
     def close(self) -> None:
-        """Stop everything but the broker."""
         self.launches.kill()
         for child in self.supervisor.children.values():
             if child.process is not None:
@@ -142,6 +134,9 @@ class World:
         self.wait_for_broker()
         for pid in self._brokers - {self.broker.pid}:
             clock.forget(pid)
+
+    def waits(self) -> str:
+        return waits_of(self.broker.connection, self.job)
 
     # -- who is who
 
@@ -156,12 +151,10 @@ class World:
         return alive.get(name)
 
     def service_pid(self, name: str) -> int | None:
-        """Its process."""
         child = self.service(name)
         return child.process.pid if child is not None and child.process is not None else None
 
     def state_folder(self, child: str) -> Path:
-        """Where a service keeps its state."""
         if child in LEDGERS:
             return ledger_folder(self.place, self.job, "" if child == "ledger" else child)
         return self.place.service_folder(self.job, child)
@@ -169,10 +162,6 @@ class World:
     def deaf_file(self, name: str) -> Path:
         """What makes a service, by the name of its process, or a worker fall deaf."""
         return self.launches.faults / "deaf" / name
-
-    def worker_pid(self, name: str) -> int | None:
-        """The process of a worker."""
-        return self.launches.pid(name)
 
     def pids(self, whom: str) -> list[int]:
         """Processes: a service's, those of the workers, or of everybody but the broker."""
@@ -213,6 +202,5 @@ class World:
         self._broker_starts = self._in_thread("broker", self.broker.start)
 
     def wait_for_broker(self) -> None:
-        """Have a broker that runs."""
         if self._broker_starts is not None:
             self._broker_starts.join(self.broker.options.start_timeout_s + 5)

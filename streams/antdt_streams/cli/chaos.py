@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from antdt_streams.chaos.run import Profile, Verdict
 
 
-@click.command()
-@click.option("--seeds", type=int, default=5, show_default=True, help="How many schedules.")
-@click.option("--first-seed", type=int, default=0, show_default=True, help="The first of them.")
-@click.option("--workers", type=int, default=4, show_default=True, help="Worker processes.")
-@click.option("--profile", type=click.Choice(["short", "long"]), default="short", show_default=True)
+@click.command(context_settings={"show_default": True})
+@click.option("--seeds", default=5, help="How many schedules.")
+@click.option("--first-seed", default=0, help="The first of them.")
+@click.option("--workers", default=4, help="Worker processes.")
+@click.option("--profile", type=click.Choice(["short", "long"]), default="short")
 @click.option("--kind", "kinds", multiple=True, help="A kind of fault; several: repeat it. Default: all of them.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything to this file.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder for broker, state and logs; kept.")
@@ -70,12 +70,8 @@ def chaos(
     for kind, count in found.items():
         click.echo(f"  {kind:<17} {count}")
     if json_file is not None:
-        document = {
-            "passed": passed,
-            "seeds": [v.to_json() for v in verdicts],
-            "faults": found,
-            "not_available": missing,
-        }
+        seeds_json = [v.to_json() for v in verdicts]
+        document = {"passed": passed, "seeds": seeds_json, "faults": found, "not_available": missing}
         json_file.write_text(json.dumps(document, indent=1), encoding="utf-8")
     sys.exit(0 if passed == len(verdicts) else 1)
 

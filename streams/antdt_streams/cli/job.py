@@ -9,7 +9,7 @@ from typing import Any
 import click
 from antdt_schemas.errors import ExitCode
 
-from antdt_streams.cli.common import connection_options, emit_json, job_argument
+from antdt_streams.cli.common import connection_options, emit_json, job_argument, json_option
 from antdt_streams.cli.replay import in_parts, log_options, open_log, processes_option
 from antdt_streams.local.place import Place
 from antdt_streams.proof.audit import audit as audit_log
@@ -44,7 +44,6 @@ def audit(
 
 
 def show_audit(report: dict[str, Any]) -> None:
-    """A report for people."""
     click.echo(report["verdict"])
     for name in ("missing", "repeated", "quarantined"):
         for epoch, start, end in report.get(name, [])[:20]:
@@ -54,10 +53,8 @@ def show_audit(report: dict[str, Any]) -> None:
         click.echo(f"  accepted by {loss['author']}: entries up to {loss['next_offset']} are lost: {loss['reason']}")
     for move in report.get("requests_moved", []):
         click.echo(f"  requests went on at {move['next']}, which cost nothing: {move['reason']}")
-    if report.get("skipped_steps"):
-        click.echo(
-            f"  {report['skipped_steps']} steps were skipped: their gradient was not finite (roll-backs included)"
-        )
+    if skipped := report.get("skipped_steps"):
+        click.echo(f"  {skipped} steps were skipped: their gradient was not finite (roll-backs included)")
     for name in ("entries", "void_entries", "steps", "refused_reports", "head_hash", "digest", "file"):
         if report.get(name) is not None:
             click.echo(f"  {name.replace('_', ' '):<16} {report[name]}")
@@ -65,7 +62,7 @@ def show_audit(report: dict[str, Any]) -> None:
 
 @click.command()
 @job_argument
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@json_option
 @connection_options
 def status(job: str, as_json: bool, place: Place) -> None:
     """Show a job: progress, members, plan, newest decisions."""
@@ -78,10 +75,9 @@ def status(job: str, as_json: bool, place: Place) -> None:
         return
     total = found["samples_total"] or 1
     click.echo(f"job {job}   run {found['run_id'] or '- (no worker has joined yet)'}")
-    click.echo(
-        f"  {found['committed']:,} of {found['samples_total']:,} samples committed "
-        f"({100 * found['committed'] / total:.1f} %), step {found['step']}, {found['leased']:,} leased"
-    )
+    done = f"{found['committed']:,} of {found['samples_total']:,} samples committed"
+    share = f"{100 * found['committed'] / total:.1f} %"
+    click.echo(f"  {done} ({share}), step {found['step']}, {found['leased']:,} leased")
     state = "open" if found["open"] else f"closed: {found['next_generation']}"
     state = f"done: {found['file']}" if found["file"] else state
     click.echo(f"  generation {found['generation']} ({state}), members: {', '.join(found['members']) or 'none'}")
@@ -101,10 +97,8 @@ def status(job: str, as_json: bool, place: Place) -> None:
     if found["quarantined"]:
         click.echo(f"  {found['quarantined']:,} samples in quarantine (try them again by `antdt readmit {job}`)")
         _show_faults(found["faults"])
-    if found["skipped_steps"]:
-        click.echo(
-            f"  {found['skipped_steps']} steps were skipped: their gradient was not finite (see the workers' output)"
-        )
+    if skipped := found["skipped_steps"]:
+        click.echo(f"  {skipped} steps were skipped: their gradient was not finite (see the workers' output)")
     if found["accepted_losses"]:
         click.echo(f"  {found['accepted_losses']} losses of log entries were accepted: see `antdt audit {job}`")
     for decision in found["decisions"][-5:]:

@@ -48,11 +48,9 @@ class Commands(Group):
     """The commands of the table above."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A command, its module imported now."""
         if cmd_name not in COMMANDS:
             return None
         try:

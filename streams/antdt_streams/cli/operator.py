@@ -39,9 +39,8 @@ def readmit(job: str, place: Place) -> None:
     Mend them first. A job that was done is no longer: launch its workers again, they begin with its final model.
     """
     _ask(job, place, lambda _: records.Readmit())
-    note(
-        f"What was in quarantine in job {job} will be trained on again, by the workers that run or by the next launch."
-    )
+    whom = "by the workers that run or by the next launch"
+    note(f"What was in quarantine in job {job} will be trained on again, {whom}.")
 
 
 def _ask(job: str, place: Place, body: ask.Body) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,26 +11,22 @@ from typing import Any
 
 import click
 from antdt_schemas.errors import UsageError
+from antdt_schemas.topics import WORKER_NAME
 
 from antdt_streams.cli.common import connection_options, job_argument
 from antdt_streams.local.place import Place
 from antdt_streams.local.services import MAIN_INSTANCE
 from antdt_streams.runtime.service import Service
 
-# What `antdt up` starts. It has the folder of the service itself, any other name one beside it.
-INSTANCE_NAME = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,62})")
-
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """Which instance of a service a command runs."""
-
     name: str | None
     session_timeout_ms: int | None
     accept_loss: bool
 
     def folder(self, place: Place, job: str, service: str) -> Path:
-        """Its state, nobody else's."""
+        # What `antdt up` starts has the folder of the service itself, any other name one beside it.
         own = "" if self.name in (None, MAIN_INSTANCE) else f"-{self.name}"
         return place.service_folder(job, service + own)
 
@@ -58,7 +53,7 @@ def instance_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(
         *args: Any, instance: str | None, session_timeout_ms: int | None, accept_loss: bool, **rest: Any
     ) -> Any:
-        if instance is not None and not INSTANCE_NAME.fullmatch(instance):
+        if instance is not None and not WORKER_NAME.fullmatch(instance):
             raise UsageError(f"Instance {instance!r} is not usable: 1 to 63 of letters, digits, '-', '.' and '_'.")
         return command(*args, instance=Instance(instance, session_timeout_ms, accept_loss), **rest)
 

@@ -13,7 +13,7 @@ from antdt_schemas import container
 from antdt_schemas.errors import ExitCode, UsageError
 from antdt_schemas.topics import SHARD_LOG, check_job
 
-from antdt_streams.cli.common import connection_options, emit_json, job_argument, note
+from antdt_streams.cli.common import connection_options, emit_json, job_argument, json_option, note
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.stored import Identity
 from antdt_streams.local.place import Place
@@ -26,20 +26,17 @@ from antdt_streams.proof.source import LogSource, open_file, open_topic
 
 def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds JOB, --file and --anchor: which log to read, and what it must meet."""
-    for add in (
-        click.option("--file", type=click.Path(path_type=Path), help="A file of `antdt export`; no broker is asked."),
-        click.option(
-            "--anchor",
-            "anchors",
-            multiple=True,
-            metavar="OFFSET:HASH",
-            callback=_anchors,
-            help="A rolling hash that was kept elsewhere: the log must have it after this offset.",
-        ),
-        click.argument("job", required=False),
-    ):
-        command = add(command)
-    return command
+    anchor = click.option(
+        "--anchor",
+        "anchors",
+        multiple=True,
+        metavar="OFFSET:HASH",
+        callback=_anchors,
+        help="A rolling hash that was kept elsewhere: the log must have it after this offset.",
+    )
+    file_help = "A file of `antdt export`; no broker is asked."
+    file = click.option("--file", type=click.Path(path_type=Path), help=file_help)
+    return click.argument("job", required=False)(anchor(file(command)))
 
 
 def _anchors(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[int, bytes]:
@@ -55,7 +52,6 @@ def _anchors(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 
 @contextmanager
 def open_log(job: str | None, file: Path | None, place: Place, start: int = 0) -> Iterator[LogSource]:
-    """The log that JOB or --file names."""
     if file is not None:
         with open_file(file) as log:
             _check_same(job, log, file)
@@ -98,7 +94,7 @@ processes_option = click.option(
 @click.option("--snapshot", is_flag=True, help="Begin with the ledger's newest snapshot, not with the first entry.")
 @processes_option
 @click.option("--full", is_flag=True, help="All rows of the state, too.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@json_option
 @connection_options
 def replay(
     job: str | None,

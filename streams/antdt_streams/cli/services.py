@@ -14,7 +14,7 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode, JobTaken
 
 from antdt_streams.broker.use import BrokerUse
-from antdt_streams.cli.common import connection_options, job_argument, note
+from antdt_streams.cli.common import connection_options, job_argument, note, replication_option
 from antdt_streams.cli.topics import told
 from antdt_streams.host.logs import log_to_stderr
 from antdt_streams.host.readiness import Readiness
@@ -44,6 +44,13 @@ def stop_on_signals() -> threading.Event:
     return stopping
 
 
+patience_option = click.option(
+    "--patience-ms",
+    type=int,
+    default=5_000,
+    show_default=True,
+    help="A worker that is silent for longer is given up, and the others go on. Counts when the job is new.",
+)
 stuck_option = click.option(
     "--stuck-ms",
     type=click.IntRange(min=1000),
@@ -57,20 +64,9 @@ stuck_option = click.option(
 @job_argument
 @click.option("--resume", is_flag=True, help="Go on with a job that exists already.")
 @click.option("--policy", default=None, help="Policy of the controller: a name, or FILE.py:CLASS.  [default: antdt-nd]")
-@click.option(
-    "--replication",
-    type=int,
-    default=None,
-    help="Copies of each partition.  [default: 3 where there are three brokers, else what they make]",
-)
+@replication_option
 @click.option("--standby", is_flag=True, help="A second ledger, which takes over within about a second.")
-@click.option(
-    "--patience-ms",
-    type=int,
-    default=5_000,
-    show_default=True,
-    help="A worker that is silent for longer is given up, and the others go on. Counts when the job is new.",
-)
+@patience_option
 @click.option(
     "--ready-timeout-s",
     type=click.FloatRange(min=0, min_open=True),
@@ -129,7 +125,6 @@ def _check_topics(connection: Connection, job: str) -> None:
 
 
 def _look_after(supervisor: Supervisor, broker: BrokerUse | NamedBroker, stopping: threading.Event) -> None:
-    """Until told to stop."""
     looked = monotonic()
     while not stopping.wait(POLL_S):
         supervisor.poll()
@@ -152,13 +147,7 @@ def _who(connection: Connection, job: str) -> str:
 
 @click.command()
 @job_argument
-@click.option(
-    "--patience-ms",
-    type=int,
-    default=5_000,
-    show_default=True,
-    help="A worker that is silent for longer is given up, and the others go on. Counts when the job is new.",
-)
+@patience_option
 @stuck_option
 @click.option("--standby", is_flag=True, help="Follow the log, and take office when its leader falls silent.")
 @click.option("--instance", default="", help="Name of this ledger where one machine has several: a folder of its own.")

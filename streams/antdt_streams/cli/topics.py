@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from time import monotonic
 
 import click
@@ -11,12 +12,12 @@ from antdt_schemas import codec
 from antdt_schemas.errors import Undecodable, UsageError
 from antdt_schemas.topics import BY_SUFFIX, TOPICS
 
-from antdt_streams.cli.common import connection_options, emit_json, job_argument
+from antdt_streams.cli.common import connection_options, emit_json, job_argument, json_option, replication_option
 from antdt_streams.kafka import grants, topics_admin
 from antdt_streams.kafka.reader import TopicReader
 from antdt_streams.kafka.topic_rules import ABSENT, Difference
 from antdt_streams.local.place import Place
-from antdt_streams.views.costs import costs_of, read_costs
+from antdt_streams.views.costs import read_costs
 
 
 @click.group()
@@ -26,12 +27,7 @@ def topics() -> None:
 
 @topics.command(short_help="Create the topics of a job.")
 @job_argument
-@click.option(
-    "--replication",
-    type=int,
-    default=None,
-    help="Copies of each partition.  [default: 3 where there are three brokers, else what they make]",
-)
+@replication_option
 @click.option("--resume", is_flag=True, help="Complete the topics of a job that exists already.")
 @connection_options
 def create(job: str, replication: int | None, resume: bool, place: Place) -> None:
@@ -59,7 +55,7 @@ def grant(job: str, place: Place) -> None:
 
 @topics.command("list", short_help="List jobs, or the topics of one.")
 @click.argument("job", required=False)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@json_option
 @connection_options
 def list_(job: str | None, as_json: bool, place: Place) -> None:
     """List the jobs of a broker; with JOB, its topics, what each one holds, and what a day of it costs."""
@@ -68,12 +64,11 @@ def list_(job: str | None, as_json: bool, place: Place) -> None:
         jobs = topics_admin.list_jobs(place.connection)
         emit_json({"jobs": jobs}) if as_json else click.echo("\n".join(jobs))
         return
-    ids = topics_admin.topic_ids(place.connection, job)
+    ids, costs = topics_admin.topic_ids(place.connection, job), read_costs(place.connection, job)
     if as_json:
         listed = {t.name(job): ids.get(t.suffix) for t in TOPICS}
-        emit_json({"job": job, "topics": listed, "costs": costs_of(place.connection, job)})
+        emit_json({"job": job, "topics": listed, "costs": {suffix: asdict(cost) for suffix, cost in costs.items()}})
         return
-    costs = read_costs(place.connection, job)
     for topic in TOPICS:
         click.echo(f"{topic.name(job):<40} {ids.get(topic.suffix, 'missing'):<24} {topic.purpose}")
         if topic.suffix in costs:
@@ -132,10 +127,9 @@ def tail(
     place.connection.check_reachable()
     chosen, shown = BY_SUFFIX[topic], 0
     with TopicReader(place.connection, job, chosen) as reader:
-        ends = reader.ends()
         reader.follow(last)
         until = monotonic() + seconds if seconds is not None else None
-        while follow or any(at < end for at, end in zip(reader.positions(), ends, strict=True)):
+        while follow or reader.is_behind():
             for raw in reader.poll(0.2):
                 line = {"partition": raw.partition, "offset": raw.offset, "time_ms": raw.time_ms}
                 try:

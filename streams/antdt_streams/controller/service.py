@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 
 from antdt_schemas.records import Decision
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS
@@ -18,12 +18,6 @@ VERSION = 1
 def service(policy_name: str | None = None) -> Service:
     """One Controller of one job. Raises UsageError if there is no such policy."""
     policy = find(policy_name or AdjustBatchSize.name)
-
-    def new() -> ControllerState:
-        return ControllerState(policy)
-
-    def load(rows: Mapping[bytes, bytes]) -> ControllerState:
-        return ControllerState.load(rows, policy)
-
+    new, load = partial(ControllerState, policy), partial(ControllerState.load, policy=policy)
     fold = ControllerState.process
     return Service("controller", VERSION, MEASUREMENTS, new, load, fold, {Decision: DECISIONS}, ControllerState.follow)

@@ -55,21 +55,13 @@ class DemoOptions:
 
     @property
     def script_arguments(self) -> list[str]:
-        """Arguments of the training script."""
         mnist = self.data != "digits"
         samples = self.samples or (MNIST_SAMPLES if mnist and not self.epochs else 0)
         epochs = self.epochs or (1 if mnist else DIGITS_EPOCHS)
         bursts = f"{self.in_bursts}:{self.burst:g}:{self.burst_s:g}:{self.burst_every_s:g}"
-        values = {
-            "--data": self.data,
-            "--samples": samples,
-            "--epochs": epochs,
-            "--batch-size": self.batch_size,
-            "--seed": self.seed,
-            "--delay-ms": self.delay_ms,
-            "--slow": f"w1:{self.slow:g},{bursts}",
-        }
-        return [str(part) for item in values.items() for part in item]
+        work = ["--data", self.data, "--samples", samples, "--epochs", epochs, "--batch-size", self.batch_size]
+        pace = ["--seed", self.seed, "--delay-ms", self.delay_ms, "--slow", f"w1:{self.slow:g},{bursts}"]
+        return [str(part) for part in (*work, *pace)]
 
     def ideal_s(self, samples: int) -> float:
         """Time for `samples` if each were done by whoever is free first, and nothing else took any time.

@@ -19,7 +19,7 @@ from antdt_schemas.errors import AntdtError, ExitCode, Unavailable
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS, SHARD_LOG, STEPS
 
 from antdt_streams.demo.options import DemoOptions
-from antdt_streams.host.child import spawn
+from antdt_streams.host.child import end, spawn
 from antdt_streams.kafka import topics_admin
 from antdt_streams.local.place import Place
 from antdt_streams.local.services import SERVICES, environment_of, start_services
@@ -35,8 +35,6 @@ GRACE_S = 15.0
 
 @dataclass(slots=True)
 class Run:
-    """What came out of one of the two runs."""
-
     job: str
     train_s: float
     accuracy: float
@@ -45,8 +43,6 @@ class Run:
 
 
 class Watch(Follow):
-    """Follows a run for the screen."""
-
     def __init__(self, connection: Connection, job: str) -> None:
         self.progress, self.control = Progress(), Control()
         topics = (SHARD_LOG, STEPS, MEASUREMENTS, DECISIONS)
@@ -70,7 +66,6 @@ class Demo:
         self.place, self.connection, self.options, self.screen = place, connection, options, screen
 
     def run(self, job: str, mitigated: bool, title: str) -> Run:
-        """One run, from fresh topics to its audit."""
         topics_admin.create(self.connection, job)
         # The static run is the same in everything but one: nobody commands.
         services = SERVICES if mitigated else ("ledger", "monitor")
@@ -106,13 +101,7 @@ class Demo:
         try:
             yield process
         finally:
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(GRACE_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait(GRACE_S)
+            end(process, GRACE_S)
 
     def _follow(self, launcher: subprocess.Popen[bytes], supervisor: Supervisor, watch: Watch, title: str) -> None:
         while launcher.poll() is None:

@@ -43,19 +43,15 @@ def screen_of(console: Console, options: DemoOptions) -> Iterator[Screen]:
 
 
 class Frames:
-    """The live view."""
-
     def __init__(self, live: Live, options: DemoOptions) -> None:
         self._live, self._options = live, options
         self._speeds_before: list[int] = []
 
     def show(self, watch: Watch, title: str) -> None:
-        """Draw it."""
         with watch.changed:
             self._live.update(frame(watch, title, self._options, self._speeds_before, self._live.console))
 
     def ended(self, title: str, run: Run) -> None:
-        """A line that stays."""
         self._live.console.print(_ended(title, run), highlight=False, soft_wrap=True)
         self._speeds_before = [run.audit["committed"] // max(1, round(run.train_s))]
 
@@ -67,7 +63,6 @@ class Lines:
         self._said_at, self._plan = 0.0, 0
 
     def show(self, watch: Watch, title: str) -> None:
-        """Say it if it is time."""
         with watch.changed:
             progress = watch.progress
             for decision in watch.control.decisions:
@@ -84,7 +79,6 @@ class Lines:
             self._say(f"{progress.train_s:6.1f} s  {progress.committed:,} of {progress.total:,} samples, {sizes}")
 
     def ended(self, title: str, run: Run) -> None:
-        """What came out."""
         self._said_at, self._plan = 0.0, 0
         self._say(_ended(title, run))
 

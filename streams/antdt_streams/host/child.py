@@ -1,4 +1,4 @@
-"""Starts a child process that does not outlive this one, whatever kills this one."""
+"""Processes of this machine: started so that they do not outlive this one, told, ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import sys
 import threading
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
+
+from antdt_schemas.errors import AntdtError, ExitCode
 
 # Set in the child before it becomes the program, and not in a preexec_fn: between fork and exec of a process with
 # threads (librdkafka, torch) nothing but exec is safe. 1 is PR_SET_PDEATHSIG; a parent that is already gone is noticed.
@@ -20,6 +23,25 @@ ctypes.CDLL(None).prctl(1, int(sys.argv[2]))
 os.getppid() == int(sys.argv[1]) or os._exit(0)
 os.execv(sys.argv[3], sys.argv[3:])
 """
+
+
+class ServiceEnded(AntdtError):
+    """A service ended for good. The exit code is its own: what must not be repeated is not repeated further up."""
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Process(Protocol):
+    """What is used here of Popen."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
@@ -38,6 +60,34 @@ def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         raise result
     assert isinstance(result, subprocess.Popen)
     return result
+
+
+def end(process: Process, grace_s: float) -> None:
+    """SIGTERM, and SIGKILL when the grace is over. Returns once it is gone; one that is gone already is fine."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(grace_s)
+
+
+def send(pid: int, number: signal.Signals) -> bool:
+    """Send a signal; False if there is no such process any more."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @cache

@@ -6,6 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from antdt_schemas.data_folder import try_lock
 from antdt_schemas.errors import UsageError
 
 
@@ -19,13 +20,12 @@ def acquire(path: Path, *, shared: bool = False) -> int | None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = try_lock(path, shared=shared)
     except OSError as error:
         what = f"{path.parent} cannot be written: {error.strerror}."
         raise UsageError(f"{what} Name another data folder with --data-dir, or in ANTDT_DATA.") from error
-    if not convert(handle, shared=shared):
-        os.close(handle)
-        return None
+    if handle is not None and not shared:
+        _sign(handle)
     return handle
 
 
@@ -37,9 +37,13 @@ def convert(handle: int, *, shared: bool) -> bool:
         fcntl.flock(handle, fcntl.LOCK_UN)
         return False
     if not shared:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        _sign(handle)
     return True
+
+
+def _sign(handle: int) -> None:
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
 
 
 def holder(path: Path) -> int | None:

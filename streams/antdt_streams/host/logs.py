@@ -17,7 +17,6 @@ class OneLine(logging.Formatter):
         self.head = f"job={job} service={service}"
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record as one line."""
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line = f"{at}.{int(record.msecs):03d}Z {record.levelname.lower()} {self.head} {record.getMessage()}"
         if record.exc_info:

@@ -25,7 +25,6 @@ class Readiness:
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Readiness:
-        """The file that ANTDT_READY_FILE names."""
         named = environ.get(ENV_READY_FILE)
         return cls(Path(named) if named else None)
 
@@ -40,7 +39,6 @@ class Readiness:
             log.warning("event=not-said-ready file=%s reason=%r", self.path, str(error))
 
     def withdraw(self) -> None:
-        """It does not any more."""
         if self.path is None:
             return
         try:

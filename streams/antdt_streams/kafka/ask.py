@@ -48,9 +48,7 @@ def ask(connection: Connection, job: str, body: Body, secret: bytes | None) -> r
             if monotonic() - sent_at >= RETRY_S:
                 sent_at = monotonic()
                 with noted(wrong):
-                    producer.produce(
-                        topic, payload, OPERATOR, 0, on_delivery=lambda e, _: wrong.append(e) if e else None
-                    )
+                    producer.produce(topic, payload, OPERATOR, 0, on_delivery=delivered)
             with noted(wrong):
                 producer.poll(0)
             refused = next((found for e in wrong if (found := denied(e, WRITE, topic)) is not None), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from antdt_schemas.connection import Connection
@@ -17,12 +18,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from antdt_streams.kafka import topics_admin
 
 ACLS = Path(__file__).with_name("acls.txt")
-OPERATIONS = {
-    "Read": AclOperation.READ,
-    "Write": AclOperation.WRITE,
-    "Describe": AclOperation.DESCRIBE,
-    "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
-}
 
 
 def acls_of(job: str) -> dict[str, list[AclBinding]]:
@@ -34,7 +29,8 @@ def acls_of(job: str) -> dict[str, list[AclBinding]]:
         principal, kind, pattern, operations = line.replace("JOB", check_job(job)).split()
         prefixed = ResourcePatternType.PREFIXED if pattern.endswith("*") else ResourcePatternType.LITERAL
         where = ResourceType[kind.upper()], pattern.removesuffix("*"), prefixed, f"User:{principal}", "*"
-        granted = [AclBinding(*where, OPERATIONS[word], AclPermissionType.ALLOW) for word in operations.split(",")]
+        words = [re.sub("(?<=[a-z])(?=[A-Z])", "_", word).upper() for word in operations.split(",")]  # DESCRIBE_CONFIGS
+        granted = [AclBinding(*where, AclOperation[word], AclPermissionType.ALLOW) for word in words]
         out[" ".join((principal, kind, pattern, operations))] = granted
     return out
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import Unavailable, Undecodable, UnknownJob
+from antdt_schemas.errors import AntdtError, Unavailable, Undecodable, unknown_job
 from antdt_schemas.offsets import watermarks
 from antdt_schemas.polling import OutOfRange, Place, Reader
 from antdt_schemas.topics import SHARD_LOG, Topic
@@ -43,15 +43,12 @@ class TopicReader:
         try:
             known = consumer.list_topics(self.name, timeout=10).topics[self.name]
             if known.error is not None:
-                raise UnknownJob(
-                    f"Job {job!r} is not on this broker.",
-                    f"Start it with `antdt up {job}`, or see `antdt topics list`.",
-                )
+                raise unknown_job(job)
             self._ranges = {p: watermarks(consumer, self.name, p) for p in sorted(known.partitions)}
         except KafkaException as error:
             self._reader.close()
             raise Unavailable(f"{self.name} cannot be read: {error.args[0].str()}.") from error
-        except (UnknownJob, Unavailable):
+        except AntdtError:
             self._reader.close()
             raise
 
@@ -77,17 +74,16 @@ class TopicReader:
         return [high for _, high in self._ranges.values()]
 
     def positions(self) -> list[int]:
-        """Offset of the next record of each partition."""
         return [self._reader.position(Place(self.name, partition)) for partition in self._ranges]
+
+    def is_behind(self) -> bool:
+        """Whether some of the records are still to come that were there when the reader was made."""
+        return any(at < end for at, end in zip(self.positions(), self.ends(), strict=True))
 
     def follow(self, last: int | None = None) -> None:
         """From now on `poll` returns new records; with `last`, beginning that many before the end of each partition."""
-        self._reader.assign(
-            {
-                Place(self.name, partition): low if last is None else max(low, high - last)
-                for partition, (low, high) in self._ranges.items()
-            }
-        )
+        starts = {p: low if last is None else max(low, high - last) for p, (low, high) in self._ranges.items()}
+        self._reader.assign({Place(self.name, partition): start for partition, start in starts.items()})
 
     def poll(self, wait_s: float) -> list[Raw]:
         """Records that are there; waits for the first one at most `wait_s`."""

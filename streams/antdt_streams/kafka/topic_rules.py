@@ -32,7 +32,6 @@ class Difference:
         return f"{self.what} of {self.topic}: expected {self.expected}, found {self.found}"
 
     def mend(self, job: str) -> str:
-        """What to do about it."""
         if self.found == ABSENT:
             return f"`antdt topics create {job} --resume` creates it."
         if self.what == PARTITIONS and self.topic == SHARD_LOG.name(job):
@@ -45,7 +44,6 @@ class Difference:
 
 
 def absent(topic: Topic, job: str) -> Difference:
-    """The topic is not there."""
     return Difference(topic.name(job), PARTITIONS, str(topic.partitions), ABSENT, fatal=True)
 
 

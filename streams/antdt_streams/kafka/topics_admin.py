@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import JobTaken, Mismatch, Unavailable, UnknownJob, UsageError
+from antdt_schemas.errors import JobTaken, Mismatch, Unavailable, UsageError, unknown_job
 from antdt_schemas.topics import (
     BY_SUFFIX,
     DURABLE_COPIES,
@@ -43,17 +45,9 @@ ATTEMPT_S = 5.0
 PATIENT = {"operation_timeout": TIMEOUT_S, "request_timeout": TIMEOUT_S}
 POLL_S = 0.05
 NAME = re.compile(rf"antdt\.({JOB_NAME.pattern})\.([a-z-]+)")
-DENIED = (
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-    KafkaError.GROUP_AUTHORIZATION_FAILED,
-)
-REFUSED = (
-    KafkaError.INVALID_REPLICATION_FACTOR,
-    KafkaError.INVALID_CONFIG,
-    KafkaError.POLICY_VIOLATION,
-    KafkaError.SECURITY_DISABLED,
-)
+E = KafkaError
+DENIED = (E.TOPIC_AUTHORIZATION_FAILED, E.CLUSTER_AUTHORIZATION_FAILED, E.GROUP_AUTHORIZATION_FAILED)
+REFUSED = (E.INVALID_REPLICATION_FACTOR, E.INVALID_CONFIG, E.POLICY_VIOLATION, E.SECURITY_DISABLED)
 # A cluster of somebody else's may not let its users set these. Whether they are right is looked at in any case.
 OFTEN_RESERVED = ("max.message.bytes", "min.insync.replicas", "unclean.leader.election.enable")
 T = TypeVar("T")
@@ -69,7 +63,6 @@ class Examined:
     differences: list[Difference] = field(default_factory=list)
 
     def record_bytes_max(self, *topics: Topic) -> int:
-        """Bytes of a record that each of these takes."""
         return min(self.record_bytes[topic.suffix] for topic in topics)
 
 
@@ -112,11 +105,7 @@ def topic_ids(connection: Connection, job: str) -> dict[str, str]:
 
 
 def examine(connection: Connection, job: str) -> Examined:
-    """Look at the topics of a job.
-
-    Raises:
-        UnknownJob: the broker has no shard log of this job.
-    """
+    """Look at the topics of a job. Raises as `topic_ids` does."""
     out = Examined()
     described = _described(connection, job)
     settings = _settings(connection, job, [suffix for suffix, found in described.items() if found])
@@ -129,20 +118,16 @@ def examine(connection: Connection, job: str) -> Examined:
         out.ids[topic.suffix], out.copies[topic.suffix] = str(found.topic_id), copies
         out.record_bytes[topic.suffix] = record_bytes(int(known.get("max.message.bytes") or MESSAGE_BYTES))
         out.differences.extend(compare(topic, job, len(found.partitions), copies, known))
-    out.differences.sort(key=lambda d: (d.topic, d.what))
+    out.differences.sort(key=attrgetter("topic", "what"))
     return out
 
 
 def check(connection: Connection, job: str) -> list[Difference]:
-    """What differs between the topics of a job and the registry: missing topics, partitions, copies, settings.
-
-    Raises:
-        UnknownJob: the broker has no shard log of this job.
-    """
+    """What differs between the topics of a job and the registry. Raises as `topic_ids` does."""
     examined = examine(connection, job)
     brokers = len(_admin(connection).list_topics(timeout=TIMEOUT_S).brokers)
-    few = [few_copies(BY_SUFFIX[suffix], job, copies, brokers) for suffix, copies in examined.copies.items()]
-    return sorted([*examined.differences, *(d for some in few for d in some)], key=lambda d: (d.topic, d.what))
+    few = (few_copies(BY_SUFFIX[suffix], job, copies, brokers) for suffix, copies in examined.copies.items())
+    return sorted(chain(examined.differences, *few), key=attrgetter("topic", "what"))
 
 
 def fit(connection: Connection, job: str) -> Examined:
@@ -163,11 +148,6 @@ def refuse_fatal(differences: list[Difference], job: str) -> None:
         if found.fatal:
             why = f"So {found.why}. " if found.why else ""
             raise Mismatch(f"{found.what} of {found.topic}", found.expected, found.found, why + found.mend(job))
-
-
-def require(connection: Connection, job: str) -> dict[str, str]:
-    """The topic ids of a job whose topics are fit to run on. Raises as `fit` does."""
-    return fit(connection, job).ids
 
 
 def repair(connection: Connection, job: str) -> list[Difference]:
@@ -210,7 +190,6 @@ def create_acls(connection: Connection, job: str, acls: list[AclBinding]) -> Non
 
 
 def list_jobs(connection: Connection) -> list[str]:
-    """Names of the jobs that this broker knows."""
     admin = _admin(connection)
     with _said(connection, "list the jobs", "Describe on topics antdt.*"):
         found = [NAME.fullmatch(name) for name in _topic_names(admin)]
@@ -229,7 +208,7 @@ def delete(connection: Connection, job: str) -> list[str]:
         present = ours & _topic_names(admin)
         if not present:
             _described(connection, job)  # what this client may not see is not listed, and named only if asked for
-            raise _unknown(job)
+            raise unknown_job(job)
         log = SHARD_LOG.name(job)
         for names in (sorted(present - {log}), sorted(present & {log})):
             if names:
@@ -302,7 +281,7 @@ def _described(connection: Connection, job: str) -> dict[str, Any]:
     with _said(connection, f"look up job {job!r}", f"Describe on topics {_prefix(job)}"):
         found = patiently(ask)
     if found[SHARD_LOG.suffix] is None:
-        raise _unknown(job)
+        raise unknown_job(job)
     return found
 
 
@@ -323,7 +302,6 @@ def patiently(ask: Callable[[float], T]) -> T:
 
 
 def _settings(connection: Connection, job: str, suffixes: list[str]) -> dict[str, dict[str, str | None]]:
-    """Suffix -> every setting of the topic; None where it has no value."""
     asked = {ConfigResource(ResourceType.TOPIC, BY_SUFFIX[suffix].name(job)): suffix for suffix in suffixes}
 
     def ask(timeout_s: float) -> dict[str, dict[str, str | None]]:
@@ -338,12 +316,6 @@ def _settings(connection: Connection, job: str, suffixes: list[str]) -> dict[str
 
 def _prefix(job: str) -> str:
     return f"antdt.{check_job(job)}.*"
-
-
-def _unknown(job: str) -> UnknownJob:
-    return UnknownJob(
-        f"Job {job!r} is not on this broker.", f"Start it with `antdt up {job}`, or see `antdt topics list`."
-    )
 
 
 def _topic_names(admin: AdminClient) -> set[str]:

@@ -49,7 +49,6 @@ class Cache:
         self.store.write(changes)
 
     def stored(self) -> dict[bytes, bytes]:
-        """Every row as it is."""
         return dict(self.store.rows(b""))
 
     def begin_anew(self) -> None:
@@ -64,5 +63,4 @@ class Cache:
         self.store.write({**gone, **stored})
 
     def close(self) -> None:
-        """Release the folder."""
         self.store.close()

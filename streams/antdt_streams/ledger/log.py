@@ -19,14 +19,8 @@ from antdt_streams.ledger.ports import LogRecord
 
 
 class Log:
-    """The shard log as one writer and reader: appends are acknowledged, reads come in order."""
-
     def __init__(
-        self,
-        connection: Connection,
-        job: str,
-        options: LedgerOptions,
-        record_bytes_max: int = topics.RECORD_BYTES_MAX,
+        self, connection: Connection, job: str, options: LedgerOptions, record_bytes_max: int = topics.RECORD_BYTES_MAX
     ) -> None:
         """record_bytes_max: of an entry, and of whatever else its producer is used for."""
         self.topic, self.options, self.record_bytes_max = topics.SHARD_LOG.name(job), options, record_bytes_max
@@ -38,7 +32,6 @@ class Log:
         self.leader_epoch: int | None = None
 
     def end(self, timeout_s: float | None = None) -> int:
-        """Offset of the next entry that will be written, as the broker has it now."""
         return watermarks(self.reader.consumer, *self.place, timeout_s or self.options.read_timeout_s)[1]
 
     @property
@@ -47,15 +40,12 @@ class Log:
         return self.reader.position(self.place)
 
     def seek(self, offset: int) -> None:
-        """Read on from this offset."""
         self.reader.assign({self.place: offset})
 
     def poll(self, wait_s: float) -> list[LogRecord]:
-        """The entries that are there; waits for the first one."""
         return [self._record(message) for message in self.reader.poll(wait_s)]
 
     def read_to(self, end: int) -> Iterator[LogRecord]:
-        """Entries from the position up to `end`, and what came with them."""
         return map(self._record, self.reader.read_to(self.place, end, self.options.read_timeout_s))
 
     def _record(self, message: Message) -> LogRecord:
@@ -86,9 +76,8 @@ class Log:
         if error is not None or offset is None:
             raise self._unwritten(error)
         if offset < after:
-            raise LogTruncated(
-                f"The end of {self.topic}", f"at least {after}", offset, "Entries are gone, or it was created again."
-            )
+            hint = "Entries are gone, or it was created again."
+            raise LogTruncated(f"The end of {self.topic}", f"at least {after}", offset, hint)
         return offset
 
     def serve(self, wait_s: float) -> None:
@@ -107,7 +96,6 @@ class Log:
         return wrong or Unavailable(f"An entry could not be appended: {error.str() if error else 'no offset'}.")
 
     def close(self) -> None:
-        """Hand over what is queued, and end."""
         with suppress(KafkaException):  # it was said before
             self.producer.flush(2)
         self.reader.close()

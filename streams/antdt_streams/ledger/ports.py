@@ -18,8 +18,6 @@ from antdt_streams.storage.snapshots import SnapshotFound
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
-    """An entry as it was read."""
-
     offset: int
     payload: bytes
     leader_epoch: int

@@ -27,7 +27,6 @@ class Requests:
         self._reader = Reader(connection, group_id=f"antdt.{job}.ledger")
 
     def end(self, timeout_s: float) -> int:
-        """Offset of the next request. Raises Unavailable if the broker does not tell."""
         return watermarks(self._reader.consumer, *self.place, timeout_s)[1]
 
     def look(self) -> tuple[str, int, int]:
@@ -39,11 +38,11 @@ class Requests:
         """
         topic_id = topics_admin.topic_ids(self.connection, self.job).get(topics.REQUESTS.suffix)
         if topic_id is None:
-            raise self._gone()
+            hint = f"`antdt up {self.job} --resume` creates it anew: requests are only questions, nothing is lost."
+            raise Mismatch(f"The topic {self.place.topic}", "there", "deleted", hint)
         return topic_id, *watermarks(self._reader.consumer, *self.place)
 
     def begin(self, topic_id: str, offset: int) -> None:
-        """Read on from here."""
         self.topic_id = topic_id
         self._reader.identify(self.place.topic, topic_id)
         self._reader.assign({self.place: offset})
@@ -71,17 +70,11 @@ class Requests:
         return None
 
     def publish(self, offset: int) -> None:
-        """A copy of the position for tools that show lag, with a sign of life; never read back."""
         sign = sign_of_life(process_name(), time.time())
         with suppress(KafkaException):
             self._reader.consumer.commit(offsets=[TopicPartition(*self.place, offset, sign)], asynchronous=True)
 
-    def _gone(self) -> Mismatch:
-        hint = f"`antdt up {self.job} --resume` creates it anew: requests are only questions, nothing is lost."
-        return Mismatch(f"The topic {self.place.topic}", "there", "deleted", hint)
-
     def close(self) -> None:
-        """End the client."""
         self._reader.close()
 
 

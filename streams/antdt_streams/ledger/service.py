@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic
 
@@ -38,13 +37,8 @@ class Ledger:
         identity = Identity(job, found.ids[topics.SHARD_LOG.suffix])
         self.cache = Cache(folder, identity)
         self.log = Log(connection, job, options, found.record_bytes_max(*WRITTEN))
-        self.snapshots = LedgerSnapshots(
-            connection,
-            identity,
-            options.snapshot_every,
-            options.snapshot_events,
-            found.record_bytes_max(topics.SNAPSHOTS),
-        )
+        every = options.snapshot_every, options.snapshot_events
+        self.snapshots = LedgerSnapshots(connection, identity, *every, found.record_bytes_max(topics.SNAPSHOTS))
         self.requests = Requests(connection, job)
         self.topics_watch = TopicsWatch(connection, job, options.identity_every_s, options.missing_s)
         ports = Ports(
@@ -53,11 +47,11 @@ class Ledger:
             cache=self.cache,
             snapshots=self.snapshots,
             replies=Replies(self.log, job),
-            topic_ids=self._topic_ids,
+            topic_ids=lambda: None if (found := self.topics_watch.look()) is None else found.ids,
             clock=monotonic,
             new_id=lambda: str(uuid.uuid4()),
-            stopping=self._is_stopping,
-            ready=self._say_ready,
+            stopping=lambda: self.stopping.is_set(),  # noqa: PLW0108  these two may be set after this is made
+            ready=lambda how: self.readiness.say(how),  # noqa: PLW0108
             owner=process_name(),
         )
         self.life = Life(job, identity.topic_id, ports, options)
@@ -77,21 +71,8 @@ class Ledger:
             self.close()
 
     def close(self) -> None:
-        """Release folder and connections."""
         self.readiness.withdraw()
         self.snapshots.close()
         self.log.close()
         self.requests.close()
         self.cache.close()
-
-    # `stopping` and `readiness` may be set after this object is made
-
-    def _is_stopping(self) -> bool:
-        return self.stopping.is_set()
-
-    def _say_ready(self, how: str) -> None:
-        self.readiness.say(how)
-
-    def _topic_ids(self) -> Mapping[str, str] | None:
-        found = self.topics_watch.look()
-        return None if found is None else found.ids

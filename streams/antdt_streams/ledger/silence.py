@@ -26,7 +26,6 @@ class Silence:
         self._end = self._excused = 0
 
     def begin(self, now_s: float) -> None:
-        """This ledger stands by from now on."""
         self._is_clear(now_s)
 
     def _is_clear(self, now_s: float) -> None:

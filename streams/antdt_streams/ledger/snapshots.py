@@ -37,12 +37,11 @@ class LedgerSnapshots:
         self._written_at: int | None = None
         self._written_events = 0
 
-    def newest(self, *, topic_id: str | None = None, at_most: int | None = None) -> SnapshotFound | None:
-        """The newest one of this job, of whatever topic and position unless it is said."""
-        return newest(self.connection, self.identity.job, SERVICE, topic_id=topic_id, at_most=at_most)
+    def newest(self) -> SnapshotFound | None:
+        """The newest one of this job, of whatever topic and position."""
+        return newest(self.connection, self.identity.job, SERVICE)
 
     def offer(self, fold: Fold, leader_epoch: int | None) -> None:
-        """Write one if it is due and none is under way."""
         position = fold.position.next_offset
         if self._written_at is None:
             self._written_at = position - position % self.every_entries
@@ -68,20 +67,13 @@ class LedgerSnapshots:
     def _write(self, stored: dict[bytes, bytes], position: int) -> None:
         try:
             if self._writer is None:
-                self._writer = SnapshotWriter(
-                    self.connection,
-                    self.identity.job,
-                    SERVICE,
-                    0,
-                    self.newest(),
-                    record_bytes_max=self.record_bytes_max,
-                )
+                whose, most = (self.connection, self.identity.job, SERVICE, 0), self.record_bytes_max
+                self._writer = SnapshotWriter(*whose, self.newest(), record_bytes_max=most)
             self._writer.write(self.identity.topic_id, position, stored)
         except Unavailable as error:
             log.warning("event=snapshot-not-written reason=%r", str(error))
 
     def close(self) -> None:
-        """End thread and producer."""
         self._worker.shutdown()
         if self._writer is not None:
             self._writer.close()

@@ -57,7 +57,6 @@ class Start:
         return fold
 
     def fold_to(self, fold: Fold, end: int) -> None:
-        """Read on up to `end`, and save."""
         self.log.seek(fold.position.next_offset)
         for entry in self.log.read_to(end):
             if entry.offset < end:
@@ -118,10 +117,8 @@ class Start:
         """The last entry that a state reflects must still be the one in the log."""
         position = fold.position
         if end < position.next_offset:
-            raise LogTruncated(
-                f"The end of {self.log.topic}", f"at least {position.next_offset}, which was reached before", end,
-                self._lost_hint(),
-            )  # fmt: skip
+            least = f"at least {position.next_offset}, which was reached before"
+            raise LogTruncated(f"The end of {self.log.topic}", least, end, self._lost_hint())
         if not position.next_offset:
             return
         self.log.seek(position.next_offset - 1)
@@ -132,12 +129,8 @@ class Start:
         first = entries[0]
         found = lineage.chain(position.before, first.offset, first.payload)
         if first.offset != position.next_offset - 1 or found != position.hash:
-            raise LogTruncated(
-                f"The hash of the entry at offset {position.next_offset - 1} of {self.log.topic}",
-                position.hash.hex(),
-                found.hex(),
-                self._lost_hint(),
-            )
+            what = f"The hash of the entry at offset {position.next_offset - 1} of {self.log.topic}"
+            raise LogTruncated(what, position.hash.hex(), found.hex(), self._lost_hint())
         if self.cache.leader_epoch is not None and first.leader_epoch > self.cache.leader_epoch:
             log.info("event=leader-epoch was=%d is=%d", self.cache.leader_epoch, first.leader_epoch)
 

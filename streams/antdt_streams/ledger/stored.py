@@ -16,18 +16,11 @@ from antdt_schemas.errors import ForeignState
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Doubt, Fold, Office, Position
 from antdt_streams.ledger.core.versions import FOLD_VERSION, state_of
+from antdt_streams.storage.rows import Identity as Identity  # noqa: PLC0414  handed on
 
 POSITION = b"\0position"
 GENESIS = b"\0genesis"
 LAYOUT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose log this is: the name of the job and Kafka's id of the topic, new with every topic of that name."""
-
-    job: str
-    topic_id: str
 
 
 def position_row(fold: Fold, identity: Identity, leader_epoch: int | None) -> bytes:
@@ -120,16 +113,10 @@ def known_of(stored: Mapping[bytes, bytes]) -> Known | None:
     mark, genesis = json.loads(stored[POSITION]), _genesis(stored.get(GENESIS))
     rest = {key: row for key, row in stored.items() if key not in (POSITION, GENESIS)}
     state = rows.load(state_of(genesis), rest) if genesis is not None else None
-    return Known(
-        mark["job"],
-        genesis.run_id if genesis else "",
-        mark["next_offset"],
-        bytes.fromhex(mark["hash"]),
-        state.members.generation if state else 0,
-        state.shards.next_lease if state else 0,
-        genesis,
-        tuple(state.accepted) if state else (),
-    )
+    reached = mark["job"], genesis.run_id if genesis else "", mark["next_offset"], bytes.fromhex(mark["hash"])
+    if state is None:
+        return Known(*reached, 0, 0, genesis, ())
+    return Known(*reached, state.members.generation, state.shards.next_lease, genesis, tuple(state.accepted))
 
 
 def _check_identity(found: dict[str, Any], identity: Identity, where: str) -> None:

@@ -13,10 +13,7 @@ from antdt_schemas.data_folder import BROKER, data_folder, running
 
 @dataclass(frozen=True)
 class Place:
-    """Where a command works: the broker, the data folder of this machine, the job's secret.
-
-    config: the file of client properties that a flag named.
-    """
+    """config: the file of client properties that a flag named."""
 
     connection: Connection
     named: bool
@@ -25,12 +22,10 @@ class Place:
     config: Path | None = None
 
     def service_folder(self, job: str, service: str) -> Path:
-        """Local state of one service of one job."""
         return self.data / "state" / job / service
 
 
 def place_of(bootstrap_servers: str | None, kafka_config: Path | None, data: Path | None) -> Place:
-    """The place that options and environment name."""
     folder = data or data_folder(os.environ)
     named = bool(bootstrap_servers or kafka_config) or names_a_broker(os.environ)
     if not named:

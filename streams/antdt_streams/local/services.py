@@ -24,8 +24,6 @@ MAIN_INSTANCE = "main"
 
 
 class NamedBroker:
-    """Somebody else's broker."""
-
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
@@ -108,5 +106,4 @@ def environment_of(connection: Connection, place: Place) -> dict[str, str]:
 
 
 def ledger_folder(place: Place, job: str, instance: str) -> Path:
-    """Local state of one ledger."""
     return place.service_folder(job, f"ledger-{check_worker(instance)}" if instance else "ledger")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Protocol
 
-from antdt_schemas.errors import AntdtError, ExitCode
+from antdt_schemas.errors import ExitCode, how
 from antdt_schemas.waiting import Waiting
 
-from antdt_streams.host.child import spawn
+from antdt_streams.host.child import Process, ServiceEnded, spawn
 from antdt_streams.host.readiness import ENV_READY_FILE
 
 POLL_S = 0.02
@@ -25,38 +23,11 @@ LAST_BYTES = 16 << 10
 WORST_FIRST = (ExitCode.NEVER_RETRY, ExitCode.USAGE, ExitCode.BUG, ExitCode.RESTART_HERE)
 
 
-class ServiceEnded(AntdtError):
-    """A service ended for good. The exit code is its own: what must not be repeated is not repeated further up."""
-
-    def __init__(self, message: str, exit_code: ExitCode) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-class Process(Protocol):
-    """What is used here of Popen."""
-
-    pid: int
-
-    def poll(self) -> int | None:
-        """Its exit status, once it has ended."""
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Its exit status, once it has ended; or TimeoutExpired."""
-
-    def terminate(self) -> None:
-        """SIGTERM."""
-
-    def kill(self) -> None:
-        """SIGKILL."""
-
-
 # Starts a process with this command line and this environment; its output is appended to the file.
 Start = Callable[[Sequence[str], Mapping[str, str], Path], Process]
 
 
 def start_process(command: Sequence[str], environ: Mapping[str, str], output: Path) -> Process:
-    """A Start: a new program."""
     with output.open("ab") as out:
         return spawn(command, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
 
@@ -106,7 +77,6 @@ class Child:
 
     @property
     def ready_file(self) -> Path:
-        """Is there while the service answers."""
         return self.log.with_suffix(".ready")
 
     @property
@@ -133,7 +103,6 @@ class Supervisor:
         self.children: dict[str, Child] = {}
 
     def add(self, name: str, command: Sequence[str], log: Path) -> Child:
-        """Start a service; its output goes to `log`."""
         child = self.children[name] = Child(name, command, log)
         self._start(child)
         return child
@@ -173,7 +142,6 @@ class Supervisor:
             raise _ended(given_up)
 
     def _look(self, child: Child, now: float) -> None:
-        """Whether it answers."""
         if child.ready_at is None and child.ready_file.exists():
             child.ready_at = now
             if child.told:
@@ -188,7 +156,8 @@ class Supervisor:
         child.in_a_row = 1 if answered_s > self.policy.renew_s else child.in_a_row + 1
         if child.in_a_row & (child.in_a_row - 1) == 0:  # the 1st, 2nd, 4th, 8th: a crash loop must not hide all else
             child.told = True
-            times = f", for the {_nth(child.in_a_row)} time in a row" if child.in_a_row > 1 else ""
+            nth = "2nd" if child.in_a_row == 2 else f"{child.in_a_row}th"
+            times = f", for the {nth} time in a row" if child.in_a_row > 1 else ""
             lived = f"after {now - child.started_at:.1f} s"
             self.say(f"The {child.name} {how(code)} {lived}: it is started again{times}. It said: {child.last_words}")
 
@@ -225,7 +194,6 @@ class Supervisor:
         return False
 
     def run(self, stopping: threading.Event) -> None:
-        """Watch until told to stop."""
         while not stopping.wait(POLL_S):
             self.poll()
 
@@ -248,21 +216,9 @@ class Supervisor:
 
 
 def _ended(children: Sequence[Child], what: str = "") -> ServiceEnded:
-    """What became of them; the exit code is the worst one."""
     said = [f"The {c.name} {what or how(c.ended or 0)}: {c.last_words}" for c in children]
     codes = [code for code in WORST_FIRST if any(c.ended == code for c in children)]
     return ServiceEnded(" ".join(said), codes[0] if codes else ExitCode.RESTART_HERE)
-
-
-def how(code: int) -> str:
-    """How a process ended."""
-    if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"ended with status {code}"
-
-
-def _nth(number: int) -> str:
-    return {1: "1st", 2: "2nd", 3: "3rd"}.get(number, f"{number}th")
 
 
 def last_words(log: Path, lines: int = 3, since: int = 0) -> str:

@@ -12,7 +12,6 @@ VERSION = 2  # 2: a node says what it can hold, and the noise of few nodes is th
 
 
 def service() -> Service:
-    """One Monitor of one job."""
     return Service(
         "monitor", VERSION, STEPS, MonitorState, MonitorState.load, MonitorState.process, {Measurement: MEASUREMENTS}
     )

@@ -27,21 +27,16 @@ FLOOR = 0.05  # of a step is the samples', whatever is taken for its fixed cost
 class AdjustBatchSizeOptions:
     """Gains are shares of the predicted step time."""
 
-    gain_min: float = 0.05
-    """A plan at a window's end saves at least this."""
+    gain_min: float = 0.05  # a plan at a window's end saves at least this
+    # a plan in the middle of a window saves at least this, and any plan while stragglers rotate
     gain_urgent_min: float = 0.30
-    """A plan in the middle of a window saves at least this, and any plan while stragglers rotate."""
-    change_max: float = 2.0
-    """Nobody's batch grows or shrinks by more than this factor in one plan."""
-    speed_claim_max: float = 8.0
-    """Nobody is believed to be more than this many times as fast as the median."""
+    change_max: float = 2.0  # nobody's batch grows or shrinks by more than this factor in one plan
+    speed_claim_max: float = 8.0  # nobody is believed to be more than this many times as fast as the median
+    # Noise explains so many standard errors of a node, and as many more as the largest of so many nodes is off
     errors_min: float = 3.0
-    """Noise explains so many standard errors of a node, and as many more as the largest of so many nodes is off."""
-    gain_sure_min: float = 0.02
-    """What a plan saves at least when noise is taken out of all times."""
+    gain_sure_min: float = 0.02  # what a plan saves at least when noise is taken out of all times
     batch_size_min: int = 1
-    batch_size_max: int = 1 << 31
-    """What one worker can hold; those that state less, or have learned it, get less."""
+    batch_size_max: int = 1 << 31  # what one worker can hold; those that state less, or have learned it, get less
 
     def __post_init__(self) -> None:
         if not 0.0 < self.gain_min <= self.gain_urgent_min < 1.0:

@@ -69,11 +69,7 @@ def _hand_out(rest: int, split: list[int], cost: Cost, most: Sequence[int]) -> l
 
 
 def solve_nd(
-    total: int,
-    seconds_per_sample: Sequence[float],
-    fixed_s: Sequence[float],
-    least: Sequence[int],
-    most: Sequence[int],
+    total: int, seconds_per_sample: Sequence[float], fixed_s: Sequence[float], least: Sequence[int], most: Sequence[int]
 ) -> list[int] | None:
     """Non-dedicated cluster: batch sizes that minimise max(fixed_i + q_i * seconds_per_sample_i), or None."""
 

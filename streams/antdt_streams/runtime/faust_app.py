@@ -110,8 +110,6 @@ class Host:
         host = self
 
         class Feed(faust.Service):  # type: ignore[misc]
-            """The thread of the source as a service of the app."""
-
             async def on_start(self) -> None:
                 host.app.flow_control.resume()  # what a rebalance would do; the channel is still empty
                 self.thread = threading.Thread(target=host._feed, name="antdt-source", daemon=True)

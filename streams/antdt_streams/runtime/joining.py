@@ -28,7 +28,6 @@ class Joining:
         self._asked = self._answers = False
 
     def over(self) -> None:
-        """It is in."""
         self._doublings = 0
         self._begin()
 

@@ -1,4 +1,4 @@
-"""Services without a broker: topics are lists, disks are dicts, and everything may crash at any moment.
+"""Services without a broker: topics are lists, disks are dicts. What a real service has written is held against these.
 
 The loop, the order of the commit and the rows are those of the real runtime; only the ends are exchanged.
 """
@@ -11,25 +11,21 @@ from typing import Any
 from antdt_schemas import codec
 from antdt_schemas.topics import Topic
 
-from antdt_streams.runtime.runner import Identity, Runner
+from antdt_streams.runtime.runner import Runner
 from antdt_streams.runtime.service import Batch, Raw, Service
+from antdt_streams.storage.rows import Identity, Marks
 
 BATCH_RECORDS_MAX = 1000
 
 
-class Crashed(Exception):
-    """The process died here, by the wish of a test."""
-
-
 class MemoryTopics:
-    """One partition for each topic. Its clock is whatever a test sets, backwards too."""
+    """One partition for each topic. Its clock is whatever it is set to, backwards too."""
 
     def __init__(self) -> None:
         self.logs: dict[str, list[Raw]] = {}
         self.now_ms = 0
 
     def append(self, topic: str, value: bytes | None) -> int:
-        """Append one record; its offset."""
         log = self.logs.setdefault(topic, [])
         log.append(Raw(value, self.now_ms))
         return len(log) - 1
@@ -50,7 +46,6 @@ class MemoryStore:
         yield from sorted((key, row) for key, row in self.content.items() if key.startswith(prefix))
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
-        """Put these rows, and delete those of None."""
         for key, row in changes.items():
             if row is None:
                 self.content.pop(key, None)
@@ -59,31 +54,17 @@ class MemoryStore:
 
 
 class MemoryDriver:
-    """Runs one service over topics in memory.
-
-    `crash_in` counts down at every moment at which a process may die with something half done: before and after each
-    output that is written, and before and after each write of the state. At 0 the driver raises Crashed; `restart`
-    goes on from what is stored, as a new process would.
-    """
-
     def __init__(self, service: Service, job: str, topics: MemoryTopics | None = None) -> None:
         self.service, self.job = service, job
         self.topics = topics if topics is not None else MemoryTopics()
         self.disk = MemoryStore()
-        self.crash_in: int | None = None
         self.restart()
 
     def restart(self) -> None:
-        """Forget everything that is not stored, and load it again."""
+        """Forget everything that is not stored, and load it again, as a new process would."""
         self._queued: list[tuple[str, bytes]] = []
         self.runner = Runner(self.service, Identity(self.job, "memory"), self, self)
         self.runner.rebuild()
-
-    def feed(self, *records: Any) -> None:
-        """Append records, or bytes as they are, to the service's input."""
-        for record in records:
-            value = record if record is None or isinstance(record, bytes) else codec.encode(record)
-            self.topics.append(self.service.input.name(self.job), value)
 
     def run(self, records_max: int = BATCH_RECORDS_MAX) -> int:
         """Process what is in the input, in batches of at most `records_max`; how many records were taken."""
@@ -101,14 +82,10 @@ class MemoryDriver:
     # -- the ends of the runner
 
     def rows(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Rows of the disk."""
         return self.disk.rows(prefix)
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
-        """Write to the disk, or crash before or after."""
-        self._moment()
         self.disk.write(changes)
-        self._moment()
 
     def send(self, topic: str, value: bytes, partition: int) -> None:
         """Queue one record: a process that dies before `flush` may or may not have written it."""
@@ -116,37 +93,24 @@ class MemoryDriver:
         self._queued.append((topic, value))
 
     def flush(self) -> None:
-        """Append what is queued, or crash before or after each."""
         while self._queued:
-            self._moment()
             self.topics.append(*self._queued.pop(0))
-        self._moment()
 
     def written(self, topic: str, partition: int, newest: int | None) -> Iterator[bytes | None]:
-        """Every record of a topic, or so many newest ones."""
         assert partition == 0, partition
         log = self.topics.logs.get(topic, [])
         yield from (raw.value for raw in log[0 if newest is None else max(0, len(log) - newest) :])
 
-    def _moment(self) -> None:
-        if self.crash_in is not None:
-            self.crash_in -= 1
-            if self.crash_in < 0:
-                self.crash_in = None
-                raise Crashed
-
 
 def without_repeats(records: Sequence[Any]) -> list[Any]:
     """What a reader keeps: one high-water mark for each source partition, dead letters by the record they are of."""
-    seen: dict[Any, tuple[int, int]] = {}
-    out = []
+    seen, out = Marks(), []
     for record in records:
         cause = getattr(record, "cause", None)
         if cause is None:
             source, mark = (record.service, record.topic, record.partition), (record.offset, 0)
         else:
             source, mark = cause.partition, (cause.offset, cause.index)
-        if mark > seen.get(source, (-1, -1)):
-            seen[source] = mark
+        if seen.note(source, mark):
             out.append(record)
     return out

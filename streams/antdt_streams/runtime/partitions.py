@@ -14,9 +14,9 @@ from typing import Protocol
 
 from antdt_schemas.errors import ForeignState, LogTruncated, Unavailable
 
-from antdt_streams.runtime.owner import Bounds
-from antdt_streams.runtime.runner import Identity, Runner
-from antdt_streams.runtime.service import Batch, Service, Sink, Store
+from antdt_streams.runtime.runner import Runner
+from antdt_streams.runtime.service import Batch, Bounds, Service, Sink, Store
+from antdt_streams.storage.rows import Identity
 from antdt_streams.storage.snapshots import SnapshotFound
 
 SNAPSHOT_EVERY_RECORDS = 10_000
@@ -40,13 +40,11 @@ class Shelf(Protocol):
 
     def newest(self, partition: int) -> SnapshotFound | None:
         """The newest whole one; `write` leaves it alone from now on."""
-        ...
 
     def write(
         self, partition: int, topic_id: str, next_offset: int, rows: Mapping[bytes, bytes], timeout_s: float | None
     ) -> None:
         """Write one, or raise Unavailable."""
-        ...
 
 
 @dataclass(slots=True)
@@ -103,12 +101,9 @@ class Partitions:
         """Stop where the topic no longer has what comes next, or not yet: it would be skipped, or stall in silence."""
         processed = max(runner.next_offset, runner.rebuilt_below)
         if processed > bounds.high:
-            raise LogTruncated(
-                f"The end of {runner.topic}",
-                f"at least {processed}, which was processed already",
-                bounds.high,
-                "The broker has lost records, or the topic was created again.",
-            )
+            hint = "The broker has lost records, or the topic was created again."
+            least = f"at least {processed}, which was processed already"
+            raise LogTruncated(f"The end of {runner.topic}", least, bounds.high, hint)
         if runner.next_offset < bounds.low:
             lost = f"Records {runner.next_offset} to {bounds.low - 1} of {runner.topic} were removed by retention"
             if bounds.low <= processed:
@@ -149,7 +144,6 @@ class Partitions:
                 _tell(owned.runner, lost)
 
     def positions(self) -> Mapping[int, int]:
-        """Next offset of each partition, committed."""
         return {partition: owned.runner.committed for partition, owned in list(self._owned.items())}
 
     def _snapshot(self, owned: _Owned, timeout_s: float | None = None) -> None:
@@ -165,13 +159,6 @@ class Partitions:
 
 def _tell(runner: Runner, lost: bool) -> None:
     c = runner.counters
-    log.info(
-        "event=%s partition=%d next_offset=%d records=%d outputs=%d dead_letters=%d repeats=%d",
-        "lost" if lost else "released",
-        runner.partition,
-        runner.committed,
-        c.records,
-        c.outputs,
-        c.dead_letters,
-        c.repeats,
-    )
+    counts = c.records, c.outputs, c.dead_letters, c.repeats
+    form = "event=%s partition=%d next_offset=%d records=%d outputs=%d dead_letters=%d repeats=%d"
+    log.info(form, "lost" if lost else "released", runner.partition, runner.committed, *counts)

@@ -17,8 +17,8 @@ from antdt_schemas.records import DeadLetter
 from antdt_schemas.topics import DEAD_LETTERS
 
 from antdt_streams.runtime.service import Service, Sink
+from antdt_streams.storage.rows import NOWHERE, Marks
 
-NOWHERE = (-1, -1)
 # The newest cause is among so many records, whatever copies of one batch a writer that was restarted, or one that woke
 # up late, has left behind it.
 TAIL_RECORDS = 5_000
@@ -43,7 +43,7 @@ class Written:
     """
 
     below: int
-    marks: dict[str, tuple[int, int]] = field(default_factory=dict)
+    marks: Marks = field(default_factory=Marks)
     answers: dict[int, list[Any]] = field(default_factory=dict)
     answered: int = -1
 
@@ -59,7 +59,7 @@ class Written:
             newest = None if service.follow is not None else TAIL_RECORDS
             for output in _decoded(sink.written(topic.name(job), partition, newest), record):
                 cause = output.cause
-                if cause.partition != partition or not found._note(topic.name(job), (cause.offset, cause.index)):
+                if cause.partition != partition or not found.marks.note(topic.name(job), (cause.offset, cause.index)):
                     continue
                 if service.follow is not None:
                     found.answers.setdefault(cause.offset, []).append(output)
@@ -67,14 +67,8 @@ class Written:
         for letter in _decoded(sink.written(DEAD_LETTERS.name(job), partition, TAIL_RECORDS), DeadLetter):
             mine = (service.name, service.input.name(job), partition)
             if (letter.service, letter.topic, letter.partition) == mine:
-                found._note(DEAD_LETTERS.name(job), (letter.offset, 0))
+                found.marks.note(DEAD_LETTERS.name(job), (letter.offset, 0))
         return found
-
-    def _note(self, topic: str, at: tuple[int, int]) -> bool:
-        is_new = at > self.marks.get(topic, NOWHERE)
-        if is_new:
-            self.marks[topic] = at
-        return is_new
 
     def has(self, topic: str, offset: int, index: int) -> bool:
         """Whether this output of the record at `offset` is written, or was decided against."""

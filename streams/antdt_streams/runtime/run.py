@@ -21,11 +21,11 @@ from antdt_streams.host.logs import log_to_stderr
 from antdt_streams.host.readiness import Readiness
 from antdt_streams.kafka import topics_admin
 from antdt_streams.runtime.partitions import Partitions, Policy
-from antdt_streams.runtime.runner import Identity
 from antdt_streams.runtime.service import Service
 from antdt_streams.runtime.sink import Halted, KafkaSink
 from antdt_streams.runtime.source import Membership, Source
 from antdt_streams.storage.rocks import RowStore, open_or_rebuild
+from antdt_streams.storage.rows import Identity
 from antdt_streams.storage.snapshots import TopicShelf
 
 log = logging.getLogger("antdt.run")
@@ -68,7 +68,7 @@ def run_service(
                 written = topics.record_bytes_max(*service.outputs.values(), DEAD_LETTERS)
                 identity = Identity(job, topics.ids[service.input.suffix], written)
                 shelf = TopicShelf(connection, job, service.name, topics.record_bytes_max(SNAPSHOTS))
-                _run(connection, identity, service, store, shelf, options, _Stop(asked, cut_off), readiness)
+                _run(connection, identity, service, store, shelf, options, asked, cut_off, readiness)
         except Halted as error:
             log.warning("event=stopped reason=%r", str(error))
         except AntdtError as error:
@@ -89,9 +89,11 @@ def _run(
     store: RowStore,
     shelf: TopicShelf,
     options: RunOptions,
-    stopping: _Stop,
+    asked: threading.Event,
+    cut_off: threading.Timer,
     readiness: Readiness,
 ) -> None:
+    """asked: whether a signal came before the event loop was there. cut_off: to be started when stopping begins."""
     from antdt_streams.runtime.faust_app import Host
 
     halted = threading.Event()
@@ -104,14 +106,12 @@ def _run(
 
     def on_end() -> None:
         source.halt()
-        stopping.cut_off.start()
+        cut_off.start()
 
     async def hosted() -> None:
-        host = Host(
-            membership.group, store.folder.with_name("faust"), read=source.read, take=partitions.take, on_end=on_end
-        )
+        host = Host(membership.group, store.folder.with_name("faust"), source.read, partitions.take, on_end)
         _on_signals(asyncio.get_running_loop(), host.end)
-        if stopping.asked.is_set():
+        if asked.is_set():
             host.end()
         await host.run(lambda: log.info("event=started topic=%s instance=%s", topic, options.instance or "-"))
 
@@ -124,14 +124,6 @@ def _run(
 
 
 # -- stopping
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    """`asked`: a signal came before the event loop was there. `cut_off`: to be started when stopping begins."""
-
-    asked: threading.Event
-    cut_off: threading.Timer
 
 
 @contextmanager

@@ -17,29 +17,17 @@ from typing import Any
 from antdt_schemas import codec
 from antdt_schemas.errors import ForeignState, LogTruncated, Mismatch, Undecodable
 from antdt_schemas.records import Cause, DeadLetter
-from antdt_schemas.topics import DEAD_LETTERS, RECORD_BYTES_MAX
+from antdt_schemas.topics import DEAD_LETTERS
 
 from antdt_streams.runtime.rebuild import Outdated, Written
 from antdt_streams.runtime.service import Batch, Raw, Service, Sink, Store
-from antdt_streams.storage.rows import Position, decode_row, encode_row
+from antdt_streams.storage.rows import NOWHERE, Identity, Marks, Position, decode_row, encode_row
 
 LAYOUT = 1
 ROWS, POSITION = b"r", b"p"
 RULES = ("layout", "version")  # what another one is no fault: such a state is rebuilt
 PAYLOAD_MAX_BYTES = 64 << 10
 REASON_MAX = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose state this is: the job, and Kafka's id of the input topic, new with every topic of that name.
-
-    record_bytes_max: what the topics of its outputs take.
-    """
-
-    job: str
-    topic_id: str
-    record_bytes_max: int = RECORD_BYTES_MAX
 
 
 @dataclass(slots=True)
@@ -84,7 +72,7 @@ class Runner:
 
     def _load(self) -> None:
         mark = dict(self.store.rows(self._prefix + POSITION)).get(self._prefix + POSITION)
-        self.next_offset, self._now_ms, self._seen = 0, 0, dict[int, tuple[int, int]]()
+        self.next_offset, self._now_ms, self._seen = 0, 0, Marks()
         self._replaced = dict[bytes, None]()
         found = None if mark is None else self._checked(mark)
         self.state, reason = self._state_of(found)
@@ -93,7 +81,7 @@ class Runner:
             self._note_outdated(reason, found)
         elif found is not None:
             self.next_offset, self._now_ms = found["next_offset"], found["now_ms"]
-            self._seen = {int(p): (offset, index) for p, (offset, index) in found["seen"].items()}
+            self._seen = Marks({int(p): (offset, index) for p, (offset, index) in found["seen"].items()})
             self._go_on_below(found.get("rebuilt_below", 0))
         self.committed = self.next_offset
 
@@ -109,13 +97,8 @@ class Runner:
             return self.service.new_state(), str(error).rstrip(".")
 
     def _owner(self) -> dict[str, Any]:
-        return {
-            "layout": LAYOUT,
-            "job": self.identity.job,
-            "service": self.service.name,
-            "version": self.service.version,
-            "topic_id": self.identity.topic_id,
-        }
+        rules = {"layout": LAYOUT, "version": self.service.version}
+        return rules | {"job": self.identity.job, "service": self.service.name, "topic_id": self.identity.topic_id}
 
     def _checked(self, mark: bytes) -> dict[str, Any]:
         """The row of the position: of this job, service and topic, whoever's rules it was written by."""
@@ -270,7 +253,8 @@ class Runner:
         except Undecodable as error:  # by contract, nothing was changed
             self.next_offset += 1
             return self._new_letter(offset, raw, str(error))
-        self._note(record)
+        if (cause := getattr(record, "cause", None)) is not None:
+            self._seen.note(cause.partition, (cause.offset, cause.index))
         self.next_offset += 1
         encoded = [self._encoded(output, offset, index) for index, output in enumerate(outputs)]
         written = self._written
@@ -309,19 +293,10 @@ class Runner:
 
     def _repeated(self, record: Any) -> bool:
         cause = getattr(record, "cause", None)
-        if cause is None or (cause.offset, cause.index) > self._seen.get(cause.partition, (-1, -1)):
+        if cause is None or (cause.offset, cause.index) > self._seen.get(cause.partition, NOWHERE):
             return False
         self.counters.repeats += 1
         return True
-
-    def _note(self, record: Any) -> None:
-        cause = getattr(record, "cause", None)
-        if cause is not None:
-            newest = self._seen.get(cause.partition, (-1, -1))
-            self._seen[cause.partition] = max(newest, (cause.offset, cause.index))
-
-    def _seen_row(self) -> dict[str, list[int]]:
-        return {str(partition): list(newest) for partition, newest in sorted(self._seen.items())}
 
     # -- the commit
 
@@ -335,7 +310,8 @@ class Runner:
             self._written = None
         changes: dict[bytes, bytes | None] = dict(self._replaced)
         changes |= {self._prefix + ROWS + key: row for key, row in self.state.changes().items()}
-        mark = {"next_offset": self.next_offset, "now_ms": self._now_ms, "seen": self._seen_row()}
+        seen = {str(partition): list(newest) for partition, newest in sorted(self._seen.items())}
+        mark = {"next_offset": self.next_offset, "now_ms": self._now_ms, "seen": seen}
         if self._written is not None:  # for whoever goes on from here
             mark["rebuilt_below"] = self._written.below
         changes[self._prefix + POSITION] = encode_row({**self._owner(), **mark})
@@ -354,13 +330,7 @@ class Runner:
 
     def _letter(self, offset: int, raw: Raw, reason: str) -> tuple[str, bytes]:
         payload = raw.value or b""
-        letter = DeadLetter(
-            service=self.service.name,
-            topic=self.topic,
-            partition=self.partition,
-            offset=offset,
-            reason=reason[:REASON_MAX],
-            payload=payload[: min(PAYLOAD_MAX_BYTES, self.identity.record_bytes_max // 2)],
-            payload_size=len(payload),
-        )
+        kept = payload[: min(PAYLOAD_MAX_BYTES, self.identity.record_bytes_max // 2)]
+        at = self.service.name, self.topic, self.partition, offset
+        letter = DeadLetter(*at, reason[:REASON_MAX], kept, len(payload))
         return DEAD_LETTERS.name(self.identity.job), codec.encode(letter)

@@ -16,11 +16,9 @@ class State(Protocol):
 
     def changes(self) -> Mapping[bytes, bytes | None]:
         """Rows that changed since the last call, None for one that is gone."""
-        ...
 
     def digest(self) -> bytes:
         """Hash of everything; equal for equal histories, in every process."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,9 @@ class Store(Protocol):
 
     def rows(self, prefix: bytes) -> Iterable[tuple[bytes, bytes]]:
         """(key, row) of every key with this prefix, in the order of the keys."""
-        ...
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
         """Put these rows, and delete those of None: all of them or none."""
-        ...
 
 
 class Sink(Protocol):
@@ -65,15 +61,33 @@ class Sink(Protocol):
 
     def send(self, topic: str, value: bytes, partition: int) -> None:
         """Hand over one record; it counts as written only after `flush`."""
-        ...
 
     def flush(self) -> None:
         """Return when everything handed over is acknowledged; raise if any of it cannot be."""
-        ...
 
     def written(self, topic: str, partition: int, newest: int | None) -> Iterable[bytes | None]:
         """The value of every record that is there now, or of so many newest ones, whoever wrote them, in order."""
-        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a partition holds: offsets from `low` up to, not including, `high`."""
+
+    low: int
+    high: int
+
+
+class Owner(Protocol):
+    """Keeps the position of each partition. Called from the source's thread."""
+
+    def begin(self, partition: int, assignment: int, bounds: Bounds) -> int:
+        """A partition was assigned; the offset to read from. Its batches will carry the number of the assignment."""
+
+    def end(self, partitions: Iterable[int], *, lost: bool) -> None:
+        """Partitions go to somebody else; `lost`: they have them already."""
+
+    def positions(self) -> Mapping[int, int]:
+        """Next offset of each partition, committed."""
 
 
 @dataclass(frozen=True, slots=True)

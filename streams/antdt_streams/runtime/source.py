@@ -23,8 +23,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from confluent_kafka.admin import AdminClient
 
 from antdt_streams.runtime.joining import Joining
-from antdt_streams.runtime.owner import Bounds, Owner
-from antdt_streams.runtime.service import Batch, Raw
+from antdt_streams.runtime.service import Batch, Bounds, Owner, Raw
 
 BATCH_RECORDS_MAX = 1000
 POLL_S = 0.1
@@ -68,7 +67,6 @@ class Membership:
     session_timeout_ms: int | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Configuration of the consumer."""
         session_ms = self.session_timeout_ms or (NAMED_SESSION_TIMEOUT_MS if self.instance else SESSION_TIMEOUT_MS)
         named = {"group.instance.id": self.instance} if self.instance else {}
         return {
@@ -140,7 +138,6 @@ class Source:
             self._leave()
 
     def halt(self) -> None:
-        """Make `read` return soon; from any thread."""
         self.halted.set()
 
     # -- the group
@@ -154,21 +151,14 @@ class Source:
             if not made or made[0] is self._consumer:
                 what()
 
-        made.append(
-            new_consumer(
-                settings
-                | {
-                    "error_cb": lambda error: of_mine(lambda: self._on_error(error)),
-                    "on_commit": lambda error, at: of_mine(lambda: self._on_commit(error, at)),
-                }
-            )
-        )
+        settings["error_cb"] = lambda error: of_mine(lambda: self._on_error(error))
+        settings["on_commit"] = lambda error, at: of_mine(lambda: self._on_commit(error, at))
+        made.append(new_consumer(settings))
         return made[0]
 
     def _join(self) -> None:
-        self._consumer.subscribe(
-            [self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-        )
+        told = {"on_assign": self._on_assign, "on_revoke": self._on_revoke, "on_lost": self._on_lost}
+        self._consumer.subscribe([self.topic], **told)
 
     def _replace(self) -> None:
         """A named member that only closes keeps what it has, and the next one goes on with it."""
@@ -316,7 +306,7 @@ class Source:
                 if isinstance(error, KafkaException) and error.args[0].code() in GONE:
                     gone_at_s = gone_at_s or asked_at_s
                     if asked_at_s - gone_at_s >= GONE_S:  # a broker that starts may not know it yet
-                        raise self._gone() from error
+                        raise UnknownJob(f"The topic {self.topic} is gone.", "Somebody has deleted the job.") from error
                 if self.halted.wait(POLL_S):
                     return False
                 continue
@@ -326,9 +316,6 @@ class Source:
         return True
 
     # -- errors
-
-    def _gone(self) -> UnknownJob:
-        return UnknownJob(f"The topic {self.topic} is gone.", "Somebody has deleted the job.")
 
     def _failure_of(self, place: Place, error: KafkaError) -> Exception | None:
         if error.code() in HARMLESS:

@@ -72,7 +72,6 @@ class RowStore:
             at = None  # a traceback would keep it, and the folder stays locked for as long as it lives
 
     def get(self, key: bytes) -> bytes | None:
-        """One row, or None."""
         found = self._db.get(key)
         return None if found is None else bytes(found)
 
@@ -131,7 +130,6 @@ def _checked(folder: Path) -> RowStore:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a damaged folder; its new path."""
     for number in range(1, BROKEN_MAX):
         target = folder.with_name(f"{folder.name}.broken-{number}")
         if not target.exists():

@@ -1,4 +1,4 @@
-"""Rows that a service's state is kept in, and the position of a record in its input.
+"""Rows that a service's state is kept in, whose they are, and the position of a record in its input.
 
 Owns the one canonical encoding: the same history gives the same bytes in every process, so digests can be compared.
 Knows no store and no record.
@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
+from antdt_schemas.topics import RECORD_BYTES_MAX
+
+NOWHERE = (-1, -1)
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Position:
@@ -19,6 +23,31 @@ class Position:
 
     partition: int
     offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose rows these are: the job, and Kafka's id of the topic they are made of, new with every topic of that name.
+
+    record_bytes_max: what the topics of its outputs take.
+    """
+
+    job: str
+    topic_id: str
+    record_bytes_max: int = RECORD_BYTES_MAX
+
+
+class Marks(dict[Any, tuple[int, int]]):
+    """Source of records -> (offset, index) of the newest cause that was taken. Whoever was restarted writes again what
+    it wrote, with the same causes: such repeats are dropped by this.
+    """
+
+    def note(self, source: Any, at: tuple[int, int]) -> bool:
+        """Whether a cause is new; it is not any more."""
+        is_new = at > self.get(source, NOWHERE)
+        if is_new:
+            self[source] = at
+        return is_new
 
 
 def json_encoder(**options: Any) -> Callable[[Any], str]:

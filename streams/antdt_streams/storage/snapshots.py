@@ -63,7 +63,6 @@ def pack(rows: Mapping[bytes, bytes]) -> bytes:
 
 
 def unpack(packed: bytes) -> dict[bytes, bytes]:
-    """The rows that `pack` was given."""
     rows, at = {}, 0
     while at < len(packed):
         key_bytes, row_bytes = LENGTHS.unpack_from(packed, at)
@@ -121,7 +120,6 @@ class Assembly:
         return key is not None and self._key.fullmatch(key) is not None
 
     def add(self, key: bytes, snapshot: Snapshot) -> None:
-        """Take one record that concerns it."""
         match = self._key.fullmatch(key)
         assert match is not None, key
         if not 0 <= snapshot.part < snapshot.parts:
@@ -150,7 +148,6 @@ class Assembly:
         return self._best is None or snapshot.next_offset >= self._best[1].next_offset
 
     def found(self) -> SnapshotFound | None:
-        """The newest whole one so far."""
         if self._best is None:
             return None
         slot, snapshot, packed = self._best
@@ -278,7 +275,6 @@ class SnapshotWriter:
             self._failure = str(error.str())
 
     def close(self) -> None:
-        """End the producer. Closing twice is fine."""
         from confluent_kafka import KafkaException
 
         if self._producer is not None:
@@ -315,6 +311,5 @@ class TopicShelf:
         self._writers[partition].write(topic_id, next_offset, rows, timeout_s)
 
     def close(self) -> None:
-        """End every producer."""
         for writer in self._writers.values():
             writer.close()

@@ -26,7 +26,6 @@ class WorkerView:
 
     @property
     def samples_per_s(self) -> float:
-        """Samples a second of own time."""
         seconds = sum(s for _, s in self.own_s)
         return sum(n for n, _ in self.own_s) / seconds if seconds else 0.0
 
@@ -39,7 +38,6 @@ class Control(Projection["list[records.Decision]"]):
     decisions: list[records.Decision] = field(default_factory=list)
 
     def on_record(self, topic: Topic, record: Any, offset: int) -> None:
-        """Take one in."""
         if isinstance(record, records.StepBatch):
             self._steps(record)
         elif isinstance(record, records.Measurement):
@@ -49,7 +47,6 @@ class Control(Projection["list[records.Decision]"]):
             self.decisions.append(record)
 
     def view(self) -> list[records.Decision]:
-        """The decisions."""
         return self.decisions
 
     def _steps(self, batch: records.StepBatch) -> None:

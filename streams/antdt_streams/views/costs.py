@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from time import monotonic
-from typing import Any
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import UnknownJob
@@ -35,31 +35,23 @@ class Cost:
         return f"{self.records:,} records{pace}, kept {kept}{most}"
 
 
-def costs_of(connection: Connection, job: str) -> dict[str, dict[str, Any]]:
-    """Suffix of a topic -> its Cost, ready for JSON; without those that are missing."""
-    return {suffix: asdict(cost) for suffix, cost in read_costs(connection, job).items()}
-
-
 def read_costs(connection: Connection, job: str) -> dict[str, Cost]:
     """Suffix of a topic -> its Cost, without those that are missing."""
     found = {}
     for topic in TOPICS:
-        try:
+        with suppress(UnknownJob):
             found[topic.suffix] = _read(connection, job, topic)
-        except UnknownJob:
-            continue
     return found
 
 
 def _read(connection: Connection, job: str, topic: Topic) -> Cost:
     newest: list[Raw] = []
     with TopicReader(connection, job, topic) as reader:
-        ends = reader.ends()
         reader.follow(None)
-        held = sum(ends) - sum(reader.positions())
+        held = sum(reader.ends()) - sum(reader.positions())
         reader.follow(LAST)
         until = monotonic() + READ_S
-        while any(at < end for at, end in zip(reader.positions(), ends, strict=True)) and monotonic() < until:
+        while reader.is_behind() and monotonic() < until:
             newest += reader.poll(0.1)
     return cost(topic, held, newest)
 
@@ -73,13 +65,11 @@ def cost(topic: Topic, held: int, newest: Sequence[Raw]) -> Cost:
         took_ms = max(raw.time_ms for raw in newest) - min(raw.time_ms for raw in newest)
         taken = sum(len(raw.key or b"") + len(raw.value) + OVERHEAD_BYTES for raw in newest)
         a_day = int(taken * DAY_MS / took_ms) if took_ms else None
-    return Cost(
-        held, a_day, kept_ms if kept_ms >= 0 else None, kept_bytes * topic.partitions if kept_bytes >= 0 else None
-    )
+    most = kept_bytes * topic.partitions if kept_bytes >= 0 else None
+    return Cost(held, a_day, kept_ms if kept_ms >= 0 else None, most)
 
 
 def size(count: float) -> str:
-    """12 MB."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -34,7 +34,6 @@ class Follow(threading.Thread):
         self._halt = threading.Event()
 
     def run(self) -> None:
-        """Poll the topics in turn."""
         try:
             with ExitStack() as opened:
                 readers = [(t, opened.enter_context(TopicReader(self.connection, self.job, t))) for t in self.topics]
@@ -49,13 +48,7 @@ class Follow(threading.Thread):
         except BaseException as error:  # noqa: BLE001  whoever waits for this raises it
             self.failure = error
 
-    def wait(self, true: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait until something came that makes `true` so; False if it does not in time."""
-        with self.changed:
-            return self.changed.wait_for(true, timeout_s)
-
     def stop(self) -> None:
-        """End the thread."""
         self._halt.set()
         if self.is_alive():
             self.join(5)

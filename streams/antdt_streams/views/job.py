@@ -29,7 +29,6 @@ from antdt_streams.views.standings import standings
 
 
 def audit_of(connection: Connection, job: str) -> dict[str, Any]:
-    """The report of `antdt audit`."""
     with open_topic(connection, job) as log:
         return audit_log(log)
 
@@ -40,9 +39,8 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
     state, control = fold.state, Control()
     with TopicReader(connection, job, DECISIONS) as reader:
         Feed(control).take(DECISIONS, reader.to_end())
-    living = (
-        [m for m in state.members.group if not state.members.incarnations[m].gone] if state and not state.done else []
-    )
+    members = state.members if state and not state.done else None
+    living = [m for m in members.group if not members.incarnations[m].gone] if members else []
     return standing_of(fold) | {
         "job": job,
         "read_from": start,
@@ -53,7 +51,6 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
 
 
 def standing_of(fold: Fold) -> dict[str, Any]:
-    """The part of it that the log alone tells."""
     state, genesis, office = fold.state, fold.genesis, fold.office
     return {
         "run_id": genesis.run_id if genesis else None,

@@ -41,7 +41,6 @@ class Lineage(Projection["dict[int, StepSamples]"]):
     holes: Holes | None = None  # where steps have a fixed size
 
     def on_entry(self, read: Read) -> None:
-        """Take one in."""
         if isinstance(read.body, records.Genesis):
             self.spec = read.body.spec
             self.holes = Holes(self.spec.epochs) if self.spec.batches else None
@@ -49,7 +48,6 @@ class Lineage(Projection["dict[int, StepSamples]"]):
             self._enter(event)
 
     def view(self) -> dict[int, StepSamples]:
-        """By step."""
         return self.steps
 
     def _enter(self, event: records.Event) -> None:
@@ -83,7 +81,6 @@ class Lineage(Projection["dict[int, StepSamples]"]):
         self.steps[event.step] = StepSamples(event.lineage.hex(), taken)
 
     def _sample(self, epoch: int, position: int) -> int:
-        """The sample at a position of an epoch."""
         assert self.spec is not None
         if self.spec.order != FEISTEL:
             return position

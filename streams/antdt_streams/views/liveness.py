@@ -91,7 +91,6 @@ def _heard_s(sign: dict[str, Any], again: Callable[[], dict[str, Any]], *, sure:
 
 
 def ledger_said(job: str, *, answers: bool, waiting: int, last_entry_s: float | None, at_ms: int | None) -> str:
-    """In words."""
     if answers:
         return f"answers, {waiting:,} requests wait" if waiting else "answers"
     start = f"Start one with `antdt up {job} --resume`, or see what its log says."
@@ -121,7 +120,6 @@ def _processor(connection: Connection, admin: AdminClient, job: str, service: st
 
 
 def processor_said(job: str, state: str, instances: int, behind: int) -> str:
-    """In words."""
     lag = f"{behind:,} records behind" if behind else "nothing to do"
     if not instances:
         return f"IS NOT THERE, {lag}. Start it with `antdt up {job} --resume`, or see what its log says."

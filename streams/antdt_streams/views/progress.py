@@ -34,7 +34,6 @@ class Progress(Projection["Progress"]):
     done_by_s: list[int] = field(default_factory=list)
 
     def on_entry(self, read: Read) -> None:
-        """Take one in."""
         body, state = read.body, read.state
         if read.verdict is Verdict.LEADER and isinstance(body, records.Leader):
             self.leader = body.owner

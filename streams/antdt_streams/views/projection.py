@@ -32,7 +32,6 @@ class Projection(Observer, Protocol[V_co]):
 
     def view(self) -> V_co:
         """What came of it so far."""
-        ...
 
 
 class Feed:

@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from antdt_schemas.errors import UsageError
+from antdt_schemas.listener import host_port
 
 ENV_ADVERTISE, ENV_INTERFACE = "ANTDT_ADVERTISE", "GLOO_SOCKET_IFNAME"
 LOOPBACK = "127.0.0.1"
@@ -56,10 +57,8 @@ def can_bind(host: str) -> bool:
 def _of_route(bootstrap: str) -> str:
     """The address from which packets to the broker leave; nothing is sent."""
     for server in bootstrap.split(","):
-        address = server.strip().rpartition("://")[2]
-        host, _, port = address.rpartition(":") if ":" in address.rpartition("]")[2] else (address, "", "9092")
         try:
-            found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
+            found = socket.getaddrinfo(*host_port(server), type=socket.SOCK_DGRAM)
         except (OSError, ValueError):
             continue  # whoever connects to it says what is wrong
         for family, kind, protocol, _, where in found:

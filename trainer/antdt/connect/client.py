@@ -18,7 +18,7 @@ from typing import Any
 
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, ExitCode, Refused, Unavailable, UnknownJob, UsageError
+from antdt_schemas.errors import AntdtError, ExitCode, Refused, Unavailable, UsageError, unknown_job
 from antdt_schemas.offsets import watermarks
 from antdt_schemas.polling import OutOfRange, Place, Reader, Recreated
 from antdt_schemas.room import record_bytes_max
@@ -81,7 +81,6 @@ class Client:
         self._last_word = LastWord(self._page)
 
     def start(self) -> None:
-        """Begin to talk."""
         self._thread.start()
 
     def _follow(self) -> None:
@@ -111,13 +110,11 @@ class Client:
         return met
 
     def say(self, body: records.RequestBody) -> None:
-        """Send a request of which no answer is awaited."""
         s = self.session
         self._send(records.Request(s.worker, s.incarnation, 0, body, b""))
 
     @property
     def stopped(self) -> bool:
-        """Whether it has said good-bye."""
         return self._stopped
 
     def linger(self, seconds: float) -> None:
@@ -265,13 +262,10 @@ class Client:
 def require_job(client: Any, job: str, reach_s: float) -> None:
     """Raises UnknownJob if the broker of this Kafka client has no such job."""
     if topics.REPLIES.name(job) not in client.list_topics(timeout=reach_s).topics:
-        raise UnknownJob(f"Job {job!r} is not on this broker.", f"Start it with `antdt up {job}`.")
+        raise unknown_job(job)
 
 
 def renew(session: Session, incarnation: str) -> Session:
     """A new incarnation of the same worker, which holds nothing."""
     where = replace(session.where, restarts=session.where.restarts + 1, take_over=False)
     return Session(session.worker, incarnation, session.spec, where, session.options)
-
-
-__all__: list[Any] = ["Client", "ClientOptions", "renew", "require_job"]

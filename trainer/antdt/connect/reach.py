@@ -25,16 +25,13 @@ class Reach:
         self._taken_at_s = -1.0
 
     def asked(self) -> None:
-        """A request went out."""
         if self._asked_at_s is None:
             self._asked_at_s = self._clock_s
 
     def taken(self) -> None:
-        """The broker has acknowledged a request."""
         self._taken_at_s = self._clock_s
 
     def heard(self) -> None:
-        """The ledger has answered."""
         self._asked_at_s = None
 
     def word(self, session: Session, now_s: float) -> str | None:

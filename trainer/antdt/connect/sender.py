@@ -40,12 +40,8 @@ class Sender:
         record_bytes_max: int = RECORD_BYTES_MAX,
         make: Callable[[dict[str, Any]], Any] = Producer,
     ) -> None:
-        settings = {
-            "linger.ms": 0,
-            "queue.buffering.max.messages": QUEUE_MESSAGES_MAX,
-            "delivery.timeout.ms": DELIVERY_MS,
-        }
-        self._settings, self._make = connection.producer(record_bytes_max, **settings), make
+        bounds = {"queue.buffering.max.messages": QUEUE_MESSAGES_MAX, "delivery.timeout.ms": DELIVERY_MS}
+        self._settings, self._make = connection.producer(record_bytes_max, linger_ms=0, **bounds), make
         self._producer = make(self._settings)
         self._fatal: KafkaError | None = None
         self._failure: UsageError | None = None

@@ -65,7 +65,8 @@ class Settings:
         worker = check_worker(environ.get("ANTDT_WORKER", f"w{rank}"))
         secret = environ.get(auth.ENV_SECRET, "")
         folder = data_folder(environ)
-        connection = Connection.of(_bootstrap(environ, folder), None, environ).named(job, "worker", worker)
+        here = None if names_a_broker(environ) else running(folder / BROKER)  # the broker of `antdt up`
+        connection = Connection.of(here, None, environ).named(job, "worker", worker)
         return cls(
             job=check_job(job),
             worker=worker,
@@ -87,11 +88,6 @@ class Settings:
             take_over=environ.get("ANTDT_TAKE_OVER", "") not in ("", "0"),
             grace_s=_seconds(environ, "ANTDT_GRACE_S", GRACE_S),
         )
-
-
-def _bootstrap(environ: Mapping[str, str], folder: Path) -> str | None:
-    """The broker of `antdt up` on this machine; whoever names another one wins."""
-    return None if names_a_broker(environ) else running(folder / BROKER)
 
 
 def _number(environ: Mapping[str, str], name: str, default: int) -> int:

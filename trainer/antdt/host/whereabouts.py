@@ -87,14 +87,12 @@ class Page:
         self.numbers[CHANGES] += 1
 
     def load(self, epoch: int, position: int) -> None:
-        """This very sample is being loaded."""
         numbers = self.numbers
         numbers[EPOCH], numbers[POSITION] = epoch, position
         self.times[SINCE] = monotonic()
         numbers[CHANGES] += 1
 
     def loaded(self) -> None:
-        """No one sample is being loaded any more."""
         self.numbers[EPOCH] = -1
 
     def take(self, ranges: Sequence[tuple[int, int, int]]) -> None:
@@ -116,12 +114,10 @@ class Page:
 
     @property
     def changes(self) -> int:
-        """How often anything changed."""
         return self.numbers[CHANGES]
 
     @property
     def phase(self) -> At:
-        """What it is at."""
         return At(self.numbers[PHASE])
 
     @property
@@ -131,7 +127,6 @@ class Page:
         return (epoch, self.numbers[POSITION]) if epoch >= 0 else None
 
     def standing(self) -> Standing:
-        """What to say of it now."""
         phase, one = self.phase, self.loading
         if phase is At.START:
             return Standing()
@@ -158,7 +153,6 @@ class Page:
         self._bytes[at : at + TEXT_BYTES] = " ".join(text.split()).encode()[: TEXT_BYTES - 1].ljust(TEXT_BYTES, b"\0")
 
     def said(self, number: int) -> str:
-        """The sentence of this number."""
         at = TEXT * WORD + number * TEXT_BYTES
         return bytes(self._bytes[at : at + TEXT_BYTES]).partition(b"\0")[0].decode(errors="ignore")
 
@@ -173,11 +167,9 @@ _mine = Page()
 
 
 def mine() -> Page:
-    """The page of this worker."""
     return _mine
 
 
 def adopt(page: Page) -> None:
-    """This process is the worker of that page."""
     global _mine  # noqa: PLW0603  one process is one worker
     _mine = page

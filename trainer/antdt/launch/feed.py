@@ -21,13 +21,13 @@ from typing import Any, NoReturn
 import click
 from antdt_schemas import codec, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, ExitCode, UsageError
+from antdt_schemas.errors import AntdtError, ExitCode, how
 from antdt_schemas.offsets import watermarks
 from antdt_schemas.polling import Place, Reader
 from confluent_kafka import KafkaException
 
-from antdt.launch import process
-from antdt.launch.slots import Restart, how
+from antdt.host.child import in_child
+from antdt.launch.slots import Restart
 
 PROBE_S = 10.0  # of a broker that says nothing: whether it is there
 REACH_S = 5.0
@@ -51,7 +51,6 @@ class Feed:
 
     @property
     def handles(self) -> list[int]:
-        """Descriptors that no worker may keep."""
         return [self._handle] if self._handle >= 0 else []
 
     def look(self) -> list[Restart]:
@@ -70,7 +69,6 @@ class Feed:
         return found
 
     def close(self) -> None:
-        """Nobody follows them any more."""
         if self._child is not None:
             self._child.kill()
             self._child.join()
@@ -81,7 +79,7 @@ class Feed:
         self._handle, writing = os.pipe()
         os.set_blocking(self._handle, False)
         closes = [self._handle, *self._closes()]
-        self._child = process.in_child(lambda: _follow(self._connection, self._job, writing, closes))
+        self._child = in_child(lambda: _follow(self._connection, self._job, writing, closes))
         os.close(writing)
 
     def _read(self) -> list[Restart]:
@@ -121,7 +119,7 @@ def _follow(connection: Connection, job: str, writing: int, closes: Sequence[int
     try:
         for line in _heard(connection, job):
             _write(writing, line)
-    except (AntdtError, UsageError, KafkaException) as error:
+    except (AntdtError, KafkaException) as error:
         _write(writing, {"away": _short(str(error))})
     sys.exit(int(ExitCode.RESTART_HERE))
 

@@ -23,26 +23,14 @@ import click
 from antdt_schemas import auth, codec, launch_locks, records, topics
 from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE
 from antdt_schemas.data_folder import ENV_DATA, data_folder
-from antdt_schemas.errors import AntdtError, ExitCode, UsageError
+from antdt_schemas.errors import AntdtError, ExitCode, UsageError, how
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from antdt.connect.client import require_job
 from antdt.connect.settings import GRACE_S, Settings
-from antdt.host.whereabouts import (
-    ATTEMPTS,
-    BLAMED,
-    CHECKPOINT,
-    JOINED,
-    KEY,
-    NAME,
-    SHRUNK,
-    STEP,
-    TAKEN_PART,
-    WORDS,
-    Page,
-    shared,
-)
+from antdt.host import whereabouts as at
+from antdt.host.child import in_child, leave
 from antdt.launch import nodes, process, slots, vouch
 from antdt.launch.feed import Feed
 from antdt.launch.output import Output, Stream
@@ -53,24 +41,17 @@ POLL_S = 0.02
 REPORT_S = 2.0
 
 
-@dataclass(frozen=True)
-class LaunchOptions:
-    """What to start. reach_s: how long to wait for a broker. grace_s: time between SIGTERM and SIGKILL.
-
-    restarts_max: of a worker, without progress in between: renewed by a step that it took part in and that is committed
-    beyond all before. take_over: whoever runs these workers now is asked to leave.
-    """
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions(slots.Rules):
+    """What to start, and by which rules. reach_s: how long to wait for a broker."""
 
     workers: int
     script: Sequence[str]
     first_rank: int = 0
     world_size: int = 0
-    restarts_max: int = 3
-    grace_s: float = GRACE_S
     reach_s: float = 10.0
     logs: Path | None = None
     node_rank: int = 0
-    take_over: bool = False
 
 
 @dataclass(slots=True)
@@ -82,7 +63,7 @@ class Worker:
     name: str
     process: ForkProcess | None = None
     streams: tuple[Stream, Stream] | None = None
-    page: Page = field(default_factory=shared)
+    page: at.Page = field(default_factory=at.shared)
 
 
 class Launcher:
@@ -97,8 +78,7 @@ class Launcher:
         self.run_id = uuid.uuid4().hex[:12]
         ranks = range(options.first_rank, options.first_rank + options.workers)
         self.workers = {f"w{rank}": Worker(rank, i, f"w{rank}") for i, rank in enumerate(ranks)}
-        rules = slots.Rules(options.restarts_max, options.grace_s, options.take_over)
-        self.slots = slots.Slots(list(self.workers), self.run_id, rules)
+        self.slots = slots.Slots(list(self.workers), self.run_id, options)
         self.holder = launch_locks.this_process(self.run_id, options.grace_s)
         locks = launch_locks.folder_of(data_folder(environ), self.settings.job)
         self.places = Places(locks, self.settings.job, self.holder)
@@ -136,11 +116,10 @@ class Launcher:
         return self._status
 
     def _turn(self, watch: vouch.Watch) -> None:
-        """What has happened meanwhile, and what follows from it."""
         self.output.pump(POLL_S)
         now_s = monotonic()
         for worker in self.workers.values():
-            if renamed := worker.page.said(NAME):
+            if renamed := worker.page.said(at.NAME):
                 self.slots.on_renamed(worker.name, renamed)
         if self.told:
             self._do(self.slots.on_told(self.told, now_s))
@@ -187,7 +166,6 @@ class Launcher:
                     self._status = status
 
     def _has_ended(self, worker: Worker, code: int, now_s: float) -> None:
-        """Its last output, its last words, and what follows."""
         worker.process = None
         if worker.streams is not None:
             self.output.close(worker.streams)
@@ -197,16 +175,16 @@ class Launcher:
             learned = holds.learn_from_kill(worker.page, by_kernel=self._kernel_kills.lately())
         page, numbers = worker.page, worker.page.numbers
         last = slots.Last(
-            joined=bool(numbers[JOINED]),
-            taken_part=numbers[TAKEN_PART],
-            shrunk=bool(numbers[SHRUNK]),
-            blamed=bool(numbers[BLAMED]),
-            attempts=numbers[ATTEMPTS],
+            joined=bool(numbers[at.JOINED]),
+            taken_part=numbers[at.TAKEN_PART],
+            shrunk=bool(numbers[at.SHRUNK]),
+            blamed=bool(numbers[at.BLAMED]),
+            attempts=numbers[at.ATTEMPTS],
             at=page.at_hand(),
-            step=numbers[STEP],
+            step=numbers[at.STEP],
             learned=learned,
-            words=page.said(WORDS),
-            checkpoint=max(w.page.numbers[CHECKPOINT] for w in self.workers.values()),
+            words=page.said(at.WORDS),
+            checkpoint=max(w.page.numbers[at.CHECKPOINT] for w in self.workers.values()),
         )
         self._do(self.slots.on_exit(worker.name, code, now_s, last))
 
@@ -236,11 +214,11 @@ class Launcher:
             try:
                 connection.check_reachable(reach_s)
                 require_job(AdminClient(connection.admin()), job, reach_s)
-            except (AntdtError, UsageError) as error:
+            except AntdtError as error:
                 click.echo(f"antdt launch: {error}", err=True)
                 sys.exit(int(error.exit_code))
 
-        child = process.in_child(ask)
+        child = in_child(ask)
         child.join(reach_s + 5)
         if child.exitcode != 0:
             sys.exit(child.exitcode if child.exitcode is not None else ExitCode.RESTART_HERE)
@@ -291,32 +269,29 @@ class Launcher:
 
         In a child: a client has threads, and a process with threads must not fork the next worker.
         """
-        settings, connection, key = self.settings, self.connection, self.workers[ended.slot].page.said(KEY)
+        settings, connection, key = self.settings, self.connection, self.workers[ended.slot].page.said(at.KEY)
 
         def tell() -> None:
             self.places.forget()
             producer = Producer(connection.producer(**{"linger.ms": 0}))
-            body = records.Exited(ended.code, slots.how(ended.code), ended.at, key if ended.at else "", ended.step)
+            body = records.Exited(ended.code, how(ended.code), ended.at, key if ended.at else "", ended.step)
             request = records.Request(ended.slot, ended.incarnation, 0, body, b"")
             payload = codec.encode(auth.sign(request, settings.secret))
             with suppress(KafkaException):  # a hint: the ledger finds out by itself, later
                 producer.produce(topics.REQUESTS.name(settings.job), payload, ended.slot, 0)
                 producer.flush(REPORT_S)
 
-        child = process.in_child(tell)
+        child = in_child(tell)
         if self.slots.ending and ended.code == ExitCode.KILLED:  # many at once: they are waited for in the end
             self._reports.append(child)
         else:
             child.join(REPORT_S + 1)
 
 
-@click.command(
-    context_settings={
-        "ignore_unknown_options": True,
-        "allow_interspersed_args": False,
-        "help_option_names": ["-h", "--help"],
-    }
-)
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, **HELP})
 @click.option(
     "-n",
     "--workers",
@@ -391,12 +366,12 @@ def main(
     try:
         here = nodes.workers_here(workers)
         first, world = nodes.first_and_world(here, nnodes, node_rank, first_rank, world_size)
-        found = LaunchOptions(here, first_rank=first, world_size=world, node_rank=node_rank, **options)
+        found = LaunchOptions(workers=here, first_rank=first, world_size=world, node_rank=node_rank, **options)
         launcher = Launcher(found, environ)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: launcher.tell())
         status = launcher.run()
-    except (UsageError, AntdtError) as error:
+    except AntdtError as error:
         click.echo(f"antdt launch: {error}", err=True)
         status = int(error.exit_code)
-    process.leave(status)
+    leave(status)

@@ -6,7 +6,7 @@ import os
 
 from antdt_schemas.errors import UsageError
 
-from antdt.launch import process
+from antdt.host.child import in_child
 
 COUNT_S = 120.0
 
@@ -38,7 +38,7 @@ def _devices() -> int:
 
         os.write(writing, str(torch.cuda.device_count() if torch.cuda.is_available() else 0).encode())
 
-    child = process.in_child(count)
+    child = in_child(count)
     os.close(writing)
     child.join(COUNT_S)
     try:

@@ -85,7 +85,6 @@ class Output:
                 self._selector.unregister(key.fd)
 
     def close(self, streams: tuple[Stream, Stream]) -> None:
-        """A worker has ended."""
         for stream in streams:
             with suppress(KeyError):
                 self._selector.unregister(stream.reading)

@@ -58,7 +58,6 @@ class Places:
             held = self.take(workers)
 
     def refusal(self, held: dict[str, Holder]) -> Occupied:
-        """What whoever may not begin is told."""
         return Occupied(f"{_of(held)}. End it first, or take over with --take-over. Job {self.job!r} goes on.")
 
     def place(self, worker: str) -> str:

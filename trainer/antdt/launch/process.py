@@ -23,8 +23,6 @@ from antdt_schemas.errors import ExitCode
 from antdt.host import told, whereabouts
 from antdt.host.child import SIGNALS, in_child, leave
 
-__all__ = ["Life", "in_child", "leave", "preload", "start"]
-
 
 @dataclass(frozen=True)
 class Life:
@@ -85,21 +83,16 @@ def _become(script: Sequence[str], environ: Mapping[str, str], life: Life) -> No
             stream.reconfigure(write_through=True)
     # An exception in the middle of an import is not sure to end it: told meanwhile, it leaves right behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    _draw_afresh()
+    from antdt.strategies.allreduce.randomness import seed_all
+
+    # A fork begins with the random numbers of whoever forked it, and so would each further life of a worker. Every
+    # process draws its own, as one that was started anew does, until the script seeds it.
+    seed_all(os.urandom(32))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     status = _run(list(script))
     if status == ExitCode.DONE and life.page.numbers[whereabouts.INCOMPLETE]:
         status = ExitCode.INCOMPLETE
     leave(status)
-
-
-def _draw_afresh() -> None:
-    """A fork begins with the random numbers of whoever forked it, and so would each further life of a worker. Every
-    process draws its own, as one that was started anew does, until the script seeds it.
-    """
-    from antdt.strategies.allreduce.randomness import seed_all
-
-    seed_all(os.urandom(32))
 
 
 def _run(script: list[str]) -> int:

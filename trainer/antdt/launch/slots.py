@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from antdt_schemas.errors import ExitCode
+from antdt_schemas.errors import ExitCode, how
 
 # Of the grace: whoever kills this process after it must find the workers gone, and everything said.
 KILL_SHARE = 0.9
@@ -48,8 +48,8 @@ LIVE = (State.RUNNING, State.DRAINING)
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """restarts_max: of a worker, without progress in between. grace_s: between SIGTERM and SIGKILL. take_over: whoever
-    runs these workers now is asked to leave.
+    """restarts_max: of a worker, without progress in between (rule 1). grace_s: between SIGTERM and SIGKILL. take_over:
+    whoever runs these workers now is asked to leave.
     """
 
     restarts_max: int = 3
@@ -91,7 +91,6 @@ class Last:
 
     @property
     def suspects(self) -> tuple[int, ...]:
-        """The samples that may be the reason."""
         return () if self.learned or self.shrunk else self.at
 
 
@@ -104,25 +103,21 @@ class Start:
     take_over: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Terminate:
+@dataclass(frozen=True)
+class OfSlot:
+    slot: str
+
+
+class Terminate(OfSlot):
     """Tell its process to leave."""
 
-    slot: str
 
-
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(OfSlot):
     """End its process."""
 
-    slot: str
 
-
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(OfSlot):
     """It is not started again: somebody else may run it."""
-
-    slot: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +168,6 @@ class Slot:
 
     @property
     def lives(self) -> bool:
-        """Whether it has a process."""
         return self.state in LIVE
 
 
@@ -196,7 +190,6 @@ class Slots:
         return f"{name}.{restarts}.{self.run_id}"
 
     def incarnation(self, name: str) -> str:
-        """The newest one of a worker."""
         slot = self.slots[name]
         return slot.renamed or self.life(name, slot.restarts)
 
@@ -207,7 +200,6 @@ class Slots:
     # -- what happens
 
     def start(self, name: str) -> list[Instruction]:
-        """The launch begins with this worker."""
         assert self.slots[name].state is State.WAITING and not self.ending, name
         return self._start(self.slots[name])
 
@@ -265,12 +257,10 @@ class Slots:
         return self._kill(list(self.slots.values()), "it was to end at once") if at_once else []
 
     def on_wanted(self, by: str, now_s: float) -> list[Instruction]:
-        """Another launch takes over."""
         self._wanted_by = by
         return self.end(ExitCode.NEVER_RETRY, now_s)
 
     def on_tick(self, now_s: float) -> list[Instruction]:
-        """Time has passed."""
         late = [slot for slot in self.slots.values() if now_s > slot.kill_at_s]
         return self._kill(late, f"it did not leave in time (--grace-s {self.rules.grace_s:g})")
 
@@ -331,7 +321,6 @@ class Slots:
         return [Kill(slot.name) for slot in found]
 
     def _let_go(self, slot: Slot, code: int, last: Last) -> list[Instruction]:
-        """It is not started again."""
         slot.state, slot.code = State.DONE, code
         why = slot.killed if code == -signal.SIGKILL else ""
         words = last.words
@@ -364,10 +353,3 @@ class Slots:
 
 def _redone(last: Last) -> str:
     return f"what is in no checkpoint is done again (the newest that is known here is of step {last.checkpoint})"
-
-
-def how(code: int) -> str:
-    """How a process has ended, in words."""
-    if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"ended with status {code}"

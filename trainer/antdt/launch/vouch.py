@@ -25,8 +25,8 @@ from confluent_kafka import Producer, TopicPartition
 
 from antdt.connect.settings import Settings
 from antdt.host import whereabouts
+from antdt.host.child import in_child
 from antdt.host.whereabouts import Page
-from antdt.launch import process
 
 LOOK_S = 0.5
 SILENT_S = 2.0
@@ -54,7 +54,7 @@ class Watch:
 
     def __init__(self, pages: Mapping[str, Page], life: Callable[[str, int], str], settings: Settings) -> None:
         """life: the incarnation of a worker's life of that number."""
-        self._pages, self._life, self._settings = pages, life, settings
+        self.pages, self.life, self.settings = pages, life, settings
         self._changes = dict.fromkeys(pages, -1)
         self._looked_s = 0.0
         self._child: ForkProcess | None = None
@@ -65,11 +65,11 @@ class Watch:
             return
         self._looked_s = monotonic()
         if any(self.silent()) and (self._child is None or not self._child.is_alive()):
-            self._child = process.in_child(lambda: Voucher(self, self._pages, self._life, self._settings).serve())
+            self._child = in_child(lambda: Voucher(self).serve())
 
     def silent(self) -> Iterator[str]:
         """Workers that run, and have neither spoken nor moved for a while. Ask at intervals."""
-        for name, page in self._pages.items():
+        for name, page in self.pages.items():
             beat_s, pid, before = page.times[whereabouts.BEAT], page.numbers[whereabouts.PID], self._changes[name]
             self._changes[name] = page.changes
             if 0 < beat_s < monotonic() - SILENT_S and pid > 0 and page.changes == before:
@@ -80,19 +80,16 @@ class Watch:
 class Voucher:
     """The process that speaks for them, until they speak for themselves."""
 
-    def __init__(
-        self, watch: Watch, pages: Mapping[str, Page], life: Callable[[str, int], str], settings: Settings
-    ) -> None:
-        self._watch, self._pages, self._life, self._settings = watch, pages, life, settings
-        connection, topic = settings.connection, topics.REPLIES.name(settings.job)
+    def __init__(self, watch: Watch) -> None:
+        self._watch, self._pages, self._settings = watch, watch.pages, watch.settings
+        connection, topic = self._settings.connection, topics.REPLIES.name(self._settings.job)
         self._producer = Producer(connection.producer(**{"linger.ms": 0}))
         self._consumer = new_consumer(connection.consumer())
-        partitions = sorted({topics.replies_partition(name) for name in pages})
+        partitions = sorted({topics.replies_partition(name) for name in self._pages})
         ends = [watermarks(self._consumer, topic, p, REACH_S)[1] for p in partitions]
         self._consumer.assign([TopicPartition(topic, p, end) for p, end in zip(partitions, ends, strict=True)])
 
     def serve(self) -> None:
-        """The life of that process."""
         needed_s = monotonic()
         while monotonic() - needed_s < IDLE_S:
             for name in self._watch.silent():
@@ -114,7 +111,7 @@ class Voucher:
             self._producer.poll(0)
 
     def _incarnation(self, name: str, page: Page) -> str:
-        return page.said(whereabouts.NAME) or self._life(name, page.numbers[whereabouts.LIFE])
+        return page.said(whereabouts.NAME) or self._watch.life(name, page.numbers[whereabouts.LIFE])
 
     def _listen(self) -> None:
         """A worker that was given up, and does not move, hears nothing of it: it is ended here."""
@@ -130,12 +127,8 @@ class Voucher:
     def _end(self, reply: records.Reply, page: Page) -> None:
         pid = page.numbers[whereabouts.PID]
         if reply.incarnation == self._incarnation(reply.worker, page) and reply.worker in list(self._watch.silent()):
-            print(
-                f"antdt launch: {reply.worker} was given up, and lets no thread of it speak: it is ended, to be "
-                f"started again. It was {page.phase.name.lower()}.",
-                file=sys.stderr,
-                flush=True,
-            )
+            what = f"{reply.worker} was given up, and lets no thread of it speak: it is ended, to be started again"
+            print(f"antdt launch: {what}. It was {page.phase.name.lower()}.", file=sys.stderr, flush=True)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

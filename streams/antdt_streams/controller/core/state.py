@@ -15,12 +15,26 @@ from typing import Any
 from antdt_schemas.errors import Mismatch, UsageError
 from antdt_schemas.records import Action, Assignment, Cause, Decision, Measurement, NodeMeasurement
 
-from antdt_streams.controller.core.options import ControllerOptions
 from antdt_streams.policies.policy import CHANGES, ClusterView, NodeView, Policy, Proposal
-from antdt_streams.storage.rows import Position, decode_row, digest_rows, encode_row
+from antdt_streams.storage.rows import Marks, Position, decode_row, digest_rows, encode_row
 
 FORMAT = 1
 HEAD, IN_FORCE, MEMORY = b"head", b"in-force", b"memory"
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerOptions:
+    """The Controller's own; a policy has its own. A plan that is not in effect after both patiences is no longer waited
+    for.
+    """
+
+    patience_windows: int = 6
+    patience_ms: int = 10_000
+    proposals_max: int = 16  # decisions that one measurement may cause
+
+    def __post_init__(self) -> None:
+        if min(self.patience_windows, self.patience_ms, self.proposals_max) < 1:
+            raise UsageError("patience_windows, patience_ms and proposals_max must be at least 1.")
 
 
 @dataclass(slots=True)
@@ -54,7 +68,6 @@ class InForce:
         self.assignments = {a.worker: a for a in decision.assignments}
 
     def to_row(self) -> list[Any]:
-        """What is remembered."""
         rows = [[a.worker, a.batch_size, a.accumulation] for _, a in sorted(self.assignments.items())]
         numbers = [self.plan, self.window, self.issued_ms]
         return [*numbers, self.learning_rate_factor, self.backup_workers, rows]
@@ -69,7 +82,7 @@ class ControllerState:
     def __init__(self, policy: Policy, options: ControllerOptions | None = None) -> None:
         self.policy = policy
         self.options = options or ControllerOptions()
-        self.marks: dict[int, tuple[int, int]] = {}
+        self.marks = Marks()
         self.in_force = InForce()
         self.memory: Mapping[str, Any] = {}
         self._dirty = {HEAD, IN_FORCE, MEMORY}
@@ -91,10 +104,8 @@ class ControllerState:
 
     def _decide(self, record: Measurement, now_ms: int) -> Sequence[Proposal]:
         """What the policy proposes, once for each measurement."""
-        cause = (record.cause.offset, record.cause.index)
-        if cause <= self.marks.get(record.cause.partition, (-1, -1)):
+        if not self.marks.note(record.cause.partition, (record.cause.offset, record.cause.index)):
             return ()
-        self.marks[record.cause.partition] = cause
         self._dirty.add(HEAD)
         proposals, memory = self.policy.decide(self.view(record, now_ms), self.memory)
         assert len(proposals) <= self.options.proposals_max, f"{self.policy.name} proposes {len(proposals)} at once"
@@ -118,7 +129,6 @@ class ControllerState:
             )
 
     def view(self, record: Measurement, now_ms: int) -> ClusterView:
-        """What the policy sees."""
         in_force = self.in_force
         return ClusterView(
             window=record.window,
@@ -198,11 +208,9 @@ class ControllerState:
         return out
 
     def rows(self) -> dict[bytes, bytes]:
-        """All rows."""
         return {key: self._row(key) for key in (HEAD, IN_FORCE, MEMORY)}
 
     def digest(self) -> bytes:
-        """16 bytes over all rows."""
         return digest_rows(self.rows())
 
     @classmethod
@@ -220,7 +228,7 @@ class ControllerState:
         found, name, marks = decode_row(rows[HEAD])
         if found != FORMAT:
             raise Mismatch("Format of the Controller's state", FORMAT, found)
-        state.marks = {partition: (offset, index) for partition, offset, index in marks}
+        state.marks = Marks({partition: (offset, index) for partition, offset, index in marks})
         *numbers, assignments = decode_row(rows[IN_FORCE])
         state.in_force = InForce(*numbers)
         state.in_force.assignments = {row[0]: Assignment(*row) for row in assignments}

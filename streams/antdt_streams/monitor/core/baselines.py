@@ -92,7 +92,6 @@ class Noise:
     recent: list[float] = field(default_factory=list)
 
     def add(self, found: Residuals) -> None:
-        """Take in a window."""
         off = [abs(x - found.middle[w]) for w, each in found.each.items() if len(each) > 2 for x in each]
         if off:
             # So few samples lie nearer to their own median than to the true one: the factor was fitted.

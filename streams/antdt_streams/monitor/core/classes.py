@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from statistics import median, median_low
 
 from antdt_schemas.records import NodeClass
 
@@ -38,10 +39,9 @@ def peers(found: Residuals, tracks: dict[str, Track], health: dict[str, Health],
     for pool, workers in pools.items():
         out.slowest[pool] = sorted(found.level[w] for w in workers)[-2:]
         for members in _cut(workers, health, math.log(options.class_gap)):
-            levels = sorted(found.level[w] for w in members)
+            level = median_low(found.level[w] for w in members)
             for worker in members:
-                out.members[worker] = members
-                out.class_level[worker] = levels[(len(levels) - 1) // 2]
+                out.members[worker], out.class_level[worker] = members, level
     for worker in found.level:
         group, base = tracks[worker].group, health[worker].base
         assert base is not None
@@ -62,8 +62,6 @@ def _cut(workers: list[str], health: dict[str, Health], gap: float) -> list[list
 
 @dataclass(slots=True)
 class Judge:
-    """Judges the nodes of one window."""
-
     window: int
     found: Residuals
     peers: Peers
@@ -83,7 +81,7 @@ class Judge:
         push(node.residuals, middle, options.long_windows)
         push(node.gaps, gap, options.long_windows)
         push(node.flags, self.onset(track, node) or gap >= self.solo_threshold, options.long_windows)
-        node.severity = max(node.usual if node.settled else 0.0, _median(node.gaps), 0.0)
+        node.severity = max(node.usual if node.settled else 0.0, median(node.gaps), 0.0)
         self.classify(node, sum(x >= math.log1p(options.burst) for x in each), len(each))
         self.settle(node)
 
@@ -166,8 +164,8 @@ def structural(found: Residuals, tracks: dict[str, Track], class_gap: float) -> 
         levels.setdefault(tracks[worker].group, []).append(level)
     if len(levels) < 2:
         return ()
-    centres = {group: _median(values) for group, values in levels.items()}
-    low = sorted(centres.values())[(len(centres) - 1) // 2]
+    centres = {group: median(values) for group, values in levels.items()}
+    low = median_low(centres.values())
     return tuple(sorted(group for group, centre in centres.items() if centre - low >= math.log(class_gap)))
 
 
@@ -192,7 +190,7 @@ class Rotation:
     @property
     def loss(self) -> float:
         """Share of the step time that the slowest node costs, unexplained, median."""
-        return _median(self.losses) if self.losses else 0.0
+        return median(self.losses) if self.losses else 0.0
 
     def rotates(self, threshold: float) -> bool:
         """Whether much is lost, by another node each time: then no batch size helps."""
@@ -202,9 +200,3 @@ class Rotation:
         counts = sorted((costly.count(w) for w in set(costly)), reverse=True)
         # Two nodes that fell ill together take turns, too: that is no rotation.
         return counts[0] < len(costly) / 2 and sum(counts[:2]) < 3 * len(costly) / 4
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2

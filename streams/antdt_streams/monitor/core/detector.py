@@ -12,7 +12,7 @@ from antdt_streams.monitor.core.baselines import Noise, Window, residuals
 from antdt_streams.monitor.core.classes import Judge, Rotation, hardware_classes, peers, structural
 from antdt_streams.monitor.core.fixed_cost import FixedCosts
 from antdt_streams.monitor.core.options import DetectorOptions
-from antdt_streams.monitor.core.roster import Roster
+from antdt_streams.monitor.core.roster import HEALTH, Roster
 
 
 class Detector:
@@ -26,7 +26,6 @@ class Detector:
         self.structural: tuple[str, ...] = ()
 
     def close(self, window: Window, roster: Roster) -> None:
-        """Fold a window into every node's health."""
         self._warm_up(window, roster)
         if not window.samples:
             return
@@ -39,31 +38,22 @@ class Detector:
         for worker, samples in window.samples.items():
             self.costs.learn(tracks[worker].pool, health[worker], samples)
             judge.judge(tracks[worker], health[worker])
-            roster.touch_health(worker)
+            roster.touch(HEALTH, worker)
         hardware_classes(seen, tracks, health, self.options.class_gap)
         self.structural = structural(found, tracks, self.options.class_gap)
 
     def _warm_up(self, window: Window, roster: Roster) -> None:
-        """Leave a node's first windows out."""
         for worker in list(window.samples):
             if roster.health[worker].warm:
                 roster.health[worker].warm -= 1
                 del window.samples[worker]
-                roster.touch_health(worker)
+                roster.touch(HEALTH, worker)
 
     def to_row(self) -> list[Any]:
-        """What is remembered."""
-        rotation = self.rotation
-        return [
-            self.noise.recent,
-            rotation.losses,
-            rotation.slowest,
-            list(self.structural),
-            sorted(self.costs.found.items()),
-        ]
+        groups, found, rotation = list(self.structural), sorted(self.costs.found.items()), self.rotation
+        return [self.noise.recent, rotation.losses, rotation.slowest, groups, found]
 
     def load(self, row: Sequence[Any]) -> None:
-        """The inverse of `to_row`."""
         self.noise.recent, self.rotation.losses, self.rotation.slowest, groups, found = row
         self.structural = tuple(groups)
         self.costs.found = dict(found)

@@ -135,7 +135,6 @@ def to_row(value: Track | Health) -> list[Any]:
 
 
 def track_from_row(row: Sequence[Any]) -> Track:
-    """The inverse of `to_row`."""
     track = Track(*row)
     track.open = [Sample(*x) for x in track.open]
     track.ring = [Sample(*x) for x in track.ring]
@@ -143,7 +142,6 @@ def track_from_row(row: Sequence[Any]) -> Track:
 
 
 def health_from_row(row: Sequence[Any]) -> Health:
-    """The inverse of `to_row`."""
     health = Health(*row)
     health.points = [Point(*x) for x in health.points]
     health.before = Point(*health.before) if health.before else None

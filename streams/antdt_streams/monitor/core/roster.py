@@ -49,31 +49,25 @@ class Roster:
         elif record.generation > track.generation:
             track.begin(record.generation)
         track.batch_size_max = max(record.batch_size_max, 0)
-        self.touch_track(record.worker)
+        self.touch(TRACK, record.worker)
         return track
 
     def _set(self, track: Track) -> None:
         self.tracks[track.worker] = track
         self.health[track.worker] = Health(warm=self.options.warm_up_windows)
-        self.touch_health(track.worker)
+        self.touch(HEALTH, track.worker)
 
     def forget(self, worker: str) -> None:
-        """A node is gone."""
         del self.names[bisect_left(self.names, worker)], self.tracks[worker], self.health[worker]
-        self.touch_track(worker)
-        self.touch_health(worker)
+        self.touch(TRACK, worker)
+        self.touch(HEALTH, worker)
 
     def members(self, generation: int) -> Iterator[Track]:
-        """The nodes of a generation, by name."""
         return (track for worker in self.names if (track := self.tracks[worker]).generation == generation)
 
-    def touch_track(self, worker: str) -> None:
-        """This track's row has changed."""
-        self.dirty.add(TRACK + worker.encode())
-
-    def touch_health(self, worker: str) -> None:
-        """This health's row has changed."""
-        self.dirty.add(HEALTH + worker.encode())
+    def touch(self, kind: bytes, worker: str) -> None:
+        """A row of this kind has changed."""
+        self.dirty.add(kind + worker.encode())
 
     def row(self, key: bytes) -> bytes | None:
         """The row of a key, None when its node is gone."""
@@ -84,11 +78,9 @@ class Roster:
         return None if health is None else encode_row(to_row(health))
 
     def all_keys(self) -> list[bytes]:
-        """The keys of all rows."""
         return [kind + worker.encode() for worker in self.names for kind in (TRACK, HEALTH)]
 
     def load(self, key: bytes, row: bytes) -> None:
-        """Take in one row."""
         if key.startswith(TRACK):
             track = track_from_row(decode_row(row))
             self.tracks[track.worker] = track

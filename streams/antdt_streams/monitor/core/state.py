@@ -19,7 +19,7 @@ from antdt_streams.monitor.core.measurement import measure
 from antdt_streams.monitor.core.node import Sample, Track
 from antdt_streams.monitor.core.options import DetectorOptions
 from antdt_streams.monitor.core.rates import add_sample
-from antdt_streams.monitor.core.roster import Roster
+from antdt_streams.monitor.core.roster import HEALTH, TRACK, Roster
 from antdt_streams.monitor.core.windows import Windows
 from antdt_streams.storage.rows import Position, decode_row, digest_rows, encode_row
 
@@ -40,7 +40,6 @@ class Jump:
     told_step: int = -1
 
     def clear(self) -> None:
-        """Nothing is left to tell."""
         self.worker, self.step, self.waits_for = "", -1, 0
 
 
@@ -143,7 +142,7 @@ class MonitorState:
             if track.open or track.ahead:
                 track.open.clear()
                 track.ahead = False
-                self.roster.touch_track(worker)
+                self.roster.touch(TRACK, worker)
         self.windows.recount(self.roster.tracks.values())
 
     # -- windows
@@ -168,7 +167,6 @@ class MonitorState:
         return out
 
     def _cut(self, number: int) -> dict[str, list[Sample]]:
-        """Take the samples of a window off the open ones."""
         end, out = self.windows.end(number), {}
         for worker in self.roster.names:
             samples = self.roster.tracks[worker].open
@@ -178,7 +176,7 @@ class MonitorState:
             if count:
                 out[worker] = samples[:count]
                 del samples[:count]
-                self.roster.touch_track(worker)
+                self.roster.touch(TRACK, worker)
         return out
 
     def _age(self, number: int) -> None:
@@ -193,7 +191,7 @@ class MonitorState:
                 self.roster.forget(track.worker)
             elif current and silent > options.absent_windows and health.node_class is not NodeClass.ABSENT:
                 health.node_class = NodeClass.ABSENT
-                self.roster.touch_health(track.worker)
+                self.roster.touch(HEALTH, track.worker)
 
     def _tell_jump(self, track: Track, position: Position) -> list[Measurement]:
         """An urgent measurement of a jump, at most one in a few steps."""
@@ -226,7 +224,6 @@ class MonitorState:
         return encode_row([FORMAT, astuple(self.jump), self.windows.to_row()])
 
     def rows(self) -> dict[bytes, bytes]:
-        """All rows."""
         out = {key: self._row(key) for key in (HEAD, POOLED)}
         for key in self.roster.all_keys():
             row = self.roster.row(key)
@@ -235,7 +232,6 @@ class MonitorState:
         return out
 
     def digest(self) -> bytes:
-        """16 bytes over all rows."""
         return digest_rows(self.rows())
 
     @classmethod

@@ -18,23 +18,12 @@ from antdt_streams.monitor.core.options import DetectorOptions
 
 
 @dataclass(slots=True)
-class Progress:
-    """How many members of the generation are live, have finished the next window, or moved on past the one after.
-
-    Derived from the tracks: counted anew when the next window changes, else by differences.
-    """
-
-    live: int = 0
-    finished: int = 0
-    moved: int = 0
-    far: int = 0
-
-
-@dataclass(slots=True)
 class Windows:
     """The anchor (`generation`, `shift`) and the next window to close.
 
     Invariant: `next` never falls. `open_offsets` holds the first input offset of each open window: the evidence.
+    progress: how many members of the generation have each `standing`, counted anew when the next window changes, else
+    by differences.
     """
 
     options: DetectorOptions
@@ -45,10 +34,9 @@ class Windows:
     newest_step: int = -1
     begun: bool = False
     open_offsets: dict[int, int] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Progress)
+    progress: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
 
     def of(self, step: int) -> int:
-        """The window of a step of the current generation."""
         return step // self.options.window_steps + self.shift
 
     def anchor(self, generation: int, step: int) -> None:
@@ -69,16 +57,11 @@ class Windows:
         return True, finished, moved, self.of(track.record_first) > self.next + self.options.hold_windows
 
     def count(self, standing: tuple[bool, bool, bool, bool], sign: int) -> None:
-        """Add (or take away) one node's standing."""
-        now = self.progress
-        now.live += sign * standing[0]
-        now.finished += sign * standing[1]
-        now.moved += sign * standing[2]
-        now.far += sign * standing[3]
+        self.progress = [count + sign * here for count, here in zip(self.progress, standing, strict=True)]
 
     def recount(self, tracks: Iterable[Track]) -> None:
         """Count everybody, after the next window has changed."""
-        self.progress = Progress()
+        self.progress = [0, 0, 0, 0]
         for track in tracks:
             self.count(self.standing(track), 1)
 
@@ -88,22 +71,19 @@ class Windows:
 
     @property
     def due(self) -> bool:
-        """Whether the next window is to be closed."""
-        now = self.progress
-        if not self.begun or not now.live:
+        live, finished, moved, far = self.progress
+        if not self.begun or not live:
             return False
-        if now.finished == now.live or now.moved > self.options.quorum * now.live:
+        if finished == live or moved > self.options.quorum * live:
             return True
         # Two of four that died together are no quorum for the others; one of many that runs away is none either.
-        return 2 * now.far >= now.live
+        return 2 * far >= live
 
     def to_row(self) -> list[Any]:
-        """What is remembered; the progress is derived."""
         offsets = sorted(self.open_offsets.items())
         return [self.generation, self.shift, self.next, self.first, self.newest_step, self.begun, offsets]
 
     def load(self, row: Sequence[Any], tracks: Iterable[Track]) -> None:
-        """The inverse of `to_row`."""
         self.generation, self.shift, self.next, self.first, self.newest_step, self.begun, offsets = row
         self.open_offsets = dict(offsets)
         self.recount(tracks)
