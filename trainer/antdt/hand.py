@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -54,8 +52,8 @@ class Hand:
 
     def expect(self, part: Part, batch_size: int) -> None:
         """A step begins: data processes make the samples of this part, and what comes next."""
-        if not part.leaving:
-            with self._client.changed:
+        if not (part.leaving or self._loader.is_here):
+            with self._client.lock:
                 ahead = self._client.session.leases.ahead(self._loader.ahead(batch_size))
             self._loader.expect([*((r.epoch, r.start, r.length) for r in part.ranges), *ahead], batch_size)
         self._clock = _Clock(perf_counter())
@@ -66,17 +64,17 @@ class Hand:
         limit = min((one for one in limits if one), default=0)  # before there is a plan that fits
         return max(accumulation, -(-samples // limit) if limit else 1)
 
-    def load(self, part: list[Range]) -> Any:
-        """One micro-batch, which is in hand from now on."""
+    def load(self, part: list[Range], samples: int) -> Any:
+        """One micro-batch of so many samples, which is in hand from now on."""
         started_s = perf_counter()
         page, hand = self._page, [(r.epoch, r.start, r.length) for r in part]
         page.enter(At.LOADING)
         page.take(hand if self._loader.is_here else ())
-        self.holds.tries(sum(r.length for r in part))
+        self.holds.tries(samples)
         try:
-            with self.may_run_out():
-                batch = self._loader.fetch(part)
+            batch = self._loader.fetch(part)
         except Exception as error:
+            self.ran_out(error)
             self.witness.saw(error, part, loading=True)
             raise
         if not self._loader.is_here:
@@ -100,15 +98,10 @@ class Hand:
         """Its step was given up."""
         self.ranges = []
 
-    @contextmanager
-    def may_run_out(self) -> Iterator[None]:
-        """Where memory is out in here, the next life of this worker takes fewer samples at a time."""
-        try:
-            yield
-        except Exception as error:
-            if is_out_of_memory(error):
-                self.holds.shrink()
-            raise
+    def ran_out(self, error: Exception) -> None:
+        """Where memory was out, the next life of this worker takes fewer samples at a time."""
+        if is_out_of_memory(error):
+            self.holds.shrink()
 
     def survives(self, error: Exception) -> bool:
         """Whether memory was out, and fewer samples at a time can be tried: the step is given up, and begun anew.

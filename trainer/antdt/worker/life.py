@@ -80,7 +80,7 @@ class Life:
             except GenerationClosed as error:
                 self._say(logging.INFO, f"generation is over: {error}")
                 self.closed = True
-            yield ask.Between()
+            yield ask.BETWEEN
             if self.closed:
                 yield from self._leave()
         return None
@@ -269,8 +269,8 @@ class Life:
     def _round(self, *, leaving: bool = False) -> Steps:
         """Take, announce, train, finish, account. leaving: a part without samples, the last one."""
         session, plans = self.session, self.plans
-        shares = plans.shares(self.strategy.plan, self.workers)
-        mine = shares[session.rank]
+        split = plans.split(self.strategy.plan, self.workers)
+        mine = split.shares[session.rank]
         if not (yield from self._await_room(leaving)):
             self.saved, self.departed = False, True
             return
@@ -279,13 +279,12 @@ class Life:
             yield from self.taking.wait(session)
             with self._lock:
                 ranges = self.taking.take(session, mine.batch_size)
-        reference, ended = sum(s.batch_size for s in shares), session.phase is Phase.ENDED
-        part = Part(ranges, plans.newest, reference, ended, leaving, self._wants_file)
+        ended = session.phase is Phase.ENDED
+        part = Part(ranges, plans.newest, split.batch_size, ended, leaving, self._wants_file)
         yield ask.Announce(part, mine.batch_size)
         if ranges:
             yield ask.Train(ranges, mine.accumulation)
-        yield ask.Enter(At.REDUCING)
-        outcome = yield ask.Finish()
+        outcome = yield ask.FINISH
         yield from self._account(outcome)
 
     @property
@@ -345,10 +344,12 @@ class Life:
         all have applied the step.
         """
         session, step, random = self.session, self.strategy.step_number, list[bytes]()
-        leaving, mine = any(row.leaving for row in outcome.rows), outcome.rows[session.rank]
+        leaving, checkpoint, mine = False, False, outcome.rows[session.rank]
+        for row in outcome.rows:
+            leaving, checkpoint = leaving or row.leaving, checkpoint or row.checkpoint
         if leaving:
             self.left_behind = step
-        asked = leaving or (outcome.applied and any(row.checkpoint for row in outcome.rows))
+        asked = leaving or (outcome.applied and checkpoint)
         if asked:
             yield ask.Enter(At.REDUCING)
             random = yield ask.GatherRandom()
@@ -358,7 +359,8 @@ class Life:
         if session.rank == 0 and (asked or final) and step not in (self.files.written_step, 0):
             if leaving or (session.files.newest is None and self.files.may_try):
                 yield from self._write(random, self.leave_within_s if mine.leaving else 0.0)
-        yield ask.RetryInit()
+        if self.files.owes_init:
+            yield ask.RetryInit()
         if mine.leaving:
             self.all_leave = all(row.leaving for row in outcome.rows)
             yield from self._say_farewell()
