@@ -2,6 +2,7 @@
 
 python -m tests.simulation SEED [LINES]         repeat it; print its last lines (all without LINES) and its verdict
 python -m tests.simulation search FIRST COUNT   run worlds, print the seeds that fail and what was done to them
+python -m tests.simulation large WORKERS        one job of so many workers, and how long it took
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import traceback
 from collections import Counter
 
+from tests.simulation.large import Large, Size
 from tests.simulation.world import World
 
 
@@ -45,8 +47,23 @@ def search(first: int, count: int) -> int:
     return failed > 0
 
 
+def large(workers: int) -> int:
+    """Run one job of many workers."""
+    world = Large(Size(workers))
+    world.run()
+    times, counts = world.times, world.counts
+    print(f"formed after {times.formed_s:.1f} s")
+    print(f"step {world.size.lost_at} after {times.lost_s:.1f} s, {world.size.lost} members lost")
+    print(f"formed again after {times.formed_again_s:.1f} s")
+    print(f"every sample exactly once after {times.done_s:.1f} s")
+    print(f"{counts['step']} steps of workers, {len(world.broker.log)} entries, {counts['decision']} decisions")
+    return 0
+
+
 if __name__ == "__main__":
     logging.getLogger("antdt").setLevel(logging.CRITICAL)  # ledgers tell of what the adversary does to them
+    if sys.argv[1] == "large":
+        sys.exit(large(int(sys.argv[-1])))
     if sys.argv[1] == "search":
         sys.exit(search(int(sys.argv[2]), int(sys.argv[3])))
     sys.exit(story(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))

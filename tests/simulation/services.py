@@ -39,9 +39,9 @@ def eager_monitor() -> Service:
 class Services:
     """Both services of a job, and their topics."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, monitor: Service) -> None:
         self.world, self.topics = world, MemoryTopics()
-        self.drivers = [MemoryDriver(service, JOB, self.topics) for service in (eager_monitor(), controller.service())]
+        self.drivers = [MemoryDriver(service, JOB, self.topics) for service in (monitor, controller.service())]
         self._decoded: list[records.Decision] = []
 
     def report(self, batch: records.StepBatch) -> bool:

@@ -279,8 +279,7 @@ class Life:
             yield from self.taking.wait(session)
             with self._lock:
                 ranges = self.taking.take(session, mine.batch_size)
-        ended = session.phase is Phase.ENDED
-        part = Part(ranges, plans.newest, split.batch_size, ended, leaving, self._wants_file)
+        part = Part(ranges, plans.newest, split.batch_size, session.phase is Phase.ENDED, leaving, self._wants_file)
         yield ask.Announce(part, mine.batch_size)
         if ranges:
             yield ask.Train(ranges, mine.accumulation)
