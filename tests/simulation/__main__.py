@@ -2,7 +2,7 @@
 
 python -m tests.simulation SEED [LINES]         repeat it; print its last lines (all without LINES) and its verdict
 python -m tests.simulation search FIRST COUNT   run worlds, print the seeds that fail and what was done to them
-python -m tests.simulation large WORKERS        one job of so many workers, and how long it took
+python -m tests.simulation large --workers 1024 one job of so many workers, and how long it took
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def large(workers: int) -> int:
 
 if __name__ == "__main__":
     logging.getLogger("antdt").setLevel(logging.CRITICAL)  # ledgers tell of what the adversary does to them
-    if sys.argv[1] == "large":
-        sys.exit(large(int(sys.argv[-1])))
+    if sys.argv[1:3] == ["large", "--workers"]:
+        sys.exit(large(int(sys.argv[3])))
     if sys.argv[1] == "search":
         sys.exit(search(int(sys.argv[2]), int(sys.argv[3])))
     sys.exit(story(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))

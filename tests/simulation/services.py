@@ -58,7 +58,7 @@ class Services:
     def decisions(self, start: int, limit: int) -> list[records.Decision]:
         """Decisions from a position on, as they are in the topic."""
         log = self.topics.logs.get(DECISIONS.name(JOB), [])
-        for raw in log[len(self._decoded) :]:
+        for raw in log[len(self._decoded) :] if len(log) > len(self._decoded) else ():
             self._decoded.append(codec.decode(raw.value, records.Decision))
             self.world.count("decision")
         return self._decoded[start : start + limit]

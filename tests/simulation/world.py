@@ -346,7 +346,8 @@ class World:
             self.tick = tick = self.tick + 1
             self.now_s += self.tick_s * draw() * 2
             broker.now_ms = int(self.now_s * 1000) + self.clock_offset_ms
-            faults.maybe()
+            if faults.budget or faults.foreigner is not None:
+                faults.maybe()
             if tick in scheduled:
                 self.do_what_is_scheduled()
             if self.rivals:
