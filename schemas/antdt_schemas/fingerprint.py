@@ -8,6 +8,7 @@ what is random in a sample for one worker may not have shown for another one. Wh
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -30,7 +31,8 @@ def mark(made_of: int, content: bytes) -> bytes:
     return bytes([made_of]) + blake2b(content, digest_size=MARK_SIZE - 1).digest()
 
 
-def places(samples: int) -> list[int]:
+@lru_cache(maxsize=64)
+def places(samples: int) -> tuple[int, ...]:
     """Which samples are looked at, the most telling first: the ends, then any, the same for all workers."""
     out = dict.fromkeys((0, samples - 1))
     for number in range(4 * PLACES_MAX):
@@ -38,7 +40,7 @@ def places(samples: int) -> list[int]:
             break
         digest = blake2b(f"{samples}/{number}".encode(), digest_size=8).digest()
         out[int.from_bytes(digest, "big") % samples] = None
-    return list(out)
+    return tuple(out)
 
 
 def first_difference(first: bytes, second: bytes, samples: int) -> Difference | None:

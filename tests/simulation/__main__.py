@@ -2,8 +2,9 @@
 
 python -m tests.simulation SEED [LINES]         repeat it; print its last lines (all without LINES) and its verdict
 python -m tests.simulation search FIRST COUNT   run worlds, print the seeds that fail and what was done to them
+python -m tests.simulation large --workers 1024 one job of so many workers, and how long it took
 
-steps, before any of them: in worlds whose steps have a fixed size
+steps, before SEED or search: in worlds whose steps have a fixed size
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import traceback
 from collections import Counter
 
+from tests.simulation.large import Large, Size
 from tests.simulation.world import World
 
 
@@ -49,8 +51,23 @@ def search(first: int, count: int, *, steps: bool) -> int:
     return failed > 0
 
 
+def large(workers: int) -> int:
+    """Run one job of many workers."""
+    world = Large(Size(workers))
+    world.run()
+    times, counts = world.times, world.counts
+    print(f"formed after {times.formed_s:.1f} s")
+    print(f"step {world.size.lost_at} after {times.lost_s:.1f} s, {world.size.lost} members lost")
+    print(f"formed again after {times.formed_again_s:.1f} s")
+    print(f"every sample exactly once after {times.done_s:.1f} s")
+    print(f"{counts['step']} steps of workers, {len(world.broker.log)} entries, {counts['decision']} decisions")
+    return 0
+
+
 if __name__ == "__main__":
     logging.getLogger("antdt").setLevel(logging.CRITICAL)  # ledgers tell of what the adversary does to them
+    if sys.argv[1:3] == ["large", "--workers"]:
+        sys.exit(large(int(sys.argv[3])))
     fixed = sys.argv[1] == "steps"
     what, *more = sys.argv[1 + fixed :]
     if what == "search":

@@ -41,9 +41,9 @@ def eager_monitor() -> Service:
 class Services:
     """Both services of a job, and their topics."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, monitor: Service) -> None:
         self.world, self.topics = world, MemoryTopics()
-        self.drivers = [MemoryDriver(service, JOB, self.topics) for service in (eager_monitor(), controller.service())]
+        self.drivers = [MemoryDriver(service, JOB, self.topics) for service in (monitor, controller.service())]
         self._decoded: list[records.Decision] = []
 
     def report(self, batch: records.StepBatch) -> bool:
@@ -60,7 +60,7 @@ class Services:
     def decisions(self, start: int, limit: int) -> list[records.Decision]:
         """Decisions from a position on, as they are in the topic."""
         log = self.topics.logs.get(DECISIONS.name(JOB), [])
-        for raw in log[len(self._decoded) :]:
+        for raw in log[len(self._decoded) :] if len(log) > len(self._decoded) else ():
             self._decoded.append(codec.decode(raw.value, records.Decision))
             self.world.count("decision")
         return self._decoded[start : start + limit]

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from antdt.connect.client import renew
 from antdt.data.sources import batches
 from antdt.strategies.allreduce.composition import Round, Row
-from antdt.strategies.base import GenerationClosed, Outcome, Part, Place, Timings
+from antdt.strategies.base import GenerationClosed, Outcome, Part, Timings
 from antdt.worker import checkpoint
 from antdt.worker import instructions as ask
 from antdt.worker.life import LEAVE_SHARE, Life
 from antdt.worker.outside import LifeOptions, Outside
 from antdt.worker.plans import Plans
-from antdt.worker.session import Composition, Phase, Session, SessionOptions, Where
+from antdt.worker.session import Composition, Phase, Session, Where
 from antdt.worker.telemetry import StepTiming, Telemetry
 from antdt_schemas import records
 from antdt_schemas.errors import Occupied, Unavailable
@@ -29,6 +29,7 @@ from antdt_schemas.limits import INIT_FILE
 from antdt_schemas.lineage import next_lineage
 from antdt_schemas.ranges import Range
 
+from tests.simulation.group import Concluded, Exchange, Group
 from tests.simulation.model import FOR_EVER_S, Replica, Snapshot
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ Steps = Generator[None, None, Any]
 LEAVE_EARLY_S = 20.0
 SKIPPED_ONE_OF = 16
 FILE_FAILS = 0.02
+READ_MAX, DECISIONS_MAX = range(5), range(3)  # of what has come, in one turn
 
 
 class Died(Exception):
@@ -60,19 +62,18 @@ class Worker(Replica):
     def __init__(self, world: World, name: str, life: int, launch: Launch) -> None:
         super().__init__(f"{name}.{life}")
         self.world, self.name, self.launch = world, name, launch
-        options = SessionOptions(prefetch_steps=2, prefetch_s=0.0, commit_steps_max=world.commit_steps_max)
         where = Where("h", 1, name, "", life, launch.name, launch.name, launch.place, launch.takes_over)
-        self.session = Session(name, f"{name}.{life}", world.spec, where, options)
+        self.session = Session(name, f"{name}.{life}", world.spec, where, world.session_options)
         self.plans = Plans(world.spec.batch_size)
         self.telemetry = Telemetry(name, self.incarnation, name, "")
         self.inbox: deque[records.Reply] = deque()
         self.generation: int | None = None
-        self.members: tuple[str, ...] = ()
+        self.group: Group | None = None
         self.round, self.decisions_read = 0, 0
         self.quits, self.quit_at_s = False, 0.0
         self.alive, self.asleep_until, self.weight = True, 0, world.rng.random()
         self.seconds_per_sample = world.rng.choice((0.01, 0.01, 0.01, 0.05))
-        self.written_step, self.owes, self.may_try = -1, False, True
+        self.written_step, self.owes, self.may_try, self.owes_init = -1, False, True, False
         self.at_hand: tuple[int, ...] = ()
         self.part: Part | None = None
         self.optimizer_steps = 1
@@ -142,7 +143,7 @@ class Worker(Replica):
                 heard = yield from self.wait(met, patience_s)
             case ask.Form(grant):
                 self.generation, self.round = grant.generation, 0
-                self.members = tuple(m.incarnation for m in grant.members)
+                self.group = self.world.group_of(grant)
                 yield
             case ask.Align(grant):
                 yield from self.align(grant)
@@ -203,9 +204,9 @@ class Worker(Replica):
             yield from self.restore(grant.restore_file or "")
         head = self.model.step, self.model.lineage, self.model.plan, self.void
         heads = yield from self.gather("heads", head)
-        source = grant.source or self.members[0]
+        source = grant.source or next(iter(grant.members)).incarnation
         assert not heads[source][3], "the source of an adoption holds no valid state"
-        if len(self.members) > 1 and (len(set(heads.values())) > 1 or self.model.step == 0):
+        if len(grant.members) > 1 and (len(set(heads.values())) > 1 or self.model.step == 0):
             yield from self.adopt(source)
 
     def restore(self, file: str) -> Steps:
@@ -276,38 +277,54 @@ class Worker(Replica):
         )
         world.parts.setdefault((self.generation, self.round), {})[self.incarnation] = tuple(part.ranges)
         rows = yield from self.gather(("round", self.round), row)
-        result = Round.of([rows[m] for m in self.members])
+        if rows.concluded is None or rows.concluded.before is not self.model:
+            rows.concluded = self.conclude(rows)
+        concluded = rows.concluded
+        result = concluded.result
         if result.total and not world.inline:
             yield from self.gather(("reduce", self.round), self.model.origin)
         self.round += 1
         world.one_model(self, rows)
-        whole = result.total > 0 if part.place is None else result.total == part.place.total
+        whole = concluded.composition is not None
         if part.place is not None and not whole:
             world.count("round_without_a_part")
-        skipped = self.apply(result, part.place) if whole else None
-        return Outcome(result.total, result.rows, whole, result.ended, Timings(0, 0, 0), skipped)
+        if whole:
+            self.apply(concluded)
+        return Outcome(result.total, result.rows, whole, result.ended, Timings(0, 0, 0), concluded.skipped)
 
-    def apply(self, result: Round, place: Place | None) -> tuple[str, ...] | None:
-        """The step is in the model. Returns who made it be skipped."""
-        step = self.model.step + 1
+    def conclude(self, rows: Exchange) -> Concluded:
+        """What the rows mean for whoever holds this model."""
+        assert self.group is not None and self.part is not None
+        result, place = Round.of([rows[m] for m in self.group.members]), self.part.place
+        concluded, step = Concluded(result, self.model), self.model.step + 1
+        if result.total == 0 if place is None else result.total != place.total:
+            return concluded
         if place is None:
             lineage = result.lineage_after(self.model.lineage, step)
         else:
             lineage = next_lineage(self.model.lineage, step, (place.ranges[0], *place.ranges[2:]))
-        skipped = self.authors(result, lineage) if result.total else None
+        skipped = concluded.skipped = self.authors(result, lineage) if result.total else None
         made = result.composition(step, skipped)
         if place is None:
-            self.model = self.model.then(made.ranges, result.plan, skipped)
+            concluded.model = self.model.then(made.ranges, result.plan, skipped)
         else:
-            parts = self.world.parts[self.generation, self.round - 1]
-            truth = tuple(r for member in self.members for r in parts[member])
-            self.model = self.model.after(place, truth, result.plan, skipped)
-            self.world.count("step_empty" if not result.total else "step_whole")
-        assert self.model.lineage == lineage, "what was added is not what is reported"
+            parts = self.world.parts[self.generation, self.round]
+            truth = tuple(r for member in self.group.members for r in parts[member])
+            concluded.model = self.model.after(place, truth, result.plan, skipped)
+            self.world.count("step_whole" if result.total else "step_empty")
+        assert concluded.model.lineage == lineage, "what was added is not what is reported"
+        concluded.composition = Composition(step, concluded.model.ranges, lineage, made.plan, made.skipped)
+        return concluded
+
+    def apply(self, concluded: Concluded) -> None:
+        """The step is in the model."""
+        assert concluded.composition is not None and concluded.before is self.model
         assert len(self.pending) < self.pending_max, "steps pile up uncommitted"
-        self.pending.append(Composition(step, self.model.ranges, lineage, made.plan, made.skipped))
+        self.model = concluded.model
+        self.pending.append(concluded.composition)
         self.world.count("step")
-        return skipped
+        if concluded.skipped is not None:
+            self.world.count("step_skipped")
 
     def measure(self, mine: Any) -> None:
         """How long the own part took."""
@@ -319,7 +336,6 @@ class Worker(Replica):
         """Whose gradient is not finite: it depends on the samples, so on the lineage, and all members see the same."""
         if lineage[0] % SKIPPED_ONE_OF:
             return None
-        self.world.count("step_skipped")
         return tuple(w for w, row in zip(self.life.workers, result.rows, strict=True) if row.samples and lineage[1] % 4)
 
     def write(self) -> Steps:
@@ -353,13 +369,14 @@ class Worker(Replica):
     def gather(self, name: Any, value: Any) -> Steps:
         """A collective: it completes only where all have entered, and may fail anywhere once somebody is out."""
         world = self.world
-        rows = world.collectives.setdefault((self.generation, name), {})
+        group, rows = self.group, world.exchange(self.generation, name)
+        assert group is not None
         assert self.incarnation not in rows, f"{self.incarnation} enters {name} of {self.generation} twice"
         rows[self.incarnation] = value
         world.aim(self, 0.003, "killed_in_collective")
         yield
         while True:
-            full, broken = len(rows) == len(self.members), self.broken()
+            full, broken = len(rows) == len(group.members), self.broken()
             if full and not (broken and world.rng.random() < 0.5):
                 if broken:
                     world.count("completed_though_broken")
@@ -373,15 +390,16 @@ class Worker(Replica):
 
     def broken(self) -> bool:
         """Somebody is out of the generation, or this member was told that it is closed."""
-        session, left = self.session, self.world.left
+        session, group = self.session, self.group
         if session.generation != self.generation or session.phase not in (Phase.MEMBER, Phase.ENDED):
             return True
-        return any((self.generation, m) in left or m in self.world.gone for m in self.members)
+        assert group is not None and group.generation == self.generation
+        return group.broken
 
     def out_of_generation(self) -> None:
         """Nobody completes a collective with this member any more that it has not entered yet."""
         if self.generation is not None:
-            self.world.left.add((self.generation, self.incarnation))
+            self.world.leaves(self.incarnation, self.generation)
         self.generation = None
 
     def renew(self, reason: str) -> Session:
@@ -389,7 +407,7 @@ class Worker(Replica):
         world, old = self.world, self.session
         world.count("rejoined")
         world.say(self.incarnation, f"joins anew: {reason}")
-        world.gone.add(self.incarnation)
+        world.ends(self.incarnation)
         self.session = renew(old, f"{self.name}.{world.next_life(self.name)}")
         self.telemetry = Telemetry(self.name, self.incarnation, self.name, "")
         self.inbox.clear()
@@ -400,10 +418,9 @@ class Worker(Replica):
     def talk(self) -> None:
         """Read some of what came, send what is due."""
         world, rng = self.world, self.world.rng
-        for _ in range(rng.randint(0, 4)):
-            if self.inbox:
-                self.session.on_reply(self.inbox.popleft())
-        self.read_decisions(rng.randint(0, 2))
+        for _ in range(min(rng.choice(READ_MAX), len(self.inbox))):
+            self.session.on_reply(self.inbox.popleft())
+        self.read_decisions(rng.choice(DECISIONS_MAX))
         for request in self.session.tick(world.now_s):
             world.wire(request)
             if isinstance(request.body, records.Commit):

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from antdt.worker.session import SessionOptions
 from antdt_schemas import codec, records
 from antdt_schemas.batches import DROP, EVEN, SMALL
 from antdt_schemas.ranges import Range
@@ -22,10 +23,11 @@ from antdt_streams.ledger.options import LedgerOptions
 from antdt_streams.runtime.memory import MemoryStore
 
 from tests.simulation.faults import Faults
+from tests.simulation.group import Exchange, Group
 from tests.simulation.judge import Judge
 from tests.simulation.ledgers import Broker, LedgerProcess, knowledge
 from tests.simulation.model import Snapshot
-from tests.simulation.services import Services
+from tests.simulation.services import Services, eager_monitor
 from tests.simulation.trainer import Died, Ousted, Worker
 
 HOUR_0_MS = 10 * 3_600_000
@@ -84,36 +86,22 @@ class World:
         self.rng = rng = random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.tick, self.now_s, self.clock_offset_ms = 0, 1.0, HOUR_0_MS
-        self.tick_s = rng.choice((0.003, 0.01, 0.02))
-        self.inline = rng.random() < 0.5
-        self.checkpoint_every = rng.choice((50, 10, 2))
-        self.commit_steps_max = rng.choice((1, 3, 64))
-        self.prunes = rng.random() < 0.5
-        self.favours = rng.random() < 0.5
-        many = rng.random() < 0.25
-        self.spec = records.JobSpec(
-            "sim", rng.randint(100, 250) if many else rng.randint(4, 40), bytes(16), "sequential",
-            1 if many else rng.randint(1, 3), seed, rng.randint(1, 5), rng.randint(4, 8), rng.randint(1, 4),
-            rng.choice((1, 2, 99)), strategy_of(seed),
-        )  # fmt: skip
+        self.draw(rng)
         if steps:
             self.spec = stepped(seed, self.spec)
-        self.ledger_options = LedgerOptions(
-            patience_ms=int(rng.choice((1_500, 5_000)) * 1_000 * self.tick_s),
-            digest_every=rng.choice((1, 3, 10)),
-            standby_patience_s=rng.choice((150, 500)) * self.tick_s,
-            snapshot_every=rng.choice((50, 200, 1_000)),
-        )
         self.broker = Broker(self, "requests-1" if moves(seed) else "")
         self.broker.now_ms = HOUR_0_MS
         self.wires: dict[str, deque[bytes]] = {}
         self.sent: deque[bytes] = deque(maxlen=64)
-        self.collectives: dict[Any, dict[str, Any]] = {}
+        self.collectives: dict[Any, Exchange] = {}
         # What each member really computed for a round: of the models, not of the protocol.
         self.parts: dict[tuple[int | None, int], dict[str, tuple[Range, ...]]] = {}
         self.left, self.gone = set[tuple[int, str]](), set[str]()
+        self.groups: dict[tuple[int, tuple[str, ...]], Group] = {}
+        self.groups_with: dict[str, list[Group]] = {}
         self.files: dict[str, Snapshot] = {}
-        self.services, self.judge, self.faults = Services(self), Judge(self), Faults(self, moves(seed))
+        self.services, self.judge = Services(self, self.new_monitor()), Judge(self)
+        self.faults = Faults(self, moves(seed))
         self.stores = list[MemoryStore]()
         self.ledgers: list[LedgerProcess] = []
         self.ledger_names = 0
@@ -136,6 +124,36 @@ class World:
         self.due: list[tuple[int, Any]] = []
         self.next_due = TICKS_MAX
         self.models: dict[tuple[int | None, int], Any] = {}
+        self.populate(rng)
+
+    # -- what kind of world it is
+
+    new_monitor = staticmethod(eager_monitor)
+
+    def draw(self, rng: random.Random) -> None:
+        """The job, and how its parts are set."""
+        self.tick_s = rng.choice((0.003, 0.01, 0.02))
+        self.inline = rng.random() < 0.5
+        self.checkpoint_every = rng.choice((50, 10, 2))
+        self.commit_steps_max = rng.choice((1, 3, 64))
+        self.prunes = rng.random() < 0.5
+        self.favours = rng.random() < 0.5
+        many = rng.random() < 0.25
+        self.spec = records.JobSpec(
+            "sim", rng.randint(100, 250) if many else rng.randint(4, 40), bytes(16), "sequential",
+            1 if many else rng.randint(1, 3), self.seed, rng.randint(1, 5), rng.randint(4, 8), rng.randint(1, 4),
+            rng.choice((1, 2, 99)), strategy_of(self.seed),
+        )  # fmt: skip
+        self.ledger_options = LedgerOptions(
+            patience_ms=int(rng.choice((1_500, 5_000)) * 1_000 * self.tick_s),
+            digest_every=rng.choice((1, 3, 10)),
+            standby_patience_s=rng.choice((150, 500)) * self.tick_s,
+            snapshot_every=rng.choice((50, 200, 1_000)),
+        )
+        self.session_options = SessionOptions(prefetch_steps=2, prefetch_s=0.0, commit_steps_max=self.commit_steps_max)
+
+    def populate(self, rng: random.Random) -> None:
+        """Who is there at the beginning."""
         self.add_ledger()
         if rng.random() < 0.15:
             self.add_ledger(standby=True)
@@ -194,14 +212,47 @@ class World:
 
     def processes(self) -> list[Worker]:
         """Worker processes that live, and have not ended."""
-        return [w for w in (*self.workers.values(), *self.rivals) if w.alive and not w.ended]
+        some = [w for w in self.workers.values() if w.alive and not w.life.ended]
+        return some + [w for w in self.rivals if w.alive and not w.life.ended] if self.rivals else some
 
-    def one_model(self, worker: Worker, rows: dict[str, Any]) -> None:
+    # -- generations
+
+    def group_of(self, grant: records.Grant) -> Group:
+        """Its members, as all of them see it."""
+        generation, members = grant.generation, tuple(m.incarnation for m in grant.members)
+        group = self.groups.get((generation, members))
+        if group is None:
+            broken = any((generation, m) in self.left or m in self.gone for m in members)
+            group = self.groups[generation, members] = Group(generation, members, broken)
+            for name in members:
+                self.groups_with.setdefault(name, []).append(group)
+        return group
+
+    def exchange(self, generation: int | None, name: Any) -> Exchange:
+        """A collective of a generation."""
+        found = self.collectives.get((generation, name))
+        if found is None:
+            found = self.collectives[generation, name] = Exchange()
+        return found
+
+    def leaves(self, incarnation: str, generation: int) -> None:
+        """It takes part in nothing of this generation any more."""
+        self.left.add((generation, incarnation))
+        for group in self.groups_with.get(incarnation, ()):
+            group.broken = group.broken or group.generation == generation
+
+    def ends(self, incarnation: str) -> None:
+        """It takes part in nothing any more."""
+        self.gone.add(incarnation)
+        for group in self.groups_with.get(incarnation, ()):
+            group.broken = True
+
+    def one_model(self, worker: Worker, rows: Exchange) -> None:
         """Whoever completes a round holds the same model under the same plan, before it is applied."""
-        mine = worker.model.origin, worker.model.step, worker.model.lineage, worker.model.plan, tuple(rows.items())
-        first = self.models.setdefault((worker.generation, worker.round), mine)
-        assert mine[:4] == first[:4], f"{worker.incarnation} and another member hold different models"
-        assert dict(first[4]) == rows, "members complete different rounds"
+        mine = worker.model.origin, worker.model.step, worker.model.lineage, worker.model.plan
+        first, theirs, size = self.models.setdefault((worker.generation, worker.round), (mine, rows, len(rows)))
+        assert mine == first, f"{worker.incarnation} and another member hold different models"
+        assert theirs is rows and size == len(rows), "members complete different rounds"
 
     def aim(self, worker: Worker, share: float, why: str) -> None:
         """Kill this worker soon after an interesting moment."""
@@ -271,7 +322,7 @@ class World:
         self.say(worker.incarnation, f"ends: {why}")
         worker.out_of_generation()
         worker.alive = False
-        self.gone.add(worker.incarnation)
+        self.ends(worker.incarnation)
 
     def promote(self) -> None:
         """A rival whose worker has ended is that worker now."""
@@ -284,7 +335,7 @@ class World:
         """The process dies here. What it had sent may not have got through; its launcher may tell, or only silence."""
         self.say(worker.incarnation, "is killed")
         worker.alive = False
-        self.gone.add(worker.incarnation)
+        self.ends(worker.incarnation)
         self.deaths[worker.incarnation] = worker.at_hand
         wire = self.wires.get(worker.incarnation)
         for _ in range(self.rng.randint(0, len(wire)) if wire else 0):
@@ -313,30 +364,39 @@ class World:
 
     def run(self) -> None:
         """Until every worker has ended. Raises AssertionError on any disagreement, or when nothing moves any more."""
+        faults, broker, draw, judge, step = self.faults, self.broker, self.rng.random, self.judge, self.step
+        scheduled = {*faults.moves, *self.second_at, *self.quits_at, TICKS_MAX // 2}
         while self.tick < TICKS_MAX:
-            self.tick += 1
-            self.now_s += self.tick_s * self.rng.random() * 2
-            self.broker.now_ms = int(self.now_s * 1000) + self.clock_offset_ms
-            self.faults.maybe()
-            if self.tick in self.faults.moves:
-                self.faults.requests_moved()
-            if self.tick in self.second_at:
-                self.faults.second_launch()
-            if self.tick in self.quits_at:
-                self.faults.script_left()
+            self.tick = tick = self.tick + 1
+            self.now_s += self.tick_s * draw() * 2
+            broker.now_ms = int(self.now_s * 1000) + self.clock_offset_ms
+            if faults.budget or faults.foreigner is not None:
+                faults.maybe()
+            if tick in scheduled:
+                self.do_what_is_scheduled()
             if self.rivals:
                 self.promote()
-            if self.tick >= self.next_due:
+            if tick >= self.next_due:
                 self.do_what_is_due()
-            self.step()
-            if self.over() and self.tick >= self.readmitted_at + READMIT_TICKS:
-                self.judge.verdict()
+            step()
+            state = judge.fold.state
+            if state is not None and state.done is not None and self.over():
+                judge.verdict()
                 if not self.reopened():
                     return
-            if self.tick == TICKS_MAX // 2:
-                self.faults.budget = 0
-            assert self.tick - self.faults.last_tick < TICKS_TO_END_MAX, "after the last fault the job does not end"
+            assert tick - faults.last_tick < TICKS_TO_END_MAX, "after the last fault the job does not end"
         raise AssertionError("nothing moves any more")
+
+    def do_what_is_scheduled(self) -> None:
+        """What this world has at this very tick."""
+        if self.tick in self.faults.moves:
+            self.faults.requests_moved()
+        if self.tick in self.second_at:
+            self.faults.second_launch()
+        if self.tick in self.quits_at:
+            self.faults.script_left()
+        if self.tick == TICKS_MAX // 2:
+            self.faults.budget = 0
 
     def do_what_is_due(self) -> None:
         """What was put off until now."""
@@ -346,9 +406,8 @@ class World:
         self.next_due = min((tick for tick, _ in self.due), default=TICKS_MAX)
 
     def over(self) -> bool:
-        """Everybody who is alive has ended, and nobody is on the way."""
-        state = self.judge.fold.state
-        if state is None or state.done is None:
+        """The job is done, everybody who is alive has ended, and nobody is on the way."""
+        if self.tick < self.readmitted_at + READMIT_TICKS:
             return False
         live = [w for w in (*self.workers.values(), *self.rivals) if w.alive]
         return bool(live) and all(w.ended for w in live)
@@ -392,7 +451,8 @@ class World:
 
     def choose(self, some: list[Any]) -> Any:
         """One that is awake, by chance, or the favourite of this world."""
-        awake = [x for x in some if x.asleep_until <= self.tick]
+        tick = self.tick
+        awake = [x for x in some if x.asleep_until <= tick]
         if len(awake) < 2:
             return awake[0] if awake else None
         if self.favours and self.rng.random() < 0.4:
@@ -436,7 +496,7 @@ class World:
         except Ousted as reason:
             self.ousted(worker, str(reason))
             return
-        self.gone.add(worker.incarnation)
+        self.ends(worker.incarnation)
         self.say(worker.incarnation, "ends")
         if self.rng.random() < 0.7:
             self.wire(records.Request(worker.name, worker.incarnation, 0, records.Leave(worker.session.generation)))

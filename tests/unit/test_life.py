@@ -43,7 +43,7 @@ class Model:
 class Files:
     """In place of the files."""
 
-    written_step, owes, may_try = -1, False, True
+    written_step, owes, may_try, owes_init = -1, False, True, True
 
 
 class Driver:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from antdt.worker.effects import Effects
-from antdt.worker.plans import PLANS_KEPT_MAX, Plan, Plans, Share
+from antdt.worker.plans import PLANS_KEPT_MAX, Plan, Plans, Share, Split
 from antdt_schemas import records
 from antdt_schemas.errors import Unavailable, Undecodable
 from antdt_schemas.records import Action
@@ -39,9 +39,25 @@ def test_a_plan_of_a_learning_rate_leaves_the_shares() -> None:
     plans = Plans(8)
     plans.add(decision(1, Action.ADJUST_BS))
     plans.add(decision(2, Action.ADJUST_LR, learning_rate_factor=0.5))
-    assert plans.shares(2, ["w0", "w1"]) == plans.shares(1, ["w0", "w1"]) == [Share(5), Share(3, 2)]
-    assert plans.shares(0, ["w0", "w1"]) == [Share(4), Share(4)]
-    assert plans.shares(2, ["w0", "w2"]) == [Share(4), Share(4)], "it was made for others"
+    assert plans.split(2, ["w0", "w1"]) == plans.split(1, ["w0", "w1"]) == Split([Share(5), Share(3, 2)], 8)
+    assert plans.split(0, ["w0", "w1"]) == Split([Share(4), Share(4)], 8)
+    assert plans.split(2, ["w0", "w2"]) == Split([Share(4), Share(4)], 8), "it was made for others"
+
+
+def test_a_batch_that_does_not_divide_is_split_as_evenly_as_it_goes_and_nobody_takes_nothing() -> None:
+    plans = Plans(8)
+    assert plans.split(0, ["a", "b", "c"]) == Split([Share(3), Share(3), Share(2)], 8)
+    assert plans.split(0, list("abcdefghij")) == Split([Share(1)] * 10, 10)
+
+
+def test_a_split_is_that_of_its_plan_and_members_also_where_it_was_asked_for_before() -> None:
+    plans, members = Plans(8), ["w0", "w1"]
+    plans.add(decision(1, Action.ADJUST_BS))
+    assert plans.split(1, members) is plans.split(1, members)
+    assert plans.split(0, members) != plans.split(1, members)
+    members.append("w2")
+    assert len(plans.split(1, members).shares) == 3
+    assert plans.split(7, members) == plans.split(0, members), "a plan that was not read"
 
 
 @pytest.mark.parametrize("action", [Action.NONE, Action.KILL_RESTART])

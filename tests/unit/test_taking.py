@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from antdt.strategies.base import Place
-from antdt.worker.plans import Share
+from antdt.worker.plans import Share, Split
 from antdt.worker.session import Session, Where
 from antdt.worker.taking import Stepped, Taken
 from antdt_schemas import records
@@ -40,8 +40,13 @@ def taking(
 
 def taken(world: int, at: Cursor, sizes: Sequence[int] = (), **said: tuple[int, ...]) -> list[Taken]:
     """What each member takes at this place. sizes: of the plan."""
-    shares = [Share(size) for size in sizes or [1] * world]
+    shares = split(*(sizes or [1] * world))
     return [one.take(session, at, shares, idle=False) for one, session in taking(world, **said)]
+
+
+def split(*sizes: int) -> Split:
+    """What a plan gives to each member."""
+    return Split([Share(size) for size in sizes], sum(sizes))
 
 
 def positions(found: Taken) -> list[tuple[int, int]]:
@@ -89,7 +94,7 @@ def test_suspects_are_computed_apart_and_by_another_member_each_time() -> None:
     seen = set()
     for generation in range(3):
         members = taking(3, generation=generation, suspects=(0, 0, 2, 0, 7, 1))
-        parts = [one.take(session, Cursor(), [Share(4), Share(2), Share(2)], idle=False) for one, session in members]
+        parts = [one.take(session, Cursor(), split(4, 2, 2), idle=False) for one, session in members]
         assert sorted(p for one in parts for p in positions(one)) == [(0, k) for k in range(8)]
         units = [[[(r.start, r.length) for r in unit] for unit in one.units] for one in parts]
         seen.add(next(rank for rank, mine in enumerate(units) if [(0, 1)] in mine))
@@ -100,7 +105,7 @@ def test_suspects_are_computed_apart_and_by_another_member_each_time() -> None:
 
 def test_what_comes_next_is_known() -> None:
     for one, session in taking(2):
-        shares = [Share(4), Share(4)]
+        shares = split(4, 4)
         one.take(session, Cursor(), shares, idle=False)
         ahead = one.ahead(session, 9)
         at, due = Cursor(0, 8), []
@@ -116,7 +121,7 @@ def test_what_comes_next_is_known() -> None:
 
 def test_who_leaves_without_its_part_knows_of_the_step() -> None:
     ((one, session),) = taking(1)
-    found = one.take(session, Cursor(), [Share(8)], idle=True)
+    found = one.take(session, Cursor(), split(8), idle=True)
     assert (found.ranges, found.reference) == ([], 8)
     assert found.place is not None and found.place.total == 8
 

@@ -207,7 +207,7 @@ class Agent:
     def batch_size(self) -> int:
         """Samples that this worker takes in the step at hand."""
         workers = self._membership.life.workers
-        return self.plans.shares(self.strategy.plan, workers)[self._session.rank].batch_size if workers else 0
+        return self.plans.split(self.strategy.plan, workers).shares[self._session.rank].batch_size if workers else 0
 
     def __iter__(self) -> Iterator[Any]:
         """Micro-batches until every sample of every epoch is in the model and a durable file holds it.
@@ -348,8 +348,12 @@ class Agent:
                 self._hand.expect(part, batch_size, ahead)
                 self.strategy.announce(part)
             case ask.Finish():
-                with self._hand.may_run_out():  # perhaps in the middle of the optimizer
+                self._page.enter(At.REDUCING)
+                try:
                     self._outcome = self.strategy.finish(self._effects.on_plan)
+                except Exception as error:
+                    self._hand.ran_out(error)  # perhaps in the middle of the optimizer
+                    raise
                 return self._outcome
             case ask.Accounted(outcome):
                 self._account(outcome)
@@ -398,8 +402,9 @@ class Agent:
         """Micro-batches, each of which the script gives to `step`; the last one of them finishes the step."""
         for part, last, over in self._hand.micro_batches(asked):
             self.epoch = part[0].epoch
-            batch = self._hand.load(part)
-            self._micro = sum(r.length for r in part), last, over
+            samples = sum([r.length for r in part])
+            batch = self._hand.load(part, samples)
+            self._micro = samples, last, over
             yield batch
             if self._micro is not None:
                 raise UsageError(
@@ -410,7 +415,7 @@ class Agent:
                 return
 
     def _account(self, outcome: Outcome) -> None:
-        with self._client.changed:
+        with self._client.lock:
             self._membership.note()
         if outcome.applied:
             self._hand.measure(outcome, self.strategy.step_number)

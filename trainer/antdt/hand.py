@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -58,12 +57,12 @@ class Hand:
     def expect(self, part: Part, batch_size: int, comes: Callable[[int], list[tuple[int, int, int]]]) -> None:
         """A step begins: data processes make the samples of this part, and what comes next."""
         self._comes = comes
-        if not part.leaving or part.place is not None:
+        if not self._loader.is_here and (not part.leaving or part.place is not None):
             self._load_ahead(part.ranges, batch_size)
         self._clock = _Clock(perf_counter())
 
     def _load_ahead(self, ranges: Iterable[Range], batch_size: int) -> None:
-        with self._client.changed:
+        with self._client.lock:
             ahead = self._comes(self._loader.ahead(batch_size))
         self._loader.expect([*((r.epoch, r.start, r.length) for r in ranges), *ahead], batch_size)
 
@@ -75,7 +74,7 @@ class Hand:
         steps = batches(asked.ranges, asked.batch_size)
         self._clock.optimizer_steps = len(steps)
         for number, step in enumerate(steps):
-            if number:
+            if number and not self._loader.is_here:
                 self._load_ahead([r for later in steps[number:] for r in later], asked.batch_size)
             parts = split(step, self._parts(asked.accumulation, sum(r.length for r in step)))
             for at, part in enumerate(parts, 1):
@@ -95,17 +94,17 @@ class Hand:
         limit = min((one for one in limits if one), default=0)  # before there is a plan that fits
         return max(accumulation, -(-samples // limit) if limit else 1)
 
-    def load(self, part: list[Range]) -> Any:
-        """One micro-batch, which is in hand from now on."""
+    def load(self, part: list[Range], samples: int) -> Any:
+        """One micro-batch of so many samples, which is in hand from now on."""
         started_s = perf_counter()
         page, hand = self._page, [(r.epoch, r.start, r.length) for r in part]
         page.enter(At.LOADING)
         page.take(hand if self._loader.is_here else ())
-        self.holds.tries(sum(r.length for r in part))
+        self.holds.tries(samples)
         try:
-            with self.may_run_out():
-                batch = self._loader.fetch(part)
+            batch = self._loader.fetch(part)
         except Exception as error:
+            self.ran_out(error)
             self.witness.saw(error, part, loading=True)
             raise
         if not self._loader.is_here:
@@ -129,15 +128,10 @@ class Hand:
         """Its step was given up."""
         self.ranges = []
 
-    @contextmanager
-    def may_run_out(self) -> Iterator[None]:
-        """Where memory is out in here, the next life of this worker takes fewer samples at a time."""
-        try:
-            yield
-        except Exception as error:
-            if is_out_of_memory(error):
-                self.holds.shrink()
-            raise
+    def ran_out(self, error: Exception) -> None:
+        """Where memory was out, the next life of this worker takes fewer samples at a time."""
+        if is_out_of_memory(error):
+            self.holds.shrink()
 
     def survives(self, error: Exception) -> bool:
         """Whether memory was out, and fewer samples at a time can be tried: the step is given up, and begun anew.

@@ -59,7 +59,9 @@ class Client:
 
     def __init__(self, options: ClientOptions, session: Session, plans: Plans, telemetry: Telemetry) -> None:
         self.options, self.session, self.plans, self.telemetry = options, session, plans, telemetry
-        self.changed = threading.Condition()
+        # Held while the session is touched; `changed` is told where something came. Bare, it is entered without Python.
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
         self.on_closed: Callable[[], None] | None = None
         self.on_leases: Callable[[int, int, int], None] | None = None
         self.failure: BaseException | None = None

@@ -86,7 +86,7 @@ class Train(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class Finish(Instruction):
-    """Reduce and apply. The result: an Outcome. Closable."""
+    """Reduce and apply, at REDUCING. The result: an Outcome. Closable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,22 +145,31 @@ class TakeFinal(Instruction):
 
 Steps = Generator[Instruction, Any, Any]
 
+# What every step asks for, made once.
+FINISH, BETWEEN = Finish(), Between()
+
 
 class Course:
     """A life under way. `asks`: what it wants done now, None at its end; then `result` is what it returned."""
 
     def __init__(self, steps: Steps) -> None:
-        self._steps, self.result = steps, None
+        self._steps, self._send, self.result = steps, steps.send, None
         self.asks: Instruction | None = None
         self.go_on()
 
     def go_on(self, heard: Any = None) -> None:
         """It was done, with this result."""
-        self._step(self._steps.send, heard)
+        try:
+            self.asks = self._send(heard)
+        except StopIteration as end:
+            self.asks, self.result = None, end.value
 
     def closed(self, error: GenerationClosed) -> None:
         """It was not done: the generation is over."""
-        self._step(self._steps.throw, error)
+        try:
+            self.asks = self._steps.throw(error)
+        except StopIteration as end:
+            self.asks, self.result = None, end.value
 
     def carry_out(self, perform: Callable[[Instruction], Any]) -> None:
         """What it asks for, to the end."""
@@ -176,9 +185,3 @@ class Course:
         """It does not go on."""
         self._steps.close()
         self.asks = None
-
-    def _step(self, resume: Callable[[Any], Instruction], what: Any) -> None:
-        try:
-            self.asks = resume(what)
-        except StopIteration as end:
-            self.asks, self.result = None, end.value

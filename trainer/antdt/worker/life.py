@@ -15,7 +15,7 @@ Rules
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import Any
 
 from antdt_schemas import records
@@ -27,7 +27,7 @@ from antdt.worker import instructions as ask
 from antdt.worker.attempts import Attempts
 from antdt.worker.instructions import Instruction, Steps
 from antdt.worker.outside import Files, LifeOptions, Lived, Outside
-from antdt.worker.plans import Plans, Share
+from antdt.worker.plans import Plans, Split
 from antdt.worker.session import OVER, Composition, Phase, Session
 from antdt.worker.taking import Taken, taking_of
 
@@ -82,7 +82,7 @@ class Life:
             except GenerationClosed as error:
                 self._say(logging.INFO, f"generation is over: {error}")
                 self.closed = True
-            yield ask.Between()
+            yield ask.BETWEEN
             if self.closed:
                 yield from self._leave()
         return None
@@ -273,28 +273,28 @@ class Life:
     def _round(self, *, leaving: bool = False) -> Steps:
         """Take, announce, train, finish, account. leaving: a part without samples, the last one."""
         session, plans = self.session, self.plans
-        shares = plans.shares(self.strategy.plan, self.workers)
+        split = plans.split(self.strategy.plan, self.workers)
+        mine = split.shares[session.rank]
         if not (yield from self._await_room(leaving)):
             self.saved, self.departed = False, True
             return
         idle, leaving = leaving, leaving or self.draining
-        taken = yield from self._take(shares, idle=idle or (leaving and not self.taking.whole))
-        ended, mine = session.phase is Phase.ENDED, shares[session.rank]
+        taken = yield from self._take(split, idle=idle or (leaving and not self.taking.whole))
+        ended = session.phase is Phase.ENDED
         part = Part(taken.ranges, plans.newest, taken.reference, ended, leaving, self._wants_file, taken.place)
         yield ask.Announce(part, mine.batch_size, lambda samples: self.taking.ahead(session, samples))
         if taken.ranges:
             batch_size = max(mine.batch_size, part.samples) if self.taking.whole else mine.batch_size
             yield ask.Train(taken.ranges, mine.accumulation, batch_size, taken.units)
-        yield ask.Enter(At.REDUCING)
-        outcome = yield ask.Finish()
+        outcome = yield ask.FINISH
         yield from self._account(outcome)
 
-    def _take(self, shares: Sequence[Share], *, idle: bool) -> Generator[Instruction, Any, Taken]:
+    def _take(self, split: Split, *, idle: bool) -> Generator[Instruction, Any, Taken]:
         session = self.session
         if not idle:
             yield from self.taking.wait(session)
         with self._lock:
-            return self.taking.take(session, self.strategy.cursor, shares, idle=idle)
+            return self.taking.take(session, self.strategy.cursor, split, idle=idle)
 
     @property
     def _wants_file(self) -> bool:
@@ -353,10 +353,12 @@ class Life:
         all have applied the step.
         """
         session, step, random = self.session, self.strategy.step_number, list[bytes]()
-        leaving, mine = any(row.leaving for row in outcome.rows), outcome.rows[session.rank]
+        leaving, checkpoint, mine = False, False, outcome.rows[session.rank]
+        for row in outcome.rows:
+            leaving, checkpoint = leaving or row.leaving, checkpoint or row.checkpoint
         if leaving:
             self.left_behind = step
-        asked = leaving or (outcome.applied and any(row.checkpoint for row in outcome.rows))
+        asked = leaving or (outcome.applied and checkpoint)
         if asked:
             yield ask.Enter(At.REDUCING)
             random = yield ask.GatherRandom()
@@ -366,7 +368,8 @@ class Life:
         if session.rank == 0 and (asked or final) and step not in (self.files.written_step, 0):
             if leaving or (session.files.newest is None and self.files.may_try):
                 yield from self._write(random, self.leave_within_s if mine.leaving else 0.0)
-        yield ask.RetryInit()
+        if self.files.owes_init:
+            yield ask.RetryInit()
         if mine.leaving:
             self.all_leave = all(row.leaving for row in outcome.rows)
             yield from self._say_farewell()

@@ -53,7 +53,7 @@ class Membership:
         self.client.on_closed = strategy.close
         every, patience_s = options.checkpoint_every_steps, options.join_timeout_s
         said = LifeOptions(settings.job, spec.workers_min, patience_s, every, settings.grace_s)
-        outside = Outside(monotonic, self.client.changed, lambda level, what: log.log(level, "%s", what))
+        outside = Outside(monotonic, self.client.lock, lambda level, what: log.log(level, "%s", what))
         self.life = Life(self.client.session, plans, strategy, self.files, said, outside)
 
     def _connect(self, plans: Plans) -> Client:
@@ -144,7 +144,7 @@ class Membership:
         port = self.strategy.address[1]
         incarnation = f"{old.worker}.{old.where.restarts + 1}.{port:x}{int(monotonic() * 1e3):x}"
         whereabouts.mine().say(whereabouts.NAME, incarnation)
-        with self.client.changed:
+        with self.client.lock:
             self.client.session = renew(old, incarnation)
             self.client.telemetry = self._telemetry(incarnation)
         return self.client.session

@@ -89,6 +89,11 @@ class ModelFiles:
             self._init = self._snapshot(random, name)
             self.retry_init()
 
+    @property
+    def owes_init(self) -> bool:
+        """Whether the model before any step is no file yet."""
+        return self._init is not None
+
     def retry_init(self) -> None:
         """The model before any step becomes a file, if it is not one yet."""
         if self._init is None or monotonic() < self._init_trouble.next_s:

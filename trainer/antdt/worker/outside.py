@@ -50,7 +50,7 @@ class Lived(Head, Protocol):
 
 class Files(Protocol):
     """written_step: that of the file written last in this generation, -1 for none. owes: one could not be written.
-    may_try: not so soon after that.
+    may_try: not so soon after that. owes_init: that of the model before any step could not be written.
     """
 
     written_step: int
@@ -59,3 +59,5 @@ class Files(Protocol):
     def owes(self) -> bool: ...
     @property
     def may_try(self) -> bool: ...
+    @property
+    def owes_init(self) -> bool: ...

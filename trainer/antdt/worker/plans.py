@@ -34,6 +34,14 @@ class Plan:
     backup_workers: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A step among the members, in rank order. batch_size: of all of them together."""
+
+    shares: Sequence[Share]
+    batch_size: int
+
+
 class Plans:
     """The decisions read so far. Repeats are dropped by their cause, so a zombie's copy changes nothing."""
 
@@ -42,6 +50,7 @@ class Plans:
         self.newest = 0
         self._plans = {0: Plan()}
         self._marks: dict[int, tuple[int, int]] = {}
+        self._split = Plan(), list[str](), Split((), 0)  # the last one that was asked for, and for whom
 
     def add(self, decision: records.Decision) -> bool:
         """Take a decision, whatever its action; False: it was a repeat, or it leaves the plan as it is.
@@ -69,15 +78,24 @@ class Plans:
         """The plan of this number; None: it was not read, or is very old."""
         return self._plans.get(number)
 
-    def shares(self, number: int, workers: Sequence[str]) -> list[Share]:
-        """Shares of the members under a plan, in rank order.
+    def split(self, number: int, workers: Sequence[str]) -> Split:
+        """Shares of the members under a plan. The same as in the step before, as a rule.
 
         A plan made for other members does not fit: then the global batch is split evenly, until the Controller has
         seen the new members. Every member computes the same from the same decisions. Nobody takes less than one
         sample, even where there are more members than the batch has: what it holds would be held for ever.
         """
-        plan = self.of(number)
-        if plan is not None and set(plan.shares) == set(workers):
-            return [plan.shares[w] for w in workers]
+        plan = self.of(number) or Plan(number)
+        of, members, split = self._split
+        if plan is not of or workers != members:
+            split = self._split_of(plan, workers)
+            self._split = plan, list(workers), split
+        return split
+
+    def _split_of(self, plan: Plan, workers: Sequence[str]) -> Split:
+        if plan.shares.keys() == set(workers):
+            shares = [plan.shares[w] for w in workers]
+            return Split(shares, sum(s.batch_size for s in shares))
         base, more = divmod(self.batch_size, len(workers))
-        return [Share(max(1, base + (rank < more))) for rank in range(len(workers))]
+        shares = [Share(max(1, base + 1))] * more + [Share(max(1, base))] * (len(workers) - more)
+        return Split(shares, max(self.batch_size, len(workers)))

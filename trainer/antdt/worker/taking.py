@@ -18,7 +18,7 @@ from antdt_schemas.strategies import period_of
 
 from antdt.strategies.base import Outcome, Place
 from antdt.worker.instructions import Wait
-from antdt.worker.plans import Share
+from antdt.worker.plans import Split
 from antdt.worker.session import Phase, Session
 
 IDLE_ROUND_S = 0.02
@@ -47,7 +47,7 @@ class Taking(Protocol):
     def wait(self, session: Session) -> Generator[Wait, bool, None]:
         """A little, where there is nothing to take, and everybody else is idle, too."""
 
-    def take(self, session: Session, at: Cursor, shares: Sequence[Share], *, idle: bool) -> Taken:
+    def take(self, session: Session, at: Cursor, split: Split, *, idle: bool) -> Taken:
         """This member's part of the next step of a model that is at this place. idle: it takes none."""
 
     def ahead(self, session: Session, samples: int) -> list[tuple[int, int, int]]:
@@ -81,12 +81,12 @@ class Leased:
         if patience_s:
             yield Wait(lambda: leases.untaken > 0 or session.phase is not Phase.MEMBER, patience_s)
 
-    def take(self, session: Session, at: Cursor, shares: Sequence[Share], *, idle: bool) -> Taken:
+    def take(self, session: Session, at: Cursor, split: Split, *, idle: bool) -> Taken:
         """At most what the plan gives this member."""
-        reference = self._period * sum(share.batch_size for share in shares)
+        reference = self._period * split.batch_size
         if idle:
             return Taken((), reference)
-        session.leases.batch_size = batch_size = self._period * shares[session.rank].batch_size
+        session.leases.batch_size = batch_size = self._period * split.shares[session.rank].batch_size
         return Taken([Range(*r) for r in session.leases.take(batch_size, self._ranges_max)], reference)
 
     def ahead(self, session: Session, samples: int) -> list[tuple[int, int, int]]:
@@ -133,14 +133,14 @@ class Stepped:
         if self._idle and session.phase is Phase.MEMBER:
             yield Wait(lambda: session.phase is not Phase.MEMBER, IDLE_ROUND_S)
 
-    def take(self, session: Session, at: Cursor, shares: Sequence[Share], *, idle: bool) -> Taken:
+    def take(self, session: Session, at: Cursor, split: Split, *, idle: bool) -> Taken:
         """Its part of the next step; everybody knows of the whole step, whatever it takes."""
         step = self.layout.step(at, self._granted.tail)
         self._idle = step is None
         if step is None:
             return Taken((), 1)
         _, self._behind = step
-        self._shares = [share.batch_size for share in shares]
+        self._shares = [share.batch_size for share in split.shares]
         length = batches.total(step[0])
         live = self._live(at, length)
         size, sizes = batches.total(live), self._sizes(live)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from antdt_schemas import records
 
@@ -27,8 +28,7 @@ IN_FLIGHT_MAX = 8
 AWAY_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class StepTiming:
+class StepTiming(NamedTuple):
     """One step of this worker; seconds by a monotonic clock."""
 
     generation: int

@@ -72,7 +72,7 @@ class HoldUps:
         self._said = {n: s for n, s in self._said.items() if n in live and clock_ms - s.heard_ms <= FRESH_MS}
         asking = [] if state.members.open else [n for n, who in live.items() if who.status in ("waiting", "ready")]
         self._asking_ms = {n: self._asking_ms.get(n, clock_ms) for n in asking}
-        members = [m for m in state.members.group if m in live and live[m].status == "member"]
+        members = {m: None for m in state.members.group if m in live and live[m].status == "member"}
         reducing = {m: s.phase_ms for m, s in self._said.items() if m in members and s.phase == WAITS}
         waiting = (reducing if state.members.open else {}) | {
             n: clock_ms - since for n, since in self._asking_ms.items()
@@ -81,7 +81,7 @@ class HoldUps:
         holding = [m for m in members if m not in waiting and self._holds_up(m)]
         if waiting and holding:
             self._judge(found, holding, waiting)
-        elif state.members.open and len(members) > 1 and set(members) == set(reducing):
+        elif state.members.open and len(members) > 1 and members.keys() == reducing.keys():
             if min(reducing.values()) >= self.stuck_ms:
                 found.deadlock = f"all members wait for each other since {min(reducing.values()) // 1000} s"
                 self._news.append(f"generation {state.members.generation} is closed: {found.deadlock}")

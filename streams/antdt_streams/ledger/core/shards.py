@@ -210,19 +210,18 @@ class Shards(Samples):
 
     def check(self) -> None:
         """That every position is in one place, by counting, and the indexes. Linear in the live state."""
-        leased: dict[int, IntervalSet] = {}
+        leased: dict[int, list[tuple[int, int]]] = {}
         for number, lease in self.leases.items():
             assert lease.start <= lease.front < lease.end, lease
             assert number in self.held[lease.incarnation]
-            leased.setdefault(lease.epoch, IntervalSet()).add(lease.front, lease.end)
+            leased.setdefault(lease.epoch, []).append((lease.front, lease.end))
         assert sum(map(len, self.held.values())) == len(self.leases)
         for number, epoch in self.epochs.items():
-            inside = IntervalSet()
-            for part in (epoch.returned, epoch.committed, epoch.quarantined, leased.pop(number, IntervalSet())):
-                for start, end in part:
-                    inside.add(start, end)
-            whole = [(0, epoch.cursor)] if epoch.cursor else []
-            assert list(inside) == whole, (number, inside, epoch.cursor)
+            end_before = 0
+            for start, end in sorted((*epoch.returned, *epoch.committed, *epoch.quarantined, *leased.pop(number, ()))):
+                assert start == end_before, (number, epoch, start, end_before)
+                end_before = end
+            assert end_before == epoch.cursor, (number, end_before, epoch.cursor)
         assert not leased
         for number, found in self.blamed.items():
             assert found and all(self.leases[number].start <= e.start < e.end <= self.leases[number].end for e in found)

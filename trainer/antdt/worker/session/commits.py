@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from antdt_schemas import records
 from antdt_schemas.records import Status
@@ -16,8 +16,7 @@ from antdt_schemas.records import Status
 from antdt.worker.session.asking import ASKED_MAX, Due, Outbox, SessionOptions
 
 
-@dataclass(frozen=True, slots=True)
-class Composition:
+class Composition(NamedTuple):
     """A step that is in this worker's model: flat quintuples (lease, token, epoch, start, length) in rank order.
 
     lineage: that of the model after the step; empty where the step came with somebody else's model. skipped: whose
