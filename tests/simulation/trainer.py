@@ -26,7 +26,6 @@ from antdt.worker.telemetry import StepTiming, Telemetry
 from antdt_schemas import records
 from antdt_schemas.errors import Occupied, Unavailable
 from antdt_schemas.limits import INIT_FILE
-from antdt_schemas.lineage import next_lineage
 from antdt_schemas.ranges import Range
 
 from tests.simulation.group import Concluded, Exchange, Group
@@ -299,12 +298,9 @@ class Worker(Replica):
         concluded, step = Concluded(result, self.model), self.model.step + 1
         if result.total == 0 if place is None else result.total != place.total:
             return concluded
-        if place is None:
-            lineage = result.lineage_after(self.model.lineage, step)
-        else:
-            lineage = next_lineage(self.model.lineage, step, (place.ranges[0], *place.ranges[2:]))
+        lineage = result.lineage_after(self.model.lineage, step, place)
         skipped = concluded.skipped = self.authors(result, lineage) if result.total else None
-        made = result.composition(step, skipped)
+        made = result.composition(step, skipped, place)
         if place is None:
             concluded.model = self.model.then(made.ranges, result.plan, skipped)
         else:

@@ -23,7 +23,7 @@ from tests.unit.test_session import GRANT, SPEC, reply
 class Loading:
     """Remembers what it is told to load ahead; `ahead` samples behind what is taken."""
 
-    is_here = True
+    is_here = False
 
     def __init__(self) -> None:
         self.told: list[list[tuple[int, int, int]]] = []
@@ -44,7 +44,7 @@ def hand_of(loading: Loading, **options: Any) -> tuple[Hand, Telemetry]:
     session.tick(1.0)
     session.on_reply(reply(session.outbox.number, leases=(1, 7, 0, 0, 100)))
     telemetry = Telemetry("w0", "w0.0", "n", "")
-    client: Any = SimpleNamespace(session=session, changed=nullcontext(), telemetry=telemetry)
+    client: Any = SimpleNamespace(session=session, lock=nullcontext(), telemetry=telemetry)
     return Hand(
         client, source_of(TensorDataset(torch.arange(100)), seed=0), loading, AgentOptions(**options)
     ), telemetry
@@ -83,7 +83,7 @@ def test_data_processes_are_told_of_each_step_of_the_optimizer_and_of_what_lies_
     loading = Loading()
     hand, _ = hand_of(loading)
     taken = [Range(*r) for r in hand._client.session.leases.take(6, 8)]
-    hand.expect(Part(taken, 0, 6), 2)
+    hand.expect(Part(taken, 0, 6), 2, hand._client.session.leases.ahead)
     assert len(cut(hand, Train(taken, 1, 2))) == 3
     told = [[p for _, start, length in spans for p in range(start, start + length)] for spans in loading.told]
     assert told == [list(range(first, 8)) for first in (0, 2, 4)]
@@ -92,7 +92,7 @@ def test_data_processes_are_told_of_each_step_of_the_optimizer_and_of_what_lies_
 def test_what_is_told_of_the_time_is_the_mean_of_the_steps_of_the_optimizer() -> None:
     hand, telemetry = hand_of(Loading())
     taken = [Range(1, 7, 0, 0, 30)]
-    hand.expect(Part(taken, 0, 30), 8)
+    hand.expect(Part(taken, 0, 30), 8, lambda _: [])
     list(hand.micro_batches(Train(taken, 1, 8)))
     row: Any = SimpleNamespace(samples=30, plan=0)
     hand.measure(Outcome(30, [row], True, False, Timings(2.0, 4.0, 0.0)), 5)

@@ -74,7 +74,7 @@ def test_the_strategy_of_the_job_says_what_a_loss_does_and_who_commits(
     ("rules", "words"),
     [
         (("gossip", 1), ("strategy", "found gossip", "one of allreduce", "Upgrade")),
-        (("allreduce", 2), ("version", "found 2", "at most 1", "Upgrade")),
+        (("allreduce", 3), ("version", "found 3", "at most 2", "Upgrade")),
     ],
 )
 def test_a_log_of_unknown_rules_is_refused_at_its_first_entry(rules: tuple[str, int], words: tuple[str, ...]) -> None:

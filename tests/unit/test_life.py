@@ -183,7 +183,7 @@ def test_who_has_not_read_the_plan_of_its_model_trains_with_nobody() -> None:
     course = driver.run(until=ask.Leave)
     assert driver.asked == FORMED[:-1]
     course.carry_out(driver.perform)
-    assert "Plan 7 was not read within 5 s" in driver.said[-1][1]
+    assert "Plan 7 was not read in 5 s" in driver.said[-1][1]
     assert isinstance(course.asks, ask.Wait)
 
 

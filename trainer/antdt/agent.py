@@ -23,7 +23,7 @@ from time import monotonic
 from typing import Any, ClassVar
 
 import torch
-from antdt_schemas.batches import EVEN, layout_of
+from antdt_schemas.batches import EVEN
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 
 from antdt.connect.settings import Settings
@@ -34,6 +34,7 @@ from antdt.hand import Hand
 from antdt.host import told, whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions, Schedule, spec_of
+from antdt.standing import Standing
 from antdt.strategies.allreduce import AllReduce
 from antdt.strategies.base import GenerationClosed, Outcome, StrategyOptions
 from antdt.worker import instructions as ask
@@ -42,7 +43,6 @@ from antdt.worker.effects import Effects
 from antdt.worker.instructions import Course
 from antdt.worker.membership import Membership, here_of
 from antdt.worker.plans import Plans
-from antdt.worker.session import Session
 
 __all__ = ["Agent", "AgentOptions", "AllReduce", "LoadingOptions"]
 
@@ -51,7 +51,7 @@ log = logging.getLogger("antdt")
 LEAVE_EARLY_S = 20.0
 
 
-class Agent:
+class Agent(Standing):
     """One worker of a job. Iterate it for micro-batches; call `step(loss)` for each of them.
 
     Invariant: a process is one worker of one job once. What begins again is another process.
@@ -117,9 +117,8 @@ class Agent:
         options: AgentOptions | None = None,
         settings: Settings | None = None,
     ) -> None:
-        self.options = options or AgentOptions()
+        self.options, self._iterated = options or AgentOptions(), False
         self._named = settings is not None  # by the caller, who then knows which worker of which job this is
-        self._iterated = False
         self._refuse_another()
         self.settings = settings or Settings.of()
         workers = self.options.workers_min or self.settings.world_size
@@ -150,64 +149,6 @@ class Agent:
         self._page.numbers[whereabouts.ATTEMPTS] = self.options.max_attempts
 
     # -- what a script uses
-
-    @property
-    def rank(self) -> int:
-        """Rank in the current generation; 0 is the one that reports. -1 while there is none."""
-        return self._session.rank
-
-    @property
-    def step_number(self) -> int:
-        """Steps in the model."""
-        return self.strategy.step_number
-
-    @property
-    def lineage(self) -> str:
-        """What is in the model, as the hexadecimal hash that the log has for this step."""
-        return self.strategy.lineage.hex()
-
-    @property
-    def learning_rate_factor(self) -> float:
-        """What the plan in force multiplies the learning rates by while the optimizer steps; else they are as set."""
-        return self.strategy.rates.factor
-
-    @property
-    def incarnation(self) -> str:
-        """This life of this worker. It is a new one after the ledger has given the old one up for lost."""
-        return self._session.incarnation
-
-    @property
-    def ended(self) -> bool:
-        """Whether every sample of every epoch is in the model and in a durable file."""
-        return self._membership.life.ended
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps of an epoch. Raises UsageError where steps have no fixed size."""
-        if not self.spec.batches:
-            raise UsageError(
-                "Nobody knows how many steps there are where samples are leased: that depends on who takes how many. "
-                f"Count samples ({self.spec.samples} an epoch), or take AgentOptions(order='steps')."
-            )
-        return layout_of(self.spec).steps_per_epoch
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of all epochs. What is readmitted from quarantine makes some more, behind them."""
-        return self.steps_per_epoch * self.spec.epochs
-
-    def __len__(self) -> int:
-        """`total_steps`, for progress bars and schedulers."""
-        try:
-            return self.total_steps
-        except UsageError as error:
-            raise TypeError(str(error)) from None  # what `len` means where there is none
-
-    @property
-    def batch_size(self) -> int:
-        """Samples that this worker takes in the step at hand."""
-        workers = self._membership.life.workers
-        return self.plans.split(self.strategy.plan, workers).shares[self._session.rank].batch_size if workers else 0
 
     def __iter__(self) -> Iterator[Any]:
         """Micro-batches until every sample of every epoch is in the model and a durable file holds it.
@@ -391,10 +332,6 @@ class Agent:
             impatience.cancel()
         if not member.life.ended:
             log.warning("%s left the loop early, behind step %d: %s", worker, self.step_number, member.kept())
-
-    @property
-    def _session(self) -> Session:
-        return self._client.session
 
     # -- batches
 

@@ -15,8 +15,6 @@ Rules
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
-from typing import Any
 
 from antdt_schemas import records
 from antdt_schemas.errors import ExitCode, Occupied, Refused, Unavailable, UsageError
@@ -25,11 +23,11 @@ from antdt.host.whereabouts import At
 from antdt.strategies.base import GenerationClosed, Outcome, Part
 from antdt.worker import instructions as ask
 from antdt.worker.attempts import Attempts
-from antdt.worker.instructions import Instruction, Steps
+from antdt.worker.instructions import Steps
 from antdt.worker.outside import Files, LifeOptions, Lived, Outside
-from antdt.worker.plans import Plans, Split
+from antdt.worker.plans import Plans
 from antdt.worker.session import OVER, Composition, Phase, Session
-from antdt.worker.taking import Taken, taking_of
+from antdt.worker.taking import taking_of
 
 HINT_EVERY_S = 10.0
 PLAN_S = 5.0
@@ -135,9 +133,7 @@ class Life:
 
         Whoever has a step that is in no file leaves from the next generation: the others may leave as well.
         """
-        if not self.draining:
-            return False
-        return self._loses_nothing or self.leave_within_s == 0
+        return self.draining and (self._loses_nothing or self.leave_within_s == 0)
 
     @property
     def _loses_nothing(self) -> bool:
@@ -204,8 +200,8 @@ class Life:
         assert grant is not None
 
         def closed() -> bool:
-            gone = self.session is not session or session.generation != grant.generation
-            return gone or session.phase is not Phase.MEMBER
+            same = self.session is session and session.generation == grant.generation
+            return not same or session.phase is not Phase.MEMBER
 
         try:
             yield ask.Form(grant, closed)
@@ -219,8 +215,7 @@ class Life:
                 self._attempts.stands()
                 yield from self._begin(grant)
                 return
-            plan = self.strategy.plan
-            said, reason = GenerationClosed(f"Plan {plan} was not read within {PLAN_S:.0f} s."), None
+            said, reason = GenerationClosed(f"Plan {self.strategy.plan} was not read in {PLAN_S:.0f} s."), None
         yield from self._leave()
         yield from self._not_formed(said, grant, reason)
 
@@ -272,29 +267,24 @@ class Life:
 
     def _round(self, *, leaving: bool = False) -> Steps:
         """Take, announce, train, finish, account. leaving: a part without samples, the last one."""
-        session, plans = self.session, self.plans
-        split = plans.split(self.strategy.plan, self.workers)
-        mine = split.shares[session.rank]
+        session, plans, split = self.session, self.plans, self.plans.split(self.strategy.plan, self.workers)
+        mine, whole = split.shares[session.rank], self.taking.whole
         if not (yield from self._await_room(leaving)):
             self.saved, self.departed = False, True
             return
-        idle, leaving = leaving, leaving or self.draining
-        taken = yield from self._take(split, idle=idle or (leaving and not self.taking.whole))
-        ended = session.phase is Phase.ENDED
-        part = Part(taken.ranges, plans.newest, taken.reference, ended, leaving, self._wants_file, taken.place)
-        yield ask.Announce(part, mine.batch_size, lambda samples: self.taking.ahead(session, samples))
-        if taken.ranges:
-            batch_size = max(mine.batch_size, part.samples) if self.taking.whole else mine.batch_size
-            yield ask.Train(taken.ranges, mine.accumulation, batch_size, taken.units)
-        outcome = yield ask.FINISH
-        yield from self._account(outcome)
-
-    def _take(self, split: Split, *, idle: bool) -> Generator[Instruction, Any, Taken]:
-        session = self.session
+        idle, leaving = leaving or (self.draining and not whole), leaving or self.draining
         if not idle:
             yield from self.taking.wait(session)
         with self._lock:
-            return self.taking.take(session, self.strategy.cursor, split, idle=idle)
+            taken = self.taking.take(session, self.strategy.cursor, split, idle=idle)
+        said = session.phase is Phase.ENDED, leaving, self._wants_file, taken.place
+        part = Part(taken.ranges, plans.newest, taken.reference, *said)
+        yield ask.Announce(part, mine.batch_size, lambda samples: self.taking.ahead(session, samples))
+        if taken.ranges:
+            at_once = max(mine.batch_size, whole * part.samples)
+            yield ask.Train(taken.ranges, mine.accumulation, at_once, taken.units)
+        outcome = yield ask.FINISH
+        yield from self._account(outcome)
 
     @property
     def _wants_file(self) -> bool:

@@ -9,11 +9,14 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from antdt_schemas.errors import Mismatch
 from antdt_schemas.lineage import DIGEST_SIZE, next_lineage
 from antdt_schemas.ranges import Range
+
+from antdt.strategies.base import Place
 
 RANGES_MAX = 8
 HEAD_WIDTH = 12
@@ -132,19 +135,16 @@ class Round:
         """Two ranks whose replicas are not the same, by their fingerprints."""
         return outlier([row.settings for row in self.rows]) or outlier([row.state for row in self.rows])
 
-    def composition(self, step: int, skipped: tuple[str, ...] | None = None) -> Composition:
-        """The composition of `step`, as the ledger is told it."""
-        flat = tuple(value for row in self.rows for taken in row.ranges for value in taken)
-        return Composition(step, flat, self.plan, skipped)
+    def _ranges(self, place: Place | None) -> Sequence[tuple[int, int, int, int, int]]:
+        return [place.ranges] if place is not None else [taken for row in self.rows for taken in row.ranges]
 
-    def lineage_after(self, previous: bytes, step: int) -> bytes:
+    def composition(self, step: int, skipped: tuple[str, ...] | None = None, place: Place | None = None) -> Composition:
+        """The composition of `step`, as the ledger is told it."""
+        return Composition(step, tuple(chain(*self._ranges(place))), self.plan, skipped)
+
+    def lineage_after(self, previous: bytes, step: int, place: Place | None = None) -> bytes:
         """Lineage of the model once this round is in it. Tokens are left out: they name leases, not contents."""
-        flat = [
-            value
-            for row in self.rows
-            for taken in row.ranges
-            for value in (taken.lease, taken.epoch, taken.start, taken.length)
-        ]
+        flat = [value for lease, _, *taken in self._ranges(place) for value in (lease, *taken)]
         return next_lineage(previous, step, flat)
 
 

@@ -1,6 +1,6 @@
 """Gradients and models that hold a NaN or an infinity: found, and said what becomes of them.
 
-Must not know how a step is made, nor who is a member.
+Must not know how a step is made.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from antdt_schemas.errors import NotFinite
 
 from antdt.strategies.allreduce.buckets import all_finite
 from antdt.strategies.allreduce.memory import Buffers
+from antdt.strategies.allreduce.rendezvous import Generation
 
 BACK = "Go back to a checkpoint (`antdt rollback JOB --step STEP`) with a smaller learning rate, or clip gradients."
 
@@ -40,6 +41,15 @@ class Finite:
             "is written, so that those that there are hold finite models.",
             BACK,
         )
+
+
+def gather_authors(generation: Generation, workers: Sequence[str], own_is_finite: bool) -> tuple[str, ...]:
+    """Which workers' own gradients are not finite; nobody's, if only the sum is too large."""
+    if generation.world == 1:
+        return tuple(workers)
+    found = torch.empty(generation.world, 1, dtype=torch.int64)
+    generation.wait(generation.gather(found, torch.tensor([int(own_is_finite)])))
+    return tuple(w for w, is_finite in zip(workers, found.flatten().tolist(), strict=True) if not is_finite)
 
 
 def not_to_be_skipped(step: int, authors: Sequence[str] | None, skips_max: int | None) -> NotFinite:

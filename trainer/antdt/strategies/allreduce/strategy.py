@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from antdt_schemas.batches import Cursor
 from antdt_schemas.errors import UsageError
-from antdt_schemas.lineage import ROOT, next_lineage
+from antdt_schemas.lineage import ROOT
 from antdt_schemas.ranges import Range
 
 from antdt.strategies.allreduce import finite, guard, randomness, replicas
@@ -55,8 +55,7 @@ class AllReduceReplica:
 
     Public state: step_number, lineage (16 bytes), plan and cursor of the model; `rates`, whose factor is that plan's
     and is saved with it; `pending`, the compositions of applied steps not yet seen committed; `void`, true while the
-    model holds no valid state (torn by a failure in the middle of an adoption or of the optimizer; the Agent may set it
-    too).
+    model holds no valid state (torn in the middle of an adoption or of the optimizer; the Agent may set it, too).
     first_bucket_at: time.perf_counter() when the first bucket was full in the last backward, where this member's own
     compute ends; None without one.
     """
@@ -282,8 +281,7 @@ class AllReduceReplica:
 
         ranges: at most RANGES_MAX of (lease, token, epoch, start, length). reference: the global batch that the plan in
         the model expects, the same number on all members. leaving, checkpoint: see Row. place: of a step of a fixed
-        size, which names all of its samples: then `ranges` may be as many as they like. Call it only with the step
-        before applied.
+        size; then `ranges` are as many as they are. Call it only with the step before applied.
         """
         generation = self._attached()
         generation.check()
@@ -291,8 +289,7 @@ class AllReduceReplica:
         assert not self.void, "the state is void"
         assert samples == sum(taken[4] for taken in ranges) and reference > 0, (samples, reference, ranges)
         assert len(self.pending) < self.options.pending_max, "too many applied steps await their commit"
-        settings, state = self._fingerprints(generation, samples)
-        self._place = place
+        (settings, state), self._place = self._fingerprints(generation, samples), place
         self._row = Row(
             samples=samples,
             plan_seen=plan_seen,
@@ -386,9 +383,7 @@ class AllReduceReplica:
             round_ = Round.of(self._rows())
             if round_.total == 0:
                 self._compare(round_)
-                if self._place is not None and self._place.total == 0:
-                    return self._pass_over(round_, started)
-                return self._idle(round_, started)
+                return self._idle(round_, started, counts=self._place is not None and self._place.total == 0)
         gradients.launch_rest()
         self._buffers.launch(generation, row.samples / row.reference)
         round_ = Round.of(self._rows())
@@ -425,7 +420,7 @@ class AllReduceReplica:
         self.check_finite()
         options, authors = self.options, None
         try:
-            authors = self._gather_authors(generation, gradients.own_is_finite())
+            authors = finite.gather_authors(generation, self._workers, gradients.own_is_finite())
         except GenerationClosed:
             if options.on_nonfinite == "skip":
                 raise
@@ -434,13 +429,6 @@ class AllReduceReplica:
         if self._skips + 1 >= options.skips_max:
             raise finite.not_to_be_skipped(self.step_number + 1, authors, options.skips_max)
         return authors
-
-    def _gather_authors(self, generation: Generation, own_is_finite: bool) -> tuple[str, ...]:
-        if generation.world == 1:
-            return tuple(self._workers)
-        found = torch.empty(generation.world, 1, dtype=torch.int64)
-        generation.wait(generation.gather(found, torch.tensor([int(own_is_finite)])))
-        return tuple(w for w, finite in zip(self._workers, found.flatten().tolist(), strict=True) if not finite)
 
     def _rows(self) -> list[Row]:
         """Everybody's, in rank order; waits for them."""
@@ -454,17 +442,11 @@ class AllReduceReplica:
             rows = self._gathered
         return [Row.unpack(columns) for columns in rows.tolist()]
 
-    def _idle(self, round_: Round, started: float) -> Outcome:
+    def _idle(self, round_: Round, started: float, *, counts: bool = False) -> Outcome:
         self._attached().settled()
         self._buffers.restore()
-        self._forget_step()
-        return Outcome(0, round_.rows, False, round_.ended, Timings(time.perf_counter() - started, 0.0, 0.0))
-
-    def _pass_over(self, round_: Round, started: float) -> Outcome:
-        """A step of which every sample is left out: it has its number, and the model stays as it was."""
-        self._buffers.restore()
-        self._advance(round_, None)
-        return Outcome(0, round_.rows, True, round_.ended, Timings(time.perf_counter() - started, 0.0, 0.0))
+        self._advance(round_, None) if counts else self._forget_step()
+        return Outcome(0, round_.rows, counts, round_.ended, Timings(time.perf_counter() - started, 0.0, 0.0))
 
     def _apply(self, factor: float) -> None:
         """Void until `_advance` has said which step this is."""
@@ -480,18 +462,12 @@ class AllReduceReplica:
     def _advance(self, round_: Round, skipped: tuple[str, ...] | None) -> None:
         self.step_number += 1
         self.plan = round_.plan
-        place = self._place
-        if place is not None:
-            executed, _, *rest = place.ranges
-            self.lineage = next_lineage(self.lineage, self.step_number, (executed, *rest))
-            self.pending.append(Composition(self.step_number, place.ranges, round_.plan, skipped))
-            self.cursor = place.behind
-        else:
-            self.lineage = round_.lineage_after(self.lineage, self.step_number)
-            self.pending.append(round_.composition(self.step_number, skipped))
+        place, step = self._place, self.step_number
+        self.lineage = round_.lineage_after(self.lineage, step, place)
+        self.pending.append(round_.composition(step, skipped, place))
+        self.cursor = place.behind if place is not None else self.cursor
         self._skips = 0 if skipped is None else self._skips + 1
-        self._random_of_file, self._state = (), 0
-        self.void = False
+        self._random_of_file, self._state, self.void = (), 0, False
         self._attached().settled()
         self._forget_step()
         self._keep()
@@ -506,8 +482,7 @@ class AllReduceReplica:
         """No step is open, no gradient is there."""
         if self._gradients is not None:
             self._gradients.reset()
-        self._row, self._gathered, self._gathering, self._weighed = None, None, None, 0
-        self._place = None
+        self._row, self._place, self._gathered, self._gathering, self._weighed = None, None, None, None, 0
         self.first_bucket_at = None
 
     def _keep(self) -> None:

@@ -1,0 +1,92 @@
+"""Where a worker stands, for its script: which step, which rank, how many steps there are.
+
+Must not change anything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from antdt_schemas.batches import layout_of
+from antdt_schemas.errors import UsageError
+
+if TYPE_CHECKING:
+    from antdt_schemas import records
+
+    from antdt.connect.client import Client
+    from antdt.strategies.base import Strategy
+    from antdt.worker.membership import Membership
+    from antdt.worker.plans import Plans
+    from antdt.worker.session import Session
+
+
+class Standing:
+    """What an Agent says of itself."""
+
+    strategy: Strategy
+    spec: records.JobSpec
+    plans: Plans
+    _client: Client
+    _membership: Membership
+
+    @property
+    def _session(self) -> Session:
+        return self._client.session
+
+    @property
+    def rank(self) -> int:
+        """Rank in the current generation; 0 is the one that reports. -1 while there is none."""
+        return self._session.rank
+
+    @property
+    def step_number(self) -> int:
+        """Steps in the model."""
+        return self.strategy.step_number
+
+    @property
+    def lineage(self) -> str:
+        """What is in the model, as the hexadecimal hash that the log has for this step."""
+        return self.strategy.lineage.hex()
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """What the plan in force multiplies the learning rates by while the optimizer steps; else they are as set."""
+        return self.strategy.rates.factor
+
+    @property
+    def incarnation(self) -> str:
+        """This life of this worker. It is a new one after the ledger has given the old one up for lost."""
+        return self._session.incarnation
+
+    @property
+    def ended(self) -> bool:
+        """Whether every sample of every epoch is in the model and in a durable file."""
+        return self._membership.life.ended
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch. Raises UsageError where steps have no fixed size."""
+        if not self.spec.batches:
+            raise UsageError(
+                "Nobody knows how many steps there are where samples are leased: that depends on who takes how many. "
+                f"Count samples ({self.spec.samples} an epoch), or take AgentOptions(order='steps')."
+            )
+        return layout_of(self.spec).steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all epochs. What is readmitted from quarantine makes some more, behind them."""
+        return self.steps_per_epoch * self.spec.epochs
+
+    def __len__(self) -> int:
+        """`total_steps`, for progress bars and schedulers."""
+        try:
+            return self.total_steps
+        except UsageError as error:
+            raise TypeError(str(error)) from None  # what `len` means where there is none
+
+    @property
+    def batch_size(self) -> int:
+        """Samples that this worker takes in the step at hand."""
+        workers = self._membership.life.workers
+        return self.plans.split(self.strategy.plan, workers).shares[self._session.rank].batch_size if workers else 0
