@@ -62,7 +62,9 @@ class Driver:
         self.session.on_reply(reply(-1, grant=GRANT))
         self.session.committed = 5
 
-    def run(self, course: ask.Course | None = None, until: type[Any] | None = None) -> ask.Course:
+    def run(
+        self, course: ask.Course | None = None, until: type[Any] | tuple[type[Any], ...] | None = None
+    ) -> ask.Course:
         """Until it ends, or asks for that."""
         course = course or ask.Course(self.life.run())
         while course.asks is not None and (until is None or not isinstance(course.asks, until)):
@@ -180,8 +182,8 @@ def test_who_has_not_read_the_plan_of_its_model_trains_with_nobody() -> None:
     """It would take another part of a step than the others leave to it."""
     driver = Driver()
     driver.model.plan = 7
-    course = driver.run(until=ask.Leave)
-    assert driver.asked == FORMED[:-1]
+    course = driver.run(until=(ask.Leave, ask.Stands))
+    assert isinstance(course.asks, ask.Leave) and driver.asked == FORMED[:-1]
     course.carry_out(driver.perform)
     assert "Plan 7 was not read in 5 s" in driver.said[-1][1]
     assert isinstance(course.asks, ask.Wait)
