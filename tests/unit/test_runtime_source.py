@@ -8,11 +8,12 @@ from itertools import pairwise
 
 import pytest
 from antdt_schemas.connection import Connection
+from antdt_schemas.errors import Superseded
 from antdt_schemas.hearing import Told
 from antdt_schemas.waiting import Waiting
 from antdt_streams.runtime.joining import Joining
-from antdt_streams.runtime.source import POLL_BEYOND_SESSION_MS, Membership, Source
-from confluent_kafka import Consumer
+from antdt_streams.runtime.source import FENCED_AGAIN_S, POLL_BEYOND_SESSION_MS, Membership, Source
+from confluent_kafka import Consumer, KafkaError
 
 from tests.helpers.running import until
 
@@ -93,3 +94,21 @@ def test_a_service_that_its_group_does_not_let_in_says_so_and_since_when(caplog:
         thread.join(20)
     assert not thread.is_alive()
     assert "must support consumer groups" in caplog.text
+
+
+def test_a_client_that_was_fenced_joins_anew_once_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Its own request, repeated while the broker was away, may have taken its place: nobody else need be there."""
+    membership = Membership("antdt.j.monitor", "main")
+    source = Source(Connection("127.0.0.1:1"), "antdt.j.steps", "id", membership, Nobody(), threading.Event())
+    error = KafkaError(KafkaError.FENCED_INSTANCE_ID)
+    former = source._consumer
+    assert source._fenced(error) is None
+    assert source._fenced(error) is None, "the client tells of it by every way it has"
+    assert caplog.text.count("event=fenced") == 1
+    source._replace()
+    assert source._consumer is not former and not source._is_fenced
+    again = source._fenced(error)
+    assert isinstance(again, Superseded) and "Another process runs as instance main" in str(again)
+    source._fenced_at_s -= FENCED_AGAIN_S
+    assert source._fenced(error) is None
+    source._consumer.close()

@@ -110,6 +110,13 @@ class _Granted:
     suspects: tuple[Piece, ...] = ()
 
 
+class _Cut(NamedTuple):
+    """How a step is cut into parts."""
+
+    sizes: list[int]
+    mark: int
+
+
 class Stepped:
     """Steps of a fixed size: what one consists of follows from the place of the model, and who takes which part from
     the plan in it and the members.
@@ -121,12 +128,14 @@ class Stepped:
         self.layout = layout_of(spec)
         self._least = spec.local_batch_min
         self._granted = _Granted(0)
-        self._behind, self._shares, self._idle = Cursor(), list[int](), False
+        self._behind, self._idle = Cursor(), False
+        self._split: Split | None = None  # of the step before; what follows from it is kept, by the size of a step
+        self._shares, self._cuts = list[int](), dict[int, _Cut]()
 
     def begin(self, grant: records.Grant) -> None:
         """A generation begins: what it leaves out holds for all of its steps."""
         said = map(batches.pieces_of, (grant.excluded, grant.tail, grant.suspects))
-        self._granted, self._idle = _Granted(grant.generation, *said), False
+        self._granted, self._idle, self._split = _Granted(grant.generation, *said), False, None
 
     def wait(self, session: Session) -> Generator[Wait, bool, None]:
         """At the end, where all that is left to come is that it is known to be."""
@@ -140,13 +149,14 @@ class Stepped:
         if step is None:
             return Taken((), 1)
         _, self._behind = step
-        self._shares = [share.batch_size for share in split.shares]
+        if split is not self._split:
+            self._split, self._shares, self._cuts = split, [share.batch_size for share in split.shares], {}
         length = batches.total(step[0])
         live = self._live(at, length)
-        size, sizes = batches.total(live), self._sizes(live)
-        ranges = self._granted.generation, 0, at.epoch, at.position, length
-        place = Place(ranges, self._behind, size, crc32(repr(sizes).encode()))
-        mine = () if idle else self._part(live, sizes, session.rank)
+        size = batches.total(live)
+        cut = self._cut(size)
+        place = Place((self._granted.generation, 0, at.epoch, at.position, length), self._behind, size, cut.mark)
+        mine = () if idle else self._part(live, cut.sizes, session.rank)
         units = self._units(mine) if self._granted.suspects else ()
         return Taken(self._ranges(mine), max(1, size), place, [self._ranges(unit) for unit in units])
 
@@ -158,7 +168,7 @@ class Stepped:
             if step is None:
                 break
             live = self._live(at, batches.total(step[0]))
-            mine = self._part(live, self._sizes(live), session.rank)
+            mine = self._part(live, self._cut(batches.total(live)).sizes, session.rank)
             found += mine
             missing -= max(1, batches.total(mine))
             at = step[1]
@@ -180,11 +190,14 @@ class Stepped:
         """
         return self._granted.generation % len(self._shares) if self._granted.suspects else 0
 
-    def _sizes(self, live: Sequence[Piece]) -> list[int]:
-        """Of all parts, in the order of their samples."""
-        world = len(self._shares)
-        weights = [self._shares[(part - self._shift()) % world] for part in range(world)]
-        return batches.split(batches.total(live), weights, self._least)
+    def _cut(self, size: int) -> _Cut:
+        """Sizes of all parts of a step of so many samples, in the order of these; and their mark."""
+        cut = self._cuts.get(size)
+        if cut is None:
+            world, shift = len(self._shares), self._shift()
+            sizes = batches.split(size, [self._shares[(part - shift) % world] for part in range(world)], self._least)
+            cut = self._cuts[size] = _Cut(sizes, crc32(repr(sizes).encode()))
+        return cut
 
     def _part(self, live: Sequence[Piece], sizes: Sequence[int], rank: int) -> tuple[Piece, ...]:
         """That of this member."""
