@@ -15,6 +15,8 @@ from multiprocessing.context import ForkProcess
 from types import FrameType
 from typing import NoReturn
 
+from antdt.host import told
+
 PR_SET_PDEATHSIG = 1
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Handler = Callable[[int, FrameType | None], None] | signal.Handlers
@@ -79,6 +81,8 @@ def leave(code: int) -> NoReturn:
     After `preload` that takes a third of a second, and bindings report what was frozen as thirty lines of leaks. In a
     forked child it is also the only way that what a script registered for its end is done.
     """
+    if signal.getsignal(signal.SIGTERM) is told.end:  # it is ending: what is done at an exit is done to its end
+        signal.signal(signal.SIGTERM, lambda *_: told.remember())
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
