@@ -61,13 +61,16 @@ class Layout:
         """
         if at.epoch < self.epochs:
             size = self.size(self.epoch_length - at.position)
-            end = at.position + size
-            behind = Cursor(at.epoch, end) if end < self.epoch_length else Cursor(at.epoch + 1)
-            return (Piece(at.epoch, at.position, size),), behind
+            return (Piece(at.epoch, at.position, size),), self.behind(at.epoch, at.position, size)
         size = min(self.batch_size, total(tail) - at.position)
         if size <= 0:
             return None
-        return cut(tail, at.position, size), Cursor(at.epoch, at.position + size)
+        return cut(tail, at.position, size), self.behind(at.epoch, at.position, size)
+
+    def behind(self, epoch: int, start: int, length: int) -> Cursor:
+        """Where the step behind this place begins."""
+        end = start + length
+        return Cursor(epoch + 1) if epoch < self.epochs and end == self.epoch_length else Cursor(epoch, end)
 
     def size(self, left: int) -> int:
         """Of the next step, with so many positions of the epoch left: never above the batch size, and it follows from

@@ -189,6 +189,16 @@ def test_a_worker_is_told_to_leave_from_its_first_moment_on(tmp_path: Path) -> N
     assert done.stdout.split() == ["143"] * 20, done.stderr
 
 
+def lived(script: Path) -> subprocess.CompletedProcess[str]:
+    """A worker's life with this script; the last that is printed is its status."""
+    code = (
+        "import os, sys; from antdt.launch import process; from antdt.host import whereabouts\n"
+        "one = process.start([sys.argv[1]], dict(os.environ), process.Life(whereabouts.shared()))\n"
+        "one.join(20); print(one.exitcode)"
+    )
+    return subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, check=True)
+
+
 def test_who_is_told_to_leave_while_it_ends_does_all_that_belongs_to_its_end(tmp_path: Path) -> None:
     """And ends with its own status: another worker that failed for the same reason has the launcher end all of them."""
     script = tmp_path / "ends.py"
@@ -197,12 +207,7 @@ def test_who_is_told_to_leave_while_it_ends_does_all_that_belongs_to_its_end(tmp
         "atexit.register(print, 'to its end')\n"
         "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGTERM), print('on')))\nsys.exit(2)\n"
     )
-    code = (
-        "import os, sys; from antdt.launch import process; from antdt.host import whereabouts\n"
-        "one = process.start([sys.argv[1]], dict(os.environ), process.Life(whereabouts.shared()))\n"
-        "one.join(20); print(one.exitcode)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, check=True)
+    done = lived(script)
     assert (done.stdout.split(), done.stderr) == (["on", "to", "its", "end", "2"], "")
 
 
@@ -213,12 +218,7 @@ def test_a_script_that_holds_up_its_end_was_told_all_the_same(tmp_path: Path) ->
         "try:\n    os.kill(os.getpid(), signal.SIGTERM)\nexcept SystemExit as end:\n    print(end.code)\n"
         "assert told.at_s() is not None\n"
     )
-    code = (
-        "import os, sys; from antdt.launch import process; from antdt.host import whereabouts\n"
-        "one = process.start([sys.argv[1]], dict(os.environ), process.Life(whereabouts.shared()))\n"
-        "one.join(20); print(one.exitcode)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, check=True)
+    done = lived(script)
     assert done.stdout.split() == ["143", "0"], done.stderr
 
 

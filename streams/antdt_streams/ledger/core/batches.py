@@ -129,9 +129,8 @@ class Batches(Samples):
 
     def pass_over(self, ranges: tuple[int, ...]) -> None:
         """The cursor is behind this step, which is the next one."""
-        step = self.layout.step(self.cursor, self.holes.tail)
-        assert step is not None, ranges
-        self.cursor, self.generation_of_steps = step[1], ranges[0]
+        self.generation_of_steps, *place = ranges
+        self.cursor = self.layout.behind(*place)
 
     def _add(self, piece: Piece) -> None:
         """In the model: also what was excluded only after a step that has it was executed."""
@@ -165,9 +164,8 @@ class Batches(Samples):
 
     def reached(self, ranges: tuple[int, ...]) -> tuple[tuple[int, tuple[tuple[int, int], ...]], ...]:
         """The place behind a step as checkpoints keep it: all before it is in their model, or was left out."""
-        _, epoch, start, length = ranges
-        whole = epoch < self.spec.epochs and start + length == self.layout.epoch_length
-        return ((epoch + 1, ((0, 0),)),) if whole else ((epoch, ((0, start + length),)),)
+        behind = self.layout.behind(*ranges[1:])
+        return ((behind.epoch, ((0, behind.position),)),)
 
     # -- what is left out
 
