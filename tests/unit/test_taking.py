@@ -103,6 +103,17 @@ def test_suspects_are_computed_apart_and_by_another_member_each_time() -> None:
     assert seen == {0, 1, 2}
 
 
+def test_each_suspect_is_cut_wherever_the_others_lie() -> None:
+    """Found by simulation: with one position alone beside it, a pair was always computed in one go."""
+    (alone,) = taken(1, Cursor(), suspects=(0, 3, 1, 0, 5, 2))
+    assert [[(r.start, r.length) for r in unit] for unit in alone.units] == [
+        [(0, 3), (4, 1), (7, 1)],
+        [(3, 1)],
+        [(5, 1)],
+        [(6, 1)],
+    ]
+
+
 def test_what_comes_next_is_known() -> None:
     for one, session in taking(2):
         shares = split(4, 4)

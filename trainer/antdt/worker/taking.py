@@ -209,10 +209,11 @@ class Stepped:
         if not suspects:
             return []
         others = batches.without(mine, suspects)
-        count = min(batches.total(suspects), max(2, len(self._shares)))
-        sizes = batches.split(batches.total(suspects), [1] * count)
         units: list[Sequence[Piece]] = [others] if others else []
-        return units + [batches.share(suspects, sizes, index) for index in range(count)]
+        for piece in suspects:  # each by itself: cut together, one of several might stay whole for ever
+            sizes = batches.split(piece.length, [1] * min(piece.length, max(2, len(self._shares))))
+            units += [batches.share((piece,), sizes, index) for index in range(len(sizes))]
+        return units
 
     def _ranges(self, pieces: Sequence[Piece]) -> list[Range]:
         return [Range(self._granted.generation, 0, *piece) for piece in pieces]
