@@ -27,8 +27,8 @@ from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 
 from antdt.connect.settings import Settings
 from antdt.data.loading import LoadingOptions, loader_of
-from antdt.data.pinning import pinning_of
-from antdt.data.sources import source_of, split
+from antdt.data.sources import split
+from antdt.dataloader import Data, taken_apart
 from antdt.hand import Hand
 from antdt.host import told, whereabouts
 from antdt.host.whereabouts import At
@@ -55,7 +55,11 @@ class Agent:
 
     Invariant: a process is one worker of one job once. What begins again is another process.
 
-    batch_size: samples of all workers together in one step. size: of an iterable data set without a length.
+    batch_size: samples of all workers together in one step. size: of an iterable data set without a length. A
+    DataLoader as dataset is taken apart (`dataloader`): what is not said here comes from it, batch_size as well.
+
+    sampler: draws the order of each epoch, see `Drawn`; by default all samples are shuffled (shuffle=False: they are
+    not). It may repeat samples or leave some out: a sample of the account is a position in its list, and exactly once.
 
     Every worker must have the same samples in the same order: a few of them, and the names of all where the data
     set has them (`sample_key(index)`, or a list such as `samples`, `files`, `paths`), are compared with those of
@@ -93,14 +97,15 @@ class Agent:
         optimizer: Any,
         dataset: Any,
         *,
-        batch_size: int,
+        batch_size: int | None = None,
         epochs: int = 1,
         seed: int = 0,
-        shuffle: bool = True,
+        shuffle: bool | None = None,
+        sampler: Any = None,
         size: int | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
-        num_workers: int = 0,
-        pin_memory: bool = False,
+        num_workers: int | None = None,
+        pin_memory: bool | None = None,
         strategy: StrategyOptions | None = None,
         options: AgentOptions | None = None,
         settings: Settings | None = None,
@@ -110,14 +115,15 @@ class Agent:
         self._iterated = False
         self._refuse_another()
         self.settings = settings or Settings.of()
-        schedule = Schedule(batch_size, epochs, seed, self.options.workers_min or self.settings.world_size)
-        pinning = pinning_of(pin_memory)
-        self.source = source_of(dataset, seed=seed, size=size, shuffle=shuffle, collate=collate_fn, pinning=pinning)
-        chosen = strategy or AllReduce()
-        self.spec = spec_of(schedule, dataset, self.source, self.options, chosen)
+        how = shuffle, sampler, collate_fn, num_workers, pin_memory
+        data = taken_apart(Data(dataset, batch_size, seed, size, *how, loading=self.options.loading))
+        workers = self.options.workers_min or self.settings.world_size
+        schedule = Schedule(data.batch_size or 0, epochs, data.seed, workers, data.last)
+        self.source, chosen = data.source(epochs), strategy or AllReduce()
+        self.spec = spec_of(schedule, data.dataset, self.source, self.options, chosen)
         # Processes are forked before there is anything that must not be: threads, clients, sockets.
-        self.loader = loader_of(self.source, num_workers, seed, self.options.loading)
-        self.plans = Plans(batch_size)
+        self.loader = loader_of(self.source, data.num_workers or 0, data.seed, data.loading)
+        self.plans = Plans(self.spec.batch_size)
         self.epoch = 0
         self._micro: tuple[int, bool] | None = None
         self._broken = self._loaded_back = False

@@ -15,6 +15,7 @@ from antdt_schemas.errors import UsageError
 from antdt.data.fingerprint import fingerprint_of
 from antdt.data.loading import LoadingOptions
 from antdt.data.sources import IterableSource, MapSource, manifest_digest
+from antdt.dataloader import Last
 from antdt.strategies.base import StrategyOptions
 from antdt.worker.session import SessionOptions
 
@@ -47,7 +48,8 @@ class AgentOptions:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train on what, in steps of how many samples of all `workers` together.
+    """How long to train on what, in steps of how many samples of all `workers` together. last: what becomes of the rest
+    of an epoch that is less than a step, see `Data`.
 
     Raises:
         UsageError: a value that cannot work, with what to do about it.
@@ -57,6 +59,7 @@ class Schedule:
     epochs: int
     seed: int
     workers: int
+    last: Last = "even"
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
