@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
@@ -33,6 +33,7 @@ from antdt.hand import Hand
 from antdt.host import told, whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions, Schedule, spec_of
+from antdt.once import Once
 from antdt.strategies.allreduce import AllReduce
 from antdt.strategies.base import GenerationClosed, Outcome, StrategyOptions
 from antdt.worker import instructions as ask
@@ -53,7 +54,10 @@ LEAVE_EARLY_S = 20.0
 class Agent:
     """One worker of a job. Iterate it for micro-batches; call `step(loss)` for each of them.
 
-    Invariant: a process is one worker of one job once. What begins again is another process.
+    Invariant: a process is one worker of one job once (`once`). What begins again is another process.
+
+    Without a job (`python train.py`: nothing in the environment speaks of one) the same loop trains in this process
+    alone, without a broker, and nothing is recorded.
 
     batch_size: samples of all workers together in one step. size: of an iterable data set without a length. A
     DataLoader as dataset is taken apart (`dataloader`): what is not said here comes from it, batch_size as well.
@@ -89,8 +93,6 @@ class Agent:
         Unavailable, UnknownJob: the broker is away, or the job was not started.
     """
 
-    _begun: ClassVar[bool] = False
-
     def __init__(
         self,
         model: torch.nn.Module,
@@ -111,10 +113,8 @@ class Agent:
         settings: Settings | None = None,
     ) -> None:
         self.options = options or AgentOptions()
-        self._named = settings is not None  # by the caller, who then knows which worker of which job this is
-        self._iterated = False
-        self._refuse_another()
-        self.settings = settings or Settings.of()
+        self.settings = settings or Settings.here()
+        self._once = Once(model, named=settings is not None, alone=self.settings.alone)
         how = shuffle, sampler, collate_fn, num_workers, pin_memory
         data = taken_apart(Data(dataset, batch_size, seed, size, *how, loading=self.options.loading))
         workers = self.options.workers_min or self.settings.world_size
@@ -192,14 +192,7 @@ class Agent:
             Unavailable: broker or ledger did not answer within the bounds.
             UsageError: it is iterated for a second time, or another Agent of this process was.
         """
-        self._refuse_another()
-        if self._iterated:
-            raise UsageError(
-                "This Agent was iterated already: it runs through all epochs itself. Write one loop over it, none over "
-                "epochs around it, and pass epochs=N to antdt.Agent; agent.epoch says which one a batch is of."
-            )
-        self._iterated = True
-        Agent._begun = Agent._begun or not self._named
+        self._once.begin()
         iteration = self._iterate()
         # A script that ends without having closed it must not leave the others waiting for somebody silent.
         atexit.register(_close, weakref.ref(iteration))
@@ -288,13 +281,6 @@ class Agent:
         course.go_on()
         while not isinstance(course.asks, ask.Between):
             course.carry_out(self._perform)
-
-    def _refuse_another(self) -> None:
-        if Agent._begun and not self._named and not self._iterated:
-            raise UsageError(
-                "This process has trained with an Agent before, and a worker has one for its life: pass epochs=N to it "
-                "instead of making one for each epoch; train another model by another script, as another job."
-            )
 
     @contextmanager
     def pause(self, seconds: float, what: str = "") -> Iterator[None]:

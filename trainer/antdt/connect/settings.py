@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from antdt_schemas import auth
 from antdt_schemas.connection import Connection, names_a_broker
@@ -16,8 +17,9 @@ from antdt_schemas.errors import UsageError
 from antdt_schemas.launch_locks import process_name
 from antdt_schemas.topics import check_job, check_worker
 
-from antdt.connect.address import own_address
+from antdt.connect.address import LOOPBACK, own_address
 
+OURS = ("ANTDT_DATA", "ANTDT_CHECKPOINTS", "ANTDT_BROKER_JARS")  # where things lie: they speak of no job
 GRACE_S = 30.0  # as Kubernetes
 
 
@@ -28,6 +30,7 @@ class Settings:
     restarts counts earlier lives of the worker; incarnation is new with every process. advertise: where the other
     members reach this machine, see `address`. launch, launcher: who started it; place: what only one launch of this
     machine can hold; take_over: whoever runs this worker now is asked to leave. grace_s: between SIGTERM and SIGKILL.
+    alone: no job is named, and this process trains by itself.
     """
 
     job: str
@@ -47,15 +50,33 @@ class Settings:
     place: str = ""
     take_over: bool = False
     grace_s: float = GRACE_S
+    alone: bool = False
 
     @classmethod
-    def of(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Settings of this process.
+    def here(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """As `of`; where nothing at all speaks of a job, nor of other workers, those of a process that trains alone."""
+        if environ.get("ANTDT_JOB"):
+            return cls.of(environ)
+        spoken = [name for name, value in environ.items() if value and name.startswith("ANTDT_") and name not in OURS]
+        if spoken or _number(environ, "WORLD_SIZE", 1) > 1:
+            speaks = min(spoken, default="WORLD_SIZE")
+            raise UsageError(
+                f"No job is named, although {speaks} is set, so this process is not to train alone: start "
+                "workers with `antdt launch --job NAME -n N script.py`, or set ANTDT_JOB."
+            )
+        incarnation, folder = f"w0.0.{uuid.uuid4().hex[:8]}", Path(environ.get("ANTDT_CHECKPOINTS") or "")
+        who: dict[str, Any] = {"rank": 0, "world_size": 1, "restarts": 0, "node": socket.gethostname(), "hardware": ""}
+        nowhere: dict[str, Any] = {"advertise": LOOPBACK, "connection": Connection(f"{LOOPBACK}:9092"), "secret": None}
+        return cls("alone", "w0", incarnation, **who, **nowhere, checkpoints=folder, alone=True)
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str] = os.environ, *, job: str = "") -> Settings:
+        """Settings of this process. job: another one than the environment names.
 
         Raises:
             UsageError: the job is not named, or a value cannot be used.
         """
-        job = environ.get("ANTDT_JOB", "")
+        job = job or environ.get("ANTDT_JOB", "")
         if not job:
             raise UsageError(
                 "No job is named: start workers with `antdt launch --job NAME -n N script.py`, or set ANTDT_JOB."
