@@ -20,6 +20,12 @@ from antdt_schemas.topics import check_job, check_worker
 from antdt.connect.address import LOOPBACK, own_address
 
 OURS = ("ANTDT_DATA", "ANTDT_CHECKPOINTS", "ANTDT_BROKER_JARS")  # where things lie: they speak of no job
+# What a launcher says, what torchrun says, and what it is without both: rank, workers of all machines, earlier lives.
+PLACE = (
+    ("ANTDT_RANK", "RANK", 0),
+    ("ANTDT_WORLD_SIZE", "WORLD_SIZE", 1),
+    ("ANTDT_RESTARTS", "TORCHELASTIC_RESTART_COUNT", 0),
+)
 GRACE_S = 30.0  # as Kubernetes
 
 
@@ -58,7 +64,7 @@ class Settings:
         if environ.get("ANTDT_JOB"):
             return cls.of(environ)
         spoken = [name for name, value in environ.items() if value and name.startswith("ANTDT_") and name not in OURS]
-        if spoken or _number(environ, "WORLD_SIZE", 1) > 1:
+        if spoken or _number(environ, *PLACE[1]) > 1:
             speaks = min(spoken, default="WORLD_SIZE")
             raise UsageError(
                 f"No job is named, although {speaks} is set, so this process is not to train alone: start "
@@ -81,8 +87,7 @@ class Settings:
             raise UsageError(
                 "No job is named: start workers with `antdt launch --job NAME -n N script.py`, or set ANTDT_JOB."
             )
-        rank = _number(environ, "RANK", 0)
-        restarts = _number(environ, "TORCHELASTIC_RESTART_COUNT", 0)
+        rank, world_size, restarts = (_number(environ, *names) for names in PLACE)
         worker = check_worker(environ.get("ANTDT_WORKER", f"w{rank}"))
         secret = environ.get(auth.ENV_SECRET, "")
         folder = data_folder(environ)
@@ -93,7 +98,7 @@ class Settings:
             # The launcher names it, so that it can report its end; without one it is made here.
             incarnation=environ.get("ANTDT_INCARNATION") or f"{worker}.{restarts}.{uuid.uuid4().hex[:8]}",
             rank=rank,
-            world_size=_number(environ, "WORLD_SIZE", 1),
+            world_size=world_size,
             restarts=restarts,
             node=environ.get("ANTDT_NODE") or socket.gethostname(),
             hardware=environ.get("ANTDT_HARDWARE", ""),
@@ -115,7 +120,9 @@ def _bootstrap(environ: Mapping[str, str], folder: Path) -> str | None:
     return None if names_a_broker(environ) else running(folder / BROKER)
 
 
-def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+def _number(environ: Mapping[str, str], own: str, torchs: str, default: int) -> int:
+    """By our name for it, or by torchrun's."""
+    name = own if own in environ else torchs
     value = environ.get(name, str(default))
     if not value.isdigit():
         raise UsageError(f"{name}={value!r} is not a number of 0 or more.")
