@@ -1,5 +1,5 @@
-"""A training script that hands over its data as scripts have it: --kind says how. Each worker writes down the samples of
-the steps that it has made.
+"""A training script that hands over its data as scripts have it: --kind says how. Each worker writes down the samples
+of the steps that it has made.
 """
 
 from __future__ import annotations

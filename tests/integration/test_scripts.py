@@ -13,6 +13,7 @@ import torch
 from antdt.data.sampling import Drawn
 from antdt_schemas.connection import Connection
 from antdt_streams.local.services import environment_of
+from antdt_streams.views.job import audit_of
 
 from tests.helpers import loaded
 from tests.helpers.job_processes import job_processes
@@ -43,7 +44,7 @@ def test_all_workers_together_train_on_what_a_plain_loop_has(
 ) -> None:
     with job_processes(connection, job, tmp_path) as run:
         run.ended(run.launch(workers, "--kind", kind, script=SCRIPT))
-        assert run.judged()["exactly_once"]
+        assert audit_of(connection, job)["exactly_once"]
     assert seen(tmp_path) == expected(kind)
     said = run.output.read_text()
     assert ("The DataLoader is taken apart: a step has 24 samples" in said) == (kind in ("loader", "weighted"))
@@ -58,7 +59,7 @@ def test_workers_that_torchrun_has_started_are_those_of_the_job(
         command += [*SCRIPT, "--record", str(run.record), "--kind", "loader"]
         done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=100, check=False)
         assert done.returncode == 0, done.stderr
-        report = run.judged()
+        report = audit_of(connection, job)
     assert report["exactly_once"] and report["committed"] == loaded.SIZE * loaded.EPOCHS
     assert seen(tmp_path) == expected("loader")
     assert {path.name.split("-")[1] for path in tmp_path.glob("record-*")} == {"w0", "w1"}
