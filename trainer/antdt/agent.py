@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import sys
 import threading
 import weakref
@@ -36,6 +37,7 @@ from antdt.job import AgentOptions, Schedule, spec_of
 from antdt.once import Once
 from antdt.strategies.allreduce import AllReduce
 from antdt.strategies.base import GenerationClosed, Outcome, StrategyOptions
+from antdt.weights import Mode, Weights
 from antdt.worker import instructions as ask
 from antdt.worker.blame import by_exception
 from antdt.worker.effects import Effects
@@ -141,6 +143,7 @@ class Agent:
         self._effects = Effects(self.plans, self.strategy)
         self._hand = Hand(self._client, self.source, self.loader, self.options)
         self._page.numbers[whereabouts.ATTEMPTS] = self.options.max_attempts
+        self._weights = Weights(model, self._membership, self.options, self.pause)
 
     # -- what a script uses
 
@@ -296,6 +299,16 @@ class Agent:
         finally:
             page.enter(before)
 
+    def save(self, path: str | os.PathLike[str]) -> bool:
+        """Write the weights to a file, which `antdt.load_model` or another library reads. All workers may call it, one
+        writes, and is told True. Raises Unavailable, UsageError.
+        """
+        return self._weights.save(path)
+
+    def keep_best(self, value: float, path: str | os.PathLike[str] = "best.safetensors", mode: Mode = "max") -> bool:
+        """As `save`, where no value of this run was as good, in whichever life of the worker that writes."""
+        return self._weights.keep_best(value, path, mode)
+
     # -- what the life asks for
 
     def _perform(self, asked: ask.Instruction) -> Any:
@@ -372,6 +385,7 @@ class Agent:
             self._membership.note()
         if outcome.applied:
             self._hand.measure(outcome, self.strategy.step_number)
+            self._weights.made(self.step_number)
         if outcome.applied and self._session.rank == 0 and not self._loaded_back:
             # Behind the first step that this process makes as the first member: what cannot be read again is to be
             # known now, not when it is needed.

@@ -7,6 +7,7 @@ which is tried before training, and their digest travels with the job's order. M
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -71,7 +72,7 @@ class Drawn:
                 "need as many. If it can be iterated only once (a generator), pass a Sampler, a list, or a function of "
                 "(epoch, generator)."
             )
-        digest = blake2b(found.numpy().tobytes(), digest_size=8).digest()
+        digest = blake2b(array("q", found.tolist()).tobytes(), digest_size=8).digest()
         if self._digests.setdefault(epoch, digest) != digest:
             raise UsageError(f"The sampler gives another list when it is asked for epoch {epoch} again. {WHAT_TO_DO}")
         return found

@@ -83,6 +83,17 @@ class Membership:
         """That of the present incarnation."""
         return self.client.session
 
+    @property
+    def is_main(self) -> bool:
+        """Whether this worker speaks for all: the first member, or whoever the launcher counts first where none is."""
+        rank = self.session.rank
+        return rank == 0 or (rank < 0 and self.settings.rank == 0)
+
+    def labels(self) -> dict[str, str]:
+        """What the model is, for a file of its weights."""
+        head = {"antdt.step": str(self.strategy.step_number), "antdt.lineage": self.strategy.lineage.hex()}
+        return {"antdt.job": self.settings.job, "antdt.run": self.files.run_id, **head}
+
     # -- what the life asks for
 
     def perform(self, asked: ask.Instruction) -> Any:
