@@ -60,14 +60,23 @@ def main() -> None:
     parser.add_argument("--record", type=Path)
     parser.add_argument("--batch-size", type=int)  # the data say it
     parser.add_argument("--kind", default="loader")
+    parser.add_argument("--then", default="", help="another job, which is trained next")
     options = parser.parse_args()
+    for settings in [None, antdt.Settings.of(job=options.then)] if options.then else [None]:
+        train(options, settings)
+
+
+def train(options: argparse.Namespace, settings: antdt.Settings | None) -> None:
+    """One model, of the job that the environment names or of another one."""
     torch.set_num_threads(1)
     torch.manual_seed(1)
     random.seed(os.urandom(8))
     model = torch.nn.Linear(4, 1)
     data, more = given(options.kind)
-    agent = antdt.Agent(model, torch.optim.SGD(model.parameters(), 0.01), data, epochs=EPOCHS, **more)
-    with open(f"{options.record}-{agent.settings.worker}-{os.getpid()}", "w", encoding="utf-8") as record:
+    agent = antdt.Agent(
+        model, torch.optim.SGD(model.parameters(), 0.01), data, epochs=EPOCHS, settings=settings, **more
+    )
+    with open(f"{options.record}-{agent.settings.worker}-{agent.settings.job}", "w", encoding="utf-8") as record:
         for numbers, x, y in agent:
             if agent.step(functional.mse_loss(model(x), y)):
                 print(*numbers.tolist(), file=record, flush=True)

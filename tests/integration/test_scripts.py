@@ -50,6 +50,16 @@ def test_all_workers_together_train_on_what_a_plain_loop_has(
     assert ("The DataLoader is taken apart: a step has 24 samples" in said) == (kind in ("loader", "weighted"))
 
 
+def test_one_process_trains_one_job_after_the_other(connection: Connection, job: str, tmp_path: Path) -> None:
+    other = f"b{job[:30]}"
+    with job_processes(connection, job, tmp_path) as run, job_processes(connection, other, tmp_path):
+        run.ended(run.launch(2, "--kind", "loader", "--then", other, script=SCRIPT))
+        for name in (job, other):
+            report = audit_of(connection, name)
+            assert report["exactly_once"] and report["committed"] == loaded.SIZE * loaded.EPOCHS
+    assert seen(tmp_path) == expected("loader") + expected("loader")
+
+
 def test_workers_that_torchrun_has_started_are_those_of_the_job(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
 import signal
+import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,6 +222,9 @@ def test_models_are_trained_one_after_the_other_and_none_of_them_twice() -> None
     losses = [next(m.parameters()).sum().item() for rate in (1, 2, 3) for m in [trained_at(rate)]]
     assert len(set(losses)) == 3
     assert threading.active_count() <= threads + 1, "nothing stays behind"
+    hook, gone = sys.excepthook, [weakref.ref(trained_at(1))]
+    gc.collect()
+    assert gone[0]() is None and sys.excepthook is hook, "a loop over many models holds none of them"
     model, agent = made()
     trained(model, agent)
     with pytest.raises(UsageError, match=r"trained this model before: pass epochs=N"):
@@ -234,7 +240,9 @@ def trained_at(rate: int) -> torch.nn.Module:
 # -- who is alone
 
 
-@pytest.mark.parametrize("environ", [{}, {"ANTDT_DATA": "/d"}, {"WORLD_SIZE": "1", "RANK": "0"}, {"ANTDT_SECRET": ""}])
+@pytest.mark.parametrize(
+    "environ", [{}, {"ANTDT_DATA": "/d", "ANTDT_NODE": "n"}, {"WORLD_SIZE": "1", "RANK": "0"}, {"ANTDT_SECRET": ""}]
+)
 def test_nothing_speaks_of_a_job(environ: dict[str, str]) -> None:
     found = Settings.here(environ)
     assert (found.alone, found.world_size, found.rank) == (True, 1, 0)

@@ -227,7 +227,7 @@ class Agent:
             raise
         finally:
             self.loader.close()
-            member.finish(linger=self._hand.witness.waits)
+            member.finish(linger=self._hand.witness.over())
             self._page.enter(At.USER, "behind the loop")
         if told.at_s() is not None:  # while the last step was made: what a script does behind its loop is left undone
             sys.exit(int(ExitCode.DRAINED))

@@ -19,7 +19,10 @@ from antdt_schemas.topics import check_job, check_worker
 
 from antdt.connect.address import LOOPBACK, own_address
 
-OURS = ("ANTDT_DATA", "ANTDT_CHECKPOINTS", "ANTDT_BROKER_JARS")  # where things lie: they speak of no job
+# What a machine is, and where things lie on it: that speaks of no job.
+OURS = tuple(
+    f"ANTDT_{name}" for name in ("DATA", "CHECKPOINTS", "BROKER_JARS", "NODE", "HARDWARE", "ADVERTISE", "GRACE_S")
+)
 # What a launcher says, what torchrun says, and what it is without both: rank, workers of all machines, earlier lives.
 PLACE = (
     ("ANTDT_RANK", "RANK", 0),

@@ -48,6 +48,12 @@ class Witness:
         if self._hook is None:
             self._hook, sys.excepthook = sys.excepthook, self._unhandled
 
+    def over(self) -> bool:
+        """The loop is over. Whether there may be a last word; if not, what is raised from now on is none of it."""
+        if not self._left and self._hook is not None and sys.excepthook == self._unhandled:
+            sys.excepthook, self._hook = self._hook, None
+        return self.waits
+
     def left_with(self, ranges: Sequence[Range]) -> None:
         """Somebody leaves the loop with this batch at hand."""
         self._left = list(ranges)
