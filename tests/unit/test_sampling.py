@@ -173,10 +173,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "iterated once": (lambda: (i for i in range(SIZE)), "iterated only once|no index"),
     "other lengths": (lambda: lambda epoch, generator: range(10 + epoch), "gives 11 indices for epoch 1 and 10 for"),
+    "fractions": (lambda: lambda epoch, generator: torch.rand(5), r"not the index of a sample \(.*'float' object"),
     "empty": (lambda: [], "gives no index"),
     "out of range": (lambda: [0, SIZE], f"gives index {SIZE}, and the data set has {SIZE} samples"),
     "negative": (lambda: [-1], "gives index -1"),
-    "batches": (lambda: BatchSampler(SequentialSampler(range(SIZE)), 4, False), "gives a list, where it should give"),
+    "batches": (
+        lambda: BatchSampler(SequentialSampler(range(SIZE)), 4, False),
+        r"not the index of a sample \('list' object.*can be the batch_sampler",
+    ),
     "endless": (Endless, "does not end within"),
     "of one worker": (Replicas, "Replicas gives each worker a list of its own"),
     "distributed": (
@@ -192,6 +196,15 @@ def test_what_cannot_be_shared_is_refused_with_the_reason(kind: str) -> None:
     sampler, said = REFUSED[kind]
     with pytest.raises(UsageError, match=said):
         Drawn(sampler(), seed=1, samples=SIZE, epochs=3)
+
+
+def test_an_error_of_the_sampler_is_its_own() -> None:
+    class Broken(Sampler[int]):
+        def __iter__(self) -> Iterator[int]:
+            yield len(3)  # type: ignore[arg-type]
+
+    with pytest.raises(TypeError, match="has no len"):
+        Drawn(Broken(), seed=1, samples=SIZE, epochs=3)
 
 
 def test_a_sampler_that_changes_later_is_found_when_the_epoch_comes() -> None:
