@@ -80,6 +80,7 @@ def train(options: argparse.Namespace, settings: antdt.Settings | None) -> None:
         for numbers, x, y in agent:
             if agent.step(functional.mse_loss(model(x), y)):
                 print(*numbers.tolist(), file=record, flush=True)
+    print("saved", agent.save(options.record.with_name(f"{agent.settings.job}.safetensors")), flush=True)
 
 
 if __name__ == "__main__":

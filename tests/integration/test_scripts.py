@@ -8,9 +8,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import antdt
 import pytest
 import torch
 from antdt.data.sampling import Drawn
+from antdt.weights import labels_of
 from antdt_schemas.connection import Connection
 from antdt_streams.local.services import environment_of
 from antdt_streams.views.job import audit_of
@@ -46,7 +48,10 @@ def test_all_workers_together_train_on_what_a_plain_loop_has(
         run.ended(run.launch(workers, "--kind", kind, script=SCRIPT))
         assert audit_of(connection, job)["exactly_once"]
     assert seen(tmp_path) == expected(kind)
-    said = run.output.read_text()
+    said, steps = run.output.read_text(), audit_of(connection, job)["steps"]
+    assert (said.count("saved True"), said.count("saved False")) == (1, workers - 1)
+    assert labels_of(tmp_path / f"{job}.safetensors")["antdt.step"] == str(steps)
+    antdt.load_model(tmp_path / f"{job}.safetensors", torch.nn.Linear(4, 1))
     assert ("The DataLoader is taken apart: a step has 24 samples" in said) == (kind in ("loader", "weighted"))
 
 

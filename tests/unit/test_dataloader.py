@@ -228,6 +228,22 @@ def test_what_excludes_each_other_is_refused() -> None:
         taken_apart(Data(7, BATCH)).source(1)
 
 
+def test_data_processes_load_what_a_sampler_has_drawn() -> None:
+    sampler = WeightedRandomSampler(WEIGHTS, 40, generator=torch.Generator().manual_seed(3))
+    data = of(DataLoader(Squares(), BATCH, sampler=sampler, num_workers=1, collate_fn=as_list))
+    source = data.source(EPOCHS)
+    loader = loader_of(source, data.num_workers or 0, data.seed, data.loading)
+    try:
+        assert not loader.is_here
+        for epoch in (0, 1):
+            loader.expect([(epoch, 0, 40)], BATCH)
+            for start in range(0, 40, BATCH):
+                part = [Range(0, 0, epoch, start, BATCH)]
+                assert loader.fetch(part) == source.fetch(part) == source.indices(epoch, start, BATCH).tolist()
+    finally:
+        loader.close()
+
+
 def test_without_a_loader_everything_stays_as_it_was() -> None:
     data = Data(Squares(), BATCH)
     assert taken_apart(data) is data

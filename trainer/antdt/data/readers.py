@@ -104,5 +104,5 @@ def too_few(got: int, start: int, stop: int, size: int) -> str:
     """What to say of an iteration that ended too early."""
     return (
         f"The data set gave {got} samples for positions [{start}, {stop}), its size was stated as {size}: "
-        "it must give the same samples in every iteration."
+        "state as many as an iteration gives; they must be the same ones in every iteration."
     )
