@@ -154,6 +154,18 @@ def test_memory_that_runs_out_costs_the_step_and_no_sample() -> None:
     assert same(model, single(list(steps.values())))
 
 
+def test_what_one_model_has_learned_of_memory_is_not_for_the_next() -> None:
+    test_memory_that_runs_out_costs_the_step_and_no_sample()
+    model, agent = made()
+    assert len(trained(model, agent)) == agent.step_number == SIZE // BATCH
+    sizes = []
+    model, agent = made()
+    for batch in agent:
+        sizes.append(len(batch[0]))
+        agent.step(loss_of(model, batch))
+    assert set(sizes) == {BATCH}, "in one go"
+
+
 def test_leaving_the_loop_is_no_end(caplog: pytest.LogCaptureFixture) -> None:
     model, agent = made()
     with caplog.at_level(logging.WARNING, "antdt"):

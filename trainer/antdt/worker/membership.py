@@ -49,6 +49,8 @@ class Membership:
     def __init__(
         self, settings: Settings, options: AgentOptions, spec: records.JobSpec, strategy: Strategy, plans: Plans
     ) -> None:
+        if settings.alone:  # what another model of this process has learned of its memory is not for this one
+            whereabouts.adopt(whereabouts.Page())
         self.settings, self.options, self.spec, self.strategy = settings, options, spec, strategy
         self._began_at_step = -1
         self._handler: Any = None
