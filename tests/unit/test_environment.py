@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from antdt.connect.settings import Settings
-from antdt.launch.environment import TORCH, Meeting, Where, meeting, of_worker, torch_of_launch
+from antdt.launch.environment import TORCH, Meeting, Where, hint_of, meeting, of_worker, torch_of_launch
 from antdt_schemas.errors import UsageError
 
 WHERE = Where(rank=5, world=6, local_rank=2, here=3, node=1)
@@ -54,6 +54,24 @@ def test_where_groups_meet() -> None:
     assert meeting(CLUSTER | {"PET_MASTER_ADDR": "other", "PET_MASTER_PORT": "9"}, 2, 4) == Meeting("other", "9")
     with pytest.raises(UsageError, match=r"--torch-env: 2 of 4 workers are on other machines: set MASTER_ADDR"):
         meeting({"MASTER_ADDR": "head"}, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (KeyError("RANK"), "RANK"),
+        (KeyError("LOCAL_RANK"), "LOCAL_RANK"),
+        (ValueError("rendezvous: environment variable WORLD_SIZE expected, but not set"), "WORLD_SIZE"),
+        (KeyError("HOME"), ""),
+        (KeyError(), ""),
+        (ValueError("RANK is wrong"), ""),
+        (RuntimeError("RANK"), ""),
+    ],
+)
+def test_a_script_that_misses_them_is_told_how_to_get_them(error: Exception, name: str) -> None:
+    said = hint_of(error, {})
+    assert said.startswith(f"{name} is set by `antdt launch --torch-env` only") if name else not said
+    assert not hint_of(error, {name: "0"})
 
 
 @pytest.mark.kafka

@@ -98,6 +98,20 @@ def of_worker(
     return out | dict(own)
 
 
+def hint_of(error: BaseException, environ: Mapping[str, str]) -> str:
+    """What to do where a script has missed one of torch's names; empty where it is something else."""
+    said = str(error.args[0]) if error.args else ""
+    key = isinstance(error, KeyError) and said in TORCH
+    of_torch = isinstance(error, ValueError) and "environment variable" in said
+    name = said if key else next((name for name in TORCH if of_torch and name in said.split()), "")
+    if not name or name in environ:
+        return ""
+    return (
+        f"{name} is set by `antdt launch --torch-env` only, as libraries take it for a process group that is theirs to "
+        "make. A worker's place is in ANTDT_RANK, ANTDT_LOCAL_RANK and ANTDT_WORLD_SIZE."
+    )
+
+
 def torch_of_launch(at: Meeting, run_id: str, restarts_max: int) -> dict[str, str]:
     """Torch's names that are the same for all workers of a launch."""
     return {
