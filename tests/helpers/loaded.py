@@ -13,6 +13,7 @@ from typing import Any
 
 import antdt
 import torch
+from antdt.launch.environment import TORCH
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
@@ -61,7 +62,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int)  # the data say it
     parser.add_argument("--kind", default="loader")
     parser.add_argument("--then", default="", help="another job, which is trained next")
+    parser.add_argument("--group", action="store_true", help="a process group of the script's own")
     options = parser.parse_args()
+    if options.group:
+        torch.distributed.init_process_group("gloo")
+        print("a group of", torch.distributed.get_world_size(), flush=True)
+    else:
+        print("without", [name for name in TORCH if name in os.environ], flush=True)
     for settings in [None, antdt.Settings.of(job=options.then)] if options.then else [None]:
         train(options, settings)
 

@@ -55,6 +55,19 @@ def test_all_workers_together_train_on_what_a_plain_loop_has(
     assert ("The DataLoader is taken apart: a step has 24 samples" in said) == (kind in ("loader", "weighted"))
 
 
+def test_a_script_has_a_group_of_its_own_where_it_asks_for_torchs_names(
+    connection: Connection, job: str, tmp_path: Path
+) -> None:
+    with job_processes(connection, job, tmp_path) as run:
+        inherited = {"RANK": "7", "MASTER_ADDR": "", "WORLD_SIZE": "9"}
+        options = ("--kind", "function", "--group")
+        run.ended(run.launch(2, *options, script=SCRIPT, launcher=("--torch-env",), environ=inherited))
+        assert audit_of(connection, job)["exactly_once"] and seen(tmp_path) == expected("function")
+        run.ended(run.launch(2, "--kind", "function", script=SCRIPT, environ=inherited))
+    said = run.output.read_text()
+    assert said.count("a group of 2") == 2 and said.count("without []") == 2, "what is inherited is none of theirs"
+
+
 def test_one_process_trains_one_job_after_the_other(connection: Connection, job: str, tmp_path: Path) -> None:
     other = f"b{job[:30]}"
     with job_processes(connection, job, tmp_path) as run, job_processes(connection, other, tmp_path):
