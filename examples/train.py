@@ -5,8 +5,6 @@ antdt launch --job digits -n 4 examples/train.py         # in another one
 antdt audit digits
 """
 
-import os
-
 import antdt
 import torch
 from sklearn.datasets import load_digits
@@ -36,7 +34,7 @@ for x, y in agent:
     agent.step(loss)  # backward, reduce, and the optimizer's step
 
 # Here every sample of every epoch is in the model, on every worker alike.
-if os.environ["RANK"] == "0":
+if agent.settings.rank == 0:
     with torch.no_grad():
         right = (model(test[0]).argmax(1) == test[1]).float().mean().item()
     print(f"accuracy {right:.3f} after {agent.step_number} steps")

@@ -16,6 +16,7 @@ WORD = 0xFFFFFFFF
 
 FEISTEL = "feistel-1"
 SEQUENTIAL = "sequential"
+SAMPLED = "sampled-1"  # as a sampler of the script draws it; behind a slash, the digest of its lists
 
 
 @dataclass(frozen=True, slots=True)

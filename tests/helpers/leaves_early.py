@@ -43,7 +43,7 @@ def main() -> None:
         batch_size=given.batch_size,
         epochs=given.epochs,
     )
-    mine = (given.how.split("/") * 2)[int(os.environ["RANK"])]
+    mine = (given.how.split("/") * 2)[int(os.environ["ANTDT_RANK"])]
 
     def over(how: str) -> bool:
         return mine == how and agent.step_number >= given.at

@@ -16,7 +16,7 @@ import pytest
 HERE = Path(__file__).parents[2]
 SITE = Path(confluent_kafka.__file__).parents[1]
 # What the wheel depends on; everything else that is installed here is hidden from it.
-DEPENDENCIES = ("confluent_kafka", "confluent_kafka.libs", "fastavro", "click")
+DEPENDENCIES = ("confluent_kafka", "confluent_kafka.libs", "fastavro", "click", "safetensors")
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

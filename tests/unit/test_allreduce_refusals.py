@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from antdt.data.sources import source_of
 from antdt.strategies.allreduce import AllReduceReplica, guard
 from antdt_schemas.errors import UsageError
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
-from torch.utils.data import DataLoader, TensorDataset
 
 from tests.helpers.allreduce import Net, each, generation_of, mean_loss, replica, take
 
@@ -296,9 +294,3 @@ def test_parameters_that_come_later_are_refused(world: int, what: str) -> None:
             else:
                 member.model.never.weight = nn.Parameter(torch.zeros(5, 5))
         each_refuses(members, learn, "make the model whole first")
-
-
-def test_a_data_loader_is_no_data_set() -> None:
-    data = TensorDataset(torch.zeros(8, 2))
-    with pytest.raises(UsageError, match=r"loader\.dataset.*collate_fn.*num_workers"):
-        source_of(DataLoader(data, batch_size=4))

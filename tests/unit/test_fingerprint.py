@@ -19,7 +19,8 @@ from antdt.data.names import keys_of, sample_key
 from antdt.data.sources import source_of
 from antdt_schemas.errors import UsageError
 from antdt_schemas.fingerprint import MARK_SIZE, UNKNOWN, first_difference, places
-from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
+from antdt_schemas.ranges import Range
+from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset, get_worker_info
 
 SIZE = 200
 
@@ -175,24 +176,92 @@ def test_names_are_found_through_parts_of_data_sets() -> None:
     assert sample_key(Subset(Own(), [7]), 0) == "row 7"
 
 
-STREAMS: dict[str, tuple[Callable[[], Iterator[Any]], str]] = {
-    "shuffles": (lambda: iter(random.sample(range(SIZE), SIZE)), "gives other samples each time it is iterated"),
-    "of the system": (
-        lambda: iter(random.SystemRandom().sample(range(SIZE), SIZE)),
-        "gives other samples each time it is iterated",
-    ),
-    "a buffer": (
-        lambda: iter([(1.0, i) for i in random.sample(range(50), 50)]),
-        "gives other samples each time it is iterated",
-    ),
+class Counting(IterableDataset):  # type: ignore[misc]
+    """Another order in each iteration, from a seed that it counts up."""
+
+    def __init__(self) -> None:
+        self.iterations = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.iterations += 1
+        return iter(random.Random(self.iterations).sample(range(SIZE), SIZE))
+
+
+UNSTEADY: dict[str, Callable[[], Any]] = {
+    "of the system": lambda: Stream(lambda: iter(random.SystemRandom().sample(range(SIZE), SIZE))),
+    "a buffer": lambda: Stream(lambda: iter([(1.0, i) for i in random.SystemRandom().sample(range(50), 50)])),
+    "numpy's own": lambda: Stream(lambda: iter(numpy.random.default_rng().permutation(SIZE))),
+    "counts": Counting,
 }
 
 
-@pytest.mark.parametrize("kind", sorted(STREAMS))
-def test_a_stream_that_shuffles_by_itself_is_refused(kind: str) -> None:
-    numbers, said = STREAMS[kind]
-    with pytest.raises(UsageError, match=said):
-        of(Stream(numbers))
+@pytest.mark.parametrize("kind", sorted(UNSTEADY))
+def test_a_stream_that_shuffles_by_other_random_numbers_each_time_is_refused(kind: str) -> None:
+    with pytest.raises(UsageError, match="gives other samples each time it is iterated"):
+        of(UNSTEADY[kind]())
+
+
+class Epochs(IterableDataset):  # type: ignore[misc]
+    """Another order in each epoch that it is told, as streams of `datasets` have it."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(random.Random(self.epoch).sample(range(SIZE), SIZE))
+
+
+def buffered() -> Iterator[int]:
+    """A buffer that is shuffled while it is read, by all generators there are."""
+    buffer = []
+    for number in range(SIZE):
+        buffer.append(number)
+        if len(buffer) > 40:
+            at = (random.randrange(41) + int(torch.randint(41, ())) + numpy.random.randint(41)) % 41
+            yield buffer.pop(at)
+    random.shuffle(buffer)
+    yield from buffer
+
+
+def by_processes() -> Iterator[int]:
+    """Divides itself between data processes, as every stream does that is read by several."""
+    info = get_worker_info()
+    return itertools.islice(range(SIZE), info.id if info else 0, None, info.num_workers if info else 1)
+
+
+STEADY: dict[str, Callable[[], Any]] = {
+    "random": lambda: Stream(lambda: iter(random.sample(range(SIZE), SIZE))),
+    "torch": lambda: Stream(lambda: iter(torch.randperm(SIZE).tolist())),
+    "a buffer": lambda: Stream(buffered),
+    "epochs": Epochs,
+    "data processes": lambda: Stream(by_processes),
+    "seeded": lambda: Stream(lambda: iter(random.Random(3).sample(range(SIZE), SIZE))),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(STEADY))
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_stream_that_shuffles_is_the_same_for_all_workers_and_after_a_death(kind: str, workers: int) -> None:
+    sources = [source_of(STEADY[kind](), size=SIZE, seed=5, collate=list) for _ in range(workers)]
+    marks, chance, epochs = set(), random.Random(1), list[list[int]]()
+    for number, source in enumerate(sources):
+        random.seed(number), torch.manual_seed(number), numpy.random.seed(number)
+        marks.add(fingerprint_of(source))
+    assert len(marks) == 1 and b"" not in marks
+    for epoch in (0, 1, 0, 1):
+        seen = []
+        for start in range(0, SIZE, 16):
+            stop = min(SIZE, start + 16)
+            cuts = sorted(chance.randrange(start, stop + 1) for _ in range(workers - 1))
+            for source, low, high in zip(sources, [start, *cuts], [*cuts, stop], strict=True):
+                seen += source.fetch([Range(0, 0, epoch, low, high - low)]) if high > low else []
+                random.random(), torch.rand(()), numpy.random.rand()  # as a loop does
+        assert sorted(seen) == list(range(SIZE))
+        epochs.append(seen)
+    assert epochs[0] == epochs[2] and epochs[1] == epochs[3], "begun again"
+    assert (epochs[0] == epochs[1]) == (kind in ("data processes", "seeded"))
 
 
 def test_what_can_be_iterated_only_once_is_refused() -> None:
@@ -204,14 +273,50 @@ def test_what_can_be_iterated_only_once_is_refused() -> None:
     assert next(numbers) == 0, "not by us"
 
 
-def test_a_stream_that_splits_by_itself_is_another_one_for_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    split = Stream(lambda: itertools.islice(range(2 * SIZE), int(os.environ["RANK"]), None, 2))
-    found = []
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
-        found.append(of(split))
-    told = first_difference(*found, SIZE)
-    assert told is not None and told.place == 0
+def by_rank(rank: Callable[[], tuple[int, int]]) -> Callable[[], Any]:
+    def numbers() -> Iterator[int]:
+        number, count = rank()
+        return itertools.islice(range(2 * SIZE), number, None, count)
+
+    return lambda: Stream(numbers)
+
+
+def group() -> tuple[int, int]:
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if there else (0, 1)
+
+
+DIVIDED: dict[str, tuple[Callable[[], Any], str]] = {
+    "by variables": (
+        by_rank(lambda: (int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))),
+        "by RANK and WORLD_SIZE: it must",
+    ),
+    "by what is not there": (
+        by_rank(lambda: (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))),
+        "by RANK and WORLD_SIZE: it must",
+    ),
+    "by a group": (by_rank(group), r"by torch\.distributed: it must"),
+    "by either": (
+        by_rank(lambda: group() if group()[1] > 1 else (int(os.environ.get("RANK", "0")), 2)),
+        r"by RANK and WORLD_SIZE and torch\.distributed: it must",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(DIVIDED))
+def test_a_stream_that_divides_itself_between_workers_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    split, said = DIVIDED[kind]
+    with pytest.raises(UsageError, match=said):
+        of(split())
+    monkeypatch.setenv("RANK", "0"), monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="divides its samples between workers by itself"):
+        of(split())
+    assert not torch.distributed.is_initialized()
+
+
+def test_streams_that_differ_are_told_by_their_first_sample() -> None:
+    assert difference(*(Stream(lambda n=n: iter(range(n, n + SIZE))) for n in (0, 1))).place == 0
     whole = Stream(lambda: iter(range(SIZE)))
     assert difference(whole, Stream(lambda: iter(range(SIZE)))) is None
 

@@ -45,6 +45,13 @@ def test_data_and_settings_are_told_apart() -> None:
     assert said.index("Not the data") < said.index("samples") < said.index("Not the settings") < said.index("seed")
 
 
+def test_a_sampler_that_draws_another_list_is_named() -> None:
+    job, worker = (replace(SPEC, order=f"sampled-1/{digest}") for digest in ("11", "22"))
+    said = difference(job, worker)
+    assert "(the job has 'sampled-1/11', this worker 'sampled-1/22'): the sampler draws another list here" in said
+    assert "sampler" not in difference(SPEC, worker)
+
+
 def test_every_field_of_a_job_is_compared_or_left_out_on_purpose() -> None:
     assert {f.name for f in fields(records.JobSpec)} == {*DATA, *SETTINGS, *LAUNCH, "fingerprint"}
     assert not difference(SPEC, replace(SPEC, workers_min=9, shard_size=7))

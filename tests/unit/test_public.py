@@ -17,7 +17,7 @@ TRAINER = [
     "Agent", "AgentOptions", "AllReduce", "AntdtError", "ExitCode", "ForeignState", "GenerationOptions",
     "JobTaken", "LoadingOptions", "LocalSGD", "LogTampered", "LogTruncated", "Mismatch", "NotFinite", "Occupied",
     "Refused", "ReplicasDiffer", "SampleFailed", "SessionOptions", "Settings", "Superseded", "Unavailable",
-    "Undecodable", "UnknownJob", "UnknownSchema", "UsageError",
+    "Undecodable", "UnknownJob", "UnknownSchema", "UsageError", "load_model",
 ]  # fmt: skip
 POLICIES = [
     "Action", "AdjustBatchSize", "AdjustBatchSizeOptions", "Assignment", "ClusterView", "Memory", "NodeClass",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from antdt.job import AgentOptions
     from antdt.strategies.allreduce import AllReduce, GenerationOptions, ReplicasDiffer
     from antdt.strategies.local import LocalSGD
+    from antdt.weights import load_model
     from antdt.worker.session import SessionOptions
 
 # Where each name lives. torch is imported with the Agent, its options and what they are made of only: the launcher
@@ -49,6 +50,7 @@ _WHERE = {
     "SampleFailed": "antdt.data.loading",
     "SessionOptions": "antdt.worker.session",
     "Settings": "antdt.connect.settings",
+    "load_model": "antdt.weights",
 }
 
 __all__ = [
@@ -78,6 +80,7 @@ __all__ = [
     "UnknownJob",
     "UnknownSchema",
     "UsageError",
+    "load_model",
 ]
 
 

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from antdt_schemas.batches import EVEN
@@ -28,15 +29,16 @@ from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 
 from antdt.connect.settings import Settings
 from antdt.data.loading import LoadingOptions, loader_of
-from antdt.data.pinning import pinning_of
-from antdt.data.sources import source_of
+from antdt.dataloader import Data, taken_apart
 from antdt.hand import Hand
 from antdt.host import told, whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions, Schedule, spec_of
+from antdt.once import Once
 from antdt.standing import Standing
 from antdt.strategies.allreduce import AllReduce
 from antdt.strategies.base import GenerationClosed, Outcome, StrategyOptions
+from antdt.weights import Mode, Weights
 from antdt.worker import instructions as ask
 from antdt.worker.blame import by_exception
 from antdt.worker.effects import Effects
@@ -54,9 +56,16 @@ LEAVE_EARLY_S = 20.0
 class Agent(Standing):
     """One worker of a job. Iterate it for micro-batches; call `step(loss)` for each of them.
 
-    Invariant: a process is one worker of one job once. What begins again is another process.
+    Invariant: a process is one worker of one job once (`once`). What begins again is another process.
 
-    batch_size: samples of all workers together in one step. size: of an iterable data set without a length.
+    Without a job (`python train.py`: nothing in the environment speaks of one) the same loop trains in this process
+    alone, without a broker, and nothing is recorded.
+
+    batch_size: samples of all workers together in one step. size: of an iterable data set without a length. A
+    DataLoader as dataset is taken apart (`dataloader`): what is not said here comes from it, batch_size as well.
+
+    sampler: draws the order of each epoch, see `Drawn`; by default all samples are shuffled (shuffle=False: they are
+    not). It may repeat samples or leave some out: a sample of the account is a position in its list, and exactly once.
 
     Every worker must have the same samples in the same order: a few of them, and the names of all where the data
     set has them (`sample_key(index)`, or a list such as `samples`, `files`, `paths`), are compared with those of
@@ -95,41 +104,39 @@ class Agent(Standing):
         Unavailable, UnknownJob: the broker is away, or the job was not started.
     """
 
-    _begun: ClassVar[bool] = False
-
     def __init__(
         self,
         model: torch.nn.Module,
         optimizer: Any,
         dataset: Any,
         *,
-        batch_size: int,
+        batch_size: int | None = None,
         epochs: int = 1,
         seed: int = 0,
-        shuffle: bool = True,
+        shuffle: bool | None = None,
+        sampler: Any = None,
         size: int | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        last: str = EVEN,
+        num_workers: int | None = None,
+        pin_memory: bool | None = None,
+        last: str | None = None,
         local_batch_min: int = 1,
         strategy: StrategyOptions | None = None,
         options: AgentOptions | None = None,
         settings: Settings | None = None,
     ) -> None:
-        self.options, self._iterated = options or AgentOptions(), False
-        self._named = settings is not None  # by the caller, who then knows which worker of which job this is
-        self._refuse_another()
-        self.settings = settings or Settings.of()
+        self.options = options or AgentOptions()
+        self.settings = settings or Settings.here()
+        self._once = Once(model, named=settings is not None, alone=self.settings.alone)
+        how = shuffle, sampler, collate_fn, num_workers, pin_memory, last
+        data = taken_apart(Data(dataset, batch_size, seed, size, *how, loading=self.options.loading))
         workers = self.options.workers_min or self.settings.world_size
-        schedule = Schedule(batch_size, epochs, seed, workers, last, local_batch_min)
-        pinning = pinning_of(pin_memory)
-        self.source = source_of(dataset, seed=seed, size=size, shuffle=shuffle, collate=collate_fn, pinning=pinning)
-        chosen = strategy or AllReduce()
-        self.spec = spec_of(schedule, dataset, self.source, self.options, chosen)
+        schedule = Schedule(data.batch_size or 0, epochs, data.seed, workers, data.last or EVEN, local_batch_min)
+        self.source, chosen = data.source(epochs), strategy or AllReduce()
+        self.spec = spec_of(schedule, data.dataset, self.source, self.options, chosen)
         # Processes are forked before there is anything that must not be: threads, clients, sockets.
-        self.loader = loader_of(self.source, num_workers, seed, self.options.loading)
-        self.plans = Plans(batch_size)
+        self.loader = loader_of(self.source, data.num_workers or 0, data.seed, data.loading)
+        self.plans = Plans(self.spec.batch_size)
         self.epoch = 0
         self._micro: tuple[int, bool, bool] | None = None
         self._broken = self._loaded_back = False
@@ -147,6 +154,7 @@ class Agent(Standing):
         self._effects = Effects(self.plans, self.strategy)
         self._hand = Hand(self._client, self.source, self.loader, self.options)
         self._page.numbers[whereabouts.ATTEMPTS] = self.options.max_attempts
+        self._weights = Weights(model, self._membership, self.options, self.pause)
 
     # -- what a script uses
 
@@ -162,14 +170,7 @@ class Agent(Standing):
             Unavailable: broker or ledger did not answer within the bounds.
             UsageError: it is iterated for a second time, or another Agent of this process was.
         """
-        self._refuse_another()
-        if self._iterated:
-            raise UsageError(
-                "This Agent was iterated already: it runs through all epochs itself. Write one loop over it, none over "
-                "epochs around it, and pass epochs=N to antdt.Agent; agent.epoch says which one a batch is of."
-            )
-        self._iterated = True
-        Agent._begun = Agent._begun or not self._named
+        self._once.begin()
         iteration = self._iterate()
         # A script that ends without having closed it must not leave the others waiting for somebody silent.
         atexit.register(_close, weakref.ref(iteration))
@@ -201,7 +202,7 @@ class Agent(Standing):
             raise
         finally:
             self.loader.close()
-            member.finish(linger=self._hand.witness.waits)
+            member.finish(linger=self._hand.witness.over())
             self._page.enter(At.USER, "behind the loop")
         if told.at_s() is not None:  # while the last step was made: what a script does behind its loop is left undone
             sys.exit(int(ExitCode.DRAINED))
@@ -259,13 +260,6 @@ class Agent(Standing):
         while not isinstance(course.asks, ask.Between):
             course.carry_out(self._perform)
 
-    def _refuse_another(self) -> None:
-        if Agent._begun and not self._named and not self._iterated:
-            raise UsageError(
-                "This process has trained with an Agent before, and a worker has one for its life: pass epochs=N to it "
-                "instead of making one for each epoch; train another model by another script, as another job."
-            )
-
     @contextmanager
     def pause(self, seconds: float, what: str = "") -> Iterator[None]:
         """Announce that the script itself is busy for up to so long, between two batches: with an evaluation, say.
@@ -279,6 +273,16 @@ class Agent(Standing):
             yield
         finally:
             page.enter(before)
+
+    def save(self, path: str | os.PathLike[str]) -> bool:
+        """Write the weights to a file, which `antdt.load_model` or another library reads. All workers may call it, one
+        writes, and is told True. Raises Unavailable, UsageError.
+        """
+        return self._weights.save(path)
+
+    def keep_best(self, value: float, path: str | os.PathLike[str] = "best.safetensors", mode: Mode = "max") -> bool:
+        """As `save`, where no value of this run was as good, in whichever life of the worker that writes."""
+        return self._weights.keep_best(value, path, mode)
 
     # -- what the life asks for
 
@@ -356,6 +360,7 @@ class Agent(Standing):
             self._membership.note()
         if outcome.applied:
             self._hand.measure(outcome, self.strategy.step_number)
+            self._weights.made(self.step_number)
         if outcome.applied and self._session.rank == 0 and not self._loaded_back:
             # Behind the first step that this process makes as the first member: what cannot be read again is to be
             # known now, not when it is needed.

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from antdt_schemas.ranges import Range
 
+from antdt.connect.alone import Alone
 from antdt.connect.client import Client
 from antdt.data.sources import IterableSource, MapSource, batches, position_key, split
 from antdt.host import whereabouts
@@ -45,7 +46,9 @@ class _Clock:
 class Hand:
     """`ranges`: the samples of the micro-batch that the script has; none while it has none."""
 
-    def __init__(self, client: Client, source: MapSource | IterableSource, loader: Any, options: AgentOptions) -> None:
+    def __init__(
+        self, client: Client | Alone, source: MapSource | IterableSource, loader: Any, options: AgentOptions
+    ) -> None:
         self._client, self._source, self._loader = client, source, loader
         self._page, self._micro_batch_size_max = whereabouts.mine(), options.micro_batch_size_max
         self.holds = Holds(self._page, options.batch_size_max)

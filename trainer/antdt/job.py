@@ -29,7 +29,8 @@ class AgentOptions:
     shard_size: samples; 0 chooses an eighth of an even share. micro_batch_size_max: samples that one backward may hold;
     0 for all. batch_size_max: samples a step that this worker can hold: no plan gives it more; 0: as it learns when
     memory is out.
-    checkpoint_every_steps: 0 for the final one only. join_timeout_s bounds the wait for the other workers.
+    checkpoint_every_steps: 0 for the final one only. save_every_steps: for whoever uses the weights, as `Agent.save`
+    writes them, to save_path; 0 for never. join_timeout_s bounds the wait for the other workers.
     fingerprint_samples: so many samples, 32 at most, are compared with those of the job's first worker before training;
     they are made by a process of their own, which has two seconds for it. 0 for data that are rightly not the same
     everywhere, such as pictures that machines decode differently.
@@ -45,6 +46,8 @@ class AgentOptions:
     micro_batch_size_max: int = 0
     batch_size_max: int = 0
     checkpoint_every_steps: int = 0
+    save_every_steps: int = 0
+    save_path: str = "weights-{step}.safetensors"
     join_timeout_s: float = 600.0
     fingerprint_samples: int = 32
     order: str = ""
@@ -133,7 +136,8 @@ def _batches(
     if not may or options.order == SHARDS:
         if schedule.last != EVEN:
             raise UsageError(
-                f"last={schedule.last!r} needs steps of a fixed size, which this job has not: leave it out."
+                f"last={schedule.last!r} needs steps of a fixed size, which this job has not: take last={EVEN!r}, "
+                "which spreads the rest of an epoch over its steps."
             )
         return ""
     if schedule.last == DROP and source.size < schedule.batch_size:

@@ -13,6 +13,7 @@ from antdt_schemas.errors import UsageError
 if TYPE_CHECKING:
     from antdt_schemas import records
 
+    from antdt.connect.alone import Alone
     from antdt.connect.client import Client
     from antdt.strategies.base import Strategy
     from antdt.worker.membership import Membership
@@ -26,7 +27,7 @@ class Standing:
     strategy: Strategy
     spec: records.JobSpec
     plans: Plans
-    _client: Client
+    _client: Client | Alone
     _membership: Membership
 
     @property

@@ -81,6 +81,7 @@ class Lineage(Projection["dict[int, StepSamples]"]):
         self.steps[event.step] = StepSamples(event.lineage.hex(), taken)
 
     def _sample(self, epoch: int, position: int) -> int:
+        """The sample at a position of an epoch; the position itself where the data's order or a sampler says which."""
         assert self.spec is not None
         if self.spec.order != FEISTEL:
             return position

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from antdt_schemas import auth
 from antdt_schemas.connection import Connection, names_a_broker
@@ -16,8 +17,18 @@ from antdt_schemas.errors import UsageError
 from antdt_schemas.launch_locks import process_name
 from antdt_schemas.topics import check_job, check_worker
 
-from antdt.connect.address import own_address
+from antdt.connect.address import LOOPBACK, own_address
 
+# What a machine is, and where things lie on it: that speaks of no job.
+OURS = tuple(
+    f"ANTDT_{name}" for name in ("DATA", "CHECKPOINTS", "BROKER_JARS", "NODE", "HARDWARE", "ADVERTISE", "GRACE_S")
+)
+# What a launcher says, what torchrun says, and what it is without both: rank, workers of all machines, earlier lives.
+PLACE = (
+    ("ANTDT_RANK", "RANK", 0),
+    ("ANTDT_WORLD_SIZE", "WORLD_SIZE", 1),
+    ("ANTDT_RESTARTS", "TORCHELASTIC_RESTART_COUNT", 0),
+)
 GRACE_S = 30.0  # as Kubernetes
 
 
@@ -28,6 +39,7 @@ class Settings:
     restarts counts earlier lives of the worker; incarnation is new with every process. advertise: where the other
     members reach this machine, see `address`. launch, launcher: who started it; place: what only one launch of this
     machine can hold; take_over: whoever runs this worker now is asked to leave. grace_s: between SIGTERM and SIGKILL.
+    alone: no job is named, and this process trains by itself.
     """
 
     job: str
@@ -47,21 +59,38 @@ class Settings:
     place: str = ""
     take_over: bool = False
     grace_s: float = GRACE_S
+    alone: bool = False
 
     @classmethod
-    def of(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Settings of this process.
+    def here(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """As `of`; where nothing at all speaks of a job, nor of other workers, those of a process that trains alone."""
+        if environ.get("ANTDT_JOB"):
+            return cls.of(environ)
+        spoken = [name for name, value in environ.items() if value and name.startswith("ANTDT_") and name not in OURS]
+        if spoken or _number(environ, *PLACE[1]) > 1:
+            speaks = min(spoken, default="WORLD_SIZE")
+            raise UsageError(
+                f"No job is named, although {speaks} is set, so this process is not to train alone: start "
+                "workers with `antdt launch --job NAME -n N script.py`, or set ANTDT_JOB."
+            )
+        incarnation, folder = f"w0.0.{uuid.uuid4().hex[:8]}", Path(environ.get("ANTDT_CHECKPOINTS") or "")
+        who: dict[str, Any] = {"rank": 0, "world_size": 1, "restarts": 0, "node": socket.gethostname(), "hardware": ""}
+        nowhere: dict[str, Any] = {"advertise": LOOPBACK, "connection": Connection(f"{LOOPBACK}:9092"), "secret": None}
+        return cls("alone", "w0", incarnation, **who, **nowhere, checkpoints=folder, alone=True)
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str] = os.environ, *, job: str = "") -> Settings:
+        """Settings of this process. job: another one than the environment names.
 
         Raises:
             UsageError: the job is not named, or a value cannot be used.
         """
-        job = environ.get("ANTDT_JOB", "")
+        job = job or environ.get("ANTDT_JOB", "")
         if not job:
             raise UsageError(
                 "No job is named: start workers with `antdt launch --job NAME -n N script.py`, or set ANTDT_JOB."
             )
-        rank = _number(environ, "RANK", 0)
-        restarts = _number(environ, "TORCHELASTIC_RESTART_COUNT", 0)
+        rank, world_size, restarts = (_number(environ, *names) for names in PLACE)
         worker = check_worker(environ.get("ANTDT_WORKER", f"w{rank}"))
         secret = environ.get(auth.ENV_SECRET, "")
         folder = data_folder(environ)
@@ -73,7 +102,7 @@ class Settings:
             # The launcher names it, so that it can report its end; without one it is made here.
             incarnation=environ.get("ANTDT_INCARNATION") or f"{worker}.{restarts}.{uuid.uuid4().hex[:8]}",
             rank=rank,
-            world_size=_number(environ, "WORLD_SIZE", 1),
+            world_size=world_size,
             restarts=restarts,
             node=environ.get("ANTDT_NODE") or socket.gethostname(),
             hardware=environ.get("ANTDT_HARDWARE", ""),
@@ -90,7 +119,9 @@ class Settings:
         )
 
 
-def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+def _number(environ: Mapping[str, str], own: str, torchs: str, default: int) -> int:
+    """By our name for it, or by torchrun's."""
+    name = own if own in environ else torchs
     value = environ.get(name, str(default))
     if not value.isdigit():
         raise UsageError(f"{name}={value!r} is not a number of 0 or more.")

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from hashlib import blake2b
 from itertools import islice
+from math import inf
 from multiprocessing import Pipe
 from time import monotonic
 from typing import Any, NamedTuple
@@ -23,8 +24,9 @@ import torch
 from antdt_schemas.errors import UsageError
 from antdt_schemas.fingerprint import PLACES_MAX, STREAM, UNKNOWN, mark, places
 
+from antdt.data.identity import ANOTHER_WORKER
 from antdt.data.names import keys_of, sample_key
-from antdt.data.seeding import seed_generators, seed_sample
+from antdt.data.seeding import seed_sample
 from antdt.data.sources import IterableSource, MapSource
 from antdt.host.child import in_child
 
@@ -50,6 +52,12 @@ class Part(NamedTuple):
 Parts = dict[str, Part]
 
 
+class Divided(NamedTuple):
+    """The data set divides itself between workers by this."""
+
+    by: str
+
+
 class Taken(NamedTuple):
     """One sample, made twice; its name."""
 
@@ -62,20 +70,22 @@ def fingerprint_of(source: MapSource | IterableSource, samples: int = PLACES_MAX
     """Marks of the keys and of at most so many samples; empty for 0.
 
     Raises:
-        UsageError: a stream that gives other samples each time it is iterated.
+        UsageError: a stream that gives other samples each time it is iterated, or to another worker.
     """
     count = min(samples, PLACES_MAX, source.size)
     if count < 1:
         return b""
     needed = min(TELLING_MIN, count)
     if isinstance(source, MapSource) and source.is_tensors:
-        parts = [parts_of(source.dataset[place]) for place in places(source.size)[:count]]
+        samples = len(source.dataset)
+        parts = [parts_of(source.dataset[place % samples]) for place in places(source.size)[:count]]
         return b"".join([UNKNOWN, *_marks([Taken(one, one) for one in parts], needed, 0)])
     is_stream = isinstance(source, IterableSource) and not hasattr(source.dataset, "iter_range")
     told = list(_told(source, count, within_s, is_stream))
     taken = [one for one in told if isinstance(one, Taken)]
     keys = next((one for one in told if isinstance(one, bytes)), UNKNOWN)
     if is_stream:
+        _refuse_divided([one.by for one in told if isinstance(one, Divided)])
         _refuse_unsteady(taken, ONCE in told)
     return b"".join([keys, *_marks(taken, needed, STREAM if is_stream else 0)])
 
@@ -116,7 +126,8 @@ def _items(source: Any, count: int, until: float) -> Iterator[Any]:
     """Samples at `places`, as a data process would make them."""
     dataset = source.dataset
     yield _mark_of_keys(keys_of(dataset))
-    for place in places(source.size)[:count]:
+    samples = len(dataset) if isinstance(source, MapSource) else source.size  # a sampler's list may be longer
+    for place in (found % samples for found in places(source.size)[:count]):
         first, second = _seeded(dataset, place), _seeded(dataset, place)
         yield Taken(first, second, os.path.basename(_key(dataset, place)))
         if monotonic() > until:
@@ -146,24 +157,52 @@ def _key(dataset: Any, place: int) -> str:
 
 
 def _stream(source: Any, count: int, until: float) -> Iterator[Any]:
-    """The first samples of two iterations, which begin with other random numbers."""
-    first = iter(source.dataset)
-    seed_generators(1)
-    before = []
-    for sample in islice(first, count):
-        before.append(parts_of(sample))
-        if monotonic() > until:
-            break
-    second = iter(source.dataset)
+    """The first samples of two iterations, and whether another worker would get others."""
+    try:
+        first, before = _begun(source, count, until)
+    except Exception:
+        if not (divided := list(_divided(source, [], set(), count))):
+            raise
+        yield from divided
+        return
+    second = source.begin(0)
     if second is first:
         yield ONCE
-    seed_generators(2)
-    came = 0
-    for number, sample in enumerate(islice(second, len(before))):
-        yield Taken(before[number], parts_of(sample))
-        came += 1
-    if not came and before:
+    made = list[Taken]()
+    with source.apart.used():
+        for number, sample in enumerate(islice(second, len(before))):
+            made.append(Taken(before[number], parts_of(sample)))
+            yield made[-1]
+    if not made and before:
         yield ONCE
+    yield from _divided(source, before, _random_parts(made), count)
+
+
+def _begun(source: Any, count: int, until: float) -> tuple[Any, list[Parts]]:
+    """An iteration and its first samples."""
+    begun, out = source.begin(0), []
+    with source.apart.used():
+        for sample in islice(begun, count):
+            out.append(parts_of(sample))
+            if monotonic() > until:
+                break
+    return begun, out
+
+
+def _divided(source: Any, before: list[Parts], random: set[str], count: int) -> Iterator[Divided]:
+    """By what the data set divides itself between workers, if it does: it gives others to a second one of two."""
+    for by, another in ANOTHER_WORKER.items():
+        try:
+            with another():
+                there = _begun(source, len(before) or count, inf)[1]
+        except Exception:  # noqa: BLE001  it needs more of that than is there: nothing is known
+            continue
+        if there and (not before or any(_differ(*both, random) for both in zip(before, there, strict=False))):
+            yield Divided(by)
+
+
+def _differ(one: Parts, other: Parts, random: set[str]) -> bool:
+    return any(one.get(path) != other.get(path) for path in (one.keys() | other.keys()) - random)
 
 
 # -- what a sample is
@@ -271,6 +310,16 @@ def _everywhere(made: Sequence[Taken]) -> set[str]:
     """Paths that every sample has."""
     draws = [parts.keys() for one in made for parts in (one.first, one.second)]
     return set.intersection(*map(set, draws)) if draws else set()
+
+
+def _refuse_divided(by: Sequence[str]) -> None:
+    """Each worker would skip what others hold, of a part that is all that it has."""
+    if by:
+        raise UsageError(
+            f"The data set divides its samples between workers by itself, by {' and '.join(by)}: it must give all of "
+            "them to every worker, and the Agent shares them out. Leave the split out (webdataset: nodesplitter=None; "
+            "datasets: no split_dataset_by_node)."
+        )
 
 
 def _refuse_unsteady(made: Sequence[Taken], is_once: bool) -> None:

@@ -1,13 +1,13 @@
 """Samples by position: map-style and iterable data sets, in the order that the job fixed.
 
-A position is what the ledger leases; which sample it is follows from the order of its epoch. Knows torch, no Kafka.
+A position is what the ledger counts; which sample it is follows from the order of its epoch: a permutation, the data
+set's own order, or the list that a sampler draws (`sampling`). Knows torch, no Kafka.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -15,11 +15,16 @@ import torch
 from antdt_schemas.errors import UsageError
 from antdt_schemas.order import FACTOR, FEISTEL, SEQUENTIAL, WORD, Permutation
 from antdt_schemas.ranges import Range
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import IterableDataset, TensorDataset, default_collate
 
 from antdt.data.names import name_of
 from antdt.data.pinning import Pinning
+from antdt.data.readers import ItemReader, Piece
+from antdt.data.sampling import Drawn
+from antdt.data.streams import IterableSource
 from antdt.host import whereabouts
+
+__all__ = ["IterableSource", "MapSource", "Source", "manifest_digest", "position_key", "source_of", "split"]
 
 BLOCKS_KEPT_MAX = 64
 BLOCKS_AHEAD_MAX = 4
@@ -44,94 +49,6 @@ def permute(permutation: Permutation, positions: torch.Tensor) -> torch.Tensor:
     return out
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Contiguous positions of one epoch, [start, start + length). indices: of their samples, where those have any."""
-
-    epoch: int
-    start: int
-    length: int
-    indices: tuple[int, ...] | None = None
-
-    @property
-    def stop(self) -> int:
-        """The position behind the last one."""
-        return self.start + self.length
-
-    def part(self, at: int) -> Piece:
-        """Its sample number `at` alone."""
-        return Piece(self.epoch, self.start + at, 1, None if self.indices is None else (self.indices[at],))
-
-    def name(self, at: int = 0) -> str:
-        """What to call its sample number `at`, counted from its beginning."""
-        at = min(at, self.length - 1)
-        where = f"position {self.start + at} of epoch {self.epoch}"
-        return f"the sample at {where}" if self.indices is None else f"sample {self.indices[at]} ({where})"
-
-
-class Reader(Protocol):
-    """Gives the samples of pieces, in any process: nothing else of a source travels there."""
-
-    @property
-    def dataset(self) -> Any:
-        """The data set itself."""
-
-    @property
-    def at_once(self) -> bool:
-        """Whether all samples of a piece are loaded by one call of the data set."""
-
-    def samples(self, piece: Piece, before: Callable[[int], None]) -> Iterator[Any]:
-        """One after another; calls before(position) first."""
-
-
-@dataclass(frozen=True, slots=True)
-class ItemReader:
-    """Samples by index. A data set with `__getitems__` is asked for all of a piece at once."""
-
-    dataset: Any
-
-    @property
-    def at_once(self) -> bool:
-        """Whether all samples of a piece are loaded by one call of the data set."""
-        return hasattr(self.dataset, "__getitems__")
-
-    def samples(self, piece: Piece, before: Callable[[int], None]) -> Iterator[Any]:
-        """One after another."""
-        assert piece.indices is not None
-        fetch_many = getattr(self.dataset, "__getitems__", None)
-        if fetch_many is not None:
-            before(piece.start)
-            yield from fetch_many(list(piece.indices))
-            return
-        for position, index in enumerate(piece.indices, piece.start):
-            before(position)
-            yield self.dataset[index]
-
-
-@dataclass(frozen=True, slots=True)
-class RangeReader:
-    """Samples by position, from a data set with `iter_range(start, stop)`."""
-
-    dataset: Any
-    size: int
-
-    @property
-    def at_once(self) -> bool:
-        """One after another."""
-        return False
-
-    def samples(self, piece: Piece, before: Callable[[int], None]) -> Iterator[Any]:
-        """One after another."""
-        found = iter(self.dataset.iter_range(piece.start, piece.stop))
-        for position in range(piece.start, piece.stop):
-            before(position)
-            try:
-                sample = next(found)
-            except StopIteration:
-                raise UsageError(_too_few(position - piece.start, piece.start, piece.stop, self.size)) from None
-            yield sample
-
-
 class Source(Protocol):
     """Where samples come from. `order` names how positions map to samples. has_names: see `position_key`."""
 
@@ -145,7 +62,9 @@ class Source(Protocol):
 
 
 class MapSource:
-    """A map-style data set in a seeded permutation of every epoch."""
+    """A map-style data set, in every epoch in another seeded permutation, in its own order, or as a sampler draws it:
+    then `size` is the length of the sampler's list, and samples may be in it twice or not at all.
+    """
 
     order = FEISTEL
 
@@ -156,12 +75,14 @@ class MapSource:
         collate: Callable[[list[Any]], Any] | None,
         shuffle: bool,
         pinning: Pinning | None,
+        drawn: Drawn | None = None,
     ) -> None:
-        self.dataset, self.size, self.seed = dataset, len(dataset), seed
+        self.dataset, self.seed, self._drawn = dataset, seed, drawn
+        self.size = drawn.size if drawn is not None else len(dataset)
         self.has_names = self.size > 0 and bool(name_of(dataset, 0))
         self.collate = pinning.collate(collate) if pinning else collate or default_collate
         self._pinning = pinning
-        self.order = FEISTEL if shuffle else SEQUENTIAL
+        self.order = drawn.order if drawn is not None else FEISTEL if shuffle else SEQUENTIAL
         self._tensors = dataset.tensors if isinstance(dataset, TensorDataset) and collate is None else None
         self._blocks: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
 
@@ -181,6 +102,8 @@ class MapSource:
 
     def indices(self, epoch: int, start: int, length: int) -> torch.Tensor:
         """Sample indices of positions [start, start + length) of an epoch."""
+        if self._drawn is not None:
+            return self._drawn.list_of(epoch)[start : start + length]
         if self.order == SEQUENTIAL:
             return torch.arange(start, start + length)
         first, last = start // BLOCK, (start + length - 1) // BLOCK
@@ -191,7 +114,11 @@ class MapSource:
         return whole[start - first * BLOCK : start - first * BLOCK + length]
 
     def prepare(self, epoch: int, start: int, length: int) -> None:
-        """Work out the order of what will be taken soon, off the training thread; what is leased far ahead can wait."""
+        """Work out the order of what will be taken soon, off the training thread; what is leased far ahead can wait.
+        A sampler draws in the training thread: it uses the generators that this thread has.
+        """
+        if self._drawn is not None:
+            return
         for number in range(start // BLOCK, (start + length - 1) // BLOCK + 1)[:BLOCKS_AHEAD_MAX]:
             self._block(epoch, number)
 
@@ -229,103 +156,38 @@ class MapSource:
         return out
 
 
-class IterableSource:
-    """An iterable data set: position k is the k-th sample of an iteration, which must give the same every time.
-
-    Each worker iterates for itself and skips what others hold. A data set with `iter_range(start, stop)` is asked for
-    the range instead. Going back (a range came back from a lost worker) starts a new iteration.
-    """
-
-    order = SEQUENTIAL
-    has_names = False
-
-    def __init__(
-        self, dataset: Any, size: int, collate: Callable[[list[Any]], Any] | None, pinning: Pinning | None
-    ) -> None:
-        self.dataset, self.size = dataset, size
-        self.collate = pinning.collate(collate) if pinning else collate or default_collate
-        self._iterator: Iterator[Any] | None = None
-        self._at = (-1, 0)
-
-    def prepare(self, epoch: int, start: int, length: int) -> None:
-        """Nothing can be known ahead."""
-
-    @property
-    def reader(self) -> RangeReader:
-        """What loads samples elsewhere; for a data set with `iter_range` only."""
-        return RangeReader(self.dataset, self.size)
-
-    def piece(self, epoch: int, start: int, length: int) -> Piece:
-        """These positions, for the reader."""
-        return Piece(epoch, start, length)
-
-    def fetch(self, ranges: Sequence[Range]) -> Any:
-        """The collated batch of these ranges."""
-        return self.collate([sample for r in ranges for sample in self._read(r)])
-
-    def _read(self, taken: Range) -> list[Any]:
-        by_range = getattr(self.dataset, "iter_range", None)
-        if by_range is not None:
-            got = list(by_range(taken.start, taken.start + taken.length))
-        else:
-            got = self._skip_to(taken)
-        if len(got) != taken.length:
-            raise UsageError(_too_few(len(got), taken.start, taken.start + taken.length, self.size))
-        return got
-
-    def _skip_to(self, taken: Range) -> list[Any]:
-        epoch, at = self._at
-        if self._iterator is None or epoch != taken.epoch or at > taken.start:
-            self._iterator, at = iter(self.dataset), 0
-        got = []
-        for sample in self._iterator:
-            if at >= taken.start:
-                got.append(sample)
-            at += 1
-            if at == taken.start + taken.length:
-                break
-        self._at = (taken.epoch, at)
-        return got
-
-
-def _too_few(got: int, start: int, stop: int, size: int) -> str:
-    return (
-        f"The data set gave {got} samples for positions [{start}, {stop}), its size was stated as {size}: "
-        "it must give the same samples in every iteration."
-    )
-
-
 def source_of(
     dataset: Any,
     *,
     seed: int = 0,
     size: int | None = None,
     shuffle: bool = True,
+    sampler: Any = None,
+    epochs: int = 1,
     collate: Callable[[list[Any]], Any] | None = None,
     pinning: Pinning | None = None,
 ) -> MapSource | IterableSource:
     """The source for a PyTorch data set.
 
-    size: number of samples of an iterable data set that does not know its length. pinning: for batches in page-locked
-    memory.
+    size: number of samples of an iterable data set that does not know its length. sampler: see `Drawn`; epochs: how
+    many of its lists there will be. pinning: for batches in page-locked memory.
 
     Raises:
-        UsageError: the data set is empty or a DataLoader, or its size is not known.
+        UsageError: the data set is empty, its size is not known, or the sampler cannot be shared.
     """
-    if isinstance(dataset, DataLoader):
-        raise UsageError(
-            "antdt.Agent takes the data set, not a DataLoader, whose batches would each count as one sample: "
-            "Agent(model, optimizer, loader.dataset, batch_size=N, collate_fn=..., num_workers=...) loads it itself. "
-            "batch_size is that of all workers together."
-        )
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        if not hasattr(dataset, "__iter__") and not hasattr(dataset, "iter_range"):
+            raise UsageError(f"{type(dataset).__name__} is no data set: it has neither __getitem__ nor __iter__.")
+        if sampler is not None:
+            raise UsageError("A sampler chooses samples by index, and a stream has none: pass one of both.")
         count = size if size is not None else (len(dataset) if hasattr(dataset, "__len__") else 0)
         if count < 1:
             raise UsageError("An iterable data set needs its number of samples: pass size=N to antdt.Agent.")
-        return IterableSource(dataset, count, collate, pinning)
+        return IterableSource(dataset, count, collate, pinning, seed)
     if len(dataset) < 1:
         raise UsageError("The data set is empty.")
-    return MapSource(dataset, seed, collate, shuffle, pinning)
+    drawn = Drawn(sampler, seed=seed, samples=len(dataset), epochs=epochs) if sampler is not None else None
+    return MapSource(dataset, seed, collate, shuffle, pinning, drawn)
 
 
 def manifest_digest(dataset: Any, source: Source) -> bytes:
@@ -334,9 +196,9 @@ def manifest_digest(dataset: Any, source: Source) -> bytes:
     A data set may state its own as `manifest_digest` (bytes); otherwise type and size count, and for tensors their
     shapes, types and a thousand evenly spread values each.
     """
-    own = getattr(dataset, "manifest_digest", None)
+    own, order = getattr(dataset, "manifest_digest", None), source.order.partition("/")[0]
     out = blake2b(digest_size=16)
-    out.update(f"{type(dataset).__module__}.{type(dataset).__qualname__}/{source.size}/{source.order}".encode())
+    out.update(f"{type(dataset).__module__}.{type(dataset).__qualname__}/{source.size}/{order}".encode())
     if own is not None:
         out.update(own() if callable(own) else own)
     tensors = getattr(dataset, "tensors", ()) if own is None else ()

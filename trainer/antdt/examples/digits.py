@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
         slowness.spend(len(y), began)
         agent.step(loss)
 
-    if options.result is not None and os.environ.get("RANK", "0") == "0":
+    if options.result is not None and agent.settings.rank == 0:
         found: dict[str, Any] = {"accuracy": accuracy(model, test), "steps": agent.step_number}
         options.result.write_text(json.dumps(found))
 

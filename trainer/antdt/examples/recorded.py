@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
         if agent.step(loss):
             record.write(step=agent.step_number, lineage=agent.lineage)
 
-    if options.result is not None and os.environ.get("RANK", "0") == "0":
+    if options.result is not None and agent.settings.rank == 0:
         found: dict[str, Any] = {"accuracy": accuracy(model, test), "steps": agent.step_number}
         options.result.write_text(json.dumps(found))
 

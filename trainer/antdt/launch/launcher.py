@@ -1,6 +1,6 @@
 """`antdt launch`: starts the workers of one machine, watches them, reports how they end, leaves nothing running.
 
-Sets torchrun's variables where they mean the same. Carries out what `slots` says, where the rules are: who is started
+Carries out what `slots` says, where the rules are: who is started
 again, who is told to leave, how the launch ends. A launch that has done all but what is in quarantine ends with 3, and
 says what that is. Of all launches on a machine one runs a worker (`places`).
 """
@@ -31,7 +31,7 @@ from antdt.connect.client import require_job
 from antdt.connect.settings import GRACE_S, Settings
 from antdt.host import whereabouts as at
 from antdt.host.child import in_child, leave
-from antdt.launch import nodes, process, slots, vouch
+from antdt.launch import environment, nodes, process, slots, vouch
 from antdt.launch.feed import Feed
 from antdt.launch.output import Output, Stream
 from antdt.launch.places import Places
@@ -43,7 +43,7 @@ REPORT_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions(slots.Rules):
-    """What to start, and by which rules. reach_s: how long to wait for a broker."""
+    """What to start, and by which rules. reach_s: how long to wait for a broker. torch_env: see `environment`."""
 
     workers: int
     script: Sequence[str]
@@ -52,6 +52,7 @@ class LaunchOptions(slots.Rules):
     reach_s: float = 10.0
     logs: Path | None = None
     node_rank: int = 0
+    torch_env: bool = False
 
 
 @dataclass(slots=True)
@@ -75,7 +76,11 @@ class Launcher:
         self.options, self.environ = options, environ
         self.settings = Settings.of(environ)
         self.connection = self.settings.connection.named(self.settings.job, "launch")
-        self.run_id = uuid.uuid4().hex[:12]
+        self.run_id, self.world = uuid.uuid4().hex[:12], options.world_size or options.workers
+        self._torch: dict[str, str] | None = None
+        if options.torch_env:
+            meeting = environment.meeting(environ, options.workers, self.world)
+            self._torch = environment.torch_of_launch(meeting, self.run_id, options.restarts_max)
         ranks = range(options.first_rank, options.first_rank + options.workers)
         self.workers = {f"w{rank}": Worker(rank, i, f"w{rank}") for i, rank in enumerate(ranks)}
         self.slots = slots.Slots(list(self.workers), self.run_id, options)
@@ -233,36 +238,25 @@ class Launcher:
             worker.streams = self.output.open(worker.name)
             output = (worker.streams[0].writing, worker.streams[1].writing)
         life = process.Life(worker.page, log, output, [*self.places.handles, *self.feed.handles])
-        environ = dict(self.environ) | self._variables(worker, restarts, take_over=take_over)
+        environ = self._environ(worker, restarts, take_over=take_over)
         worker.process = process.start(self.options.script, environ, life)
         vouch.began(worker.page, worker.process.pid, restarts)
         if worker.streams is not None:
             self.output.started(worker.streams)
 
-    def _variables(self, worker: Worker, restarts: int, *, take_over: bool) -> dict[str, str]:
-        world = self.options.world_size or self.options.workers
-        return {
+    def _environ(self, worker: Worker, restarts: int, *, take_over: bool) -> dict[str, str]:
+        o = self.options
+        where = environment.Where(worker.rank, self.world, worker.local_rank, o.workers, o.node_rank)
+        own = {
             "ANTDT_WORKER": worker.name,
-            "RANK": str(worker.rank),
-            "LOCAL_RANK": str(worker.local_rank),
-            "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(self.options.workers),
-            "GROUP_RANK": str(self.options.node_rank),
-            "ROLE_RANK": str(worker.rank),
-            "ROLE_WORLD_SIZE": str(world),
-            "TORCHELASTIC_RUN_ID": self.run_id,
-            "TORCHELASTIC_RESTART_COUNT": str(restarts),
-            "TORCHELASTIC_MAX_RESTARTS": str(self.options.restarts_max),
-            # As torchrun does: several workers on one machine must not each take all its cores.
-            "OMP_NUM_THREADS": self.environ.get("OMP_NUM_THREADS", "1"),
             "ANTDT_INCARNATION": self.slots.life(worker.name, restarts),
             "ANTDT_LAUNCH": self.run_id,
             "ANTDT_LAUNCHER": self.holder.launcher,
             "ANTDT_PLACE": self.places.place(worker.name),
             "ANTDT_TAKE_OVER": "1" if take_over else "",
             "ANTDT_GRACE_S": f"{self.options.grace_s:g}",
-            "PYTHONUNBUFFERED": "1",
         }
+        return environment.of_worker(self.environ, own, where, restarts, self._torch)
 
     def _report(self, ended: slots.Report) -> None:
         """Tell the ledger at once: it need not wait until the worker has been silent for long enough.
@@ -334,6 +328,9 @@ HELP = {"help_option_names": ["-h", "--help"]}
     show_default=True,
     help="Seconds to wait for a broker that does not answer.",
 )
+@click.option(
+    "--torch-env", is_flag=True, help="Set RANK, WORLD_SIZE, MASTER_ADDR and the rest of torchrun's variables."
+)
 @click.option("--logs", type=click.Path(path_type=Path), help="Folder for the workers' output; default: this terminal.")
 @click.argument("script", nargs=-1, required=True, type=click.UNPROCESSED)
 def main(
@@ -354,9 +351,9 @@ def main(
     antdt launch --job my-job -n 4 train.py --lr 0.1
     antdt launch --job my-job -n 4 -- -m my.module --lr 0.1
 
-    Each worker runs SCRIPT with what follows it, and finds RANK, LOCAL_RANK and WORLD_SIZE set as by torchrun. One that
-    is killed is started again. On several machines, give each --nnodes and --node-rank, as torchrun's variables
-    PET_NNODES and PET_NODE_RANK do; or --first-rank and --world-size where they differ.
+    Each worker runs SCRIPT with what follows it, and finds its place in ANTDT_RANK, ANTDT_LOCAL_RANK and
+    ANTDT_WORLD_SIZE. One that is killed is started again. On several machines, give each --nnodes and --node-rank, as
+    torchrun's variables PET_NNODES and PET_NODE_RANK do; or --first-rank and --world-size where they differ.
 
     Ctrl-C (or SIGTERM) lets workers finish their step and leave within --grace-s; a second one ends them at once. A job
     whose workers somebody else runs is left alone (42), unless --take-over asks that launch to leave.

@@ -22,6 +22,7 @@ from antdt_schemas.errors import ExitCode
 
 from antdt.host import told, whereabouts
 from antdt.host.child import SIGNALS, in_child, leave
+from antdt.launch import environment
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ def _run(script: list[str]) -> int:
         if exit_code is None:
             # As the interpreter: whoever wants to know what ends this process is told.
             sys.excepthook(type(error), error, error.__traceback__)
+            if hint := environment.hint_of(error, os.environ):
+                print(f"antdt: {hint}", file=sys.stderr)
             # Samples are to blame, and said to be: the job goes on, and without them if it happens again. Or it is the
             # machine: the disk is full, or memory is out, of which the next life takes less.
             again = whereabouts.mine().numbers[whereabouts.BLAMED] or is_of_the_machine(error)

@@ -17,6 +17,7 @@ from antdt_schemas import records
 from antdt_schemas.errors import AntdtError
 from antdt_schemas.ranges import Range
 
+from antdt.connect.alone import Alone
 from antdt.connect.client import Client
 from antdt.data.loading.pool import DataProcessDied, SampleFailed, Samples
 from antdt.data.sources import IterableSource, MapSource, position_key
@@ -32,7 +33,7 @@ NOT_OF_SAMPLES = (AntdtError, NotImplementedError, ImportError)
 class Witness:
     """Of one Agent. `waits`: somebody left the loop with a batch at hand, and it is not known why yet."""
 
-    def __init__(self, client: Client, source: MapSource | IterableSource, held: holds.Holds) -> None:
+    def __init__(self, client: Client | Alone, source: MapSource | IterableSource, held: holds.Holds) -> None:
         self._client, self._source, self._holds = client, source, held
         self._left: list[Range] = []
         self._hook: Callable[..., Any] | None = None
@@ -46,6 +47,12 @@ class Witness:
         """From now on an exception that ends the process is heard of: one in the loop's body is not seen here."""
         if self._hook is None:
             self._hook, sys.excepthook = sys.excepthook, self._unhandled
+
+    def over(self) -> bool:
+        """The loop is over. Whether there may be a last word; if not, what is raised from now on is none of it."""
+        if not self._left and self._hook is not None and sys.excepthook == self._unhandled:
+            sys.excepthook, self._hook = self._hook, None
+        return self.waits
 
     def left_with(self, ranges: Sequence[Range]) -> None:
         """Somebody leaves the loop with this batch at hand."""

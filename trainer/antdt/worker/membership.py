@@ -10,13 +10,16 @@ import logging
 import signal
 import sys
 import threading
+from dataclasses import replace
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from antdt_schemas import records
 from antdt_schemas.errors import ExitCode
 
-from antdt.connect.address import ENV_ADVERTISE, can_bind, own_address
+from antdt.connect.address import ENV_ADVERTISE, LOOPBACK, can_bind, own_address
+from antdt.connect.alone import Alone
 from antdt.connect.client import Client, ClientOptions, renew
 from antdt.connect.settings import Settings
 from antdt.host import told, whereabouts
@@ -26,6 +29,7 @@ from antdt.strategies.base import Here, Strategy
 from antdt.worker import instructions as ask
 from antdt.worker.life import Life
 from antdt.worker.model_files import ModelFiles
+from antdt.worker.no_files import NoFiles
 from antdt.worker.outside import LifeOptions, Outside
 from antdt.worker.plans import Plans
 from antdt.worker.session import Phase, Session, Where
@@ -45,10 +49,13 @@ class Membership:
     def __init__(
         self, settings: Settings, options: AgentOptions, spec: records.JobSpec, strategy: Strategy, plans: Plans
     ) -> None:
+        if settings.alone:  # what another model of this process has learned of its memory is not for this one
+            whereabouts.adopt(whereabouts.Page())
         self.settings, self.options, self.spec, self.strategy = settings, options, spec, strategy
         self._began_at_step = -1
         self._handler: Any = None
-        self.files = ModelFiles(settings.checkpoints, settings.job, strategy)
+        kept = not settings.alone or settings.checkpoints != Path()
+        self.files = ModelFiles(settings.checkpoints, settings.job, strategy) if kept else NoFiles(strategy)
         self.client = self._connect(plans)
         self.client.on_closed = strategy.close
         every, patience_s = options.checkpoint_every_steps, options.join_timeout_s
@@ -56,12 +63,15 @@ class Membership:
         outside = Outside(monotonic, self.client.lock, lambda level, what: log.log(level, "%s", what))
         self.life = Life(self.client.session, plans, strategy, self.files, said, outside)
 
-    def _connect(self, plans: Plans) -> Client:
+    def _connect(self, plans: Plans) -> Client | Alone:
         s = self.settings
         host, port = self.strategy.address
         where = Where(host, port, s.node, s.hardware, s.restarts, s.launch, s.launcher, s.place, s.take_over)
-        session = Session(s.worker, s.incarnation, self.spec, where, self.options.session)
+        asking = replace(self.options.session, commit_every_s=0.0) if s.alone else self.options.session
+        session = Session(s.worker, s.incarnation, self.spec, where, asking)
         telemetry = self._telemetry(s.incarnation)
+        if s.alone:
+            return Alone(session, plans, telemetry)
         most = self.strategy.pending_max
         options = ClientOptions(s.connection, s.job, s.secret, pending_max=most, ousted_s=s.grace_s)
         return Client(options, session, plans, telemetry)
@@ -74,6 +84,17 @@ class Membership:
     def session(self) -> Session:
         """That of the present incarnation."""
         return self.client.session
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this worker speaks for all: the first member, or whoever the launcher counts first where none is."""
+        rank = self.session.rank
+        return rank == 0 or (rank < 0 and self.settings.rank == 0)
+
+    def labels(self) -> dict[str, str]:
+        """What the model is, for a file of its weights."""
+        head = {"antdt.step": str(self.strategy.step_number), "antdt.lineage": self.strategy.lineage.hex()}
+        return {"antdt.job": self.settings.job, "antdt.run": self.files.run_id, **head}
 
     # -- what the life asks for
 
@@ -152,6 +173,8 @@ class Membership:
     def kept(self) -> str:
         """Where the model is that this worker leaves the loop with."""
         life, files, session, step = self.life, self.files, self.session, self.strategy.step_number
+        if self.settings.alone and not files.written_name:
+            return "its model is the one in this process."
         if step == 0:
             kept = "no step was made."
         elif files.written_step == step:
@@ -227,6 +250,9 @@ def here_of(settings: Settings) -> Here:
     """Where other members meet this process. gloo tells its peers the address that it is bound to, so that has to be
     one of this machine.
     """
+
+    if settings.alone:
+        return Here(LOOPBACK, lambda: LOOPBACK)
 
     def listens_at() -> str:
         named, route = settings.advertise, own_address({}, settings.connection.bootstrap)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from antdt_schemas import records
 from antdt_schemas.fingerprint import first_difference
+from antdt_schemas.order import SAMPLED
 
 DATA = ("dataset", "samples", "dataset_digest", "order")
 SETTINGS = ("epochs", "seed", "batch_size", "max_attempts", "strategy", "batches", "local_batch_min")
@@ -26,6 +27,8 @@ def difference(job: records.JobSpec, worker: records.JobSpec) -> str:
 def _differing(job: records.JobSpec, worker: records.JobSpec, names: tuple[str, ...]) -> str:
     differs = [name for name in names if getattr(job, name) != getattr(worker, name)]
     both = [f"{name} (the job has {_show(job, name)}, this worker {_show(worker, name)})" for name in differs]
+    if "order" in differs and all(spec.order.startswith(SAMPLED) for spec in (job, worker)):
+        return f"{', '.join(both)}: the sampler draws another list here; does it follow from epoch and seed alone?"
     return f"{', '.join(both)}." if both else ""
 
 

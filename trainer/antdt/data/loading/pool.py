@@ -26,7 +26,7 @@ from antdt_schemas.errors import Unavailable, UsageError
 from antdt.data.loading.beginning import Beginning
 from antdt.data.loading.packing import unpack
 from antdt.data.loading.worker import NUMBER_BYTES, Order, Outcome, Setup, serve
-from antdt.data.sources import Piece, Reader
+from antdt.data.readers import Piece, Reader
 from antdt.host import whereabouts
 from antdt.host.child import garbage_is_the_parents
 

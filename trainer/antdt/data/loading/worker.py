@@ -21,8 +21,8 @@ import torch
 
 from antdt.data.loading.beginning import Beginning
 from antdt.data.loading.packing import pack
+from antdt.data.readers import Piece, Reader
 from antdt.data.seeding import seed_generators, seed_sample
-from antdt.data.sources import Piece, Reader
 from antdt.host.child import die_with_parent, keep_garbage
 
 MESSAGE_BYTES_MAX = 1 << 17

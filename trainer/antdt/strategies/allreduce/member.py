@@ -72,6 +72,7 @@ class AllReduceMember(AllReduceReplica):
             generation.close()
 
     def end(self) -> None:
-        """Takes the hooks off the model as well."""
+        """Takes the hooks off the model as well; nobody meets here any more."""
         self.abort()
         self.detach()
+        self._rendezvous.close()
