@@ -173,6 +173,28 @@ def test_nothing_is_lost_when_a_worker_ends(tmp_path: Path) -> None:
 # -- how they end, and come back
 
 
+def test_a_worker_leaves_also_when_it_is_told_where_python_swallows_exceptions(tmp_path: Path) -> None:
+    script = tmp_path / "swallows.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "class Swallows:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(1)\n"
+        "Swallows()\n"
+        "for n in range(600):\n"
+        "    time.sleep(0.1)\n"
+    )
+    code = (
+        "import os, sys; from antdt.launch import process; from antdt.host import whereabouts\n"
+        "one = process.start([sys.argv[1]], dict(os.environ), process.Life(whereabouts.shared()))\n"
+        "one.join(20); print(one.exitcode); one.kill()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["143"], done.stderr
+    assert "ignored" not in done.stderr
+
+
 def test_a_worker_is_told_to_leave_from_its_first_moment_on(tmp_path: Path) -> None:
     """Whenever it comes, also between the fork and the script: it ends with 143, never of the signal itself."""
     script = tmp_path / "sleeps.py"

@@ -6,11 +6,18 @@ loop `membership` finishes the step first. Owns the memory of having been told; 
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 from antdt_schemas.errors import ExitCode
+
+# Time for whatever swallowed the end (a `__del__`, the callback of a weak reference) to be over.
+AGAIN_S = 0.02
 
 _at_s: list[float] = []
 
@@ -30,3 +37,25 @@ def end(_number: int, _frame: Any) -> None:
     """The handler of SIGTERM; a script may have one of its own instead. Where it holds up the end, the Agent knows."""
     remember()
     sys.exit(int(ExitCode.DRAINED))
+
+
+def insist() -> None:
+    """From now on an end that Python swallows is told again.
+
+    The handler raises wherever the main thread is. Inside a `__del__` or the callback of a weak reference (each import
+    runs one) the interpreter reports what is raised as "ignored" and goes on: the process would not end.
+    """
+    sys.unraisablehook = _again_or(sys.unraisablehook)
+
+
+def _again_or(report: Callable[[sys.UnraisableHookArgs], Any]) -> Callable[[sys.UnraisableHookArgs], Any]:
+    def hook(what: sys.UnraisableHookArgs) -> None:
+        if not (_at_s and isinstance(what.exc_value, SystemExit) and what.exc_value.code == int(ExitCode.DRAINED)):
+            report(what)
+            return
+        # From a thread: raised in here it would be swallowed as well.
+        again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM))
+        again.daemon = True
+        again.start()
+
+    return hook

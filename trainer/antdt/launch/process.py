@@ -63,6 +63,7 @@ def start(script: Sequence[str], environ: Mapping[str, str], life: Life) -> Fork
 
 
 def _become(script: Sequence[str], environ: Mapping[str, str], life: Life) -> None:
+    told.insist()
     os.environ.clear()
     os.environ.update(environ)
     whereabouts.adopt(life.page)
