@@ -6,7 +6,7 @@ The numbers are those of `tests/README.md`. Rules 15 to 19 are the parameter ser
 from __future__ import annotations
 
 from antdt.strategies.allreduce.composition import Round
-from antdt.strategies.allreduce.rates import LearningRates
+from antdt.strategies.allreduce.rates import _Rates
 from antdt.strategies.allreduce.replicas import Replica
 from antdt.strategies.allreduce.store import StoreClient
 from antdt.strategies.allreduce.strategy import AllReduceReplica
@@ -491,7 +491,7 @@ MUTATIONS = (
     Mutation(
         "13",
         "a round without samples is a step",
-        (Edit(AllReduceReplica.step, "if round_.total == 0:", "if False:"),),
+        (Edit(AllReduceReplica.reduce, "if round_.total == 0:", "if False:"),),
         lambda: test_allreduce_steps.test_a_round_without_samples_changes_nothing(1, "inline"),
     ),
     Mutation(
@@ -503,7 +503,7 @@ MUTATIONS = (
     Mutation(
         "13",
         "replicas with other parameters go on",
-        (Edit(Round.unequal, "or outlier([row.state for row in self.rows])", ""),),
+        (Edit(Round.unequal, "row.state, row.trained", "row.trained"),),
         lambda: test_allreduce_replicas.test_a_parameter_that_one_worker_changes_ends_the_run_of_all((2, 2), "inline"),
     ),
     Mutation(
@@ -515,7 +515,7 @@ MUTATIONS = (
     Mutation(
         "13",
         "a gradient that is not finite is applied",
-        (Edit(AllReduceReplica.step, "None if gradients.is_finite() else", "None if True else"),),
+        (Edit(AllReduceReplica.step, "gradients.is_finite() and self._are_finite()", "True"),),
         lambda: test_allreduce_finite.test_the_step_counts_and_nothing_else_changes(float("nan"), True, "inline"),
     ),
     Mutation(
@@ -570,7 +570,7 @@ MUTATIONS = (
         "a scheduler in a hook sees the factor",
         (
             Edit(
-                LearningRates._step_inside_of_hooks,
+                _Rates._step_inside_of_hooks,
                 "        optimizer._optimizer_step_post_hooks.move_to_end(first.id, last=False)\n",
                 "",
             ),

@@ -69,7 +69,7 @@ def test_the_optimizer_is_stepped_by_the_agent_only_and_by_anybody_afterwards() 
             member.optimizer.step()
         scaler = torch.amp.GradScaler("cpu")
         scaler.scale(loss_of(member)).backward()
-        with pytest.raises(UsageError, match=r"GradScaler\.step"):
+        with pytest.raises(UsageError, match=r"GradScaler\.unscale_.*scaler=scaler"):
             scaler.step(member.optimizer)
     member.optimizer.zero_grad()
     loss_of(member).backward()
@@ -82,7 +82,7 @@ def test_another_optimizer_on_the_same_parameters_is_refused_and_one_on_others_i
 ) -> None:
     with training() as (member,):
         other = torch.optim.SGD(member.model.head.parameters())
-        with pytest.raises(UsageError, match="one optimizer with all parameters"):
+        with pytest.raises(UsageError, match="give the Agent all optimizers"):
             other.step()
         member.optimizer.register_step_post_hook(lambda *_: other.step())  # there it has everybody's gradients
         learn(member)
@@ -111,7 +111,7 @@ def test_clipping_belongs_into_a_hook(name: str) -> None:
         def clip(model: nn.Module) -> None:
             getattr(torch.nn.utils, name)(model.parameters(), 1e-3)
 
-        with pytest.raises(UsageError, match="register_step_pre_hook"):
+        with pytest.raises(UsageError, match="clip_grad_norm="):
             clip(member.model)
         other = nn.Linear(2, 2)
         other(torch.ones(1, 2)).sum().backward()
@@ -125,7 +125,7 @@ def test_clipping_belongs_into_a_hook(name: str) -> None:
 
 
 def test_clipping_by_a_function_that_was_imported_before_is_noticed() -> None:
-    with training() as (member,), pytest.raises(UsageError, match="register_step_pre_hook"):
+    with training() as (member,), pytest.raises(UsageError, match="clip_grad_norm="):
         clip_grad_norm_(member.model.parameters(), 1.0)
 
 

@@ -17,10 +17,10 @@ import logging
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
@@ -29,12 +29,16 @@ from antdt.connect.settings import Settings
 from antdt.data.loading import LoadingOptions, loader_of
 from antdt.data.pinning import pinning_of
 from antdt.data.sources import source_of, split
+from antdt.epochs import Epochs
 from antdt.hand import Hand
 from antdt.host import told, whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions, Schedule, spec_of
+from antdt.stepping import Stepping
 from antdt.strategies.allreduce import AllReduce
-from antdt.strategies.base import GenerationClosed, Outcome, StrategyOptions
+from antdt.strategies.base import GenerationClosed, Outcome, Strategy, StrategyOptions
+from antdt.strategies.once import Once
+from antdt.strategies.together import one_model, one_optimizer
 from antdt.worker import instructions as ask
 from antdt.worker.blame import by_exception
 from antdt.worker.effects import Effects
@@ -50,7 +54,7 @@ log = logging.getLogger("antdt")
 LEAVE_EARLY_S = 20.0
 
 
-class Agent:
+class Agent(Stepping, Epochs):
     """One worker of a job. Iterate it for micro-batches; call `step(loss)` for each of them.
 
     Invariant: a process is one worker of one job once. What begins again is another process.
@@ -80,6 +84,15 @@ class Agent:
 
     strategy: how workers train one model together; AllReduce() by default. All workers of a job have the same.
 
+    model, optimizer: several are given in a list or a dict, and are saved and compared as one (`antdt.Group`).
+
+    What happens once a step, on every worker alike, and is saved, restored and adopted with the model: scheduler, one
+    or a list, stepped every "step" or every "epoch" (a skipped step counts; ReduceLROnPlateau is stepped by the script,
+    with a value that all workers know); clip_grad_norm, the largest norm of the gradients of the whole step; scaler, a
+    torch.amp.GradScaler, which scales losses and unscales those gradients; state, whatever else has `state_dict` and
+    `load_state_dict`, by name. buffers: how buffers become one, by name or pattern: "mean" (floats), "max" (whole
+    numbers), "sum" of what was added, "first" worker's, "local" for none of it.
+
     Raises:
         UsageError: a value that cannot work, with what to do about it.
         Unavailable, UnknownJob: the broker is away, or the job was not started.
@@ -101,6 +114,12 @@ class Agent:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
+        scheduler: Any = None,
+        scheduler_every: Literal["step", "epoch"] = "step",
+        clip_grad_norm: float | None = None,
+        scaler: Any = None,
+        state: Mapping[str, Any] | None = None,
+        buffers: Mapping[str, str] | None = None,
         strategy: StrategyOptions | None = None,
         options: AgentOptions | None = None,
         settings: Settings | None = None,
@@ -122,13 +141,17 @@ class Agent:
         self._micro: tuple[int, bool] | None = None
         self._broken = self._loaded_back = False
         self._course: Course | None = None
-        self._outcome: Outcome | None = None
         try:
-            self.strategy = chosen.member(model, optimizer, here_of(self.settings))
-            self._membership = Membership(self.settings, self.options, self.spec, self.strategy, self.plans)
+            once = Once(scheduler, scheduler_every, clip_grad_norm, scaler, state, buffers)
+            self._enroll(chosen.member(one_model(model), one_optimizer(optimizer), here_of(self.settings)), once)
         except BaseException:
             self.loader.close()
             raise
+
+    def _enroll(self, strategy: Strategy, once: Once) -> None:
+        self.strategy = strategy
+        strategy.accompany(once)
+        self._membership = Membership(self.settings, self.options, self.spec, strategy, self.plans)
         self._client = self._membership.client
         self._client.on_leases = self.source.prepare
         self._page = whereabouts.mine()
@@ -189,8 +212,8 @@ class Agent:
         self._refuse_another()
         if self._iterated:
             raise UsageError(
-                "This Agent was iterated already: it runs through all epochs itself. Write one loop over it, none over "
-                "epochs around it, and pass epochs=N to antdt.Agent; agent.epoch says which one a batch is of."
+                "This Agent was iterated already: it runs through all epochs itself. Write one loop over it and pass "
+                "epochs=N to antdt.Agent, or nest: for epoch in agent.epochs(): for batch in epoch."
             )
         self._iterated = True
         Agent._begun = Agent._begun or not self._named
@@ -208,6 +231,7 @@ class Agent:
             self._course = course = Course(member.life.run())
             while course.asks is not None:
                 if isinstance(course.asks, ask.Train):
+                    yield from self._turn(course.asks.ranges[0].epoch)
                     yield from self._batches(course.asks)
                     if self._broken:
                         self._broken = False
@@ -217,6 +241,7 @@ class Agent:
                     course.carry_out(self._perform)
             if course.result is not None:
                 sys.exit(int(course.result))
+            yield from self._turn(max(self.spec.epochs, self.strategy.once.epoch + 1), over=True)
         except GeneratorExit:
             if self._hand.ranges and by_exception():
                 self._hand.witness.left_with(self._hand.ranges)
@@ -229,59 +254,6 @@ class Agent:
             self._page.enter(At.USER, "behind the loop")
         if told.at_s() is not None:  # while the last step was made: what a script does behind its loop is left undone
             sys.exit(int(ExitCode.DRAINED))
-
-    def step(self, loss: torch.Tensor) -> bool:
-        """Backward for the micro-batch at hand; reduces and applies after the last one of a step.
-
-        loss: the mean over the micro-batch. Returns True when the model has changed: `step_number` and `lineage` say to
-        what. A step whose gradient is not finite is skipped by all workers: its samples count, the model stays as it
-        was, no hook of the optimizer is called, and False is returned.
-
-        Raises:
-            UsageError: something that would be silently wrong, with what to do instead.
-            ReplicasDiffer: the workers do not hold the same model any more; which part, and what likely did it.
-            NotFinite: the model is not finite, or too many steps in a row were skipped.
-        """
-        if self._micro is None:
-            raise UsageError("agent.step(loss) belongs into the loop over the Agent, once for every batch.")
-        (samples, last), self._micro = self._micro, None
-        if self._broken:
-            self._hand.drop()
-            return False
-        self._outcome = None
-        try:
-            if last:
-                self.strategy.see(self.plans.newest)
-            if not self._backward(loss, samples, last):
-                self._broken = True
-                return False
-            if last:
-                self._finish_step()
-        except GenerationClosed as closed:
-            log.info("generation is over: %s", closed)
-            self._broken = True
-            self._hand.drop()
-        self._page.enter(At.USER)
-        made = self._outcome
-        return made is not None and made.applied and made.skipped is None
-
-    def _backward(self, loss: torch.Tensor, samples: int, last: bool) -> bool:
-        try:
-            self.strategy.backward(loss, samples, last)
-        except Exception as error:
-            if self._hand.survives(error):
-                return False
-            raise
-        self._hand.passed(self.strategy.first_bucket_at)
-        return True
-
-    def _finish_step(self) -> None:
-        """The life goes on until the model is the script's again."""
-        course = self._course
-        assert course is not None and isinstance(course.asks, ask.Train), "a step belongs to samples"
-        course.go_on()
-        while not isinstance(course.asks, ask.Between):
-            course.carry_out(self._perform)
 
     def _refuse_another(self) -> None:
         if Agent._begun and not self._named and not self._iterated:
@@ -365,12 +337,13 @@ class Agent:
         parts = split(ranges, self._hand.micro_batches(asked.accumulation, sum(r.length for r in ranges)))
         for number, part in enumerate(parts):
             batch = self._hand.load(part)
-            self._micro = sum(r.length for r in part), number == len(parts) - 1
+            self._micro, self._losses = (sum(r.length for r in part), number == len(parts) - 1), 0
             yield batch
             if self._micro is not None:
                 raise UsageError(
-                    "A batch was not passed to agent.step(loss): every sample counts exactly once. Pass a loss that is "
-                    "not finite as well (all workers skip that step), and loss * 0.0 to learn nothing from a batch."
+                    "A batch was not passed to agent.step(loss): every sample counts exactly once. Behind "
+                    "agent.backward(loss) call agent.apply(). Call agent.skip(reason) to have all workers skip this "
+                    "step, and agent.step(loss, weight=0) to learn nothing from this batch alone."
                 )
             if self._broken:
                 return

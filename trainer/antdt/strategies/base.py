@@ -19,6 +19,8 @@ from antdt_schemas.ranges import Range
 if TYPE_CHECKING:
     import torch
 
+    from antdt.strategies.once import Once
+
 
 class GenerationClosed(AntdtError):
     """The generation is over, or never formed: abort the step, leave, claim, wait for the next grant."""
@@ -84,7 +86,7 @@ class Timings(NamedTuple):
 class Outcome(NamedTuple):
     """What all members conclude alike. total: samples of all. rows: in rank order. applied: the step number moved.
     ended: some member was told END. skipped: whose part of the gradient was not finite, where the step was skipped for
-    that.
+    that, or who asked for it; `why` then says so.
     """
 
     total: int
@@ -93,6 +95,7 @@ class Outcome(NamedTuple):
     ended: bool
     timings: Timings
     skipped: tuple[str, ...] | None = None
+    why: str = ""
 
 
 class Made(Protocol):
@@ -194,9 +197,26 @@ class Strategy(Model, Protocol):
 
     # -- one step
 
+    once: Once
+
+    def accompany(self, once: Once) -> None:
+        """Before the first step: what happens once a step besides the optimizer's own, and is saved with the model."""
+
     def announce(self, part: Part) -> None: ...
     def see(self, plan: int) -> None: ...
-    def backward(self, loss: torch.Tensor, samples: int, last: bool = True) -> None: ...
+    def backward(
+        self,
+        loss: torch.Tensor,
+        samples: int,
+        last: bool = True,
+        *,
+        weight: float | None = None,
+        summed: bool = False,
+        through: bool = True,
+    ) -> None: ...
+    def through(self, samples: int) -> None: ...
+    def skip(self, samples: int, reason: str) -> None: ...
+    def reduce(self) -> Any: ...
     def finish(self, on_plan: Callable[[int], None]) -> Outcome: ...
 
     # -- files

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from antdt_schemas.errors import Mismatch
+from antdt_schemas.errors import Mismatch, UsageError
 from antdt_schemas.lineage import DIGEST_SIZE, next_lineage
 from antdt_schemas.ranges import Range
 
 RANGES_MAX = 8
-HEAD_WIDTH = 11
+HEAD_WIDTH = 13
 RANGE_WIDTH = 5
 ROW_WIDTH = HEAD_WIDTH + RANGES_MAX * RANGE_WIDTH
-ENDED, LEAVING, CHECKPOINT = 1, 2, 4
+ENDED, LEAVING, CHECKPOINT, SUMMED, PASSED_OVER = 1, 2, 4, 8, 16
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -34,7 +34,9 @@ class Row:
     samples: how many it contributes, the sum of the lengths. plan_seen: the newest plan it has read. plan: the plan in
     its model. lineage, step: of its model. ended: it was told END. reference: the global batch its loss is weighed by.
     leaving: this is its last step. checkpoint: a checkpoint is to follow this step. settings, state: fingerprints of
-    what the optimizer stepped by last, and of the model; 0 where none is given this time.
+    what the optimizer stepped by last, and of the model; 0 where none is given this time. weight: what its losses count
+    together. trained: fingerprint of which parameters are trained; 0 of a member without samples. summed: its losses
+    are sums, which nothing divides. passed_over: its script wants the step skipped.
     """
 
     samples: int
@@ -49,6 +51,10 @@ class Row:
     checkpoint: bool = False
     settings: int = 0
     state: int = 0
+    weight: float = 0.0
+    trained: int = 0
+    summed: bool = False
+    passed_over: bool = False
 
     def __post_init__(self) -> None:
         assert len(self.ranges) <= RANGES_MAX, f"{len(self.ranges)} ranges in one step, at most {RANGES_MAX}"
@@ -58,8 +64,10 @@ class Row:
         """ROW_WIDTH whole numbers of 64 bits, signed; unused ranges are zero."""
         high, low = struct.unpack(">2q", self.lineage)
         flags = ENDED * self.ended | LEAVING * self.leaving | CHECKPOINT * self.checkpoint
+        flags |= SUMMED * self.summed | PASSED_OVER * self.passed_over
         columns = [self.samples, self.plan_seen, self.plan, high, low, self.step, flags, self.reference]
-        columns += (self.settings, self.state, len(self.ranges))
+        (weight,) = struct.unpack(">q", struct.pack(">d", self.weight))
+        columns += (self.settings, self.state, weight, self.trained, len(self.ranges))
         for taken in self.ranges:
             columns.extend(taken)
         columns.extend([0] * (ROW_WIDTH - len(columns)))
@@ -87,6 +95,10 @@ class Row:
             checkpoint=bool(flags & CHECKPOINT),
             settings=prints[0],
             state=prints[1],
+            weight=struct.unpack(">d", struct.pack(">q", prints[2]))[0],
+            trained=prints[3],
+            summed=bool(flags & SUMMED),
+            passed_over=bool(flags & PASSED_OVER),
         )
 
 
@@ -123,12 +135,44 @@ class Round:
             if _identity(row) != first:
                 what = f"Model of rank {rank} in (lineage, step, plan, reference batch)"
                 raise ReplicasDiffer(what, _shown(first), _shown(_identity(row)))
+        counted = {row.summed for row in rows if row.weight}
+        if len(counted) > 1:
+            raise UsageError(
+                "In one step some workers pass a loss with reduction='sum' and others a mean: pass the same kind."
+            )
         plan = max(rows[0].plan, min(row.plan_seen for row in rows))
         return cls(tuple(rows), sum(row.samples for row in rows), plan, any(row.ended for row in rows))
 
+    @property
+    def weight(self) -> float:
+        """What all losses count together: added in rank order, so the same number on all members."""
+        return sum(row.weight for row in self.rows)
+
+    @property
+    def summed(self) -> bool:
+        """Whether its losses are sums."""
+        return any(row.summed for row in self.rows)
+
+    @property
+    def passed_over(self) -> bool:
+        """Whether the step is skipped whatever its gradient is: a script wants that, or nothing weighs anything."""
+        return any(row.passed_over for row in self.rows) or (self.weight == 0 and not self.summed)
+
+    @property
+    def factor(self) -> float:
+        """What the sum of all gradients counts: they were divided by the reference batch, or are sums."""
+        weight = self.weight
+        return 1.0 if self.summed or weight == 0 else self.rows[0].reference / weight
+
+    @property
+    def epoch(self) -> int:
+        """The latest one that this step has samples of; -1 without any."""
+        return max((taken.epoch for row in self.rows for taken in row.ranges), default=-1)
+
     def unequal(self) -> tuple[int, int] | None:
         """Two ranks whose replicas are not the same, by their fingerprints."""
-        return outlier([row.settings for row in self.rows]) or outlier([row.state for row in self.rows])
+        columns = zip(*((row.settings, row.state, row.trained) for row in self.rows), strict=True)
+        return next(filter(None, map(outlier, columns)), None)
 
     def composition(self, step: int, skipped: tuple[str, ...] | None = None) -> Composition:
         """The composition of `step`, as the ledger is told it."""

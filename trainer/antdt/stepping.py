@@ -1,0 +1,191 @@
+"""What a script calls in the body of its loop: one call for a batch, or the same in parts.
+
+    agent.step(loss)                                      the whole
+    agent.backward(loss); agent.apply()                   the same; with any number of losses
+    agent.backward(loss); agent.reduce(); agent.apply()   gradients of all workers, looked at or changed in between
+    agent.skip("why")                                     instead of a loss: all workers skip this step
+
+Owns what becomes of a batch that the script has, until its step is the life's. Must not know where batches come from.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from antdt_schemas.errors import UsageError
+
+from antdt.hand import Hand
+from antdt.host.whereabouts import At
+from antdt.strategies.base import GenerationClosed, Outcome, Strategy
+from antdt.strategies.once import weight_of
+from antdt.worker import instructions as ask
+from antdt.worker.instructions import Course
+from antdt.worker.plans import Plans
+
+log = logging.getLogger("antdt")
+
+NO_BATCH = "agent.{} belongs into the loop over the Agent, once for every batch."
+
+
+class Stepping:
+    """A part of the Agent. `_micro`: samples of the micro-batch that the script has, and whether it is the last one of
+    its step; None while it has none. `_broken`: the step was given up, its batches go by.
+    """
+
+    strategy: Strategy
+    plans: Plans
+    _hand: Hand
+    _course: Course | None
+    _micro: tuple[int, bool] | None
+    _broken: bool
+    _perform: Callable[[ask.Instruction], Any]
+    _page: Any
+    _outcome: Outcome | None = None
+    _losses = 0  # of the micro-batch at hand
+
+    def step(self, loss: torch.Tensor, *, weight: Any = None, reduction: Literal["mean", "sum"] = "mean") -> bool:
+        """Backward for the micro-batch at hand; reduces and applies after the last one of a step.
+
+        loss: the mean over the micro-batch. weight: what it was divided by, where that is not the number of samples:
+        tokens, boxes, the sum of class weights. The gradient of the step is the sum of all workers' gradients, each
+        times its weight, over the sum of their weights: that of the mean over the whole batch, whatever the split. With
+        weight 0 a batch counts nothing. reduction: "sum" for a loss that was not divided, and shall not be.
+
+        Returns True when the model has changed: `step_number` and `lineage` say to what. A step whose gradient is not
+        finite is skipped by all workers: its samples count, the model stays as it was, no hook of the optimizer is
+        called, and False is returned.
+
+        Raises:
+            UsageError: something that would be silently wrong, with what to do instead.
+            ReplicasDiffer: the workers do not hold the same model any more; which part, and what likely did it.
+            NotFinite: the model is not finite, or too many steps in a row were skipped.
+        """
+        if self._losses:
+            raise UsageError("agent.step(loss) is the whole: behind agent.backward(loss) it is agent.apply().")
+        samples, last = self._at_hand("step(loss)")
+        self._micro = None
+        if self._gone():
+            return False
+        return self._carry_on(lambda: self._backward(loss, samples, last, weight, reduction, through=True), last)
+
+    def backward(self, loss: torch.Tensor, *, weight: Any = None, reduction: Literal["mean", "sum"] = "mean") -> None:
+        """Accumulates the gradients of a loss of the batch at hand, any number of times; `apply` ends the batch.
+
+        weight, reduction: as of `step`; all losses of one batch weigh the same. A loss may depend on gradients that
+        `torch.autograd.grad` gave (gradient penalty).
+        """
+        samples, _ = self._at_hand("backward(loss)")
+        self._losses += 1
+        if not self._broken:
+            self._carry_on(lambda: self._backward(loss, samples, False, weight, reduction, through=False), False)
+
+    def reduce(self) -> bool:
+        """From here on the gradients are those of all workers, weighed (and unscaled): look at them, or change them, by
+        what all workers know alike, then `apply`. True where they are there: behind the last batch of a step.
+        """
+        samples, last = self._at_hand("reduce()")
+        self._require_losses()
+        if self._broken or not last:
+            return False
+        if samples:
+            self._micro = 0, last
+            self.strategy.through(samples)
+        self._carry_on(self._reduce, False)
+        return not self._broken
+
+    def apply(self) -> bool:
+        """Ends the batch; the optimizers step after the last one of a step. Returns as `step` does."""
+        samples, last = self._at_hand("apply()")
+        self._require_losses()
+        self._micro, self._losses = None, 0
+        if self._gone():
+            return False
+        if samples:
+            self.strategy.through(samples)
+        self._hand.passed(self.strategy.first_bucket_at)
+        return self._carry_on(lambda: self.strategy.see(self.plans.newest), last)
+
+    def skip(self, reason: str) -> bool:
+        """Instead of a loss of the batch at hand: the step that it is in is skipped by all workers. Its samples count,
+        the model stays as it was, the log says who asked for it. (A batch that alone shall not count has weight 0.)
+
+        Returns False: the model has not changed.
+        """
+        samples, last = self._at_hand("skip(reason)")
+        self._micro, self._losses = None, 0
+        if not self._gone():
+            self.strategy.skip(samples, reason)
+            self._hand.passed(self.strategy.first_bucket_at)
+            self._carry_on(lambda: self.strategy.see(self.plans.newest), last)
+        return False
+
+    # -- helpers
+
+    def _at_hand(self, call: str) -> tuple[int, bool]:
+        if self._micro is None:
+            raise UsageError(NO_BATCH.format(call))
+        return self._micro
+
+    def _require_losses(self) -> None:
+        if not self._losses:
+            raise UsageError("There is no gradient to apply: call agent.backward(loss) before, or agent.skip(reason).")
+
+    def _gone(self) -> bool:
+        """Whether the step was given up."""
+        if self._broken:
+            self._hand.drop()
+        return self._broken
+
+    def _carry_on(self, act: Callable[[], Any], last: bool) -> bool:
+        """This, and what is left of the step if it is its end. Returns whether the model has changed."""
+        self._outcome = None
+        try:
+            act()
+            if last and not self._broken:
+                self._finish_step()
+        except GenerationClosed as closed:
+            log.info("generation is over: %s", closed)
+            self._broken = True
+            self._hand.drop()
+        if self._micro is None:
+            self._page.enter(At.USER)
+        made = self._outcome
+        return made is not None and made.applied and made.skipped is None
+
+    def _backward(
+        self, loss: torch.Tensor, samples: int, last: bool, weight: Any, reduction: str, *, through: bool
+    ) -> None:
+        if reduction not in ("mean", "sum"):
+            raise UsageError(f"reduction={reduction!r}: a loss is a mean or a sum over its batch.")
+        if last:
+            self.strategy.see(self.plans.newest)
+        weight = None if weight is None else weight_of(weight)
+        words: dict[str, Any] = {"weight": weight, "summed": reduction == "sum", "through": through}
+        try:
+            self.strategy.backward(loss, samples, last, **words)
+        except GenerationClosed:
+            raise
+        except Exception as error:
+            if not self._hand.survives(error):
+                raise
+            self._broken = True
+            return
+        if through:
+            self._hand.passed(self.strategy.first_bucket_at)
+
+    def _reduce(self) -> None:
+        self.strategy.see(self.plans.newest)
+        self._page.enter(At.REDUCING)
+        self.strategy.reduce()
+        self._page.enter(At.COMPUTING)
+
+    def _finish_step(self) -> None:
+        """The life goes on until the model is the script's again."""
+        course = self._course
+        assert course is not None and isinstance(course.asks, ask.Train), "a step belongs to samples"
+        course.go_on()
+        while not isinstance(course.asks, ask.Between):
+            course.carry_out(self._perform)
