@@ -71,16 +71,24 @@ class Stepping:
             return False
         return self._carry_on(lambda: self._backward(loss, samples, last, weight, reduction, through=True), last)
 
-    def backward(self, loss: torch.Tensor, *, weight: Any = None, reduction: Literal["mean", "sum"] = "mean") -> None:
+    def backward(
+        self,
+        loss: torch.Tensor,
+        *,
+        weight: Any = None,
+        reduction: Literal["mean", "sum"] = "mean",
+        retain_graph: bool = False,
+    ) -> None:
         """Accumulates the gradients of a loss of the batch at hand, any number of times; `apply` ends the batch.
 
-        weight, reduction: as of `step`; all losses of one batch weigh the same. A loss may depend on gradients that
-        `torch.autograd.grad` gave (gradient penalty).
+        weight, reduction: as of `step`; all losses of one batch weigh the same. retain_graph: as torch's, where another
+        loss of this batch goes through the same graph.
         """
         samples, _ = self._at_hand("backward(loss)")
         self._losses += 1
         if not self._broken:
-            self._carry_on(lambda: self._backward(loss, samples, False, weight, reduction, through=False), False)
+            words = {"through": False, "retain_graph": retain_graph}
+            self._carry_on(lambda: self._backward(loss, samples, False, weight, reduction, **words), False)
 
     def reduce(self) -> bool:
         """From here on the gradients are those of all workers, weighed (and unscaled): look at them, or change them, by
@@ -156,16 +164,15 @@ class Stepping:
         return made is not None and made.applied and made.skipped is None
 
     def _backward(
-        self, loss: torch.Tensor, samples: int, last: bool, weight: Any, reduction: str, *, through: bool
+        self, loss: torch.Tensor, samples: int, last: bool, weight: Any, reduction: str, **words: bool
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise UsageError(f"reduction={reduction!r}: a loss is a mean or a sum over its batch.")
         if last:
             self.strategy.see(self.plans.newest)
         weight = None if weight is None else weight_of(weight)
-        words: dict[str, Any] = {"weight": weight, "summed": reduction == "sum", "through": through}
         try:
-            self.strategy.backward(loss, samples, last, **words)
+            self.strategy.backward(loss, samples, last, weight=weight, summed=reduction == "sum", **words)
         except GenerationClosed:
             raise
         except Exception as error:
@@ -173,7 +180,7 @@ class Stepping:
                 raise
             self._broken = True
             return
-        if through:
+        if words["through"]:
             self._hand.passed(self.strategy.first_bucket_at)
 
     def _reduce(self) -> None:

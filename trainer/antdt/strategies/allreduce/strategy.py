@@ -233,11 +233,12 @@ class AllReduceReplica(Holding):
         weight: float | None = None,
         summed: bool = False,
         through: bool = True,
+        retain_graph: bool = False,
     ) -> None:
         """Accumulates the gradients of a loss of this micro-batch of so many `samples`.
 
         weight: what the loss was divided by; None for its samples. summed: it was not, and nothing divides it. through:
-        no other loss of this micro-batch follows. last: nor any of another one in this step.
+        no other loss of this micro-batch follows. last: nor any of another one in this step. retain_graph: as torch's.
 
         Raises GenerationClosed.
         """
@@ -256,13 +257,13 @@ class AllReduceReplica(Holding):
         gradients.expect(last)
         if weight:  # the mean of nothing is no number, and counts nothing
             scale = 1.0 if summed else weight / row.reference
-            self._guard.within(self._go_backward, loss if scale == 1.0 else loss * scale)
+            self._guard.within(self._go_backward, loss if scale == 1.0 else loss * scale, retain_graph)
         gradients.done(last)
         if last:
             self._check_touched()
 
-    def _go_backward(self, loss: torch.Tensor) -> None:
-        self.once.scaled(loss).backward()
+    def _go_backward(self, loss: torch.Tensor, retain_graph: bool) -> None:
+        self.once.scaled(loss).backward(retain_graph=retain_graph)
 
     def through(self, samples: int) -> None:
         """No other loss of this micro-batch follows."""
