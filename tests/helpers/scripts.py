@@ -28,7 +28,7 @@ from antdt.worker import instructions as ask
 from antdt.worker.plans import Plans
 from antdt_schemas.ranges import Range
 
-PATIENCE_S = 40.0
+PATIENCE_S = 20.0
 SMALL = AllReduce(512, 2048, compare_every=1, generation=GenerationOptions(op_timeout_s=10.0))
 HERE = "127.0.0.1"
 
@@ -116,11 +116,11 @@ class InProcess(Agent):
         once["every"] = once.pop("scheduler_every", "step")
         self.strategy = AllReduceMember(self.model, self.whole, strategy, Here(HERE, lambda: HERE))
         self.strategy.accompany(Once(**once))
-        self.ended_ = False
+        self.stopped = False
         life = SimpleNamespace(run=self._life, ended=True, workers=())
         nothing: Any = lambda *_, **__: None  # noqa: E731
         self._membership = SimpleNamespace(  # type: ignore[assignment]
-            life=life, drain_on_sigterm=nothing, finish=self._over, perform=nothing
+            life=life, drain_on_sigterm=nothing, finish=self._ends, perform=nothing
         )
         self._client = SimpleNamespace(start=nothing, session=SimpleNamespace(rank=0))  # type: ignore[assignment]
         self._page = whereabouts.mine()
@@ -144,7 +144,7 @@ class InProcess(Agent):
 
     def _life(self) -> Generator[Any, Any, None]:
         total = self.spec.epochs * self.steps_per_epoch
-        while self.strategy.step_number < total:
+        while self.strategy.step_number < total and not self.stopped:
             try:
                 if self.strategy.generation is None:
                     yield ask.Form(None, lambda: False)  # type: ignore[arg-type]
@@ -158,7 +158,10 @@ class InProcess(Agent):
                 yield ask.Train(ranges, min(self.accumulation, length))
                 outcome = yield ask.Finish()
                 self.strategy.drop_pending(self.strategy.step_number)
-                self._record(outcome)
+                if any(row.stopping for row in outcome.rows):
+                    self._membership.life.ended, self.stopped = False, True
+                else:
+                    self._record(outcome)
             except GenerationClosed:
                 yield ask.Between()
                 yield ask.Leave()
@@ -195,8 +198,8 @@ class InProcess(Agent):
     def _leave_early(self) -> None:
         self.strategy.abort()
 
-    def _over(self, **_: Any) -> None:
-        if self.strategy.step_number == self.spec.epochs * self.steps_per_epoch:
+    def _ends(self, **_: Any) -> None:
+        if self.stopped or self.strategy.step_number == self.spec.epochs * self.steps_per_epoch:
             self.room.until_all_are_done(self.name)
         self.strategy.end()
 

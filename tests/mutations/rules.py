@@ -6,6 +6,7 @@ The numbers are those of `tests/README.md`. Rules 15 to 19 are the parameter ser
 from __future__ import annotations
 
 from antdt.strategies.allreduce.composition import Round
+from antdt.strategies.allreduce.holding import Holding
 from antdt.strategies.allreduce.rates import _Rates
 from antdt.strategies.allreduce.replicas import Replica
 from antdt.strategies.allreduce.store import StoreClient
@@ -290,7 +291,7 @@ MUTATIONS = (
     Mutation(
         "5",
         "a state is valid while it is overwritten",
-        (Edit(AllReduceReplica.restore, "        self.void = True\n", ""),),
+        (Edit(Holding.restore, "        self.void = True\n", ""),),
         test_allreduce_steps.test_a_state_that_cannot_be_loaded_whole_leaves_a_void_one_that_is_never_a_source,
     ),
     Mutation(
@@ -509,7 +510,7 @@ MUTATIONS = (
     Mutation(
         "13",
         "an adoption hides that two members differ",
-        (Edit(AllReduceReplica.adopt, "if unequal is not None:", "if False:"),),
+        (Edit(Holding.adopt, "if unequal is not None:", "if False:"),),
         test_allreduce_replicas.test_an_adoption_does_not_hide_that_two_members_differ,
     ),
     Mutation(
@@ -544,7 +545,7 @@ MUTATIONS = (
     Mutation(
         "14",
         "the plan does not travel with the model",
-        (Edit(AllReduceReplica.restore, "progress.step, progress.lineage, progress.plan", "*progress[:2], self.plan"),),
+        (Edit(Holding.restore, "progress.step, progress.lineage, progress.plan", "*progress[:2], self.plan"),),
         test_allreduce_steps.test_who_adopts_a_model_takes_over_its_plan,
     ),
     Mutation(
@@ -562,7 +563,7 @@ MUTATIONS = (
     Mutation(
         "14",
         "the factor of learning rates does not travel with the model",
-        (Edit(AllReduceReplica.restore, "        self.rates.factor = progress.learning_rate_factor\n", ""),),
+        (Edit(Holding.restore, "        self.rates.factor = progress.learning_rate_factor\n", ""),),
         test_allreduce_rates.test_the_factor_comes_back_with_the_model,
     ),
     Mutation(

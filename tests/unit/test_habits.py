@@ -5,16 +5,18 @@ batches, with one, two and three members, splits that change in every step, micr
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from antdt_schemas.errors import UsageError
 from torch import nn
 from torch.nn import functional
 from torch.optim import lr_scheduler
 from torch.utils.data import TensorDataset
 
-from tests.helpers.scripts import Alone, Died, InProcess, Script, equal, trained
+from tests.helpers.scripts import SMALL, Alone, Died, InProcess, Script, equal, trained
 
 WORLDS = pytest.mark.parametrize("world", [1, 2, 3])
 MEMBERS = pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (3, 1), (2, 3)])
@@ -588,3 +590,308 @@ def test_leaving_the_inner_loop_alone_is_refused() -> None:
 
     with pytest.raises(Exception, match="left before its end"):
         run(1, script)
+
+
+# -- a GAN: optimizers that step before a step's end
+
+
+def gan() -> Any:
+    models = {
+        "generator": nn.Linear(4, 6).double(),
+        "critic": nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1)),
+    }
+    models["critic"].double()
+    optimizers = [
+        torch.optim.Adam(models[name].parameters(), 0.02, betas=(0.5, 0.9)) for name in ("generator", "critic")
+    ]
+    return models, optimizers, {}
+
+
+def fakes(group: Any, x: torch.Tensor) -> torch.Tensor:
+    return group.generator(x[:, :4].cos())  # noise that follows from the sample
+
+
+def critic_loss(group: Any, x: torch.Tensor) -> torch.Tensor:
+    real, fake = group.critic(x), group.critic(fakes(group, x).detach())
+    return functional.softplus(-real).mean() + functional.softplus(fake).mean()
+
+
+def generator_loss(group: Any, x: torch.Tensor) -> torch.Tensor:
+    return functional.softplus(-group.critic(fakes(group, x))).mean()
+
+
+def gan_script(agent: InProcess) -> None:
+    generator, critic = agent.whole.optimizers
+    for x, _ in agent:
+        at = agent.step_number
+        agent.backward(critic_loss(agent.model, x))
+        agent.apply(critic)
+        if at % 2 == 0:
+            agent.backward(generator_loss(agent.model, x))
+            agent.apply(generator)
+
+
+def gan_alone(alone: Alone) -> None:
+    generator, critic = alone.optimizer
+    for step, (x, _) in enumerate(alone):
+        critic.zero_grad()
+        critic_loss(alone.model, x).backward()
+        critic.step()
+        if step % 2 == 0:
+            generator.zero_grad()
+            generator_loss(alone.model, x).backward()
+            generator.step()
+
+
+@WORLDS
+@pytest.mark.parametrize("compositions", ["inline", "gather"])
+def test_a_gan_whose_critic_steps_first(world: int, compositions: Any) -> None:
+    agents = run(world, gan_script, gan, strategy=replace(SMALL, compositions=compositions))
+    alone = Alone(agents[0], gan)
+    gan_alone(alone)
+    equal(agents, alone)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_death_between_the_two_optimizers_of_a_gan(world: int) -> None:
+    """The critic has stepped on some, or all: it steps again, from where it was."""
+
+    def script(agent: InProcess) -> None:
+        generator, critic = agent.whole.optimizers
+        for x, _ in agent:
+            at = agent.step_number
+            agent.backward(critic_loss(agent.model, x))
+            agent.apply(critic)
+            if agent.name == "w1" and at == 4:
+                raise Died
+            if at % 2 == 0:
+                agent.backward(generator_loss(agent.model, x))
+                agent.apply(generator)
+
+    agents = run(world, script, gan, dies=(1, 4))
+    alone = Alone(agents[0], gan)
+    gan_alone(alone)
+    equal(agents, alone)
+
+
+def test_single_optimizers_need_the_whole_batch() -> None:
+    with pytest.raises(UsageError, match="leave out micro_batch_size_max"):
+        run(1, gan_script, gan, accumulation=2)
+
+
+# -- what workers tell each other
+
+
+def contrast(a: torch.Tensor, b: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(functional.normalize(a, dim=1) @ functional.normalize(b, dim=1).T / 0.2, target)
+
+
+@WORLDS
+@pytest.mark.parametrize("compositions", ["inline", "gather"])
+def test_negatives_of_the_whole_batch(world: int, compositions: Any) -> None:
+    """The loss of a batch is not the mean of those of its parts: gradients flow to the rows of all workers."""
+
+    def script(agent: InProcess) -> None:
+        for x, _ in agent:
+            a, b = agent.model(x + 0.1), agent.model(x * 0.9)
+            everybodys = agent.gather(b)
+            own = agent.own_rows
+            agent.step(contrast(a, everybodys, torch.arange(own.start, own.stop)))
+
+    agents = run(world, script, strategy=replace(SMALL, compositions=compositions))
+    alone = Alone(agents[0], build)
+    for x, _ in alone:
+        alone.optimizer.zero_grad()
+        contrast(alone.model(x + 0.1), alone.model(x * 0.9), torch.arange(len(x))).backward()
+        alone.optimizer.step()
+    equal(agents, alone)
+
+
+@MEMBERS
+def test_losses_with_two_denominators(world: int, accumulation: int) -> None:
+    """Each divided by what all have of it. With micro-batches, by what all have in these."""
+    if accumulation > 1:
+        pytest.skip("their denominators are those of micro-batches")
+
+    def terms(model: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        out = model(x)
+        return functional.cross_entropy(out, y, reduction="sum"), (out**2).sum(1)[y > 0].sum(), (y > 0).sum()
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            first, second, count = terms(agent.model, x, y)
+            samples, count = agent.all_reduce(len(x)), agent.all_reduce(count)
+            agent.step(first / samples + 0.1 * second / count, reduction="sum")
+
+    agents = run(world, script)
+    alone = Alone(agents[0], build)
+    for x, y in alone:
+        alone.optimizer.zero_grad()
+        first, second, count = terms(alone.model, x, y)
+        (first / len(x) + 0.1 * second / count).backward()
+        alone.optimizer.step()
+    equal(agents, alone)
+
+
+@MEMBERS
+@pytest.mark.parametrize("where", ["loop", "nested", "on_epoch", "behind the step"])
+def test_sums_over_all_workers(world: int, accumulation: int, where: str) -> None:
+    heard: dict[str, list[Any]] = {}
+
+    def script(agent: InProcess) -> None:
+        mine = heard.setdefault(agent.name, [])
+
+        def tell() -> None:
+            mine.append((agent.step_number, agent.all_reduce(1), agent.all_reduce(agent.rank, "max")))
+            mine.append(agent.broadcast(torch.tensor([agent.rank, 5])).tolist())
+            mine.append([part.tolist() for part in agent.all_gather(torch.arange(agent.rank))])
+            agent.barrier()
+
+        if where == "on_epoch":
+            agent.on_epoch(tell)
+        if where == "nested":
+            for epoch in agent.epochs():
+                for x, y in epoch:
+                    agent.step(functional.cross_entropy(agent.model(x), y))
+                tell()
+            return
+        for x, y in agent:
+            if where == "loop" and agent._micro is not None and agent._micro[1]:
+                agent.all_reduce(1.5, "mean")
+            made = agent.step(functional.cross_entropy(agent.model(x), y))
+            if made and where == "behind the step":
+                tell()
+
+    agents = run(world, script, accumulation=accumulation)
+    alone = Alone(agents[0], build)
+    plain_alone(alone)
+    equal(agents, alone)
+    if where == "loop":
+        return
+    everybody = list(heard.values())
+    assert everybody == [everybody[0]] * world
+    steps = range(4, STEPS + 1, 4) if where != "behind the step" else range(1, STEPS + 1)
+    assert everybody[0][::3] == [(step, world, world - 1) for step in steps]
+    assert everybody[0][1::3] == [[0, 5]] * len(steps)
+    assert everybody[0][2::3] == [[list(range(rank)) for rank in range(world)]] * len(steps)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("where", ["between", "inside"])
+def test_a_death_while_workers_tell_each_other_something(world: int, where: str) -> None:
+    """At the end of an epoch whoever is there then hears the same; in a step, the step is given up."""
+    heard: dict[str, list[Any]] = {}
+
+    def script(agent: InProcess) -> None:
+        mine = heard.setdefault(agent.name, [])
+        for epoch in agent.epochs():
+            for x, y in epoch:
+                if where == "inside":
+                    agent.all_reduce(1)
+                    if agent.name == "w1" and agent.step_number == 5:
+                        raise Died
+                    agent.all_reduce(1)
+                agent.step(functional.cross_entropy(agent.model(x), y))
+            mine.append((epoch.number, "first", agent.all_reduce(1)))
+            if where == "between" and agent.name == "w1" and epoch.number == 1:
+                raise Died
+            mine.append((epoch.number, "second", agent.all_reduce(torch.tensor([2.0])).tolist()))
+
+    agents = run(world, script, dies=(1, 8 if where == "between" else 5))
+    alone = Alone(agents[0], build)
+    plain_alone(alone)
+    equal(agents, alone)
+    survivors = [heard[name] for name in heard if name not in ("w1", "late")]
+    assert all(one == survivors[0] for one in survivors)
+    late = heard["late"]
+    assert late == survivors[0][-len(late) :] and late
+
+
+@WORLDS
+@pytest.mark.parametrize("who", ["one", "all"])
+@pytest.mark.parametrize("where", ["inside", "behind"])
+def test_stopping_ends_all_members_at_the_step_at_which_one_says_so(world: int, who: str, where: str) -> None:
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            speaks = who == "all" or agent.name == "w0"
+            if where == "inside" and agent.step_number == 5 and speaks:
+                agent.stop("enough")
+            agent.step(functional.cross_entropy(agent.model(x), y))
+            if where == "behind" and agent.step_number == 5 and speaks:
+                agent.stop("enough")
+
+    agents = run(world, script)
+    equal(agents)
+    assert [agent.strategy.step_number for agent in agents] == [5] * world
+    assert [len(agent.history) for agent in agents] == [5] * world
+
+
+def test_a_callback_in_the_middle_of_a_step_may_not_talk() -> None:
+    def script(agent: InProcess) -> None:
+        agent.on_step(lambda: agent.all_reduce(1))
+        plain(agent)
+
+    with pytest.raises(UsageError, match=r"agent\.on_step"):
+        run(2, script)
+
+
+def test_nobody_is_there_before_and_behind_the_loop() -> None:
+    def script(agent: InProcess) -> None:
+        with pytest.raises(UsageError, match="before and behind it"):
+            agent.all_reduce(1)
+        plain(agent)
+        with pytest.raises(UsageError, match="before and behind it"):
+            agent.barrier()
+
+    run(1, script)
+
+
+# -- buffers
+
+
+class Counting(nn.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 3)
+        for name in ("seen", "own", "first", "largest"):
+            self.register_buffer(name, torch.zeros(2, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.seen += len(x)
+            self.own += 1
+            self.first.fill_(float(x[0, 0]))
+            self.largest = torch.maximum(self.largest, x.abs().max())
+        return self.body(x)
+
+
+def counting() -> Any:
+    model = Counting().double()
+    rules = {"seen": "sum", "ow*": "local", "first": "first", "largest": "max"}
+    return model, torch.optim.SGD(model.parameters(), 0.1), {"buffers": rules}
+
+
+@WORLDS
+def test_buffers_by_rule(world: int) -> None:
+    agents = run(world, plain, counting)
+    alone = Alone(agents[0], counting)
+    plain_alone(alone)
+    equal(agents, alone)
+    for agent in agents:
+        assert agent.model.seen.tolist() == alone.model.seen.tolist() == [44 * EPOCHS] * 2
+        assert agent.model.first.tolist() == alone.model.first.tolist()
+        assert agent.model.largest.tolist() == alone.model.largest.tolist()
+        assert agent.model.own.tolist() == [STEPS] * 2
+
+
+@pytest.mark.parametrize(
+    ("rules", "match"),
+    [({"nothing": "sum"}, "none that is called nothing"), ({"seen": "median"}, "one of mean"), ({"0": "x"}, "one of")],
+)
+def test_rules_of_buffers_that_cannot_be_kept(rules: Any, match: str) -> None:
+    def made() -> Any:
+        model, optimizer, _ = counting()
+        return model, optimizer, {"buffers": rules}
+
+    with pytest.raises(UsageError, match=match):
+        run(1, plain, made)

@@ -39,6 +39,7 @@ from antdt.strategies.allreduce import AllReduce
 from antdt.strategies.base import GenerationClosed, Outcome, Strategy, StrategyOptions
 from antdt.strategies.once import Once
 from antdt.strategies.together import one_model, one_optimizer
+from antdt.talking import Talking
 from antdt.worker import instructions as ask
 from antdt.worker.blame import by_exception
 from antdt.worker.effects import Effects
@@ -54,7 +55,7 @@ log = logging.getLogger("antdt")
 LEAVE_EARLY_S = 20.0
 
 
-class Agent(Stepping, Epochs):
+class Agent(Stepping, Talking, Epochs):
     """One worker of a job. Iterate it for micro-batches; call `step(loss)` for each of them.
 
     Invariant: a process is one worker of one job once. What begins again is another process.
@@ -232,16 +233,14 @@ class Agent(Stepping, Epochs):
             while course.asks is not None:
                 if isinstance(course.asks, ask.Train):
                     yield from self._turn(course.asks.ranges[0].epoch)
-                    yield from self._batches(course.asks)
-                    if self._broken:
-                        self._broken = False
-                        course.closed(GenerationClosed("it closed in the middle of a step"))
-                    assert isinstance(course.asks, ask.Between), "the step before is still open"
+                    yield from self._train(course)
                 else:
                     course.carry_out(self._perform)
-            if course.result is not None:
+            if course.result is not None and not (self._stopped and course.result == ExitCode.DRAINED):
                 sys.exit(int(course.result))
-            yield from self._turn(max(self.spec.epochs, self.strategy.once.epoch + 1), over=True)
+            if member.life.ended:
+                self.strategy.outlive()
+                yield from self._turn(max(self.spec.epochs, self.strategy.once.epoch + 1), over=True)
         except GeneratorExit:
             if self._hand.ranges and by_exception():
                 self._hand.witness.left_with(self._hand.ranges)
@@ -249,11 +248,24 @@ class Agent(Stepping, Epochs):
                 self._leave_early()
             raise
         finally:
+            self._over = True
             self.loader.close()
             member.finish(linger=self._hand.witness.waits)
             self._page.enter(At.USER, "behind the loop")
         if told.at_s() is not None:  # while the last step was made: what a script does behind its loop is left undone
             sys.exit(int(ExitCode.DRAINED))
+
+    def _train(self, course: Course) -> Iterator[Any]:
+        """What the life asks for now: a generation may have ended while the script was at the end of an epoch."""
+        asked = course.asks
+        if not isinstance(asked, ask.Train):
+            return
+        yield from self._batches(asked)
+        if self._broken:
+            self._broken = False
+            course.closed(GenerationClosed("it closed in the middle of a step"))
+        self._inside = False
+        assert course.asks is not asked, "the step before is still open"
 
     def _refuse_another(self) -> None:
         if Agent._begun and not self._named and not self._iterated:
@@ -338,7 +350,10 @@ class Agent(Stepping, Epochs):
         for number, part in enumerate(parts):
             batch = self._hand.load(part)
             self._micro, self._losses = (sum(r.length for r in part), number == len(parts) - 1), 0
+            self._updates, self._whole, self._inside = 0, len(parts) == 1, True
             yield batch
+            if self._micro is not None and self._updates and not self._losses:
+                self._end_updates()
             if self._micro is not None:
                 raise UsageError(
                     "A batch was not passed to agent.step(loss): every sample counts exactly once. Behind "
@@ -351,6 +366,8 @@ class Agent(Stepping, Epochs):
     def _account(self, outcome: Outcome) -> None:
         with self._client.changed:
             self._membership.note()
+        if any(row.stopping for row in outcome.rows):
+            self._stop_now()
         if outcome.applied:
             self._hand.measure(outcome, self.strategy.step_number)
         if outcome.applied and self._session.rank == 0 and not self._loaded_back:
@@ -358,6 +375,14 @@ class Agent(Stepping, Epochs):
             # known now, not when it is needed.
             self.strategy.load_back()
             self._loaded_back = True
+
+    def _stop_now(self) -> None:
+        """Some script has called `stop`, and all have heard it in the same step."""
+        if self._stopped is None:
+            self._stopped = "another worker's script called agent.stop"
+            log.warning("stops behind step %d: %s", self.step_number, self._stopped)
+        if self._membership.life.told_at_s is None:
+            self._membership.life.told_at_s = monotonic()
 
 
 def _close(iteration: weakref.ref[Generator[Any]]) -> None:

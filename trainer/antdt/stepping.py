@@ -44,7 +44,9 @@ class Stepping:
     _perform: Callable[[ask.Instruction], Any]
     _page: Any
     _outcome: Outcome | None = None
-    _losses = 0  # of the micro-batch at hand
+    _losses, _updates = 0, 0  # of the micro-batch at hand
+    _whole = True  # it is the only one of its step
+    _inside = False
 
     def step(self, loss: torch.Tensor, *, weight: Any = None, reduction: Literal["mean", "sum"] = "mean") -> bool:
         """Backward for the micro-batch at hand; reduces and applies after the last one of a step.
@@ -63,8 +65,11 @@ class Stepping:
             ReplicasDiffer: the workers do not hold the same model any more; which part, and what likely did it.
             NotFinite: the model is not finite, or too many steps in a row were skipped.
         """
-        if self._losses:
-            raise UsageError("agent.step(loss) is the whole: behind agent.backward(loss) it is agent.apply().")
+        if self._losses or self._updates:
+            raise UsageError(
+                "agent.step(loss) is the whole: behind agent.backward(loss) it is agent.apply(), and where single "
+                "optimizers are stepped, agent.apply(optimizer) for each."
+            )
         samples, last = self._at_hand("step(loss)")
         self._micro = None
         if self._gone():
@@ -104,10 +109,19 @@ class Stepping:
         self._carry_on(self._reduce, False)
         return not self._broken
 
-    def apply(self) -> bool:
-        """Ends the batch; the optimizers step after the last one of a step. Returns as `step` does."""
+    def apply(self, *optimizers: Any) -> bool:
+        """Ends the batch; the optimizers step after the last one of a step. Returns as `step` does.
+
+        optimizers: these alone step, at once, with the gradients of all workers since the last `apply`; other losses of
+        this batch, and other optimizers, may follow, and the step ends with the loop's body (a GAN: the discriminator,
+        then the generator that is judged by the new one). It needs the whole batch at once: no micro-batches.
+        """
         samples, last = self._at_hand("apply()")
         self._require_losses()
+        if optimizers:
+            return self._update(optimizers)
+        if self._updates:
+            raise UsageError("Behind agent.apply(optimizer) the next ones are named, too: agent.apply(other).")
         self._micro, self._losses = None, 0
         if self._gone():
             return False
@@ -123,6 +137,8 @@ class Stepping:
         Returns False: the model has not changed.
         """
         samples, last = self._at_hand("skip(reason)")
+        if self._updates:
+            raise UsageError("agent.skip(reason) belongs before agent.apply(optimizer), which has changed the model.")
         self._micro, self._losses = None, 0
         if not self._gone():
             self.strategy.skip(samples, reason)
@@ -131,6 +147,26 @@ class Stepping:
         return False
 
     # -- helpers
+
+    def _update(self, optimizers: tuple[Any, ...]) -> bool:
+        if not self._whole:
+            raise UsageError(
+                "agent.apply(optimizer) needs the whole batch of a step at once: leave out micro_batch_size_max, or "
+                "make batch_size smaller."
+            )
+        self._losses, self._updates, made = 0, self._updates + 1, list[bool]()
+        if not self._broken:
+            self._carry_on(lambda: made.append(self.strategy.update(optimizers)), False)
+        return made == [True]
+
+    def _end_updates(self) -> None:
+        """The body is over, and its optimizers have stepped: so is the step."""
+        samples, last = self._at_hand("apply(optimizer)")
+        self._micro, self._updates = None, 0
+        if not self._gone():
+            self.strategy.through(samples)
+            self._hand.passed(self.strategy.first_bucket_at)
+            self._carry_on(lambda: self.strategy.see(self.plans.newest), last)
 
     def _at_hand(self, call: str) -> tuple[int, bool]:
         if self._micro is None:
@@ -159,6 +195,7 @@ class Stepping:
             self._broken = True
             self._hand.drop()
         if self._micro is None:
+            self._inside = not last or self._broken
             self._page.enter(At.USER)
         made = self._outcome
         return made is not None and made.applied and made.skipped is None

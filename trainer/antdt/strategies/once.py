@@ -157,8 +157,8 @@ class Once:
             one.load_state_dict(theirs)
         if self.scaler is not None and saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
-        for name, one in self.state.items():
-            one.load_state_dict(saved["state"][name])
+        for name, theirs in saved["state"].items():
+            self.state[name].load_state_dict(theirs)
 
 
 def callback_of(function: Callable[..., Any]) -> Callback:

@@ -332,7 +332,8 @@ class Life:
         yield ask.Accounted(outcome)
         if outcome.skipped is not None:
             who = "by " + ", ".join(outcome.skipped) if outcome.skipped else "by no worker alone, the sum overflows"
-            said = f"step {strategy.step_number} was skipped: its gradient is not finite ({who})"
+            why = outcome.why or f"its gradient is not finite ({who})"
+            said = f"step {strategy.step_number} was skipped: {why}"
             self._say(logging.WARNING, said)
         yield from self._file(outcome)
 

@@ -264,9 +264,9 @@ class ReducedGradients:
         if any(slot.used for slot in bucket.slots):
             self._own.append(total_of(bucket.grads))
         if bucket.rows is not None:
-            assert self._row is not None
             bucket.rows.zero_()
-            bucket.rows[self._generation.rank] = self._row
+            if self._row is not None:  # none in the middle of a step
+                bucket.rows[self._generation.rank] = self._row
         bucket.work = self._generation.allreduce(bucket.flat)
 
     def launch_rest(self) -> None:

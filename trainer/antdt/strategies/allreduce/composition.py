@@ -19,7 +19,7 @@ RANGES_MAX = 8
 HEAD_WIDTH = 13
 RANGE_WIDTH = 5
 ROW_WIDTH = HEAD_WIDTH + RANGES_MAX * RANGE_WIDTH
-ENDED, LEAVING, CHECKPOINT, SUMMED, PASSED_OVER = 1, 2, 4, 8, 16
+ENDED, LEAVING, CHECKPOINT, SUMMED, PASSED_OVER, STOPPING = 1, 2, 4, 8, 16, 32
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -36,7 +36,7 @@ class Row:
     leaving: this is its last step. checkpoint: a checkpoint is to follow this step. settings, state: fingerprints of
     what the optimizer stepped by last, and of the model; 0 where none is given this time. weight: what its losses count
     together. trained: fingerprint of which parameters are trained; 0 of a member without samples. summed: its losses
-    are sums, which nothing divides. passed_over: its script wants the step skipped.
+    are sums, which nothing divides. passed_over: its script wants the step skipped. stopping: it wants no more steps.
     """
 
     samples: int
@@ -55,6 +55,7 @@ class Row:
     trained: int = 0
     summed: bool = False
     passed_over: bool = False
+    stopping: bool = False
 
     def __post_init__(self) -> None:
         assert len(self.ranges) <= RANGES_MAX, f"{len(self.ranges)} ranges in one step, at most {RANGES_MAX}"
@@ -64,7 +65,7 @@ class Row:
         """ROW_WIDTH whole numbers of 64 bits, signed; unused ranges are zero."""
         high, low = struct.unpack(">2q", self.lineage)
         flags = ENDED * self.ended | LEAVING * self.leaving | CHECKPOINT * self.checkpoint
-        flags |= SUMMED * self.summed | PASSED_OVER * self.passed_over
+        flags |= SUMMED * self.summed | PASSED_OVER * self.passed_over | STOPPING * self.stopping
         columns = [self.samples, self.plan_seen, self.plan, high, low, self.step, flags, self.reference]
         (weight,) = struct.unpack(">q", struct.pack(">d", self.weight))
         columns += (self.settings, self.state, weight, self.trained, len(self.ranges))
@@ -99,6 +100,7 @@ class Row:
             trained=prints[3],
             summed=bool(flags & SUMMED),
             passed_over=bool(flags & PASSED_OVER),
+            stopping=bool(flags & STOPPING),
         )
 
 
@@ -147,6 +149,11 @@ class Round:
     def weight(self) -> float:
         """What all losses count together: added in rank order, so the same number on all members."""
         return sum(row.weight for row in self.rows)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether some script wants no more steps: this one is not made."""
+        return any(row.stopping for row in self.rows)
 
     @property
     def summed(self) -> bool:

@@ -121,6 +121,10 @@ class Generation:
         """Closed by the ledger, by `close`, or left."""
         return self._over.is_set() or self._told()
 
+    def outlive(self) -> None:
+        """The ledger has nothing to say of it any more: it is closed when a member has gone."""
+        self._told = lambda: False
+
     def check(self) -> None:
         """Raises GenerationClosed if it is."""
         if self.is_closed:

@@ -267,7 +267,8 @@ def gather_bytes(generation: Generation, mine: bytes) -> list[bytes]:
     generation.wait(generation.gather(sizes, torch.tensor([len(mine)])))
     rows = torch.zeros(generation.world, int(sizes.max()), dtype=torch.uint8)
     row = torch.zeros(rows.shape[1], dtype=torch.uint8)
-    row[: len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+    if mine:
+        row[: len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
     generation.wait(generation.gather(rows, row))
     generation.settled()
     return [bytes(one[:size].numpy()) for one, size in zip(rows, sizes.flatten().tolist(), strict=True)]

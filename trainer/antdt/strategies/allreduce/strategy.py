@@ -20,33 +20,33 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from antdt_schemas.errors import UsageError
 from antdt_schemas.ranges import Range
 
-from antdt.strategies.allreduce import finite, guard, replicas
-from antdt.strategies.allreduce.buckets import LocalGradients, ReducedGradients, all_finite, partition
+from antdt.strategies.allreduce import guard
+from antdt.strategies.allreduce.buckets import ReducedGradients
 from antdt.strategies.allreduce.composition import ROW_WIDTH, Round, Row
-from antdt.strategies.allreduce.holding import Holding
 from antdt.strategies.allreduce.options import AllReduce
 from antdt.strategies.allreduce.rendezvous import Generation
-from antdt.strategies.allreduce.weights import Weights
-from antdt.strategies.base import GenerationClosed, Outcome, Timings
+from antdt.strategies.allreduce.updates import Updating
+from antdt.strategies.base import Outcome, Timings
 from antdt.strategies.together import optimizers_of
 
-COMPARED_AT_FIRST = 4  # steps of a generation, all of which are compared
+
+class Reduced(NamedTuple):
+    """The gradients of a step are those of all members: what that has shown. factor: of buffers. times: by
+    time.perf_counter().
+    """
+
+    round: Round
+    factor: float
+    times: tuple[float, float, float]
 
 
-class Reduced:
-    """The gradients of a step are those of all members: what that has shown. Times by time.perf_counter()."""
-
-    def __init__(self, round_: Round, factor: float, times: tuple[float, float, float]) -> None:
-        self.round, self.factor, self.times = round_, factor, times
-
-
-class AllReduceReplica(Holding):
+class AllReduceReplica(Updating):
     """One replica of a model. Only the thread that owns the model calls it.
 
     first_bucket_at: time.perf_counter() when the first bucket was full in the last backward, where this member's own
@@ -56,8 +56,7 @@ class AllReduceReplica(Holding):
     def __init__(self, model: torch.nn.Module, optimizer: Any, options: AllReduce | None = None) -> None:
         super().__init__(model, optimizer, options)
         self.first_bucket_at: float | None = None
-        self._gradients: ReducedGradients | LocalGradients | None = None
-        self._rounds, self._weights = 0, Weights()
+        self._stops = False
         self._gathered: torch.Tensor | None = None
         self._announced = False
         self._reduced: Reduced | None = None
@@ -76,44 +75,12 @@ class AllReduceReplica(Holding):
         self._forget_step()
         self._keep()
 
-    def _lay_out(self) -> None:
-        """Room for the gradients of what is trained now."""
-        generation = self._attached()
-        trained = [param for param in self.model.parameters() if param.requires_grad]
-        if not trained:
-            raise UsageError("All parameters are frozen: at least one must have requires_grad=True.")
-        kind = LocalGradients if generation.world == 1 else ReducedGradients
-        same = len(trained) == len(self._trained) and all(a is b for a, b in zip(trained, self._trained, strict=True))
-        if not (same and isinstance(self._gradients, kind)):
-            if self._gradients is not None:
-                self._gradients.disconnect()
-            groups = partition(trained, self.options.first_bucket_size_bytes, self.options.bucket_size_bytes)
-            self._gradients = (
-                LocalGradients(groups) if kind is LocalGradients else ReducedGradients(groups, self.options.overlap)
-            )
-        self._trained = trained
-        self._frozen = [param for param in self.model.parameters() if not param.requires_grad]
-        if isinstance(self._gradients, ReducedGradients):
-            self._gradients.connect(generation, self._inline())
-
-    def adopt(self, source_rank: int) -> bool:
-        """See Holding. What is trained comes with the model."""
-        taken = super().adopt(source_rank)
-        if taken:
-            self._lay_out()
-        return taken
-
     def detach(self) -> None:
         """Takes the hooks off the model; the state stays."""
         self._guard.close()
         if self._gradients is not None:
             self._gradients.disconnect()
         self._gradients, self._generation = None, None
-
-    def _inline(self) -> bool:
-        if self.options.compositions == "auto":
-            return str(self._trained[-1].device.type) == "cpu"
-        return self.options.compositions == "inline"
 
     @property
     def is_open(self) -> bool:
@@ -125,7 +92,7 @@ class AllReduceReplica(Holding):
         if self._generation is not None and not self._generation.leave() and self._gradients is not None:
             self._gradients.renounce()
         self._generation = None
-        self.once.given_up()
+        self._give_up_updates()
         self._buffers.restore()
         self._random.restore()
         self._forget_step()
@@ -174,32 +141,16 @@ class AllReduceReplica(Holding):
             state=state,
         )
 
-    def _fingerprints(self, generation: Generation, samples: int) -> tuple[int, int]:
-        """Of the last applied step: the optimizer's numbers always, the model where everybody gives it.
-
-        Whoever takes no sample gives it always: when nobody takes any, perhaps at the end, all are compared.
-        """
-        every = self.options.compare_every
-        due = bool(every) and (self._rounds < COMPARED_AT_FIRST or self.step_number % every == 0)
-        if due:
-            self._guard.check_parameters()
-        self._rounds += 1
-        if generation.world == 1 or not every:
-            return self._replica.settings, 0
-        state = self._state  # of the round before, if that one had no sample: the script did not run since
-        if not state and (due or samples == 0):
-            state = self._replica.state(frozen=self._rounds == 1)
-        self._state = 0 if samples else state
-        return self._replica.settings, state
-
     def see(self, plan: int) -> None:
         """The newest plan that was read since `take`; it counts for this step if the row has not left yet."""
         row = self._row
         if row is not None and plan > row.plan_seen and not self._announced:
             self._row = replace(row, plan_seen=plan)
 
-    def _announce(self) -> None:
-        """This member's row leaves with its first gradients, when it is known what its losses weigh."""
+    def _announce(self, bare: bool = False) -> None:
+        """This member's row leaves with its first gradients, when it is known what its losses weigh. bare: there are
+        none any more.
+        """
         if self._announced:
             return
         generation, weights, gradients = self._attached(), self._weights, self._gradients
@@ -211,14 +162,17 @@ class AllReduceReplica(Holding):
                 weight=weights.total,
                 trained=self._replica.trained() if self.options.compare_every and generation.world > 1 else 0,
                 summed=weights.summed,
+                stopping=self._stops,
                 passed_over=weights.reason is not None,
             )
+        elif self._stops:
+            self._row = row = replace(self._row, stopping=True)
         else:
             row = self._row
         if not isinstance(gradients, ReducedGradients):
             return
         columns = torch.tensor(row.pack(), dtype=torch.int64)
-        if self._inline():
+        if self._inline() and not bare:
             gradients.announce(columns)
         else:
             self._gathered = torch.empty(generation.world, ROW_WIDTH, dtype=torch.int64)
@@ -252,7 +206,7 @@ class AllReduceReplica(Holding):
         if through:
             self._weights.through(samples)
         self._check_unfrozen()
-        if last:
+        if last and (self._inline() or not self.talks):
             self._announce()
         gradients.expect(last)
         if weight:  # the mean of nothing is no number, and counts nothing
@@ -301,20 +255,26 @@ class AllReduceReplica(Holding):
         if row.samples and not self._announced:  # losses came one by one, and none was said to be the last
             self._check_unfrozen()
             self._check_touched()
-        self._announce()
+        if self.talks:
+            place, idle = 2 * self.step_number + 1, row.samples == 0
+            self._weights.bare = self._talk.reduction(generation, place, idle=idle, bare=self._weights.bare)
+        bare = self._weights.bare
+        self._announce(bare)
         if row.samples == 0:
             round_ = Round.of(self._rows())
             if round_.total == 0:
                 self._compare(round_)
                 return None
-        gradients.launch_rest()
+        if not bare:
+            gradients.launch_rest()
         self._buffers.launch(generation, row.samples / row.reference)
         round_ = Round.of(self._rows())
         self._compare(round_)
         composed = time.perf_counter()
-        gradients.finish(round_.factor)
+        if not bare:
+            gradients.finish(round_.factor)
         self._buffers.wait(generation)
-        if not round_.passed_over:
+        if not (bare or round_.passed_over):
             self._guard.within(self.once.unscale, optimizers_of(self.optimizer))
         times = started, composed, time.perf_counter()
         self._reduced, self._guard.reduced = Reduced(round_, row.reference / round_.total, times), True
@@ -332,10 +292,15 @@ class AllReduceReplica(Holding):
         if reduced is None:
             return self._idle(begun)
         round_, gradients = reduced.round, self._gradients
+        if round_.stopping:  # nothing is made any more
+            self._give_up_updates()
+            return self._idle(begun)
         assert gradients is not None
-        skipped, why = self._passed_over(round_)
+        skipped, why = self._passed_over(round_, self._weights.reason)
         unscaled = skipped is None
-        if skipped is None:
+        if skipped is None and self._weights.bare:
+            skipped = None if True in self._updated else ()
+        elif skipped is None:
             skipped = None if gradients.is_finite() and self._are_finite() else self._authors(gradients)
         # From here on nothing can fail half-way but this process itself.
         if round_.plan != self.plan and on_plan is not None:
@@ -351,50 +316,6 @@ class AllReduceReplica(Holding):
         started, composed, gathered = reduced.times
         timings = Timings(composed - started, gathered - composed, time.perf_counter() - gathered)
         return Outcome(round_.total, round_.rows, True, round_.ended, timings, skipped, why)
-
-    def _passed_over(self, round_: Round) -> tuple[tuple[str, ...] | None, str]:
-        """Who wants the step skipped, or None, and why."""
-        named = zip(self._workers, round_.rows, strict=True)
-        if not round_.passed_over:
-            return None, ""
-        who = tuple(worker for worker, row in named if row.passed_over)
-        return who, self._weights.reason or (f"{', '.join(who)} called agent.skip" if who else "it has no weight")
-
-    def _compare(self, round_: Round) -> None:
-        """Raises ReplicasDiffer, on all members alike."""
-        unequal = round_.unequal()
-        if unequal is not None:
-            raise replicas.difference(self._attached(), self._replica, self._workers, self.step_number, unequal)
-
-    def _are_finite(self) -> bool:
-        """Whether a script that has looked at the gradients has left them so; it may have put others in their place."""
-        grads = [param.grad for param in self._trained if param.grad is not None] if self._guard.reduced else []
-        return all_finite([grad for grad in grads if not grad.is_sparse])
-
-    def _authors(self, gradients: ReducedGradients | LocalGradients) -> tuple[str, ...]:
-        """Whose part of a gradient was not finite; nobody's, if only the sum is too large. Where a step must not be
-        skipped, raises NotFinite instead, on all members alike.
-        """
-        self.check_finite()
-        options, authors, generation = self.options, None, self._attached()
-        skips = options.on_nonfinite == "skip" or self.once.scales
-        try:
-            authors = self._gather_authors(generation, gradients.own_is_finite())
-        except GenerationClosed:
-            if skips:
-                raise
-        if authors is None or not skips:
-            raise finite.not_to_be_skipped(self.step_number + 1, authors, None)
-        if self._skips + 1 >= options.skips_max:
-            raise finite.not_to_be_skipped(self.step_number + 1, authors, options.skips_max)
-        return authors
-
-    def _gather_authors(self, generation: Generation, own_is_finite: bool) -> tuple[str, ...]:
-        if generation.world == 1:
-            return tuple(self._workers)
-        found = torch.empty(generation.world, 1, dtype=torch.int64)
-        generation.wait(generation.gather(found, torch.tensor([int(own_is_finite)])))
-        return tuple(w for w, finite in zip(self._workers, found.flatten().tolist(), strict=True) if not finite)
 
     def _rows(self) -> list[Row]:
         """Everybody's, in rank order; waits for them."""
@@ -419,7 +340,8 @@ class AllReduceReplica(Holding):
     def _apply(self, factor: float) -> None:
         """Void until `_advance` has said which step this is. factor: of the buffers."""
         self._buffers.finish(factor)
-        self._guard.within(self._step_optimizers)
+        if not self._weights.bare:
+            self._guard.within(self._step_optimizers)
         self._replica.stepped(self.rates.factor)
 
     def _step_optimizers(self) -> None:
@@ -441,6 +363,10 @@ class AllReduceReplica(Holding):
         self._forget_step()
         self._keep()
 
+    def stop(self) -> None:
+        """The step that is open, or the next one, is not made: this member says so to all."""
+        self._stops = True
+
     # -- helpers
 
     def _forget_step(self) -> None:
@@ -449,9 +375,5 @@ class AllReduceReplica(Holding):
             self._gradients.reset()
         self._row, self._gathered, self._gathering, self._reduced = None, None, None, None
         self._weights.clear()
+        self._undo, self._updated = None, []
         self._announced, self._guard.reduced, self.first_bucket_at = False, False, None
-
-    def _check_unfrozen(self) -> None:
-        """Raises GenerationClosed: the next generation has room for the gradients of what is trained from now on."""
-        if any(param.requires_grad for param in self._frozen):
-            raise GenerationClosed("Parameters were unfrozen: the members meet anew, and reduce their gradients too.")

@@ -15,7 +15,7 @@ MIXED = (
 
 class Weights:
     """Of the step that is open. `total`: what its micro-batches weigh so far; `samples`: how many they have. `reason`:
-    why the script wants the step skipped, or None. `summed`: its losses are sums.
+    why the script wants the step skipped, or None. `bare`: its gradients were applied before its end.
     """
 
     def __init__(self) -> None:
@@ -25,6 +25,7 @@ class Weights:
         """No step is open."""
         self.total, self.samples = 0.0, 0
         self.reason: str | None = None
+        self.bare = False
         self._summed: bool | None = None
         self._at_hand: float | None = None
 
@@ -36,7 +37,7 @@ class Weights:
     @property
     def counts_nothing(self) -> bool:
         """Whether no gradient is expected."""
-        return self.reason is not None or (self.total == 0 and not self._summed)
+        return self.bare or self.reason is not None or (self.total == 0 and not self._summed)
 
     def of(self, samples: int, weight: float | None, *, summed: bool) -> float:
         """What a loss of the micro-batch at hand weighs.
@@ -45,7 +46,7 @@ class Weights:
         """
         if summed and weight is not None:
             raise UsageError("A loss with reduction='sum' has no weight: nothing is divided. Leave weight out.")
-        if self._summed is not None and self._summed != summed:
+        if self._summed is not None and self._summed != summed and not (self.bare and self._at_hand is None):
             raise UsageError(MIXED)
         weight = 1.0 if summed else float(samples) if weight is None else weight
         if self._at_hand not in (None, weight):
@@ -59,9 +60,16 @@ class Weights:
 
     def through(self, samples: int) -> None:
         """No other loss of this micro-batch follows."""
-        self.total += self._at_hand or 0.0
+        self.total += float(samples) if self.bare else self._at_hand or 0.0
         self.samples += samples
         self._at_hand = None
+
+    def updated(self) -> float:
+        """The gradients so far are applied, and forgotten. Returns what they weigh."""
+        if self._at_hand is None:
+            raise UsageError("There is no gradient to apply: call agent.backward(loss) before agent.apply(optimizer).")
+        weight, self._at_hand, self.bare = self._at_hand, None, True
+        return weight
 
     def skip(self, samples: int, reason: str) -> None:
         """The micro-batch at hand goes without a loss, and the step is to be skipped."""
