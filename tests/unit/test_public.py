@@ -15,7 +15,7 @@ from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 
 TRAINER = [
     "Agent", "AgentOptions", "AllReduce", "AntdtError", "ExitCode", "ForeignState", "GenerationOptions",
-    "JobTaken", "LoadingOptions", "LogTampered", "LogTruncated", "Mismatch", "NotFinite", "Occupied", "Refused",
+    "Group", "JobTaken", "LoadingOptions", "LogTampered", "LogTruncated", "Mismatch", "NotFinite", "Occupied", "Refused",
     "ReplicasDiffer", "SampleFailed", "SessionOptions", "Settings", "Superseded", "Unavailable", "Undecodable",
     "UnknownJob", "UnknownSchema", "UsageError",
 ]  # fmt: skip

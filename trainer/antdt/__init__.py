@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from antdt.data.loading import LoadingOptions, SampleFailed
     from antdt.job import AgentOptions
     from antdt.strategies.allreduce import AllReduce, GenerationOptions, ReplicasDiffer
+    from antdt.strategies.together import Group
     from antdt.worker.session import SessionOptions
 
 # Where each name lives. torch is imported with the Agent, its options and what they are made of only: the launcher
@@ -42,6 +43,7 @@ _WHERE = {
     "AgentOptions": "antdt.job",
     "AllReduce": "antdt.strategies.allreduce",
     "GenerationOptions": "antdt.strategies.allreduce",
+    "Group": "antdt.strategies.together",
     "LoadingOptions": "antdt.data.loading",
     "ReplicasDiffer": "antdt.strategies.allreduce",
     "SampleFailed": "antdt.data.loading",
@@ -57,6 +59,7 @@ __all__ = [
     "ExitCode",
     "ForeignState",
     "GenerationOptions",
+    "Group",
     "JobTaken",
     "LoadingOptions",
     "LogTampered",
