@@ -61,12 +61,38 @@ class Row:
         assert len(self.ranges) <= RANGES_MAX, f"{len(self.ranges)} ranges in one step, at most {RANGES_MAX}"
         assert len(self.lineage) == DIGEST_SIZE, self.lineage
 
+    @property
+    def flags(self) -> int:
+        """What is true of it, as bits."""
+        flags = ENDED * self.ended | LEAVING * self.leaving | CHECKPOINT * self.checkpoint
+        return flags | SUMMED * self.summed | PASSED_OVER * self.passed_over | STOPPING * self.stopping
+
+    def weighing(self, weight: float, *, trained: int, summed: bool, passed_over: bool, stopping: bool) -> Row:
+        """The same, when it is known what its losses weigh. (`dataclasses.replace` takes four times as long.)"""
+        return Row(
+            samples=self.samples,
+            plan_seen=self.plan_seen,
+            plan=self.plan,
+            lineage=self.lineage,
+            step=self.step,
+            ended=self.ended,
+            reference=self.reference,
+            ranges=self.ranges,
+            leaving=self.leaving,
+            checkpoint=self.checkpoint,
+            settings=self.settings,
+            state=self.state,
+            weight=weight,
+            trained=trained,
+            summed=summed,
+            passed_over=passed_over,
+            stopping=stopping,
+        )
+
     def pack(self) -> list[int]:
         """ROW_WIDTH whole numbers of 64 bits, signed; unused ranges are zero."""
         high, low = struct.unpack(">2q", self.lineage)
-        flags = ENDED * self.ended | LEAVING * self.leaving | CHECKPOINT * self.checkpoint
-        flags |= SUMMED * self.summed | PASSED_OVER * self.passed_over | STOPPING * self.stopping
-        columns = [self.samples, self.plan_seen, self.plan, high, low, self.step, flags, self.reference]
+        columns = [self.samples, self.plan_seen, self.plan, high, low, self.step, self.flags, self.reference]
         (weight,) = struct.unpack(">q", struct.pack(">d", self.weight))
         columns += (self.settings, self.state, weight, self.trained, len(self.ranges))
         for taken in self.ranges:
@@ -118,12 +144,21 @@ class Composition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What all members conclude alike from the rows of one step, in rank order."""
+    """What all members conclude alike from the rows of one step, in rank order.
+
+    total: samples. weight: what all losses count together, added in rank order, so the same number everywhere. summed:
+    they are sums. passed_over: the step is skipped whatever its gradient is, as a script wants that, or nothing weighs
+    anything. stopping: some script wants no more steps, and this one is not made.
+    """
 
     rows: tuple[Row, ...]
     total: int
     plan: int
     ended: bool
+    weight: float
+    summed: bool
+    passed_over: bool
+    stopping: bool
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Round:
@@ -137,47 +172,34 @@ class Round:
             if _identity(row) != first:
                 what = f"Model of rank {rank} in (lineage, step, plan, reference batch)"
                 raise ReplicasDiffer(what, _shown(first), _shown(_identity(row)))
-        counted = {row.summed for row in rows if row.weight}
-        if len(counted) > 1:
+        weight, flags = 0.0, 0
+        for row in rows:
+            weight += row.weight
+            flags |= row.flags if row.weight else row.flags & ~SUMMED
+        summed = bool(flags & SUMMED)
+        if summed and not all(row.summed for row in rows if row.weight):
             raise UsageError(
                 "In one step some workers pass a loss with reduction='sum' and others a mean: pass the same kind."
             )
         plan = max(rows[0].plan, min(row.plan_seen for row in rows))
-        return cls(tuple(rows), sum(row.samples for row in rows), plan, any(row.ended for row in rows))
-
-    @property
-    def weight(self) -> float:
-        """What all losses count together: added in rank order, so the same number on all members."""
-        return sum(row.weight for row in self.rows)
-
-    @property
-    def stopping(self) -> bool:
-        """Whether some script wants no more steps: this one is not made."""
-        return any(row.stopping for row in self.rows)
-
-    @property
-    def summed(self) -> bool:
-        """Whether its losses are sums."""
-        return any(row.summed for row in self.rows)
-
-    @property
-    def passed_over(self) -> bool:
-        """Whether the step is skipped whatever its gradient is: a script wants that, or nothing weighs anything."""
-        return any(row.passed_over for row in self.rows) or (self.weight == 0 and not self.summed)
+        passed_over = bool(flags & PASSED_OVER) or (weight == 0 and not summed)
+        total, ended, stopping = sum(row.samples for row in rows), bool(flags & ENDED), bool(flags & STOPPING)
+        return cls(tuple(rows), total, plan, ended, weight, summed, passed_over, stopping)
 
     @property
     def factor(self) -> float:
         """What the sum of all gradients counts: they were divided by the reference batch, or are sums."""
-        weight = self.weight
-        return 1.0 if self.summed or weight == 0 else self.rows[0].reference / weight
+        return 1.0 if self.summed or self.weight == 0 else self.rows[0].reference / self.weight
 
     @property
     def epoch(self) -> int:
         """The latest one that this step has samples of; -1 without any."""
-        return max((taken.epoch for row in self.rows for taken in row.ranges), default=-1)
+        return max([taken.epoch for row in self.rows for taken in row.ranges], default=-1)
 
     def unequal(self) -> tuple[int, int] | None:
         """Two ranks whose replicas are not the same, by their fingerprints."""
+        if len(self.rows) == 1:
+            return None
         columns = zip(*((row.settings, row.state, row.trained) for row in self.rows), strict=True)
         return next(filter(None, map(outlier, columns)), None)
 

@@ -157,21 +157,14 @@ class AllReduceReplica(Updating):
         assert self._row is not None
         self._announced = True
         if self._row.samples:
-            self._row = row = replace(
-                self._row,
-                weight=weights.total,
-                trained=self._replica.trained() if self.options.compare_every and generation.world > 1 else 0,
-                summed=weights.summed,
-                stopping=self._stops,
-                passed_over=weights.reason is not None,
-            )
+            trained = self._replica.trained() if self.options.compare_every and generation.world > 1 else 0
+            flags = {"summed": weights.summed, "passed_over": weights.reason is not None, "stopping": self._stops}
+            self._row = self._row.weighing(weights.total, trained=trained, **flags)
         elif self._stops:
-            self._row = row = replace(self._row, stopping=True)
-        else:
-            row = self._row
+            self._row = replace(self._row, stopping=True)
         if not isinstance(gradients, ReducedGradients):
             return
-        columns = torch.tensor(row.pack(), dtype=torch.int64)
+        columns = torch.tensor(self._row.pack(), dtype=torch.int64)
         if self._inline() and not bare:
             gradients.announce(columns)
         else:
