@@ -16,8 +16,8 @@ from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 TRAINER = [
     "Agent", "AgentOptions", "AllReduce", "AntdtError", "ExitCode", "ForeignState", "GenerationOptions",
     "Group", "JobTaken", "LoadingOptions", "LogTampered", "LogTruncated", "Mismatch", "NotFinite", "Occupied",
-    "Refused", "ReplicasDiffer", "SampleFailed", "SessionOptions", "Settings", "Superseded", "Unavailable", "Undecodable",
-    "UnknownJob", "UnknownSchema", "UsageError",
+    "Refused", "ReplicasDiffer", "SampleFailed", "SessionOptions", "Settings", "Superseded", "Unavailable",
+    "Undecodable", "UnknownJob", "UnknownSchema", "UsageError",
 ]  # fmt: skip
 POLICIES = [
     "Action", "AdjustBatchSize", "AdjustBatchSizeOptions", "Assignment", "ClusterView", "Memory", "NodeClass",
