@@ -56,7 +56,9 @@ class Judging(LaidOut):
 
     def _are_finite(self) -> bool:
         """Whether a script that has looked at the gradients has left them so; it may have put others in their place."""
-        grads = [param.grad for param in self._trained if param.grad is not None] if self._guard.reduced else []
+        if not self._guard.reduced:
+            return True
+        grads = [param.grad for param in self._trained if param.grad is not None]
         return all_finite([grad for grad in grads if not grad.is_sparse])
 
     def _authors(self, gradients: ReducedGradients | LocalGradients) -> tuple[str, ...]:
