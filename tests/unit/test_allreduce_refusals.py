@@ -360,7 +360,7 @@ def test_a_scaler_that_the_agent_has_is_called_by_it_alone(call: str) -> None:
     calls: dict[str, Callable[[], Any]] = {
         "scale": lambda: scaler.scale(loss_in_float(member)),
         "unscale_": lambda: scaler.unscale_(member.optimizer),
-        "update": lambda: scaler.update(),
+        "update": lambda: torch.amp.GradScaler.update(scaler),
     }
     with generation_of([member]):
         with pytest.raises(UsageError, match=rf"scaler\.{call} was called by the script"):
