@@ -456,3 +456,40 @@ def test_sums_on_one_worker_and_means_on_another_are_refused() -> None:
 def test_weights_that_divide_nothing_are_refused(weight: float) -> None:
     with pytest.raises(UsageError, match="weight="):
         weight_of(weight)
+
+
+@WORLDS
+def test_what_a_script_does_to_gradients_before_they_are_reduced_is_undone_or_refused(world: int) -> None:
+    """Cleared ones are put back; changed ones, and others added, are refused."""
+    plain = [replica() for _ in range(world)]
+    with generation_of(plain):
+        for _ in range(2):
+            each(world, lambda rank: learn(plain[rank]))
+
+    def in_parts(member: AllReduceReplica, between: Callable[[], Any]) -> None:
+        take(member, 2)
+        member.backward(loss_of(member), 2, last=False)
+        between()
+        member.step()
+
+    with training(world) as members:
+        each(world, lambda rank: in_parts(members[rank], members[rank].optimizer.zero_grad))
+        for member, other in zip(members, plain, strict=True):
+            torch.testing.assert_close(member.model.state_dict(), other.model.state_dict(), rtol=0, atol=0)
+    for change in (lambda m: m.model.head.weight.grad.mul_(2), lambda m: loss_of(m).backward()):
+        with training(world) as members:
+            each_refuses(members, lambda m, c=change: in_parts(m, lambda: c(m)), "between two micro-batches")
+
+
+@WORLDS
+def test_clearing_all_gradients_behind_their_reduction_is_refused(world: int) -> None:
+    with training(world) as members:
+
+        def act(member: AllReduceReplica) -> None:
+            take(member, 2)
+            member.backward(loss_of(member), 2, last=False)
+            assert member.reduce() is not None
+            member.model.zero_grad()
+            member.step()
+
+        each_refuses(members, act, "leave zero_grad")

@@ -895,3 +895,50 @@ def test_rules_of_buffers_that_cannot_be_kept(rules: Any, match: str) -> None:
 
     with pytest.raises(UsageError, match=match):
         run(1, plain, made)
+
+
+def test_reducing_for_all_optimizers_and_stepping_one_do_not_go_together() -> None:
+    def before(agent: InProcess) -> None:
+        for x, _ in agent:
+            agent.backward(critic_loss(agent.model, x))
+            agent.reduce()
+            agent.apply(agent.whole.optimizers[1])
+
+    def behind(agent: InProcess) -> None:
+        for x, _ in agent:
+            agent.backward(critic_loss(agent.model, x))
+            agent.apply(agent.whole.optimizers[1])
+            agent.backward(generator_loss(agent.model, x))
+            agent.reduce()
+
+    for script in (before, behind):
+        with pytest.raises(UsageError, match=r"agent\.reduce\(\) is for all optimizers at once"):
+            run(1, script, gan)
+
+
+@pytest.mark.parametrize("call", ["step", "apply", "skip"])
+def test_behind_a_single_optimizer_the_next_one_is_named(call: str) -> None:
+    def script(agent: InProcess) -> None:
+        for x, _ in agent:
+            agent.backward(critic_loss(agent.model, x))
+            agent.apply(agent.whole.optimizers[1])
+            if call == "step":
+                agent.step(generator_loss(agent.model, x))
+            if call == "skip":
+                agent.skip("too late")
+            agent.backward(generator_loss(agent.model, x))
+            agent.apply()
+
+    with pytest.raises(UsageError, match=r"agent\.apply\(o"):
+        run(1, script, gan)
+
+
+@pytest.mark.parametrize("call", ["nothing", "apply"])
+def test_a_batch_without_a_loss_is_refused(call: str) -> None:
+    def script(agent: InProcess) -> None:
+        for _ in agent:
+            if call == "apply":
+                agent.apply()
+
+    with pytest.raises(UsageError, match=r"agent\.(skip|backward)"):
+        run(1, script)

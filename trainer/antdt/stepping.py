@@ -101,6 +101,8 @@ class Stepping:
         """
         samples, last = self._at_hand("reduce()")
         self._require_losses()
+        if self._updates:
+            raise UsageError("agent.reduce() is for all optimizers at once: leave it out with agent.apply(optimizer).")
         if self._broken or not last:
             return False
         if samples:

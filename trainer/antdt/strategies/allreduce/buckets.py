@@ -21,11 +21,13 @@ from antdt.strategies.allreduce.rendezvous import Generation
 SMALL_SIZE = 2**14  # elements: smaller gradients are added up together
 FOREIGN = (
     "There are gradients that agent.step has not made, as the script called loss.backward(): pass all that is to be "
-    "learned from as one loss, agent.step(loss_a + loss_b), or use torch.autograd.grad for gradients of something else."
+    "learned from as one loss, agent.step(loss_a + loss_b), or one by one, agent.backward(loss_a), "
+    "agent.backward(loss_b), agent.apply(). For gradients of something else use torch.autograd.grad."
 )
 CHANGED = (
     "Gradients were changed between two micro-batches of one step: leave out zero_grad(set_to_none=False), agent.step "
-    "clears gradients itself, and change them in optimizer.register_step_pre_hook, which sees those of the whole step."
+    "clears gradients itself, and change them between agent.reduce() and agent.apply(), where they are those of the "
+    "whole step."
 )
 
 

@@ -6,6 +6,7 @@ Must not know how gradients come together.
 from __future__ import annotations
 
 import torch
+from antdt_schemas.errors import UsageError
 
 from antdt.strategies.allreduce import finite, replicas
 from antdt.strategies.allreduce.buckets import LocalGradients, ReducedGradients, all_finite
@@ -59,7 +60,15 @@ class Judging(LaidOut):
         if not self._guard.reduced:
             return True
         grads = [param.grad for param in self._trained if param.grad is not None]
+        if not grads:
+            raise UsageError("All gradients were cleared behind agent.reduce(): leave zero_grad() out.")
         return all_finite([grad for grad in grads if not grad.is_sparse])
+
+    def _look_again(self) -> None:
+        """Gradients that the script has cleared are put back. Raises UsageError where it has changed some."""
+        assert self._gradients is not None
+        self._gradients.expect(False)
+        self._gradients.done(False)
 
     def _authors(self, gradients: ReducedGradients | LocalGradients) -> tuple[str, ...]:
         """Whose part of a gradient was not finite; nobody's, if only the sum is too large. Where a step must not be

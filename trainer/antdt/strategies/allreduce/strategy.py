@@ -247,6 +247,7 @@ class AllReduceReplica(Updating):
         started = time.perf_counter()
         if row.samples and not self._announced:  # losses came one by one, and none was said to be the last
             self._check_unfrozen()
+            self._look_again()
             self._check_touched()
         if self.talks:
             place, idle = 2 * self.step_number + 1, row.samples == 0

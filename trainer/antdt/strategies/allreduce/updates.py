@@ -83,8 +83,13 @@ class Updating(Judging):
         """
         generation, row, weights = self._attached(), self._row, self._weights
         assert row is not None, "take first"
+        if self._guard.reduced:
+            raise UsageError(
+                "agent.reduce() is for all optimizers at once: leave it out where agent.apply(optimizer) steps one."
+            )
         generation.check()
         self._begin_to_talk()
+        self._look_again()
         known = optimizers_of(self.optimizer)
         mask = sum(1 << at for at, one in enumerate(known) if any(one is chosen for chosen in optimizers))
         if mask.bit_count() != len(optimizers):
