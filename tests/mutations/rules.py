@@ -11,6 +11,10 @@ from antdt.strategies.allreduce.rates import _Rates
 from antdt.strategies.allreduce.replicas import Replica
 from antdt.strategies.allreduce.store import StoreClient
 from antdt.strategies.allreduce.strategy import AllReduceReplica
+from antdt.strategies.allreduce.talk import Talk
+from antdt.strategies.allreduce.updates import Updating
+from antdt.strategies.allreduce.weights import Weights
+from antdt.strategies.once import Once
 from antdt.worker import checkpoint
 from antdt.worker import instructions as ask
 from antdt.worker.life import Life
@@ -48,6 +52,7 @@ from tests.unit import (
     test_allreduce_steps,
     test_controller_core,
     test_evidence,
+    test_habits,
     test_holdups,
     test_ledger,
     test_ledger_life,
@@ -518,6 +523,30 @@ MUTATIONS = (
         "a gradient that is not finite is applied",
         (Edit(AllReduceReplica.step, "gradients.is_finite() and self._are_finite()", "True"),),
         lambda: test_allreduce_finite.test_the_step_counts_and_nothing_else_changes(float("nan"), True, "inline"),
+    ),
+    Mutation(
+        "13",
+        "a loss weighs its samples, whatever it was divided by",
+        (Edit(Weights.of, "float(samples) if weight is None else weight", "float(samples)"),),
+        lambda: test_habits.test_a_loss_with_a_denominator_of_its_own("tokens", 2, 1),
+    ),
+    Mutation(
+        "13",
+        "an optimizer that has stepped before the end of a step is not taken back with it",
+        (Edit(Updating._give_up_updates, "            self._undo.restore()\n", "            pass\n"),),
+        lambda: test_habits.test_a_death_between_the_two_optimizers_of_a_gan(2),
+    ),
+    Mutation(
+        "13",
+        "who comes later hears something else of what was said between two steps",
+        (Edit(Talk._exchange, "if True not in knows:", "if True:"),),
+        lambda: test_habits.test_a_death_while_workers_tell_each_other_something(2, "between"),
+    ),
+    Mutation(
+        "13",
+        "a scheduler does not travel with the model",
+        (Edit(Once.load_state_dict, "            one.load_state_dict(theirs)\n", "            pass\n"),),
+        lambda: test_habits.test_a_death_and_a_newcomer_with_scheduler_and_average(3, 2),
     ),
     Mutation(
         "13",

@@ -124,7 +124,10 @@ class Epochs:
             for function in self._on_epoch:
                 function(number)
             self._hand.goes_on()
+            if self._nested:  # what the script does behind its inner loop comes now, and ends the epoch
+                self._told = number + 1
+                yield Begins(NONE if over and number + 1 == to else number + 1)
             once.ended = number + 1
-        if self._nested and self._told != to:
+        if self._nested and self._told != to and not over:
             self._told = to
-            yield Begins(NONE if over else to)
+            yield Begins(to)

@@ -58,7 +58,7 @@ class AllReduceReplica(Updating):
         self.first_bucket_at: float | None = None
         self._stops = False
         self._gathered: torch.Tensor | None = None
-        self._announced = False
+        self._announced = self._complete = False
         self._reduced: Reduced | None = None
 
     # -- generations
@@ -199,6 +199,7 @@ class AllReduceReplica(Updating):
         if through:
             self._weights.through(samples)
         self._check_unfrozen()
+        self._complete = last
         if last and (self._inline() or not self.talks):
             self._announce()
         gradients.expect(last)
@@ -245,7 +246,7 @@ class AllReduceReplica(Updating):
         assert seen == row.samples, f"backward saw {seen} of {row.samples} samples taken"
         generation.check()
         started = time.perf_counter()
-        if row.samples and not self._announced:  # losses came one by one, and none was said to be the last
+        if row.samples and not self._complete:  # losses came one by one, and none was said to be the last
             self._check_unfrozen()
             self._look_again()
             self._check_touched()
@@ -370,4 +371,5 @@ class AllReduceReplica(Updating):
         self._row, self._gathered, self._gathering, self._reduced = None, None, None, None
         self._weights.clear()
         self._undo, self._updated = None, []
-        self._announced, self._guard.reduced, self.first_bucket_at = False, False, None
+        self._announced = self._complete = self._guard.reduced = False
+        self.first_bucket_at = None
