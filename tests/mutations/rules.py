@@ -6,11 +6,16 @@ The numbers are those of `tests/README.md`. Rules 15 to 19 are the parameter ser
 from __future__ import annotations
 
 from antdt.strategies.allreduce.composition import Round
-from antdt.strategies.allreduce.rates import LearningRates
+from antdt.strategies.allreduce.holding import Holding
+from antdt.strategies.allreduce.rates import _Rates
 from antdt.strategies.allreduce.replicas import Replica
 from antdt.strategies.allreduce.store import StoreClient
 from antdt.strategies.allreduce.strategy import AllReduceReplica
+from antdt.strategies.allreduce.talk import Talk
+from antdt.strategies.allreduce.updates import Updating
+from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.local.member import LocalMember
+from antdt.strategies.once import Once
 from antdt.worker import checkpoint
 from antdt.worker import instructions as ask
 from antdt.worker.life import Life
@@ -48,6 +53,7 @@ from tests.unit import (
     test_allreduce_steps,
     test_controller_core,
     test_evidence,
+    test_habits,
     test_holdups,
     test_ledger,
     test_ledger_life,
@@ -292,7 +298,7 @@ MUTATIONS = (
     Mutation(
         "5",
         "a state is valid while it is overwritten",
-        (Edit(AllReduceReplica.restore, "        self.void = True\n", ""),),
+        (Edit(Holding.restore, "        self.void = True\n", ""),),
         test_allreduce_steps.test_a_state_that_cannot_be_loaded_whole_leaves_a_void_one_that_is_never_a_source,
     ),
     Mutation(
@@ -493,7 +499,7 @@ MUTATIONS = (
     Mutation(
         "13",
         "a round without samples is a step",
-        (Edit(AllReduceReplica.step, "if round_.total == 0:", "if False:"),),
+        (Edit(AllReduceReplica.reduce, "if round_.total == 0:", "if False:"),),
         lambda: test_allreduce_steps.test_a_round_without_samples_changes_nothing(1, "inline"),
     ),
     Mutation(
@@ -505,13 +511,13 @@ MUTATIONS = (
     Mutation(
         "13",
         "replicas with other parameters go on",
-        (Edit(Round.unequal, "or outlier([row.state for row in self.rows])", ""),),
+        (Edit(Round.unequal, "row.state, row.trained", "row.trained"),),
         lambda: test_allreduce_replicas.test_a_parameter_that_one_worker_changes_ends_the_run_of_all((2, 2), "inline"),
     ),
     Mutation(
         "13",
         "an adoption hides that two members differ",
-        (Edit(AllReduceReplica.adopt, "if unequal is not None:", "if False:"),),
+        (Edit(Holding.adopt, "if unequal is not None:", "if False:"),),
         test_allreduce_replicas.test_an_adoption_does_not_hide_that_two_members_differ,
     ),
     Mutation(
@@ -529,8 +535,32 @@ MUTATIONS = (
     Mutation(
         "13",
         "a gradient that is not finite is applied",
-        (Edit(AllReduceReplica.step, "None if gradients.is_finite() else", "None if True else"),),
+        (Edit(AllReduceReplica.step, "gradients.is_finite() and self._are_finite()", "True"),),
         lambda: test_allreduce_finite.test_the_step_counts_and_nothing_else_changes(float("nan"), True, "inline"),
+    ),
+    Mutation(
+        "13",
+        "a loss weighs its samples, whatever it was divided by",
+        (Edit(Weights.of, "float(samples) if weight is None else weight", "float(samples)"),),
+        lambda: test_habits.test_a_loss_with_a_denominator_of_its_own("tokens", 2, 1),
+    ),
+    Mutation(
+        "13",
+        "an optimizer that has stepped before the end of a step is not taken back with it",
+        (Edit(Updating._give_up_updates, "            self._undo.restore()\n", "            pass\n"),),
+        lambda: test_habits.test_a_death_between_the_two_optimizers_of_a_gan(2),
+    ),
+    Mutation(
+        "13",
+        "who comes later hears something else of what was said between two steps",
+        (Edit(Talk._exchange, "if True not in knows:", "if True:"),),
+        lambda: test_habits.test_a_death_while_workers_tell_each_other_something(2, "between"),
+    ),
+    Mutation(
+        "13",
+        "a scheduler does not travel with the model",
+        (Edit(Once.load_state_dict, "            one.load_state_dict(theirs)\n", "            pass\n"),),
+        lambda: test_habits.test_a_death_and_a_newcomer_with_scheduler_and_average(3, 2),
     ),
     Mutation(
         "13",
@@ -558,7 +588,7 @@ MUTATIONS = (
     Mutation(
         "14",
         "the plan does not travel with the model",
-        (Edit(AllReduceReplica.restore, "progress.step, progress.lineage, progress.plan", "*progress[:2], self.plan"),),
+        (Edit(Holding.restore, "progress.step, progress.lineage, progress.plan", "*progress[:2], self.plan"),),
         test_allreduce_steps.test_who_adopts_a_model_takes_over_its_plan,
     ),
     Mutation(
@@ -576,7 +606,7 @@ MUTATIONS = (
     Mutation(
         "14",
         "the factor of learning rates does not travel with the model",
-        (Edit(AllReduceReplica.restore, "        self.rates.factor = progress.learning_rate_factor\n", ""),),
+        (Edit(Holding.restore, "        self.rates.factor = progress.learning_rate_factor\n", ""),),
         test_allreduce_rates.test_the_factor_comes_back_with_the_model,
     ),
     Mutation(
@@ -584,7 +614,7 @@ MUTATIONS = (
         "a scheduler in a hook sees the factor",
         (
             Edit(
-                LearningRates._step_inside_of_hooks,
+                _Rates._step_inside_of_hooks,
                 "        optimizer._optimizer_step_post_hooks.move_to_end(first.id, last=False)\n",
                 "",
             ),

@@ -147,13 +147,13 @@ MUTATIONS = (
     Mutation(
         "steps",
         "a step without one of its parts is applied",
-        (Edit(AllReduceReplica.step, "and round_.total != self._place.total", "and False"),),
+        (Edit(AllReduceReplica.step, "and round_.total != place.total", "and False"),),
         test_taking.test_a_step_without_one_of_its_parts_is_none_and_comes_again,
     ),
     Mutation(
         "steps",
         "an empty step has no number",
-        (Edit(AllReduceReplica.step, "self._place is not None and self._place.total == 0", "False"),),
+        (Edit(AllReduceReplica.step, "place is not None and place.total == 0", "False"),),
         test_taking.test_a_step_with_nothing_left_in_it_has_its_number,
     ),
     Mutation(

@@ -18,7 +18,8 @@ from antdt.strategies.allreduce.composition import Round, Row
 from antdt.strategies.base import GenerationClosed, Outcome, Part, Timings
 from antdt.worker import checkpoint
 from antdt.worker import instructions as ask
-from antdt.worker.life import LEAVE_SHARE, Life
+from antdt.worker.leaving import LEAVE_SHARE
+from antdt.worker.life import Life
 from antdt.worker.outside import LifeOptions, Outside
 from antdt.worker.plans import Plans
 from antdt.worker.session import Composition, Phase, Session, Where

@@ -11,6 +11,7 @@ import torch
 from antdt.strategies.allreduce import AllReduce, AllReduceReplica, ReplicasDiffer
 from antdt.strategies.allreduce.rates import LearningRates
 from antdt.strategies.allreduce.state import parse
+from antdt.strategies.once import Once
 from antdt_schemas.errors import UsageError
 from torch.optim import SGD, AdamW, lr_scheduler
 
@@ -76,16 +77,16 @@ def trained(schedule: Callable[[Any], Any], where: str, factor: float) -> tuple[
     scheduler = schedule(member.optimizer)
     if where == "post-hook":
         member.optimizer.register_step_post_hook(lambda *_: scheduler.step())
+    else:
+        member.accompany(Once(scheduler))
     with generation_of([member]):
         for step in range(1, STEPS + 1):
             seen.append([group["lr"] for group in member.optimizer.param_groups])
             learn(member, plan=int(step >= CHANGED_AT), on_plan=factor_of(member, factor))
-            if where == "loop":
-                scheduler.step()
     return watched.stepped_by, seen
 
 
-@pytest.mark.parametrize("where", ["loop", "post-hook"])
+@pytest.mark.parametrize("where", ["agent", "post-hook"])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_no_scheduler_sees_the_factor_and_every_step_has_it(name: str, where: str) -> None:
     plain, seen_plain = trained(SCHEDULERS[name], where, 1.0)

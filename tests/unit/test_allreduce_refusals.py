@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from antdt.strategies.allreduce import AllReduceReplica, guard
+from antdt.strategies.once import Once, weight_of
 from antdt_schemas.errors import UsageError
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
+from torch.optim import lr_scheduler
 
 from tests.helpers.allreduce import Net, each, generation_of, mean_loss, replica, take
 
@@ -67,7 +69,7 @@ def test_the_optimizer_is_stepped_by_the_agent_only_and_by_anybody_afterwards() 
             member.optimizer.step()
         scaler = torch.amp.GradScaler("cpu")
         scaler.scale(loss_of(member)).backward()
-        with pytest.raises(UsageError, match=r"GradScaler\.step"):
+        with pytest.raises(UsageError, match=r"GradScaler\.unscale_.*scaler=scaler"):
             scaler.step(member.optimizer)
     member.optimizer.zero_grad()
     loss_of(member).backward()
@@ -80,7 +82,7 @@ def test_another_optimizer_on_the_same_parameters_is_refused_and_one_on_others_i
 ) -> None:
     with training() as (member,):
         other = torch.optim.SGD(member.model.head.parameters())
-        with pytest.raises(UsageError, match="one optimizer with all parameters"):
+        with pytest.raises(UsageError, match="give the Agent all optimizers"):
             other.step()
         member.optimizer.register_step_post_hook(lambda *_: other.step())  # there it has everybody's gradients
         learn(member)
@@ -109,7 +111,7 @@ def test_clipping_belongs_into_a_hook(name: str) -> None:
         def clip(model: nn.Module) -> None:
             getattr(torch.nn.utils, name)(model.parameters(), 1e-3)
 
-        with pytest.raises(UsageError, match="register_step_pre_hook"):
+        with pytest.raises(UsageError, match="clip_grad_norm="):
             clip(member.model)
         other = nn.Linear(2, 2)
         other(torch.ones(1, 2)).sum().backward()
@@ -123,7 +125,7 @@ def test_clipping_belongs_into_a_hook(name: str) -> None:
 
 
 def test_clipping_by_a_function_that_was_imported_before_is_noticed() -> None:
-    with training() as (member,), pytest.raises(UsageError, match="register_step_pre_hook"):
+    with training() as (member,), pytest.raises(UsageError, match="clip_grad_norm="):
         clip_grad_norm_(member.model.parameters(), 1.0)
 
 
@@ -294,3 +296,192 @@ def test_parameters_that_come_later_are_refused(world: int, what: str) -> None:
             else:
                 member.model.never.weight = nn.Parameter(torch.zeros(5, 5))
         each_refuses(members, learn, "make the model whole first")
+
+
+# -- what the Agent owns
+
+
+def owned(**once: Any) -> AllReduceReplica:
+    member = replica(torch.float32)
+    if "scheduler" in once:
+        once["scheduler"] = once["scheduler"](member.optimizer)
+    member.accompany(Once(**once))
+    return member
+
+
+def loss_in_float(member: AllReduceReplica) -> torch.Tensor:
+    x = torch.rand(2, 6)
+    return mean_loss(member, x, x[:, :3])
+
+
+def test_a_scheduler_is_stepped_by_the_agent_alone() -> None:
+    """The script's own call is refused, whether the Agent has the scheduler or not; making one is no call."""
+    member = owned(scheduler=lambda optimizer: lr_scheduler.StepLR(optimizer, 1, 0.5))
+    (scheduler,) = member.once.schedulers
+    with generation_of([member]):
+        for other in (scheduler, lr_scheduler.CosineAnnealingWarmRestarts(member.optimizer, 3)):
+            with pytest.raises(UsageError, match=r"\.step\(\) was called by the script.*scheduler=scheduler"):
+                other.step()
+        stranger = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+        lr_scheduler.StepLR(stranger, 1).step()
+        member.abort()
+    member.detach()
+    scheduler.step()
+
+
+def test_a_scheduler_that_needs_a_value_is_stepped_by_the_script_once_the_agent_has_it() -> None:
+    member = owned(scheduler=lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer, patience=0))
+    (plateau,) = member.once.schedulers
+    with generation_of([member]):
+        take(member, 2)
+        member.backward(loss_in_float(member), 2)
+        member.step()
+        plateau.step(1.0)
+        plateau.step(2.0)
+        assert member.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+        with pytest.raises(UsageError, match="scheduler=scheduler"):
+            lr_scheduler.ReduceLROnPlateau(member.optimizer).step(1.0)
+        member.abort()
+    member.detach()
+
+
+@pytest.mark.parametrize("call", ["scale", "unscale_", "update"])
+def test_a_scaler_that_the_agent_has_is_called_by_it_alone(call: str) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    member = owned(scaler=scaler)
+    calls: dict[str, Callable[[], Any]] = {
+        "scale": lambda: scaler.scale(loss_in_float(member)),
+        "unscale_": lambda: scaler.unscale_(member.optimizer),
+        "update": lambda: torch.amp.GradScaler.update(scaler),
+    }
+    with generation_of([member]):
+        with pytest.raises(UsageError, match=rf"scaler\.{call} was called by the script"):
+            calls[call]()
+        take(member, 2)
+        member.backward(loss_in_float(member), 2)
+        assert member.step().skipped is None
+        member.abort()
+    member.detach()
+    assert scaler.scale(torch.ones(())).item() == 8.0
+
+
+def test_a_step_that_is_given_up_behind_its_reduction_leaves_the_scaler_ready() -> None:
+    member = owned(scaler=torch.amp.GradScaler("cpu", init_scale=8.0))
+    with generation_of([member]):
+        take(member, 2)
+        member.backward(loss_in_float(member), 2)
+        assert member.reduce() is not None
+        member.abort()
+    with generation_of([member]):
+        take(member, 2)
+        member.backward(loss_in_float(member), 2)
+        assert member.step().skipped is None
+        member.abort()
+    member.detach()
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"scheduler": 3}, "scheduler is a int"),
+        ({"every": "hour"}, "scheduler_every"),
+        ({"clip_grad_norm": 0}, "above zero"),
+        ({"scaler": object()}, "scaler is a object"),
+        ({"state": {"best": 0.5}}, r"state\['best'\] is a float"),
+        ({"buffers": {"x": "all"}}, "a buffer is one of"),
+    ],
+)
+def test_what_cannot_be_owned_is_refused(given: Any, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        Once(**given)
+
+
+def test_a_scheduler_of_another_optimizer_is_refused() -> None:
+    stranger = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+    with pytest.raises(UsageError, match="StepLR schedules an optimizer that the Agent was not given"):
+        replica().accompany(Once(lr_scheduler.StepLR(stranger, 1)))
+
+
+def test_a_state_with_other_companions_is_refused_by_name() -> None:
+    member = replica()
+    member.accompany(Once(state={"ema": nn.Linear(1, 1)}))
+    for other, match in ((Once(state={"mean": nn.Linear(1, 1)}), "It holds ema"), (Once(), "It holds ema")):
+        theirs = replica()
+        theirs.accompany(other)
+        with pytest.raises(UsageError, match=match):
+            theirs.restore(member.snapshot())
+
+
+@WORLDS
+def test_losses_of_one_step_that_cannot_be_divided_by_one_number_are_refused(world: int) -> None:
+    with training(world) as members:
+
+        def two_weights(member: AllReduceReplica) -> None:
+            take(member, 2)
+            member.backward(loss_of(member), 2, last=False, weight=3.0, through=False)
+            member.backward(loss_of(member), 2, last=False, weight=4.0, through=False)
+
+        each_refuses(members, two_weights, r"weigh 3 and 4.*agent\.all_reduce")
+
+    with training(world) as members:
+
+        def sum_and_mean(member: AllReduceReplica) -> None:
+            take(member, 4)
+            member.backward(loss_of(member), 2, last=False)
+            member.backward(loss_of(member), 2, summed=True)
+
+        each_refuses(members, sum_and_mean, "sums and means")
+
+
+def test_sums_on_one_worker_and_means_on_another_are_refused() -> None:
+    with training(2) as members:
+
+        def act(member: AllReduceReplica) -> None:
+            take(member, 2)
+            member.backward(loss_of(member), 2, summed=member is members[0])
+            member.step()
+
+        each_refuses(members, act, "some workers pass a loss with reduction='sum'")
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
+def test_weights_that_divide_nothing_are_refused(weight: float) -> None:
+    with pytest.raises(UsageError, match="weight="):
+        weight_of(weight)
+
+
+@WORLDS
+def test_what_a_script_does_to_gradients_before_they_are_reduced_is_undone_or_refused(world: int) -> None:
+    """Cleared ones are put back; changed ones, and others added, are refused."""
+    plain = [replica() for _ in range(world)]
+    with generation_of(plain):
+        for _ in range(2):
+            each(world, lambda rank: learn(plain[rank]))
+
+    def in_parts(member: AllReduceReplica, between: Callable[[], Any]) -> None:
+        take(member, 2)
+        member.backward(loss_of(member), 2, last=False)
+        between()
+        member.step()
+
+    with training(world) as members:
+        each(world, lambda rank: in_parts(members[rank], members[rank].optimizer.zero_grad))
+        for member, other in zip(members, plain, strict=True):
+            torch.testing.assert_close(member.model.state_dict(), other.model.state_dict(), rtol=0, atol=0)
+    for change in (lambda m: m.model.head.weight.grad.mul_(2), lambda m: loss_of(m).backward()):
+        with training(world) as members:
+            each_refuses(members, lambda m, c=change: in_parts(m, lambda: c(m)), "between two micro-batches")
+
+
+@WORLDS
+def test_clearing_all_gradients_behind_their_reduction_is_refused(world: int) -> None:
+    with training(world) as members:
+
+        def act(member: AllReduceReplica) -> None:
+            take(member, 2)
+            member.backward(loss_of(member), 2, last=False)
+            assert member.reduce() is not None
+            member.model.zero_grad()
+            member.step()
+
+        each_refuses(members, act, "leave zero_grad")

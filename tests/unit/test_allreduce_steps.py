@@ -372,13 +372,52 @@ def test_parameters_outside_the_model_are_refused() -> None:
         AllReduceReplica(model, torch.optim.SGD([*model.parameters(), stray]))
 
 
-def test_unfreezing_within_a_generation_is_refused() -> None:
-    member = replica()
-    with generation_of([member]):
-        member.model.frozen.requires_grad_(True)
-        take(member, 0)
-        with pytest.raises(UsageError, match="unfrozen"):
-            member.step()
+def test_unfreezing_makes_the_members_meet_anew_with_room_for_the_gradients() -> None:
+    members = [replica() for _ in range(2)]
+    alone = replica()
+    for ones in ([alone], members):
+        with generation_of(ones):
+            each(len(ones), lambda rank, ones=ones: one_step(ones[rank], 2))
+            for member in ones:
+                member.model.frozen.requires_grad_(True)
+
+            def unfrozen(rank: int, ones: Any = ones) -> None:
+                with pytest.raises(GenerationClosed, match="unfrozen"):
+                    take(ones[rank], 2)
+
+            each(len(ones), unfrozen)
+        for member in ones:
+            member.abort()
+        with generation_of(ones, source=0):
+            each(len(ones), lambda rank, ones=ones: one_step(ones[rank], 2))
+            assert ones[0].model.frozen.weight.requires_grad
+    assert same(state_of(members[0]), state_of(members[1]))
+    torch.testing.assert_close(members[0].model.state_dict(), alone.model.state_dict())
+    assert not torch.equal(alone.model.frozen.weight, replica().model.frozen.weight), "nothing trains it"
+
+
+def test_what_is_frozen_comes_with_the_model() -> None:
+    members = [replica() for _ in range(2)]
+    members[0].model.frozen.requires_grad_(True)
+    members[0].model.head.requires_grad_(False)
+    with generation_of(members, source=0):
+        assert members[1].model.frozen.weight.requires_grad
+        assert not members[1].model.head.weight.requires_grad
+        each(2, lambda rank: one_step(members[rank], 2))
+    assert same(state_of(members[0]), state_of(members[1]))
+
+
+def test_members_that_train_other_parameters_in_one_step_are_named() -> None:
+    members = [replica() for _ in range(2)]
+    with generation_of(members):
+        members[1].model.side.requires_grad_(False)
+
+        def act(rank: int) -> None:
+            with pytest.raises(ReplicasDiffer, match="trained parameters by name"):
+                one_step(members[rank])
+
+        each(2, act)
+        each(2, lambda rank: members[rank].abort())
 
 
 class Sparse(nn.Module):  # type: ignore[misc]

@@ -36,7 +36,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing speaks of a job."""
     for name in [name for name in os.environ if name.startswith("ANTDT_") or name in ("RANK", "WORLD_SIZE")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr("antdt.once._in_a_job", [])
+    monkeypatch.setattr("antdt.begun._in_a_job", [])
     monkeypatch.setattr("antdt.host.told._at_s", [])
 
 

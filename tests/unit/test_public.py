@@ -15,8 +15,8 @@ from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 
 TRAINER = [
     "Agent", "AgentOptions", "AllReduce", "AntdtError", "ExitCode", "ForeignState", "GenerationOptions",
-    "JobTaken", "LoadingOptions", "LocalSGD", "LogTampered", "LogTruncated", "Mismatch", "NotFinite", "Occupied",
-    "Refused", "ReplicasDiffer", "SampleFailed", "SessionOptions", "Settings", "Superseded", "Unavailable",
+    "Group", "JobTaken", "LoadingOptions", "LocalSGD", "LogTampered", "LogTruncated", "Mismatch", "NotFinite",
+    "Occupied", "Refused", "ReplicasDiffer", "SampleFailed", "SessionOptions", "Settings", "Superseded", "Unavailable",
     "Undecodable", "UnknownJob", "UnknownSchema", "UsageError", "load_model",
 ]  # fmt: skip
 POLICIES = [

@@ -82,11 +82,13 @@ def test_what_cannot_be_read_again_is_refused_by_its_name_when_it_is_written() -
         member.optimizer.param_groups[0]["lr"] = 0.1 * numpy.cos(0.5)
         member.load_back()  # a number is a number: it is written as Python's own
         member.optimizer.param_groups[0]["lr"] = [0.1 * numpy.cos(0.5)]
+        member.load_back()  # also where a scheduler keeps it
+        member.optimizer.param_groups[0]["lr"] = [numpy.array([0.1])]
         for act in (member.load_back, member.snapshot):
-            with pytest.raises(UsageError, match=r"\['lr'\]\[0\] is a numpy.float64.*float"):
+            with pytest.raises(UsageError, match=r"\['lr'\]\[0\] is a numpy.ndarray.*float"):
                 act()
         with torch.serialization.safe_globals(
-            [numpy.float64, numpy.dtype, numpy.dtypes.Float64DType, numpy._core.multiarray.scalar]
+            [numpy.ndarray, numpy.dtype, numpy.dtypes.Float64DType, numpy._core.multiarray._reconstruct]
         ):
             member.load_back()
 

@@ -18,7 +18,7 @@ MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 50
 
 # Modules that are larger: lines.
-LARGE = {"trainer/antdt/strategies/allreduce/strategy.py": 497}
+LARGE: dict[str, int] = {}
 # Functions that are longer: lines.
 LONG: dict[str, int] = {}
 # (package, another one that it knows although that one knows it): to be cut, and never to be added to.

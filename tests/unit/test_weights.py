@@ -116,7 +116,7 @@ def test_a_disk_that_takes_nothing_leaves_what_was_there(tmp_path: Path, monkeyp
 def agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     for name in [name for name in os.environ if name.startswith("ANTDT_") or name in ("RANK", "WORLD_SIZE")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr("antdt.once._in_a_job", [])
+    monkeypatch.setattr("antdt.begun._in_a_job", [])
     monkeypatch.setattr("antdt.host.told._at_s", [])
     monkeypatch.chdir(tmp_path)
 

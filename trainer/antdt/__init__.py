@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from antdt.job import AgentOptions
     from antdt.strategies.allreduce import AllReduce, GenerationOptions, ReplicasDiffer
     from antdt.strategies.local import LocalSGD
+    from antdt.strategies.together import Group
     from antdt.weights import load_model
     from antdt.worker.session import SessionOptions
 
@@ -44,6 +45,7 @@ _WHERE = {
     "AgentOptions": "antdt.job",
     "AllReduce": "antdt.strategies.allreduce",
     "GenerationOptions": "antdt.strategies.allreduce",
+    "Group": "antdt.strategies.together",
     "LoadingOptions": "antdt.data.loading",
     "LocalSGD": "antdt.strategies.local",
     "ReplicasDiffer": "antdt.strategies.allreduce",
@@ -61,6 +63,7 @@ __all__ = [
     "ExitCode",
     "ForeignState",
     "GenerationOptions",
+    "Group",
     "JobTaken",
     "LoadingOptions",
     "LocalSGD",

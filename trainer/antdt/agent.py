@@ -18,26 +18,31 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from antdt_schemas.batches import EVEN
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 
+from antdt.begun import Begun
 from antdt.connect.settings import Settings
 from antdt.data.loading import LoadingOptions, loader_of
 from antdt.dataloader import Data, taken_apart
+from antdt.epochs import Epochs
 from antdt.hand import Hand
 from antdt.host import told, whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions, Schedule, spec_of
-from antdt.once import Once
 from antdt.standing import Standing
+from antdt.stepping import Micro, Stepping
 from antdt.strategies.allreduce import AllReduce
 from antdt.strategies.base import GenerationClosed, Outcome, StrategyOptions
+from antdt.strategies.once import Once
+from antdt.strategies.together import one_model, one_optimizer
+from antdt.talking import Talking
 from antdt.weights import Mode, Weights
 from antdt.worker import instructions as ask
 from antdt.worker.blame import by_exception
@@ -53,10 +58,10 @@ log = logging.getLogger("antdt")
 LEAVE_EARLY_S = 20.0
 
 
-class Agent(Standing):
+class Agent(Standing, Stepping, Talking, Epochs):
     """One worker of a job. Iterate it for micro-batches; call `step(loss)` for each of them.
 
-    Invariant: a process is one worker of one job once (`once`). What begins again is another process.
+    Invariant: a process is one worker of one job once (`begun`). What begins again is another process.
 
     Without a job (`python train.py`: nothing in the environment speaks of one) the same loop trains in this process
     alone, without a broker, and nothing is recorded.
@@ -99,6 +104,15 @@ class Agent(Standing):
     With LocalSGD(every=8) each worker takes 8 of them by itself, then all average: that is a step. All workers of a
     job have the same.
 
+    model, optimizer: several are given in a list or a dict, and are saved and compared as one (`antdt.Group`).
+
+    What happens once a step, on every worker alike, and is saved, restored and adopted with the model: scheduler, one
+    or a list, stepped every "step" or every "epoch" (a skipped step counts; ReduceLROnPlateau is stepped by the script,
+    with a value that all workers know); clip_grad_norm, the largest norm of the gradients of the whole step; scaler, a
+    torch.amp.GradScaler, which scales losses and unscales those gradients; state, whatever else has `state_dict` and
+    `load_state_dict`, by name. buffers: how buffers become one, by name or pattern: "mean" (floats), "max" (whole
+    numbers), "sum" of what was added, "first" worker's, "local" for none of it.
+
     Raises:
         UsageError: a value that cannot work, with what to do about it.
         Unavailable, UnknownJob: the broker is away, or the job was not started.
@@ -121,13 +135,19 @@ class Agent(Standing):
         pin_memory: bool | None = None,
         last: str | None = None,
         local_batch_min: int = 1,
+        scheduler: Any = None,
+        scheduler_every: Literal["step", "epoch"] = "step",
+        clip_grad_norm: float | None = None,
+        scaler: Any = None,
+        state: Mapping[str, Any] | None = None,
+        buffers: Mapping[str, str] | None = None,
         strategy: StrategyOptions | None = None,
         options: AgentOptions | None = None,
         settings: Settings | None = None,
     ) -> None:
         self.options = options or AgentOptions()
         self.settings = settings or Settings.here()
-        self._once = Once(model, named=settings is not None, alone=self.settings.alone)
+        self._begun = Begun(model, named=settings is not None, alone=self.settings.alone)
         how = shuffle, sampler, collate_fn, num_workers, pin_memory, last
         data = taken_apart(Data(dataset, batch_size, seed, size, *how, loading=self.options.loading))
         workers = self.options.workers_min or self.settings.world_size
@@ -138,16 +158,20 @@ class Agent(Standing):
         self.loader = loader_of(self.source, data.num_workers or 0, data.seed, data.loading)
         self.plans = Plans(self.spec.batch_size)
         self.epoch = 0
-        self._micro: tuple[int, bool, bool] | None = None
+        self._micro: Micro | None = None
         self._broken = self._loaded_back = False
         self._course: Course | None = None
-        self._outcome: Outcome | None = None
         try:
-            self.strategy = chosen.member(model, optimizer, here_of(self.settings))
-            self._membership = Membership(self.settings, self.options, self.spec, self.strategy, self.plans)
+            once = Once(scheduler, scheduler_every, clip_grad_norm, scaler, state, buffers)
+            self._enroll(one_model(model), one_optimizer(optimizer), chosen, once)
         except BaseException:
             self.loader.close()
             raise
+
+    def _enroll(self, model: torch.nn.Module, optimizer: Any, chosen: StrategyOptions, once: Once) -> None:
+        self.strategy = chosen.member(model, optimizer, here_of(self.settings))
+        self.strategy.accompany(once)
+        self._membership = Membership(self.settings, self.options, self.spec, self.strategy, self.plans)
         self._client = self._membership.client
         self._client.on_leases = self.source.prepare
         self._page = whereabouts.mine()
@@ -170,7 +194,7 @@ class Agent(Standing):
             Unavailable: broker or ledger did not answer within the bounds.
             UsageError: it is iterated for a second time, or another Agent of this process was.
         """
-        self._once.begin()
+        self._begun.begin()
         iteration = self._iterate()
         # A script that ends without having closed it must not leave the others waiting for somebody silent.
         atexit.register(_close, weakref.ref(iteration))
@@ -185,15 +209,15 @@ class Agent(Standing):
             self._course = course = Course(member.life.run())
             while course.asks is not None:
                 if isinstance(course.asks, ask.Train):
-                    yield from self._batches(course.asks)
-                    if self._broken:
-                        self._broken = False
-                        course.closed(GenerationClosed("it closed in the middle of a step"))
-                    assert isinstance(course.asks, ask.Between), "the step before is still open"
+                    yield from self._turn(course.asks.ranges[0].epoch)
+                    yield from self._train(course)
                 else:
                     course.carry_out(self._perform)
-            if course.result is not None:
+            if course.result is not None and not (self._stopped and course.result == ExitCode.DRAINED):
                 sys.exit(int(course.result))
+            if member.life.ended:
+                self.strategy.outlive()
+                yield from self._turn(max(self.spec.epochs, self.strategy.once.epoch + 1), over=True)
         except GeneratorExit:
             if self._hand.ranges and by_exception():
                 self._hand.witness.left_with(self._hand.ranges)
@@ -201,64 +225,24 @@ class Agent(Standing):
                 self._leave_early()
             raise
         finally:
+            self._over = True
             self.loader.close()
             member.finish(linger=self._hand.witness.over())
             self._page.enter(At.USER, "behind the loop")
         if told.at_s() is not None:  # while the last step was made: what a script does behind its loop is left undone
             sys.exit(int(ExitCode.DRAINED))
 
-    def step(self, loss: torch.Tensor) -> bool:
-        """Backward for the micro-batch at hand; reduces and applies after the last one of a step.
-
-        loss: the mean over the micro-batch. Returns True when the model has changed: `step_number` and `lineage` say to
-        what. A step whose gradient is not finite is skipped by all workers: its samples count, the model stays as it
-        was, no hook of the optimizer is called, and False is returned.
-
-        Raises:
-            UsageError: something that would be silently wrong, with what to do instead.
-            ReplicasDiffer: the workers do not hold the same model any more; which part, and what likely did it.
-            NotFinite: the model is not finite, or too many steps in a row were skipped.
-        """
-        if self._micro is None:
-            raise UsageError("agent.step(loss) belongs into the loop over the Agent, once for every batch.")
-        (samples, last, over), self._micro = self._micro, None
+    def _train(self, course: Course) -> Iterator[Any]:
+        """What the life asks for now: a generation may have ended while the script was at the end of an epoch."""
+        asked = course.asks
+        if not isinstance(asked, ask.Train):
+            return
+        yield from self._batches(asked)
         if self._broken:
-            self._hand.drop()
-            return False
-        self._outcome = None
-        try:
-            if over:
-                self.strategy.see(self.plans.newest)
-            if not self._backward(loss, samples, last):
-                self._broken = True
-                return False
-            if over:
-                self._finish_step()
-        except GenerationClosed as closed:
-            log.info("generation is over: %s", closed)
-            self._broken = True
-            self._hand.drop()
-        self._page.enter(At.USER)
-        made = self._outcome
-        return made is not None and made.applied and made.skipped is None
-
-    def _backward(self, loss: torch.Tensor, samples: int, last: bool) -> bool:
-        try:
-            self.strategy.backward(loss, samples, last)
-        except Exception as error:
-            if self._hand.survives(error):
-                return False
-            raise
-        self._hand.passed(self.strategy.first_bucket_at)
-        return True
-
-    def _finish_step(self) -> None:
-        """The life goes on until the model is the script's again."""
-        course = self._course
-        assert course is not None and isinstance(course.asks, ask.Train), "a step belongs to samples"
-        course.go_on()
-        while not isinstance(course.asks, ask.Between):
-            course.carry_out(self._perform)
+            self._broken = False
+            course.closed(GenerationClosed("it closed in the middle of a step"))
+        self._inside = False
+        assert course.asks is not asked, "the step before is still open"
 
     @contextmanager
     def pause(self, seconds: float, what: str = "") -> Iterator[None]:
@@ -341,16 +325,21 @@ class Agent(Standing):
 
     def _batches(self, asked: ask.Train) -> Iterator[Any]:
         """Micro-batches, each of which the script gives to `step`; the last one of them finishes the step."""
+        whole = True
         for part, last, over in self._hand.micro_batches(asked):
             self.epoch = part[0].epoch
             samples = sum([r.length for r in part])
             batch = self._hand.load(part, samples)
-            self._micro = samples, last, over
+            self._micro, self._losses, self._updates = Micro(samples, last, over), 0, 0
+            self._whole, self._inside, whole = whole and over, True, False
             yield batch
+            if self._micro is not None and self._updates and not self._losses:
+                self._end_updates()
             if self._micro is not None:
                 raise UsageError(
-                    "A batch was not passed to agent.step(loss): every sample counts exactly once. Pass a loss that is "
-                    "not finite as well (all workers skip that step), and loss * 0.0 to learn nothing from a batch."
+                    "A batch was not passed to agent.step(loss): every sample counts exactly once. Behind "
+                    "agent.backward(loss) call agent.apply(). Call agent.skip(reason) to have all workers skip this "
+                    "step, and agent.step(loss, weight=0) to learn nothing from this batch alone."
                 )
             if self._broken:
                 return
@@ -358,6 +347,8 @@ class Agent(Standing):
     def _account(self, outcome: Outcome) -> None:
         with self._client.lock:
             self._membership.note()
+        if any(row.stopping for row in outcome.rows):
+            self._stop_now()
         if outcome.applied:
             self._hand.measure(outcome, self.strategy.step_number)
             self._weights.made(self.step_number)
@@ -366,6 +357,13 @@ class Agent(Standing):
             # known now, not when it is needed.
             self.strategy.load_back()
             self._loaded_back = True
+
+    def _stop_now(self) -> None:
+        """Some script has called `stop`, and all have heard it in the same step."""
+        if self._stopped is None:
+            self._stopped = "another worker's script called agent.stop"
+            log.warning("stops behind step %d: %s", self.step_number, self._stopped)
+        self._membership.life.stop()
 
 
 def _close(iteration: weakref.ref[Generator[Any]]) -> None:

@@ -127,6 +127,10 @@ class Hand:
         self.ranges, self._clock.first_bucket_at = [], first_bucket_at
         self.holds.passed()
 
+    def goes_on(self) -> None:
+        """The script was busy with something else than this step."""
+        self._clock.began = perf_counter()
+
     def drop(self) -> None:
         """Its step was given up."""
         self.ranges = []

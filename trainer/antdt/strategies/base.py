@@ -20,6 +20,8 @@ from antdt_schemas.ranges import Range
 if TYPE_CHECKING:
     import torch
 
+    from antdt.strategies.once import Once
+
 
 class GenerationClosed(AntdtError):
     """The generation is over, or never formed: abort the step, leave, claim, wait for the next grant."""
@@ -36,13 +38,15 @@ class Here:
 class Place(NamedTuple):
     """A step of a fixed size, as every member derives it. ranges: (generation that executes it, 0, epoch, start,
     length), holes included. behind: where the model is after it. total: samples in it, without what is left out. split:
-    a mark of the sizes of all parts, in their order: members with other marks would compute some samples twice.
+    a mark of the sizes of all parts, in their order: members with other marks would compute some samples twice. epoch:
+    the one at hand, for what happens once an epoch; behind the last one, that one.
     """
 
     ranges: tuple[int, int, int, int, int]
     behind: Cursor
     total: int
     split: int = 0
+    epoch: int = 0
 
 
 class Part(NamedTuple):
@@ -86,6 +90,8 @@ class Said(Protocol):
     def leaving(self) -> bool: ...
     @property
     def checkpoint(self) -> bool: ...
+    @property
+    def stopping(self) -> bool: ...
 
 
 class Timings(NamedTuple):
@@ -99,7 +105,7 @@ class Timings(NamedTuple):
 class Outcome(NamedTuple):
     """What all members conclude alike. total: samples of all. rows: in rank order. applied: the step number moved.
     ended: some member was told END. skipped: whose part of the gradient was not finite, where the step was skipped for
-    that.
+    that, or who asked for it; `why` then says so.
     """
 
     total: int
@@ -108,6 +114,7 @@ class Outcome(NamedTuple):
     ended: bool
     timings: Timings
     skipped: tuple[str, ...] | None = None
+    why: str = ""
 
 
 class Made(Protocol):
@@ -211,9 +218,31 @@ class Strategy(Model, Protocol):
 
     # -- one step
 
+    once: Once
+
+    def accompany(self, once: Once) -> None:
+        """Before the first step: what happens once a step besides the optimizer's own, and is saved with the model."""
+
     def announce(self, part: Part) -> None: ...
     def see(self, plan: int) -> None: ...
-    def backward(self, loss: torch.Tensor, samples: int, last: bool = True) -> None: ...
+    def backward(
+        self,
+        loss: torch.Tensor,
+        samples: int,
+        last: bool = True,
+        *,
+        weight: float | None = None,
+        summed: bool = False,
+        through: bool = True,
+        retain_graph: bool = False,
+    ) -> None: ...
+    def through(self, samples: int, last: bool) -> None: ...
+    def skip(self, samples: int, reason: str) -> None: ...
+    def reduce(self) -> Any: ...
+    def update(self, optimizers: Sequence[Any]) -> bool: ...
+    def outlive(self) -> None: ...
+    def stop(self) -> None: ...
+    def exchange(self, value: torch.Tensor | None, *, inside: bool) -> list[torch.Tensor | None]: ...
     def finish(self, on_plan: Callable[[int], None]) -> Outcome: ...
 
     # -- files

@@ -121,7 +121,7 @@ class RetryInit(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class Between(Instruction):
-    """The round is over: the model is the script's, until the life goes on."""
+    """The round is over: the model is the script's, until the life goes on. Closable."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from antdt.strategies.base import GenerationClosed, Outcome, Part
 from antdt.worker import instructions as ask
 from antdt.worker.attempts import Attempts
 from antdt.worker.instructions import Steps
+from antdt.worker.leaving import Leaving
 from antdt.worker.outside import Files, LifeOptions, Lived, Outside
 from antdt.worker.plans import Plans
 from antdt.worker.session import OVER, Composition, Phase, Session
@@ -31,15 +32,12 @@ from antdt.worker.taking import taking_of
 
 HINT_EVERY_S = 10.0
 PLAN_S = 5.0
-# Of the grace between SIGTERM and SIGKILL: what is left is for saying good-bye.
-LEAVE_SHARE = 0.8
 
 
-class Life:
-    """`generation`: the one that stands, or None; `workers`: its members in rank order. `told_at_s`: since when this
-    worker is told to leave; whoever drives it may set that at any time. `departed`: it has left, and `saved` says
-    whether its work is committed and, where it was to write a file, in one; `all_leave`: so have all others. `closed`:
-    its generation is over, and it has not left it yet. `ended`: nothing is left to do.
+class Life(Leaving):
+    """`generation`: the one that stands, or None; `workers`: its members in rank order. `departed`: it has left, and
+    `saved` says whether its work is committed and, where it was to write a file, in one; `all_leave`: so have all
+    others. `closed`: its generation is over, and it has not left it yet. `ended`: nothing is left to do.
     """
 
     def __init__(
@@ -52,9 +50,6 @@ class Life:
         self.taking = taking_of(session.spec, strategy.ranges_max)
         self.departed, self.saved, self.all_leave = False, True, False
         self.closed, self.ended = False, False
-        self.told_at_s: float | None = None
-        self.taken_over = ""
-        self.left_behind = -1  # the step at which somebody left, so that a file of it is written
         self._attempts = Attempts(strategy.form_patience_s)
 
     # -- the whole
@@ -80,7 +75,10 @@ class Life:
             except GenerationClosed as error:
                 self._say(logging.INFO, f"generation is over: {error}")
                 self.closed = True
-            yield ask.BETWEEN
+            try:
+                yield ask.BETWEEN
+            except GenerationClosed:  # by what scripts say to each other
+                self.closed = True
             if self.closed:
                 yield from self._leave()
         return None
@@ -109,40 +107,6 @@ class Life:
         if self.taken_over:
             raise Occupied(f"{self.taken_over} {self.session.incarnation} has left.")
         return ExitCode.DRAINED if self.saved else ExitCode.KILLED
-
-    # -- told to leave
-
-    @property
-    def draining(self) -> bool:
-        """Told to leave, by SIGTERM or by whoever takes over."""
-        if self.told_at_s is None and self.session.told:
-            self.taken_over, self.told_at_s = self.session.told, self._now_s()
-            self._say(logging.WARNING, f"{self.taken_over} Leaving after this step.")
-        return self.told_at_s is not None
-
-    @property
-    def leave_within_s(self) -> float:
-        """How long leaving may still take, once told."""
-        now_s = self._now_s()
-        since_s = now_s - (self.told_at_s if self.told_at_s is not None else now_s)
-        return max(0.0, LEAVE_SHARE * self.options.grace_s - since_s)
-
-    @property
-    def may_go(self) -> bool:
-        """Told to leave, and between generations: nothing of this model is lost with it, or there is no time to wait.
-
-        Whoever has a step that is in no file leaves from the next generation: the others may leave as well.
-        """
-        return self.draining and (self._loses_nothing or self.leave_within_s == 0)
-
-    @property
-    def _loses_nothing(self) -> bool:
-        """Whether this model is nobody's loss: there is none, or somebody left behind its step, and the file of it, if
-        this worker has written it, is known to the ledger.
-        """
-        step, files = self.strategy.step_number, self.session.files
-        filed = step == self.left_behind and files.newest is None
-        return self.strategy.void or self.session.generation == 0 or step == 0 or filed
 
     # -- in and out
 
@@ -272,7 +236,8 @@ class Life:
         if not (yield from self._await_room(leaving)):
             self.saved, self.departed = False, True
             return
-        idle, leaving = leaving or (self.draining and not whole), leaving or self.draining
+        idle = leaving or self._stopping or (self.draining and not whole)
+        leaving = leaving or self.draining
         if not idle:
             yield from self.taking.wait(session)
         with self._lock:
@@ -330,7 +295,8 @@ class Life:
         yield ask.Accounted(outcome)
         if outcome.skipped is not None:
             who = "by " + ", ".join(outcome.skipped) if outcome.skipped else "by no worker alone, the sum overflows"
-            said = f"step {strategy.step_number} was skipped: its gradient is not finite ({who})"
+            why = outcome.why or f"its gradient is not finite ({who})"
+            said = f"step {strategy.step_number} was skipped: {why}"
             self._say(logging.WARNING, said)
         yield from self._file(outcome)
 

@@ -155,7 +155,8 @@ class Stepped:
         live = self._live(at, length)
         size = batches.total(live)
         cut = self._cut(size)
-        place = Place((self._granted.generation, 0, at.epoch, at.position, length), self._behind, size, cut.mark)
+        where = self._granted.generation, 0, at.epoch, at.position, length
+        place = Place(where, self._behind, size, cut.mark, min(at.epoch, self.layout.epochs - 1))
         mine = () if idle else self._part(live, cut.sizes, session.rank)
         units = self._units(mine) if self._granted.suspects else ()
         return Taken(self._ranges(mine), max(1, size), place, [self._ranges(unit) for unit in units])

@@ -21,11 +21,13 @@ from antdt.strategies.allreduce.rendezvous import Generation
 SMALL_SIZE = 2**14  # elements: smaller gradients are added up together
 FOREIGN = (
     "There are gradients that agent.step has not made, as the script called loss.backward(): pass all that is to be "
-    "learned from as one loss, agent.step(loss_a + loss_b), or use torch.autograd.grad for gradients of something else."
+    "learned from as one loss, agent.step(loss_a + loss_b), or one by one, agent.backward(loss_a), "
+    "agent.backward(loss_b), agent.apply(). For gradients of something else use torch.autograd.grad."
 )
 CHANGED = (
     "Gradients were changed between two micro-batches of one step: leave out zero_grad(set_to_none=False), agent.step "
-    "clears gradients itself, and change them in optimizer.register_step_pre_hook, which sees those of the whole step."
+    "clears gradients itself, and change them between agent.reduce() and agent.apply(), where they are those of the "
+    "whole step."
 )
 
 
@@ -264,9 +266,9 @@ class ReducedGradients:
         if any(slot.used for slot in bucket.slots):
             self._own.append(total_of(bucket.grads))
         if bucket.rows is not None:
-            assert self._row is not None
             bucket.rows.zero_()
-            bucket.rows[self._generation.rank] = self._row
+            if self._row is not None:  # none in the middle of a step
+                bucket.rows[self._generation.rank] = self._row
         bucket.work = self._generation.allreduce(bucket.flat)
 
     def launch_rest(self) -> None:

@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
-from antdt_schemas.errors import Mismatch
+from antdt_schemas.errors import Mismatch, UsageError
 from antdt_schemas.lineage import DIGEST_SIZE, next_lineage
 from antdt_schemas.ranges import Range
 
 from antdt.strategies.base import Place
 
 RANGES_MAX = 8
-HEAD_WIDTH = 12
+HEAD_WIDTH = 14
 RANGE_WIDTH = 5
 ROW_WIDTH = HEAD_WIDTH + RANGES_MAX * RANGE_WIDTH
-ENDED, LEAVING, CHECKPOINT = 1, 2, 4
+ENDED, LEAVING, CHECKPOINT, SUMMED, PASSED_OVER, STOPPING, TALKING = 1, 2, 4, 8, 16, 32, 64
+OF_THE_MODEL = 3  # columns of an identity
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -37,7 +38,11 @@ class Row:
     samples: how many it contributes, the sum of the lengths. plan_seen: the newest plan it has read. plan: the plan in
     its model. lineage, step: of its model. ended: it was told END. reference: the global batch its loss is weighed by.
     leaving: this is its last step. checkpoint: a checkpoint is to follow this step. settings, state: fingerprints of
-    what the optimizer stepped by last, and of the model; 0 where none is given this time. split: see Place.
+    what the optimizer stepped by last, and of the model; 0 where none is given this time. weight: what its losses count
+    together. trained: fingerprint of which parameters are trained; 0 of a member without samples. summed: its losses
+    are sums, which nothing divides. passed_over: its script wants the step skipped. stopping: it wants no more steps.
+    split: see Place. talking: it takes part for no step, but to say that its script has something to say; it knows the
+    model, and neither reference nor split.
     """
 
     samples: int
@@ -52,18 +57,54 @@ class Row:
     checkpoint: bool = False
     settings: int = 0
     state: int = 0
+    weight: float = 0.0
+    trained: int = 0
+    summed: bool = False
+    passed_over: bool = False
+    stopping: bool = False
     split: int = 0
+    talking: bool = False
 
     def __post_init__(self) -> None:
         assert len(self.ranges) <= RANGES_MAX, f"{len(self.ranges)} ranges in one step, at most {RANGES_MAX}"
         assert len(self.lineage) == DIGEST_SIZE, self.lineage
 
+    @property
+    def flags(self) -> int:
+        """What is true of it, as bits."""
+        flags = ENDED * self.ended | LEAVING * self.leaving | CHECKPOINT * self.checkpoint
+        flags |= SUMMED * self.summed | PASSED_OVER * self.passed_over | STOPPING * self.stopping
+        return flags | TALKING * self.talking
+
+    def weighing(self, weight: float, *, trained: int, summed: bool, passed_over: bool, stopping: bool) -> Row:
+        """The same, when it is known what its losses weigh. (`dataclasses.replace` takes four times as long.)"""
+        return Row(
+            samples=self.samples,
+            plan_seen=self.plan_seen,
+            plan=self.plan,
+            lineage=self.lineage,
+            step=self.step,
+            ended=self.ended,
+            reference=self.reference,
+            ranges=self.ranges,
+            leaving=self.leaving,
+            checkpoint=self.checkpoint,
+            settings=self.settings,
+            state=self.state,
+            weight=weight,
+            trained=trained,
+            summed=summed,
+            passed_over=passed_over,
+            stopping=stopping,
+            split=self.split,
+        )
+
     def pack(self) -> list[int]:
         """ROW_WIDTH whole numbers of 64 bits, signed; unused ranges are zero."""
         high, low = struct.unpack(">2q", self.lineage)
-        flags = ENDED * self.ended | LEAVING * self.leaving | CHECKPOINT * self.checkpoint
-        columns = [self.samples, self.plan_seen, self.plan, high, low, self.step, flags, self.reference]
-        columns += (self.settings, self.state, self.split, len(self.ranges))
+        columns = [self.samples, self.plan_seen, self.plan, high, low, self.step, self.flags, self.reference]
+        (weight,) = struct.unpack(">q", struct.pack(">d", self.weight))
+        columns += (self.settings, self.state, weight, self.trained, self.split, len(self.ranges))
         for taken in self.ranges:
             columns.extend(taken)
         columns.extend([0] * (ROW_WIDTH - len(columns)))
@@ -91,7 +132,13 @@ class Row:
             checkpoint=bool(flags & CHECKPOINT),
             settings=prints[0],
             state=prints[1],
-            split=prints[2],
+            weight=struct.unpack(">d", struct.pack(">q", prints[2]))[0],
+            trained=prints[3],
+            split=prints[4],
+            summed=bool(flags & SUMMED),
+            passed_over=bool(flags & PASSED_OVER),
+            stopping=bool(flags & STOPPING),
+            talking=bool(flags & TALKING),
         )
 
 
@@ -109,12 +156,23 @@ class Composition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What all members conclude alike from the rows of one step, in rank order."""
+    """What all members conclude alike from the rows of one step, in rank order.
+
+    total: samples. weight: what all losses count together, added in rank order, so the same number everywhere. summed:
+    they are sums. passed_over: the step is skipped whatever its gradient is, as a script wants that, or nothing weighs
+    anything. stopping: some script wants no more steps, and this one is not made. talking: nor where some script has
+    something to say for the first time.
+    """
 
     rows: tuple[Row, ...]
     total: int
     plan: int
     ended: bool
+    weight: float
+    summed: bool
+    passed_over: bool
+    stopping: bool
+    talking: bool = False
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Round:
@@ -123,17 +181,43 @@ class Round:
         The plan in effect is the newest that everybody has seen, and never older than the one in the model: a member
         may have joined with less read.
         """
-        first = _identity(rows[0])
+        first = _identity(next((row for row in rows if not row.talking), rows[0]))
         for rank, row in enumerate(rows):
-            if _identity(row) != first:
+            width = OF_THE_MODEL if row.talking else len(first)
+            if _identity(row)[:width] != first[:width]:
                 what = f"Model of rank {rank} in (lineage, step, plan, reference batch, split)"
                 raise ReplicasDiffer(what, _shown(first), _shown(_identity(row)))
+        weight, flags = 0.0, 0
+        for row in rows:
+            weight += row.weight
+            flags |= row.flags if row.weight else row.flags & ~SUMMED
+        summed = bool(flags & SUMMED)
+        if summed and not all(row.summed for row in rows if row.weight):
+            raise UsageError(
+                "In one step some workers pass a loss with reduction='sum' and others a mean: pass the same kind."
+            )
         plan = max(rows[0].plan, min(row.plan_seen for row in rows))
-        return cls(tuple(rows), sum(row.samples for row in rows), plan, any(row.ended for row in rows))
+        passed_over = bool(flags & PASSED_OVER) or (weight == 0 and not summed)
+        total = sum(row.samples for row in rows)
+        ended, stopping, talking = (bool(flags & flag) for flag in (ENDED, STOPPING, TALKING))
+        return cls(tuple(rows), total, plan, ended, weight, summed, passed_over, stopping, talking)
+
+    @property
+    def factor(self) -> float:
+        """What the sum of all gradients counts: they were divided by the reference batch, or are sums."""
+        return 1.0 if self.summed or self.weight == 0 else self.rows[0].reference / self.weight
+
+    @property
+    def epoch(self) -> int:
+        """The latest one that this step has samples of; -1 without any."""
+        return max([taken.epoch for row in self.rows for taken in row.ranges], default=-1)
 
     def unequal(self) -> tuple[int, int] | None:
         """Two ranks whose replicas are not the same, by their fingerprints."""
-        return outlier([row.settings for row in self.rows]) or outlier([row.state for row in self.rows])
+        if len(self.rows) == 1:
+            return None
+        columns = zip(*((row.settings, row.state, row.trained) for row in self.rows), strict=True)
+        return next(filter(None, map(outlier, columns)), None)
 
     def _ranges(self, place: Place | None) -> Sequence[tuple[int, int, int, int, int]]:
         return [place.ranges] if place is not None else [taken for row in self.rows for taken in row.ranges]

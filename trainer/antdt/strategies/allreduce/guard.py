@@ -11,23 +11,41 @@ import inspect
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from antdt_schemas.errors import UsageError
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grad
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from antdt.strategies.once import Once
+from antdt.strategies.together import optimizers_of
 
 log = logging.getLogger("antdt")
 
 GRAPH_DEPTH_MAX = 8
 SUM = 2  # as torch's loss functions save their reduction
-# A hook that returns what clipping does makes torch take it for other arguments.
-HOOK = "def clip(*_): torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)"
+CLIPPED = (
+    "Gradients are clipped where there are none of the whole step: say antdt.Agent(..., clip_grad_norm=1.0), or clip "
+    "between agent.reduce() and agent.apply()."
+)
+SCALED = (
+    "{} was called by the script, on the scaler that the Agent has: agent.step(loss) scales the loss, unscales the "
+    "gradients of all workers, and updates the scaler. Pass the loss itself, and leave the call out."
+)
+UNKNOWN_SCALER = (
+    "GradScaler.{} would look at this worker's gradients alone: say antdt.Agent(..., scaler=scaler), pass the loss "
+    "itself to agent.step(loss), and leave the calls of the scaler out."
+)
+SCHEDULED = (
+    "{}.step() was called by the script: say antdt.Agent(..., scheduler=scheduler), or scheduler_every='epoch', and "
+    "leave the call out: the Agent steps it on every worker, saves it, and restores it with the model."
+)
 
 _lock = threading.Lock()
 _open: weakref.WeakSet[Guard] = weakref.WeakSet()
@@ -36,14 +54,24 @@ _scalers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class Guard:
-    """Watches one model and its optimizer between `open` and `close`. `applying`: the optimizer is called by us."""
+    """Watches one model and its optimizers between `open` and `close`. `applying`: they are called by us. `reduced`:
+    the script has the gradients of the whole step. `once`: what else is ours to call.
+    """
 
-    def __init__(self, model: torch.nn.Module, optimizer: Any) -> None:
-        self.model, self.optimizer = model, optimizer
-        self.applying = False
+    def __init__(self, model: torch.nn.Module, optimizers: Sequence[Any]) -> None:
+        self.model, self.optimizers = model, optimizers
+        self.applying, self.reduced, self.once = False, False, Once()
         self._params = list(model.parameters())
         self.ids = {id(param) for param in self._params}
         self._warned = False
+
+    def within(self, act: Callable[..., Any], *args: Any) -> Any:
+        """What this does is ours."""
+        before, self.applying = self.applying, True
+        try:
+            return act(*args)
+        finally:
+            self.applying = before
 
     def open(self) -> None:
         """Training runs."""
@@ -67,7 +95,8 @@ class Guard:
                 "Parameters were added to the model, removed or replaced since the Agent was made, and would not be "
                 "reduced: make the model whole first, then the optimizer, then the Agent."
             )
-        _refuse_strangers(self.ids, self.optimizer)
+        for one in self.optimizers:
+            _refuse_strangers(self.ids, one)
 
     def stepped_elsewhere(self, optimizer: Any, params: set[int]) -> None:
         """Some other optimizer is about to step."""
@@ -75,7 +104,8 @@ class Guard:
             if not self.applying:  # in a hook of ours it has the gradients of all
                 raise UsageError(
                     f"{type(optimizer).__name__}.step() would change parameters of the Agent's model by gradients of "
-                    "this worker alone: give the Agent one optimizer with all parameters; agent.step(loss) steps it."
+                    "this worker alone: give the Agent all optimizers, antdt.Agent(model, [a, b], ...), which "
+                    "agent.step(loss) steps."
                 )
             return
         if not self._warned:
@@ -99,6 +129,18 @@ def _watch() -> None:
     for module in (torch.nn.utils, clip_grad):
         _replace(module, "clip_grad_value_", _clipping)
     _replace(torch.amp.GradScaler, "scale", _scaling)
+    for name in ("unscale_", "update"):
+        _replace(torch.amp.GradScaler, name, partial(_of_scaler, name))
+    for kind in _schedulers(LRScheduler):
+        _replace(kind, "step", _scheduling)
+
+
+def _schedulers(kind: Any) -> Iterator[Any]:
+    """All that have a step of their own."""
+    if "step" in vars(kind):
+        yield kind
+    for heir in kind.__subclasses__():
+        yield from _schedulers(heir)
 
 
 def _replace(owner: Any, name: str, around: Callable[[Any], Any]) -> None:
@@ -111,7 +153,7 @@ def _replace(owner: Any, name: str, around: Callable[[Any], Any]) -> None:
 def _before_step(optimizer: Any, _args: Any, _kwargs: Any) -> None:
     guards = _guards()
     for guard in guards:
-        if guard.optimizer is optimizer:
+        if any(one is optimizer for one in guard.optimizers):
             if not guard.applying:
                 raise UsageError(
                     "optimizer.step() was called by the script, or by GradScaler.step: agent.step(loss) steps the "
@@ -128,11 +170,8 @@ def _clipping(original: Any) -> Any:
     def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
         parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         for guard in _guards():
-            if not guard.applying and any(id(param) in guard.ids for param in parameters):
-                raise UsageError(
-                    "Gradients are clipped where there are none of the whole step: agent.step(loss) makes and applies "
-                    f"them. Clip in a hook, before the loop: {HOOK}, then optimizer.register_step_pre_hook(clip)."
-                )
+            if not (guard.applying or guard.reduced) and any(id(param) in guard.ids for param in parameters):
+                raise UsageError(CLIPPED)
         return original(parameters, *args, **kwargs)
 
     return clip
@@ -141,17 +180,57 @@ def _clipping(original: Any) -> Any:
 def _scaling(original: Any) -> Any:
     @wraps(original)
     def scale(scaler: Any, outputs: Any) -> Any:
-        _scalers.add(scaler)
+        owner = _owner_of(scaler)
+        if owner is None:
+            _scalers.add(scaler)
+        elif not owner.applying:
+            raise UsageError(SCALED.format("scaler.scale"))
         return original(scaler, outputs)
 
     return scale
 
 
+def _of_scaler(name: str, original: Any) -> Any:
+    @wraps(original)
+    def call(scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        owner = _owner_of(scaler)
+        if owner is not None and not owner.applying:
+            raise UsageError(SCALED.format(f"scaler.{name}"))
+        if owner is None and name == "unscale_" and scaler.is_enabled():
+            params = {id(param) for group in args[0].param_groups for param in group["params"]}
+            if any(params & guard.ids and not guard.applying for guard in _guards()):
+                raise UsageError(UNKNOWN_SCALER.format(name))
+        return original(scaler, *args, **kwargs)
+
+    return call
+
+
+def _owner_of(scaler: Any) -> Guard | None:
+    return next((guard for guard in _guards() if guard.once.scaler is scaler), None)
+
+
+def _scheduling(original: Any) -> Any:
+    """One that is just being made sets its first rate; one that needs a value of the script's is stepped by it."""
+
+    @wraps(original)
+    def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(scheduler, "last_epoch", -1) != -1:
+            for guard in _guards():
+                ours = any(one is getattr(scheduler, "optimizer", None) for one in guard.optimizers)
+                needs_value = isinstance(scheduler, ReduceLROnPlateau) and scheduler in guard.once.schedulers
+                if ours and not guard.applying and not needs_value:
+                    raise UsageError(SCHEDULED.format(type(scheduler).__name__))
+        return original(scheduler, *args, **kwargs)
+
+    return step
+
+
 # -- a loss
 
 
-def check_loss(loss: Any) -> None:
-    """Raises UsageError for what is no mean over the micro-batch that can be learned from.
+def check_loss(loss: Any, *, summed: bool = False) -> None:
+    """Raises UsageError for what is no mean over the micro-batch that can be learned from. summed: the script has said
+    what it was divided by, so a sum may be right.
 
     A scaled loss is found where the scale is among the last few operations, a sum where it is the last one or among the
     terms of the last ones; a script may hide both.
@@ -172,12 +251,13 @@ def check_loss(loss: Any) -> None:
         if _scalers and _is_scaled(loss.grad_fn):
             raise UsageError(
                 "This loss was scaled by a GradScaler, and nothing unscales its gradients: pass the loss itself, and "
-                "leave GradScaler out. torch.autocast with bfloat16 needs none."
+                "say antdt.Agent(..., scaler=scaler), which does the rest. torch.autocast with bfloat16 needs none."
             )
-        if _is_sum(loss.grad_fn):
+        if not summed and _is_sum(loss.grad_fn):
             raise UsageError(
                 "This loss is a sum over the micro-batch, agent.step(loss) weighs means by their samples: "
-                "use reduction='mean', or divide it by the number of samples in the batch."
+                "use reduction='mean', divide it by the number of samples in the batch, or say what it is: "
+                "agent.step(loss, reduction='sum') where nothing shall divide it."
             )
 
 
@@ -223,12 +303,13 @@ def refuse(model: torch.nn.Module, optimizer: Any) -> None:
         raise UsageError("The model has no trainable parameters: at least one must have requires_grad=True.")
     if not all(param.is_floating_point() for param in params if param.requires_grad):
         raise UsageError("Trainable parameters must be real floating-point numbers: hold complex ones as pairs.")
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise UsageError(
-            f"{type(optimizer).__name__} evaluates the loss several times a step: choose an optimizer without closure."
-        )
-    _refuse_strangers({id(param) for param in params}, optimizer)
+    for one in optimizers_of(optimizer):
+        closure = inspect.signature(one.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise UsageError(
+                f"{type(one).__name__} evaluates the loss several times a step: choose an optimizer without closure."
+            )
+        _refuse_strangers({id(param) for param in params}, one)
 
 
 def _refuse_modules(model: torch.nn.Module) -> None:
@@ -252,4 +333,7 @@ def _is_sharded(kinds: Iterable[type]) -> bool:
 
 def _refuse_strangers(ids: set[int], optimizer: Any) -> None:
     if any(id(param) not in ids for group in optimizer.param_groups for param in group["params"]):
-        raise UsageError("The optimizer holds parameters that the model does not: pass one module that holds them all.")
+        raise UsageError(
+            "The optimizer holds parameters that the model does not: pass one module that holds them all, or all "
+            "modules, antdt.Agent([encoder, decoder], optimizer, ...)."
+        )

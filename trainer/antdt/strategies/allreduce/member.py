@@ -65,6 +65,11 @@ class AllReduceMember(AllReduceReplica):
             self.generation.leave()
         self.generation = None
 
+    def outlive(self) -> None:
+        """The job has ended: its members may still talk, until one of them leaves."""
+        if self.generation is not None:
+            self.generation.outlive()
+
     def close(self) -> None:
         """From any thread: whatever waits for other members gives up."""
         generation = self.generation

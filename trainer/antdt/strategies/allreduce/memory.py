@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from antdt_schemas.errors import UsageError
 from torch.distributed import ReduceOp
 
 from antdt.strategies.allreduce.rendezvous import Generation
@@ -16,14 +18,14 @@ Place = tuple[torch.nn.Module, str]
 class _Group:
     """Buffers of one dtype and device, kept as one flat copy.
 
-    By module and name, because a module may put a new tensor in a buffer's place. reduced: part of the model's state,
-    so it must be equal on all members.
+    By module and name, because a module may put a new tensor in a buffer's place. rule: how those of all members become
+    one; "local" ones do not.
     """
 
-    def __init__(self, named: Mapping[str, Place], reduced: bool) -> None:
-        self.names, self.places, self.reduced = list(named), list(named.values()), reduced
+    def __init__(self, named: Mapping[str, Place], rule: str) -> None:
+        self.names, self.places, self.rule = list(named), list(named.values()), rule
+        self.reduced, self.adds_up = rule != "local", rule in ("mean", "sum")
         self.kept = self._flat()
-        self.is_float = self.kept.is_floating_point() or self.kept.is_complex()
 
     def _flat(self) -> torch.Tensor:
         return torch.cat([module._buffers[name].detach().reshape(-1) for module, name in self.places])
@@ -47,25 +49,40 @@ class _Group:
             yield name, self.kept[at : at + buffer.numel()].view(buffer.shape)
             at += buffer.numel()
 
+    def part(self, generation: Generation, weight: float) -> tuple[torch.Tensor, Any]:
+        """What this member gives, and how it is reduced."""
+        if self.adds_up:
+            return self.change(weight if self.rule == "mean" else 1.0), ReduceOp.SUM
+        if self.rule == "max":
+            return self._flat(), ReduceOp.MAX
+        return self._flat() if generation.rank == 0 else torch.zeros_like(self.kept), ReduceOp.SUM
+
     def change(self, weight: float) -> torch.Tensor:
-        """What this member adds to the mean: only what it changed, so that constants stay as they are, bit by bit."""
+        """What this member adds: only what it changed, so that constants stay as they are, bit by bit."""
         now = self._flat()
         change = torch.where(now == self.kept, torch.zeros((), dtype=now.dtype, device=now.device), now - self.kept)
-        return change.mul_(weight) if weight else change.zero_()
+        return change if weight == 1.0 else change.mul_(weight) if weight else change.zero_()
 
 
 class Buffers:
-    """The model's buffers: floats become the mean weighted by samples, whole numbers the largest."""
+    """The model's buffers: floats become the mean weighted by samples, whole numbers the largest, unless a rule says
+    otherwise. rules: of buffers by name, or by a pattern such as `encoder.*`; see `Once`.
+    """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        persistent = set(model.state_dict())
+    def __init__(self, model: torch.nn.Module, rules: Mapping[str, str] | None = None) -> None:
+        persistent, rules = set(model.state_dict()), rules or {}
         kinds: dict[Any, dict[str, Place]] = {}
+        unused = set(rules)
         for prefix, module in model.named_modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     path = f"{prefix}.{name}" if prefix else name
-                    kind = buffer.dtype, buffer.device, path in persistent
-                    kinds.setdefault(kind, {})[path] = module, name
+                    pattern = next((one for one in rules if fnmatchcase(path, one)), None)
+                    unused.discard(pattern or "")
+                    rule = _rule_of(path, buffer, rules.get(pattern or ""), path in persistent)
+                    kinds.setdefault((buffer.dtype, buffer.device, rule), {})[path] = module, name
+        if unused:
+            raise UsageError(f"buffers: the model has none that is called {', '.join(sorted(unused))}.")
         self._groups = [_Group(places, kind[2]) for kind, places in kinds.items()]
         self._flight: list[tuple[_Group, torch.Tensor, Any]] = []
 
@@ -93,9 +110,8 @@ class Buffers:
         """weight: this member's samples over the reference batch."""
         for group in self._groups:
             if group.reduced and generation.world > 1:
-                flat = group.change(weight) if group.is_float else group._flat()
-                work = generation.allreduce(flat, ReduceOp.SUM if group.is_float else ReduceOp.MAX)
-                self._flight.append((group, flat, work))
+                flat, operation = group.part(generation, weight)
+                self._flight.append((group, flat, generation.allreduce(flat, operation)))
 
     def wait(self, generation: Generation) -> None:
         """Until all members' parts are in; the model's buffers are still this member's own."""
@@ -105,8 +121,21 @@ class Buffers:
     def finish(self, factor: float) -> None:
         """Overwrites the model's buffers. factor: reference batch over total."""
         for group, flat, _ in self._flight:
-            group.write(group.kept + flat.mul_(factor) if group.is_float else flat)
+            if group.adds_up:
+                flat = group.kept + (flat if group.rule == "sum" else flat.mul_(factor))
+            group.write(flat)
         self._flight = []
+
+
+def _rule_of(path: str, buffer: torch.Tensor, rule: str | None, persistent: bool) -> str:
+    """What is no part of the model's state stays each member's own, unless the script says otherwise."""
+    adds = buffer.is_floating_point() or buffer.is_complex()
+    if rule is None:
+        return ("mean" if adds else "max") if persistent else "local"
+    wrong = (rule == "mean" and not adds) or (rule == "max" and buffer.is_complex())
+    if wrong or (rule in ("sum", "first") and buffer.dtype is torch.bool):
+        raise UsageError(f"buffers: {path} is {buffer.dtype}, and has no {rule} over the workers.")
+    return rule
 
 
 class RandomState:

@@ -7,25 +7,41 @@ stepped: in the loop, or in a hook of the optimizer. Checkpoints hold the script
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from antdt_schemas.errors import UsageError
 
+from antdt.strategies.together import optimizers_of
+
 
 class LearningRates:
-    """Of all parameter groups. `factor`: positive; 1.0 leaves everything to the script."""
+    """Of all parameter groups of all optimizers. `factor`: positive; 1.0 leaves everything to the script."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer, self.factor = optimizer, 1.0
+        self._each = [(one, _Rates(one)) for one in optimizers_of(optimizer)]
+
+    def step(self, only: Sequence[Any] | None = None) -> None:
+        """One step of each optimizer, or of these only.
+
+        Raises UsageError for an optimizer whose rates cannot be multiplied from outside.
+        """
+        for optimizer, rates in self._each:
+            if only is None or any(one is optimizer for one in only):
+                rates.step(self.factor)
+
+
+class _Rates:
+    """Of one optimizer."""
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer, self.factor = optimizer, 1.0
         self._kept: list[tuple[dict[str, Any], Any, Any]] = []  # group, the script's rate, the one that is stepped by
 
-    def step(self) -> None:
-        """One step of the optimizer.
-
-        Raises UsageError for an optimizer whose rates cannot be multiplied from outside.
-        """
-        optimizer = self.optimizer
-        if self.factor == 1.0:
+    def step(self, factor: float) -> None:
+        optimizer, self.factor = self.optimizer, factor
+        if factor == 1.0:
             optimizer.step()
         elif hasattr(optimizer, "_optimizer_step_post_hooks"):
             self._step_inside_of_hooks()

@@ -92,7 +92,7 @@ class Generation:
         self.number, self.world, self.rank = number, world, rank
         self.names = tuple(names) or tuple(f"rank {member}" for member in range(world))
         self.options = options or GenerationOptions()
-        self._told, self._over = closed, threading.Event()
+        self._told, self._over, self.outlived = closed, threading.Event(), False
         self._groups = Groups(None, None, False, [])
         if world > 1:
             assert store is not None, "more than one member meet in a store"
@@ -120,6 +120,10 @@ class Generation:
     def is_closed(self) -> bool:
         """Closed by the ledger, by `close`, or left."""
         return self._over.is_set() or self._told()
+
+    def outlive(self) -> None:
+        """The ledger has nothing to say of it any more: it is closed when a member has gone."""
+        self._told, self.outlived = (lambda: False), True
 
     def check(self) -> None:
         """Raises GenerationClosed if it is."""

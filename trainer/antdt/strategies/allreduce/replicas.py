@@ -24,14 +24,14 @@ log = logging.getLogger("antdt")
 SHOWN_SIZE_BYTES_MAX = 4 * 2**20  # of a tensor, to find the first number that differs
 
 LIKELY = {
-    "setting": "A scheduler was stepped, or the setting changed, by some workers only: one that takes no sample in a "
-    "step has no batch, one that was started again begins its schedule anew. Step it in "
-    "optimizer.register_step_post_hook(lambda *_: scheduler.step()) or, where workers come and go, set it from "
-    "agent.step_number in a pre-hook.",
+    "setting": "A scheduler was stepped, or the setting changed, by some workers only. Give the scheduler to the "
+    "Agent, antdt.Agent(..., scheduler=scheduler): it is stepped on every worker, saved, and restored with the model.",
     "parameter": "Something besides agent.step changed it on some workers only (an optimizer of the script's own, "
     "clamping, copying, a learning rate set in the loop: a worker that takes no sample in a step has no batch). Do it "
     "in optimizer.register_step_post_hook, where every worker comes by in every step. If nothing of the kind is done, "
     "the workers compute differently (hardware, torch, threads): AllReduce(compare_every=0) accepts that.",
+    "trained parameters": "Some workers have frozen or unfrozen parameters in this step, and others not: do it where "
+    "all of them come by, by what all know alike (agent.step_number, agent.epoch, a callback of agent.on_epoch).",
     "frozen parameter": "It is not trained, so the script changed it on some workers only: set it before the Agent is "
     "made, or in a hook of the optimizer, by what all workers know alike.",
     "buffer": "A hook of the optimizer changed it on some workers only, or by what only they know: make it depend on "
@@ -56,6 +56,7 @@ class Replica:
 
     def __init__(self, model: torch.nn.Module, optimizer: Any, buffers: Buffers) -> None:
         self.model, self.optimizer, self.buffers = model, optimizer, buffers
+        self._params, self._mask, self._trained = list(model.parameters()), tuple[Any, ...](), 0
         self.forget()
 
     def forget(self) -> None:
@@ -68,6 +69,13 @@ class Replica:
         numbers = (factor, *fingerprint.numbers_of(self.optimizer.param_groups))
         if numbers != self._numbers or not self.settings:
             self._numbers, self.settings = numbers, fingerprint.of_numbers(numbers)
+
+    def trained(self, *more: Any) -> int:
+        """Fingerprint of which parameters are trained, and of whatever else."""
+        mask = (*more, *[param.requires_grad for param in self._params])
+        if mask != self._mask:
+            self._mask, self._trained = mask, fingerprint.of_numbers(mask)
+        return self._trained
 
     def state(self, *, frozen: bool) -> int:
         """Fingerprint of all tensors; of frozen parameters, which may be huge, only where it is asked for."""
@@ -84,6 +92,8 @@ class Replica:
         found = [Part("setting", "number of parameter groups", len(self.optimizer.param_groups))]
         found += [Part("setting", name, value) for name, value in zip(names, self._numbers, strict=False)]
         params = list(self.model.named_parameters())
+        trained = ", ".join(name for name, param in params if param.requires_grad)
+        found.append(Part("trained parameters", "by name", trained))
         found += [Part("parameter", name, param) for name, param in params if param.requires_grad]
         found += [Part("frozen parameter", name, param) for name, param in params if not param.requires_grad]
         found += [Part("buffer", name, value) for name, value in self.buffers.kept_apart()]

@@ -9,6 +9,7 @@ import io
 import pickle
 import struct
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from antdt_schemas.errors import UsageError
 
 from antdt.strategies.allreduce.composition import Composition
 from antdt.strategies.allreduce.rendezvous import Generation
+from antdt.strategies.once import Once
+from antdt.strategies.together import name_of, optimizers_of
 
 CHUNK_SIZE_BYTES = 64 * 2**20
 PLAIN = (int, float, bool, str, bytes, type(None))  # nobody need try whether these can be read again
@@ -39,7 +42,9 @@ class Progress(NamedTuple):
 
 class Saved(NamedTuple):
     """A state as it was dumped. random: of each rank, or empty. labels: whatever its keeper wants to find in it.
-    optimizer_name: its class; empty where that was not written down yet.
+    optimizer_name: its class; empty where that was not written down yet. once: what happens once a step, as
+    `Once.state_dict` gives it; empty where that was not written down yet. frozen: names of parameters that are not
+    trained; None where that was not written down yet.
     """
 
     model: dict[str, Any]
@@ -48,12 +53,15 @@ class Saved(NamedTuple):
     random: tuple[bytes, ...]
     labels: dict[str, str]
     optimizer_name: str = ""
+    once: Mapping[str, Any] = MappingProxyType({})
+    frozen: frozenset[str] | None = None
 
 
 class Head(NamedTuple):
     """What a member says of its state before anybody takes over another's. Gathered as int64, HEAD_WIDTH wide.
 
-    state: its fingerprint, or 0.
+    state: its fingerprint, or 0. trained: fingerprint of which parameters are trained. talks: whether the script uses
+    collectives of its own.
     """
 
     step: int
@@ -61,24 +69,33 @@ class Head(NamedTuple):
     plan: int
     void: bool
     state: int = 0
+    trained: int = 0
+    talks: bool = False
 
     def pack(self) -> torch.Tensor:
         """(HEAD_WIDTH,) int64."""
-        return torch.tensor([self.step, *struct.unpack(">2q", self.lineage), self.plan, int(self.void), self.state])
+        flags = int(self.void), self.state, self.trained, int(self.talks)
+        return torch.tensor([self.step, *struct.unpack(">2q", self.lineage), self.plan, *flags])
 
     @classmethod
     def unpack(cls, columns: list[int]) -> Head:
         """The inverse of `pack`."""
-        step, high, low, plan, void, state = columns
-        return cls(step, struct.pack(">2q", high, low), plan, bool(void), state)
+        step, high, low, plan, void, state, trained, talks = columns
+        return cls(step, struct.pack(">2q", high, low), plan, bool(void), state, trained, bool(talks))
 
 
-HEAD_WIDTH = 6
+HEAD_WIDTH = 8
 
 
-def dump(
-    model: torch.nn.Module, optimizer: Any, progress: Progress, random: Sequence[bytes], labels: Mapping[str, str]
-) -> bytes:
+class Held(NamedTuple):
+    """What a state is taken from, and loaded into."""
+
+    model: torch.nn.Module
+    optimizer: Any
+    once: Once
+
+
+def dump(held: Held, progress: Progress, random: Sequence[bytes], labels: Mapping[str, str]) -> bytes:
     """Everything the next step depends on, as `torch.load(weights_only=True)` reads it."""
     out = io.BytesIO()
     meta = {
@@ -94,14 +111,16 @@ def dump(
         "cursor": list(progress.cursor),
     }
     whole = {
-        "model": model.state_dict(),
-        "optimizer": _readable(optimizer.state_dict()),
-        "optimizer_name": type(optimizer).__qualname__,
+        "model": held.model.state_dict(),
+        "optimizer": _readable(held.optimizer.state_dict()),
+        "optimizer_name": name_of(held.optimizer),
+        "once": _readable(held.once.state_dict()),
+        "frozen": [name for name, param in held.model.named_parameters() if not param.requires_grad],
         "progress": meta,
         "random": [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in random],
         "labels": dict(labels),
     }
-    for part in ("model", "optimizer"):
+    for part in ("model", "optimizer", "once"):
         _refuse_unreadable(whole[part], part)
     torch.save(whole, out)
     return out.getvalue()
@@ -136,15 +155,12 @@ def _is_readable(value: Any) -> bool:
     return True
 
 
-def _readable(state: dict[str, Any]) -> dict[str, Any]:
+def _readable(value: Any) -> Any:
     """With plain numbers where a schedule has put numpy's, which cannot be read back without running code."""
-    groups = state.get("param_groups")
-    if not isinstance(groups, list):
-        return state
-    return {**state, "param_groups": [{n: _number(value) for n, value in group.items()} for group in groups]}
-
-
-def _number(value: Any) -> Any:
+    if type(value) is dict:
+        return {name: _readable(one) for name, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_readable(one) for one in value)
     return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 else value
 
 
@@ -162,13 +178,20 @@ def parse(data: bytes) -> Saved:
     lineage, newer = bytes.fromhex(meta["lineage"]), (meta.get("skips", 0), meta.get("learning_rate_factor", 1.0))
     progress = Progress(meta["step"], lineage, meta["plan"], pending, *newer, Cursor(*meta.get("cursor", ())))
     random = tuple(bytes(one.numpy()) for one in found["random"])
-    name = found.get("optimizer_name", "")
-    return Saved(found["model"], found["optimizer"], progress, random, found["labels"], name)
+    name, frozen = found.get("optimizer_name", ""), found.get("frozen")
+    frozen = None if frozen is None else frozenset(frozen)
+    return Saved(
+        found["model"], found["optimizer"], progress, random, found["labels"], name, found.get("once", {}), frozen
+    )
 
 
-def misfit(saved: Saved, model: torch.nn.Module, optimizer: Any) -> str:
+def misfit(saved: Saved, held: Held) -> str:
     """Why this state cannot be loaded into them, in a sentence; empty where it can."""
-    return _other_model(saved.model, model.state_dict()) or _other_optimizer(saved, optimizer)
+    return (
+        _other_model(saved.model, held.model.state_dict())
+        or _other_optimizer(saved, held.optimizer)
+        or held.once.misfit(saved.once)
+    )
 
 
 def _other_model(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str:
@@ -187,10 +210,16 @@ def _other_model(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 
 def _other_optimizer(saved: Saved, optimizer: Any) -> str:
-    name = type(optimizer).__qualname__
+    name = name_of(optimizer)
     if saved.optimizer_name not in ("", name):
         return f"The optimizer in it is {saved.optimizer_name}, this one is {name}."
-    theirs, ours = saved.optimizer.get("param_groups"), getattr(optimizer, "param_groups", None)
+    theirs = saved.optimizer.get("optimizers", [saved.optimizer])
+    pairs = zip(theirs, optimizers_of(optimizer), strict=True)
+    return next(filter(None, (_other_groups(their, one) for their, one in pairs)), "")
+
+
+def _other_groups(saved: Mapping[str, Any], optimizer: Any) -> str:
+    theirs, ours = saved.get("param_groups"), getattr(optimizer, "param_groups", None)
     if not isinstance(theirs, list) or not isinstance(ours, list):
         return ""
     sizes = [[len(group["params"]) for group in groups] for groups in (theirs, ours)]
@@ -200,6 +229,7 @@ def _other_optimizer(saved: Saved, optimizer: Any) -> str:
         # A scheduler adds keys of its own; what an optimizer needs and does not find is of another kind.
         lacking = [key for key in getattr(optimizer, "defaults", ()) if key in our and key not in their]
         if lacking:
+            name = type(optimizer).__qualname__
             return f"The optimizer in it is of another kind than {name}: its group {number} has no {_listed(lacking)}."
     return ""
 
@@ -213,10 +243,14 @@ def _composition(step: int, ranges: list[int], plan: int, skipped: list[str] | N
     return Composition(step, tuple(ranges), plan, None if skipped is None else tuple(skipped))
 
 
-def load(saved: Saved, model: torch.nn.Module, optimizer: Any) -> None:
-    """Overwrites model and optimizer: their state is void from the first byte to the last."""
-    model.load_state_dict(saved.model)
-    optimizer.load_state_dict(saved.optimizer)
+def load(saved: Saved, held: Held) -> None:
+    """Overwrites all of it: its state is void from the first byte to the last."""
+    held.model.load_state_dict(saved.model)
+    held.optimizer.load_state_dict(saved.optimizer)
+    held.once.load_state_dict(saved.once)
+    if saved.frozen is not None:
+        for name, param in held.model.named_parameters():
+            param.requires_grad_(name not in saved.frozen)
 
 
 def gather_heads(generation: Generation, head: Head) -> list[Head]:
@@ -236,7 +270,8 @@ def gather_bytes(generation: Generation, mine: bytes) -> list[bytes]:
     generation.wait(generation.gather(sizes, torch.tensor([len(mine)])))
     rows = torch.zeros(generation.world, int(sizes.max()), dtype=torch.uint8)
     row = torch.zeros(rows.shape[1], dtype=torch.uint8)
-    row[: len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+    if mine:
+        row[: len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
     generation.wait(generation.gather(rows, row))
     generation.settled()
     return [bytes(one[:size].numpy()) for one, size in zip(rows, sizes.flatten().tolist(), strict=True)]

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from antdt.strategies.together import name_of
+
 
 class Averages:
     """In place of the script's optimizer, whose settings and state it shows as its own: they are saved and compared.
@@ -48,7 +50,7 @@ class Averages:
 
 def averages_of(optimizer: Any, params: Sequence[torch.nn.Parameter]) -> Averages:
     """The class carries the optimizer's name: files say by it what they are of."""
-    kind = type(f"LocalSGD({type(optimizer).__qualname__})", (Averages,), {})
+    kind = type(f"LocalSGD({name_of(optimizer)})", (Averages,), {})
     made: Averages = kind(optimizer, params)
     return made
 

@@ -22,10 +22,15 @@ from antdt.strategies.allreduce import guard
 from antdt.strategies.allreduce.buckets import LocalGradients
 from antdt.strategies.allreduce.member import AllReduceMember
 from antdt.strategies.allreduce.rates import LearningRates
-from antdt.strategies.allreduce.rendezvous import Generation
+from antdt.strategies.allreduce.strategy import Reduced
+from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import Here, Outcome
 from antdt.strategies.local.averages import averages_of, loss_of
 from antdt.strategies.local.options import LocalSGD
+from antdt.strategies.once import Once
+from antdt.strategies.together import optimizers_of
+
+ALONE = "{} is for steps that all workers make together, and with LocalSGD each makes its own: take {} instead."
 
 
 class LocalMember(AllReduceMember):
@@ -36,19 +41,25 @@ class LocalMember(AllReduceMember):
 
     def __init__(self, model: torch.nn.Module, optimizer: Any, options: LocalSGD, here: Here) -> None:
         guard.refuse(model, optimizer)
-        super().__init__(model, averages_of(optimizer, list(model.parameters())), options.exchange, here)
-        self._guard = guard.Guard(model, optimizer)  # it is the script's that nobody else may step
-        self._own_optimizer, self._own_rates, self._every = optimizer, LearningRates(optimizer), options.every
         self._own: LocalGradients | None = None
+        self._own_weights, self._unit = Weights(), 0.0
         self._kept: list[torch.Tensor] = []
         self._optimizer_kept: Any = None
-        self._steps = self._trained_on = self._in_step = self._unit = 0
+        self._steps = self._trained_on = 0
+        self._own_optimizer, self._own_rates, self._every = optimizer, LearningRates(optimizer), options.every
+        super().__init__(model, averages_of(optimizer, list(model.parameters())), options.exchange, here)
+        self._guard = guard.Guard(model, optimizers_of(optimizer))  # it is the script's that nobody else may step
+
+    def accompany(self, once: Once) -> None:
+        """See Holding. A scheduler is stepped with each average, and clipping is that of each step of the optimizer."""
+        if once.scaler is not None:
+            raise UsageError("LocalSGD takes no scaler: train in bfloat16, or with AllReduce.")
+        super().accompany(once)
 
     # -- generations
 
-    def attach(self, generation: Generation, workers: Sequence[str] = ()) -> None:
-        """See AllReduceReplica."""
-        super().attach(generation, workers)
+    def _lay_out(self) -> None:
+        super()._lay_out()
         if self._own is not None:
             self._own.disconnect()
         self._own = LocalGradients([self._trained])
@@ -73,40 +84,91 @@ class LocalMember(AllReduceMember):
 
     # -- one period
 
-    def backward(self, loss: torch.Tensor, samples: int, last: bool = True) -> None:
-        """loss: the mean over this micro-batch's `samples`. last: the optimizer steps, by this member's own gradient.
+    def backward(
+        self,
+        loss: torch.Tensor,
+        samples: int,
+        last: bool = True,
+        *,
+        weight: float | None = None,
+        summed: bool = False,
+        through: bool = True,
+        retain_graph: bool = False,
+    ) -> None:
+        """See AllReduceReplica. last: the optimizer steps, by this member's own gradient.
 
         Raises GenerationClosed.
         """
         assert self._row is not None and self._own is not None, "take first"
         self._attached().check()
-        guard.check_loss(loss)
-        self._unit = self._unit or samples
-        self._in_step += samples
+        guard.check_loss(loss, summed=summed or weight is not None)
+        weight = self._own_weights.of(samples, weight, summed=summed)
+        self._check_unfrozen()
+        self._unit = self._unit or weight
         self._own.expect(last)
-        (loss * (samples / self._unit)).backward()
-        self._own.done(last)
+        if weight:
+            scale = 1.0 if summed else weight / self._unit
+            self._guard.within((loss if scale == 1.0 else loss * scale).backward, None, retain_graph)
+        self._own.done(last=False)
+        if through:
+            self.through(samples, last)
+
+    def through(self, samples: int, last: bool) -> None:
+        """See AllReduceReplica."""
+        self._own_weights.through(samples)
         if last:
             self._step_alone()
             self.first_bucket_at = time.perf_counter()
 
+    def skip(self, samples: int, reason: str) -> None:
+        """See AllReduceReplica: it is for steps that are made together."""
+        raise UsageError(ALONE.format("agent.skip(reason)", "agent.step(loss, weight=0)"))
+
+    def reduce(self) -> Reduced | None:
+        """See AllReduceReplica."""
+        if self._row is not None and self._trained_on < self._row.samples:
+            raise UsageError(ALONE.format("agent.reduce()", "clip_grad_norm=, or agent.apply()"))
+        return super().reduce()
+
+    def update(self, optimizers: Sequence[Any]) -> bool:
+        """See AllReduceReplica: it is for steps that are made together."""
+        raise UsageError(ALONE.format("agent.apply(optimizer)", "one optimizer, or AllReduce"))
+
+    def exchange(self, value: torch.Tensor | None, *, inside: bool) -> list[torch.Tensor | None]:
+        """See AllReduceReplica: between two averages."""
+        if inside:
+            raise UsageError(ALONE.format("A call that waits for other workers", "it between averages"))
+        return super().exchange(value, inside=inside)
+
     def _step_alone(self) -> None:
-        own, guarded = self._own, self._guard
+        own, weights = self._own, self._own_weights
         assert own is not None
-        if not own.touched:
+        own.expect(last=True)  # what the script has cleared is put back
+        own.done(last=True)
+        if not (own.touched or weights.counts_nothing):
             raise UsageError(
                 "The loss depends on no trainable parameter of the Agent's model (on a copy of it, or another model?): "
                 "give the Agent the very model that the loss is computed with."
             )
-        own.finish(self._unit / self._in_step)
-        self._steps, self._trained_on = self._steps + 1, self._trained_on + self._in_step
-        self._own_rates.factor, guarded.applying = self.rates.factor, True
-        try:
-            self._own_rates.step()
-        finally:
-            guarded.applying = False
-        own.reset()
-        self._in_step = self._unit = 0
+        self._steps, self._trained_on = self._steps + 1, self._trained_on + weights.samples
+        if not weights.counts_nothing:
+            own.finish(1.0 if weights.summed else self._unit / weights.total)
+            self._own_rates.factor = self.rates.factor
+            self._guard.within(self._clip_and_step)
+        self._forget_own()
+
+    def _clip_and_step(self) -> None:
+        self.once.clip(self._trained)
+        self._own_rates.step()
+
+    def _step_optimizers(self) -> None:
+        self.rates.step()  # to the average, which nothing clips
+
+    def _forget_own(self) -> None:
+        if self._own is not None:
+            self._own.reset()
+        self._own_weights.clear()
+        self._unit = 0.0
 
     def step(self, on_plan: Callable[[int], None] | None = None) -> Outcome:
         """Averages. See AllReduceReplica: what it raises, and how the plan comes into force."""
@@ -139,12 +201,11 @@ class LocalMember(AllReduceMember):
         self._steps = self._trained_on = 0
 
     def _go_back(self) -> None:
-        if self._own is not None:
-            self._own.reset()
+        self._forget_own()
         if self._steps:
             self._put_back()
             self._own_optimizer.load_state_dict(deepcopy(self._optimizer_kept))
-        self._steps = self._trained_on = self._in_step = self._unit = 0
+        self._steps = self._trained_on = 0
 
     def _put_back(self) -> None:
         with torch.no_grad():

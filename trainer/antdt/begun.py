@@ -7,6 +7,7 @@ by mistake. Must not know what an Agent does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakSet
 
@@ -16,28 +17,33 @@ _trained: WeakSet[Any] = WeakSet()
 _in_a_job: list[bool] = []
 
 
-class Once:
-    """Of one Agent. named: its settings were given by the script. alone: without a job."""
+class Begun:
+    """Of one Agent. model: as the script gave it, one or several. named: its settings were given by the script. alone:
+    without a job.
+    """
 
     def __init__(self, model: Any, *, named: bool, alone: bool) -> None:
-        self._model, self._named, self._alone, self._begun = model, named, alone, False
+        several = list(model.values()) if isinstance(model, Mapping) else model
+        self._models = several if isinstance(several, list | tuple) else [model]
+        self._named, self._alone, self._begun = named, alone, False
         self._refuse_another()
 
     def begin(self) -> None:
         """Its loop begins. Raises UsageError: it is a second one."""
         if self._begun:
             raise UsageError(
-                "This Agent was iterated already: it runs through all epochs itself. Write one loop over it, none over "
-                "epochs around it, and pass epochs=N to antdt.Agent; agent.epoch says which one a batch is of."
+                "This Agent was iterated already: it runs through all epochs itself. Write one loop over it and pass "
+                "epochs=N to antdt.Agent, or nest: for epoch in agent.epochs(): for batch in epoch."
             )
         self._refuse_another()
         self._begun = True
-        _trained.add(self._model)
+        for model in self._models:
+            _trained.add(model)
         if not self._named and not self._alone:
             _in_a_job.append(True)
 
     def _refuse_another(self) -> None:
-        if self._alone and self._model in _trained:
+        if self._alone and any(model in _trained for model in self._models):
             raise UsageError(
                 "An Agent of this process has trained this model before: pass epochs=N to it instead of making one for "
                 "each epoch; what is trained anew is another model."

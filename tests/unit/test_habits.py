@@ -1,0 +1,977 @@
+"""Habits of training scripts: replicas equal to the bit after every step, and equal to one process on the same global
+batches, with one, two and three members, splits that change in every step, micro-batches, and a death with a joiner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from antdt_schemas.errors import UsageError
+from torch import nn
+from torch.nn import functional
+from torch.optim import lr_scheduler
+from torch.utils.data import TensorDataset
+
+from tests.helpers.scripts import SMALL, Alone, Died, InProcess, Script, equal, trained
+
+WORLDS = pytest.mark.parametrize("world", [1, 2, 3])
+MEMBERS = pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (3, 1), (2, 3)])
+BATCH, EPOCHS = 12, 3
+CLASSES = torch.tensor([1.0, 5.0, 0.5], dtype=torch.float64)
+
+
+def data(samples: int = 44) -> TensorDataset:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(samples, 6, generator=generator, dtype=torch.float64)
+    y = (x[:, 0] + x[:, 1] > 0).long() + (x[:, 2] > 1).long()
+    return TensorDataset(x, y)
+
+
+DATA = data()
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+
+
+def build(**once: Any) -> tuple[Any, Any, dict[str, Any]]:
+    model = mlp()
+    return model, torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9), once
+
+
+def plain(agent: InProcess) -> None:
+    for x, y in agent:
+        agent.step(functional.cross_entropy(agent.model(x), y))
+
+
+def plain_alone(alone: Alone, *, before: Any = lambda: None, after: Any = lambda: None) -> None:
+    for x, y in alone:
+        alone.optimizer.zero_grad()
+        functional.cross_entropy(alone.model(x), y).backward()
+        before()
+        alone.optimizer.step()
+        after()
+
+
+def run(world: int, script: Script, made: Any = build, **words: Any) -> list[InProcess]:
+    return trained(world, made, script, DATA, batch_size=BATCH, epochs=EPOCHS, **words)
+
+
+@MEMBERS
+def test_a_plain_loop(world: int, accumulation: int) -> None:
+    agents = run(world, plain, accumulation=accumulation)
+    alone = Alone(agents[0], build)
+    plain_alone(alone)
+    equal(agents, alone)
+
+
+# -- schedulers
+
+STEPS = EPOCHS * -(-44 // BATCH)
+SCHEDULES: dict[str, Callable[[Any], Any]] = {
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.5, total_steps=STEPS + 1),
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
+    "warm-up and cosine": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.1, total_iters=3), lr_scheduler.CosineAnnealingLR(o, 8)], [3]
+    ),
+    "restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+}
+
+
+@MEMBERS
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_scheduler_of_steps(name: str, world: int, accumulation: int) -> None:
+    def scheduled() -> Any:
+        model, optimizer, _ = build()
+        return model, optimizer, {"scheduler": SCHEDULES[name](optimizer)}
+
+    agents = run(world, plain, scheduled, accumulation=accumulation)
+    alone = Alone(agents[0], scheduled)
+    plain_alone(alone, after=alone.once["scheduler"].step)
+    equal(agents, alone)
+    for agent in agents:
+        (scheduler,) = agent.strategy.once.schedulers
+        assert scheduler.state_dict() == alone.once["scheduler"].state_dict()
+
+
+@WORLDS
+def test_one_cycle_is_through_with_exactly_its_total(world: int) -> None:
+    def scheduled() -> Any:
+        model, optimizer, _ = build()
+        return model, optimizer, {"scheduler": lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=STEPS + 1)}
+
+    agents = run(world, plain, scheduled)
+    for agent in agents:
+        assert agent.strategy.once.schedulers[0].last_epoch == STEPS
+        with pytest.raises(ValueError, match="Tried to step"):
+            [agent.strategy.once.schedulers[0].step() for _ in range(2)]
+
+
+@MEMBERS
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_scheduler_of_epochs(world: int, accumulation: int, nested: bool) -> None:
+    def scheduled() -> Any:
+        model, optimizer, _ = build()
+        schedulers = [lr_scheduler.StepLR(optimizer, 1, 0.5)]
+        return model, optimizer, {"scheduler": schedulers, "scheduler_every": "epoch"}
+
+    def loop(agent: InProcess) -> None:
+        for epoch in agent.epochs():
+            for x, y in epoch:
+                assert agent.epoch == epoch.number
+                agent.step(functional.cross_entropy(agent.model(x), y))
+
+    agents = run(world, loop if nested else plain, scheduled, accumulation=accumulation)
+    alone = Alone(agents[0], scheduled)
+    for epoch in range(EPOCHS):
+        for x, y in alone.epoch(epoch):
+            alone.optimizer.zero_grad()
+            functional.cross_entropy(alone.model(x), y).backward()
+            alone.optimizer.step()
+        alone.once["scheduler"][0].step()
+    equal(agents, alone)
+
+
+# -- clipping, averages, scalers
+
+
+@MEMBERS
+def test_clipping(world: int, accumulation: int) -> None:
+    agents = run(world, plain, lambda: build(clip_grad_norm=0.05), accumulation=accumulation)
+    alone, norms = Alone(agents[0], build), []
+
+    def clip() -> None:
+        norms.append(nn.utils.clip_grad_norm_(alone.model.parameters(), 0.05))
+
+    plain_alone(alone, before=clip)
+    equal(agents, alone)
+    assert min(norms) > 0.05, "it never clips"
+    torch.testing.assert_close(agents[0].strategy.once.grad_norm, norms[-1])
+
+
+def averaged() -> Any:
+    model, optimizer, _ = build()
+    ema = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    return model, optimizer, {"state": {"ema": ema}}
+
+
+def ema_script(agent: InProcess) -> None:
+    ema = agent.strategy.once.state["ema"]
+    agent.on_step(lambda: ema.update_parameters(agent.model))
+    plain(agent)
+
+
+@MEMBERS
+def test_an_average_of_the_weights(world: int, accumulation: int) -> None:
+    agents = run(world, ema_script, averaged, accumulation=accumulation)
+    alone = Alone(agents[0], averaged)
+    ema = alone.once["state"]["ema"]
+    plain_alone(alone, after=lambda: ema.update_parameters(alone.model))
+    equal(agents, alone)
+    for agent in agents:
+        torch.testing.assert_close(agent.strategy.once.state["ema"].state_dict(), ema.state_dict())
+
+
+def scaling() -> Any:
+    """Its scale is too large at first, and again whenever it grows: far from where a split would decide."""
+    model, optimizer, once = build()
+    falls = {"growth_factor": 2.0**20, "backoff_factor": 2.0**-20, "growth_interval": 4}
+    scaler = torch.amp.GradScaler("cpu", 2.0**127, **falls)
+    return model.float(), optimizer, once | {"scaler": scaler, "clip_grad_norm": 0.3}
+
+
+def scaled_loss(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(model(x.float()), y) * 1024
+
+
+def scaler_script(agent: InProcess) -> None:
+    for x, y in agent:
+        agent.step(scaled_loss(agent.model, x, y))
+
+
+@MEMBERS
+def test_a_scaler_that_overflows_now_and_then(world: int, accumulation: int) -> None:
+    """Its scale falls on all alike; what it skips is skipped, and a scheduler counts it."""
+
+    def scheduled() -> Any:
+        model, optimizer, once = scaling()
+        return model, optimizer, once | {"scheduler": lr_scheduler.ExponentialLR(optimizer, 0.9)}
+
+    agents = run(world, scaler_script, scheduled, accumulation=accumulation)
+    alone = Alone(agents[0], scheduled)
+    scaler = alone.once["scaler"]
+    for x, y in alone:
+        alone.optimizer.zero_grad()
+        scaler.scale(scaled_loss(alone.model, x, y)).backward()
+        scaler.unscale_(alone.optimizer)
+        nn.utils.clip_grad_norm_(alone.model.parameters(), 0.3)
+        scaler.step(alone.optimizer)
+        scaler.update()
+        alone.once["scheduler"].step()
+    equal(agents, alone, tolerance=1e-5)
+    assert {agent.strategy.once.scaler.get_scale() for agent in agents} == {scaler.get_scale()}
+    skipped = [skipped for _, _, skipped in agents[0].history]
+    assert 1 < sum(skipped) < len(skipped) / 2
+
+
+# -- what a loss is divided by
+
+
+def lengths(y: torch.Tensor) -> torch.Tensor:
+    """Targets of "tokens": so many of each sample count, perhaps none."""
+    tokens = torch.arange(4).expand(len(y), 4)
+    return torch.where(tokens < y[:, None] * 2, tokens % 3, -100)
+
+
+LOSSES: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., Any], str]] = {
+    "tokens": (
+        lambda m, x, y: functional.cross_entropy(
+            m(x)[:, None].expand(-1, 4, -1).reshape(-1, 3), lengths(y).reshape(-1), ignore_index=-100
+        ),
+        lambda x, y: (lengths(y) >= 0).sum(),
+        "mean",
+    ),
+    "class weights": (
+        lambda m, x, y: functional.cross_entropy(m(x), y, weight=CLASSES),
+        lambda x, y: CLASSES[y].sum(),
+        "mean",
+    ),
+    "sum": (lambda m, x, y: 0.05 * functional.cross_entropy(m(x), y, reduction="sum"), lambda x, y: None, "sum"),
+}
+
+
+@MEMBERS
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_with_a_denominator_of_its_own(name: str, world: int, accumulation: int) -> None:
+    loss_of, weight_of, reduction = LOSSES[name]
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            agent.step(loss_of(agent.model, x, y), weight=weight_of(x, y), reduction=reduction)
+
+    agents = run(world, script, accumulation=accumulation)
+    alone = Alone(agents[0], build)
+    for x, y in alone:
+        alone.optimizer.zero_grad()
+        loss_of(alone.model, x, y).backward()
+        alone.optimizer.step()
+    equal(agents, alone)
+
+
+@MEMBERS
+def test_a_step_that_weighs_nothing_is_skipped(world: int, accumulation: int) -> None:
+    """Its loss is no number: the mean of nothing. A batch that alone weighs nothing changes nothing."""
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            weight = (y > 0).sum() if agent.step_number != 4 else 0
+            loss = (functional.cross_entropy(agent.model(x), y, reduction="none") * (y > 0)).sum() / weight
+            agent.step(loss, weight=weight)
+
+    agents = run(world, script, accumulation=accumulation)
+    alone = Alone(agents[0], build)
+    for step, (x, y) in enumerate(alone):
+        if step != 4:
+            alone.optimizer.zero_grad()
+            ((functional.cross_entropy(alone.model(x), y, reduction="none") * (y > 0)).sum() / (y > 0).sum()).backward()
+            alone.optimizer.step()
+    equal(agents, alone)
+    assert [step for step, _, skipped in agents[0].history if skipped] == [5]
+
+
+@MEMBERS
+def test_two_backwards(world: int, accumulation: int) -> None:
+    def losses(model: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out = model(x)
+        return functional.cross_entropy(out, y), 0.1 * (out**2).mean()
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            first, second = losses(agent.model, x, y)
+            agent.backward(first, retain_graph=True)
+            agent.backward(second)
+            agent.apply()
+
+    agents = run(world, script, accumulation=accumulation)
+    alone = Alone(agents[0], build)
+    for x, y in alone:
+        alone.optimizer.zero_grad()
+        sum(losses(alone.model, x, y)).backward()  # type: ignore[union-attr]
+        alone.optimizer.step()
+    equal(agents, alone)
+
+
+@MEMBERS
+def test_gradient_penalty(world: int, accumulation: int) -> None:
+    def loss_of(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        x = x.clone().requires_grad_()
+        out = model(x)
+        (grads,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        return functional.cross_entropy(out, y) + 0.1 * ((grads.norm(dim=1) - 1) ** 2).mean()
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            agent.step(loss_of(agent.model, x, y))
+
+    agents = run(world, script, accumulation=accumulation)
+    alone = Alone(agents[0], build)
+    for x, y in alone:
+        alone.optimizer.zero_grad()
+        loss_of(alone.model, x, y).backward()
+        alone.optimizer.step()
+    equal(agents, alone)
+
+
+@MEMBERS
+def test_gradients_are_looked_at_and_changed_between_reduction_and_step(world: int, accumulation: int) -> None:
+    """Also replaced by others, and clipped by the script: there it has those of all."""
+
+    def change(model: Any) -> None:
+        nn.utils.clip_grad_value_(model.parameters(), 0.05)
+        model[0].weight.grad.mul_(0.5)
+        model[2].bias.grad = model[2].bias.grad * 2
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            agent.backward(functional.cross_entropy(agent.model(x), y))
+            if agent.reduce():
+                change(agent.model)
+            agent.apply()
+
+    agents = run(world, script, accumulation=accumulation)
+    alone = Alone(agents[0], build)
+    plain_alone(alone, before=lambda: change(alone.model))
+    equal(agents, alone)
+
+
+@MEMBERS
+def test_a_batch_that_is_skipped(world: int, accumulation: int) -> None:
+    """As `if not torch.isfinite(loss): continue` does in one process."""
+    bad = float(DATA.tensors[0][7, 0])
+
+    def loss_of(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(model(x), y) * (float("nan") if bad in x[:, 0].tolist() else 1.0)
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            loss = loss_of(agent.model, x, y)
+            if not torch.isfinite(loss):
+                assert agent.skip("its loss is not finite") is False
+                continue
+            agent.step(loss)
+
+    agents = run(world, script, accumulation=accumulation)
+    alone = Alone(agents[0], build)
+    for x, y in alone:
+        loss = loss_of(alone.model, x, y)
+        if torch.isfinite(loss):
+            alone.optimizer.zero_grad()
+            loss.backward()
+            alone.optimizer.step()
+    equal(agents, alone)
+    assert sum(skipped for _, _, skipped in agents[0].history) == EPOCHS
+
+
+# -- several models, several optimizers, parameters that come and go
+
+
+@MEMBERS
+def test_two_optimizers_on_one_model(world: int, accumulation: int) -> None:
+    def both() -> Any:
+        model = mlp()
+        optimizers = [torch.optim.AdamW(model[0].parameters(), 0.01), torch.optim.SGD(model[2].parameters(), 0.1)]
+        schedulers = [lr_scheduler.ExponentialLR(optimizers[0], 0.9), lr_scheduler.StepLR(optimizers[1], 4)]
+        return model, optimizers, {"scheduler": schedulers}
+
+    agents = run(world, plain, both, accumulation=accumulation)
+    alone = Alone(agents[0], both)
+    for x, y in alone:
+        for optimizer in alone.optimizer:
+            optimizer.zero_grad()
+        functional.cross_entropy(alone.model(x), y).backward()
+        for optimizer, scheduler in zip(alone.optimizer, alone.once["scheduler"], strict=True):
+            optimizer.step()
+            scheduler.step()
+    equal(agents, alone)
+
+
+@MEMBERS
+def test_several_models_as_one(world: int, accumulation: int) -> None:
+    def encoder_and_head() -> Any:
+        models = {"encoder": nn.Linear(6, 8).double(), "head": nn.Linear(8, 3).double()}
+        params = [*models["encoder"].parameters(), *models["head"].parameters()]
+        return models, torch.optim.SGD(params, 0.2), {}
+
+    def out(group: Any, x: torch.Tensor) -> torch.Tensor:
+        return group.head(torch.tanh(group.encoder(x)))
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            agent.step(functional.cross_entropy(out(agent.model, x), y))
+
+    agents = run(world, script, encoder_and_head, accumulation=accumulation)
+    alone = Alone(agents[0], encoder_and_head)
+    for x, y in alone:
+        alone.optimizer.zero_grad()
+        functional.cross_entropy(out(alone.model, x), y).backward()
+        alone.optimizer.step()
+    equal(agents, alone)
+
+
+def frozen_first() -> Any:
+    model = mlp()
+    model[0].requires_grad_(False)
+    return model, torch.optim.Adam(model.parameters(), 0.05), {}
+
+
+def thaw(model: Any, step: int) -> None:
+    if step == 4:
+        model[0].requires_grad_(True)
+    if step == 8:
+        model[2].requires_grad_(False)
+
+
+def thawing(agent: InProcess) -> None:
+    for x, y in agent:
+        thaw(agent.model, agent.step_number)
+        agent.step(functional.cross_entropy(agent.model(x), y))
+
+
+@MEMBERS
+@pytest.mark.parametrize("where", ["loop", "on_epoch", "on_step"])
+def test_layers_that_are_frozen_and_unfrozen(world: int, accumulation: int, where: str) -> None:
+    def script(agent: InProcess) -> None:
+        if where == "on_epoch":
+            agent.on_epoch(lambda: thaw(agent.model, agent.step_number))
+        if where == "on_step":
+            agent.on_step(lambda step: thaw(agent.model, step))
+        plain(agent) if where != "loop" else thawing(agent)
+
+    agents = run(world, script, frozen_first, accumulation=accumulation)
+    alone = Alone(agents[0], frozen_first)
+    for step, (x, y) in enumerate(alone):
+        if step:
+            thaw(alone.model, step)
+        alone.optimizer.zero_grad()
+        functional.cross_entropy(alone.model(x), y).backward()
+        alone.optimizer.step()
+    equal(agents, alone)
+
+
+@MEMBERS
+def test_tied_weights(world: int, accumulation: int) -> None:
+    class Tied(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.there, self.back = nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+            self.back.weight, self.head = self.there.weight, nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.back(torch.tanh(self.there(x))))
+
+    def tied() -> Any:
+        model = Tied().double()
+        return model, torch.optim.SGD(model.parameters(), 0.2, momentum=0.9), {}
+
+    agents = run(world, plain, tied, accumulation=accumulation)
+    alone = Alone(agents[0], tied)
+    plain_alone(alone)
+    equal(agents, alone)
+
+
+# -- a death, and somebody who comes in its place
+
+
+def late_and_scheduled() -> Any:
+    model, optimizer, once = averaged()
+    scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=STEPS + 1)
+    return model, optimizer, once | {"scheduler": scheduler, "clip_grad_norm": 0.5}
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("at", [3, 4])
+def test_a_death_and_a_newcomer_with_scheduler_and_average(world: int, at: int) -> None:
+    def script(agent: InProcess) -> None:
+        ema = agent.strategy.once.state["ema"]
+        agent.on_step(lambda: ema.update_parameters(agent.model))
+        for x, y in agent:
+            if agent.name == "w1" and agent.step_number == at:
+                raise Died
+            agent.step(functional.cross_entropy(agent.model(x), y))
+
+    agents = run(world, script, late_and_scheduled, dies=(1, at))
+    alone = Alone(agents[0], late_and_scheduled)
+    ema, scheduler = alone.once["state"]["ema"], alone.once["scheduler"]
+    for x, y in alone:
+        alone.optimizer.zero_grad()
+        functional.cross_entropy(alone.model(x), y).backward()
+        nn.utils.clip_grad_norm_(alone.model.parameters(), 0.5)
+        alone.optimizer.step()
+        scheduler.step()
+        ema.update_parameters(alone.model)
+    equal(agents, alone)
+    ends = [agent for agent in agents if agent.name != "w1"]
+    for agent in ends:  # the step before the death is taken over by who has not made it yet
+        first = at + 1 if agent.name == "late" else 1
+        assert {step for step, *_ in agent.history} | {at} >= set(range(first, STEPS + 1))
+    for agent in ends:
+        once = agent.strategy.once
+        torch.testing.assert_close(once.state["ema"].state_dict(), ema.state_dict())
+        assert once.schedulers[0].state_dict() == scheduler.state_dict()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_death_and_a_newcomer_with_a_scaler(world: int) -> None:
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            if agent.name == "w1" and agent.step_number == 6:
+                raise Died
+            agent.step(scaled_loss(agent.model, x, y))
+
+    agents = run(world, script, scaling, dies=(1, 6))
+    equal(agents)
+    ends = [agent for agent in agents if agent.name != "w1"]
+    states = [agent.strategy.once.scaler.state_dict() for agent in ends]
+    assert all(state == states[0] for state in states)
+    assert states[0]["scale"] != 2.0**127
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_newcomer_trains_what_was_unfrozen_before_it_came(world: int) -> None:
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            if agent.name == "w1" and agent.step_number == 6:
+                raise Died
+            thaw(agent.model, agent.step_number)
+            agent.step(functional.cross_entropy(agent.model(x), y))
+
+    agents = run(world, script, frozen_first, dies=(1, 6))
+    alone = Alone(agents[0], frozen_first)
+    for step, (x, y) in enumerate(alone):
+        thaw(alone.model, step)
+        alone.optimizer.zero_grad()
+        functional.cross_entropy(alone.model(x), y).backward()
+        alone.optimizer.step()
+    equal(agents, alone)
+
+
+# -- epochs
+
+
+@WORLDS
+def test_every_epoch_ends_once_on_every_member_and_its_number_is_known(world: int) -> None:
+    told: dict[str, list[Any]] = {}
+
+    def script(agent: InProcess) -> None:
+        mine = told.setdefault(agent.name, [])
+        agent.on_epoch(lambda number: mine.append(("over", number, agent.step_number)))
+        for epoch in agent.epochs():
+            mine.append(("begins", epoch.number))
+            for x, y in epoch:
+                agent.step(functional.cross_entropy(agent.model(x), y))
+            mine.append(("behind", agent.step_number))
+
+    run(world, script)
+    expected: list[Any] = []
+    for epoch in range(EPOCHS):
+        steps = 4 * (epoch + 1)
+        expected += [("begins", epoch), ("over", epoch, steps), ("behind", steps)]
+    assert list(told.values()) == [expected] * world
+
+
+def test_leaving_the_inner_loop_alone_is_refused() -> None:
+    def script(agent: InProcess) -> None:
+        for epoch in agent.epochs():
+            for x, y in epoch:
+                agent.step(functional.cross_entropy(agent.model(x), y))
+                break
+
+    with pytest.raises(Exception, match="left before its end"):
+        run(1, script)
+
+
+# -- a GAN: optimizers that step before a step's end
+
+
+def gan() -> Any:
+    models = {
+        "generator": nn.Linear(4, 6).double(),
+        "critic": nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1)),
+    }
+    models["critic"].double()
+    optimizers = [
+        torch.optim.Adam(models[name].parameters(), 0.02, betas=(0.5, 0.9)) for name in ("generator", "critic")
+    ]
+    return models, optimizers, {}
+
+
+def fakes(group: Any, x: torch.Tensor) -> torch.Tensor:
+    return group.generator(x[:, :4].cos())  # noise that follows from the sample
+
+
+def critic_loss(group: Any, x: torch.Tensor) -> torch.Tensor:
+    real, fake = group.critic(x), group.critic(fakes(group, x).detach())
+    return functional.softplus(-real).mean() + functional.softplus(fake).mean()
+
+
+def generator_loss(group: Any, x: torch.Tensor) -> torch.Tensor:
+    return functional.softplus(-group.critic(fakes(group, x))).mean()
+
+
+def gan_script(agent: InProcess) -> None:
+    generator, critic = agent.whole.optimizers
+    for x, _ in agent:
+        at = agent.step_number
+        agent.backward(critic_loss(agent.model, x))
+        agent.apply(critic)
+        if at % 2 == 0:
+            agent.backward(generator_loss(agent.model, x))
+            agent.apply(generator)
+
+
+def gan_alone(alone: Alone) -> None:
+    generator, critic = alone.optimizer
+    for step, (x, _) in enumerate(alone):
+        critic.zero_grad()
+        critic_loss(alone.model, x).backward()
+        critic.step()
+        if step % 2 == 0:
+            generator.zero_grad()
+            generator_loss(alone.model, x).backward()
+            generator.step()
+
+
+@WORLDS
+@pytest.mark.parametrize("compositions", ["inline", "gather"])
+def test_a_gan_whose_critic_steps_first(world: int, compositions: Any) -> None:
+    agents = run(world, gan_script, gan, strategy=replace(SMALL, compositions=compositions))
+    alone = Alone(agents[0], gan)
+    gan_alone(alone)
+    equal(agents, alone)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_death_between_the_two_optimizers_of_a_gan(world: int) -> None:
+    """The critic has stepped on some, or all: it steps again, from where it was."""
+
+    def script(agent: InProcess) -> None:
+        generator, critic = agent.whole.optimizers
+        for x, _ in agent:
+            at = agent.step_number
+            agent.backward(critic_loss(agent.model, x))
+            agent.apply(critic)
+            if agent.name == "w1" and at == 4:
+                raise Died
+            if at % 2 == 0:
+                agent.backward(generator_loss(agent.model, x))
+                agent.apply(generator)
+
+    agents = run(world, script, gan, dies=(1, 4))
+    alone = Alone(agents[0], gan)
+    gan_alone(alone)
+    equal(agents, alone)
+
+
+def test_single_optimizers_need_the_whole_batch() -> None:
+    with pytest.raises(UsageError, match="leave out micro_batch_size_max"):
+        run(1, gan_script, gan, accumulation=2)
+
+
+# -- what workers tell each other
+
+
+def contrast(a: torch.Tensor, b: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(functional.normalize(a, dim=1) @ functional.normalize(b, dim=1).T / 0.2, target)
+
+
+@WORLDS
+@pytest.mark.parametrize("compositions", ["inline", "gather"])
+def test_negatives_of_the_whole_batch(world: int, compositions: Any) -> None:
+    """The loss of a batch is not the mean of those of its parts: gradients flow to the rows of all workers."""
+
+    def script(agent: InProcess) -> None:
+        for x, _ in agent:
+            a, b = agent.model(x + 0.1), agent.model(x * 0.9)
+            everybodys = agent.gather(b)
+            own = agent.own_rows
+            agent.step(contrast(a, everybodys, torch.arange(own.start, own.stop)))
+
+    agents = run(world, script, strategy=replace(SMALL, compositions=compositions))
+    alone = Alone(agents[0], build)
+    for x, _ in alone:
+        alone.optimizer.zero_grad()
+        contrast(alone.model(x + 0.1), alone.model(x * 0.9), torch.arange(len(x))).backward()
+        alone.optimizer.step()
+    equal(agents, alone)
+
+
+@MEMBERS
+def test_losses_with_two_denominators(world: int, accumulation: int) -> None:
+    """Each divided by what all have of it. With micro-batches, by what all have in these."""
+    if accumulation > 1:
+        pytest.skip("their denominators are those of micro-batches")
+
+    def terms(model: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        out = model(x)
+        return functional.cross_entropy(out, y, reduction="sum"), (out**2).sum(1)[y > 0].sum(), (y > 0).sum()
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            first, second, count = terms(agent.model, x, y)
+            samples, count = agent.all_reduce(len(x)), agent.all_reduce(count)
+            agent.step(first / samples + 0.1 * second / count, reduction="sum")
+
+    agents = run(world, script)
+    alone = Alone(agents[0], build)
+    for x, y in alone:
+        alone.optimizer.zero_grad()
+        first, second, count = terms(alone.model, x, y)
+        (first / len(x) + 0.1 * second / count).backward()
+        alone.optimizer.step()
+    equal(agents, alone)
+
+
+@MEMBERS
+@pytest.mark.parametrize("where", ["loop", "nested", "on_epoch", "behind the step"])
+def test_sums_over_all_workers(world: int, accumulation: int, where: str) -> None:
+    heard: dict[str, list[Any]] = {}
+
+    def script(agent: InProcess) -> None:
+        mine = heard.setdefault(agent.name, [])
+
+        def tell() -> None:
+            mine.append((agent.step_number, agent.all_reduce(1), agent.all_reduce(agent.rank, "max")))
+            mine.append(agent.broadcast(torch.tensor([agent.rank, 5])).tolist())
+            mine.append([part.tolist() for part in agent.all_gather(torch.arange(agent.rank))])
+            agent.barrier()
+
+        if where == "on_epoch":
+            agent.on_epoch(tell)
+        if where == "nested":
+            for epoch in agent.epochs():
+                for x, y in epoch:
+                    agent.step(functional.cross_entropy(agent.model(x), y))
+                tell()
+            return
+        for x, y in agent:
+            if where == "loop" and agent._micro is not None and agent._micro[1]:
+                agent.all_reduce(1.5, "mean")
+            made = agent.step(functional.cross_entropy(agent.model(x), y))
+            if made and where == "behind the step":
+                tell()
+
+    agents = run(world, script, accumulation=accumulation)
+    alone = Alone(agents[0], build)
+    plain_alone(alone)
+    equal(agents, alone)
+    if where == "loop":
+        return
+    everybody = list(heard.values())
+    assert everybody == [everybody[0]] * world
+    steps = range(4, STEPS + 1, 4) if where != "behind the step" else range(1, STEPS + 1)
+    assert everybody[0][::3] == [(step, world, world - 1) for step in steps]
+    assert everybody[0][1::3] == [[0, 5]] * len(steps)
+    assert everybody[0][2::3] == [[list(range(rank)) for rank in range(world)]] * len(steps)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("where", ["between", "inside"])
+def test_a_death_while_workers_tell_each_other_something(world: int, where: str) -> None:
+    """At the end of an epoch whoever is there then hears the same; in a step, the step is given up."""
+    heard: dict[str, list[Any]] = {}
+
+    def script(agent: InProcess) -> None:
+        mine = heard.setdefault(agent.name, [])
+        for epoch in agent.epochs():
+            for x, y in epoch:
+                if where == "inside":
+                    agent.all_reduce(1)
+                    if agent.name == "w1" and agent.step_number == 5:
+                        raise Died
+                    agent.all_reduce(1)
+                agent.step(functional.cross_entropy(agent.model(x), y))
+            mine.append((epoch.number, "first", agent.all_reduce(1)))
+            if where == "between" and agent.name == "w1" and epoch.number == 1:
+                raise Died
+            mine.append((epoch.number, "second", agent.all_reduce(torch.tensor([2.0])).tolist()))
+
+    agents = run(world, script, dies=(1, 8 if where == "between" else 5))
+    alone = Alone(agents[0], build)
+    plain_alone(alone)
+    equal(agents, alone)
+    survivors = [heard[name] for name in heard if name not in ("w1", "late")]
+    assert all(one == survivors[0] for one in survivors)
+    late = heard["late"]
+    assert late == survivors[0][-len(late) :] and late
+
+
+@WORLDS
+@pytest.mark.parametrize("who", ["one", "all"])
+@pytest.mark.parametrize("where", ["inside", "behind"])
+def test_stopping_ends_all_members_at_the_step_at_which_one_says_so(world: int, who: str, where: str) -> None:
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            speaks = who == "all" or agent.name == "w0"
+            if where == "inside" and agent.step_number == 5 and speaks:
+                agent.stop("enough")
+            agent.step(functional.cross_entropy(agent.model(x), y))
+            if where == "behind" and agent.step_number == 5 and speaks:
+                agent.stop("enough")
+
+    agents = run(world, script)
+    equal(agents)
+    assert [agent.strategy.step_number for agent in agents] == [5] * world
+    assert [len(agent.history) for agent in agents] == [5] * world
+
+
+def test_a_callback_in_the_middle_of_a_step_may_not_talk() -> None:
+    def script(agent: InProcess) -> None:
+        agent.on_step(lambda: agent.all_reduce(1))
+        plain(agent)
+
+    with pytest.raises(UsageError, match=r"agent\.on_step"):
+        run(2, script)
+
+
+def test_nobody_is_there_before_and_behind_the_loop() -> None:
+    def script(agent: InProcess) -> None:
+        with pytest.raises(UsageError, match="before and behind it"):
+            agent.all_reduce(1)
+        plain(agent)
+        with pytest.raises(UsageError, match="before and behind it"):
+            agent.barrier()
+
+    run(1, script)
+
+
+@WORLDS
+def test_who_speaks_for_the_first_time_at_the_very_end_is_heard(world: int) -> None:
+    heard: list[Any] = []
+
+    def script(agent: InProcess) -> None:
+        for epoch in agent.epochs():
+            for x, y in epoch:
+                agent.step(functional.cross_entropy(agent.model(x), y))
+            if epoch.number == 2:
+                heard.append(agent.all_reduce(1))
+
+    run(world, script)
+    assert heard == [world] * world
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_what_scripts_say_behind_their_first_step_is_heard_by_all(world: int) -> None:
+    """Also where one of them is late: the first who speaks must not take the step away from whoever still makes it."""
+    heard: list[Any] = []
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            made = agent.step(functional.cross_entropy(agent.model(x), y))
+            if made and agent.step_number == 1:
+                heard.append(agent.all_reduce(1))
+
+    for _ in range(5):
+        run(world, script)
+    assert heard == [world] * world * 5
+
+
+# -- buffers
+
+
+class Counting(nn.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 3)
+        for name in ("seen", "own", "first", "largest"):
+            self.register_buffer(name, torch.zeros(2, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.seen += len(x)
+            self.own += 1
+            self.first.fill_(float(x[0, 0]))
+            self.largest = torch.maximum(self.largest, x.abs().max())
+        return self.body(x)
+
+
+def counting() -> Any:
+    model = Counting().double()
+    rules = {"seen": "sum", "ow*": "local", "first": "first", "largest": "max"}
+    return model, torch.optim.SGD(model.parameters(), 0.1), {"buffers": rules}
+
+
+@WORLDS
+def test_buffers_by_rule(world: int) -> None:
+    agents = run(world, plain, counting)
+    alone = Alone(agents[0], counting)
+    plain_alone(alone)
+    equal(agents, alone)
+    for agent in agents:
+        assert agent.model.seen.tolist() == alone.model.seen.tolist() == [44 * EPOCHS] * 2
+        assert agent.model.first.tolist() == alone.model.first.tolist()
+        assert agent.model.largest.tolist() == alone.model.largest.tolist()
+        assert agent.model.own.tolist() == [STEPS] * 2
+
+
+@pytest.mark.parametrize(
+    ("rules", "match"),
+    [({"nothing": "sum"}, "none that is called nothing"), ({"seen": "median"}, "one of mean"), ({"0": "x"}, "one of")],
+)
+def test_rules_of_buffers_that_cannot_be_kept(rules: Any, match: str) -> None:
+    def made() -> Any:
+        model, optimizer, _ = counting()
+        return model, optimizer, {"buffers": rules}
+
+    with pytest.raises(UsageError, match=match):
+        run(1, plain, made)
+
+
+def test_reducing_for_all_optimizers_and_stepping_one_do_not_go_together() -> None:
+    def before(agent: InProcess) -> None:
+        for x, _ in agent:
+            agent.backward(critic_loss(agent.model, x))
+            agent.reduce()
+            agent.apply(agent.whole.optimizers[1])
+
+    def behind(agent: InProcess) -> None:
+        for x, _ in agent:
+            agent.backward(critic_loss(agent.model, x))
+            agent.apply(agent.whole.optimizers[1])
+            agent.backward(generator_loss(agent.model, x))
+            agent.reduce()
+
+    for script in (before, behind):
+        with pytest.raises(UsageError, match=r"agent\.reduce\(\) is for all optimizers at once"):
+            run(1, script, gan)
+
+
+@pytest.mark.parametrize("call", ["step", "apply", "skip"])
+def test_behind_a_single_optimizer_the_next_one_is_named(call: str) -> None:
+    def script(agent: InProcess) -> None:
+        for x, _ in agent:
+            agent.backward(critic_loss(agent.model, x))
+            agent.apply(agent.whole.optimizers[1])
+            if call == "step":
+                agent.step(generator_loss(agent.model, x))
+            if call == "skip":
+                agent.skip("too late")
+            agent.backward(generator_loss(agent.model, x))
+            agent.apply()
+
+    with pytest.raises(UsageError, match=r"agent\.apply\(o"):
+        run(1, script, gan)
+
+
+@pytest.mark.parametrize("call", ["nothing", "apply"])
+def test_a_batch_without_a_loss_is_refused(call: str) -> None:
+    def script(agent: InProcess) -> None:
+        for _ in agent:
+            if call == "apply":
+                agent.apply()
+
+    with pytest.raises(UsageError, match=r"agent\.(skip|backward)"):
+        run(1, script)

@@ -1,0 +1,220 @@
+"""The model that one member holds: saved, restored, adopted from another member, compared with what others hold.
+
+Owns everything that lasts from step to step. Must not know how a step is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from antdt_schemas.batches import Cursor
+from antdt_schemas.errors import UsageError
+from antdt_schemas.lineage import ROOT
+
+from antdt.strategies.allreduce import finite, guard, randomness, replicas
+from antdt.strategies.allreduce.composition import Composition, Row, outlier
+from antdt.strategies.allreduce.memory import Buffers, RandomState
+from antdt.strategies.allreduce.options import AllReduce
+from antdt.strategies.allreduce.rates import LearningRates
+from antdt.strategies.allreduce.rendezvous import Generation
+from antdt.strategies.allreduce.state import (
+    Head,
+    Held,
+    Progress,
+    Saved,
+    broadcast,
+    dump,
+    gather_bytes,
+    gather_heads,
+    load,
+    misfit,
+    parse,
+)
+from antdt.strategies.base import Place
+from antdt.strategies.once import Once
+from antdt.strategies.together import optimizers_of
+
+
+class Holding:
+    """One replica between two steps.
+
+    Public state: step_number, lineage (16 bytes), plan and cursor of the model; `rates`, whose factor is that plan's
+    and is saved with it; `once`, what happens once a step; `pending`, the compositions of applied steps not yet seen
+    committed; `void`, true while the model holds no valid state (torn by a failure in the middle of an adoption or of
+    the optimizer; the Agent may set it, too).
+    """
+
+    def __init__(self, model: torch.nn.Module, optimizer: Any, options: AllReduce | None = None) -> None:
+        guard.refuse(model, optimizer)
+        self.model, self.optimizer, self.options = model, optimizer, options or AllReduce()
+        self.step_number, self.lineage, self.plan, self.cursor = 0, ROOT, 0, Cursor()
+        self.rates = LearningRates(optimizer)
+        self.pending: list[Composition] = []
+        self.void = False
+        self._generation: Generation | None = None
+        self._trained: list[torch.nn.Parameter] = []
+        self._workers: Sequence[str] = ()
+        self._skips, self._state, self.talks = 0, 0, False
+        self._random = RandomState({param.device for param in model.parameters()})
+        self._random_of_file: tuple[bytes, ...] = ()
+        self._row: Row | None = None
+        self._place: Place | None = None
+        self._guard = guard.Guard(model, optimizers_of(optimizer))
+        self.accompany(Once())
+
+    def accompany(self, once: Once) -> None:
+        """Before the first step: what happens once a step besides the optimizer's own, and is saved with the model.
+
+        Raises UsageError for a scheduler of another optimizer, and for buffers that the model has not.
+        """
+        once.check_schedulers(self._guard.optimizers)
+        self.once = self._guard.once = once
+        self._buffers = Buffers(self.model, once.buffers)
+        self._replica = replicas.Replica(self.model, self.optimizer, self._buffers)
+        self._finite = finite.Finite(self.model, self._buffers)
+
+    @property
+    def _held(self) -> Held:
+        return Held(self.model, self.optimizer, self.once)
+
+    def adopt(self, source_rank: int) -> bool:
+        """All members call it after `attach`: whoever differs takes over the state of `source_rank`, pending steps
+        included. Returns False where all are equal already, and nothing is sent.
+
+        Before the first step equal numbers say nothing about the weights, so there the source's are always taken.
+
+        Raises ReplicasDiffer where members that are at the same step hold different models: neither is taken over.
+        """
+        generation = self._attached()
+        assert self._row is None, "abort the step first"
+        state = 0
+        if generation.world > 1 and self.step_number and not self.void and self.options.compare_every:
+            state = self._replica.state(frozen=True)
+        mine = self.step_number, self.lineage, self.plan, self.void
+        heads = gather_heads(generation, Head(*mine, state, self._replica.trained(self.once.ended), self.talks))
+        self.talks = any(head.talks for head in heads)
+        assert not heads[source_rank].void, "the source of an adoption must hold a valid state"
+        for at in {(head.step, head.lineage) for head in heads}:
+            unequal = outlier([head.state if (head.step, head.lineage) == at else 0 for head in heads])
+            if unequal is not None:
+                raise replicas.difference(generation, self._replica, self._workers, at[0], unequal)
+        if generation.world == 1 or (len(set(heads)) == 1 and self.step_number > 0):
+            return False
+        is_source = generation.rank == source_rank
+        data = broadcast(generation, source_rank, self.snapshot() if is_source else None)
+        generation.settled()
+        if not is_source:
+            self.restore(data, of="What the other workers hold")
+        return True
+
+    # -- state
+
+    def gather_random(self) -> list[bytes]:
+        """Random states of all members, in rank order; all of them call it, between two steps.
+
+        Its end proves that everybody has applied the last step.
+        """
+        assert self._row is None, "random states belong between two steps"
+        return gather_bytes(self._attached(), randomness.pack(self._random.devices))
+
+    def snapshot(self, random: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> bytes:
+        """Model, optimizer, what happens once a step, step number, lineage, plan and pending compositions.
+
+        random: states of each rank, to be restored with it; without any, those that this state was restored with, as
+        long as no step was applied since. labels: for whoever restores it.
+        """
+        assert self._row is None, "a snapshot belongs between two steps"
+        assert not self.void, "the state is void"
+        at, pending = (self.step_number, self.lineage, self.plan), tuple(self.pending)
+        progress = Progress(*at, pending, self._skips, self.rates.factor, self.cursor)
+        return dump(self._held, progress, random or self._random_of_file, labels or {})
+
+    def load_back(self) -> None:
+        """Whether what `snapshot` gives can be read again, in memory. Dear: asked once, when a step was made.
+
+        Raises UsageError, with what cannot be read.
+        """
+        parse(self.snapshot())
+
+    def diverge(self, *salt: object) -> None:
+        """From here on this member draws numbers of its own: they follow from where its generators are, and `salt`."""
+        assert self._row is None, "random states belong between two steps"
+        randomness.diverge(salt, self._random.devices)
+        self._random.keep()
+
+    def restore(self, data: bytes, check: Callable[[Saved], None] | None = None, of: str = "The state") -> None:
+        """The inverse. Read whole first; void while it is being loaded, and for good if that fails.
+
+        check: looks at what was read before anything is overwritten. Random states are those of this rank. of: what to
+        call it.
+
+        Raises UsageError: it is that of another model or optimizer.
+        """
+        assert self._row is None, "abort the step first"
+        saved = parse(data)
+        if check is not None:
+            check(saved)
+        wrong = misfit(saved, self._held)
+        if wrong:
+            raise UsageError(f"{of} cannot be loaded: {wrong} Run the script that the job began with, or a new job.")
+        self.void = True
+        load(saved, self._held)
+        progress = saved.progress
+        self.step_number, self.lineage, self.plan = progress.step, progress.lineage, progress.plan
+        self.pending, self._skips, self.cursor = list(progress.pending), progress.skips, progress.cursor
+        self.rates.factor = progress.learning_rate_factor
+        self._random_of_file, self._state = saved.random, 0
+        if saved.random:
+            rank = self._generation.rank if self._generation is not None else 0
+            randomness.take_over(saved.random, rank, self._random.devices)
+        self.void = False
+        self._keep()
+
+    @property
+    def size_bytes(self) -> int:
+        """About how large a snapshot is: parameters, and two moments of each in the optimizer."""
+        return 3 * sum(int(param.numel() * param.element_size()) for param in self.model.parameters())
+
+    def verify(self) -> None:
+        """Before a checkpoint, by all members alike, between two steps: what is written is what everybody has.
+
+        Raises ReplicasDiffer, or NotFinite.
+        """
+        generation = self._attached()
+        if generation.world > 1 and self.options.compare_every:
+            mine = self._replica.state(frozen=True)
+            found = torch.empty(generation.world, 1, dtype=torch.int64)
+            generation.wait(generation.gather(found, torch.tensor([mine])))
+            generation.settled()
+            unequal = outlier(found.flatten().tolist())
+            if unequal is not None:
+                raise replicas.difference(generation, self._replica, self._workers, self.step_number, unequal)
+        self.check_finite()
+
+    def check_finite(self) -> None:
+        """Raises NotFinite for a model that nobody should go back to."""
+        self._finite.check(self.step_number)
+
+    def check_equal(self, saved: Saved, file: str) -> None:
+        """Raises ReplicasDiffer where a saved state is of this very step, but of another model: loading hides that."""
+        at, mine = (saved.progress.step, saved.progress.lineage), (self.step_number, self.lineage)
+        if at == mine and self.step_number and not self.void and self.options.compare_every:
+            replicas.check_file(self._replica.parts(), saved.model, at[0], file)
+
+    def drop_pending(self, up_to_step: int) -> None:
+        """These are committed: nobody has to report them again."""
+        if self.pending and self.pending[0].step <= up_to_step:  # in order; asked after every step, seldom to be done
+            self.pending = [made for made in self.pending if made.step > up_to_step]
+
+    # -- helpers
+
+    def _attached(self) -> Generation:
+        assert self._generation is not None, "attach a generation first"
+        return self._generation
+
+    def _keep(self) -> None:
+        """This is what an abort leads back to."""
+        self._buffers.keep()
+        self._random.keep()

@@ -1,0 +1,57 @@
+"""Room for the gradients of what is trained, by all members alike.
+
+Must not know how a step is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from antdt_schemas.errors import UsageError
+
+from antdt.strategies.allreduce.buckets import LocalGradients, ReducedGradients, partition
+from antdt.strategies.allreduce.holding import Holding
+
+
+class LaidOut(Holding):
+    """A part of AllReduceReplica. Invariant: in a generation all members have the same buckets, as what is trained
+    comes with the model.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._gradients: ReducedGradients | LocalGradients | None = None
+        self._frozen: list[torch.nn.Parameter] = []
+
+    def _lay_out(self) -> None:
+        """Room for the gradients of what is trained now."""
+        generation = self._attached()
+        trained = [param for param in self.model.parameters() if param.requires_grad]
+        if not trained:
+            raise UsageError("All parameters are frozen: at least one must have requires_grad=True.")
+        kind = LocalGradients if generation.world == 1 else ReducedGradients
+        same = len(trained) == len(self._trained) and all(a is b for a, b in zip(trained, self._trained, strict=True))
+        if not (same and isinstance(self._gradients, kind)):
+            if self._gradients is not None:
+                self._gradients.disconnect()
+            groups = partition(trained, self.options.first_bucket_size_bytes, self.options.bucket_size_bytes)
+            self._gradients = (
+                LocalGradients(groups) if kind is LocalGradients else ReducedGradients(groups, self.options.overlap)
+            )
+        self._trained = trained
+        self._frozen = [param for param in self.model.parameters() if not param.requires_grad]
+        if isinstance(self._gradients, ReducedGradients):
+            self._gradients.connect(generation, self._inline())
+
+    def adopt(self, source_rank: int) -> bool:
+        """See Holding. What is trained comes with the model."""
+        taken = super().adopt(source_rank)
+        if taken:
+            self._lay_out()
+        return taken
+
+    def _inline(self) -> bool:
+        if self.options.compositions == "auto":
+            return str(self._trained[-1].device.type) == "cpu"
+        return self.options.compositions == "inline"

@@ -1,0 +1,204 @@
+"""What a script says to the scripts of all other workers, and hears of them: in its loop, and at the end of an epoch.
+
+    loss = agent.all_reduce(total) / agent.all_reduce(count)     sums over all workers, the same number on each
+    keys = agent.gather(features)                                with gradients, for negatives of the whole batch
+    agent.stop("early stopping")                                 all workers end at this step, with a checkpoint
+
+Members that come, go, or have no batch hold up nobody. In the body of a step that is given up, each hears itself alone:
+nothing of that step counts. Between two steps a call is made again with whoever is there then.
+
+Owns the form in which a script says and hears. Must not know how it reaches others.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from antdt_schemas.errors import Unavailable, UsageError
+
+from antdt.host.whereabouts import At
+from antdt.strategies.base import GenerationClosed, Strategy
+from antdt.worker import instructions as ask
+from antdt.worker.instructions import Course
+from antdt.worker.membership import Membership
+
+log = logging.getLogger("antdt")
+
+OUTSIDE = (
+    "agent.{} belongs into the loop over the Agent, or at the end of an epoch (agent.epochs(), agent.on_epoch): the "
+    "workers are not together before and behind it."
+)
+IN_STEP = (
+    "agent.{} was called in a callback of agent.on_step or a hook of the optimizer, in the middle of a change that "
+    "cannot be taken back: call it in the loop, before or behind agent.step(loss)."
+)
+COMBINE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "sum": torch.add,
+    "mean": torch.add,
+    "max": torch.maximum,
+    "min": torch.minimum,
+}
+
+
+class Talking:
+    """A part of the Agent. `_inside`: the script is in the body of a step. `_over`: its loop has ended."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def rank(self) -> int: ...
+        @property
+        def step_number(self) -> int: ...
+
+    strategy: Strategy
+    _membership: Membership
+    _course: Course | None
+    _broken: bool
+    _whole: bool
+    _page: Any
+    _perform: Callable[[ask.Instruction], Any]
+    _inside = False
+    _over = False
+    _stopped: str | None = None
+    _own_rows = slice(0, 0)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this worker is the one that reports: there is one at a time."""
+        return self._membership.is_main
+
+    def print(self, *values: Any, **words: Any) -> None:
+        """`print`, by one worker only."""
+        if self.is_main:
+            print(*values, **words)
+
+    def all_reduce(self, value: Any, op: Literal["sum", "mean", "max", "min"] = "sum") -> Any:
+        """Of all workers that come by: a tensor (of one shape), or a number; bit by bit the same on all of them. No
+        gradient goes through it.
+        """
+        if op not in COMBINE:
+            raise UsageError(f"all_reduce: op is one of {', '.join(COMBINE)}, not {op!r}.")
+        parts = self._others(value, "all_reduce(value)")
+        if any(part.shape != parts[0].shape for part in parts):
+            shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+            raise UsageError(f"all_reduce: workers gave tensors of {shapes}: use all_gather for what differs.")
+        found = functools.reduce(COMBINE[op], parts)
+        return _as_given(found / len(parts) if op == "mean" else found, value)
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """What each worker gives, in rank order: tensors, which may differ in shape, or numbers. No gradient goes
+        through it.
+        """
+        return [_as_given(part, value) for part in self._others(value, "all_gather(value)")]
+
+    def broadcast(self, value: Any) -> Any:
+        """The first worker's value, on all of them."""
+        return _as_given(self._others(value, "broadcast(value)")[0], value)
+
+    def barrier(self) -> None:
+        """Returns when all workers have come here."""
+        self._exchange(None, "barrier()")
+
+    def gather(self, features: torch.Tensor) -> torch.Tensor:
+        """Rows of all workers, in rank order, with gradients: `own_rows` says where those of this worker are.
+
+        A loss over this worker's rows that looks at all of them (in-batch negatives) then has the gradient of the loss
+        over the whole batch. It needs that batch at once: no micro-batches.
+        """
+        if not self._inside or not self._whole:
+            raise UsageError(
+                "agent.gather(features) belongs into the loop, and needs the whole batch of the step at once: leave "
+                "out micro_batch_size_max, or make batch_size smaller."
+            )
+        found: torch.Tensor = _Gathered.apply(features, self)  # type: ignore[no-untyped-call]
+        return found
+
+    @property
+    def own_rows(self) -> slice:
+        """Where this worker's rows are in what `gather` returned last."""
+        return self._own_rows
+
+    def stop(self, reason: str) -> None:
+        """No step is made any more, on any worker, from the one on that is open now: all leave their loops with the
+        model as it is here, and the first one writes a checkpoint. Launched again, the job goes on from there.
+        """
+        self._stopped = reason
+        log.warning("stops behind step %d: %s", self.step_number, reason)
+        self.strategy.stop()
+
+    # -- helpers
+
+    def _others(self, value: Any, call: str) -> list[torch.Tensor]:
+        given = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value)
+        if given.is_floating_point() and not isinstance(value, torch.Tensor):
+            given = given.double()
+        parts = self._exchange(given, call)
+        return [part.to(given.device) for part in parts if part is not None] or [given]
+
+    def _exchange(self, value: torch.Tensor | None, call: str) -> list[torch.Tensor | None]:
+        """By rank; None of whom has not come by."""
+        if self._course is None or self._over:
+            raise UsageError(OUTSIDE.format(call))
+        if self.strategy.void:
+            raise UsageError(IN_STEP.format(call))
+        while not (self._inside and self._broken):
+            phase, standing = self._page.phase, self._page.standing()
+            self._page.enter(At.REDUCING)
+            try:
+                return self.strategy.exchange(value, inside=self._inside)
+            except GenerationClosed as closed:
+                if self._inside:
+                    log.info("generation is over: %s", closed)
+                    self._broken = True
+                else:
+                    self._meet_anew(closed)
+            finally:
+                self._page.enter(phase, standing.detail, standing.allowed_s)
+        return [value]
+
+    def _meet_anew(self, closed: GenerationClosed) -> None:
+        """In the middle of what the script does between two steps: the life goes on up to its next batch."""
+        course, went = self._course, False
+        assert course is not None
+        self._require_others(course, closed)
+        while course.asks is not None and not (went and isinstance(course.asks, ask.Train)):
+            if isinstance(course.asks, ask.Train | ask.Between):
+                course.closed(closed)
+            went = went or isinstance(course.asks, ask.Leave)
+            if course.asks is not None:
+                course.carry_out(self._perform)
+        if course.asks is None and course.result is not None:
+            raise SystemExit(int(course.result))
+        self._require_others(course, closed)
+
+    def _require_others(self, course: Course, closed: GenerationClosed) -> None:
+        if course.asks is None:
+            said = f"A worker ended while the others did something at the end of the job: {closed}"
+            raise Unavailable(said, "The job is finished, and its model is in its file.")
+
+
+class _Gathered(torch.autograd.Function):  # type: ignore[misc]
+    """Everybody's rows; in backward everybody's gradients of them are added, and each takes its own."""
+
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, agent: Any) -> torch.Tensor:
+        parts = agent._exchange(features.detach(), "gather(features)")
+        at = agent.rank if len(parts) > 1 else 0
+        before = sum(len(part) for part in parts[:at] if part is not None)
+        ctx.agent, ctx.rows = agent, slice(before, before + len(features))
+        agent._own_rows = ctx.rows
+        return torch.cat([part.to(features.device) for part in parts if part is not None])
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        parts = [part for part in ctx.agent._exchange(grad, "gather(features)") if part is not None]
+        total = functools.reduce(torch.add, [part.to(grad.device) for part in parts])
+        return total[ctx.rows], None
+
+
+def _as_given(found: torch.Tensor, value: Any) -> Any:
+    return found if isinstance(value, torch.Tensor) else found.item()
