@@ -84,7 +84,7 @@ def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path)
             return {"ANTDT_KAFKA_CONFIG": str(credentials(tmp_path, name))}
 
         services = ("ledger", "monitor", "controller")
-        options = ("--samples", "700", "--epochs", "4", "--delay-ms", "4", "--checkpoint-every", "20")
+        options = ("--samples", "700", "--epochs", "4", "--delay-ms", "10", "--checkpoint-every", "20")
         with job_processes(
             broker.connection, job, tmp_path, services=services, bootstrap=wire.address, environ=environ
         ) as run:
@@ -98,7 +98,7 @@ def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path)
             for ways in ((TO_BROKER, TO_CLIENT), (TO_CLIENT,)):
                 before = run.now().line.committed
                 assert wire.go_dead(*ways) >= 8, "two clients of each process at least"
-                run.until_committed(before + 15)
+                run.until_committed(min(before + 15, 120))  # all of them: training goes on without the ledger
             assert run.workers_of(launcher) == pids, "a worker did not live through it"
             run.ended(launcher)
             assert run.judged()["committed"] == 2800

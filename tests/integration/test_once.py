@@ -33,7 +33,7 @@ agent = antdt.Agent(
     state={"average": average}, options=antdt.AgentOptions(checkpoint_every_steps=5),
 )
 agent.on_step(lambda: average.update_parameters(model))
-name, first = os.environ["ANTDT_WORKER"], os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+name, first = os.environ["ANTDT_WORKER"], os.environ["ANTDT_RESTARTS"] == "0"
 heard, ends = [], []
 agent.on_epoch(ends.append)
 for x, y in agent:
@@ -66,7 +66,7 @@ def test_scheduler_scaler_and_average_are_where_the_model_is(connection: Connect
     ends = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("w0", "w1")]
     assert audit_of(connection, job)["exactly_once"]
     for end in ends:
-        assert end["last_epoch"] == end["averaged"] == end["step"] >= 90
+        assert end["last_epoch"] == end["averaged"] == end["step"] == 90
     told = ("step", "lineage", "scale", "average", "model")
     assert [ends[0][name] for name in told] == [ends[1][name] for name in told]
     assert max(end["heard"] for end in ends) == 20, "never did both say something in one step"

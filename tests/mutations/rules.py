@@ -505,7 +505,7 @@ MUTATIONS = (
     Mutation(
         "13",
         "replicas that differ go on",
-        (Edit(Round.of, "if _identity(row) != first:", "if False:"),),
+        (Edit(Round.of, "if _identity(row)[:width] != first[:width]:", "if False:"),),
         lambda: test_allreduce_composition.test_replicas_that_differ_are_named({"lineage": b"x" * 16}),
     ),
     Mutation(

@@ -165,7 +165,7 @@ MUTATIONS = (
     Mutation(
         "steps",
         "members may cut a step each in its own way",
-        (Edit(Round.of, "if _identity(row) != first:", "if _identity(row)[:4] != first[:4]:"),),
+        (Edit(Round.of, "if _identity(row)[:width] != first[:width]:", "if _identity(row)[:4] != first[:4]:"),),
         test_taking.test_members_that_cut_a_step_otherwise_are_not_of_one_mind,
     ),
     Mutation(
