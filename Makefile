@@ -25,6 +25,7 @@ demo: install
 	$(BIN)/antdt demo $(ARGS)
 
 chaos: install
+	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m dear
 	$(BIN)/antdt chaos --seeds $(SEEDS) $(ARGS)
 
 # Simulated worlds beyond those of the tests; ARGS: the first one.
@@ -41,10 +42,10 @@ lint: install
 # compute, and what is dear, a broker and a process with torch, all share: four at a time keep two cores busy. Bytecode
 # is kept, whatever the environment says: each of the four would write its assertions anew, for more than a second.
 test: lint
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist load --maxschedchunk 1 $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist load --maxschedchunk 1 -m "not dear" $(ARGS)
 
 unit: install
-	$(BIN)/python -m pytest -m "not kafka" $(ARGS)
+	$(BIN)/python -m pytest -m "not kafka and not dear" $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -66,6 +66,7 @@ def consume(connection: Connection, topic: str, count: int) -> list[bytes]:
     return out
 
 
+@pytest.mark.dear
 def test_what_was_written_survives_a_restart_and_a_kill_at_the_same_address(tmp_path: Path) -> None:
     with EmbeddedBroker(tmp_path / "a folder") as broker:
         address = broker.bootstrap

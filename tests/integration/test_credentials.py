@@ -87,6 +87,7 @@ def listeners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listeners]:
         yield Listeners(ports, certificate)
 
 
+@pytest.mark.dear
 def test_settings_that_are_not_for_a_listener_are_named(listeners: Listeners) -> None:
     def said(case: str) -> tuple[str, float]:
         listener, protocol, more, _ = CASES[case]

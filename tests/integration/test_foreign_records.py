@@ -57,6 +57,7 @@ def write_everywhere(connection: Connection, job: str) -> None:
         end(30)
 
 
+@pytest.mark.dear
 def test_a_job_is_exactly_once_whoever_else_writes_running_and_finished(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:

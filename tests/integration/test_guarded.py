@@ -69,6 +69,7 @@ def credentials(folder: Path, name: str) -> Path:
     return file
 
 
+@pytest.mark.dear
 def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path) -> None:
     job = "guarded"
     with Wire() as wire, guarded(tmp_path / "broker", wire) as broker:

@@ -168,6 +168,7 @@ def cut_log(broker: EmbeddedBroker, job: str, size_bytes: int) -> None:
     broker.start()
 
 
+@pytest.mark.dear
 def test_a_lost_tail_is_refused_until_an_operator_accepts_it(tmp_path: Path) -> None:
     job = "tail"
     with EmbeddedBroker(tmp_path / "broker") as broker:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 
 from tests.helpers.logs import shelve
 from tests.simulation.world import World
 
-BLOCKS, SEEDS, STEPPED = 1, 200, 100
+SEEDS, STEPPED = (*range(120), 180), 100  # in 180 somebody else writes into the topics
 SHELVED = 100  # whose logs other tests read
 # Everything that the adversary can do, and what must have come of it, in each block.
 STRUCK = (
@@ -40,10 +41,9 @@ CAME_OF_STEPS = (
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("block", range(BLOCKS))
-def test_every_sample_is_in_the_model_exactly_once(block: int) -> None:
+def test_every_sample_is_in_the_model_exactly_once() -> None:
     """And the adversary really strikes: a simulation that injects nothing would pass, too."""
-    counts = ran(range(block * SEEDS, (block + 1) * SEEDS), steps=False)
+    counts = ran(SEEDS, steps=False)
     assert not [what for what in STRUCK + CAME_OF_IT if not counts[what]]
 
 
@@ -54,7 +54,7 @@ def test_every_step_is_what_it_must_be() -> None:
     assert not [what for what in CAME_OF_STEPS if not counts[what]]
 
 
-def ran(seeds: range, *, steps: bool) -> Counter[str]:
+def ran(seeds: Iterable[int], *, steps: bool) -> Counter[str]:
     """What happened in these worlds, all of which have ended well."""
     counts: Counter[str] = Counter()
     for seed in seeds:
