@@ -170,6 +170,7 @@ def test_damaged_state_is_set_aside_and_rebuilt_to_the_same(running: Running, tm
     running.assert_exact(folder)
 
 
+@pytest.mark.dear
 def test_a_broker_that_goes_away_and_comes_back_costs_nothing(tmp_path: Path) -> None:
     """With an instance that stands by: whether it takes over or not, nothing is lost."""
     # Who is stopped while the broker is silent cannot leave its group: what it has it keeps until its session is over.

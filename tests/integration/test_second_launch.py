@@ -59,6 +59,7 @@ def taken_over(run: JobProcesses, before: Warm, environ: dict[str, str]) -> Warm
     return after
 
 
+@pytest.mark.dear
 def test_a_step_that_outlasts_the_grace_is_said_to_be_lost(connection: Connection, job: str, tmp_path: Path) -> None:
     slow = ("--samples", "96", "--epochs", "1", "--delay-ms", "1000")
     with job_processes(connection, job, tmp_path) as run:

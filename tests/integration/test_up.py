@@ -62,6 +62,7 @@ class User:
         raise AssertionError(self.said)
 
 
+@pytest.mark.dear
 def test_the_last_one_turns_off_the_light(tmp_path: Path) -> None:
     mark, folder = uuid.uuid4().hex, tmp_path / "kafka"
     one, two = User(folder, mark), User(folder, mark)
