@@ -35,7 +35,10 @@ model, loss_function = nn.Linear(4, 1), nn.MSELoss()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 dataset = TensorDataset(torch.rand(1024, 4), torch.rand(1024, 1))
 """
-SCHEDULER = "scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1000)\n"
+OWNED = """
+scheduler, scaler = torch.optim.lr_scheduler.StepLR(optimizer, 1000), torch.amp.GradScaler("cpu")
+average = torch.optim.swa_utils.AveragedModel(model)
+"""
 
 
 def fenced(file: str, language: str) -> list[str]:
@@ -113,8 +116,10 @@ def test_the_commands_of_the_readme_with_its_loop(tmp_path: Path) -> None:
     """As a newcomer has them: no broker is named, and each command finds the one that the first has started."""
     (block,) = [b for b in commands("README.md") if b[0].startswith("antdt up")]
     said: dict[str, str] = {}
-    loop, hooks = fenced("README.md", "python")
-    (tmp_path / "train.py").write_text(BEFORE_THE_LOOP + SCHEDULER + hooks + loop)
+    loop, owning = fenced("README.md", "python")
+    imports, plain, body = re.split(r"^(agent = .*\n)", loop, maxsplit=1, flags=re.M)
+    assert "antdt.Agent(" in plain
+    (tmp_path / "train.py").write_text(imports + BEFORE_THE_LOOP + OWNED + owning + body)
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("ANTDT_KAFKA_", "ANTDT_DATA"))}
     with up(block[0], tmp_path, environ):
         for line in block[1:]:
