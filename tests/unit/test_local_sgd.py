@@ -14,6 +14,7 @@ from antdt.strategies.allreduce import AllReduce, GenerationClosed, ReplicasDiff
 from antdt.strategies.base import Here
 from antdt.strategies.local import LocalSGD
 from antdt.strategies.local.member import LocalMember
+from antdt.strategies.once import Once
 from antdt_schemas.errors import NotFinite, UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -407,3 +408,100 @@ def test_a_period_is_a_number_of_steps(every: Any) -> None:
 
 def test_another_period_is_another_strategy_of_the_job() -> None:
     assert (LocalSGD(8).name, LocalSGD(every=4).name) == ("local-sgd/every=8", "local-sgd/every=4")
+
+
+# -- what the Agent owns, and a step in parts
+
+
+def one_alone(**once: Any) -> LocalMember:
+    member = local(2, optimizer=sgd)
+    scheduler = once.pop("scheduler", None)
+    member.accompany(Once(None if scheduler is None else scheduler(member.optimizer.optimizer), **once))
+    return member
+
+
+def sgd(params: Any) -> Any:
+    return torch.optim.SGD(params, lr=0.1)
+
+
+def test_own_steps_are_clipped_and_averages_are_not() -> None:
+    member = one_alone(clip_grad_norm=0.01)
+    by_hand = copy.deepcopy(member.model)
+    optimizer = sgd(by_hand.parameters())
+    with generation_of([member]):
+        one_period(member, 0, 0, [[3], [2, 2]])
+        member.abort()
+    member.detach()
+    for at, size in enumerate((3, 4)):
+        x, y = data_of(0, 0, at, size)
+        optimizer.zero_grad()
+        (((by_hand(x) - y) ** 2).sum(1).sum() / size).backward()
+        nn.utils.clip_grad_norm_(by_hand.parameters(), 0.01)
+        optimizer.step()
+    torch.testing.assert_close(member.model.state_dict(), by_hand.state_dict(), rtol=1e-9, atol=1e-12)
+
+
+def test_losses_have_weights_and_come_one_by_one() -> None:
+    """Of one step: a batch that weighs nothing, one of two losses, and one that weighs more than it has samples."""
+    member = one_alone()
+    by_hand = copy.deepcopy(member.model)
+    optimizer = sgd(by_hand.parameters())
+    (a, b, c), (d, e, f) = zip(*(data_of(0, 0, step, 2) for step in range(3)), strict=True)
+    with generation_of([member]):
+        take(member, 6)
+        member.backward(mean_loss(member, a, d), 2, last=False, weight=0.0)
+        member.backward(mean_loss(member, b, e), 2, last=False, weight=3.0, through=False)
+        member.backward(member.model(b).square().mean(), 2, last=False, weight=3.0, through=False)
+        member.through(2, last=False)
+        member.backward(mean_loss(member, c, f), 2, weight=5.0)
+        member.step()
+        member.abort()
+    member.detach()
+
+    def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return ((by_hand(x) - y) ** 2).sum(1).mean()
+
+    optimizer.zero_grad()
+    ((3 * (loss(b, e) + by_hand(b).square().mean()) + 5 * loss(c, f)) / 8).backward()
+    optimizer.step()
+    torch.testing.assert_close(member.model.state_dict(), by_hand.state_dict(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_scheduler_is_stepped_with_each_average_and_goes_back_with_it() -> None:
+    member = one_alone(scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5))
+    with generation_of([member]):
+        for number in range(2):
+            one_period(member, 0, number, [[2], [2]])
+        assert member.once.schedulers[0].last_epoch == 2
+        saved = member.snapshot()
+        one_period(member, 0, 2, [[2]])
+        member.abort()
+    member.restore(saved)
+    assert member.once.schedulers[0].last_epoch == 2
+    assert member.optimizer.param_groups[0]["lr"] == pytest.approx(0.025)
+    member.detach()
+
+
+@pytest.mark.parametrize(
+    ("act", "call"),
+    [
+        (lambda member: member.skip(2, "no"), "agent.skip"),
+        (lambda member: member.reduce(), "agent.reduce"),
+        (lambda member: member.update([member.optimizer]), r"agent.apply\(optimizer\)"),
+        (lambda member: member.exchange(torch.ones(()), inside=True), "waits for other workers"),
+    ],
+)
+def test_what_is_for_steps_that_all_make_together_is_refused(act: Callable[[LocalMember], Any], call: str) -> None:
+    member = one_alone()
+    with generation_of([member]):
+        take(member, 4)
+        go(member, 0, 0, [[2]])
+        with pytest.raises(UsageError, match=f"{call}.*with LocalSGD each makes its own"):
+            act(member)
+        member.abort()
+    member.detach()
+
+
+def test_a_scaler_is_refused() -> None:
+    with pytest.raises(UsageError, match="LocalSGD takes no scaler"):
+        one_alone(scaler=torch.amp.GradScaler("cpu"))

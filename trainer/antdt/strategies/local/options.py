@@ -31,9 +31,11 @@ class LocalSGD:
     2311.08105): averaging it as well would triple the traffic of Adam. A checkpoint holds that of the first worker,
     and whoever takes over a model takes over the optimizer state that comes with it.
 
-    Schedules: a scheduler that is stepped with the optimizer runs on apart where workers take other numbers of steps,
-    which happens where samples run out; that is said, and ends the run. Set rates by `agent.step_number`, which is the
-    same everywhere. A plan's factor of learning rates counts from the next period on.
+    Schedules: `Agent(scheduler=)` is stepped with each average, as it is the same on all workers then. One that is
+    stepped with the optimizer, in a hook, runs on apart where workers take other numbers of steps, which happens where
+    samples run out; that is said, and ends the run. A plan's factor of learning rates counts from the next period on.
+    `clip_grad_norm` is of each worker's own steps. What is for steps that all make together is refused: a scaler,
+    `agent.skip`, `reduce`, `apply(optimizer)`, `gather`.
 
     Memory: one more copy of the trained parameters and of the optimizer state, that of the last average; and while it
     averages, as much as the parameters.
