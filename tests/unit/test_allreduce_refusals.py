@@ -331,6 +331,26 @@ def test_a_scheduler_is_stepped_by_the_agent_alone() -> None:
     scheduler.step()
 
 
+@pytest.mark.parametrize("hook", ["register_step_pre_hook", "register_step_post_hook"])
+def test_a_scheduler_in_a_hook_that_the_agent_has_not_would_not_be_restored(hook: str) -> None:
+    """One inside of another that was given is part of it."""
+    member = replica(torch.float32)
+    inner = lr_scheduler.StepLR(member.optimizer, 1, 0.5)
+    member.accompany(Once(lr_scheduler.ChainedScheduler([inner], member.optimizer)))
+    mine = lr_scheduler.StepLR(member.optimizer, 1, 0.5)
+    with generation_of([member]):
+        take(member, 2)
+        member.backward(loss_in_float(member), 2)
+        assert member.step().applied and inner.last_epoch == 1
+        getattr(member.optimizer, hook)(lambda *_: mine.step())
+        take(member, 2)
+        member.backward(loss_in_float(member), 2)
+        with pytest.raises(UsageError, match=r"StepLR\.step\(\) was called by the script.*restores it"):
+            member.step()
+        member.abort()
+    member.detach()
+
+
 def test_a_scheduler_that_needs_a_value_is_stepped_by_the_script_once_the_agent_has_it() -> None:
     member = owned(scheduler=lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer, patience=0))
     (plateau,) = member.once.schedulers

@@ -55,12 +55,13 @@ _scalers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 class Guard:
     """Watches one model and its optimizers between `open` and `close`. `applying`: they are called by us. `reduced`:
-    the script has the gradients of the whole step. `once`: what else is ours to call.
+    the script has the gradients of the whole step. `scheduling`: a scheduler of ours steps, perhaps by others in it.
+    `once`: what else is ours to call.
     """
 
     def __init__(self, model: torch.nn.Module, optimizers: Sequence[Any]) -> None:
         self.model, self.optimizers = model, optimizers
-        self.applying, self.reduced, self.once = False, False, Once()
+        self.applying, self.reduced, self.scheduling, self.once = False, False, False, Once()
         self._params = list(model.parameters())
         self.ids = {id(param) for param in self._params}
         self._warned = False
@@ -72,6 +73,14 @@ class Guard:
             return act(*args)
         finally:
             self.applying = before
+
+    def schedule(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A scheduler that the Agent was given steps."""
+        before, self.scheduling = self.scheduling, True
+        try:
+            return step(*args, **kwargs)
+        finally:
+            self.scheduling = before
 
     def open(self) -> None:
         """Training runs."""
@@ -214,12 +223,14 @@ def _scheduling(original: Any) -> Any:
 
     @wraps(original)
     def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(scheduler, "last_epoch", -1) != -1:
-            for guard in _guards():
-                ours = any(one is getattr(scheduler, "optimizer", None) for one in guard.optimizers)
-                needs_value = isinstance(scheduler, ReduceLROnPlateau) and scheduler in guard.once.schedulers
-                if ours and not guard.applying and not needs_value:
-                    raise UsageError(SCHEDULED.format(type(scheduler).__name__))
+        for guard in _guards():
+            needs_value = isinstance(scheduler, ReduceLROnPlateau)
+            if any(one is scheduler for one in guard.once.schedulers) and (guard.applying or needs_value):
+                return guard.schedule(original, scheduler, *args, **kwargs)
+            ours = any(one is getattr(scheduler, "optimizer", None) for one in guard.optimizers)
+            # One that was not given is not restored either, in whichever hook it is stepped.
+            if ours and not guard.scheduling and getattr(scheduler, "last_epoch", -1) != -1:
+                raise UsageError(SCHEDULED.format(type(scheduler).__name__))
         return original(scheduler, *args, **kwargs)
 
     return step
