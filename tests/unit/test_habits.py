@@ -241,6 +241,21 @@ LOSSES: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., Any], str]] =
         lambda x, y: CLASSES[y].sum(),
         "mean",
     ),
+    "tokens, unsaid": (
+        lambda m, x, y: functional.cross_entropy(m(x)[:, :, None].expand(-1, -1, 4), lengths(y), ignore_index=-100),
+        lambda x, y: None,
+        "mean",
+    ),
+    "class weights, unsaid": (
+        lambda m, x, y: functional.cross_entropy(m(x), y, weight=CLASSES),
+        lambda x, y: None,
+        "mean",
+    ),
+    "masked, unsaid": (
+        lambda m, x, y: (functional.cross_entropy(m(x), y, reduction="none") * (y > 0)).sum() / (y > 0).sum(),
+        lambda x, y: None,
+        "mean",
+    ),
     "sum": (lambda m, x, y: 0.05 * functional.cross_entropy(m(x), y, reduction="sum"), lambda x, y: None, "sum"),
 }
 
@@ -255,6 +270,44 @@ def test_a_loss_with_a_denominator_of_its_own(name: str, world: int, accumulatio
             agent.step(loss_of(agent.model, x, y), weight=weight_of(x, y), reduction=reduction)
 
     agents = run(world, script, accumulation=accumulation)
+    alone = Alone(agents[0], build)
+    for x, y in alone:
+        alone.optimizer.zero_grad()
+        loss_of(alone.model, x, y).backward()
+        alone.optimizer.step()
+    equal(agents, alone)
+
+
+UNEQUAL: dict[str, Callable[..., torch.Tensor]] = {
+    "a term over tokens": lambda m, x, y: LOSSES["tokens"][0](m, x, y) + 0.1 * m(x).square().mean(),
+    "a mean over what a mask leaves": lambda m, x, y: functional.cross_entropy(m(x), y, reduction="none")[y > 0].mean(),
+    "boxes": lambda m, x, y: functional.l1_loss(m(x)[y > 0], torch.zeros(int((y > 0).sum()), 3).double()),
+    "masked mse": lambda m, x, y: 0.5 * functional.mse_loss(m(x)[y > 0], torch.zeros(int((y > 0).sum()), 3).double()),
+}
+
+
+@pytest.mark.parametrize("name", UNEQUAL)
+def test_a_mean_over_something_else_than_samples_is_refused_where_it_shows(name: str) -> None:
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            agent.step(UNEQUAL[name](agent.model, x, y))
+
+    with pytest.raises(UsageError, match=r"divided by something else than samples.*weight=n"):
+        run(2, script)
+
+
+def test_means_over_elements_and_over_parameters_are_nothing_else() -> None:
+    def loss_of(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        penalty = sum(param.square().mean() for param in model.parameters())
+        out = model(x)
+        terms = functional.cross_entropy(out, y, label_smoothing=0.1), functional.mse_loss(out, out.detach() + 1)
+        return terms[0] + 0.1 * terms[1] - 0.01 * penalty
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            agent.step(loss_of(agent.model, x, y))
+
+    agents = run(3, script)
     alone = Alone(agents[0], build)
     for x, y in alone:
         alone.optimizer.zero_grad()

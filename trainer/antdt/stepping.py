@@ -60,7 +60,7 @@ class Stepping:
         """Backward for the micro-batch at hand; reduces and applies after the last one of a step.
 
         loss: the mean over the micro-batch. weight: what it was divided by, where that is not the number of samples:
-        tokens, boxes, the sum of class weights. The gradient of the step is the sum of all workers' gradients, each
+        tokens, boxes, the sum of class weights. `cross_entropy` as the whole loss says it itself. The gradient of the step is the sum of all workers' gradients, each
         times its weight, over the sum of their weights: that of the mean over the whole batch, whatever the split. With
         weight 0 a batch counts nothing. reduction: "sum" for a loss that was not divided, and shall not be.
 

@@ -196,7 +196,7 @@ class AllReduceReplica(Updating):
     ) -> None:
         """Accumulates the gradients of a loss of this micro-batch of so many `samples`.
 
-        weight: what the loss was divided by; None for its samples. summed: it was not, and nothing divides it. through:
+        weight: what the loss was divided by; None for what its graph says, or its samples. summed: it was not. through:
         no other loss of this micro-batch follows. last: nor any of another one in this step. retain_graph: as torch's.
 
         Raises GenerationClosed.
@@ -207,6 +207,8 @@ class AllReduceReplica(Updating):
             raise UsageError("The gradients of this step are reduced: agent.backward(loss) belongs before that.")
         assert samples > 0, "without samples there is nothing to go backward from"
         guard.check_loss(loss, summed=summed or weight is not None)
+        if weight is None and not summed:
+            weight = self._denominators.of(loss, samples)
         weight = self._weights.of(samples, weight, summed=summed)
         if through:
             self._weights.through(samples)

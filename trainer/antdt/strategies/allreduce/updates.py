@@ -19,6 +19,7 @@ import torch
 from antdt_schemas.errors import UsageError
 
 from antdt.strategies.allreduce import finite
+from antdt.strategies.allreduce.denominators import Denominators
 from antdt.strategies.allreduce.judging import Judging
 from antdt.strategies.allreduce.state import Held
 from antdt.strategies.allreduce.talk import UPDATE, Said, Talk
@@ -52,7 +53,7 @@ class Updating(Judging):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._weights = Weights()
+        self._weights, self._denominators = Weights(), Denominators()
         self._talk = Talk(self._carry_out)
         self._undo: Undo | None = None
         self._updated: list[bool] = []

@@ -102,6 +102,8 @@ class LocalMember(AllReduceMember):
         assert self._row is not None and self._own is not None, "take first"
         self._attached().check()
         guard.check_loss(loss, summed=summed or weight is not None)
+        if weight is None and not summed:
+            weight = self._denominators.of(loss, samples)
         weight = self._own_weights.of(samples, weight, summed=summed)
         self._check_unfrozen()
         self._unit = self._unit or weight
