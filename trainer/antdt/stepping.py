@@ -60,9 +60,10 @@ class Stepping:
         """Backward for the micro-batch at hand; reduces and applies after the last one of a step.
 
         loss: the mean over the micro-batch. weight: what it was divided by, where that is not the number of samples:
-        tokens, boxes, the sum of class weights. `cross_entropy` as the whole loss says it itself. The gradient of the step is the sum of all workers' gradients, each
-        times its weight, over the sum of their weights: that of the mean over the whole batch, whatever the split. With
-        weight 0 a batch counts nothing. reduction: "sum" for a loss that was not divided, and shall not be.
+        tokens, boxes, the sum of class weights. (`cross_entropy` as the whole loss says it itself.) The gradient of the
+        step is the sum of all workers' gradients, each times its weight, over the sum of their weights: that of the
+        mean over the whole batch, whatever the split. With weight 0 a batch counts nothing. reduction: "sum" for a loss
+        that was not divided, and shall not be.
 
         Returns True when the model has changed: `step_number` and `lineage` say to what. A step whose gradient is not
         finite is skipped by all workers: its samples count, the model stays as it was, no hook of the optimizer is

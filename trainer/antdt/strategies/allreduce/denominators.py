@@ -24,8 +24,8 @@ MEAN = 1  # as torch's loss functions save their reduction
 COPIES = ("ToCopyBackward", "ViewBackward", "ReshapeAliasBackward", "AliasBackward", "SqueezeBackward", "CloneBackward")
 TERMS = (*COPIES, "AddBackward", "SubBackward", "MulBackward", "DivBackward", "NegBackward")
 OTHER = (
-    "A mean in this loss is over {} for {} samples, and was over {} for {} before: it is divided by something else than "
-    "samples. Say by what, agent.step(loss, weight=n), or see reduction='sum'."
+    "A mean in this loss is over {} for {} samples, and was over {} for {} before: it is divided by something else "
+    "than samples. Say by what, agent.step(loss, weight=n), or see reduction='sum'."
 )
 
 
