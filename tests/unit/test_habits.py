@@ -296,6 +296,23 @@ def test_a_mean_over_something_else_than_samples_is_refused_where_it_shows(name:
         run(2, script)
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_negatives_of_a_workers_own_part_are_refused(both: bool) -> None:
+    def loss_of(model: Any, x: torch.Tensor) -> torch.Tensor:
+        scores, own = model(x + 0.1) @ model(x).T, torch.arange(len(x))
+        there = functional.cross_entropy(scores, own)
+        return (there + functional.cross_entropy(scores.T, own)) / 2 if both else there
+
+    def script(agent: InProcess) -> None:
+        for x, _ in agent:
+            agent.step(loss_of(agent.model, x))
+
+    with pytest.raises(UsageError, match=r"agent\.gather\(features\)"):
+        trained(2, build, script, data(200), batch_size=40, epochs=1)
+    (agent,) = trained(1, build, script, data(200), batch_size=40, epochs=1)  # whose part is the whole
+    assert agent.step_number == 5
+
+
 def test_means_over_elements_and_over_parameters_are_nothing_else() -> None:
     def loss_of(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         penalty = sum(param.square().mean() for param in model.parameters())

@@ -28,6 +28,12 @@ OTHER = (
     "than samples. Say by what, agent.step(loss, weight=n), or see reduction='sum'."
 )
 
+SQUARE_MIN = 8  # of fewer samples the classes may be 0, 1, 2, ... by chance
+COMPARES = (
+    "This loss compares the samples of this worker's part of a batch with each other, so each split has another one: "
+    "compare them with those of all workers, keys = agent.gather(features), whose own rows are agent.own_rows."
+)
+
 
 class Seen(NamedTuple):
     """One mean in a loss: of which kind, over how many, for how many samples."""
@@ -46,19 +52,22 @@ class Denominators:
 
     def __init__(self) -> None:
         self._first: list[Seen] = []
+        self._samples, self._alone = 0, True
 
-    def of(self, loss: torch.Tensor, samples: int) -> float | None:
-        """What this loss was divided by; None for samples, or where nothing else is seen.
+    def of(self, loss: torch.Tensor, samples: int, *, alone: bool) -> float | None:
+        """What this loss was divided by; None for samples, or where nothing else is seen. alone: no other worker has
+        samples of this step.
 
         Raises UsageError where it is seen that samples are wrong, and not what is right.
         """
         if loss.grad_fn is None:
             return None
+        self._samples, self._alone = samples, alone
         with suppress(RuntimeError):  # the graph was freed: backward says so
-            whole = _whole(loss.grad_fn)
+            whole = self._whole(loss.grad_fn)
             if whole is not None:
                 return whole
-            self._check([Seen(kind, number, samples) for kind, number in _means(loss.grad_fn)])
+            self._check([Seen(kind, number, samples) for kind, number in self._means(loss.grad_fn)])
         return None
 
     def _check(self, found: list[Seen]) -> None:
@@ -69,36 +78,42 @@ class Denominators:
             if not one.is_like(before):
                 raise UsageError(OTHER.format(f"{one.number:g}", one.samples, f"{before.number:g}", before.samples))
 
+    def _whole(self, node: Any) -> float | None:
+        """The denominator, where the loss is nothing but one mean that says it."""
+        for _ in range(DEPTH_MAX):
+            if not node.name().startswith(COPIES):
+                break
+            node = node.next_functions[0][0]
+            if node is None:
+                return None
+        if node.name().startswith("NllLoss") and node._saved_reduction == MEAN:
+            return self._of_classes(node)
+        divisor = getattr(node, "_saved_other", None)
+        if node.name().startswith("DivBackward") and isinstance(divisor, torch.Tensor) and divisor.numel() == 1:
+            above = node.next_functions[0][0]
+            if above is not None and above.name().startswith("SumBackward0") and not divisor.requires_grad:
+                return max(0.0, float(divisor))
+        return None
 
-def _whole(node: Any) -> float | None:
-    """The denominator, where the loss is nothing but one mean that says it."""
-    for _ in range(DEPTH_MAX):
-        if not node.name().startswith(COPIES):
-            break
-        node = node.next_functions[0][0]
-        if node is None:
-            return None
-    if node.name().startswith("NllLoss") and node._saved_reduction == MEAN:
+    def _means(self, node: Any, depth: int = 0) -> Iterator[tuple[str, float]]:
+        name = node.name()
+        if name.startswith("NllLoss") and node._saved_reduction == MEAN:
+            yield name, self._of_classes(node)
+        elif name == "MeanBackward0":
+            yield name, float(node._saved_self_sym_numel)
+        elif getattr(node, "_saved_reduction", None) == MEAN and isinstance(
+            getattr(node, "_saved_self", None), torch.Tensor
+        ):
+            yield name, float(node._saved_self.numel())
+        elif depth < DEPTH_MAX and name.startswith(TERMS):
+            for before, _ in node.next_functions:
+                if before is not None:
+                    yield from self._means(before, depth + 1)
+
+    def _of_classes(self, node: Any) -> float:
+        """Of a negative log-likelihood."""
+        scores, target, samples = node._saved_self, node._saved_target, self._samples
+        square = not self._alone and samples >= SQUARE_MIN and tuple(scores.shape) == (samples, samples)
+        if square and torch.equal(target, torch.arange(samples, device=target.device)):
+            raise UsageError(COMPARES)
         return float(node._saved_total_weight)
-    divisor = getattr(node, "_saved_other", None)
-    if node.name().startswith("DivBackward") and isinstance(divisor, torch.Tensor) and divisor.numel() == 1:
-        above = node.next_functions[0][0]
-        if above is not None and above.name().startswith("SumBackward0") and not divisor.requires_grad:
-            return max(0.0, float(divisor))
-    return None
-
-
-def _means(node: Any, depth: int = 0) -> Iterator[tuple[str, float]]:
-    name = node.name()
-    if name.startswith("NllLoss") and node._saved_reduction == MEAN:
-        yield name, float(node._saved_total_weight)
-    elif name == "MeanBackward0":
-        yield name, float(node._saved_self_sym_numel)
-    elif getattr(node, "_saved_reduction", None) == MEAN and isinstance(
-        getattr(node, "_saved_self", None), torch.Tensor
-    ):
-        yield name, float(node._saved_self.numel())
-    elif depth < DEPTH_MAX and name.startswith(TERMS):
-        for before, _ in node.next_functions:
-            if before is not None:
-                yield from _means(before, depth + 1)

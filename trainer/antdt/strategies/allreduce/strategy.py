@@ -208,7 +208,7 @@ class AllReduceReplica(Updating):
         assert samples > 0, "without samples there is nothing to go backward from"
         guard.check_loss(loss, summed=summed or weight is not None)
         if weight is None and not summed:
-            weight = self._denominators.of(loss, samples)
+            weight = self._denominators.of(loss, samples, alone=self._attached().world == 1)
         weight = self._weights.of(samples, weight, summed=summed)
         if through:
             self._weights.through(samples)

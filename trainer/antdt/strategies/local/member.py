@@ -103,7 +103,7 @@ class LocalMember(AllReduceMember):
         self._attached().check()
         guard.check_loss(loss, summed=summed or weight is not None)
         if weight is None and not summed:
-            weight = self._denominators.of(loss, samples)
+            weight = self._denominators.of(loss, samples, alone=True)
         weight = self._own_weights.of(samples, weight, summed=summed)
         self._check_unfrozen()
         self._unit = self._unit or weight
