@@ -1,6 +1,7 @@
 """How a job names its strategy. What all members must do alike is in the name, so that a worker that would not is told.
 
 allreduce               every step of the optimizer is taken together
+allreduce/unit=8        so, and gradients of 8 samples are added up in one order: the same bits for any workers
 local-sgd/every=8       each member takes 8 by itself, then all average: one step of the log
 """
 
@@ -15,5 +16,14 @@ def kind_of(strategy: str) -> str:
 
 def period_of(strategy: str) -> int:
     """Steps of the optimizer in one step of the log."""
-    number = strategy.partition("=")[2]
-    return int(number) if number.isdecimal() else 1
+    return _number(strategy, "local-sgd/every") or 1
+
+
+def unit_of(strategy: str) -> int:
+    """Samples of which a step is made up, each so many computed together; 0: as it comes."""
+    return _number(strategy, "allreduce/unit")
+
+
+def _number(strategy: str, kind: str) -> int:
+    name, _, number = strategy.partition("=")
+    return int(number) if name == kind and number.isdecimal() else 0

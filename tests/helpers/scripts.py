@@ -127,6 +127,7 @@ class InProcess(Agent):
         self._client = SimpleNamespace(start=nothing, session=SimpleNamespace(rank=0))  # type: ignore[assignment]
         self._page = whereabouts.mine()
         self._hand = Hand(None, self.source, self.loader, self.options)  # type: ignore[arg-type]
+        self._hand.unit_seed = 7 if strategy.deterministic else None
         witness = SimpleNamespace(listen=nothing, saw=nothing, left_with=nothing, over=lambda: False)
         self._hand.witness = witness  # type: ignore[assignment]
 
@@ -158,8 +159,19 @@ class InProcess(Agent):
                 sizes = shares(whole.length, world, step)
                 start, length = whole.start + sum(sizes[:rank]), sizes[rank]
                 ranges = [Range(1 + step * world + rank, 1, whole.epoch, start, length)] if length else []
+                unit = self.strategy.options.unit_size if self.strategy.options.deterministic else 0
+                if unit:
+                    counts = shares(-(-whole.length // unit), world, step)
+                    start = whole.start + unit * sum(counts[:rank])
+                    length = max(0, min(unit * counts[rank], whole.start + whole.length - start))
+                    ranges = [Range(1 + step * world + rank, 1, whole.epoch, start, length)] if length else []
+                units = [
+                    [Range(0, 1, whole.epoch, at, min(unit, start + length - at))]
+                    for at in (range(start, start + length, unit) if unit else ())
+                ]
                 yield ask.Announce(Part(ranges, 0, whole.length, place=place), length, lambda _samples: [])
-                yield ask.Train(ranges, min(self.accumulation, length), length)
+                if ranges:
+                    yield ask.Train(ranges, min(self.accumulation, length), length, units)
                 outcome = yield ask.Finish()
                 self.strategy.drop_pending(self.strategy.step_number)
                 if any(row.stopping for row in outcome.rows):

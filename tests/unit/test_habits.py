@@ -954,6 +954,63 @@ def test_what_scripts_say_behind_their_first_step_is_heard_by_all(world: int) ->
     assert heard == [world] * world * 2
 
 
+# -- the same bits
+
+
+BITWISE = replace(SMALL, deterministic="bitwise", unit_size=2)
+
+
+def float32() -> tuple[Any, Any, dict[str, Any]]:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))  # of float32
+    optimizer = torch.optim.AdamW(model.parameters(), 0.02)
+    return model, optimizer, {"clip_grad_norm": 0.5}
+
+
+def in_floats(agent: InProcess) -> None:
+    for x, y in agent:
+        agent.step(functional.cross_entropy(agent.model(x.float()), y, weight=CLASSES.float()))
+
+
+def test_the_model_is_the_same_to_the_last_bit_for_any_number_of_workers_and_a_death() -> None:
+    def dies(agent: InProcess) -> None:
+        for x, y in agent:
+            if agent.name == "w1" and agent.step_number == 4:
+                raise Died
+            agent.step(functional.cross_entropy(agent.model(x.float()), y, weight=CLASSES.float()))
+
+    runs = [run(world, in_floats, float32, strategy=BITWISE) for world in (1, 2, 3)]
+    runs.append(run(3, dies, float32, strategy=BITWISE, dies=(1, 4)))
+    (alone,) = runs[0]
+    steps = {step: params for step, params, _ in alone.history}
+    assert len(steps) == STEPS
+    for agent in [agent for agents in runs for agent in agents]:
+        for step, params, _ in agent.history:
+            assert torch.equal(steps[step], params), f"step {step} of {agent.name}"
+    (other,) = run(1, in_floats, float32)
+    assert torch.allclose(other.history[0][1], steps[1], atol=0.1)
+    assert not torch.equal(other.history[-1][1], steps[STEPS]), "it would be the same without"
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("what", ["statistics", "gather", "apply"])
+def test_what_needs_a_whole_batch_or_changes_buffers_has_no_bits_of_its_own(what: str, world: int) -> None:
+    def made() -> tuple[Any, Any, dict[str, Any]]:
+        model = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)) if what == "statistics" else nn.Linear(6, 3)
+        return model.double(), torch.optim.SGD(model.parameters(), 0.1), {}
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            out = agent.model(x)
+            if what == "gather":
+                agent.all_reduce(1)
+            agent.backward(functional.cross_entropy(out, y))
+            agent.apply(*([agent.whole] if what == "apply" else []))
+
+    with pytest.raises(UsageError, match="bit by bit" if what == "statistics" else r"whole batch|leave"):
+        run(world, script, made, strategy=BITWISE)
+
+
 # -- buffers
 
 

@@ -114,6 +114,21 @@ def test_each_suspect_is_cut_wherever_the_others_lie() -> None:
     ]
 
 
+@pytest.mark.parametrize("sizes", [(1,), (4, 4), (6, 1, 1), (2, 2, 2, 1, 1)])
+@pytest.mark.parametrize("excluded", [(), (0, 2, 1, 0, 7, 2)])
+def test_units_are_the_same_whoever_computes_which(sizes: tuple[int, ...], excluded: tuple[int, ...]) -> None:
+    """And keep their places in the step: what is left out makes one smaller, and suspects cut none."""
+    spec = replace(SPEC, strategy="allreduce/unit=3", samples=15, epochs=1, batch_size=8, batches="small")
+    holes = {(0, 2), (0, 7), (0, 8)} if excluded else set()
+    for at, whole in ((Cursor(), [[0, 1, 2], [3, 4, 5], [6, 7]]), (Cursor(0, 8), [[8, 9, 10], [11, 12, 13], [14]])):
+        members = taking(len(sizes), spec, excluded=excluded, suspects=(0, 4, 1))
+        found = [one.take(session, at, split(*sizes), idle=False) for one, session in members]
+        units = [[r.start + k for r in unit for k in range(r.length)] for one in found for unit in one.units]
+        wanted = [[n for n in unit if (0, n) not in holes] for unit in whole]
+        assert units == [unit for unit in wanted if unit]
+        assert [n for one in found for _, n in positions(one)] == [n for unit in wanted for n in unit]
+
+
 def test_what_comes_next_is_known() -> None:
     for one, session in taking(2):
         shares = split(4, 4)

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 from antdt_schemas.batches import EVEN
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
+from antdt_schemas.strategies import unit_of
 
 from antdt.begun import Begun
 from antdt.connect.settings import Settings
@@ -177,6 +178,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
         self._page = whereabouts.mine()
         self._effects = Effects(self.plans, self.strategy)
         self._hand = Hand(self._client, self.source, self.loader, self.options)
+        self._hand.unit_seed = self.spec.seed if unit_of(self.spec.strategy) else None
         self._page.numbers[whereabouts.ATTEMPTS] = self.options.max_attempts
         self._weights = Weights(model, self._membership, self.options, self.pause)
 

@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from antdt_schemas.errors import UsageError
 from antdt_schemas.ranges import Range
 
 from antdt.connect.alone import Alone
@@ -22,6 +23,7 @@ from antdt.data.sources import IterableSource, MapSource, batches, position_key,
 from antdt.host import whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions
+from antdt.strategies.allreduce.randomness import seed_all
 from antdt.strategies.base import Outcome, Part
 from antdt.worker.blame import Witness
 from antdt.worker.holds import Holds, is_out_of_memory
@@ -44,7 +46,9 @@ class _Clock:
 
 
 class Hand:
-    """`ranges`: the samples of the micro-batch that the script has; none while it has none."""
+    """`ranges`: the samples of the micro-batch that the script has; none while it has none. `unit_seed`: where they are
+    units that are to give the same bits on every worker, what their random numbers follow from.
+    """
 
     def __init__(
         self, client: Client | Alone, source: MapSource | IterableSource, loader: Any, options: AgentOptions
@@ -54,6 +58,7 @@ class Hand:
         self.holds = Holds(self._page, options.batch_size_max)
         self.witness = Witness(client, source, self.holds)
         self.ranges: list[Range] = []
+        self.unit_seed: int | None = None
         self._has_stepped, self._clock = False, _Clock()
         self._comes: Callable[[int], list[tuple[int, int, int]]] = lambda _: []
 
@@ -87,6 +92,11 @@ class Hand:
     def _apart(self, units: Sequence[Sequence[Range]]) -> Iterator[tuple[list[Range], bool, bool]]:
         """Those of one step that is cut already."""
         parts = [part for unit in units for part in split(unit, self._parts(1, sum(r.length for r in unit)))]
+        if self.unit_seed is not None and len(parts) > len(units):
+            raise UsageError(
+                "A unit of AllReduce(deterministic='bitwise') is more than this worker may hold at a time (see "
+                "micro_batch_size_max, or memory ran out), and in parts it gives other bits: take a smaller unit_size."
+            )
         self._clock.optimizer_steps = 1
         for at, part in enumerate(parts, 1):
             yield part, at == len(parts), at == len(parts)
@@ -119,6 +129,8 @@ class Hand:
             page.enter(At.COMPUTING)
         else:
             page.enter(At.COMPUTING, "its first step", FIRST_STEP_S)
+        if self.unit_seed is not None:
+            seed_all(f"{self.unit_seed}/{part[0].epoch}/{part[0].start}".encode())
         self._clock.data_s += perf_counter() - started_s
         return batch
 

@@ -14,7 +14,7 @@ from zlib import crc32
 from antdt_schemas import batches, records
 from antdt_schemas.batches import Cursor, Piece, layout_of
 from antdt_schemas.ranges import Range
-from antdt_schemas.strategies import period_of
+from antdt_schemas.strategies import period_of, unit_of
 
 from antdt.strategies.base import Outcome, Place
 from antdt.worker.instructions import Wait
@@ -126,7 +126,8 @@ class Stepped:
 
     def __init__(self, spec: records.JobSpec) -> None:
         self.layout = layout_of(spec)
-        self._least = spec.local_batch_min
+        self._unit = unit_of(spec.strategy)
+        self._least = -(-spec.local_batch_min // self._unit) if self._unit else spec.local_batch_min
         self._granted = _Granted(0)
         self._behind, self._idle = Cursor(), False
         self._split: Split | None = None  # of the step before; what follows from it is kept, by the size of a step
@@ -152,13 +153,13 @@ class Stepped:
         if split is not self._split:
             self._split, self._shares, self._cuts = split, [share.batch_size for share in split.shares], {}
         length = batches.total(step[0])
-        live = self._live(at, length)
-        size = batches.total(live)
-        cut = self._cut(size)
+        size = batches.total(self._live(at, length))
+        cut = self._cut(length if self._unit else size)
         where = self._granted.generation, 0, at.epoch, at.position, length
         place = Place(where, self._behind, size, cut.mark, min(at.epoch, self.layout.epochs - 1))
-        mine = () if idle else self._part(live, cut.sizes, session.rank)
-        units = self._units(mine) if self._granted.suspects else ()
+        mine, units = self._part(at, length, session.rank) if not idle else ((), [])
+        if self._granted.suspects and not self._unit:  # in parts a unit would give other bits
+            units = self._units(mine)
         return Taken(self._ranges(mine), max(1, size), place, [self._ranges(unit) for unit in units])
 
     def ahead(self, session: Session, samples: int) -> list[tuple[int, int, int]]:
@@ -168,8 +169,7 @@ class Stepped:
             step = self.layout.step(at, self._granted.tail)
             if step is None:
                 break
-            live = self._live(at, batches.total(step[0]))
-            mine = self._part(live, self._cut(batches.total(live)).sizes, session.rank)
+            mine, _ = self._part(at, batches.total(step[0]), session.rank)
             found += mine
             missing -= max(1, batches.total(mine))
             at = step[1]
@@ -180,29 +180,47 @@ class Stepped:
 
     def _live(self, at: Cursor, length: int) -> tuple[Piece, ...]:
         """The samples of the step at this place."""
-        left = batches.without((Piece(at.epoch, at.position, length),), self._granted.excluded)
-        if at.epoch < self.layout.epochs:
-            return left
-        return tuple(piece for part in left for piece in batches.cut(self._granted.tail, part.start, part.length))
+        return self._samples(batches.without((Piece(at.epoch, at.position, length),), self._granted.excluded))
+
+    def _samples(self, places: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        """At these places of the order; behind the last epoch, of the tail."""
+        if not places or places[0].epoch < self.layout.epochs:
+            return places
+        return tuple(piece for part in places for piece in batches.cut(self._granted.tail, part.start, part.length))
 
     def _shift(self) -> int:
         """While something is suspected, the parts go round: a machine that fails at whatever it gets must not make one
         sample look guilty.
         """
-        return self._granted.generation % len(self._shares) if self._granted.suspects else 0
+        watched = self._granted.suspects and not self._unit
+        return self._granted.generation % len(self._shares) if watched else 0
 
     def _cut(self, size: int) -> _Cut:
         """Sizes of all parts of a step of so many samples, in the order of these; and their mark."""
         cut = self._cuts.get(size)
         if cut is None:
             world, shift = len(self._shares), self._shift()
-            sizes = batches.split(size, [self._shares[(part - shift) % world] for part in range(world)], self._least)
+            unit = self._unit or 1
+            weights = [self._shares[(part - shift) % world] for part in range(world)]
+            sizes = [unit * count for count in batches.split(-(-size // unit), weights, self._least)]
+            last = max((part for part in range(world) if sizes[part]), default=0)
+            sizes[last] -= sum(sizes) - size  # the last unit of a step may be smaller
             cut = self._cuts[size] = _Cut(sizes, crc32(repr(sizes).encode()))
         return cut
 
-    def _part(self, live: Sequence[Piece], sizes: Sequence[int], rank: int) -> tuple[Piece, ...]:
-        """That of this member."""
-        return batches.share(live, sizes, (rank + self._shift()) % len(sizes))
+    def _part(self, at: Cursor, length: int, rank: int) -> tuple[tuple[Piece, ...], list[Sequence[Piece]]]:
+        """That of this member; and the units that it is made of, which keep their places whatever is left out."""
+        place = (Piece(at.epoch, at.position, length),)
+        if not self._unit:
+            live = self._live(at, length)
+            sizes = self._cut(batches.total(live)).sizes
+            return batches.share(live, sizes, (rank + self._shift()) % len(sizes)), []
+        sizes = self._cut(length).sizes
+        index = (rank + self._shift()) % len(sizes)
+        begin, end = sum(sizes[:index]), sum(sizes[: index + 1])
+        cut = (batches.cut(place, start, min(self._unit, end - start)) for start in range(begin, end, self._unit))
+        units = [self._samples(batches.without(one, self._granted.excluded)) for one in cut]
+        return tuple(piece for unit in units for piece in unit), [unit for unit in units if unit]
 
     def _units(self, mine: Sequence[Piece]) -> list[Sequence[Piece]]:
         """Suspects apart from the others, and from each other: which unit fails tells more than that the part does."""

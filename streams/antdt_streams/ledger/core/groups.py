@@ -116,7 +116,13 @@ class LocalSGD(AllReduce):
     name: ClassVar[str] = "local-sgd/every=N"
 
 
-RULES: Mapping[str, GroupRules] = {rules.name: rules for rules in (AllReduce(), LocalSGD())}
+class InUnits(AllReduce):
+    """Gradients are added up in one order. Nobody but the members knows a difference."""
+
+    name: ClassVar[str] = "allreduce/unit=N"
+
+
+RULES: Mapping[str, GroupRules] = {rules.name: rules for rules in (AllReduce(), InUnits(), LocalSGD())}
 
 
 def rules_of(strategy: str) -> GroupRules:

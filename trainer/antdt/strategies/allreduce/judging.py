@@ -5,21 +5,27 @@ Must not know how gradients come together.
 
 from __future__ import annotations
 
+import time
+
 from antdt_schemas.errors import UsageError
 
 from antdt.strategies.allreduce import finite, replicas
 from antdt.strategies.allreduce.buckets import LocalGradients, ReducedGradients, all_finite
 from antdt.strategies.allreduce.composition import Round
 from antdt.strategies.allreduce.layout import LaidOut
+from antdt.strategies.allreduce.ordered import OrderedGradients
 from antdt.strategies.allreduce.rendezvous import Generation
+from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import GenerationClosed
 
 COMPARED_AT_FIRST = 4  # steps of a generation, all of which are compared
 
 
 class Judging(LaidOut):
-    """A part of AllReduceReplica."""
+    """A part of AllReduceReplica. `first_bucket_at`: see there."""
 
+    first_bucket_at: float | None = None
+    _weights: Weights
     _rounds = 0
 
     def _fingerprints(self, generation: Generation, samples: int) -> tuple[int, int]:
@@ -73,7 +79,7 @@ class Judging(LaidOut):
         self._gradients.expect(False)
         self._gradients.done(False)
 
-    def _authors(self, gradients: ReducedGradients | LocalGradients) -> tuple[str, ...]:
+    def _authors(self, gradients: ReducedGradients | LocalGradients | OrderedGradients) -> tuple[str, ...]:
         """Whose part of a gradient was not finite; nobody's, if only the sum is too large. Where a step must not be
         skipped, raises NotFinite instead, on all members alike.
         """
@@ -90,6 +96,24 @@ class Judging(LaidOut):
         if self._skips + 1 >= options.skips_max:
             raise finite.not_to_be_skipped(self.step_number + 1, authors, options.skips_max)
         return authors
+
+    def _check_touched(self) -> None:
+        assert self._gradients is not None
+        if not (self._gradients.touched or self._weights.counts_nothing):
+            raise UsageError(
+                "The loss depends on no trainable parameter of the Agent's model (on a copy of it, or another model?): "
+                "give the Agent the very model that the loss is computed with."
+            )
+        first_at = self._gradients.first_at
+        self.first_bucket_at = time.perf_counter() if first_at is None else first_at
+
+    def _require_same_buffers(self) -> None:
+        name = self._buffers.changed()
+        if name:
+            raise UsageError(
+                f"Buffer {name} changed in a step, by this worker's samples; none may where all is to be the same bit "
+                f"by bit: freeze its layer (eval), or say antdt.Agent(..., buffers={{{name!r}: 'local'}})."
+            )
 
     def _check_unfrozen(self) -> None:
         """Raises GenerationClosed: the next generation has room for the gradients of what is trained from now on."""

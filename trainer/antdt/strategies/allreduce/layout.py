@@ -12,6 +12,7 @@ from antdt_schemas.errors import UsageError
 
 from antdt.strategies.allreduce.buckets import LocalGradients, ReducedGradients, partition
 from antdt.strategies.allreduce.holding import Holding
+from antdt.strategies.allreduce.ordered import OrderedGradients
 
 
 class LaidOut(Holding):
@@ -21,7 +22,7 @@ class LaidOut(Holding):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._gradients: ReducedGradients | LocalGradients | None = None
+        self._gradients: ReducedGradients | LocalGradients | OrderedGradients | None = None
         self._frozen: list[torch.nn.Parameter] = []
 
     def _lay_out(self) -> None:
@@ -30,19 +31,21 @@ class LaidOut(Holding):
         trained = [param for param in self.model.parameters() if param.requires_grad]
         if not trained:
             raise UsageError("All parameters are frozen: at least one must have requires_grad=True.")
-        kind = LocalGradients if generation.world == 1 else ReducedGradients
+        kind: Any = LocalGradients if generation.world == 1 else ReducedGradients
+        if self.options.deterministic:
+            kind = OrderedGradients
         same = len(trained) == len(self._trained) and all(a is b for a, b in zip(trained, self._trained, strict=True))
         if not (same and isinstance(self._gradients, kind)):
             if self._gradients is not None:
                 self._gradients.disconnect()
             groups = partition(trained, self.options.first_bucket_size_bytes, self.options.bucket_size_bytes)
-            self._gradients = (
-                LocalGradients(groups) if kind is LocalGradients else ReducedGradients(groups, self.options.overlap)
-            )
+            self._gradients = kind(groups, self.options.overlap) if kind is ReducedGradients else kind(groups)
         self._trained = trained
         self._frozen = [param for param in self.model.parameters() if not param.requires_grad]
         if isinstance(self._gradients, ReducedGradients):
             self._gradients.connect(generation, self._inline())
+        elif isinstance(self._gradients, OrderedGradients):
+            self._gradients.connect(generation)
 
     def adopt(self, source_rank: int) -> bool:
         """See Holding. What is trained comes with the model."""
@@ -52,6 +55,8 @@ class LaidOut(Holding):
         return taken
 
     def _inline(self) -> bool:
+        if self.options.deterministic:
+            return False
         if self.options.compositions == "auto":
             return str(self._trained[-1].device.type) == "cpu"
         return self.options.compositions == "inline"

@@ -49,6 +49,12 @@ class _Group:
             yield name, self.kept[at : at + buffer.numel()].view(buffer.shape)
             at += buffer.numel()
 
+    def changed(self) -> Iterator[str]:
+        """Names of those that are not as they were kept."""
+        for (name, kept), (module, own) in zip(self.apart(), self.places, strict=True):
+            if not torch.equal(kept, module._buffers[own]):
+                yield name
+
     def part(self, generation: Generation, weight: float) -> tuple[torch.Tensor, Any]:
         """What this member gives, and how it is reduced."""
         if self.adds_up:
@@ -105,6 +111,11 @@ class Buffers:
         for group in self._groups:
             group.write(group.kept)
         self._flight = []
+
+    def changed(self) -> str:
+        """Which buffers, that are part of the state, are not as they were kept."""
+        changed = (name for group in self._groups if group.reduced for name in group.changed())
+        return next(changed, "")
 
     def launch(self, generation: Generation, weight: float) -> None:
         """weight: this member's samples over the reference batch."""

@@ -43,6 +43,14 @@ class AllReduce:
     checkpoint and at the end; 0 never. The optimizer's numbers (learning rates and the like) are in every step.
     on_nonfinite: what becomes of a step whose reduced gradient is not finite. skips_max: so many of them in a row end
     the run. generation: how members meet.
+
+    deterministic: "bitwise" for a model that is the same to the last bit for any number of workers, splits, deaths and
+    plans, on machines whose kernels give the same bits; for audits. Steps are then made of units of unit_size samples,
+    which members take whole and compute one by one, with random numbers that follow from the job's seed and the unit;
+    their gradients are added up in one order. All members get all of them, so it costs memory and traffic for as many
+    gradients as a step has units. Buffers must not change in a step (no BatchNorm that learns), and what needs a step's
+    whole batch at once (agent.gather, agent.apply(optimizer)) is refused. A unit that kills workers is not cut up to
+    find the sample: the launch ends when its restarts are used up, and says what was at hand.
     """
 
     first_bucket_size_bytes: int = 2**20
@@ -54,12 +62,20 @@ class AllReduce:
     on_nonfinite: Literal["skip", "raise"] = "skip"
     skips_max: int = 100
     generation: GenerationOptions = field(default_factory=GenerationOptions)
-    name: ClassVar[str] = "allreduce"
+    deterministic: Literal["", "bitwise"] = ""
+    unit_size: int = 8
     has_common_step: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.on_nonfinite not in ("skip", "raise") or self.compare_every < 0 or self.skips_max < 1:
             raise UsageError('AllReduce: on_nonfinite is "skip" or "raise", compare_every >= 0, skips_max >= 1.')
+        if self.deterministic not in ("", "bitwise") or self.unit_size < 1:
+            raise UsageError('AllReduce: deterministic is "bitwise" or empty, unit_size >= 1.')
+
+    @property
+    def name(self) -> str:
+        """That of the job's records: other units are another strategy."""
+        return f"allreduce/unit={self.unit_size}" if self.deterministic else "allreduce"
 
     def member(self, model: torch.nn.Module, optimizer: Any, here: Here) -> Strategy:
         """One worker's part in it: a replica of the model, and where its members meet."""

@@ -30,6 +30,7 @@ from antdt.strategies.allreduce import guard
 from antdt.strategies.allreduce.buckets import ReducedGradients
 from antdt.strategies.allreduce.composition import ROW_WIDTH, Round, Row
 from antdt.strategies.allreduce.options import AllReduce
+from antdt.strategies.allreduce.ordered import OrderedGradients
 from antdt.strategies.allreduce.rendezvous import Generation
 from antdt.strategies.allreduce.updates import Updating
 from antdt.strategies.base import Outcome, Place, Timings
@@ -174,10 +175,11 @@ class AllReduceReplica(Updating):
             self._row = self._row.weighing(weights.total, trained=trained, **flags)
         elif self._stops:
             self._row = replace(self._row, stopping=True)
-        if not isinstance(gradients, ReducedGradients):
+        if generation.world == 1:
             return
         columns = torch.tensor(self._row.pack(), dtype=torch.int64)
         if self._inline() and not bare:
+            assert isinstance(gradients, ReducedGradients)
             gradients.announce(columns)
         else:
             self._gathered = torch.empty(generation.world, ROW_WIDTH, dtype=torch.int64)
@@ -221,6 +223,8 @@ class AllReduceReplica(Updating):
             scale = 1.0 if summed else weight / row.reference
             self._guard.within(self._go_backward, loss if scale == 1.0 else loss * scale, retain_graph)
         gradients.done(last)
+        if through:
+            self._end_unit()
         if last:
             self._check_touched()
 
@@ -230,21 +234,16 @@ class AllReduceReplica(Updating):
     def through(self, samples: int, last: bool) -> None:
         """No other loss of this micro-batch follows. last: nor any of another one in this step."""
         self._weights.through(samples)
+        self._end_unit()
+
+    def _end_unit(self) -> None:
+        if isinstance(self._gradients, OrderedGradients):
+            self._gradients.end_unit()
 
     def skip(self, samples: int, reason: str) -> None:
         """The micro-batch at hand goes without a loss: this step is to be skipped by all."""
         assert self._row is not None, "take first"
         self._weights.skip(samples, reason)
-
-    def _check_touched(self) -> None:
-        assert self._gradients is not None
-        if not (self._gradients.touched or self._weights.counts_nothing):
-            raise UsageError(
-                "The loss depends on no trainable parameter of the Agent's model (on a copy of it, or another model?): "
-                "give the Agent the very model that the loss is computed with."
-            )
-        first_at = self._gradients.first_at
-        self.first_bucket_at = time.perf_counter() if first_at is None else first_at
 
     def reduce(self) -> Reduced | None:
         """The gradients are those of all members from here on, weighed and unscaled, and may be looked at and changed,
@@ -274,6 +273,8 @@ class AllReduceReplica(Updating):
             if round_.total == 0:
                 self._compare(round_)
                 return None
+        if isinstance(gradients, OrderedGradients):
+            self._require_same_buffers()
         if not bare:
             gradients.launch_rest()
         self._buffers.launch(generation, row.samples / row.reference)
@@ -330,9 +331,10 @@ class AllReduceReplica(Updating):
     def _rows(self) -> list[Row]:
         """Everybody's, in rank order; waits for them."""
         assert self._row is not None and self._generation is not None
-        if not isinstance(self._gradients, ReducedGradients):
+        if self._generation.world == 1:
             return [self._row]
         if self._gathered is None:
+            assert isinstance(self._gradients, ReducedGradients)
             rows = self._gradients.announced()
         else:
             self._generation.wait(self._gathering)

@@ -29,6 +29,8 @@ from antdt.strategies.together import optimizers_of
 
 log = logging.getLogger("antdt")
 
+WHOLE = "needs a step's whole batch at once, and AllReduce(deterministic='bitwise') makes it of units: leave one out."
+
 
 class Undo:
     """The state before the first optimizer stepped in the middle of a step. Buffers are kept elsewhere."""
@@ -53,7 +55,7 @@ class Updating(Judging):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._weights, self._denominators = Weights(), Denominators()
+        self._weights, self._denominators = Weights(rounded=bool(self.options.deterministic)), Denominators()
         self._talk = Talk(self._carry_out)
         self._undo: Undo | None = None
         self._updated: list[bool] = []
@@ -66,6 +68,8 @@ class Updating(Judging):
         """
         generation = self._attached()
         generation.check()
+        if inside and self.options.deterministic:
+            raise UsageError(f"A call in the loop's body that waits for other workers {WHOLE}")
         self._begin_to_talk(inside=inside)
         return self._talk.exchange(generation, 2 * self.step_number + inside, value)
 
@@ -96,6 +100,8 @@ class Updating(Judging):
         """
         generation, row, weights = self._attached(), self._row, self._weights
         assert row is not None, "take first"
+        if self.options.deterministic:
+            raise UsageError(f"agent.apply(optimizer) {WHOLE}")
         if self._guard.reduced:
             raise UsageError(
                 "agent.reduce() is for all optimizers at once: leave it out where agent.apply(optimizer) steps one."

@@ -12,13 +12,17 @@ MIXED = (
     "have of its denominator, agent.all_reduce(n)."
 )
 
+EXACT = 2.0**20  # a sum of 2^33 at most has room for these digits
+
 
 class Weights:
     """Of the step that is open. `total`: what its micro-batches weigh so far; `samples`: how many they have. `reason`:
     why the script wants the step skipped, or None. `bare`: its gradients were applied before its end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, rounded: bool = False) -> None:
+        """rounded: to so few digits that sums of them are exact, in whatever order."""
+        self._rounded = rounded
         self.clear()
 
     def clear(self) -> None:
@@ -49,6 +53,8 @@ class Weights:
         if self._summed is not None and self._summed != summed and not (self.bare and self._at_hand is None):
             raise UsageError(MIXED)
         weight = 1.0 if summed else float(samples) if weight is None else weight
+        if self._rounded:
+            weight = round(weight * EXACT) / EXACT
         if self._at_hand not in (None, weight):
             raise UsageError(
                 f"Two losses of one batch weigh {self._at_hand:g} and {weight:g}, and would be divided by one number: "
