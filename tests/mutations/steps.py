@@ -69,19 +69,19 @@ MUTATIONS = (
     Mutation(
         "steps",
         "a sample of a step that the others have is blamed",
-        (Edit(Batches.judged, "if clue.step <= source_step:", "if False:"),),
+        (Edit(Batches._at_hand, "if clue.step > source_step:", "if True:"),),
         test_ledger_steps.test_what_the_survivors_have_in_their_model_is_above_suspicion,
     ),
     Mutation(
         "steps",
         "several samples together are proven guilty",
-        (Edit(Batches._counted, "suspicion.is_proven and clue.piece.length == 1", "True"),),
+        (Edit(Batches._counted, "suspicion.is_proven and batches.total(pieces) == 1", "True"),),
         NARROWING,
     ),
     Mutation(
         "steps",
         "a failure never narrows what is suspected",
-        (Edit(Batches.judged, "batches.within(smallest.pieces, (clue.piece,))", "smallest.pieces"),),
+        (Edit(Batches.judged, "batches.within(smallest.pieces, pieces)", "smallest.pieces"),),
         NARROWING,
     ),
     Mutation(
@@ -141,7 +141,7 @@ MUTATIONS = (
     Mutation(
         "steps",
         "suspects stay with one machine",
-        (Edit(Stepped._shift, "if self._granted.suspects else 0", "if False else 0"),),
+        (Edit(Stepped._shift, "if watched else 0", "if False else 0"),),
         test_taking.test_suspects_are_computed_apart_and_by_another_member_each_time,
     ),
     Mutation(

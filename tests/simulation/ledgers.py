@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from antdt_schemas import records
-from antdt_schemas.errors import LogTruncated, UsageError
+from antdt_schemas.errors import LogTruncated, Superseded, UsageError
 from antdt_streams.ledger.core.fold import Verdict
 from antdt_streams.ledger.core.leader import Incoming
 from antdt_streams.ledger.life import Life, Moment
@@ -167,3 +167,5 @@ class LedgerProcess:
             assert not self.world.loss_is_known, "what was lost is forgotten, and nobody has accepted that"
             self.world.count("loss_that_nobody_knows")
             self.world.loss = False
+        except Superseded:  # its entry is void: the operator tries again
+            self.world.count("acceptance_superseded")

@@ -253,8 +253,8 @@ class Worker(Replica):
             raise Died(what, -11)
         where = exactly if what == "sample_raises" else self.at_hand
         world.failures.setdefault(self.incarnation, []).extend(where)
-        for i in range(0, len(where), 3):
-            body = records.Failed(session.generation, *where[i : i + 3], "", what, self.model.step + 1)
+        if where:
+            body = records.Failed(session.generation, *where[:3], "", what, self.model.step + 1, tuple(where[3:]))
             world.wire(records.Request(self.name, self.incarnation, 0, body, b""))
         raise Died(what, 75)
 

@@ -189,6 +189,36 @@ def test_two_poisons_of_one_step_are_told_apart() -> None:
     assert [(e.start, e.length) for e in bench.events() if isinstance(e, records.Excluded)] == [(1, 1), (6, 1)]
 
 
+def test_who_hears_of_the_end_just_before_samples_are_readmitted_gets_the_final_file() -> None:
+    """Found by simulation: both in one cycle, and the answer named no file."""
+    bench = Steps(replace(STEPS, max_attempts=1))
+    bench.dies(0, 3, 1)
+    bench.finish()
+    done = bench.state.done
+    replies = bench.ledger.run([bench.request("w2.0", bench.a_join()), bench.request("operator.0", records.Readmit())])
+    told = next(reply for reply in replies if reply.incarnation == "w2.0")
+    assert (told.status, told.file) == (Status.END, done)
+    assert bench.state.done is None
+
+
+def test_what_was_at_hand_together_is_suspected_together() -> None:
+    """Found by simulation: one position beside others, a piece of its own, passed for one that was alone."""
+    bench = Steps(replace(STEPS, max_attempts=1))
+    bench.dies(0, 0, 1, 0, 3, 3)
+    assert bench.grant.suspects == (0, 0, 1, 0, 3, 3)
+    assert bench.grant.excluded == ()
+    (suspicion,) = bench.shards.suspicions
+    assert len(suspicion.pieces) == 2
+    body = records.Failed(bench.generation, 0, 0, 1, "", "raised", 1, (0, 4, 1))
+    bench.ledger.run([bench.request(f"w1.{bench.life}", body)])
+    assert len(bench.shards.clues) == 2
+    bench.dies(code=75)
+    assert bench.grant.suspects == (0, 0, 1, 0, 4, 1)
+    assert bench.grant.excluded == ()
+    bench.dies(0, 4, 1)
+    assert bench.grant.excluded == (0, 4, 1)
+
+
 def test_what_the_survivors_have_in_their_model_is_above_suspicion() -> None:
     """The one who died had applied nothing of it yet; the others have."""
     bench = Steps()

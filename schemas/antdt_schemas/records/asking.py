@@ -114,7 +114,9 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """These samples made this worker fail: they could not be loaded, or the step raised."""
+    """These samples made this worker fail: they could not be loaded, or the step raised. more: what else was at hand
+    with them, flat triples (epoch, start, length).
+    """
 
     generation: int
     epoch: int
@@ -123,6 +125,7 @@ class Failed:
     key: str
     reason: str
     step: int = 0
+    more: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,12 +86,14 @@ class Witness:
         return [found] if found is not None else _triples(ranges)
 
     def _tell(self, guilty: Sequence[Samples], error: Exception) -> None:
-        reason = _words(error)
-        for epoch, start, length in guilty[:RANGES_TOLD_MAX]:
-            key = position_key(self._source, epoch, start)
-            where = self._client.session.generation, epoch, start, length
-            self._client.say(records.Failed(*where, key, reason, whereabouts.mine().numbers[whereabouts.STEP]))
-            whereabouts.mine().numbers[whereabouts.BLAMED] = 1
+        """In one request: half of what was at hand would speak against the wrong half."""
+        if not guilty:
+            return
+        page, (first, *others) = whereabouts.mine(), guilty[:RANGES_TOLD_MAX]
+        key, more = position_key(self._source, *first[:2]), tuple(number for one in others for number in one)
+        where = self._client.session.generation, *first
+        self._client.say(records.Failed(*where, key, _words(error), page.numbers[whereabouts.STEP], more))
+        page.numbers[whereabouts.BLAMED] = 1
 
 
 def by_exception() -> bool:

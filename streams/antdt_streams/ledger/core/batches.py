@@ -242,26 +242,36 @@ class Batches(Samples):
         self._mark()
 
     def judged(self, source_step: int) -> tuple[Suspicion, ...]:
-        """What is suspected once the evidence is taken in. A clue speaks against its piece only if the step it was in
-        is not in the model that all go on with: the smallest suspicion that it meets becomes what both have; where it
-        meets none, there is a second one.
+        """What is suspected once the evidence is taken in. What a worker had at hand, all of it together, is suspected
+        only if the step it was in is not in the model that all go on with: the smallest suspicion that it meets becomes
+        what both have; where it meets none, there is a second one.
         """
         found = list(self.suspicions)
-        for clue in self.clues:
-            if clue.step <= source_step:
-                continue
-            met = [s for s in found if batches.within(s.pieces, (clue.piece,))]
+        for clue, pieces in self._at_hand(source_step):
+            met = [s for s in found if batches.within(s.pieces, pieces)]
             if not met:
-                found.append(self._counted(Suspicion((clue.piece,)), clue))
+                found.append(self._counted(Suspicion(pieces), clue, pieces))
                 continue
             smallest = min(met, key=lambda s: batches.total(s.pieces))
-            narrower = replace(smallest, pieces=batches.within(smallest.pieces, (clue.piece,)))
-            found[found.index(smallest)] = self._counted(narrower, clue)
+            narrower = replace(smallest, pieces=batches.within(smallest.pieces, pieces))
+            found[found.index(smallest)] = self._counted(narrower, clue, pieces)
         return tuple(found[-SUSPICIONS_MAX:])
 
-    def _counted(self, suspicion: Suspicion, clue: Clue) -> Suspicion:
+    def _at_hand(self, source_step: int) -> Iterator[tuple[Clue, tuple[Piece, ...]]]:
+        """What each worker had that failed in a step behind this one, with one clue of it."""
+        together: dict[tuple[str, int], list[Clue]] = {}
+        for clue in self.clues:
+            if clue.step > source_step:
+                together.setdefault((clue.incarnation, clue.step), []).append(clue)
+        for clues in together.values():
+            pieces: tuple[Piece, ...] = ()
+            for clue in clues:
+                pieces += batches.without((clue.piece,), pieces)
+            yield clues[0], pieces
+
+    def _counted(self, suspicion: Suspicion, clue: Clue, pieces: tuple[Piece, ...]) -> Suspicion:
         """With this failure, if it was of one position alone."""
-        alone = suspicion.is_proven and clue.piece.length == 1
+        alone = suspicion.is_proven and batches.total(pieces) == 1
         return replace(suspicion, failures=(*suspicion.failures, clue)) if alone else suspicion
 
     def exclusions_due(self, generation: int, source_step: int) -> Iterator[records.Excluded]:

@@ -117,8 +117,10 @@ def exited(turn: Turn, request: records.Request, body: records.Exited) -> None:
 def failed(turn: Turn, request: records.Request, body: records.Failed) -> None:
     """A member reports samples that made it fail."""
     member(turn, request)
-    where = body.epoch, body.start, body.length
-    evidence.blame(turn, request.incarnation, where, body.key, body.reason, body.step)
+    where = body.epoch, body.start, body.length, *body.more
+    for i in range(0, len(where) // 3 * 3, 3):
+        key = body.key if i == 0 else ""
+        evidence.blame(turn, request.incarnation, where[i : i + 3], key, body.reason, body.step)
     turn.answer(request, Status.OK)
 
 

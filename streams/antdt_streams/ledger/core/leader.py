@@ -260,7 +260,7 @@ class InOffice:
             finished=state.finished,
             leases=leases,
             grant=grant,
-            file=state.done or "",
+            file=answer.file or state.done or "",
             quarantined=state.shards.quarantined_total,
             warning=answer.warning,
         )

@@ -21,7 +21,8 @@ AUTHOR_CHARS_MAX = 128
 @dataclass(slots=True)
 class Answer:
     """To be turned into a Reply once the entry it rests on was read back. number -1: news, nobody asked. grant: the
-    newest one, for everybody who reads what this worker reads.
+    newest one, for everybody who reads what this worker reads. file: the final one, if there was one when it was
+    decided: a later request of the same cycle may readmit what is missing, and then there is none.
     """
 
     worker: str
@@ -32,6 +33,7 @@ class Answer:
     leases: bool = False
     warning: str = ""
     grant: bool = False
+    file: str = ""
 
 
 @dataclass(slots=True)
@@ -77,7 +79,7 @@ class Turn:
     ) -> None:
         """Answer whoever has asked. grant: if it is a member, it may not have heard of its grant."""
         who = request.worker, request.incarnation, request.number
-        self.answers.append(Answer(*who, status, reason, leases))
+        self.answers.append(Answer(*who, status, reason, leases, file=self.state.done or ""))
         asker = self.state.members.incarnations.get(request.incarnation)
         if grant and asker is not None and asker.status == "member":
             self.grant_to.add(request.worker)
@@ -87,7 +89,7 @@ class Turn:
         for name in self.state.members.group:
             who = self.state.members.incarnations[name]
             if not who.gone:
-                self.answers.append(Answer(who.worker, name, -1, status, reason))
+                self.answers.append(Answer(who.worker, name, -1, status, reason, file=self.state.done or ""))
 
 
 class Refusal(Exception):
