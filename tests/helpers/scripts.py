@@ -103,7 +103,7 @@ class InProcess(Agent):
 
     def __init__(
         self, room: Room, name: str, model: Any, optimizer: Any, dataset: Any, batch_size: int, epochs: int = 1,
-        accumulation: int = 1, strategy: AllReduce = SMALL, before: Callable[[InProcess], None] | None = None,
+        accumulation: int = 1, cut_at: int = -1, strategy: AllReduce = SMALL, before: Callable[[InProcess], None] | None = None,
         **once: Any,
     ) -> None:  # fmt: skip
         nothing: Any = lambda *_, **__: None  # noqa: E731
@@ -112,14 +112,14 @@ class InProcess(Agent):
         self.loader, self.plans = InThread(self.source), Plans(batch_size)
         self.room, self.name, self.size, self.accumulation = room, name, len(dataset), accumulation
         self.epoch, self._micro, self._broken, self._course, self.before = 0, None, False, None, before
-        self.batch, self.spec = batch_size, SimpleNamespace(epochs=epochs)  # type: ignore[assignment]
+        self.batch, self.spec = batch_size, SimpleNamespace(epochs=epochs, batches="small")  # type: ignore[assignment]
         self.history: list[tuple[int, torch.Tensor, bool]] = []
         self._weights = SimpleNamespace(made=nothing)  # type: ignore[assignment]
         self.model, self.whole = one_model(model), one_optimizer(optimizer)
         once["every"] = once.pop("scheduler_every", "step")
         self.strategy = AllReduceMember(self.model, self.whole, strategy, Here(HERE, lambda: HERE))
         self.strategy.accompany(Once(**once))
-        self.stopped = False
+        self.stopped, self.cut_at = False, cut_at
         life = SimpleNamespace(run=self._life, ended=True, workers=(), stop=nothing)
         self._membership = SimpleNamespace(  # type: ignore[assignment]
             life=life, drain_on_sigterm=nothing, finish=self._ends, perform=nothing, is_main=False
@@ -147,11 +147,14 @@ class InProcess(Agent):
 
     def _life(self) -> Generator[Any, Any, None]:
         total = self.spec.epochs * self.steps_per_epoch
-        while self.strategy.step_number < total and not self.stopped:
+        while not self.stopped:
             try:
                 if self.strategy.generation is None:
                     yield ask.Form(None, lambda: False)  # type: ignore[arg-type]
                     continue
+                if self.strategy.step_number == total:
+                    yield ask.Between()
+                    return
                 step, world, rank = self.strategy.step_number, self.strategy.generation.world, self.rank
                 whole = self.global_ranges(step)
                 behind = Cursor(*divmod(step + 1, self.steps_per_epoch))
@@ -169,6 +172,8 @@ class InProcess(Agent):
                     [Range(0, 1, whole.epoch, at, min(unit, start + length - at))]
                     for at in (range(start, start + length, unit) if unit else ())
                 ]
+                if step == self.cut_at and length > 1:  # as if something in it was suspected
+                    units = [[Range(0, 1, whole.epoch, start + at, 1)] for at in range(length)]
                 yield ask.Announce(Part(ranges, 0, whole.length, place=place), length, lambda _samples: [])
                 if ranges:
                     yield ask.Train(ranges, min(self.accumulation, length), length, units)

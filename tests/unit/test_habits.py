@@ -939,6 +939,26 @@ def test_who_speaks_for_the_first_time_at_the_very_end_is_heard(world: int) -> N
 
 
 @pytest.mark.parametrize("world", [2, 3])
+def test_a_death_at_the_end_of_the_last_epoch_is_made_up_for(world: int) -> None:
+    """Its heir has no batch, and comes for what is left to do at the end."""
+    heard: dict[str, list[Any]] = {}
+
+    def script(agent: InProcess) -> None:
+        for epoch in agent.epochs():
+            for x, y in epoch:
+                agent.step(functional.cross_entropy(agent.model(x), y))
+            if epoch.number == EPOCHS - 1 and agent.name == "w1":
+                raise Died
+            heard.setdefault(agent.name, []).append((epoch.number, agent.all_reduce(1)))
+
+    run(world, script, dies=(1, STEPS))
+    assert {name: said[-1] for name, said in heard.items() if name != "w1"} == {
+        name: (EPOCHS - 1, world) for name in heard if name != "w1"
+    }
+    assert "late" in heard
+
+
+@pytest.mark.parametrize("world", [2, 3])
 def test_what_scripts_say_behind_their_first_step_is_heard_by_all(world: int) -> None:
     """Also where one of them is late: the first who speaks must not take the step away from whoever still makes it."""
     heard: list[Any] = []
@@ -952,6 +972,38 @@ def test_what_scripts_say_behind_their_first_step_is_heard_by_all(world: int) ->
     for _ in range(2):
         run(world, script)
     assert heard == [world] * world * 2
+
+
+# -- a step that is cut
+
+
+WHOLE: dict[str, Callable[[InProcess, Any, Any], Any]] = {
+    "negatives": lambda agent, x, y: agent.step(
+        functional.cross_entropy(
+            agent.model(x) @ agent.gather(agent.model(x)).T, torch.arange(len(x)) + agent.own_rows.start
+        )
+    ),
+    "a sum over all workers": lambda agent, x, y: agent.step(
+        functional.cross_entropy(agent.model(x), y, reduction="sum") / agent.all_reduce(len(x)), reduction="sum"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_needs_a_whole_batch_is_refused_in_micro_batches_and_not_where_a_sample_is_looked_for(name: str) -> None:
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            WHOLE[name](agent, x, y)
+
+    with pytest.raises(UsageError, match="needs the whole batch of a step at once"):
+        run(1, script, accumulation=3)
+    agents = run(2, script, cut_at=4)
+    whole = run(2, script)
+    equal(agents)
+    assert {agent._needs_whole for agent in agents} == {True}
+    assert len(agents[0].history) == len(whole[0].history) == STEPS
+    for (step, found, _), (_, wanted, _) in zip(agents[0].history, whole[0].history, strict=True):
+        assert torch.allclose(found, wanted), step
 
 
 # -- the same bits

@@ -20,6 +20,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from time import monotonic
 from typing import Any, Literal
 
@@ -213,6 +214,10 @@ class Agent(Standing, Stepping, Talking, Epochs):
                 if isinstance(course.asks, ask.Train):
                     yield from self._turn(course.asks.ranges[0].epoch)
                     yield from self._train(course)
+                elif isinstance(course.asks, ask.Between) and self._has_made_all:
+                    yield from self._turn(self.spec.epochs, hold=True)
+                    if isinstance(course.asks, ask.Between):
+                        course.carry_out(self._perform)
                 else:
                     course.carry_out(self._perform)
             if course.result is not None and not (self._stopped and course.result == ExitCode.DRAINED):
@@ -233,6 +238,12 @@ class Agent(Standing, Stepping, Talking, Epochs):
             self._page.enter(At.USER, "behind the loop")
         if told.at_s() is not None:  # while the last step was made: what a script does behind its loop is left undone
             sys.exit(int(ExitCode.DRAINED))
+
+    @property
+    def _has_made_all(self) -> bool:
+        """Whether no step of any epoch is left, and the members that have made them are still together."""
+        strategy = self.strategy
+        return bool(self.spec.batches) and strategy.cursor.epoch >= self.spec.epochs and strategy.stands
 
     def _train(self, course: Course) -> Iterator[Any]:
         """What the life asks for now: a generation may have ended while the script was at the end of an epoch."""
@@ -327,7 +338,10 @@ class Agent(Standing, Stepping, Talking, Epochs):
 
     def _batches(self, asked: ask.Train) -> Iterator[Any]:
         """Micro-batches, each of which the script gives to `step`; the last one of them finishes the step."""
-        whole = True
+        whole, self._spoke = True, False
+        self._cut = bool(asked.units) and self._hand.unit_seed is None
+        if self._needs_whole and self._cut:
+            asked = replace(asked, units=())
         for part, last, over in self._hand.micro_batches(asked):
             self.epoch = part[0].epoch
             samples = sum([r.length for r in part])

@@ -20,7 +20,7 @@ from antdt.host.whereabouts import At
 from antdt.strategies.base import Strategy
 from antdt.strategies.once import callback_of
 
-NONE = -1
+NONE, HOLD = -1, -2
 BETWEEN_S = 3600.0  # so long may a script be busy at the end of an epoch, while the others wait
 BROKE_OFF = (
     "The loop over epoch {} was left before its end, and the one over epochs goes on: every sample counts once. "
@@ -29,7 +29,7 @@ BROKE_OFF = (
 
 
 class Begins(NamedTuple):
-    """Between two batches: another epoch."""
+    """Between two batches: another epoch. HOLD: the last one is at its end, and perhaps more comes."""
 
     epoch: int
 
@@ -106,11 +106,14 @@ class Epochs:
             self._page.enter(At.USER)
             self._hand.goes_on()
             begins = following[0]
+            if begins is not None and begins.epoch == HOLD:
+                begins = next(batches, None)
         next(batches, None)  # to its end
 
-    def _turn(self, to: int, *, over: bool = False) -> Generator[Begins]:
+    def _turn(self, to: int, *, over: bool = False, hold: bool = False) -> Generator[Begins]:
         """The next batch is of epoch `to`, or all are over: what the script does at the end of those before. Epochs
-        come again where the model went back to an older one.
+        come again where the model went back to an older one. hold: all steps are made, and the members are together
+        still; the end of the job parts them.
         """
         once = self.strategy.once
         if not (self._nested or self._on_epoch):
@@ -126,8 +129,9 @@ class Epochs:
             self._hand.goes_on()
             if self._nested:  # what the script does behind its inner loop comes now, and ends the epoch
                 self._told = number + 1
-                yield Begins(NONE if over and number + 1 == to else number + 1)
+                after = (HOLD if hold else NONE) if number + 1 == to and (over or hold) else number + 1
+                yield Begins(after)
             once.ended = number + 1
-        if self._nested and self._told != to and not over:
+        if self._nested and self._told != to and not (over or hold):
             self._told = to
             yield Begins(to)

@@ -54,6 +54,9 @@ class Stepping:
     _outcome: Outcome | None = None
     _losses, _updates = 0, 0  # of the micro-batch at hand
     _whole = True  # it is the only one of its step
+    _cut = False  # its step was cut to find out which sample fails
+    _needs_whole = False  # the script has used what is wrong in parts
+    _spoke = False  # in the body of this step
     _inside = False
 
     def step(self, loss: torch.Tensor, *, weight: Any = None, reduction: Literal["mean", "sum"] = "mean") -> bool:
@@ -156,15 +159,26 @@ class Stepping:
     # -- helpers
 
     def _update(self, optimizers: tuple[Any, ...]) -> bool:
-        if not self._whole:
-            raise UsageError(
-                "agent.apply(optimizer) needs the whole batch of a step at once: leave out micro_batch_size_max, or "
-                "make batch_size smaller."
-            )
+        self._require_whole("agent.apply(optimizer)")
         self._losses, self._updates, made = 0, self._updates + 1, list[bool]()
         if not self._broken:
             self._carry_on(lambda: made.append(self.strategy.update(optimizers)))
         return made == [True]
+
+    def _require_whole(self, what: str) -> None:
+        """Where a step was cut to find a sample that fails, it is given up, and comes again in one piece: a script that
+        needs it so gets no other one from now on.
+        """
+        if self._whole or self._broken:
+            return
+        if not self._cut:
+            raise UsageError(
+                f"{what} needs the whole batch of a step at once: leave out micro_batch_size_max, or make batch_size "
+                "smaller."
+            )
+        log.info("%s needs the whole batch of a step: it is not cut any more", what)
+        self._needs_whole = self._broken = True
+        self._hand.drop()
 
     def _end_updates(self) -> None:
         """The body is over, and its optimizers have stepped: so is the step."""
@@ -219,6 +233,10 @@ class Stepping:
             self.strategy.see(self.plans.newest)
         samples, last, _ = micro
         weight = None if weight is None else weight_of(weight)
+        if reduction == "sum" and self._spoke:  # perhaps it was divided by what all workers have of this part
+            self._require_whole("A loss with reduction='sum' behind agent.all_reduce")
+            if self._broken:
+                return
         try:
             self.strategy.backward(loss, samples, last, weight=weight, summed=reduction == "sum", **words)
         except GenerationClosed:

@@ -36,6 +36,10 @@ IN_STEP = (
     "agent.{} was called in a callback of agent.on_step or a hook of the optimizer, in the middle of a change that "
     "cannot be taken back: call it in the loop, before or behind agent.step(loss)."
 )
+PARTED = (
+    "agent.{} at the end of the last epoch: the workers have parted, as the job has ended. Where samples are leased "
+    "(AgentOptions.order) nobody knows before that it is the end."
+)
 COMBINE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "sum": torch.add,
     "mean": torch.add,
@@ -53,12 +57,15 @@ class Talking:
         def rank(self) -> int: ...
         @property
         def step_number(self) -> int: ...
+        @property
+        def _has_made_all(self) -> bool: ...
 
     strategy: Strategy
     _membership: Membership
     _course: Course | None
     _broken: bool
-    _whole: bool
+    _spoke: bool
+    _require_whole: Callable[[str], None]
     _page: Any
     _perform: Callable[[ask.Instruction], Any]
     _inside = False
@@ -109,11 +116,9 @@ class Talking:
         A loss over this worker's rows that looks at all of them (in-batch negatives) then has the gradient of the loss
         over the whole batch. It needs that batch at once: no micro-batches.
         """
-        if not self._inside or not self._whole:
-            raise UsageError(
-                "agent.gather(features) belongs into the loop, and needs the whole batch of the step at once: leave "
-                "out micro_batch_size_max, or make batch_size smaller."
-            )
+        if not self._inside:
+            raise UsageError("agent.gather(features) belongs into the body of the loop.")
+        self._require_whole("agent.gather(features)")
         found: torch.Tensor = _Gathered.apply(features, self)  # type: ignore[no-untyped-call]
         return found
 
@@ -145,7 +150,10 @@ class Talking:
             raise UsageError(OUTSIDE.format(call))
         if self.strategy.void:
             raise UsageError(IN_STEP.format(call))
+        if self._course.asks is None and not self.strategy.stands:
+            raise Unavailable(PARTED.format(call), "The job is finished, and its model is in its file.")
         while not (self._inside and self._broken):
+            self._spoke = self._spoke or self._inside
             phase, standing = self._page.phase, self._page.standing()
             self._page.enter(At.REDUCING)
             try:
@@ -165,7 +173,7 @@ class Talking:
         course, went = self._course, False
         assert course is not None
         self._require_others(course, closed)
-        while course.asks is not None and not (went and isinstance(course.asks, ask.Train)):
+        while course.asks is not None and not (went and self._is_back(course)):
             if isinstance(course.asks, ask.Train | ask.Between):
                 course.closed(closed)
             went = went or isinstance(course.asks, ask.Leave)
@@ -174,6 +182,10 @@ class Talking:
         if course.asks is None and course.result is not None:
             raise SystemExit(int(course.result))
         self._require_others(course, closed)
+
+    def _is_back(self, course: Course) -> bool:
+        """Where a script may say something: before a batch, or behind the last one."""
+        return isinstance(course.asks, ask.Train) or (isinstance(course.asks, ask.Between) and self._has_made_all)
 
     def _require_others(self, course: Course, closed: GenerationClosed) -> None:
         if course.asks is None:

@@ -65,6 +65,11 @@ class AllReduceMember(AllReduceReplica):
             self.generation.leave()
         self.generation = None
 
+    @property
+    def stands(self) -> bool:
+        """Whether it is in a generation that nobody has closed."""
+        return self.generation is not None and not self.generation.is_closed
+
     def outlive(self) -> None:
         """The job has ended: its members may still talk, until one of them leaves."""
         if self.generation is not None:

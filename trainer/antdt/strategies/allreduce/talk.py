@@ -32,7 +32,8 @@ KINDS = {REDUCTION: "the end of its step", EXCHANGE: "a collective", UPDATE: "ag
 class Said(NamedTuple):
     """One member's call. at: twice the steps in its model, one more in the body of the next. number: of its calls
     there. kept: what it has heard there from this number on. The rest is of an update: which optimizers, as bits, what
-    the losses weigh, whether they are sums, and of which epoch. bare: the step has no gradients left to reduce.
+    the losses weigh, whether they are sums, and of which epoch. bare: the step has no gradients left to reduce. Of a
+    reduction, which is behind all calls, `optimizers` is how many there were.
     """
 
     kind: int
@@ -44,6 +45,11 @@ class Said(NamedTuple):
     summed: bool = False
     epoch: int = -1
     bare: bool = False
+
+    @property
+    def calls(self) -> int:
+        """How many it has made at its place."""
+        return self.optimizers if self.kind == REDUCTION else self.number
 
     @property
     def place(self) -> tuple[int, int]:
@@ -102,7 +108,9 @@ class Talk:
     def reduction(self, generation: Generation, at: int, *, idle: bool, bare: bool) -> bool:
         """Until all have come to the end of their step. Returns whether it has no gradients left to reduce."""
         self._come_to(at)
-        said = self._serve(generation, Said(REDUCTION, at, LAST, self._kept, bare=bare, weight=float(not idle)))
+        said = self._serve(
+            generation, Said(REDUCTION, at, LAST, self._kept, self._number, bare=bare, weight=float(not idle))
+        )
         found = {one.bare for one in said if one.weight}
         if len(found) > 1:
             raise UsageError("In one step some workers called agent.apply(optimizer), others not: do it on all alike.")
@@ -134,7 +142,7 @@ class Talk:
 
     def _exchange(self, generation: Generation, said: list[Said], place: tuple[int, int], value: bytes) -> list[bytes]:
         at, number = place
-        knows = [one.at == at and one.kept <= number < one.number for one in said]
+        knows = [one.at == at and one.kept <= number < one.calls for one in said]
         if True not in knows:
             found = gather_bytes(generation, value)
             generation.settled()
