@@ -104,7 +104,7 @@ class Worker:
 
     def batches(self, of: Iterable[Any] | None = None) -> Iterator[Any]:
         """(x, y) of every batch at hand."""
-        agent = self.agent
+        agent: Any = self.agent
         for x, y, numbers in agent if of is None else of:
             before = agent.step_number
             generation = agent.strategy.generation
