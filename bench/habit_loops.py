@@ -44,16 +44,22 @@ def data(*, bad: bool = False) -> TensorDataset:
     return TensorDataset(*tensors(bad=bad), torch.arange(SAMPLES))
 
 
-def flat(model: Any) -> torch.Tensor:
+def all_of(model: Any, words: Mapping[str, Any]) -> list[Any]:
+    """The model, and an average of it, where a habit has one."""
+    return [model, *words.get("state", {}).values()]
+
+
+def flat(models: Iterable[Any]) -> torch.Tensor:
     """All parameters, one after the other."""
-    return torch.cat([param.detach().reshape(-1) for param in model.parameters()])
+    return torch.cat([param.detach().reshape(-1) for model in models for param in model.parameters()])
 
 
-def hashed(model: Any) -> str:
+def hashed(models: Iterable[Any]) -> str:
     """Of parameters and buffers, to the bit."""
     whole = hashlib.blake2b(digest_size=8)
-    for name, value in model.state_dict().items():
-        whole.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    for model in models:
+        for name, value in model.state_dict().items():
+            whole.update(name.encode() + value.detach().contiguous().numpy().tobytes())
     return whole.hexdigest()
 
 
@@ -94,29 +100,36 @@ class Worker:
         given = {"dataset": habit.data(), "batch_size": BATCH, "epochs": EPOCHS, **words}
         given = {name: value for name, value in given.items() if value is not None}
         self.agent = antdt.Agent(self.model, self.optimizer, **given)
-        self.agent.on_step(self._stepped)
+        self.models = all_of(self.model, words)
+        self.step: int | None = None  # None: what is in the model was made before this life
         if "state" in words:
             self.agent.on_step(lambda: words["state"]["average"].update_parameters(self.model))
+        self.agent.on_step(self._stepped)
         self.kills = kills and not habit.refused
 
     def _stepped(self, number: int) -> None:
-        self.record.write(changed=number, hash=hashed(self.model))
+        self.record.write(changed=number, hash=hashed(self.models))
 
     def batches(self, of: Iterable[Any] | None = None) -> Iterator[Any]:
         """(x, y) of every batch at hand."""
         agent: Any = self.agent
         for x, y, numbers in agent if of is None else of:
-            before = agent.step_number
-            generation = agent.strategy.generation
+            self._made()  # where single optimizers step, a step ends behind the loop's body
+            before, generation = agent.step_number, agent.strategy.generation
             at = {"step": before + 1, "generation": generation.number, "rank": generation.rank}
             self.record.write(**at, samples=numbers.tolist())
             self._befalls(before)
-            try:
-                yield x, y
-            finally:
-                if agent.step_number > before:
-                    made = {"hash": hashed(self.model), "parameters": flat(self.model).tolist()}
-                    self.record.write(made=agent.step_number, first=self.first, **made)
+            yield x, y
+            self._made()
+        self._made()
+
+    def _made(self) -> None:
+        """Write down the model, if there is a step in it that was not there before."""
+        step, before = self.agent.step_number, self.step
+        self.step = step
+        if before is not None and step > before:
+            made = {"hash": hashed(self.models), "parameters": flat(self.models).tolist()}
+            self.record.write(made=step, first=self.first, **made)
 
     def _befalls(self, step: int) -> None:
         if not self.kills:
@@ -145,7 +158,8 @@ class Single:
         torch.manual_seed(SEED)
         self.model, optimizer, self.words = self.habit.build()
         self.optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
-        self.start = flat(self.model).clone()
+        self.models = all_of(self.model, self.words)
+        self.start = flat(self.models)
 
     def batches(self) -> Iterator[Any]:
         """(x, y) of every step."""
@@ -153,7 +167,7 @@ class Single:
         for step in sorted(self.samples):
             self.step = step
             yield x[self.samples[step]], y[self.samples[step]]
-            self.history[step] = flat(self.model).clone()
+            self.history[step] = flat(self.models)
             self._schedule("epoch" if step % STEPS_PER_EPOCH == 0 else "")
 
     def zero(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import antdt
 import torch
@@ -150,9 +150,7 @@ def generator_loss(group: Any, x: torch.Tensor) -> torch.Tensor:
 # -- scripts: of a Worker, and the same of a Single
 
 
-def by_loss(
-    loss: Callable[..., Any] = cross_entropy, weight: Any = None, reduction: Literal["mean", "sum"] = "mean"
-) -> Any:
+def by_loss(loss: Callable[..., Any] = cross_entropy, weight: Any = None, reduction: Any = "mean") -> Any:
     """The usual loop: one loss of each batch."""
 
     def script(worker: Worker) -> None:

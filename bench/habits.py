@@ -57,8 +57,9 @@ class Step:
 
     @property
     def difference(self) -> float:
-        """The largest between two members."""
-        return max(float((a - b).abs().max()) for a in self.parameters.values() for b in self.parameters.values())
+        """The largest from the first member."""
+        first, *others = self.parameters.values()
+        return max((float((other - first).abs().max()) for other in others), default=0.0)
 
 
 def steps_of(folder: Path) -> tuple[dict[int, Step], int | None]:
@@ -82,7 +83,9 @@ def steps_of(folder: Path) -> tuple[dict[int, Step], int | None]:
                 step = steps.setdefault(line["made"], Step())
                 step.hashes[file.stem] = line["hash"]
                 step.parameters[file.stem] = torch.tensor(line["parameters"])
-                (step.samples[rank],) = at_hand.values()
+                ((began, samples),) = at_hand.items()
+                if began[0] == line["made"]:
+                    step.samples[rank] = samples
                 if file.stem == KILLED and not line["first"] and again is None:
                     again = line["made"]
     return steps, again
@@ -135,6 +138,8 @@ def judged(job: Job, habit: Habit, row: dict[str, Any]) -> list[str]:
     row["steps"] = len(steps)
     if sorted(steps) != list(range(1, len(steps) + 1)):
         wrong.append(f"steps that were made: {sorted(steps)}")
+    if any(not step.parameters for step in steps.values()):
+        return [*wrong, "steps without a record"]
     apart = [number for number, step in steps.items() if len(set(step.hashes.values())) > 1]
     if apart:
         wrong.append(f"members differ behind steps {apart[:5]}")
