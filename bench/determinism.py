@@ -1,0 +1,183 @@
+"""What of a run depends on who trains it: `python -m bench.determinism --json FILE`.
+
+The digits are trained by jobs of 1, 2, 3 and 4 workers, and once more by 4 that are killed one after the other while a
+policy gives each another share of the batch every few steps. Compared are, over all runs,
+  same_samples          whether each step consists of the same samples in the same order, as the log has it; what the
+                        workers wrote down themselves is held against the log before
+  float_difference_max  the largest difference of final parameters from those of one worker, over the largest parameter
+  bitwise_equal         whether final parameters are equal to the bit: sums over other parts round otherwise
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import torch
+from antdt_schemas import codec, records
+from antdt_schemas.errors import ExitCode
+from antdt_schemas.topics import SHARD_LOG
+from antdt_streams.broker import EmbeddedBroker
+from antdt_streams.chaos.judge import Entries, entries_of, judge_log, judge_records, lineage_of
+from antdt_streams.chaos.launches import Launches, Training
+from antdt_streams.kafka import topics_admin
+from antdt_streams.local.place import Place
+from antdt_streams.local.services import SERVICES, environment_of, start_services
+from antdt_streams.local.supervise import start_process
+from antdt_streams.views.follow import Follow
+from antdt_streams.views.lineage import TOGETHER
+from antdt_streams.views.progress import Progress
+
+from bench.common import machine, write
+
+WITHIN_S = 300.0
+EPOCHS, BATCH = 4, 32
+CALM_MS, DISTURBED_MS = 0.5, 4.0  # a sample takes
+KILLS = ((25, "w1"), (55, "w3"), (85, "w0"), (115, "w2"), (145, "w1"))  # once so many steps are committed
+POLICY = """
+from antdt_schemas.records import Action, Assignment
+from antdt_streams.policies import Proposal
+
+PARTS = (14, 10, 5, 3)
+
+
+class Rotates:
+    "Every window of four workers gives each of them another part of the batch."
+
+    name, version = "rotates", 1
+
+    def decide(self, view, memory):
+        if view.pending or len(view.nodes) != len(PARTS):
+            return (), memory
+        turn = memory.get("turn", 0) + 1
+        shares = [Assignment(n.worker, PARTS[(at + turn) % len(PARTS)], 1) for at, n in enumerate(view.nodes)]
+        return (Proposal(Action.ADJUST_BS, "to see it", assignments=tuple(shares)),), {"turn": turn}
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came out of one: the final parameters, flat, and samples by step."""
+
+    parameters: torch.Tensor
+    samples: dict[int, list[int]]
+    row: dict[str, Any]
+
+
+def plans_of(entries: Entries) -> dict[int, int]:
+    """The plan that each step was made under; 0: none."""
+    bodies = [codec.decode(value, records.Entry).body for _, value in entries]
+    events = [event for body in bodies if isinstance(body, records.Cycle) for event in body.events]
+    return {event.step: event.plan for event in events if isinstance(event, records.Committed)}
+
+
+class Job:
+    """One run of the digits."""
+
+    def __init__(self, broker: EmbeddedBroker, folder: Path, workers: int, *, disturbed: bool) -> None:
+        self.connection, self.folder, self.workers, self.disturbed = broker.connection, folder, workers, disturbed
+        self.name = folder.name
+        delay_ms = DISTURBED_MS if disturbed else CALM_MS
+        self.training = Training(workers, epochs=EPOCHS, batch_size=BATCH, delay_ms=delay_ms, patience_ms=5000)
+        self.place, self.progress = Place(self.connection, True, folder, None), Progress()
+        self.left = list(KILLS) if disturbed else []
+
+    def run(self) -> Run:
+        """To its end."""
+        folder, training = self.folder, self.training
+        folder.mkdir(parents=True)
+        (folder / "rotates.py").write_text(POLICY, encoding="utf-8")
+        policy = f"{folder / 'rotates.py'}:Rotates" if self.disturbed else None
+        topics_admin.create(self.connection, self.name)
+        extra = {"ledger": ("--patience-ms", str(training.patience_ms))}
+        services = start_services(self.name, self.place, self.connection, SERVICES, policy, extra)
+        environ = dict(os.environ) | environment_of(self.connection, self.place)
+        launches = Launches(self.name, training, folder, folder, environ, start_process)
+        follow = Follow(self.connection, self.name, (SHARD_LOG,), self.progress)
+        until = monotonic() + WITHIN_S
+        try:
+            follow.start()
+            launches.launch()
+            while launches.look() is not ExitCode.DONE:
+                services.poll()
+                self._strike(launches)
+                assert monotonic() < until, f"{self.name} is at step {self.progress.step} after {WITHIN_S:g} s"
+                sleep(0.02)  # between two looks
+        finally:
+            launches.kill()
+            services.stop()
+            follow.stop()
+        assert not self.left, f"ended before these were killed: {self.left}"
+        return self._made(launches)
+
+    def _strike(self, launches: Launches) -> None:
+        """kill -9 of whose turn it is, once all are there."""
+        if self.left and self.progress.step >= self.left[0][0] and self.progress.members == self.workers:
+            pid = launches.pid(self.left[0][1])
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+                self.left.pop(0)
+
+    def _made(self, launches: Launches) -> Run:
+        entries = entries_of(self.connection, self.name)
+        report, wrong = judge_log(entries)
+        wrong += judge_records(entries, launches.records)
+        assert not wrong, wrong
+        file = max(self.folder.glob(f"checkpoints/{self.name}/**/step-*.pt"))
+        model = torch.load(file, weights_only=True)["model"]
+        steps = lineage_of(entries).steps
+        plans = plans_of(entries)
+        row = {
+            "name": self.name,
+            "workers": self.workers,
+            "kills": len(KILLS) if self.disturbed else 0,
+            "plans": len(set(plans.values()) - {0}),
+            "steps": report["steps"],
+            "accuracy": json.loads(launches.result.read_text(encoding="utf-8"))["accuracy"],
+        }
+        flat = torch.cat([value.reshape(-1) for value in model.values()])
+        return Run(flat, {number: step.samples[TOGETHER] for number, step in steps.items()}, row)
+
+
+def compared(runs: list[Run]) -> dict[str, Any]:
+    """All of them with the first one."""
+    first, *others = runs
+    scale = float(first.parameters.abs().max())
+    differences = [float((run.parameters - first.parameters).abs().max()) / scale for run in others]
+    for run, difference in zip(others, differences, strict=True):
+        run.row["float_difference"] = difference
+    return {
+        "same_samples": all(run.samples == first.samples for run in others),
+        "float_difference_max": max(differences),
+        "bitwise_equal": all(torch.equal(run.parameters, first.parameters) for run in others),
+    }
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="antdt-determinism-") as name:
+        folder = Path(name)
+        with EmbeddedBroker(folder / "kafka") as broker:
+            jobs = [Job(broker, folder / f"calm-{workers}", workers, disturbed=False) for workers in (1, 2, 3, 4)]
+            jobs.append(Job(broker, folder / "disturbed-4", 4, disturbed=True))
+            runs = []
+            for job in jobs:
+                runs.append(job.run())
+                print(", ".join(f"{what} {value}" for what, value in runs[-1].row.items()), flush=True)
+    found = compared(runs)
+    print(", ".join(f"{what} {value}" for what, value in found.items()))
+    write(options.json, {"machine": machine(), **found, "runs": [run.row for run in runs]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Models, their optimizers and losses, of the habits in `bench.habit_scripts`.
+
+A build is a function that returns a model, its optimizer or several, and further arguments of the Agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import antdt
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim import lr_scheduler
+from torch.utils.data import WeightedRandomSampler
+
+from bench.habit_loops import SAMPLES
+
+# -- models
+
+
+def mlp() -> nn.Module:
+    """6 features to 3 classes."""
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def sgd(model: Any, **words: Any) -> Any:
+    """What a build returns."""
+    return model, torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9), words
+
+
+def build(**words: Any) -> Callable[[], Any]:
+    """The plain model, and further arguments of the Agent."""
+    return lambda: sgd(mlp(), **words)
+
+
+def scheduled(schedule: Callable[[Any], Any], **words: Any) -> Callable[[], Any]:
+    """With a scheduler of its optimizer."""
+
+    def made() -> Any:
+        model, optimizer, _ = sgd(mlp())
+        return model, optimizer, {"scheduler": schedule(optimizer), **words}
+
+    return made
+
+
+def warm_up_cosine_average() -> Any:
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.02)
+    phases = [lr_scheduler.LinearLR(optimizer, 0.1, total_iters=10), lr_scheduler.CosineAnnealingLR(optimizer, 50)]
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    words = {"scheduler": lr_scheduler.SequentialLR(optimizer, phases, [10]), "state": {"average": average}}
+    return model, optimizer, words
+
+
+def scaled() -> Any:
+    """Its scale is far too large at first, and falls."""
+    model, optimizer, _ = sgd(mlp())
+    scaler = torch.amp.GradScaler("cpu", 2.0**127, backoff_factor=2.0**-20, growth_interval=1000)
+    return model, optimizer, {"scaler": scaler, "clip_grad_norm": 0.5}
+
+
+def two_optimizers() -> Any:
+    model = mlp()
+    optimizers = [torch.optim.AdamW(model[0].parameters(), 0.01), torch.optim.SGD(model[2].parameters(), 0.1)]
+    return model, optimizers, {"scheduler": [lr_scheduler.ExponentialLR(one, 0.97) for one in optimizers]}
+
+
+def gan() -> Any:
+    critic = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    group = antdt.Group(generator=nn.Linear(4, 6), critic=critic)
+    optimizers = [torch.optim.Adam(one.parameters(), 0.01, betas=(0.5, 0.9)) for one in (group.generator, group.critic)]
+    return group, optimizers, {}
+
+
+def frozen() -> Any:
+    model, optimizer, _ = sgd(mlp())
+    model[0].requires_grad_(False)
+    return model, optimizer, {}
+
+
+def tied() -> Any:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+    model[2].weight = model[0].weight
+    return sgd(model)
+
+
+def batch_norm() -> Any:
+    return sgd(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)))
+
+
+def weighted_sampler() -> Any:
+    weights = torch.arange(1, SAMPLES + 1, dtype=torch.float64)
+    return sgd(mlp(), sampler=WeightedRandomSampler(weights, SAMPLES))
+
+
+def distributed() -> Any:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    return sgd(nn.parallel.DistributedDataParallel(mlp()))
+
+
+def sync_batch_norm() -> Any:
+    return sgd(nn.SyncBatchNorm.convert_sync_batchnorm(batch_norm()[0]))
+
+
+def dropout() -> Any:
+    return sgd(nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.3), nn.Tanh(), nn.Linear(16, 3)))
+
+
+# -- losses: of model, x, y
+
+
+def cross_entropy(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(model(x), y)
+
+
+def lengths(y: torch.Tensor) -> torch.Tensor:
+    """Targets of "tokens": so many of each sample count, perhaps none."""
+    tokens = torch.arange(4).expand(len(y), 4)
+    return torch.where(tokens < y[:, None] * 2, tokens % 3, -100)
+
+
+def token_mean(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    out = model(x)[:, None].expand(-1, 4, -1).reshape(-1, 3)
+    return functional.cross_entropy(out, lengths(y).reshape(-1), ignore_index=-100)
+
+
+def penalty(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    x = x.clone().requires_grad_()
+    out = model(x)
+    (grads,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    return functional.cross_entropy(out, y) + 0.1 * ((grads.norm(dim=1) - 1) ** 2).mean()
+
+
+def contrast(queries: torch.Tensor, keys: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(functional.normalize(queries, dim=1) @ functional.normalize(keys, dim=1).T, target)
+
+
+def critic_loss(group: Any, x: torch.Tensor) -> torch.Tensor:
+    fake = group.critic(group.generator(x[:, :4].cos()).detach())
+    return functional.softplus(-group.critic(x)).mean() + functional.softplus(fake).mean()
+
+
+def generator_loss(group: Any, x: torch.Tensor) -> torch.Tensor:
+    return functional.softplus(-group.critic(group.generator(x[:, :4].cos()))).mean()
+
+
+def sum_of_losses(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(model(x), y, reduction="sum")
+
+
+def two_terms(model: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Two sums, over all samples and over those of the later classes, and how many these are."""
+    out = model(x)
+    later = y > 0
+    return functional.cross_entropy(out, y, reduction="sum"), out.square().sum(1)[later].sum(), later.sum()

@@ -1,0 +1,245 @@
+"""Habits of real training scripts, over real processes: `python -m bench.habits --json FILE`.
+
+Each habit of `bench.habit_scripts` is a job of two or three workers, in turn, one of which is killed by SIGKILL in the
+middle and started again by its launcher, and a plain loop of one process over the same global batches. Outcomes:
+  equal    the members are equal to the bit after every step, each step has the samples that the log says, and the
+           parameters are those of one process, to a relative tolerance; where that has something else, the row says why
+  refused  the launch ends with exit status 2 and the sentence that says what to do
+  wrong    all else: it is a finding
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import torch
+from antdt_schemas.errors import ExitCode
+from antdt_streams.broker import EmbeddedBroker
+from antdt_streams.chaos.judge import entries_of, judge_log, lineage_of
+from antdt_streams.kafka import topics_admin
+from antdt_streams.local.place import Place
+from antdt_streams.local.services import environment_of, start_services
+from antdt_streams.local.supervise import last_words, start_process
+from antdt_streams.views.lineage import TOGETHER
+
+from bench.common import machine, write
+from bench.habit_loops import KILLED, Habit, Single
+from bench.habit_scripts import HABITS
+
+MEMBERS = (2, 3)
+TOLERANCE = 1e-4
+MOVED_MIN = 1e-2  # or nothing was trained
+WITHIN_S = 240.0
+LEDGER = ("--patience-ms", "5000", "--stuck-ms", "60000")
+
+
+@dataclass
+class Step:
+    """What workers wrote down of a step: hashes and parameters by worker, and the samples that each has, by rank."""
+
+    parameters: dict[str, torch.Tensor] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    samples: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def together(self) -> list[int]:
+        """Samples of all workers, by rank."""
+        return [sample for rank in sorted(self.samples) for sample in self.samples[rank]]
+
+    @property
+    def difference(self) -> float:
+        """The largest from the first member."""
+        first, *others = self.parameters.values()
+        return max((float((other - first).abs().max()) for other in others), default=0.0)
+
+
+def steps_of(folder: Path) -> tuple[dict[int, Step], int | None]:
+    """By number, and the first one that the worker that was killed has made in its second life.
+
+    A step may be begun in several generations, each of which gives a worker one batch or more: what counts is what it
+    had in the one in which it made the step.
+    """
+    steps: dict[int, Step] = {}
+    again: int | None = None
+    for file in sorted(folder.glob("*.jsonl")):
+        at_hand: dict[tuple[int, int], list[int]] = {}
+        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+            if "samples" in line:
+                began = (line["step"], line["generation"])
+                at_hand = {began: at_hand.get(began, []) + line["samples"]}
+                rank = line["rank"]
+            elif "changed" in line:
+                steps.setdefault(line["changed"], Step()).hashes[f"{file.stem}, on_step"] = line["hash"]
+            else:
+                step = steps.setdefault(line["made"], Step())
+                step.hashes[file.stem] = line["hash"]
+                step.parameters[file.stem] = torch.tensor(line["parameters"])
+                ((began, samples),) = at_hand.items()
+                if began[0] == line["made"]:
+                    step.samples[rank] = samples
+                if file.stem == KILLED and not line["first"] and again is None:
+                    again = line["made"]
+    return steps, again
+
+
+class Job:
+    """One launch of a habit."""
+
+    def __init__(self, broker: EmbeddedBroker, name: str, members: int, folder: Path, kills: bool = True) -> None:
+        self.broker, self.name, self.members, self.folder, self.kills = broker, name, members, folder, kills
+        self.records, self.log = folder / "records", folder / "workers.log"
+        self.place = Place(broker.connection, True, folder, None)
+
+    def run(self) -> int:
+        """To its end; the exit status."""
+        connection = self.broker.connection
+        topics_admin.create(connection, self.name)
+        self.records.mkdir(parents=True)
+        services = start_services(self.name, self.place, connection, ("ledger",), extra={"ledger": LEDGER})
+        environ = dict(os.environ) | environment_of(connection, self.place)
+        command = [sys.executable, "-m", "antdt.launch", "--job", self.name, "-n", str(self.members), "--"]
+        command += ["-m", "bench.habit_scripts", self.name, "--record", str(self.records)]
+        command += [] if self.kills else ["--calm"]
+        launcher = start_process(command, environ, self.log)
+        until = monotonic() + WITHIN_S
+        try:
+            while (code := launcher.poll()) is None and monotonic() < until:
+                services.poll()
+                sleep(0.02)  # between two looks
+            return -1 if code is None else code
+        finally:
+            launcher.kill()
+            launcher.wait(10)
+            services.stop()
+
+    @property
+    def refusal(self) -> str:
+        """What the first worker that was refused said, or nothing."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line.partition("UsageError: ")[2] for line in lines if "UsageError: " in line), "")
+
+
+def judged(job: Job, habit: Habit, row: dict[str, Any]) -> list[str]:
+    """What is wrong, in sentences; figures are entered into the row."""
+    entries = entries_of(job.broker.connection, job.name)
+    report, wrong = judge_log(entries)
+    if job.name == "early-stopping":  # it has an end of its own
+        wrong = [what for what in ("broken", "repeated", "quarantined", "wrong_lineage") if report[what]]
+    steps, row["again_at_step"] = steps_of(job.records)
+    row["steps"] = len(steps)
+    if sorted(steps) != list(range(1, len(steps) + 1)):
+        wrong.append(f"steps that were made: {sorted(steps)}")
+    if any(not step.parameters for step in steps.values()):
+        return [*wrong, "steps without a record"]
+    apart = [number for number, step in steps.items() if len(set(step.hashes.values())) > 1]
+    if apart:
+        wrong.append(f"members differ behind steps {apart[:5]}")
+    row["max_difference_between_members"] = max(step.difference for step in steps.values())
+    if job.kills and row["again_at_step"] is None:
+        wrong.append("the worker that was killed made no step in its second life")
+    taken = {number: step.together for number, step in steps.items()}
+    if job.name != "weighted-sampler":  # where the log has positions in the sampler's list
+        by_log = {number: made.samples[TOGETHER] for number, made in lineage_of(entries).steps.items()}
+        odd = [number for number, own in taken.items() if sorted(by_log.get(number, ())) != sorted(own)]
+        if odd:
+            return [*wrong, f"the log says something else of the samples of steps {odd[:5]}"]
+        taken = {number: by_log[number] for number in taken}  # in the order of their positions
+    return wrong + compared(habit, steps, taken, row)
+
+
+def compared(habit: Habit, steps: dict[int, Step], taken: dict[int, list[int]], row: dict[str, Any]) -> list[str]:
+    """Against a plain loop of one process."""
+    single = Single(habit, taken)
+    alone = habit.scripts[1]
+    assert alone is not None
+    alone(single)
+    last = next(iter(steps[max(steps)].parameters.values()))
+    row["moved"] = float((last - single.start).abs().max())
+    wrong = [] if row["moved"] > MOVED_MIN else ["nothing was trained"]
+    differences = {
+        number: float((params - single.history[number]).abs().max() / single.history[number].abs().max())
+        for number, step in steps.items()
+        for params in step.parameters.values()
+    }
+    if habit.differs:
+        row["note"] = f"not compared with one process: {habit.differs}"
+        return wrong
+    row["max_difference_from_one_process"] = max(differences.values())
+    far = [number for number, difference in sorted(differences.items()) if not difference <= TOLERANCE]
+    return [*wrong, f"one process has something else from step {far[0]} on"] if far else wrong
+
+
+def measured(job: Job) -> dict[str, Any]:
+    """The row of a habit."""
+    name, habit, began = job.name, HABITS[job.name], monotonic()
+    row: dict[str, Any] = {
+        "name": name,
+        "members": job.members,
+        "killed": job.kills and not habit.refused,
+        "steps": 0,
+        "max_difference_between_members": None,
+    }
+    row |= {"max_difference_from_one_process": None, "moved": None, "outcome": "", "note": ""}
+    code = job.run()
+    wrong: list[str] = []
+    if code == ExitCode.USAGE and job.refusal:
+        row["outcome"], row["note"] = "refused", job.refusal
+    elif code != ExitCode.DONE:
+        wrong = [f"the launch ended with {code}: {last_words(job.log)}"]
+    else:
+        wrong = judged(job, habit, row)
+        row["outcome"] = "equal"
+    if (row["outcome"] == "refused") != habit.refused:
+        wrong.append("it is to be refused" if habit.refused else "it is not to be refused")
+    if wrong:
+        row["outcome"], row["note"] = "wrong", "; ".join([*wrong, row["note"]])
+    row["seconds"] = round(monotonic() - began, 1)
+    return row
+
+
+def shown(row: dict[str, Any]) -> str:
+    """A line of the table."""
+    figures = [row[f"max_difference_{what}"] for what in ("between_members", "from_one_process")] + [row["moved"]]
+    between, single, moved = ("-" if one is None else f"{one:.2g}" for one in figures)
+    return (
+        f"{row['name']:<20} {row['members']} members, {row['steps']:>2} steps, between members {between:>4}, from one "
+        f"process {single:>7}, moved {moved:>5}, {row['seconds']:>4} s: {row['outcome']}  {row['note'][:200]}"
+    )
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", choices=HABITS, action="append", metavar="NAME", help=", ".join(HABITS))
+    parser.add_argument("--members", type=int, choices=MEMBERS, help="of all jobs; by default 2 and 3 in turn")
+    parser.add_argument("--calm", action="store_true", help="nobody is killed")
+    parser.add_argument("--keep", type=Path, help="folder for what workers and services write")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="antdt-habits-") as name:
+        folder = options.keep or Path(name)
+        with EmbeddedBroker(folder / "kafka") as broker:
+            for number, habit in enumerate(HABITS):
+                if options.only and habit not in options.only:
+                    continue
+                members = options.members or MEMBERS[number % len(MEMBERS)]
+                rows.append(measured(Job(broker, habit, members, folder / habit, not options.calm)))
+                print(shown(rows[-1]), flush=True)
+    counted = Counter(row["outcome"] for row in rows)
+    print(", ".join(f"{counted[outcome]} {outcome}" for outcome in ("equal", "refused", "wrong")))
+    write(options.json, {"machine": machine(), "tolerance": TOLERANCE, "outcomes": counted, "habits": rows})
+
+
+if __name__ == "__main__":
+    main()
