@@ -103,8 +103,8 @@ class InProcess(Agent):
 
     def __init__(
         self, room: Room, name: str, model: Any, optimizer: Any, dataset: Any, batch_size: int, epochs: int = 1,
-        accumulation: int = 1, cut_at: int = -1, strategy: AllReduce = SMALL, before: Callable[[InProcess], None] | None = None,
-        **once: Any,
+        accumulation: int = 1, cut_at: int = -1, strategy: AllReduce = SMALL,
+        before: Callable[[InProcess], None] | None = None, **once: Any,
     ) -> None:  # fmt: skip
         nothing: Any = lambda *_, **__: None  # noqa: E731
         self.options, self._begun = AgentOptions(), SimpleNamespace(begin=nothing)  # type: ignore[assignment]
