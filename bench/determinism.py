@@ -5,7 +5,8 @@ policy gives each another share of the batch every few steps. Compared are, over
   same_samples          whether each step consists of the same samples in the same order, as the log has it; what the
                         workers wrote down themselves is held against the log before
   float_difference_max  the largest difference of final parameters from those of one worker, over the largest parameter
-  bitwise_equal         whether final parameters are equal to the bit: sums over other parts round otherwise
+  bitwise_equal         whether final parameters are equal to the bit with deterministic="bitwise" in all of these runs;
+                        without it (bitwise_equal_without) sums over other parts round otherwise
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from antdt_streams.views.progress import Progress
 from bench.common import machine, write
 
 WITHIN_S = 300.0
-EPOCHS, BATCH = 4, 32
+EPOCHS, BATCH, UNIT_SIZE = 4, 32, 4
 CALM_MS, DISTURBED_MS = 0.5, 4.0  # a sample takes
 KILLS = ((25, "w1"), (55, "w3"), (85, "w0"), (115, "w2"), (145, "w1"))  # once so many steps are committed
 POLICY = """
@@ -81,11 +82,12 @@ def plans_of(entries: Entries) -> dict[int, int]:
 class Job:
     """One run of the digits."""
 
-    def __init__(self, broker: EmbeddedBroker, folder: Path, workers: int, *, disturbed: bool) -> None:
+    def __init__(self, broker: EmbeddedBroker, folder: Path, workers: int, *, disturbed: bool, unit_size: int) -> None:
         self.connection, self.folder, self.workers, self.disturbed = broker.connection, folder, workers, disturbed
         self.name = folder.name
         delay_ms = DISTURBED_MS if disturbed else CALM_MS
-        self.training = Training(workers, epochs=EPOCHS, batch_size=BATCH, delay_ms=delay_ms, patience_ms=5000)
+        same: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "patience_ms": 5000, "unit_size": unit_size}
+        self.training = Training(workers, delay_ms=delay_ms, **same)
         self.place, self.progress = Place(self.connection, True, folder, None), Progress()
         self.left = list(KILLS) if disturbed else []
 
@@ -160,6 +162,17 @@ def compared(runs: list[Run]) -> dict[str, Any]:
     }
 
 
+def run(broker: EmbeddedBroker, folder: Path, unit_size: int) -> list[Run]:
+    """All of them."""
+    kind = "bitwise" if unit_size else "plain"
+    made = []
+    for workers, disturbed in ((1, False), (2, False), (3, False), (4, False), (4, True)):
+        name = f"{kind}-{'disturbed' if disturbed else 'calm'}-{workers}"
+        made.append(Job(broker, folder / name, workers, disturbed=disturbed, unit_size=unit_size).run())
+        print(", ".join(f"{what} {value}" for what, value in made[-1].row.items()), flush=True)
+    return made
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -168,13 +181,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="antdt-determinism-") as name:
         folder = Path(name)
         with EmbeddedBroker(folder / "kafka") as broker:
-            jobs = [Job(broker, folder / f"calm-{workers}", workers, disturbed=False) for workers in (1, 2, 3, 4)]
-            jobs.append(Job(broker, folder / "disturbed-4", 4, disturbed=True))
-            runs = []
-            for job in jobs:
-                runs.append(job.run())
-                print(", ".join(f"{what} {value}" for what, value in runs[-1].row.items()), flush=True)
-    found = compared(runs)
+            plain, bitwise = (run(broker, folder, unit_size) for unit_size in (0, UNIT_SIZE))
+    found, without = compared(bitwise), compared(plain)
+    found["bitwise_equal_without"] = without["bitwise_equal"]
+    found["float_difference_max"] = without["float_difference_max"]
+    found["same_samples"] = found["same_samples"] and without["same_samples"] and bitwise[0].samples == plain[0].samples
+    runs = plain + bitwise
     print(", ".join(f"{what} {value}" for what, value in found.items()))
     write(options.json, {"machine": machine(), **found, "runs": [run.row for run in runs]})
 

@@ -33,7 +33,8 @@ DISPLACED = (ExitCode.NEVER_RETRY, *LAUNCH_AGAIN, *FINISHED)
 class Training:
     """What is trained: enough samples to last as long as the faults, each with a delay in place of an accelerator.
 
-    one_by_one: each sample is loaded by itself, so that single ones can be bad. max_attempts: of a shard.
+    one_by_one: each sample is loaded by itself, so that single ones can be bad. max_attempts: of a shard. unit_size:
+    samples of a unit that is bitwise the same whoever computes it; 0: none.
     """
 
     workers: int = 4
@@ -47,6 +48,7 @@ class Training:
     standby: bool = True
     one_by_one: bool = False
     max_attempts: int = 1000
+    unit_size: int = 0
 
 
 class Launches:
@@ -82,6 +84,7 @@ class Launches:
         command += ["--delay-ms", str(t.delay_ms), "--checkpoint-every", str(t.checkpoint_every)]
         command += ["--result", str(self.result), "--faults", str(self.faults), "--max-attempts", str(t.max_attempts)]
         command += ["--one-by-one"] if t.one_by_one else []
+        command += ["--unit-size", str(t.unit_size)] if t.unit_size else []
         return self._start(command, self.environ, self.logs / "launcher.log")
 
     def look(self) -> ExitCode | None:

@@ -117,6 +117,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-attempts", type=int, default=1000, help="workers that a shard may lose")
     parser.add_argument("--shard-size", type=int, default=0, help="samples; 0: as the Agent chooses")
     parser.add_argument("--every", type=int, default=0, help="steps between averages (LocalSGD); 0: AllReduce")
+    parser.add_argument("--unit-size", type=int, default=0, help="samples of a unit that is bitwise the same; 0: none")
     parser.add_argument("--pending-max", type=int, default=4096, help="steps that may await their commit")
     parser.add_argument("--num-workers", type=int, default=0, help="data processes; 0: whole batches of tensors")
     parser.add_argument("--result", type=Path, help="JSON file with the accuracy")
@@ -137,7 +138,8 @@ def main(argv: list[str] | None = None) -> None:
     tensors = TensorDataset(x, y, torch.arange(len(y)))
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    exchange = antdt.AllReduce(pending_max=options.pending_max)
+    units: dict[str, Any] = {"deterministic": "bitwise", "unit_size": options.unit_size} if options.unit_size else {}
+    exchange = antdt.AllReduce(pending_max=options.pending_max, **units)
     agent = antdt.Agent(
         model,
         optimizer,
