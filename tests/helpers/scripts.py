@@ -153,6 +153,7 @@ class InProcess(Agent):
                     yield ask.Form(None, lambda: False)  # type: ignore[arg-type]
                     continue
                 if self.strategy.step_number == total:
+                    self.strategy.generation.check()
                     yield ask.Between()
                     return
                 step, world, rank = self.strategy.step_number, self.strategy.generation.world, self.rank

@@ -1,6 +1,6 @@
 """A training script that writes down which learning rate each of its steps was really made by: what tests launch.
 
-Its scheduler multiplies the present rate, in a hook of the optimizer, so it would carry on whatever it finds there.
+Its scheduler multiplies the present rate, so it would carry on whatever it finds there.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ def main() -> None:
     model = nn.Linear(4, 1)
     optimizer = Watched(model.parameters(), lr=RATE)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, GAMMA)
-    optimizer.register_step_post_hook(lambda *_: scheduler.step())
     x = torch.rand(options.samples, 4)
     data = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
     agent = antdt.Agent(
@@ -60,6 +59,7 @@ def main() -> None:
         data,
         batch_size=options.batch_size,
         epochs=options.epochs,
+        scheduler=scheduler,
         options=AgentOptions(checkpoint_every_steps=20),
     )
     optimizer.tell = lambda rate: record.write(step=agent.step_number + 1, rate=rate)

@@ -61,6 +61,7 @@ class Epochs:
     __iter__: Callable[[], Iterator[Any]]
     _on_epoch: tuple[Callable[[int], Any], ...] = ()
     _nested = False
+    _held_to = -1  # up to here it was done with all members together
     _told = -1  # the epoch that the script was last told of, where it nests its loops
 
     def on_step(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,6 +119,10 @@ class Epochs:
         once = self.strategy.once
         if not (self._nested or self._on_epoch):
             return
+        if (
+            over and self._held_to == to
+        ):  # the file of the last step, which may have been loaded since, is of before that
+            once.ended = to
         while once.ended < to:
             number = once.ended
             if self._nested and self._told != number:  # this worker has come for its end only
@@ -132,6 +137,8 @@ class Epochs:
                 after = (HOLD if hold else NONE) if number + 1 == to and (over or hold) else number + 1
                 yield Begins(after)
             once.ended = number + 1
+        if hold:
+            self._held_to = to
         if self._nested and self._told != to and not (over or hold):
             self._told = to
             yield Begins(to)
