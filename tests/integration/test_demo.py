@@ -86,7 +86,12 @@ TRAINING = "checkpoints/*/*/*.pt"  # the model before the first step
 
 
 @pytest.mark.parametrize(
-    ("moment", "number"), [(BROKER, signal.SIGINT), (TRAINING, signal.SIGINT), (SERVICES, signal.SIGKILL)]
+    ("moment", "number"),
+    [
+        (BROKER, signal.SIGINT),
+        pytest.param(TRAINING, signal.SIGINT, marks=pytest.mark.dear),
+        (SERVICES, signal.SIGKILL),
+    ],
 )
 def test_nothing_is_left_running(moment: str, number: signal.Signals, tmp_path: Path) -> None:
     mark = uuid.uuid4().hex

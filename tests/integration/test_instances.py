@@ -52,6 +52,7 @@ def fed(running: Running) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.dear
 def test_whatever_happens_to_the_one_that_works_the_other_goes_on(running: Running, tmp_path: Path) -> None:
     """Killed, asked to stop, suspended and woken when the other has its work, and killed with its disk gone."""
     flags = ("--nameless", "--session-timeout-ms", "1500", "--snapshot-every", "700")

@@ -377,6 +377,7 @@ def test_a_full_disk_ends_the_ledger_and_costs_nothing(connection: Connection, j
     assert digest_of(stored(place.service_folder(job, "ledger"), job, topic_id)) == digest_of(whole)
 
 
+@pytest.mark.dear
 def test_a_broker_that_is_silent_makes_nobody_leader_and_nobody_is_answered(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

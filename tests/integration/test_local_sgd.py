@@ -73,6 +73,7 @@ def test_who_is_killed_in_the_midst_of_a_period_takes_its_own_steps_along(
     assert json.loads(result.read_text())["accuracy"] > 0.6
 
 
+@pytest.mark.dear
 def test_a_job_goes_on_from_its_last_average_is_rolled_back_to_it_and_refuses_another_period(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:

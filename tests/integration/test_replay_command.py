@@ -21,6 +21,7 @@ from tests.helpers.warm import module
 pytestmark = pytest.mark.kafka
 
 
+@pytest.mark.dear
 def test_the_state_from_zero_from_a_snapshot_and_from_a_file(
     broker: SharedBroker, connection: Connection, job: str, tmp_path: Path
 ) -> None:

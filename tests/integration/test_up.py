@@ -135,6 +135,7 @@ def ask(connection: Connection, job: str, times: int) -> None:
     assert producer.flush(20) == 0
 
 
+@pytest.mark.dear
 def test_up_says_what_becomes_of_its_services(connection: Connection, job: str, tmp_path: Path) -> None:
     misspelt = Up(connection, tmp_path, job, "--policy", "no-such-policy")
     assert misspelt.end() == ExitCode.USAGE, "not 75: nobody shall start this again"
