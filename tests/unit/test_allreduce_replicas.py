@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -176,7 +177,14 @@ def test_who_finds_a_difference_says_so_although_the_others_have_ended() -> None
         each(3, lambda rank: learn(members[rank]))
         clamp(members[1])
 
+        found = [threading.Event(), threading.Event()]
+        for member, event in zip(members[:2], found, strict=True):
+            parts = member._replica.parts
+            member._replica.parts = lambda p=parts, e=event: (e.set(), p())[1]  # type: ignore[method-assign,misc]
+
         def vanish() -> list[Any]:
+            # Once they have everybody's rows, too: what is shown is that they then need nobody.
+            assert all(event.wait(10) for event in found)
             generations[2].leave()
             return []
 

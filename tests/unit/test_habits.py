@@ -49,10 +49,16 @@ def plain(agent: InProcess) -> None:
         agent.step(functional.cross_entropy(agent.model(x), y))
 
 
-def plain_alone(alone: Alone, *, before: Any = lambda: None, after: Any = lambda: None) -> None:
+def cross_entropy(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(model(x), y)
+
+
+def plain_alone(
+    alone: Alone, loss_of: Any = cross_entropy, *, before: Any = lambda: None, after: Any = lambda: None
+) -> None:
     for x, y in alone:
         alone.optimizer.zero_grad()
-        functional.cross_entropy(alone.model(x), y).backward()
+        loss_of(alone.model, x, y).backward()
         before()
         alone.optimizer.step()
         after()
@@ -271,10 +277,7 @@ def test_a_loss_with_a_denominator_of_its_own(name: str, world: int, accumulatio
 
     agents = run(world, script, accumulation=accumulation)
     alone = Alone(agents[0], build)
-    for x, y in alone:
-        alone.optimizer.zero_grad()
-        loss_of(alone.model, x, y).backward()
-        alone.optimizer.step()
+    plain_alone(alone, loss_of)
     equal(agents, alone)
 
 
@@ -326,10 +329,7 @@ def test_means_over_elements_and_over_parameters_are_nothing_else() -> None:
 
     agents = run(3, script)
     alone = Alone(agents[0], build)
-    for x, y in alone:
-        alone.optimizer.zero_grad()
-        loss_of(alone.model, x, y).backward()
-        alone.optimizer.step()
+    plain_alone(alone, loss_of)
     equal(agents, alone)
 
 
@@ -390,10 +390,7 @@ def test_gradient_penalty(world: int, accumulation: int) -> None:
 
     agents = run(world, script, accumulation=accumulation)
     alone = Alone(agents[0], build)
-    for x, y in alone:
-        alone.optimizer.zero_grad()
-        loss_of(alone.model, x, y).backward()
-        alone.optimizer.step()
+    plain_alone(alone, loss_of)
     equal(agents, alone)
 
 

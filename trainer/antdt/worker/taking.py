@@ -153,11 +153,12 @@ class Stepped:
         if split is not self._split:
             self._split, self._shares, self._cuts = split, [share.batch_size for share in split.shares], {}
         length = batches.total(step[0])
-        size = batches.total(self._live(at, length))
+        live = self._live(at, length)
+        size = batches.total(live)
         cut = self._cut(length if self._unit else size)
         where = self._granted.generation, 0, at.epoch, at.position, length
         place = Place(where, self._behind, size, cut.mark, min(at.epoch, self.layout.epochs - 1))
-        mine, units = self._part(at, length, session.rank) if not idle else ((), [])
+        mine, units = self._part(at, length, live, session.rank) if not idle else ((), [])
         if self._granted.suspects and not self._unit:  # in parts a unit would give other bits
             units = self._units(mine)
         return Taken(self._ranges(mine), max(1, size), place, [self._ranges(unit) for unit in units])
@@ -169,7 +170,8 @@ class Stepped:
             step = self.layout.step(at, self._granted.tail)
             if step is None:
                 break
-            mine, _ = self._part(at, batches.total(step[0]), session.rank)
+            length = batches.total(step[0])
+            mine, _ = self._part(at, length, self._live(at, length), session.rank)
             found += mine
             missing -= max(1, batches.total(mine))
             at = step[1]
@@ -208,15 +210,16 @@ class Stepped:
             cut = self._cuts[size] = _Cut(sizes, crc32(repr(sizes).encode()))
         return cut
 
-    def _part(self, at: Cursor, length: int, rank: int) -> tuple[tuple[Piece, ...], list[Sequence[Piece]]]:
+    def _part(
+        self, at: Cursor, length: int, live: Sequence[Piece], rank: int
+    ) -> tuple[tuple[Piece, ...], list[Sequence[Piece]]]:
         """That of this member; and the units that it is made of, which keep their places whatever is left out."""
-        place = (Piece(at.epoch, at.position, length),)
         if not self._unit:
-            live = self._live(at, length)
             sizes = self._cut(batches.total(live)).sizes
             return batches.share(live, sizes, (rank + self._shift()) % len(sizes)), []
         sizes = self._cut(length).sizes
         index = (rank + self._shift()) % len(sizes)
+        place = (Piece(at.epoch, at.position, length),)
         begin, end = sum(sizes[:index]), sum(sizes[: index + 1])
         cut = (batches.cut(place, start, min(self._unit, end - start)) for start in range(begin, end, self._unit))
         units = [self._samples(batches.without(one, self._granted.excluded)) for one in cut]

@@ -296,6 +296,25 @@ class ReducedGradients:
         return all(math.isfinite(total) for total in self._own)
 
 
+Kept = list[tuple[torch.Tensor | None, int]]
+
+
+def kept_of(params: Sequence[Parameter]) -> Kept:
+    """The gradients between two backwards of one step, with their versions."""
+    return [(param.grad, 0 if param.grad is None else param.grad._version) for param in params]
+
+
+def put_back(params: Sequence[Parameter], kept: Kept) -> None:
+    """Those that were only set to None come back. Raises UsageError where somebody else has made or changed some."""
+    for param, (grad, version) in zip(params, kept or [(None, 0)] * len(params), strict=True):
+        if grad is not None and grad._version != version:
+            raise UsageError(CHANGED)
+        if param.grad is None:
+            param.grad = grad
+        elif param.grad is not grad:
+            raise UsageError(FOREIGN)
+
+
 class LocalGradients:
     """The same for a generation of one member: nothing is copied, nothing is sent."""
 
@@ -322,27 +341,19 @@ class LocalGradients:
         for param in self._params:
             param.grad = None
         self._last, self._done = False, set[int]()
-        self._kept: list[tuple[torch.Tensor | None, int]] = []
+        self._kept: Kept = []
         self.first_at: float | None = None
 
     def expect(self, last: bool) -> None:
         """Before each backward. Raises UsageError where somebody else has made or changed gradients."""
-        for param, (kept, version) in zip(self._params, self._kept or [(None, 0)] * len(self._params), strict=True):
-            grad = param.grad
-            if kept is not None and kept._version != version:
-                raise UsageError(CHANGED)
-            if grad is None:
-                param.grad = kept
-            elif grad is not kept:
-                raise UsageError(FOREIGN)
+        put_back(self._params, self._kept)
         self._last = last
 
     def done(self, last: bool) -> None:
         """After each backward."""
         self._last = False
         if not last:
-            grads = [param.grad for param in self._params]
-            self._kept = [(grad, 0 if grad is None else grad._version) for grad in grads]
+            self._kept = kept_of(self._params)
 
     @property
     def touched(self) -> bool:

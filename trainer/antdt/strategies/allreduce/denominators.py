@@ -52,7 +52,6 @@ class Denominators:
 
     def __init__(self) -> None:
         self._first: list[Seen] = []
-        self._samples, self._alone = 0, True
 
     def of(self, loss: torch.Tensor, samples: int, *, alone: bool) -> float | None:
         """What this loss was divided by; None for samples, or where nothing else is seen. alone: no other worker has
@@ -62,12 +61,12 @@ class Denominators:
         """
         if loss.grad_fn is None:
             return None
-        self._samples, self._alone = samples, alone
+        square = 0 if alone else samples
         with suppress(RuntimeError):  # the graph was freed: backward says so
-            whole = self._whole(loss.grad_fn)
+            whole = _whole(loss.grad_fn, square)
             if whole is not None:
                 return whole
-            self._check([Seen(kind, number, samples) for kind, number in self._means(loss.grad_fn)])
+            self._check([Seen(kind, number, samples) for kind, number in _means(loss.grad_fn, square)])
         return None
 
     def _check(self, found: list[Seen]) -> None:
@@ -78,42 +77,45 @@ class Denominators:
             if not one.is_like(before):
                 raise UsageError(OTHER.format(f"{one.number:g}", one.samples, f"{before.number:g}", before.samples))
 
-    def _whole(self, node: Any) -> float | None:
-        """The denominator, where the loss is nothing but one mean that says it."""
-        for _ in range(DEPTH_MAX):
-            if not node.name().startswith(COPIES):
-                break
-            node = node.next_functions[0][0]
-            if node is None:
-                return None
-        if node.name().startswith("NllLoss") and node._saved_reduction == MEAN:
-            return self._of_classes(node)
-        divisor = getattr(node, "_saved_other", None)
-        if node.name().startswith("DivBackward") and isinstance(divisor, torch.Tensor) and divisor.numel() == 1:
-            above = node.next_functions[0][0]
-            if above is not None and above.name().startswith("SumBackward0") and not divisor.requires_grad:
-                return max(0.0, float(divisor))
-        return None
 
-    def _means(self, node: Any, depth: int = 0) -> Iterator[tuple[str, float]]:
-        name = node.name()
-        if name.startswith("NllLoss") and node._saved_reduction == MEAN:
-            yield name, self._of_classes(node)
-        elif name == "MeanBackward0":
-            yield name, float(node._saved_self_sym_numel)
-        elif getattr(node, "_saved_reduction", None) == MEAN and isinstance(
-            getattr(node, "_saved_self", None), torch.Tensor
-        ):
-            yield name, float(node._saved_self.numel())
-        elif depth < DEPTH_MAX and name.startswith(TERMS):
-            for before, _ in node.next_functions:
-                if before is not None:
-                    yield from self._means(before, depth + 1)
+def _whole(node: Any, square: int) -> float | None:
+    """The denominator, where the loss is nothing but one mean that says it."""
+    for _ in range(DEPTH_MAX):
+        if not node.name().startswith(COPIES):
+            break
+        node = node.next_functions[0][0]
+        if node is None:
+            return None
+    if node.name().startswith("NllLoss") and node._saved_reduction == MEAN:
+        return _of_classes(node, square)
+    divisor = getattr(node, "_saved_other", None)
+    if node.name().startswith("DivBackward") and isinstance(divisor, torch.Tensor) and divisor.numel() == 1:
+        above = node.next_functions[0][0]
+        if above is not None and above.name().startswith("SumBackward0") and not divisor.requires_grad:
+            return max(0.0, float(divisor))
+    return None
 
-    def _of_classes(self, node: Any) -> float:
-        """Of a negative log-likelihood."""
-        scores, target, samples = node._saved_self, node._saved_target, self._samples
-        square = not self._alone and samples >= SQUARE_MIN and tuple(scores.shape) == (samples, samples)
-        if square and torch.equal(target, torch.arange(samples, device=target.device)):
-            raise UsageError(COMPARES)
-        return float(node._saved_total_weight)
+
+def _means(node: Any, square: int, depth: int = 0) -> Iterator[tuple[str, float]]:
+    name = node.name()
+    if name.startswith("NllLoss") and node._saved_reduction == MEAN:
+        yield name, _of_classes(node, square)
+    elif name == "MeanBackward0":
+        yield name, float(node._saved_self_sym_numel)
+    elif getattr(node, "_saved_reduction", None) == MEAN and isinstance(
+        getattr(node, "_saved_self", None), torch.Tensor
+    ):
+        yield name, float(node._saved_self.numel())
+    elif depth < DEPTH_MAX and name.startswith(TERMS):
+        for before, _ in node.next_functions:
+            if before is not None:
+                yield from _means(before, square, depth + 1)
+
+
+def _of_classes(node: Any, square: int) -> float:
+    """Of a negative log-likelihood. square: so many samples, which must not be its classes as well; 0 if they may."""
+    target = node._saved_target
+    compares = square >= SQUARE_MIN and tuple(node._saved_self.shape) == (square, square)
+    if compares and torch.equal(target, torch.arange(square, device=target.device)):
+        raise UsageError(COMPARES)
+    return float(node._saved_total_weight)

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from antdt_schemas.errors import UsageError
 from torch.nn import Parameter
 
-from antdt.strategies.allreduce.buckets import CHANGED, FOREIGN, all_finite
+from antdt.strategies.allreduce.buckets import Kept, all_finite, kept_of, put_back
 from antdt.strategies.allreduce.rendezvous import Generation
 
 
@@ -27,7 +26,7 @@ class OrderedGradients:
     """
 
     def __init__(self, groups: Sequence[Sequence[Parameter]]) -> None:
-        self._groups = groups
+        self._groups, self._params = groups, [param for group in groups for param in group]
         self._generation: Generation
         self.reset()
 
@@ -53,10 +52,9 @@ class OrderedGradients:
         self.first_at: float | None = None
 
     def _clear(self) -> None:
-        for group in self._groups:
-            for param in group:
-                param.grad = None
-        self._kept: list[tuple[torch.Tensor | None, int]] = []
+        for param in self._params:
+            param.grad = None
+        self._kept: Kept = []
 
     @property
     def touched(self) -> bool:
@@ -65,28 +63,18 @@ class OrderedGradients:
 
     def expect(self, last: bool) -> None:
         """Before each backward. Raises UsageError where somebody else has made or changed gradients."""
-        if self._totals:
-            return
-        params = [param for group in self._groups for param in group]
-        for param, (kept, version) in zip(params, self._kept or [(None, 0)] * len(params), strict=True):
-            if kept is not None and kept._version != version:
-                raise UsageError(CHANGED)
-            if param.grad is None:
-                param.grad = kept
-            elif param.grad is not kept:
-                raise UsageError(FOREIGN)
+        if not self._totals:
+            put_back(self._params, self._kept)
 
     def done(self, last: bool) -> None:
         """After each backward."""
-        if self._totals:
-            return
-        grads = [param.grad for group in self._groups for param in group]
-        self._kept = [(grad, 0 if grad is None else grad._version) for grad in grads]
+        if not self._totals:
+            self._kept = kept_of(self._params)
 
     def end_unit(self) -> None:
         """No other backward of this unit follows."""
         self._units.append([self._flat(group) for group in self._groups])
-        self._used.append([param.grad is not None for group in self._groups for param in group])
+        self._used.append([param.grad is not None for param in self._params])
         self._clear()
         self.first_at = time.perf_counter()
 
@@ -100,9 +88,9 @@ class OrderedGradients:
     def launch_rest(self) -> None:
         """All units go to all members."""
         generation, world = self._generation, self._generation.world
-        users = sum(map(torch.tensor, self._used)) if self._used else torch.zeros(self._params, dtype=torch.int64)
+        users = sum(map(torch.tensor, self._used)) if self._used else torch.zeros(len(self._params), dtype=torch.int64)
         mine = torch.cat([torch.tensor([len(self._units)]), torch.as_tensor(users, dtype=torch.int64)])
-        said = torch.empty(world, 1 + self._params, dtype=torch.int64)
+        said = torch.empty(world, 1 + len(self._params), dtype=torch.int64)
         self._wait(said, mine)
         self._counts, self._users = said[:, 0].tolist(), said[:, 1:].sum(0).tolist()
         most = max(self._counts)
@@ -115,10 +103,6 @@ class OrderedGradients:
             rows = torch.empty(world, row.numel(), dtype=like.dtype)
             work = generation.gather(rows, row.reshape(-1)) if world > 1 else None
             self._flight.append((rows if world > 1 else row.reshape(1, -1), work))
-
-    @property
-    def _params(self) -> int:
-        return sum(map(len, self._groups))
 
     def _wait(self, rows: torch.Tensor, row: torch.Tensor) -> None:
         if self._generation.world == 1:

@@ -26,7 +26,6 @@ import torch
 from antdt_schemas.errors import UsageError
 from antdt_schemas.ranges import Range
 
-from antdt.strategies.allreduce import guard
 from antdt.strategies.allreduce.buckets import ReducedGradients
 from antdt.strategies.allreduce.composition import ROW_WIDTH, Round, Row
 from antdt.strategies.allreduce.options import AllReduce
@@ -208,10 +207,8 @@ class AllReduceReplica(Updating):
         if self._reduced is not None:
             raise UsageError("The gradients of this step are reduced: agent.backward(loss) belongs before that.")
         assert samples > 0, "without samples there is nothing to go backward from"
-        guard.check_loss(loss, summed=summed or weight is not None)
-        if weight is None and not summed:
-            weight = self._denominators.of(loss, samples, alone=self._attached().world == 1)
-        weight = self._weights.of(samples, weight, summed=summed)
+        alone = self._attached().world == 1
+        weight = self._weigh(self._weights, loss, samples, weight, summed=summed, alone=alone)
         if through:
             self._weights.through(samples)
         self._check_unfrozen()

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from antdt_schemas.errors import UsageError
 
-from antdt.strategies.allreduce import finite
+from antdt.strategies.allreduce import finite, guard
 from antdt.strategies.allreduce.denominators import Denominators
 from antdt.strategies.allreduce.judging import Judging
 from antdt.strategies.allreduce.state import Held
@@ -59,6 +59,15 @@ class Updating(Judging):
         self._talk = Talk(self._carry_out)
         self._undo: Undo | None = None
         self._updated: list[bool] = []
+
+    def _weigh(
+        self, weights: Weights, loss: torch.Tensor, samples: int, weight: float | None, *, summed: bool, alone: bool
+    ) -> float:
+        """What a loss of the micro-batch at hand weighs among these. alone: see Denominators. Raises UsageError."""
+        guard.check_loss(loss, summed=summed or weight is not None)
+        if weight is None and not summed:
+            weight = self._denominators.of(loss, samples, alone=alone)
+        return weights.of(samples, weight, summed=summed)
 
     def exchange(self, value: torch.Tensor | None, *, inside: bool) -> list[torch.Tensor | None]:
         """What the script of each member gives here, by rank; None of who does not come by. inside: in a step's body.

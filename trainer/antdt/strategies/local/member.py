@@ -101,10 +101,7 @@ class LocalMember(AllReduceMember):
         """
         assert self._row is not None and self._own is not None, "take first"
         self._attached().check()
-        guard.check_loss(loss, summed=summed or weight is not None)
-        if weight is None and not summed:
-            weight = self._denominators.of(loss, samples, alone=True)
-        weight = self._own_weights.of(samples, weight, summed=summed)
+        weight = self._weigh(self._own_weights, loss, samples, weight, summed=summed, alone=True)
         self._check_unfrozen()
         self._unit = self._unit or weight
         self._own.expect(last)
