@@ -27,10 +27,10 @@ from typing import Any, Literal
 import torch
 from antdt_schemas.batches import EVEN
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
-from antdt_schemas.strategies import unit_of
+from antdt_schemas.strategies import servers_of, unit_of
 
 from antdt.begun import Begun
-from antdt.connect.settings import Settings
+from antdt.connect.settings import SERVER, WORKER, Settings
 from antdt.data.loading import LoadingOptions, loader_of
 from antdt.dataloader import Data, taken_apart
 from antdt.epochs import Epochs
@@ -154,10 +154,12 @@ class Agent(Standing, Stepping, Talking, Epochs):
         data = taken_apart(Data(dataset, batch_size, seed, size, *how, loading=self.options.loading))
         workers = self.options.workers_min or self.settings.world_size
         schedule = Schedule(data.batch_size or 0, epochs, data.seed, workers, data.last or EVEN, local_batch_min)
-        self.source, chosen = data.source(epochs), strategy or AllReduce()
+        servers, alone = self.settings.servers, self.settings.alone
+        self.source, chosen = data.source(epochs), (strategy or AllReduce()).placed(servers, alone=alone)
         self.spec = spec_of(schedule, data.dataset, self.source, self.options, chosen)
         # Processes are forked before there is anything that must not be: threads, clients, sockets.
-        self.loader = loader_of(self.source, data.num_workers or 0, data.seed, data.loading)
+        processes = (data.num_workers or 0) if self.settings.role == WORKER else 0
+        self.loader = loader_of(self.source, processes, data.seed, data.loading)
         self.plans = Plans(self.spec.batch_size)
         self.epoch = 0
         self._micro: Micro | None = None
@@ -173,7 +175,8 @@ class Agent(Standing, Stepping, Talking, Epochs):
     def _enroll(self, model: torch.nn.Module, optimizer: Any, chosen: StrategyOptions, once: Once) -> None:
         self.strategy = chosen.member(model, optimizer, here_of(self.settings))
         self.strategy.accompany(once)
-        self._membership = Membership(self.settings, self.options, self.spec, self.strategy, self.plans)
+        kind = _kind_of(self.settings, self.spec.strategy)
+        self._membership = kind(self.settings, self.options, self.spec, self.strategy, self.plans)
         self._client = self._membership.client
         self._client.on_leases = self.source.prepare
         self._page = whereabouts.mine()
@@ -220,6 +223,8 @@ class Agent(Standing, Stepping, Talking, Epochs):
                         course.carry_out(self._perform)
                 else:
                     course.carry_out(self._perform)
+            if self.settings.role == SERVER and course.result is None:
+                sys.exit(int(ExitCode.DONE))  # what follows the loop is for workers
             if course.result is not None and not (self._stopped and course.result == ExitCode.DRAINED):
                 sys.exit(int(course.result))
             if member.life.ended:
@@ -380,6 +385,15 @@ class Agent(Standing, Stepping, Talking, Epochs):
             self._stopped = "another worker's script called agent.stop"
             log.warning("stops behind step %d: %s", self.step_number, self._stopped)
         self._membership.life.stop()
+
+
+def _kind_of(settings: Settings, strategy: str) -> type[Membership]:
+    """What this process is in its job."""
+    if not servers_of(strategy):
+        return Membership
+    from antdt.worker import served  # which needs a library that other jobs do without
+
+    return served.ServerOfWorkers if settings.role == SERVER else served.WorkerOfServers
 
 
 def _close(iteration: weakref.ref[Generator[Any]]) -> None:
