@@ -1,4 +1,4 @@
-"""The ledger's rules where the model lies on servers: who is a generation, who is attached, what a loss brings about."""
+"""The ledger's rules where the model lies on servers: who is a generation, who is attached, what a loss does."""
 
 from __future__ import annotations
 

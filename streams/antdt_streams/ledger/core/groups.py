@@ -1,7 +1,8 @@
 """What holds for a group of workers that train one model together: one set of rules for each strategy.
 
-Owns who may join, take and commit, what becomes of a generation when somebody comes or goes, when the next one is granted and why not
-yet, and what settles. Rules only look at a state and say which events follow. Must not know requests or answers.
+Owns who may join, take and commit, what becomes of a generation when somebody comes or goes, when the next one is
+granted and why not yet, and what settles. Rules only look at a state and say which events follow. Must not know
+requests or answers.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class State:
             self.shards.pardon(self.dead_beside(incarnation))
 
     def dead_beside(self, incarnation: str) -> set[str]:
-        """Who else of the newest generation is gone; of workers beside servers, whose samples are not given back yet."""
+        """Who else of the newest generation is gone; of attached workers, who has not given its samples back yet."""
         dead = self.members.dead_beside(incarnation)
         if self.members.servers and isinstance(self.shards, Shards):
             dead |= {n for n in self.shards.held if n != incarnation and self.members.incarnations[n].gone}

@@ -179,16 +179,21 @@ class Session:
             self._refused(reply)
         elif self.attached:
             self._on_attached(reply)
-        elif reply.grant is not None and reply.grant.generation > self.generation:
+        else:
+            self._on_member(reply)
+        if reply.generation == self.generation and self.phase is Phase.MEMBER:
+            self.leases.take_answer(reply)
+            self.losses = tuple(loss for loss in reply.losses if loss.number > self._commits.obeyed)
+
+    def _on_member(self, reply: records.Reply) -> None:
+        """It enters the generation that it has asked for."""
+        if reply.grant is not None and reply.grant.generation > self.generation:
             self._granted(reply.grant)
             if reply.status is Status.CLOSED and self.phase is Phase.MEMBER:
                 self.phase, self.reason = Phase.CLOSED, "it closed before it was heard of"
         elif reply.status is Status.CLOSED and self.phase is Phase.MEMBER:
             if reply.generation == self.generation:
                 self.phase, self.reason = Phase.CLOSED, reply.reason
-        if reply.generation == self.generation and self.phase is Phase.MEMBER:
-            self.leases.take_answer(reply)
-            self.losses = tuple(loss for loss in reply.losses if loss.number > self._commits.obeyed)
 
     def _on_attached(self, reply: records.Reply) -> None:
         """It enters the newest generation that it has heard of, once it is out of the last one."""
