@@ -276,6 +276,16 @@ class Excluded:
 
 
 @dataclass(frozen=True, slots=True)
+class Fenced:
+    """The first server refuses all workers that were lost up to this one, and has reported what it took of them: what
+    they still held returns.
+    """
+
+    generation: int
+    losses: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cycle:
     """One cycle of the ledger: all its events, atomically, with the input position that they reach."""
 
@@ -298,5 +308,5 @@ class Entry:
 
 _OfMembers = Joined | Lost | Left | Closed | Ready | Granted | RolledBack
 _OfSamples = Leased | Committed | Settled | Returned | Readmitted | Excluded | Checkpointed | Done
-Event = _OfMembers | _OfSamples | Refused | Digested | Regressed | Blamed | StepSkipped | RequestsMoved
+Event = _OfMembers | _OfSamples | Refused | Digested | Regressed | Blamed | StepSkipped | RequestsMoved | Fenced
 EntryBody = Genesis | Leader | Cycle

@@ -178,6 +178,7 @@ def _state(s: State) -> dict[str, Any]:
         "generation": s.members.generation,
         "open": s.members.open,
         "members": [{"worker": s.members.incarnations[m].worker, "incarnation": m} for m in s.members.group],
+        "attached": [{"worker": s.members.incarnations[m].worker, "incarnation": m} for m in s.members.attached],
         "incarnations": len(s.members.incarnations),
         "steps": s.line.committed,
         "lineage": s.line.lineage.hex(),

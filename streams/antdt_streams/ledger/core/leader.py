@@ -21,12 +21,14 @@ from antdt_streams.ledger.core.callers import Callers
 from antdt_streams.ledger.core.decide import decide
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.holdups import STUCK_MS, HoldUps
+from antdt_streams.ledger.core.members import Members
 from antdt_streams.ledger.core.state import State
 from antdt_streams.ledger.core.turn import Answer, Turn, close, lose, refuse
 
 # A record is at most what its topic takes: a cycle is closed well before it gets there.
 CYCLE_BYTES_MAX = 256 << 10
 CYCLES_A_RECORD = 4
+LOSSES_PER_REPLY_MAX = 256
 PAUSE_MS = 1_000
 
 
@@ -263,6 +265,7 @@ class InOffice:
             file=answer.file or state.done or "",
             quarantined=state.shards.quarantined_total,
             warning=answer.warning,
+            losses=_losses(state.members, answer.incarnation),
         )
 
 
@@ -292,6 +295,14 @@ def _grant(state: State, run_id: str) -> records.Grant:
         state.spec.shard_size,
         *ahead,
     )
+
+
+def _losses(members: Members, incarnation: str) -> tuple[records.Loss, ...]:
+    """Whom the first server of the open generation has not said that it refuses."""
+    if not (members.losses and members.open and incarnation == members.group[0]):
+        return ()
+    last = min(len(members.losses), members.fenced + LOSSES_PER_REPLY_MAX)
+    return tuple(records.Loss(number, members.losses[number]) for number in range(members.fenced + 1, last + 1))
 
 
 def _leases(state: State, incarnation: str) -> tuple[int, ...]:
