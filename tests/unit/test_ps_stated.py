@@ -60,7 +60,7 @@ def test_servers_and_a_strategy_that_has_them_go_together() -> None:
     with pytest.raises(UsageError, match="antdt launch -n 4 --servers 2"):
         antdt.ParameterServer().placed(0, alone=False)
     for strategy in (antdt.AllReduce(), antdt.LocalSGD(4)):
-        with pytest.raises(UsageError, match="which .* has no use for"):
+        with pytest.raises(UsageError, match=r"which .* has no use for"):
             strategy.placed(2, alone=False)
         assert strategy.placed(0, alone=False) is strategy
     assert isinstance(antdt.ParameterServer().placed(0, alone=True), InOneProcess)

@@ -1,4 +1,4 @@
-"""The lives of a worker of servers and of a server, driven by hand: real sessions, and what comes is said by the test."""
+"""The lives of a worker of servers and of a server, driven by hand: sessions are real, what comes the test says."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from antdt.worker.instructions import Decided, Parts, Turned
 from antdt.worker.life import Life
 from antdt.worker.outside import LifeOptions, Outside
 from antdt.worker.plans import Plans
-from antdt.worker.session import Phase, Session
 from antdt.worker.serving import FILED_S, QUIET_S, ServingLife
+from antdt.worker.session import Phase, Session
 from antdt_schemas import records
 from antdt_schemas.batches import Cursor
 from antdt_schemas.errors import ExitCode
@@ -50,7 +50,7 @@ class Model:
     def __init__(self) -> None:
         self.step_number, self.lineage, self.plan, self.void, self.cursor = 0, bytes(16), 0, False, Cursor()
         self.pending: Sequence[Any] = ()
-        self.active, self.saved_step, self.wanted = 1, -1, False
+        self.active, self.saved_step, self.wanted, self.is_saving = 1, -1, False, False
 
     def drop_pending(self, up_to_step: int) -> None:
         pass

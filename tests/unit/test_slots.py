@@ -309,7 +309,9 @@ def test_servers_are_told_to_leave_when_no_worker_is_left() -> None:
     slots.on_exit("w0", 143, 0.0, NOTHING)
     assert slots.on_tick(0.0) == []
     slots.on_exit("w1", 143, 5.0, NOTHING)
-    assert slots.on_tick(5.0) == slots.on_tick(5.0 + SERVERS_LINGER_S - 1) == [], "the job may tell them that it is done"
+    assert slots.on_tick(5.0) == slots.on_tick(5.0 + SERVERS_LINGER_S - 1) == [], (
+        "the job may tell them that it is done"
+    )
     assert done(slots.on_tick(5.0 + SERVERS_LINGER_S)) == [Terminate("s0")]
     assert End(143) in slots.on_exit("s0", 143, 16.0, NOTHING)
 

@@ -27,10 +27,10 @@ from typing import Any, Literal
 import torch
 from antdt_schemas.batches import EVEN
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
-from antdt_schemas.strategies import servers_of, unit_of
+from antdt_schemas.strategies import unit_of
 
 from antdt.begun import Begun
-from antdt.connect.settings import SERVER, WORKER, Settings
+from antdt.connect.settings import SERVER, Settings
 from antdt.data.loading import LoadingOptions, loader_of
 from antdt.dataloader import Data, taken_apart
 from antdt.epochs import Epochs
@@ -50,7 +50,8 @@ from antdt.worker import instructions as ask
 from antdt.worker.blame import by_exception
 from antdt.worker.effects import Effects
 from antdt.worker.instructions import Course
-from antdt.worker.membership import Membership, here_of
+from antdt.worker.kinds import kind_of, placed
+from antdt.worker.membership import here_of
 from antdt.worker.plans import Plans
 
 __all__ = ["Agent", "AgentOptions", "AllReduce", "LoadingOptions"]
@@ -154,11 +155,10 @@ class Agent(Standing, Stepping, Talking, Epochs):
         data = taken_apart(Data(dataset, batch_size, seed, size, *how, loading=self.options.loading))
         workers = self.options.workers_min or self.settings.world_size
         schedule = Schedule(data.batch_size or 0, epochs, data.seed, workers, data.last or EVEN, local_batch_min)
-        servers, alone = self.settings.servers, self.settings.alone
-        self.source, chosen = data.source(epochs), (strategy or AllReduce()).placed(servers, alone=alone)
+        self.source, chosen = data.source(epochs), placed(strategy or AllReduce(), self.settings)
         self.spec = spec_of(schedule, data.dataset, self.source, self.options, chosen)
         # Processes are forked before there is anything that must not be: threads, clients, sockets.
-        processes = (data.num_workers or 0) if self.settings.role == WORKER else 0
+        processes = 0 if self.settings.role == SERVER else data.num_workers or 0
         self.loader = loader_of(self.source, processes, data.seed, data.loading)
         self.plans = Plans(self.spec.batch_size)
         self.epoch = 0
@@ -175,7 +175,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
     def _enroll(self, model: torch.nn.Module, optimizer: Any, chosen: StrategyOptions, once: Once) -> None:
         self.strategy = chosen.member(model, optimizer, here_of(self.settings))
         self.strategy.accompany(once)
-        kind = _kind_of(self.settings, self.spec.strategy)
+        kind = kind_of(self.settings, self.spec.strategy)
         self._membership = kind(self.settings, self.options, self.spec, self.strategy, self.plans)
         self._client = self._membership.client
         self._client.on_leases = self.source.prepare
@@ -223,10 +223,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
                         course.carry_out(self._perform)
                 else:
                     course.carry_out(self._perform)
-            if self.settings.role == SERVER and course.result is None:
-                sys.exit(int(ExitCode.DONE))  # what follows the loop is for workers
-            if course.result is not None and not (self._stopped and course.result == ExitCode.DRAINED):
-                sys.exit(int(course.result))
+            self._end_if_told(course)
             if member.life.ended:
                 self.strategy.outlive()
                 yield from self._turn(max(self.spec.epochs, self.strategy.once.epoch + 1), over=True)
@@ -243,6 +240,13 @@ class Agent(Standing, Stepping, Talking, Epochs):
             self._page.enter(At.USER, "behind the loop")
         if told.at_s() is not None:  # while the last step was made: what a script does behind its loop is left undone
             sys.exit(int(ExitCode.DRAINED))
+
+    def _end_if_told(self, course: Course) -> None:
+        """What follows the loop is for workers that have come to its end."""
+        if self.settings.role == SERVER and course.result is None:
+            sys.exit(int(ExitCode.DONE))
+        if course.result is not None and not (self._stopped and course.result == ExitCode.DRAINED):
+            sys.exit(int(course.result))
 
     @property
     def _has_made_all(self) -> bool:
@@ -385,15 +389,6 @@ class Agent(Standing, Stepping, Talking, Epochs):
             self._stopped = "another worker's script called agent.stop"
             log.warning("stops behind step %d: %s", self.step_number, self._stopped)
         self._membership.life.stop()
-
-
-def _kind_of(settings: Settings, strategy: str) -> type[Membership]:
-    """What this process is in its job."""
-    if not servers_of(strategy):
-        return Membership
-    from antdt.worker import served  # which needs a library that other jobs do without
-
-    return served.ServerOfWorkers if settings.role == SERVER else served.WorkerOfServers
 
 
 def _close(iteration: weakref.ref[Generator[Any]]) -> None:

@@ -174,8 +174,8 @@ class Restores(Protocol):
 
 
 class Strategy(Model, Protocol):
-    """One worker's part. Only the thread that owns the model calls it, but for `close`. incarnation: as the ledger knows
-    it, set before `form`.
+    """One worker's part. Only the thread that owns the model calls it, but for `close`. incarnation: as the ledger
+    knows it, set before `form`.
 
     pending_max: applied steps that may await their commit; whoever drives it waits before there are more. ranges_max:
     of one part. form_patience_s: for how long generations may fail to form, one after the other.
@@ -280,7 +280,7 @@ class StrategyOptions(Protocol):
     def name(self) -> str: ...
 
     def placed(self, servers: int, *, alone: bool) -> StrategyOptions:
-        """In a job of so many servers, or in a process without a job. Raises UsageError where it cannot be used there."""
+        """In a job of so many servers, or in a process without a job. Raises UsageError where it cannot be used."""
 
     def member(self, model: torch.nn.Module, optimizer: Any, here: Here) -> Strategy:
         """One worker's part in it. Raises UsageError for a model that it cannot train."""

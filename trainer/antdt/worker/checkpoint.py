@@ -25,6 +25,13 @@ def file_name(generation: int, incarnation: str, step: int) -> str:
     return f"step-{step:09d}-g{generation}-{incarnation}.pt"
 
 
+def step_of(name: str) -> int:
+    """Of the model that is in a file of this name."""
+    match = NAME.fullmatch(name)
+    assert match is not None, name
+    return int(match[1])
+
+
 def write(folder: Path, name: str, data: bytes | memoryview) -> bytes:
     """Write `data` durably under `name`: content and directory entry are on disk when this returns the file's digest.
 

@@ -154,7 +154,7 @@ class Idle(Instruction):
 
 
 class Decided(NamedTuple):
-    """A version that all servers make. ranges: flat quintuples of all its contributions, in their order. plan: in force."""
+    """A version that all servers make. ranges: flat quintuples of all its contributions, in order. plan: in force."""
 
     version: int
     ranges: tuple[int, ...]

@@ -15,8 +15,8 @@ from antdt.strategies.base import Head
 
 @dataclass(frozen=True, slots=True)
 class LifeOptions:
-    """What a script and its launcher have said. checkpoint_every_steps: 0 for the final file only. rank: as the launcher
-    counts, where workers are no members.
+    """What a script and its launcher have said. checkpoint_every_steps: 0 for the final file only. rank: as the
+    launcher counts, where workers are no members.
     """
 
     job: str
@@ -52,8 +52,9 @@ class Lived(Head, Protocol):
 
 
 class Served(Lived, Protocol):
-    """A server's part of the model. active: workers that are at something. backup: as the script says. saved_step: of its
-    own newest durable part. wanted: another server asks for files.
+    """A server's part of the model. active: workers that are at something. backup: as the script says. saved_step: of
+    its own newest durable part. is_saving: files were asked for, and not all are there. wanted: another server asks for
+    some.
     """
 
     @property
@@ -62,6 +63,8 @@ class Served(Lived, Protocol):
     def backup(self) -> int: ...
     @property
     def saved_step(self) -> int: ...
+    @property
+    def is_saving(self) -> bool: ...
     @property
     def wanted(self) -> bool: ...
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, NamedTuple
 
 from antdt_schemas import records
@@ -18,8 +19,8 @@ from antdt_schemas.limits import INIT_FILE
 from antdt.strategies.base import Model
 from antdt.worker import checkpoint
 from antdt.worker.instructions import Parts
-from antdt.worker.model_files import WRITTEN, ModelFiles
-from antdt.worker.session import Session
+from antdt.worker.model_files import WRITTEN, ModelFiles, Trouble
+from antdt.worker.session import Phase, Session
 
 KIND = "antdt.parts"
 
@@ -85,7 +86,10 @@ class PartFiles(ModelFiles):
         self._assemble = assemble
 
     def part(self, grant: records.Grant, number: int) -> tuple[Manifest, bytes] | None:
-        """What this server goes on from; None: from what the script makes. Raises Unavailable, Mismatch, ForeignState."""
+        """What this server goes on from; None: from what the script makes.
+
+        Raises Unavailable, Mismatch, ForeignState.
+        """
         name = grant.restore_file or INIT_FILE
         if name == INIT_FILE:
             return None
@@ -111,17 +115,31 @@ class PartFiles(ModelFiles):
         try:
             digest = checkpoint.write(self.folder, name, data)
         except Unavailable as error:
-            self.trouble(error, session)
+            self.owes = True
+            self._trouble.failed(error, self.last_good(session))
+            self.prune(session)
             return None
         self.owes, self.written_step, self.written_name = False, parts.version, name
         self._trouble.over()
         return records.Checkpoint(session.generation, parts.version, parts.lineage, name, digest)
 
-    def trouble(self, error: Unavailable, session: Session) -> None:
-        """A file could not be written: it is owed."""
-        self.owes = True
-        self._trouble.failed(error, self.last_good(session))
-        self.prune(session)
+    def write_part(self, name: str, data: memoryview, session: Session) -> bytes:
+        """Make a durable file of a part; where it cannot be written, with pauses, as long as this generation goes on.
+
+        Raises Unavailable.
+        """
+        trouble, generation = Trouble(), session.generation
+        while True:
+            try:
+                digest = checkpoint.write(self.folder, name, data)
+            except Unavailable as error:
+                if session.generation != generation or session.phase is not Phase.MEMBER:
+                    raise
+                trouble.failed(error, self.last_good(session))
+                sleep(max(0.0, trouble.next_s - monotonic()))
+            else:
+                trouble.over()
+                return digest
 
     def take_final(self, file: str) -> str:
         """The job is done: the model is put together of its parts. Returns since when it is."""

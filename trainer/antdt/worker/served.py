@@ -111,7 +111,9 @@ class ServerOfWorkers(Membership):
 
     def _write(self, name: str, data: memoryview) -> bytes:
         """A part, by a thread of the server's."""
-        return checkpoint.write(self.files.folder, name, data)
+        digest: bytes = self.files.write_part(name, data, self.session)
+        self.server.saved_step = checkpoint.step_of(name)
+        return digest
 
     def _report(self) -> None:
         """How busy this server is: a row of its own among the timings of steps."""
@@ -144,4 +146,3 @@ class _Parts(PartFiles):
 
 def _parts(saved: Saved, plan: int) -> Parts:
     return Parts(saved.version, saved.lineage, plan, tuple((name, digest) for name, digest in saved.parts))
-

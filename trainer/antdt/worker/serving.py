@@ -138,7 +138,7 @@ class ServingLife(Life):
     def _wants_parts(self) -> bool:
         """Whether a file is due: every so many versions, of the last one, where another server asks, or one is owed."""
         session, files, version, every = self.session, self.files, self.strategy.step_number, self._every
-        if version in (0, self._marked) or not files.may_try:
+        if version in (0, self._marked) or not files.may_try or self.strategy.is_saving:
             return False
         final = session.finished and session.committed == version
         due = bool(every) and version // every > max(self._marked, 0) // every
@@ -162,12 +162,14 @@ class ServingLife(Life):
         yield ask.Prune()
 
     def _say_farewell(self) -> Steps:
-        """Told to leave: workers finish what they have, as they may have been told as well; then all parts are saved."""
+        """Told to leave: workers finish what they have, as they may have been told, too; then all parts are saved."""
         told_for_s = self._now_s() - (self.told_at_s if self.told_at_s is not None else self._now_s())
         quiet = self.strategy.active == 0 or told_for_s >= min(QUIET_S, self.options.grace_s / 4)
         if not quiet and self.leave_within_s:
             return
         if self._owes_farewell is None:
+            if self._is_primary and self.strategy.is_saving:
+                return
             self._owes_farewell = self._farewell(self.strategy.step_number)
             if self.strategy.step_number not in (0, self._marked):
                 yield from self._mark()

@@ -1,4 +1,4 @@
-"""A script for parameter servers in a process without a job: one process steps the optimizer, and the same is refused."""
+"""A script for parameter servers in a process without a job: that steps the optimizer, and the same is refused."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A table of rows by number, for sparse features: under parameter servers each row lies on one of them, and travels only
-where a batch uses it.
+"""A table of rows by number, for sparse features: under parameter servers each row lies on one of them, and travels
+only where a batch uses it.
 
 Owns what a script sees of it. Must not know servers: whoever connects it gives it somewhere to look rows up.
 """
@@ -67,8 +67,8 @@ class Embedding(nn.Module):  # type: ignore[misc]
             return functional.embedding(ids, self.weight)
         if self._source is None:
             raise UsageError(
-                f"The rows of this antdt.Embedding({self.rows}, {self.width}) are on parameter servers, which are asked "
-                "in the loop over the Agent only; behind it all are here if whole_bytes_max lets them."
+                f"The rows of this antdt.Embedding({self.rows}, {self.width}) are on parameter servers, which are "
+                "asked in the loop over the Agent only; behind it all are here if whole_bytes_max lets them."
             )
         unique, inverse = torch.unique(ids, return_inverse=True)
         if unique.numel() and not 0 <= int(unique[0]) <= int(unique[-1]) < self.rows:

@@ -64,7 +64,8 @@ class ServedMember:
         self.layout = layout_of(model, optimizer)
         self.step_number, self.lineage, self.plan, self.cursor = 0, ROOT, 0, Cursor()
         self.pending: Sequence[Any] = ()
-        self.void, self.first_bucket_at = False, None
+        self.void = False
+        self.first_bucket_at: float | None = None
         self.pending_max, self.form_patience_s = options.pending_max, options.unreachable_s
         self.rates, self.once = Factor(), Once()
         self._guard = guard.Guard(model, optimizers_of(optimizer))
@@ -124,7 +125,8 @@ class ServedMember:
 
     def diverge(self, *salt: object) -> None:
         """From here on this worker draws numbers of its own."""
-        randomness.diverge(salt, {param.device for param in self.model.parameters()})
+        devices = {param.device for param in self.model.parameters() if param.is_cuda}
+        randomness.diverge(salt, sorted(devices, key=str))
 
     def abort(self) -> None:
         """Leaves the servers; the parameters are those of the last version that was pulled."""
@@ -243,7 +245,7 @@ class ServedMember:
         return Outcome(part.samples, [row], not late, False, timings, skipped, why)
 
     def _collected(self, exchange: Exchange) -> tuple[list[torch.Tensor], Mapping[str, Any], bool]:
-        """Gradients, one flat tensor for each block, and of rows; and whether all are finite: else they are nothing."""
+        """Gradients, one flat tensor for each block, and of rows; whether all are finite: else they are nothing."""
         flat, rows = exchange.gradients, self._looked_up.gradients()
         for block, params in zip(flat, self._blocks, strict=True):
             for view, param in zip(block.split([p.numel() for p in params]), params, strict=True):
@@ -311,7 +313,7 @@ class ServedMember:
 
     def reduce(self) -> NoReturn:
         """Refused."""
-        raise UsageError(CALLED.format("reduce()", "look at this worker's own gradients behind loss.backward() instead"))
+        raise UsageError(CALLED.format("reduce()", "leave it out, or use AllReduce"))
 
     def update(self, optimizers: Sequence[Any]) -> bool:
         """Refused."""

@@ -26,9 +26,9 @@ class ParameterServer:
 
     mode: "bsp": a version is made of one contribution of each worker that has samples, as one step of the mean over all
     of them. "asp": of each contribution as it comes. "ssp": so, and no worker is more than `staleness` contributions
-    ahead of the slowest one (Ho et al., 2013). backup: with bsp, so many of the slowest contributions a version does not
-    wait for (Chen et al., arXiv 1604.00981): a late one is computed anew once, then carried into the next version, and
-    never lost. A plan may ask for more (BACKUP_WORKERS).
+    ahead of the slowest one (Ho et al., 2013). backup: with bsp, so many of the slowest contributions a version does
+    not wait for (Chen et al., arXiv 1604.00981): a late one is computed anew once, then carried into the next version,
+    and never lost. A plan may ask for more (BACKUP_WORKERS).
 
     Samples are leased, and each is in one version; in which depends on who is fast. A worker that dies holds up nobody:
     its samples return. When a server dies, all servers go back to the newest checkpoint, and the ledger with them:
@@ -60,8 +60,8 @@ class ParameterServer:
             raise UsageError("ParameterServer: staleness >= 1, backup >= 0 and servers >= 0 are whole numbers.")
         if self.backup and self.mode != BSP:
             raise UsageError(
-                f'ParameterServer(mode={self.mode!r}, backup={self.backup}): only mode="bsp" waits for workers, so only '
-                "there is somebody not to wait for: leave backup out."
+                f'ParameterServer(mode={self.mode!r}, backup={self.backup}): only mode="bsp" waits for workers, so '
+                "only there is somebody not to wait for: leave backup out."
             )
         if self.pending_max < 1 or not self.unreachable_s > 0:
             raise UsageError("ParameterServer: pending_max >= 1, unreachable_s > 0.")

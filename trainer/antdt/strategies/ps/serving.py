@@ -91,7 +91,12 @@ class Serving:
     @property
     def active(self) -> int:
         """Workers that are at something."""
-        return self._serving().active
+        return len(self._serving().active)
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether files were asked for that are not all there."""
+        return self._serving().is_saving
 
     @property
     def wanted(self) -> bool:
@@ -121,7 +126,7 @@ class Serving:
         mode = Mode(self.options.mode, self.options.staleness)
         if self._server is None:
             own = self.layout, self.model, self.optimizer, self.part, self.options.servers, self.once
-            self._server = Server(ServerState(*own), mode, self._here.job, lambda name, data: self.write(name, data))
+            self._server = Server(ServerState(*own), mode, self._here.job, self._write, self.options.unreachable_s)
         self._port = self._server.bind(self._here.listens_at())
         return self._port
 
@@ -130,8 +135,8 @@ class Serving:
         refuse_hooks(self.optimizer, self.once)
         if rank != self.part or len(grant.members) != self.options.servers:
             raise UsageError(
-                f"{self._here.worker} is number {rank} of {len(grant.members)} servers, and {self.options.servers} were "
-                "started as s0, s1, ...: start each name once."
+                f"{self._here.worker} is number {rank} of {len(grant.members)} servers, and {self.options.servers} "
+                "were started as s0, s1, ...: start each name once."
             )
         self._peers, self._generation = [(m.host, m.port) for m in grant.members], grant.generation
 
@@ -184,6 +189,9 @@ class Serving:
         server.lost(list(lost))
         server.plan, server.backup, server.learning_rate_factor = plan, backup, learning_rate_factor
         self.plan_in_force, self.rates.factor = plan, learning_rate_factor
+
+    def _write(self, name: str, data: memoryview) -> bytes:
+        return self.write(name, data)
 
     def mark(self, stem: str, *, primary: bool) -> None:
         """All servers save their parts behind the same version; or are to be asked for that."""
