@@ -104,8 +104,6 @@ class ServerOfWorkers(Membership):
                 decided.append(Decided(one.version, ranges, one.lineage, one.plan))
             else:
                 saved.append(_parts(one, self.server.plan_in_force))
-        if decided:
-            self.note()
         self._report()
         return Turned(decided, saved)
 
@@ -121,6 +119,7 @@ class ServerOfWorkers(Membership):
         if now_s - self._reported_s < REPORT_S:
             return
         self._reported_s = now_s
+        self.note()
         load = self.server.load_since()
         if not load.requests:
             return

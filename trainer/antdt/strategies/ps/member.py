@@ -20,6 +20,8 @@ from antdt_schemas.batches import Cursor
 from antdt_schemas.errors import NotFinite, UsageError
 from antdt_schemas.lineage import ROOT
 
+from antdt.host import whereabouts
+from antdt.host.whereabouts import At
 from antdt.strategies.allreduce import guard, randomness
 from antdt.strategies.allreduce.buckets import LocalGradients, partition
 from antdt.strategies.allreduce.denominators import Denominators
@@ -274,7 +276,14 @@ class ServedMember:
         self.step_number, self.lineage = params.version, params.lineage
 
     def _rows(self, table: str, ids: torch.Tensor) -> torch.Tensor:
-        return self._asking().rows(table, ids)
+        """In the middle of the script's own code: who waits for a server that hangs does not hang itself."""
+        page = whereabouts.mine()
+        phase, standing = page.phase, page.standing()
+        page.enter(At.REDUCING)
+        try:
+            return self._asking().rows(table, ids)
+        finally:
+            page.enter(phase, standing.detail, standing.allowed_s)
 
     def _frozen_now(self) -> list[tuple[torch.nn.Parameter, bool]]:
         known = {id(param) for param in self._trained}
