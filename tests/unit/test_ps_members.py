@@ -59,6 +59,7 @@ class Cluster:
         self.servers = [self._server(part) for part in range(SERVERS)]
         self.grant = self._granted(1)
         self._threads: list[threading.Thread] = []
+        self.workers: list[ServedMember] = []
 
     def _server(self, part: int) -> Serving:
         model, optimizer, once = self.script()
@@ -91,7 +92,7 @@ class Cluster:
         self._stop.set()
         for thread in self._threads:
             thread.join(10)
-        for one in self.servers:
+        for one in [*self.workers, *self.servers]:
             one.end()
         if self._failed:
             raise self._failed[0]
@@ -103,6 +104,7 @@ class Cluster:
         one.incarnation = f"{name}.0"
         one.form(self.grant, -1, lambda: False)
         one.align(self.grant, -1, NoFiles(self.servers[0]))
+        self.workers.append(one)
         return one
 
 

@@ -28,7 +28,7 @@ from antdt.strategies.allreduce.denominators import Denominators
 from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import GenerationClosed, Here, Outcome, Part, Restores, Strategy, Timings
 from antdt.strategies.once import Once
-from antdt.strategies.ps.client import Exchange, Late, Params
+from antdt.strategies.ps.client import Exchange, Included, Late, Pulled
 from antdt.strategies.ps.contribution import Contribution, Factor
 from antdt.strategies.ps.layout import layout_of
 from antdt.strategies.ps.looking_up import LookedUp
@@ -238,7 +238,7 @@ class ServedMember:
         answer = exchange.push(ranges, part.samples, weight, scale, flat, rows)
         late = isinstance(answer, Late)
         self._forget()
-        self._take(answer.params)
+        self._take(answer)
         if not late:
             self._count(finite)
         row = Contribution(part.samples, part.plan_seen, part.reference)
@@ -267,13 +267,13 @@ class ServedMember:
                 "at the data of these steps."
             )
 
-    def _take(self, params: Params) -> None:
+    def _take(self, answer: Pulled | Included | Late) -> None:
         """The model is that of this version from here on."""
         with torch.no_grad():
-            for flat, block in zip(params.dense, self._blocks, strict=True):
+            for flat, block in zip(answer.dense, self._blocks, strict=True):
                 for values, param in zip(flat.split([p.numel() for p in block]), block, strict=True):
                     param.copy_(values.view_as(param))
-        self.step_number, self.lineage = params.version, params.lineage
+        self.step_number, self.lineage = answer.version, answer.lineage
 
     def _rows(self, table: str, ids: torch.Tensor) -> torch.Tensor:
         """In the middle of the script's own code: who waits for a server that hangs does not hang itself."""
