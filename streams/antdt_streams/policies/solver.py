@@ -14,6 +14,8 @@ from typing import Any
 
 ACCUMULATION_MAX = 64
 HALVINGS = 60
+# Samples that are handed out one by one: a few, or one a worker where many are done at the same moment
+REST, NARROW = 32, 12
 
 Costs = Callable[[Any], Any]
 """int64 array of quotas (workers,) -> float64 array of seconds (workers,)."""
@@ -22,12 +24,12 @@ Guess = Callable[[float], Any]
 
 
 def minimise_slowest(
-    total: int, costs: Costs, cost: Cost, guess: Guess, least: Sequence[int], most: Sequence[int]
+    total: int, costs: Costs, cost: Cost, guess: Guess, least: Sequence[int], most: Sequence[int], start_s: float
 ) -> list[int] | None:
     """Integers q with sum `total` and least <= q <= most that minimise the largest cost(i, q_i), or None.
 
     `cost(i, q)` must not fall with q, and `costs` is the same of all workers at once, to the bit; `guess(t)` is about
-    the largest q of each that costs at most t, off by a few.
+    the largest q of each that costs at most t, off by a few; `start_s` is about the answer's cost.
     """
     import numpy as np
 
@@ -38,17 +40,22 @@ def minimise_slowest(
     if low_q.sum() > total or high_q.sum() < total or bool((low_q > high_q).any()):
         return None
     low, high = 0.0, float(costs(high_q).max())
-    best = low_q
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
+    best, middle, stride = low_q, min(start_s, high), start_s / 64
+    below = above = False  # what is known of the answer's cost: a bound
+    for number in range(HALVINGS):
         split = _largest(middle, costs, guess, low_q, high_q)
         rest = total - int(split.sum())
         if rest < 0:
-            high = middle
-            continue
-        low, best = middle, split
-        if rest <= 32:
-            break
+            high, above = middle, True
+        else:
+            low, best, below = middle, split, True
+            if rest <= (REST if number < NARROW else low_q.size):
+                break
+        if below and above:
+            middle = (low + high) / 2
+        else:
+            middle = min(low + stride, high) if below else max(high - stride, 0.0)
+            stride *= 4
     return _hand_out(total - int(best.sum()), best.tolist(), costs, cost, high_q)
 
 
@@ -96,6 +103,7 @@ def solve_nd(
         lambda time: (time - fixed) / rates,
         least,
         most,
+        _level(total, fixed, rates),
     )
 
 
@@ -129,10 +137,16 @@ def solve_dd(
         guess,
         [1] * len(micro_batch_max),
         [accumulation_max * size for size in micro_batch_max],
+        _level(total, fixed, rates + fixed / sizes),
     )
     if split is None:
         return None
     return [(q, -(-q // size)) for q, size in zip(split, micro_batch_max, strict=True)]
+
+
+def _level(total: int, fixed: Any, rates: Any) -> float:
+    """Seconds at which all would end together, if samples could be cut and nobody had bounds."""
+    return float((total + (fixed / rates).sum()) / (1.0 / rates).sum()) if rates.size else 0.0
 
 
 def step_s(batch_sizes: Sequence[int], seconds_per_sample: Sequence[float], fixed_s: Sequence[float]) -> float:
