@@ -164,6 +164,7 @@ class ServedMember:
     # -- one contribution
 
     _is_idle = False
+    _plan_told = 0
 
     def announce(self, part: Part) -> None:
         """It is begun, perhaps anew."""
@@ -233,6 +234,9 @@ class ServedMember:
         self._check_servers()
         part, exchange, begun = self._part, self._asking(), time.perf_counter()
         assert part is not None and self._weights.samples == part.samples, (part, self._weights.samples)
+        if part.plan_seen != self._plan_told:
+            self._plan_told = part.plan_seen
+            on_plan(part.plan_seen)
         self._guard.check_parameters()
         flat, rows, finite = self._collected(exchange)
         weight = self._weights.total if finite else 0.0
