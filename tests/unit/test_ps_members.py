@@ -12,10 +12,10 @@ import pytest
 import torch
 from antdt.strategies.base import GenerationClosed, Here, Outcome, Part
 from antdt.strategies.once import Once
+from antdt.strategies.ps.core.facts import Version
 from antdt.strategies.ps.member import ServedMember
 from antdt.strategies.ps.options import ParameterServer
 from antdt.strategies.ps.parts import Buffer
-from antdt.strategies.ps.server import Version
 from antdt.strategies.ps.serving import Serving
 from antdt.strategies.ps.tables import first_values
 from antdt_schemas import records

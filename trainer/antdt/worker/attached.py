@@ -103,8 +103,8 @@ class AttachedLife(Life):
             return self.taking.take(session, self.strategy.cursor, self._split(), idle=False)
 
     def _included(self, outcome: Outcome) -> Steps:
-        with self._lock:
-            self.taking.made(self.session, outcome)
+        with self._lock:  # the others have taken about as many meanwhile
+            self.session.leases.observe(outcome.total * self.options.workers_min)
         yield ask.Accounted(outcome)
         if outcome.skipped is not None:
             said = f"a contribution to step {self.strategy.step_number} counts for nothing: {outcome.why}"

@@ -47,7 +47,7 @@ class BackupWorkers:
         """See Effect."""
         if plan.backup_workers not in (0, self._said):
             log.warning(
-                "plan %d asks for %d backup workers, which antdt.ParameterServer(mode='bsp') alone has: step %d and those "
+                "plan %d asks for %d backup workers, which ParameterServer(mode='bsp') alone has: step %d and those "
                 "behind it wait for every worker, and the rest of the plan is carried out",
                 plan.number,
                 plan.backup_workers,

@@ -270,8 +270,8 @@ class ServedMember:
         self._skips = 0 if finite else self._skips + 1
         if self._skips >= SKIPS_MAX:
             raise NotFinite(
-                f"The gradients of {SKIPS_MAX} contributions in a row were not finite: lower the learning rate, or look "
-                "at the data of these steps."
+                f"The gradients of {SKIPS_MAX} contributions in a row were not finite: lower the learning rate, or "
+                "look at the data of these steps."
             )
 
     def _take(self, answer: Pulled | Included | Late) -> None:
