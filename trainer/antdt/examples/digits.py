@@ -136,6 +136,8 @@ def main(argv: list[str] | None = None) -> None:
     slowness = Slowness(options.delay_ms / 1000, options.slow, os.environ.get("ANTDT_WORKER", ""))
 
     steps = max(1, len(train) * options.epochs // (options.batch_size * max(1, options.every)))
+    if options.mode in ("asp", "ssp"):  # each worker's part of a batch is one
+        steps *= int(os.environ.get("ANTDT_WORLD_SIZE", "1"))
     agent = antdt.Agent(
         model,
         optimizer,
