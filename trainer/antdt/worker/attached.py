@@ -53,6 +53,15 @@ class AttachedLife(Life):
         self._again = None
         yield from super()._leave()
 
+    def leave_early(self, until_s: float, *, regroup: bool) -> Steps:
+        """See Life. What was begun is handed in nowhere; where there is no generation there is nobody to tell."""
+        try:
+            if self.generation is not None and self.session.phase is Phase.MEMBER:
+                yield from self._say_farewell()
+        except GenerationClosed as error:
+            self._say(logging.INFO, f"generation is over: {error}")
+        self.departed = True
+
     # -- one round
 
     def _round(self, *, leaving: bool = False) -> Steps:
