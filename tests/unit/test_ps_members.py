@@ -185,6 +185,7 @@ def test_lineage_is_that_of_what_is_in_a_version(cluster: Callable[..., Cluster]
     contribute(worker, range(8, 12))
     first = next_lineage(ROOT, 1, (1, 0, 0, 8))
     assert worker.lineage == next_lineage(first, 2, (1, 0, 8, 4))
+    here.stop()  # what was decided is handed out behind the answers
     assert [(one.version, one.lineage) for one in here.versions] == [(1, first), (2, worker.lineage)]
 
 
@@ -194,6 +195,7 @@ def test_each_contribution_is_a_version_where_nobody_waits(cluster: Callable[...
     for worker in workers:
         for step in range(3):
             assert contribute(worker, range(8 * step, 8 * step + 8)).applied
+    here.stop()
     assert len(here.versions) == 6 and workers[1].step_number == 6
 
 

@@ -21,6 +21,7 @@ from antdt.strategies.base import GenerationClosed, Outcome, Part
 from antdt.worker import instructions as ask
 from antdt.worker.instructions import Steps
 from antdt.worker.life import Life
+from antdt.worker.outside import Attached
 from antdt.worker.plans import Split
 from antdt.worker.session import OVER, Phase
 from antdt.worker.taking import Taken
@@ -31,6 +32,7 @@ SAMPLES_S = 0.5  # between two looks for samples
 class AttachedLife(Life):
     """See Life. `_again`: what is to be computed once more, None for nothing."""
 
+    strategy: Attached
     _again: Taken | None = None
     _idle = False
 
@@ -112,8 +114,11 @@ class AttachedLife(Life):
             return self.taking.take(session, self.strategy.cursor, self._split(), idle=False)
 
     def _included(self, outcome: Outcome) -> Steps:
-        with self._lock:  # the others have taken about as many meanwhile
-            self.session.leases.observe(outcome.total * self.options.workers_min)
+        with self._lock:
+            # The others have taken about as many meanwhile. Where one of them has run out, what this one need not hold
+            # goes back.
+            about = outcome.total * self.options.workers_min
+            self.session.leases.observe(about, about + self.strategy.others_idle)
         yield ask.Accounted(outcome)
         if outcome.skipped is not None:
             said = f"a contribution to step {self.strategy.step_number} counts for nothing: {outcome.why}"
