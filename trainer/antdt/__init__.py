@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from antdt.job import AgentOptions
     from antdt.strategies.allreduce import AllReduce, GenerationOptions, ReplicasDiffer
     from antdt.strategies.local import LocalSGD
+    from antdt.strategies.ps import ParameterServer
+    from antdt.strategies.ps.embedding import Embedding
     from antdt.strategies.together import Group
     from antdt.weights import load_model
     from antdt.worker.session import SessionOptions
@@ -44,10 +46,12 @@ _WHERE = {
     "Agent": "antdt.agent",
     "AgentOptions": "antdt.job",
     "AllReduce": "antdt.strategies.allreduce",
+    "Embedding": "antdt.strategies.ps.embedding",
     "GenerationOptions": "antdt.strategies.allreduce",
     "Group": "antdt.strategies.together",
     "LoadingOptions": "antdt.data.loading",
     "LocalSGD": "antdt.strategies.local",
+    "ParameterServer": "antdt.strategies.ps",
     "ReplicasDiffer": "antdt.strategies.allreduce",
     "SampleFailed": "antdt.data.loading",
     "SessionOptions": "antdt.worker.session",
@@ -60,6 +64,7 @@ __all__ = [
     "AgentOptions",
     "AllReduce",
     "AntdtError",
+    "Embedding",
     "ExitCode",
     "ForeignState",
     "GenerationOptions",
@@ -72,6 +77,7 @@ __all__ = [
     "Mismatch",
     "NotFinite",
     "Occupied",
+    "ParameterServer",
     "Refused",
     "ReplicasDiffer",
     "SampleFailed",

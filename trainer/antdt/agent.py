@@ -30,7 +30,7 @@ from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 from antdt_schemas.strategies import unit_of
 
 from antdt.begun import Begun
-from antdt.connect.settings import Settings
+from antdt.connect.settings import SERVER, Settings
 from antdt.data.loading import LoadingOptions, loader_of
 from antdt.dataloader import Data, taken_apart
 from antdt.epochs import Epochs
@@ -50,7 +50,8 @@ from antdt.worker import instructions as ask
 from antdt.worker.blame import by_exception
 from antdt.worker.effects import Effects
 from antdt.worker.instructions import Course
-from antdt.worker.membership import Membership, here_of
+from antdt.worker.kinds import kind_of, placed
+from antdt.worker.membership import here_of
 from antdt.worker.plans import Plans
 
 __all__ = ["Agent", "AgentOptions", "AllReduce", "LoadingOptions"]
@@ -154,10 +155,11 @@ class Agent(Standing, Stepping, Talking, Epochs):
         data = taken_apart(Data(dataset, batch_size, seed, size, *how, loading=self.options.loading))
         workers = self.options.workers_min or self.settings.world_size
         schedule = Schedule(data.batch_size or 0, epochs, data.seed, workers, data.last or EVEN, local_batch_min)
-        self.source, chosen = data.source(epochs), strategy or AllReduce()
+        self.source, chosen = data.source(epochs), placed(strategy or AllReduce(), self.settings)
         self.spec = spec_of(schedule, data.dataset, self.source, self.options, chosen)
         # Processes are forked before there is anything that must not be: threads, clients, sockets.
-        self.loader = loader_of(self.source, data.num_workers or 0, data.seed, data.loading)
+        processes = 0 if self.settings.role == SERVER else data.num_workers or 0
+        self.loader = loader_of(self.source, processes, data.seed, data.loading)
         self.plans = Plans(self.spec.batch_size)
         self.epoch = 0
         self._micro: Micro | None = None
@@ -173,7 +175,8 @@ class Agent(Standing, Stepping, Talking, Epochs):
     def _enroll(self, model: torch.nn.Module, optimizer: Any, chosen: StrategyOptions, once: Once) -> None:
         self.strategy = chosen.member(model, optimizer, here_of(self.settings))
         self.strategy.accompany(once)
-        self._membership = Membership(self.settings, self.options, self.spec, self.strategy, self.plans)
+        kind = kind_of(self.settings, self.spec.strategy)
+        self._membership = kind(self.settings, self.options, self.spec, self.strategy, self.plans)
         self._client = self._membership.client
         self._client.on_leases = self.source.prepare
         self._page = whereabouts.mine()
@@ -220,8 +223,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
                         course.carry_out(self._perform)
                 else:
                     course.carry_out(self._perform)
-            if course.result is not None and not (self._stopped and course.result == ExitCode.DRAINED):
-                sys.exit(int(course.result))
+            self._end_if_told(course)
             if member.life.ended:
                 self.strategy.outlive()
                 yield from self._turn(max(self.spec.epochs, self.strategy.once.epoch + 1), over=True)
@@ -238,6 +240,13 @@ class Agent(Standing, Stepping, Talking, Epochs):
             self._page.enter(At.USER, "behind the loop")
         if told.at_s() is not None:  # while the last step was made: what a script does behind its loop is left undone
             sys.exit(int(ExitCode.DRAINED))
+
+    def _end_if_told(self, course: Course) -> None:
+        """What follows the loop is for workers that have come to its end."""
+        if self.settings.role == SERVER and course.result is None:
+            sys.exit(int(ExitCode.DONE))
+        if course.result is not None and not (self._stopped and course.result == ExitCode.DRAINED):
+            sys.exit(int(course.result))
 
     @property
     def _has_made_all(self) -> bool:

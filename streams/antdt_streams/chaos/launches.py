@@ -34,7 +34,8 @@ class Training:
     """What is trained: enough samples to last as long as the faults, each with a delay in place of an accelerator.
 
     one_by_one: each sample is loaded by itself, so that single ones can be bad. max_attempts: of a shard. unit_size:
-    samples of a unit that is bitwise the same whoever computes it; 0: none.
+    samples of a unit that is bitwise the same whoever computes it; 0: none. servers: of parameters; mode and backup say
+    how.
     """
 
     workers: int = 4
@@ -49,6 +50,9 @@ class Training:
     one_by_one: bool = False
     max_attempts: int = 1000
     unit_size: int = 0
+    servers: int = 0
+    mode: str = "bsp"
+    backup: int = 0
 
 
 class Launches:
@@ -77,6 +81,8 @@ class Launches:
     def _launcher(self, which: str = ALL, *options: str) -> Process:
         t = self.training
         ranks = ["-n", "1", "--first-rank", which[1:]] if which != ALL else ["-n", str(t.workers)]
+        if t.servers:  # only the launch of all starts them
+            ranks += ["--servers", str(t.servers), *(["--nnodes", "2", "--node-rank", "1"] if which != ALL else [])]
         command = [sys.executable, "-m", "antdt.launch", "--job", self.job, *ranks, "--world-size", str(t.workers)]
         command += ["--max-restarts", str(RESTARTS_MAX), "--logs", str(self.logs), *options, "--"]
         command += ["-m", "antdt.examples.recorded", "--record", str(self.records), "--seed", str(t.seed)]
@@ -85,6 +91,7 @@ class Launches:
         command += ["--result", str(self.result), "--faults", str(self.faults), "--max-attempts", str(t.max_attempts)]
         command += ["--one-by-one"] if t.one_by_one else []
         command += ["--unit-size", str(t.unit_size)] if t.unit_size else []
+        command += ["--mode", t.mode, "--backup", str(t.backup)] if t.servers else []
         return self._start(command, self.environ, self.logs / "launcher.log")
 
     def look(self) -> ExitCode | None:
@@ -189,6 +196,7 @@ class Launches:
 
     def _workers_of(self, launcher: Process) -> list[int]:
         names = tuple(f"/w{rank}.log" for rank in range(self.training.workers))
+        names += tuple(f"/s{part}.log" for part in range(self.training.servers))
         return [pid for pid, out in outputs(launcher) if out.endswith(names)]
 
     def _launchers(self) -> list[Process]:

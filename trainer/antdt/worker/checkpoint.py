@@ -17,7 +17,7 @@ from antdt_schemas.errors import Mismatch, Unavailable
 
 DIGEST_SIZE = 16
 MARK = b"ANTDTCK1"
-NAME = re.compile(r"\.?step-(\d{9,})-.*\.pt(\.partial)?")
+NAME = re.compile(r"\.?step-(\d{9,})-.*\.(pt|part)(\.partial)?")
 
 
 def file_name(generation: int, incarnation: str, step: int) -> str:
@@ -25,10 +25,18 @@ def file_name(generation: int, incarnation: str, step: int) -> str:
     return f"step-{step:09d}-g{generation}-{incarnation}.pt"
 
 
-def write(folder: Path, name: str, data: bytes) -> bytes:
+def step_of(name: str) -> int:
+    """Of the model that is in a file of this name."""
+    match = NAME.fullmatch(name)
+    assert match is not None, name
+    return int(match[1])
+
+
+def write(folder: Path, name: str, data: bytes | memoryview) -> bytes:
     """Write `data` durably under `name`: content and directory entry are on disk when this returns the file's digest.
 
-    What others left half-written goes away first, and so does this one if it fails: it may be what fills the disk.
+    What others left half-written goes away first (but parts, which several write at a time), and so does this one if it
+    fails: it may be what fills the disk.
 
     Raises:
         Unavailable: the disk is full or the folder cannot be written.
@@ -87,6 +95,13 @@ def read(folder: Path, name: str, job: str) -> bytes:
             f"The file is torn or damaged; nothing was overwritten with it. Go back to an older one: {rollback(job)}.",
         )
     return body
+
+
+def digest_of(body: bytes) -> bytes:
+    """That of the whole file, trailer included, as the log has it."""
+    digest = blake2b(body, digest_size=DIGEST_SIZE)
+    digest.update(MARK + digest.digest())
+    return digest.digest()
 
 
 def rollback(job: str) -> str:

@@ -1,1 +1,7 @@
-"""Parameter servers: some processes hold the model in parts, workers pull parameters and push gradients."""
+"""Parameter servers: they hold the model, workers compute. Knows torch and zmq; knows neither Kafka nor the ledger."""
+
+from __future__ import annotations
+
+from antdt.strategies.ps.options import ParameterServer
+
+__all__ = ["ParameterServer"]
