@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from antdt_schemas.records import Decision, NodeClass, StepBatch
+from antdt_schemas.records import Action, Decision, NodeClass, StepBatch
 from antdt_streams.controller.core.state import ControllerState
 from antdt_streams.monitor.core import DetectorOptions, MonitorState, Position
 from antdt_streams.policies import AdjustBatchSize
@@ -196,8 +196,9 @@ class Track:
                 own = self.fixed + split[worker] * rates[worker]
                 for found in monitor.process(batch(worker, step, split[worker], own, plan), Position(0, offset), step):
                     for decision in controller.process(found, Position(0, measured), step):
-                        waiting.append((step + 2, decision))
-                        plans, total = plans + 1, total + self.change_cost
+                        if decision.action is not Action.NONE:
+                            waiting.append((step + 2, decision))
+                            plans, total = plans + 1, total + self.change_cost
                     measured += 1
                 offset += 1
         return total / self.clairvoyant, plans

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 
 _SERVERS = re.compile(r"ps-(bsp|asp|ssp=([1-9][0-9]*))/servers=([1-9][0-9]*)")
+ASYNCHRONOUS = ("ps-asp", "ps-ssp")
 
 
 def kind_of(strategy: str) -> str:
@@ -54,6 +55,16 @@ def staleness_of(strategy: str) -> int:
 def server_name(part: int) -> str:
     """The server that holds this part of the model."""
     return f"s{part}"
+
+
+def is_asynchronous(strategy: str) -> bool:
+    """Whether workers have no common step: each goes on by itself."""
+    return strategy.startswith(ASYNCHRONOUS)
+
+
+def carries_out(strategy: str, action: str) -> bool:
+    """Whether the members of such a job can carry out an action; of a strategy that is not known it is believed."""
+    return action != "BACKUP_WORKERS" or not strategy or strategy.startswith("ps-bsp")
 
 
 def _number(strategy: str, kind: str) -> int:

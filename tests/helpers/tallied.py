@@ -80,6 +80,7 @@ def main() -> None:
         strategy=antdt.ParameterServer(options.mode, options.staleness, options.backup),
     )
     record = Record(options.record, worker)
+    (options.record / f"{worker}.pid").write_text(str(os.getpid()))
     for features, labels, numbers in agent:
         time.sleep(delay_s * len(labels))
         logits, rows = model(features, numbers)

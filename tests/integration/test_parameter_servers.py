@@ -32,10 +32,18 @@ class Run:
         said = ("--result", str(self.result), *options)
         return self.job.launch(workers, *said, script=SCRIPT, launcher=SERVERS, restarts=restarts)
 
-    def pid_of(self, launcher: Any, name: str) -> int:
-        """Of a worker or server whose launcher has started nobody again."""
-        names = [f"w{rank}" for rank in range(2)] + ["s0", "s1"]
-        return self.job.workers_of(launcher)[names.index(name)]
+    def pid_of(self, name: str) -> int:
+        """The process of a worker or server, as it has written down."""
+        return int((self.job.record / f"{name}.pid").read_text())
+
+    def again(self, name: str) -> None:
+        """Wait until its next incarnation is known."""
+        known = set(self.job.now().members.incarnations)
+
+        def joined() -> bool:
+            return any(i not in known and i.startswith(f"{name}.") for i in self.job.now().members.incarnations)
+
+        self.job.until(joined, f"{name} did not come back")
 
     def judged(self) -> dict[str, Any]:
         """The audit, once the model itself agrees with it."""
@@ -57,3 +65,58 @@ def test_a_job_on_servers_is_done_and_each_sample_is_in_the_model(
         processes.ended(run.launch(2, "--mode", mode))
         report = run.judged()
     assert report["committed"] == 480
+
+
+LONG = ("--samples", "600", "--epochs", "3", "--delay-ms", "4", "--checkpoint-every", "12")
+
+
+@pytest.mark.parametrize("mode", ["bsp", "asp"])
+def test_workers_and_servers_are_killed_and_nothing_is_lost_or_repeated(
+    connection: Connection, job: str, tmp_path: Path, mode: str
+) -> None:
+    with job_processes(connection, job, tmp_path) as processes:
+        run = Run(processes, tmp_path)
+        launcher = run.launch(2, *LONG, "--mode", mode)
+        for name in ("w1", "s1", "s0"):
+            processes.until_committed(processes.now().line.committed + 15 if processes.state() else 15)
+            os.kill(run.pid_of(name), signal.SIGKILL)
+            run.again(name)
+        processes.ended(launcher)
+        report = run.judged()
+        events = processes.events()
+    assert report["committed"] == 1800
+    assert any(isinstance(e, records.RolledBack) for e in events), "no server lost anything"
+    fenced = [e for e in events if isinstance(e, records.Fenced)]
+    assert fenced, "the samples of the lost worker came back by the first server's word"
+
+
+def test_a_server_that_hangs_is_given_up_and_comes_back_as_another(
+    connection: Connection, job: str, tmp_path: Path
+) -> None:
+    with job_processes(connection, job, tmp_path, patience_ms=1_500) as processes:
+        run = Run(processes, tmp_path)
+        launcher = run.launch(2, *LONG, "--mode", "bsp")
+        processes.until_committed(15)
+        pid = run.pid_of("s1")
+        os.kill(pid, signal.SIGSTOP)
+        lost = processes.now().members.group[1]
+        processes.until(lambda: processes.now().members.incarnations[lost].status == "lost", "it was not given up")
+        os.kill(pid, signal.SIGCONT)
+        processes.ended(launcher)
+        assert run.judged()["committed"] == 1800
+
+
+def test_who_is_told_to_leave_saves_all_and_the_next_launch_goes_on(
+    connection: Connection, job: str, tmp_path: Path
+) -> None:
+    with job_processes(connection, job, tmp_path) as processes:
+        run = Run(processes, tmp_path)
+        first = run.launch(2, *LONG[:-1], "0")
+        processes.until_committed(15)
+        first.terminate()
+        processes.ended(first, ExitCode.DRAINED)
+        state = processes.now()
+        assert state.line.checkpoints[-1].step == state.line.committed, processes.output.read_text()
+        processes.ended(run.launch(2, *LONG[:-1], "0"))
+        report = run.judged()
+    assert (report["committed"], report["rolled_back_steps"]) == (1800, 0)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from antdt_schemas.records import Decision, Measurement, StepBatch
+from antdt_schemas.records import Action, Decision, Measurement, StepBatch
 from antdt_streams.controller.core.state import ControllerState
 from antdt_streams.monitor.core import DetectorOptions, MonitorState, Position
 from antdt_streams.policies import AdjustBatchSize
@@ -56,12 +56,13 @@ class Worker:
     name: str
     batch_size: int
     columns: list[Column] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
     flushed_s: float = 0.0
 
 
 @dataclass
 class Loop:
-    """All of it. `history` holds (step, step seconds, batch sizes) of every step."""
+    """All of it. `history` holds (step, step seconds, batch sizes) of every step; `said` decisions of action NONE."""
 
     slowness: Slowness
     workers: list[Worker]
@@ -79,6 +80,7 @@ class Loop:
     history: list[tuple[int, float, list[int]]] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
     decisions: list[tuple[int, Decision]] = field(default_factory=list)
+    said: list[tuple[int, Decision]] = field(default_factory=list)
     records: list[StepBatch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -105,13 +107,11 @@ class Loop:
             self.plan = decision.plan
             for worker in self.workers:
                 worker.batch_size = sizes.get(worker.name, worker.batch_size)
-        slowest = 0.0
-        for number, worker in enumerate(self.workers):
-            jitter = self.random.lognormvariate(0.0, self.noise)
-            own = self.fixed_s + worker.batch_size * self.seconds_per_sample
-            own *= jitter * self.slowness(number, self.now_s)
+        own_s = [self._own_s(number, worker) for number, worker in enumerate(self.workers)]
+        slowest = max(own_s)
+        for worker, own in zip(self.workers, own_s, strict=True):
             worker.columns.append((self.step, worker.batch_size, self.plan, own))
-            slowest = max(slowest, own)
+            worker.waits.append(slowest - own)
         self.history.append((self.step, slowest, [w.batch_size for w in self.workers]))
         self.now_s += slowest
         for worker in self.workers:
@@ -119,15 +119,23 @@ class Loop:
                 self._report(worker)
         self.step += 1
 
+    def _own_s(self, number: int, worker: Worker) -> float:
+        jitter = self.random.lognormvariate(0.0, self.noise)
+        own = self.fixed_s + worker.batch_size * self.seconds_per_sample
+        return own * jitter * self.slowness(number, self.now_s)
+
     def _report(self, worker: Worker) -> None:
-        record = step_batch(worker.name, worker.columns)
-        worker.columns, worker.flushed_s = [], self.now_s
+        record = step_batch(worker.name, worker.columns, wait_s=tuple(worker.waits), strategy="allreduce")
+        worker.columns, worker.waits, worker.flushed_s = [], [], self.now_s
         self.records.append(record)
         now_ms = int(self.now_s * 1000)
         for measurement in self.monitor.process(record, Position(0, self.offset), now_ms):
             position = Position(0, len(self.measurements))
             self.measurements.append(measurement)
             for decision in self.controller.process(measurement, position, now_ms) if self.control else ():
+                if decision.action is Action.NONE:
+                    self.said.append((self.step, decision))
+                    continue
                 self.decisions.append((self.step, decision))
                 self.waiting.append((self.now_s + self.lag_s, decision))
         self.offset += 1

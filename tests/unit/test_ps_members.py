@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import antdt
 import pytest
 import torch
 from antdt.strategies.base import GenerationClosed, Here, Outcome, Part
 from antdt.strategies.once import Once
 from antdt.strategies.ps.member import ServedMember
 from antdt.strategies.ps.options import ParameterServer
+from antdt.strategies.ps.parts import Buffer
 from antdt.strategies.ps.server import Version
 from antdt.strategies.ps.serving import Serving
+from antdt.strategies.ps.tables import first_values
 from antdt_schemas import records
-from antdt_schemas.errors import UsageError
+from antdt_schemas.errors import Unavailable, UsageError
 from antdt_schemas.lineage import ROOT, next_lineage
 from antdt_schemas.ranges import Range
 from torch import nn
@@ -59,6 +62,7 @@ class Cluster:
         self.servers = [self._server(part) for part in range(SERVERS)]
         self.grant = self._granted(1)
         self._threads: list[threading.Thread] = []
+        self.workers: list[ServedMember] = []
 
     def _server(self, part: int) -> Serving:
         model, optimizer, once = self.script()
@@ -87,11 +91,14 @@ class Cluster:
         except BaseException as error:  # noqa: BLE001 - raised by the test
             self._failed.append(error)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:
             thread.join(10)
-        for one in self.servers:
+
+    def end(self) -> None:
+        self.stop()
+        for one in [*self.workers, *self.servers]:
             one.end()
         if self._failed:
             raise self._failed[0]
@@ -103,6 +110,7 @@ class Cluster:
         one.incarnation = f"{name}.0"
         one.form(self.grant, -1, lambda: False)
         one.align(self.grant, -1, NoFiles(self.servers[0]))
+        self.workers.append(one)
         return one
 
 
@@ -203,6 +211,73 @@ def test_a_worker_that_waits_is_called_off_from_another_thread(cluster: Callable
         contribute(first, range(4))
     first.abort()
     assert not first.stands
+
+
+class Sparse(nn.Module):
+    """A table, and what follows from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = antdt.Embedding(50, 6, std=0.1)
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.linear(self.table(ids).sum(1))
+        return out
+
+
+def sparse() -> tuple[nn.Module, torch.optim.Optimizer, Once]:
+    """A script's, with a table."""
+    torch.manual_seed(0)
+    model = Sparse()
+    return model, torch.optim.Adagrad(model.parameters(), lr=0.1), Once()
+
+
+IDS = torch.randint(50, (64, 4), generator=torch.Generator().manual_seed(2))
+
+
+def test_a_table_on_servers_is_trained_as_one_in_the_process_and_put_together(
+    cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTDT_SERVERS", "2")
+    here = cluster(sparse)
+    worker = here.worker("w0")
+    for step in range(6):
+        samples = slice(8 * step, 8 * step + 8)
+        worker.announce(Part([Range(1, 7, 0, 8 * step, 8)], 0, 8))
+        worker.backward(functional.cross_entropy(worker.model(IDS[samples]), Y[samples]), 8)
+        worker.finish(lambda _: None)
+    assert worker.model.table.weight.shape == (0, 6)
+    here.stop()
+    worker.assemble([bytes(one._serving().state.snapshot(Buffer())) for one in here.servers], 6, worker.lineage)
+
+    monkeypatch.setenv("ANTDT_SERVERS", "0")
+    alone, optimizer, _ = sparse()
+    first = first_values(alone.table.seed, "table", torch.arange(50), 6, 0.1)  # type: ignore[union-attr,arg-type]
+    with torch.no_grad():
+        alone.table.weight.copy_(first)  # type: ignore[union-attr,operator]
+    for step in range(6):
+        samples = slice(8 * step, 8 * step + 8)
+        optimizer.zero_grad()
+        functional.cross_entropy(alone(IDS[samples]), Y[samples]).backward()
+        optimizer.step()
+    assert_equal(worker.model, alone)
+
+
+def test_rows_that_nobody_gives_any_more_let_the_body_of_the_loop_come_to_its_end(
+    cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception in the script's own code would end it."""
+    monkeypatch.setenv("ANTDT_SERVERS", "2")
+    worker = cluster(sparse).worker("w0")
+    worker.announce(Part([Range(1, 7, 0, 0, 8)], 0, 8))
+    worker.close()
+    loss = functional.cross_entropy(worker.model(IDS[:8]), Y[:8])
+    with pytest.raises(GenerationClosed):
+        worker.backward(loss, 8)
+    worker.abort()
+    with pytest.raises(Unavailable, match="between two batches"):
+        worker.model(IDS[:8])
 
 
 def test_what_needs_all_workers_is_refused_when_it_is_called(cluster: Callable[..., Cluster]) -> None:

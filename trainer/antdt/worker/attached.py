@@ -65,15 +65,15 @@ class AttachedLife(Life):
         plans, split = self.plans, self._split()
         share = split.shares[0]
         part = Part(taken.ranges, plans.newest, taken.reference)
+        yield ask.Announce(part, share.batch_size, lambda samples: self.taking.ahead(self.session, samples))
         try:
-            yield ask.Announce(part, share.batch_size, lambda samples: self.taking.ahead(self.session, samples))
             yield ask.Train(taken.ranges, share.accumulation, part.samples, taken.units)
-            outcome = yield ask.FINISH
         except GenerationClosed:
             if self.session.phase is not Phase.MEMBER:
                 raise
-            self._again = taken  # given up here, before it was handed in
+            self._again = taken  # given up here, before anything of it was handed in
             return
+        outcome = yield ask.FINISH
         self._again = None if outcome.applied else taken
         yield from self._included(outcome)
 

@@ -121,7 +121,7 @@ class ServerOfWorkers(Membership):
         self._reported_s = now_s
         self.note()
         load = self.server.load_since()
-        if not load.requests:
+        if not load.messages:
             return
         self._row += 1
         step = self.server.step_number if self.server.options.mode == "bsp" else self._row

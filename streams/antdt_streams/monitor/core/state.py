@@ -18,12 +18,13 @@ from antdt_streams.monitor.core.intake import check, new_steps
 from antdt_streams.monitor.core.measurement import measure
 from antdt_streams.monitor.core.node import Sample, Track
 from antdt_streams.monitor.core.options import DetectorOptions
+from antdt_streams.monitor.core.pace import pace_of
 from antdt_streams.monitor.core.rates import add_sample
 from antdt_streams.monitor.core.roster import HEALTH, TRACK, Roster
 from antdt_streams.monitor.core.windows import Windows
 from antdt_streams.storage.rows import Position, decode_row, digest_rows, encode_row
 
-FORMAT = 1
+FORMAT = 2
 HEAD, POOLED = b"head", b"pooled"
 
 
@@ -98,7 +99,7 @@ class MonitorState:
             track.ahead, track.last_step = False, step
             if sample is None:
                 continue
-            track.note_plan(plan, sample.batch_size)
+            track.note_plan(plan, sample.taken)
             jumped |= self._rate(track, sample)
             if current and window >= windows.next:
                 track.open.append(sample)
@@ -152,14 +153,14 @@ class MonitorState:
         while self.windows.due:
             window = Window(self.windows.next, self._cut(self.windows.next))
             self.windows.next += 1
-            measured = bool(window.samples)
+            measured, pace = bool(window.samples), pace_of(window, self.roster.tracks)
             if measured:
                 self.detector.close(window, self.roster)
             self._age(window.number)
             self.windows.recount(self.roster.tracks.values())
             if measured:
                 cause = Cause(position.partition, position.offset, len(out))
-                out.append(measure(self.detector, self.roster, self.windows, window.number, cause, urgent=False))
+                out.append(measure(self.detector, self.roster, self.windows, window.number, cause, pace))
             self.windows.open_offsets.pop(window.number, None)
             self._dirty.add(POOLED)
         if out:
@@ -206,7 +207,7 @@ class MonitorState:
         jump.clear()
         jump.told_step = windows.newest_step
         cause = Cause(position.partition, position.offset, 0)
-        return [measure(self.detector, self.roster, windows, windows.next, cause, urgent=True)]
+        return [measure(self.detector, self.roster, windows, windows.next, cause)]
 
     # -- rows
 
@@ -221,7 +222,7 @@ class MonitorState:
     def _row(self, key: bytes) -> bytes:
         if key == POOLED:
             return encode_row(self.detector.to_row())
-        return encode_row([FORMAT, astuple(self.jump), self.windows.to_row()])
+        return encode_row([FORMAT, astuple(self.jump), self.windows.to_row(), self.roster.strategy])
 
     def rows(self) -> dict[bytes, bytes]:
         out = {key: self._row(key) for key in (HEAD, POOLED)}
@@ -244,9 +245,10 @@ class MonitorState:
         state = cls(options)
         if not rows:
             return state
-        found, jump, windows = decode_row(rows[HEAD])
+        found, *rest = decode_row(rows[HEAD])
         if found != FORMAT:
             raise Mismatch("Format of the Monitor's state", FORMAT, found)
+        jump, windows, state.roster.strategy = rest
         for key in sorted(rows):
             if key not in {HEAD, POOLED}:
                 state.roster.load(key, rows[key])

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NoReturn, cast
 import torch
 from antdt_schemas import records
 from antdt_schemas.batches import Cursor
-from antdt_schemas.errors import NotFinite, UsageError
+from antdt_schemas.errors import NotFinite, Unavailable, UsageError
 from antdt_schemas.lineage import ROOT
 
 from antdt.host import whereabouts
@@ -28,7 +28,7 @@ from antdt.strategies.allreduce.denominators import Denominators
 from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import GenerationClosed, Here, Outcome, Part, Restores, Strategy, Timings
 from antdt.strategies.once import Once
-from antdt.strategies.ps.client import Exchange, Late, Params
+from antdt.strategies.ps.client import Exchange, Included, Late, Pulled
 from antdt.strategies.ps.contribution import Contribution, Factor
 from antdt.strategies.ps.layout import layout_of
 from antdt.strategies.ps.looking_up import LookedUp
@@ -78,6 +78,7 @@ class ServedMember:
         self._gradients: LocalGradients | None = None
         self._exchange: Exchange | None = None
         self._part: Part | None = None
+        self._gone: GenerationClosed | None = None
         self._skips = 0
         self._looked_up = LookedUp(model, self.layout.tables, self._rows)
 
@@ -192,6 +193,7 @@ class ServedMember:
         """
         gradients, weights = self._gradients, self._weights
         assert self._part is not None and gradients is not None, "announce first"
+        self._check_servers()
         if summed:
             raise UsageError(
                 "ParameterServer divides by what all contributions weigh: pass the mean, and weight= where it was not "
@@ -228,6 +230,7 @@ class ServedMember:
 
         Raises GenerationClosed, Unavailable, NotFinite.
         """
+        self._check_servers()
         part, exchange, begun = self._part, self._asking(), time.perf_counter()
         assert part is not None and self._weights.samples == part.samples, (part, self._weights.samples)
         self._guard.check_parameters()
@@ -238,7 +241,7 @@ class ServedMember:
         answer = exchange.push(ranges, part.samples, weight, scale, flat, rows)
         late = isinstance(answer, Late)
         self._forget()
-        self._take(answer.params)
+        self._take(answer)
         if not late:
             self._count(finite)
         row = Contribution(part.samples, part.plan_seen, part.reference)
@@ -267,13 +270,13 @@ class ServedMember:
                 "at the data of these steps."
             )
 
-    def _take(self, params: Params) -> None:
+    def _take(self, answer: Pulled | Included | Late) -> None:
         """The model is that of this version from here on."""
         with torch.no_grad():
-            for flat, block in zip(params.dense, self._blocks, strict=True):
+            for flat, block in zip(answer.dense, self._blocks, strict=True):
                 for values, param in zip(flat.split([p.numel() for p in block]), block, strict=True):
                     param.copy_(values.view_as(param))
-        self.step_number, self.lineage = params.version, params.lineage
+        self.step_number, self.lineage = answer.version, answer.lineage
 
     def _rows(self, table: str, ids: torch.Tensor) -> torch.Tensor:
         """In the middle of the script's own code: who waits for a server that hangs does not hang itself."""
@@ -282,6 +285,12 @@ class ServedMember:
         page.enter(At.REDUCING)
         try:
             return self._asking().rows(table, ids)
+        except GenerationClosed as closed:
+            if self._part is None:
+                said = f"The servers have gone while the script looked up rows of {table} between two batches: {closed}"
+                raise Unavailable(said, "This worker is to be started again; it loses no samples by that.") from closed
+            self._gone = closed  # what the script's body comes to is given up in agent.step
+            return torch.zeros(len(ids), next(one.width for one in self.layout.tables if one.name == table))
         finally:
             page.enter(phase, standing.detail, standing.allowed_s)
 
@@ -289,8 +298,14 @@ class ServedMember:
         known = {id(param) for param in self._trained}
         return [(param, id(param) in known) for param in self.model.parameters() if param.numel()]
 
+    def _check_servers(self) -> None:
+        """Raises GenerationClosed where rows were looked up that nobody gave."""
+        if self._gone is not None:
+            raise self._gone
+
     def _forget(self) -> None:
         """Nothing is begun, no gradient is there."""
+        self._gone = None
         if self._gradients is not None:
             self._gradients.reset()
         self._looked_up.forget()

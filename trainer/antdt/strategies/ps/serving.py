@@ -166,9 +166,10 @@ class Serving:
             self._server.wake()
 
     def end(self) -> None:
-        """Behind the last version."""
-        if self._server is not None:
-            self._server.leave()
+        """Behind the last version; waits for a part that is being written."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
 
     def outlive(self) -> None:
         """The job has ended."""
