@@ -8,6 +8,7 @@ from functools import partial
 
 from antdt.strategies.ps.core.ordering import Ordering
 from antdt.strategies.ps.core.staging import Staging
+from antdt.worker.serving import ServingLife
 from antdt.worker.session import Session
 from antdt.worker.session.commits import Commits
 from antdt_streams.ledger.core import committing, decide, evidence, fences, joining, leader, leasing, rows, turn
@@ -89,13 +90,19 @@ MUTATIONS = (
         "17",
         "what a lost worker holds returns at once",
         (Edit(turn.lose, GONE, GONE + GIVE_BACK_AT_ONCE),),
-        served_worlds(400),
+        served_worlds(200, first=23),
     ),
     Mutation(
         "17",
         "the first server includes what a lost worker has pushed",
         (Edit(Ordering.on_lost, "tuple(sorted(set(incarnations) - self._lost))", "()"),),
-        served_worlds(400),
+        served_worlds(200, first=19),
+    ),
+    Mutation(
+        "17",
+        "the first server says that it obeys, and does not",
+        (Edit(ServingLife._obey, "ask.Obey(lost,", "ask.Obey((),"),),
+        served_worlds(200, first=19),
     ),
     Mutation(
         "17",

@@ -34,11 +34,14 @@ class Staged(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """To the first server: this one's part of a file is durable, or could not be written."""
+    """To the first server: this one's part of a file is durable."""
 
     rank: int
     name: str
-    written: bool
+
+
+class Wanted(NamedTuple):
+    """To the first server: this one wants a file."""
 
 
 class Told(NamedTuple):

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from antdt.strategies.ps.core.facts import Mode
-from antdt.worker.session import SERVER
+from antdt.worker.session import SERVER, Session
 from antdt_schemas.limits import INIT_FILE
 from antdt_schemas.strategies import mode_of, server_name, servers_of, staleness_of
 
@@ -49,7 +49,9 @@ class ServedWorld(World):
         own = random.Random(f"servers/{self.seed}")
         kind = own.choice(("bsp", "bsp", "asp", "ssp=1", "ssp=3"))
         strategy = f"ps-{kind}/servers={own.choice((1, 2, 2, 3))}"
-        self.spec = replace(self.spec, strategy=strategy)
+        # Where there are many samples, few would be a step too many for so slow a world.
+        batch_size = max(self.spec.batch_size, self.spec.samples * self.spec.epochs * self.spec.workers_min // 60)
+        self.spec = replace(self.spec, strategy=strategy, batch_size=batch_size)
         self.mode = Mode(mode_of(strategy), staleness_of(strategy))  # type: ignore[arg-type]
         self.backup = own.choice((0, 0, 1, 2)) if self.mode.kind == "bsp" else 0
         self.session_options = replace(self.session_options, reenter_s=own.choice((50, 400)) * self.tick_s)
@@ -67,11 +69,6 @@ class ServedWorld(World):
         """All that there must be."""
         return [server_name(part) for part in range(servers_of(self.spec.strategy))]
 
-    def batch_of(self, worker: Attached) -> int:
-        """Samples of its next contribution."""
-        least = self.spec.samples * self.spec.epochs // 80
-        return least + self.rng.randint(1, max(1, 2 * self.spec.batch_size // self.spec.workers_min))
-
     # -- files
 
     def file_name(self, server: Server) -> str:
@@ -85,6 +82,14 @@ class ServedWorld(World):
         self.files[name] = File(tuple(parts[rank] for rank in sorted(parts)))
         self.count("file_written")
         return self.files[name].model
+
+    def prune(self, session: Session) -> None:
+        """What the ledger keeps no longer is removed."""
+        if self.prunes:
+            oldest = min(session.files.kept_steps)
+            for name in [n for n, s in self.files.items() if n != INIT_FILE and s.model.step < oldest]:
+                del self.files[name]
+                self.count("file_removed")
 
     # -- processes
 
