@@ -90,20 +90,52 @@ def test_workers_and_servers_are_killed_and_nothing_is_lost_or_repeated(
     assert fenced, "the samples of the lost worker came back by the first server's word"
 
 
-def test_a_server_that_hangs_is_given_up_and_comes_back_as_another(
+def test_a_server_that_sleeps_is_given_up_and_wakes_up_to_nothing(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:
     with job_processes(connection, job, tmp_path, patience_ms=1_500) as processes:
         run = Run(processes, tmp_path)
         launcher = run.launch(2, *LONG, "--mode", "bsp")
         processes.until_committed(15)
-        pid = run.pid_of("s1")
+        pid = run.pid_of("s0")
+        lost = processes.now().members.group[0]
         os.kill(pid, signal.SIGSTOP)
-        lost = processes.now().members.group[1]
         processes.until(lambda: processes.now().members.incarnations[lost].status == "lost", "it was not given up")
         os.kill(pid, signal.SIGCONT)
         processes.ended(launcher)
         assert run.judged()["committed"] == 1800
+        commits = [e for e in processes.events() if isinstance(e, records.Granted)]
+    assert len(commits) >= 2 and all(len(e.members) == 2 for e in commits)
+
+
+@pytest.mark.dear
+def test_a_server_that_hangs_and_is_not_dead_is_found_by_what_it_says_it_is_at(
+    connection: Connection, job: str, tmp_path: Path
+) -> None:
+    with job_processes(connection, job, tmp_path, stuck_ms=3_000) as processes:
+        run = Run(processes, tmp_path)
+        launcher = run.launch(2, *LONG, "--mode", "bsp")
+        processes.until_committed(15)
+        hung = processes.now().members.group[1]
+        os.kill(run.pid_of("s1"), signal.SIGUSR1)
+        processes.ended(launcher)
+        assert run.judged()["committed"] == 1800
+        reason = next(e.reason for e in processes.events() if isinstance(e, records.Lost) and e.incarnation == hung)
+        said = processes.output.read_text()
+    assert "holds up" in reason and "serving" in reason
+    assert "its training thread does not move: serving" in said
+
+
+def test_the_slowest_need_not_be_waited_for_and_what_comes_late_is_not_lost(
+    connection: Connection, job: str, tmp_path: Path
+) -> None:
+    slow = ("--samples", "300", "--epochs", "2", "--delay-ms", "3", "--slow", "w2:5", "--backup", "1")
+    with job_processes(connection, job, tmp_path) as processes:
+        run = Run(processes, tmp_path)
+        processes.ended(run.launch(3, *slow))
+        report = run.judged()
+    assert report["committed"] == 600
+    assert report["steps"] > 600 // 24, "versions of fewer than all workers"
 
 
 def test_who_is_told_to_leave_saves_all_and_the_next_launch_goes_on(

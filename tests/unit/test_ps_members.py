@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import antdt
@@ -12,12 +13,16 @@ import pytest
 import torch
 from antdt.strategies.base import GenerationClosed, Here, Outcome, Part
 from antdt.strategies.once import Once
+from antdt.strategies.ps.core.facts import Version
 from antdt.strategies.ps.member import ServedMember
 from antdt.strategies.ps.options import ParameterServer
 from antdt.strategies.ps.parts import Buffer
-from antdt.strategies.ps.server import Version
 from antdt.strategies.ps.serving import Serving
 from antdt.strategies.ps.tables import first_values
+from antdt.worker import checkpoint
+from antdt.worker.instructions import Parts
+from antdt.worker.part_files import PartFiles
+from antdt.worker.session import Session, Where
 from antdt_schemas import records
 from antdt_schemas.errors import Unavailable, UsageError
 from antdt_schemas.lineage import ROOT, next_lineage
@@ -25,6 +30,8 @@ from antdt_schemas.ranges import Range
 from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
+
+from tests.unit.test_session import SPEC
 
 HOST = "127.0.0.1"
 SERVERS = 2
@@ -178,6 +185,7 @@ def test_lineage_is_that_of_what_is_in_a_version(cluster: Callable[..., Cluster]
     contribute(worker, range(8, 12))
     first = next_lineage(ROOT, 1, (1, 0, 0, 8))
     assert worker.lineage == next_lineage(first, 2, (1, 0, 8, 4))
+    here.stop()  # what was decided is handed out behind the answers
     assert [(one.version, one.lineage) for one in here.versions] == [(1, first), (2, worker.lineage)]
 
 
@@ -187,6 +195,7 @@ def test_each_contribution_is_a_version_where_nobody_waits(cluster: Callable[...
     for worker in workers:
         for step in range(3):
             assert contribute(worker, range(8 * step, 8 * step + 8)).applied
+    here.stop()
     assert len(here.versions) == 6 and workers[1].step_number == 6
 
 
@@ -262,6 +271,39 @@ def test_a_table_on_servers_is_trained_as_one_in_the_process_and_put_together(
         functional.cross_entropy(alone(IDS[samples]), Y[samples]).backward()
         optimizer.step()
     assert_equal(worker.model, alone)
+
+
+def test_a_checkpoint_in_parts_is_read_as_weights(
+    cluster: Callable[..., Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTDT_SERVERS", "2")
+    here = cluster(sparse)
+    worker = here.worker("w0")
+    worker.announce(Part([Range(1, 7, 0, 0, 8)], 0, 8))
+    worker.backward(functional.cross_entropy(worker.model(IDS[:8]), Y[:8]), 8)
+    worker.finish(lambda _: None)
+    here.stop()
+    files = PartFiles(tmp_path, "job", worker)  # type: ignore[arg-type]
+    files.run_id = "run"
+    parts = []
+    for part, one in enumerate(here.servers):
+        name = f"step-000000001-g1-s0.0-part{part}of2.part"
+        digest = checkpoint.write(files.folder, name, one._serving().state.snapshot(Buffer()))
+        parts.append((name, digest))
+    session = Session("s0", "s0.0", SPEC, Where(HOST, 1), role="server")
+    event = files.publish(session, Parts(1, worker.lineage, 0, tuple(parts)))
+    assert event is not None
+
+    monkeypatch.setenv("ANTDT_SERVERS", "0")
+    model = antdt.load_model(files.folder / event.file, sparse()[0])
+    assert torch.equal(model.linear.weight, worker.model.linear.weight)
+    assert model.table.weight.shape == (50, 6)
+    state = antdt.load_model(files.folder / event.file)
+    trained = state["table.ids"]
+    assert trained.tolist() == sorted({int(i) for i in IDS[:8].flatten()})
+    assert torch.equal(model.table.weight[trained], state["table.rows"])
+    with pytest.raises(UsageError, match="another model"):
+        antdt.load_model(files.folder / event.file, nn.Linear(2, 2))
 
 
 def test_rows_that_nobody_gives_any_more_let_the_body_of_the_loop_come_to_its_end(

@@ -51,6 +51,7 @@ class Model:
         self.step_number, self.lineage, self.plan, self.void, self.cursor = 0, bytes(16), 0, False, Cursor()
         self.pending: Sequence[Any] = ()
         self.active, self.saved_step, self.wanted, self.is_saving = 1, -1, False, False
+        self.others_idle = False
 
     def drop_pending(self, up_to_step: int) -> None:
         pass
@@ -229,10 +230,23 @@ def test_a_script_that_leaves_its_loop_says_good_bye_at_once() -> None:
     course = driver.run(until=ask.Between)
     course.end()
     driver.happens = []
-    early = ask.Course(driver.life.leave_early(driver.now_s + 20.0, regroup=False))
+    early = ask.Course(driver.life.leave_early(driver.now_s + 20.0, regroup=True))
     while early.asks is not None:
         early.carry_out(driver.perform)
     assert driver.life.departed and driver.asked[-1] == "Idle"
+    assert "Leave" not in driver.asked, "its generation goes on, and nothing of a step that was begun was handed in"
+
+
+def test_where_another_worker_has_run_out_what_need_not_be_held_goes_back() -> None:
+    driver = Driver()
+    leases = [number for lease in range(1, 9) for number in (lease, 7, 0, 32 * (lease - 1), 32)]
+    driver.happens = [lambda: driver.lease(*leases)]
+    course = driver.run(until=ask.Train)
+    driver.model.others_idle = True
+    course.go_on()
+    driver.run(course, until=ask.Train).end()
+    (released,) = [r.body for r in driver.tick() if isinstance(r.body, records.Release)]
+    assert driver.session.leases.untaken == 32 and len(released.more) == 2 * 4
 
 
 # -- servers

@@ -180,7 +180,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
         self._client = self._membership.client
         self._client.on_leases = self.source.prepare
         self._page = whereabouts.mine()
-        self._effects = Effects(self.plans, self.strategy)
+        self._effects = Effects(self.plans, self.strategy, self.spec.strategy)
         self._hand = Hand(self._client, self.source, self.loader, self.options)
         self._hand.unit_seed = self.spec.seed if unit_of(self.spec.strategy) else None
         self._page.numbers[whereabouts.ATTEMPTS] = self.options.max_attempts

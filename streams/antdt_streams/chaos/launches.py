@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -16,7 +15,7 @@ from time import monotonic
 from antdt_schemas.errors import ExitCode, Unavailable
 from antdt_schemas.launch_locks import folder_of, is_free
 
-from antdt_streams.host.child import Process, alive, send
+from antdt_streams.host.child import Process, alive, outputs, send
 from antdt_streams.local.supervise import Start, last_words
 
 RESTARTS_MAX = 1000
@@ -188,7 +187,7 @@ class Launches:
     def pid(self, worker: str) -> int | None:
         """The process of a worker, known by the log that it writes to."""
         log = f"/{worker}.log"
-        found = (pid for launcher in self.running.values() for pid, out in outputs(launcher) if out.endswith(log))
+        found = (pid for launcher in self.running.values() for pid, out in outputs(launcher.pid) if out.endswith(log))
         return next(found, None)
 
     def pids(self) -> list[int]:
@@ -197,7 +196,7 @@ class Launches:
     def _workers_of(self, launcher: Process) -> list[int]:
         names = tuple(f"/w{rank}.log" for rank in range(self.training.workers))
         names += tuple(f"/s{part}.log" for part in range(self.training.servers))
-        return [pid for pid, out in outputs(launcher) if out.endswith(names)]
+        return [pid for pid, out in outputs(launcher.pid) if out.endswith(names)]
 
     def _launchers(self) -> list[Process]:
         second = [self._second] if self._second is not None else []
@@ -220,11 +219,3 @@ class Launches:
         for launcher in launchers:
             send(launcher.pid, signal.SIGTERM)
         return launchers
-
-
-def outputs(launcher: Process) -> Iterator[tuple[int, str]]:
-    with suppress(OSError):
-        for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
-            with suppress(OSError):
-                if alive(int(pid)):
-                    yield int(pid), str(Path(f"/proc/{pid}/fd/1").readlink())

@@ -119,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=128, help="global batch")
     parser.add_argument("--every", type=int, default=0, help="steps between averages (LocalSGD); 0: AllReduce")
     parser.add_argument("--mode", choices=("bsp", "asp", "ssp"), help="of parameter servers (antdt launch --servers N)")
+    parser.add_argument("--checkpoint-every", type=int, default=0, help="steps; 0: the final one only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--delay-ms", type=float, default=0.0, help="time a sample takes")
     parser.add_argument("--slow", default="", help="WORKER:FACTOR[:BURST_S:EVERY_S],...")
@@ -135,6 +136,8 @@ def main(argv: list[str] | None = None) -> None:
     slowness = Slowness(options.delay_ms / 1000, options.slow, os.environ.get("ANTDT_WORKER", ""))
 
     steps = max(1, len(train) * options.epochs // (options.batch_size * max(1, options.every)))
+    if options.mode in ("asp", "ssp"):  # each worker's part of a batch is one
+        steps *= int(os.environ.get("ANTDT_WORLD_SIZE", "1"))
     agent = antdt.Agent(
         model,
         optimizer,
@@ -144,6 +147,7 @@ def main(argv: list[str] | None = None) -> None:
         seed=options.seed,
         scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps)),
         strategy=_strategy(options),
+        options=antdt.AgentOptions(checkpoint_every_steps=options.checkpoint_every),
     )
 
     for x, y in agent:

@@ -21,6 +21,7 @@ from antdt.strategies.base import GenerationClosed, Outcome, Part
 from antdt.worker import instructions as ask
 from antdt.worker.instructions import Steps
 from antdt.worker.life import Life
+from antdt.worker.outside import Attached
 from antdt.worker.plans import Split
 from antdt.worker.session import OVER, Phase
 from antdt.worker.taking import Taken
@@ -31,6 +32,7 @@ SAMPLES_S = 0.5  # between two looks for samples
 class AttachedLife(Life):
     """See Life. `_again`: what is to be computed once more, None for nothing."""
 
+    strategy: Attached
     _again: Taken | None = None
     _idle = False
 
@@ -52,6 +54,15 @@ class AttachedLife(Life):
         """What is open is given up. In a generation that goes on this worker comes back as it is."""
         self._again = None
         yield from super()._leave()
+
+    def leave_early(self, until_s: float, *, regroup: bool) -> Steps:
+        """See Life. What was begun is handed in nowhere; where there is no generation there is nobody to tell."""
+        try:
+            if self.generation is not None and self.session.phase is Phase.MEMBER:
+                yield from self._say_farewell()
+        except GenerationClosed as error:
+            self._say(logging.INFO, f"generation is over: {error}")
+        self.departed = True
 
     # -- one round
 
@@ -104,7 +115,10 @@ class AttachedLife(Life):
 
     def _included(self, outcome: Outcome) -> Steps:
         with self._lock:
-            self.taking.made(self.session, outcome)
+            # The others have taken about as many meanwhile. Where one of them has run out, what this one need not hold
+            # goes back.
+            about = outcome.total * self.options.workers_min
+            self.session.leases.observe(about, about + self.strategy.others_idle)
         yield ask.Accounted(outcome)
         if outcome.skipped is not None:
             said = f"a contribution to step {self.strategy.step_number} counts for nothing: {outcome.why}"

@@ -51,6 +51,13 @@ class Lived(Head, Protocol):
     def form_patience_s(self) -> float: ...
 
 
+class Attached(Lived, Protocol):
+    """The model as a worker of servers has it. others_idle: some other worker has no samples."""
+
+    @property
+    def others_idle(self) -> bool: ...
+
+
 class Served(Lived, Protocol):
     """A server's part of the model. active: workers that are at something. backup: as the script says. saved_step: of
     its own newest durable part. is_saving: files were asked for, and not all are there. wanted: another server asks for

@@ -15,8 +15,9 @@ from antdt.host import whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions
 from antdt.strategies.base import Strategy
+from antdt.strategies.ps.core.facts import Version
 from antdt.strategies.ps.member import ServedMember
-from antdt.strategies.ps.server import Saved, Version
+from antdt.strategies.ps.saving import Saved
 from antdt.strategies.ps.serving import Serving
 from antdt.worker import checkpoint
 from antdt.worker import instructions as ask

@@ -32,6 +32,7 @@ from antdt.worker.session import Composition, Phase
 
 TURN_S = 0.02
 QUIET_S = 2.0  # so long a server that is told to leave serves workers that may have been told as well
+LAST_S = 0.25
 FILED_S = 1.0  # what the primary may take from the last part to the file that names it
 
 
@@ -87,6 +88,8 @@ class ServingLife(Life):
     def _round(self, *, leaving: bool = False) -> Steps:
         session = self.session
         if session.phase is Phase.ENDED:
+            if self._is_primary:  # the others hear it as well, and need not see it go before
+                yield ask.Wait(lambda: False, LAST_S)
             self.ended = True
             return
         if session.phase is not Phase.MEMBER:

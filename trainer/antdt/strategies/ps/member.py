@@ -53,7 +53,9 @@ def member_of(model: torch.nn.Module, optimizer: Any, options: ParameterServer, 
 
 
 class ServedMember:
-    """A `Strategy`. Invariant: between `align` and `abort` the parameters are those of version `step_number`, whose
+    """A `Strategy`. others_idle: some worker has no samples, as the primary said last.
+
+    Invariant: between `align` and `abort` the parameters are those of version `step_number`, whose
     lineage is `lineage`.
     """
 
@@ -79,7 +81,7 @@ class ServedMember:
         self._exchange: Exchange | None = None
         self._part: Part | None = None
         self._gone: GenerationClosed | None = None
-        self._skips = 0
+        self._skips, self.others_idle = 0, False
         self._looked_up = LookedUp(model, self.layout.tables, self._rows)
 
     def accompany(self, once: Once) -> None:
@@ -164,6 +166,7 @@ class ServedMember:
     # -- one contribution
 
     _is_idle = False
+    _plan_told = 0
 
     def announce(self, part: Part) -> None:
         """It is begun, perhaps anew."""
@@ -233,6 +236,9 @@ class ServedMember:
         self._check_servers()
         part, exchange, begun = self._part, self._asking(), time.perf_counter()
         assert part is not None and self._weights.samples == part.samples, (part, self._weights.samples)
+        if part.plan_seen != self._plan_told:
+            self._plan_told = part.plan_seen
+            on_plan(part.plan_seen)
         self._guard.check_parameters()
         flat, rows, finite = self._collected(exchange)
         weight = self._weights.total if finite else 0.0
@@ -266,8 +272,8 @@ class ServedMember:
         self._skips = 0 if finite else self._skips + 1
         if self._skips >= SKIPS_MAX:
             raise NotFinite(
-                f"The gradients of {SKIPS_MAX} contributions in a row were not finite: lower the learning rate, or look "
-                "at the data of these steps."
+                f"The gradients of {SKIPS_MAX} contributions in a row were not finite: lower the learning rate, or "
+                "look at the data of these steps."
             )
 
     def _take(self, answer: Pulled | Included | Late) -> None:
@@ -276,7 +282,7 @@ class ServedMember:
             for flat, block in zip(answer.dense, self._blocks, strict=True):
                 for values, param in zip(flat.split([p.numel() for p in block]), block, strict=True):
                     param.copy_(values.view_as(param))
-        self.step_number, self.lineage = answer.version, answer.lineage
+        self.step_number, self.lineage, self.others_idle = answer.version, answer.lineage, answer.idle
 
     def _rows(self, table: str, ids: torch.Tensor) -> torch.Tensor:
         """In the middle of the script's own code: who waits for a server that hangs does not hang itself."""

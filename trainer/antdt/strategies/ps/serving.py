@@ -18,10 +18,13 @@ from antdt.strategies.allreduce import guard
 from antdt.strategies.base import Here, Restores
 from antdt.strategies.once import Once
 from antdt.strategies.ps.contribution import Factor
+from antdt.strategies.ps.core.facts import Mode, Version
 from antdt.strategies.ps.layout import layout_of
+from antdt.strategies.ps.load import Load
 from antdt.strategies.ps.options import ParameterServer
 from antdt.strategies.ps.refusals import refuse, refuse_hooks
-from antdt.strategies.ps.server import Load, Mode, Saved, Server, Version
+from antdt.strategies.ps.saving import Saved
+from antdt.strategies.ps.server import Server
 from antdt.strategies.ps.state import ServerState
 
 Write = Callable[[str, memoryview], bytes]

@@ -24,13 +24,15 @@ from antdt.strategies.ps.core.facts import PULL, Contribution, Included, Key, Mo
 @dataclass(slots=True)
 class Worker:
     """What the primary knows of an incarnation. included: the newest n in a version. clock: how many contributions of
-    it there are, as if it had begun with the slowest. owed: what it waits for, included and not answered.
+    it there are, as if it had begun with the slowest. owed: what it waits for, included and not answered. idle: it has
+    no samples for now.
     """
 
     included: int = 0
     clock: int = 0
     active: bool = False
     owed: Key | None = None
+    idle: bool = False
 
 
 class Ordering:
@@ -54,6 +56,11 @@ class Ordering:
     def active(self) -> tuple[str, ...]:
         """Who is waited for."""
         return tuple(name for name, worker in self._workers.items() if worker.active)
+
+    @property
+    def somebody_is_idle(self) -> bool:
+        """Whether some worker has no samples for now."""
+        return any(worker.idle for worker in self._workers.values())
 
     @property
     def is_idle(self) -> bool:
@@ -93,7 +100,7 @@ class Ordering:
     def _activate(self, worker: Worker) -> None:
         if not worker.active:
             worker.clock = max(worker.clock, self._slowest(worker.clock))
-            worker.active = True
+            worker.active, worker.idle = True, False
 
     # -- what workers and the ledger say
 
@@ -103,15 +110,15 @@ class Ordering:
         if worker is None or not worker.active:
             return []
         assert worker.owed is None and incarnation not in self._ready, f"{incarnation} is idle in a contribution"
-        worker.active = False
+        worker.active, worker.idle = False, True
         return self._close()
 
     def on_bye(self, incarnation: str) -> list[Order]:
         """It leaves for good: what it has pushed is included all the same."""
         worker = self._workers.get(incarnation)
-        if worker is None or not worker.active:
+        if worker is None:
             return []
-        worker.active = False
+        worker.active, worker.idle = False, False
         return self._close()
 
     def on_lost(self, incarnations: Iterable[str]) -> list[Order]:
