@@ -109,6 +109,19 @@ def test_a_worker_has_no_server_s_name_and_other_jobs_have_no_servers() -> None:
     assert "this job has none" in plain.say("s0.0", plain.a_join()).reason
 
 
+def test_a_worker_that_asks_for_a_generation_ends_none() -> None:
+    bench = Servers().formed()
+    bench.again("w0.0")
+    assert bench.state.members.open
+
+
+def test_workers_share_what_is_left_however_many_servers_there_are() -> None:
+    bench = Servers(replace(PS, strategy="ps-asp/servers=1", workers_min=4))
+    bench.join("s0.0", "w0.0", "w1.0", "w2.0", "w3.0")
+    held = bench.lease("w0.0", 1_000)
+    assert sum(held[4::5]) <= 20  # an eighth of 100, in whole shards
+
+
 # -- the loss of a worker
 
 
@@ -140,8 +153,8 @@ def test_a_commit_that_has_not_seen_the_loss_returns_nothing() -> None:
     bench = Servers().formed()
     bench.lease("w0.0", 10), bench.lease("w1.0", 10)
     bench.exited("w0.0")
-    bench.obey(1)
     bench.exited("w1.0")
+    bench.obey(1)
     bench.obey(1)
     assert list(bench.state.shards.held) == ["w1.0"]
 
@@ -278,6 +291,17 @@ def test_rows_give_the_state_back() -> None:
         {1: "w0.0", 2: "w1.0"},
         1,
     )
+
+
+def test_the_same_log_gives_the_same_losses_wherever_it_is_read_from() -> None:
+    """An accepted loss of the log ends everybody at once: whoever began with rows must number them alike."""
+    bench = Servers()
+    bench.join("s0.0", "s1.0", "w1.0", "w0.0")
+    state, again = bench.state, rows.load(State(PS), dict(rows.all_rows(bench.state)))
+    regressed = records.Regressed(5, 9, bytes(16), "run-1", 1_000, 1_000, "somebody", "the disk is gone")
+    for one in (state, again):
+        one.apply(regressed)
+    assert state.members.losses == again.members.losses == {1: "w0.0", 2: "w1.0"}
 
 
 def test_a_long_list_of_losses_is_told_in_pieces() -> None:

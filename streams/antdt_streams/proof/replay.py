@@ -228,7 +228,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"  digest         {found['digest']}",
         f"  leader         {leader['owner']}, since offset {leader['offset']}" if leader else "  leader         none",
         f"  generation     {state['generation']} ({'open' if state['open'] else 'closed'}): "
-        + (", ".join(m["worker"] for m in state["members"]) or "no members"),
+        + (", ".join(m["worker"] for m in state["members"]) or "no members")
+        + (f"; workers: {', '.join(m['worker'] for m in state['attached'])}" if state["attached"] else ""),
         f"  steps          {state['steps']:,}, lineage {state['lineage']}, plan {state['plan']}",
         f"  samples        {state['committed']:,} of {state['samples']:,} committed, {state['quarantined']:,} in "
         f"quarantine, {len(state['leases'])} leases live, {state['refused']:,} requests refused",

@@ -181,18 +181,15 @@ class ParameterServer:
             yield closed(s, why)
 
     def grant(self, s: State) -> tuple[tuple[records.Event, ...], str]:
-        """When all servers ask, and every one of the last generation has asked or is gone; the first one, when enough
-        workers have joined.
-        """
+        """When all servers ask for it; the first one, when enough workers have joined."""
         who = s.members
         if who.open:
             return (), f"generation {who.generation} is open"
-        late = next((m for m in who.group if who.incarnations[m].status == "member"), None)
-        if late is not None:
-            return (), f"{late} did not ask for the next one yet"
         asking = {n: i for n, i in who.incarnations.items() if i.role == SERVER and i.status in ("waiting", "ready")}
         if len(asking) < who.servers:
-            return (), f"{len(asking)} of {who.servers} servers ask for it"
+            late = [m for m in who.group if who.incarnations[m].status == "member"]
+            not_yet = f": {', '.join(late)} did not yet" if late else ""
+            return (), f"{len(asking)} of {who.servers} servers ask for it{not_yet}"
         if who.generation == 0 and len(who.attached) < s.spec.workers_min:
             return (), f"{len(who.attached)} of {s.spec.workers_min} workers have joined"
         newest = s.line.checkpoints[-1]

@@ -56,6 +56,7 @@ class HoldUps:
         self.patience_ms, self.stuck_ms = patience_ms, stuck_ms
         self._said: dict[str, Standing] = {}
         self._asking_ms: dict[str, int] = {}
+        self._all_wait_ms: int | None = None
         self.named: dict[str, str] = {}  # who holds up others now, and what is said of it
         self._news: list[str] = []
 
@@ -86,16 +87,24 @@ class HoldUps:
         holding = [m for m in members if m not in waiting and self._holds_up(m)]
         if waiting and holding:
             self._judge(found, holding, waiting)
-        elif state.members.open and len(members) > 1 and self._wait_for_each_other(state, members, reducing):
-            if min(reducing.values()) >= self.stuck_ms:
-                found.deadlock = f"all members wait for each other since {min(reducing.values()) // 1000} s"
-                self._news.append(f"generation {state.members.generation} is closed: {found.deadlock}")
+        waited_ms = self._waited_ms(state, members, reducing, clock_ms)
+        if waited_ms >= self.stuck_ms and not found.lost:
+            found.deadlock = f"all members wait for each other since {waited_ms // 1000} s"
+            self._news.append(f"generation {state.members.generation} is closed: {found.deadlock}")
         self.named = {n: said for n, said in self.named.items() if n in holding}
         return found
 
-    def _wait_for_each_other(self, state: State, members: dict[str, None], reducing: dict[str, int]) -> bool:
-        """Whether all of them wait; servers wait for nobody, and answer at once."""
-        return bool(reducing) and reducing.keys() == (state.members.attached or members).keys()
+    def _waited_ms(self, state: State, members: dict[str, None], reducing: dict[str, int], clock_ms: int) -> int:
+        """For how long all of them have waited for each other; 0: they do not. Where there are servers, all workers:
+        servers answer at once, and whoever held up the others may be gone since.
+        """
+        attached = state.members.attached
+        waits = state.members.open and len(members) > 1 and reducing.keys() == (attached or members).keys()
+        self._all_wait_ms = (clock_ms if self._all_wait_ms is None else self._all_wait_ms) if waits else None
+        if self._all_wait_ms is None:
+            return 0
+        shortest_ms = min(reducing.values())
+        return min(shortest_ms, clock_ms - self._all_wait_ms) if attached else shortest_ms
 
     def _holds_up(self, member: str) -> bool:
         said = self._said.get(member)

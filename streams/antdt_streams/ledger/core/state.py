@@ -159,8 +159,9 @@ class State:
 
     def _regressed(self, e: records.Regressed) -> None:
         """Nobody is known any more, and no number that the lost entries may have given away is given again."""
-        for name, who in self.members.incarnations.items():
-            if not who.gone:
+        known = self.members.incarnations
+        for name in sorted(known):  # losses have an order, and rows know no other one
+            if not known[name].gone:
                 self._gone(name, "left")  # not "lost": no sample is to blame
         self.members.disband(e.generation)
         self.accepted = (*self.accepted, (e.run_id, e.next_offset))

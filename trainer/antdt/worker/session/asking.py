@@ -37,7 +37,7 @@ class SessionOptions:
     rate_every_s: float = 0.25
     answer_s: float = 0.1
     commit_numbers_max: int = COMMIT_NUMBERS_MAX
-    reenter_s: float = 2.0
+    reenter_s: float = 6.0
 
 
 @dataclass(slots=True)
