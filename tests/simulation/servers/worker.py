@@ -30,7 +30,7 @@ class Attached(Process, Loads):
 
     def __init__(self, world: ServedWorld, name: str, life: int, launch: Launch) -> None:
         self.servers: tuple[str, ...] = ()
-        self.breaks, self.idles = False, False
+        self.breaks, self.idles, self.others_idle = False, False, False
         self.n, self.attempt, self.version, self.lineage = 1, 0, 0, ROOT
         self.part: Part | None = None
         super().__init__(world, name, life, launch)
@@ -80,8 +80,7 @@ class Attached(Process, Loads):
         ranges = tuple(number for one in part.ranges for number in one)
         included = (yield from self.exchange(self.attempt, ranges)) == "included"
         self.n, self.attempt = (self.n + 1, 0) if included else (self.n, self.attempt + 1)
-        if included and self.world.rng.random() < 0.1:
-            self.session.leases.observe(0, 1)  # somebody else has none
+        self.others_idle = included and self.world.rng.random() < 0.1
         row = Row(part.samples, part.plan_seen, part.reference)
         return Outcome(part.samples, [row], included, False, Timings(0, 0, 0))
 
