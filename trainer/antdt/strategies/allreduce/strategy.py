@@ -68,7 +68,7 @@ class AllReduceReplica(Updating):
         assert self._row is None, "abort the step first"
         self._generation = generation
         self._lay_out()
-        self._workers = workers or [f"rank {rank}" for rank in range(generation.world)]
+        self._workers = self._talk.workers = workers or [f"rank {rank}" for rank in range(generation.world)]
         self._rounds, self._state = 0, 0
         self._replica.forget()
         self._guard.open()
@@ -207,8 +207,8 @@ class AllReduceReplica(Updating):
         if self._reduced is not None:
             raise UsageError("The gradients of this step are reduced: agent.backward(loss) belongs before that.")
         assert samples > 0, "without samples there is nothing to go backward from"
-        alone = self._attached().world == 1
-        weight = self._weigh(self._weights, loss, samples, weight, summed=summed, alone=alone)
+        whole = row.samples if self._attached().world == 1 else max(row.reference, samples + 1)
+        weight = self._weigh(self._weights, loss, samples, weight, summed=summed, whole=whole)
         if through:
             self._weights.through(samples)
         self._check_unfrozen()
@@ -261,8 +261,9 @@ class AllReduceReplica(Updating):
             self._look_again()
             self._check_touched()
         if self.talks:
-            place, idle = 2 * self.step_number + 1, row.samples == 0
-            self._weights.bare = self._talk.reduction(generation, place, idle=idle, bare=self._weights.bare)
+            weights, place, idle = self._weights, 2 * self.step_number + 1, row.samples == 0
+            parts = 0 if weights.counts_nothing and not weights.bare else weights.parts
+            weights.bare = self._talk.reduction(generation, place, idle=idle, bare=weights.bare, parts=parts)
         bare = self._weights.bare
         self._announce(bare)
         if row.samples == 0:
@@ -359,6 +360,7 @@ class AllReduceReplica(Updating):
 
     def _advance(self, round_: Round, skipped: tuple[str, ...] | None, why: str) -> None:
         self.step_number += 1
+        self._talk.stepped(2 * self.step_number, itself=self._row is not None and self._row.samples > 0)
         self.plan = round_.plan
         place, step = self._place, self.step_number
         self.lineage = round_.lineage_after(self.lineage, step, place)
