@@ -24,6 +24,7 @@ class LaidOut(Holding):
         super().__init__(*args)
         self._gradients: ReducedGradients | LocalGradients | OrderedGradients | None = None
         self._frozen: list[torch.nn.Parameter] = []
+        self._compared_every = 0
 
     def _lay_out(self) -> None:
         """Room for the gradients of what is trained now."""
@@ -40,7 +41,8 @@ class LaidOut(Holding):
                 self._gradients.disconnect()
             groups = partition(trained, self.options.first_bucket_size_bytes, self.options.bucket_size_bytes)
             self._gradients = kind(groups, self.options.overlap) if kind is ReducedGradients else kind(groups)
-        self._trained = trained
+        size_bytes = sum(int(param.numel() * param.element_size()) for param in trained)
+        self._trained, self._compared_every = trained, self.options.compared_every(size_bytes)
         self._frozen = [param for param in self.model.parameters() if not param.requires_grad]
         if isinstance(self._gradients, ReducedGradients):
             self._gradients.connect(generation, self._inline())

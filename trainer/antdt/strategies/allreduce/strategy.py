@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -157,7 +156,7 @@ class AllReduceReplica(Updating):
         """The newest plan that was read since `take`; it counts for this step if the row has not left yet."""
         row = self._row
         if row is not None and plan > row.plan_seen and not self._announced:
-            self._row = replace(row, plan_seen=plan)
+            row.plan_seen = plan
 
     def _announce(self, bare: bool = False) -> None:
         """This member's row leaves with its first gradients, when it is known what its losses weigh. bare: there are
@@ -166,17 +165,15 @@ class AllReduceReplica(Updating):
         if self._announced:
             return
         generation, weights, gradients = self._attached(), self._weights, self._gradients
-        assert self._row is not None
-        self._announced = True
-        if self._row.samples:
-            trained = self._replica.trained() if self.options.compare_every and generation.world > 1 else 0
-            flags = {"summed": weights.summed, "passed_over": weights.reason is not None, "stopping": self._stops}
-            self._row = self._row.weighing(weights.total, trained=trained, **flags)
-        elif self._stops:
-            self._row = replace(self._row, stopping=True)
+        row = self._row
+        assert row is not None
+        self._announced, row.stopping = True, self._stops
+        if row.samples:
+            row.weight, row.summed, row.passed_over = weights.total, weights.summed, weights.reason is not None
+            row.trained = self._replica.trained() if self.options.compares and generation.world > 1 else 0
         if generation.world == 1:
             return
-        columns = torch.tensor(self._row.pack(), dtype=torch.int64)
+        columns = torch.tensor(row.pack(), dtype=torch.int64)
         if self._inline() and not bare:
             assert isinstance(gradients, ReducedGradients)
             gradients.announce(columns)

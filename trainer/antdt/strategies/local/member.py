@@ -77,7 +77,7 @@ class LocalMember(AllReduceMember):
         super().abort()
         self._go_back()
 
-    def restore(self, data: bytes, *more: Any, **named: Any) -> None:
+    def restore(self, data: Any, *more: Any, **named: Any) -> None:
         """See AllReduceReplica."""
         super().restore(data, *more, **named)
         self._keep_average()
