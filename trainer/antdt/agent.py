@@ -68,8 +68,10 @@ class Agent(Standing, Stepping, Talking, Epochs):
     Without a job (`python train.py`: nothing in the environment speaks of one) the same loop trains in this process
     alone, without a broker, and nothing is recorded.
 
-    batch_size: samples of all workers together in one step. size: of an iterable data set without a length. A
-    DataLoader as dataset is taken apart (`dataloader`): what is not said here comes from it, batch_size as well.
+    batch_size: samples of all workers together in one step; the job goes on with another one when it is launched with
+    that. epochs: how often each sample is trained on, once by default; or steps: so many, whatever epoch they reach.
+    size: of an iterable data set without a length. A DataLoader as dataset is taken apart (`dataloader`): what is not
+    said here comes from it, batch_size as well.
 
     sampler: draws the order of each epoch, see `Drawn`; by default all samples are shuffled (shuffle=False: they are
     not). It may repeat samples or leave some out: a sample of the account is a position in its list, and exactly once.
@@ -127,7 +129,8 @@ class Agent(Standing, Stepping, Talking, Epochs):
         dataset: Any,
         *,
         batch_size: int | None = None,
-        epochs: int = 1,
+        epochs: int | None = None,
+        steps: int | None = None,
         seed: int = 0,
         shuffle: bool | None = None,
         sampler: Any = None,
@@ -153,8 +156,8 @@ class Agent(Standing, Stepping, Talking, Epochs):
         how = shuffle, sampler, collate_fn, num_workers, pin_memory, last
         data = taken_apart(Data(dataset, batch_size, seed, size, *how, loading=self.options.loading))
         workers = self.options.workers_min or self.settings.world_size
-        schedule = Schedule(data.batch_size or 0, epochs, data.seed, workers, data.last or EVEN, local_batch_min)
-        self.source, chosen = data.source(epochs), strategy or AllReduce()
+        schedule = Schedule(data.batch_size or 0, epochs, data.seed, workers, data.last or EVEN, local_batch_min, steps)
+        self.source, chosen = data.source(schedule.epochs_max), strategy or AllReduce()
         self.spec = spec_of(schedule, data.dataset, self.source, self.options, chosen)
         # Processes are forked before there is anything that must not be: threads, clients, sockets.
         self.loader = loader_of(self.source, data.num_workers or 0, data.seed, data.loading)
@@ -215,7 +218,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
                     yield from self._turn(course.asks.ranges[0].epoch)
                     yield from self._train(course)
                 elif isinstance(course.asks, ask.Between) and self._has_made_all:
-                    yield from self._turn(self.spec.epochs, hold=True)
+                    yield from self._turn(self._epochs_begun, hold=True)
                     if isinstance(course.asks, ask.Between):
                         course.carry_out(self._perform)
                 else:
@@ -224,7 +227,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
                 sys.exit(int(course.result))
             if member.life.ended:
                 self.strategy.outlive()
-                yield from self._turn(max(self.spec.epochs, self.strategy.once.epoch + 1), over=True)
+                yield from self._turn(max(self._epochs_begun, self.strategy.once.epoch + 1), over=True)
         except GeneratorExit:
             if self._hand.ranges and by_exception():
                 self._hand.witness.left_with(self._hand.ranges)
@@ -242,8 +245,14 @@ class Agent(Standing, Stepping, Talking, Epochs):
     @property
     def _has_made_all(self) -> bool:
         """Whether no step of any epoch is left, and the members that have made them are still together."""
-        strategy = self.strategy
-        return bool(self.spec.batches) and strategy.cursor.epoch >= self.spec.epochs and strategy.stands
+        strategy, steps = self.strategy, self.spec.steps
+        over = strategy.step_number >= steps if steps else strategy.cursor.epoch >= self.spec.epochs
+        return bool(self.spec.batches) and over and strategy.stands
+
+    @property
+    def _epochs_begun(self) -> int:
+        """How many have, when no step is left."""
+        return self.strategy.once.epoch + 1 if self.spec.steps else self.spec.epochs
 
     def _train(self, course: Course) -> Iterator[Any]:
         """What the life asks for now: a generation may have ended while the script was at the end of an epoch."""
@@ -376,10 +385,12 @@ class Agent(Standing, Stepping, Talking, Epochs):
 
     def _stop_now(self) -> None:
         """Some script has called `stop`, and all have heard it in the same step."""
+        reason = self._stopped or ""
         if self._stopped is None:
             self._stopped = "another worker's script called agent.stop"
             log.warning("stops behind step %d: %s", self.step_number, self._stopped)
-        self._membership.life.stop()
+            self.strategy.stop()  # whoever comes now hears it as well
+        self._membership.life.stop(reason)
 
 
 def _close(iteration: weakref.ref[Generator[Any]]) -> None:

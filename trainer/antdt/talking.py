@@ -133,7 +133,8 @@ class Talking:
 
     def stop(self, reason: str) -> None:
         """No step is made any more, on any worker, from the one on that is open now: all leave their loops with the
-        model as it is here, and the first one writes a checkpoint. Launched again, the job goes on from there.
+        model as it is here, and the first one writes a checkpoint. The job is finished early, for this reason: launched
+        again, it trains nothing. (Before the first step there is nothing to finish: launched again, it begins.)
         """
         self._stopped = reason
         log.warning("stops behind step %d: %s", self.step_number, reason)

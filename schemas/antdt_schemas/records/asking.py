@@ -145,6 +145,25 @@ class Rollback:
 
 
 @dataclass(frozen=True, slots=True)
+class Resize:
+    """Another global batch, from the next generation on. plan: the one that says so; 0: an operator does."""
+
+    batch_size: int
+    author: str
+    reason: str
+    plan: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A script has ended the training of all, behind this step. reason: empty from who has only heard of it."""
+
+    generation: int
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a worker asks of the ledger (topic requests, keyed by worker). Idempotent by content: any old one may
     arrive again.
@@ -181,7 +200,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A generation, for each of its members: sent once to all of them, as the list is long."""
+    """A generation, for each of its members: sent once to all of them, as the list is long. batch_size: of its steps;
+    stop_step: the last one that is made; 0 where neither is said.
+    """
 
     run_id: str
     generation: int
@@ -195,6 +216,9 @@ class Grant:
     excluded: tuple[int, ...] = ()
     tail: tuple[int, ...] = ()
     suspects: tuple[int, ...] = ()
+    batch_size: int = 0
+    stop_step: int = 0
+    batch_size_first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +240,8 @@ class Reply:
     file: str = ""
     quarantined: int = 0
     warning: str = ""
+    stopped: str = ""
 
 
-RequestBody = (
-    Join | Regroup | Lease | Release | Commit | Checkpoint | Heartbeat | Leave | Exited | Readmit | Rollback | Failed
-)
+_OfWorkers = Join | Regroup | Lease | Release | Commit | Checkpoint | Heartbeat | Leave | Exited | Failed | Stop
+RequestBody = _OfWorkers | Readmit | Rollback | Resize

@@ -116,6 +116,7 @@ class Decision:
     predicted_gain: float
     evidence_first: int
     evidence_last: int
+    batch_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from antdt_schemas.strategies import period_of
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """What a job trains on. Every joining worker states it; the first one is written into Genesis, and whoever
-    states another one is refused.
+    states another one is refused. steps: the job ends behind so many; then `epochs` is how many these reach at most.
     """
 
     dataset: str
@@ -27,6 +27,7 @@ class JobSpec:
     fingerprint: bytes = b""
     batches: str = ""
     local_batch_min: int = 1
+    steps: int = 0
 
     @property
     def step_samples(self) -> int:
@@ -276,6 +277,29 @@ class Excluded:
 
 
 @dataclass(frozen=True, slots=True)
+class Resized:
+    """Steps that are executed from this generation on have another global batch. stated: what scripts state as theirs
+    from now on.
+    """
+
+    generation: int
+    batch_size: int
+    stated: int
+    author: str
+    reason: str
+    plan: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The job ends behind this step: what is left is not meant to be trained."""
+
+    step: int
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cycle:
     """One cycle of the ledger: all its events, atomically, with the input position that they reach."""
 
@@ -297,6 +321,6 @@ class Entry:
 
 
 _OfMembers = Joined | Lost | Left | Closed | Ready | Granted | RolledBack
-_OfSamples = Leased | Committed | Settled | Returned | Readmitted | Excluded | Checkpointed | Done
+_OfSamples = Leased | Committed | Settled | Returned | Readmitted | Excluded | Resized | Stopped | Checkpointed | Done
 Event = _OfMembers | _OfSamples | Refused | Digested | Regressed | Blamed | StepSkipped | RequestsMoved
 EntryBody = Genesis | Leader | Cycle

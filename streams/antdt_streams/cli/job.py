@@ -49,6 +49,7 @@ def show_audit(report: dict[str, Any]) -> None:
         for epoch, start, end in report.get(name, [])[:20]:
             click.echo(f"  {name}: epoch {epoch}, positions {start} to {end - 1}")
     _show_faults(report.get("faults", []))
+    _show_resizes(report.get("batch_sizes", []))
     for loss in report.get("accepted_losses", []):
         click.echo(f"  accepted by {loss['author']}: entries up to {loss['next_offset']} are lost: {loss['reason']}")
     for move in report.get("requests_moved", []):
@@ -92,6 +93,9 @@ def status(job: str, as_json: bool, place: Place) -> None:
         allowed = f" of {said['allowed_s']:.0f} s announced" if said["allowed_s"] else ""
         what = f"{said['phase']} for {said['phase_s']:.1f} s{allowed}{detail}"
         click.echo(f"    {incarnation}: {what}, {said['age_s']:.0f} s ago")
+    if found["stopped"]:
+        click.echo(f"  the job {found['stopped']}")
+    _show_resizes(found["batch_sizes"])
     steps = ", ".join(str(c["step"]) for c in found["checkpoints"])
     click.echo(f"  checkpoints at steps {steps or 'none'} (go back to one by `antdt rollback {job} --step STEP`)")
     if found["quarantined"]:
@@ -103,6 +107,12 @@ def status(job: str, as_json: bool, place: Place) -> None:
         click.echo(f"  {found['accepted_losses']} losses of log entries were accepted: see `antdt audit {job}`")
     for decision in found["decisions"][-5:]:
         click.echo(f"  plan {decision['plan']}: {decision['reason']}")
+
+
+def _show_resizes(resizes: list[dict[str, Any]]) -> None:
+    for one in resizes:
+        since = f"from step {one['step']:,} on" if one["step"] else "from the next generation on"
+        click.echo(f"  {since} a step has {one['batch_size']} samples, by {one['author']}: {one['reason']}")
 
 
 def _show_faults(faults: list[dict[str, Any]]) -> None:

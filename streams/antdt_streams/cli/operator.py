@@ -1,4 +1,4 @@
-"""antdt rollback, readmit, recover: what only a person decides, recorded in the shard log with its author."""
+"""antdt rollback, readmit, resize, recover: what only a person decides, recorded in the shard log with its author."""
 
 from __future__ import annotations
 
@@ -41,6 +41,21 @@ def readmit(job: str, place: Place) -> None:
     _ask(job, place, lambda _: records.Readmit())
     whom = "by the workers that run or by the next launch"
     note(f"What was in quarantine in job {job} will be trained on again, {whom}.")
+
+
+@click.command()
+@job_argument
+@click.option("--batch-size", type=int, required=True, help="Samples of all workers together in one step.")
+@click.option("--reason", required=True, help="Why, for whoever reads the log later.")
+@connection_options
+def resize(job: str, batch_size: int, reason: str, place: Place) -> None:
+    """Change the global batch of a job that runs, or is to be launched again: the workers meet anew, and go on with it.
+
+    What is left of an epoch is shared out among steps of the new size; no sample is left out or repeated. The shard log
+    says from which step on it counts (`antdt status`). Learning rates go with it where the script says so.
+    """
+    _ask(job, place, lambda author: records.Resize(batch_size, author, reason))
+    note(f"Job {job} goes on with {batch_size} samples in a step.")
 
 
 def _ask(job: str, place: Place, body: ask.Body) -> None:

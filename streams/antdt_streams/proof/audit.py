@@ -12,7 +12,9 @@ from typing import Any
 from antdt_schemas import records
 
 from antdt_streams.ledger.core import evidence, rows
+from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.core.state import State
 from antdt_streams.proof.coverage import RANGES_LISTED_MAX, Coverage
 from antdt_streams.proof.replay import Break, walk
 from antdt_streams.proof.walker import Anchors, Entries
@@ -68,6 +70,7 @@ def report_of(account: Account, broken: Break | None) -> dict[str, Any]:
         "exactly_once": proven and agree,
         "finished": not counted["missing"] and not broken,
         "faults": evidence.faults(state),
+        "batch_sizes": resizes(state),
         "skipped_steps": state.line.skipped,
         "refused_reports": state.refused,
         "digest": rows.digest(state).hex(),
@@ -78,14 +81,19 @@ def report_of(account: Account, broken: Break | None) -> dict[str, Any]:
 
 def _counted(coverage: Coverage, spec: records.JobSpec) -> dict[str, Any]:
     """What a coverage says of a job."""
-    first_ms, last_ms = coverage.first_lease_ms, coverage.last_commit_ms
+    first_ms, last_ms, stop = coverage.first_lease_ms, coverage.last_commit_ms, coverage.stop
+    not_trained, left = coverage.not_trained(spec)
     return {
         "epochs": spec.epochs,
         "samples": spec.samples,
         "committed": sum(inside.total for inside in coverage.committed.values()),
         "missing": [list(r) for r in coverage.missing(spec)],
         "repeated": [list(r) for r in coverage.repeated],
-        "quarantined": [[e, a, b] for e, apart in sorted(coverage.quarantined.items()) for a, b in apart],
+        "quarantined": [list(r) for r in coverage.apart(spec)],
+        "not_trained": [list(r) for r in not_trained],
+        "not_trained_samples": left,
+        "steps_asked": spec.steps,
+        "stopped": stop and {"step": stop.step, "author": stop.author, "reason": stop.reason},
         "wrong_lineage": coverage.wrong_lineage[:RANGES_LISTED_MAX],
         "steps": coverage.step,
         "lineage": coverage.lineage.hex(),
@@ -106,6 +114,8 @@ def _verdict(report: dict[str, Any], broken: Break | None, agree: bool) -> str:
         return "NOT PROVEN. What was counted and the state of the replay disagree: report this as a bug."
     if report["exactly_once"]:
         total = report["samples"] * report["epochs"]
+        if report["stopped"] or report["steps_asked"]:
+            return f"EXACTLY ONCE, what was trained: {_trained(report)}"
         return f"EXACTLY ONCE. Each of {report['samples']} samples in each of {report['epochs']} epochs ({total:,})."
     parts = []
     if report["missing"]:
@@ -117,6 +127,27 @@ def _verdict(report: dict[str, Any], broken: Break | None, agree: bool) -> str:
     if report["wrong_lineage"]:
         parts.append(f"the lineage of {len(report['wrong_lineage'])} steps is wrong")
     return "NOT exactly once: " + ", ".join(parts) + "."
+
+
+def _trained(report: dict[str, Any]) -> str:
+    """Of a job that ends behind a step."""
+    said = f"{report['committed']:,} samples in {report['steps']:,} steps."
+    left, stop = report["not_trained_samples"], report["stopped"]
+    if stop:
+        early = f"The job was finished early, behind step {stop['step']:,}, by {stop['author']}: {stop['reason']}."
+        return f"{said} {early} {left:,} samples were not trained."
+    rest = f" The rest of the last epoch, {left:,} samples, is not meant to be trained." if left else ""
+    return f"{said} So many steps were asked for.{rest}"
+
+
+def resizes(state: State) -> list[dict[str, Any]]:
+    """How the global batch was changed, ready for JSON. step: the first one that has it; 0: none was begun yet."""
+    if not isinstance(state.shards, Batches):
+        return []
+    return [
+        {"step": c.step, "batch_size": c.batch_size, "author": c.author, "reason": c.reason}
+        for c in state.shards.changes
+    ]
 
 
 def _count(ranges: list[list[int]]) -> int:

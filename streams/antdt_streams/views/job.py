@@ -18,6 +18,7 @@ from antdt_streams.ledger.core.groups import rules_of
 from antdt_streams.ledger.snapshots import SERVICE
 from antdt_streams.ledger.stored import Identity, fold_of
 from antdt_streams.proof.audit import audit as audit_log
+from antdt_streams.proof.audit import resizes
 from antdt_streams.proof.replay import behind
 from antdt_streams.proof.source import open_topic
 from antdt_streams.proof.walker import Entries, Walker, chunks
@@ -61,6 +62,9 @@ def standing_of(fold: Fold) -> dict[str, Any]:
         "faults": evidence.faults(state) if state else [],
         "step": state.line.committed if state else 0,
         "skipped_steps": state.line.skipped if state else 0,
+        "steps_asked": state.spec.steps if state else 0,
+        "batch_sizes": resizes(state) if state else [],
+        "stopped": state.why_stopped if state else "",
         "generation": state.members.generation if state else 0,
         "open": bool(state and state.members.open),
         "next_generation": rules_of(state.spec.strategy).grant(state)[1] if state else "",

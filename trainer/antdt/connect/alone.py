@@ -14,7 +14,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from antdt_schemas import records
-from antdt_schemas.batches import layout_of
+from antdt_schemas.batches import Cursor, layout_of
 from antdt_schemas.limits import CHECKPOINTS_KEPT, INIT_FILE
 from antdt_schemas.records import Status
 
@@ -102,17 +102,20 @@ class Book:
     """
 
     def __init__(self, spec: records.JobSpec) -> None:
-        length = layout_of(spec).epoch_length if spec.batches else spec.samples
-        self.spec, self.total = spec, length * spec.epochs
+        layout = layout_of(spec)
+        fixed = sum(piece.length for piece, _ in layout.ahead(Cursor(), 0)) if spec.batches else 0
+        self.spec, self.total = spec, fixed or spec.samples * spec.epochs
+        self.stop: records.Stop | None = None
         self.generation, self.committed, self.done, self._claimed = 0, 0, 0, 0
         self.kept: deque[int] = deque(maxlen=CHECKPOINTS_KEPT)
+        self._file = ""
         self._leases: dict[int, tuple[int, int, int]] = {}  # number -> epoch, start, length
         self._number = 0
 
     @property
     def finished(self) -> bool:
-        """Whether every sample of every epoch is committed."""
-        return self.done == self.total
+        """Whether every sample of every epoch is committed, or its script has stopped."""
+        return self.done == self.total if self.stop is None else self.committed >= self.stop.step
 
     def answers(self, request: records.Request) -> list[records.Reply]:
         """As a ledger answers."""
@@ -130,13 +133,18 @@ class Book:
                 self._commit(body)
             case records.Checkpoint() as body:
                 self.kept.append(body.step)
-                if self.finished and body.step == self.committed:
-                    after.append(self._reply(request, Status.END, number=-1, file=body.file))
+                self._file = body.file
+            case records.Stop() as body:
+                self.stop = body
+        if self.finished and self._file and self.kept[-1] == self.committed:
+            after.append(self._reply(request, Status.END, number=-1, file=self._file))
         return [self._reply(request, status, leases=leases, grant=grant), *after]
 
     def _reply(self, request: records.Request, status: Status, **more: Any) -> records.Reply:
         said: dict[str, Any] = {"number": request.number, "reason": "", "leases": (), "status": status, **more}
         at: dict[str, Any] = {"generation": self.generation, "committed": self.committed, "finished": self.finished}
+        if self.stop is not None:
+            at["stopped"] = f"is finished early, behind step {self.stop.step}: {self.stop.reason}"
         return records.Reply(request.worker, request.incarnation, **said, **at)
 
     def _granted(self, request: records.Request, body: Any, host: str, port: int) -> records.Grant:

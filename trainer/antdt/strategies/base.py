@@ -72,9 +72,15 @@ class Part(NamedTuple):
 
 
 class Rates(Protocol):
-    """The learning rates of an optimizer, and what they are multiplied by while it steps."""
+    """The learning rates of an optimizer, and what they are multiplied by while it steps: by the plan, and because the
+    global batch has another size than the job began with.
+    """
 
     factor: float
+    batch_factor: float
+
+    @property
+    def total(self) -> float: ...
 
 
 class Said(Protocol):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from antdt_schemas.batches import split
 from antdt_schemas.errors import Mismatch, UsageError
 from antdt_schemas.records import Action, Assignment, Cause, Decision, Measurement, NodeMeasurement
 
@@ -47,6 +48,7 @@ class InForce:
     learning_rate_factor: float = 1.0
     backup_workers: int = 0
     assignments: dict[str, Assignment] = field(default_factory=dict)
+    batch_size: int = 0
 
     def take(self, proposal: Proposal, window: int, now_ms: int) -> None:
         """Put a proposal into force, under a number of its own where it changes the plan."""
@@ -59,18 +61,31 @@ class InForce:
             self.backup_workers = proposal.backup_workers
         if proposal.assignments is not None:
             self.assignments = {a.worker: a for a in proposal.assignments}
+        if proposal.batch_size is not None:
+            self.batch_size = proposal.batch_size
+            self._share_out()
+
+    def _share_out(self) -> None:
+        """Shares in the same proportion, of the global batch as it is now."""
+        workers = sorted(self.assignments)
+        if workers and self.batch_size >= len(workers):
+            sizes = split(self.batch_size, [self.assignments[worker].batch_size for worker in workers])
+            for worker, size in zip(workers, sizes, strict=True):
+                self.assignments[worker] = replace(self.assignments[worker], batch_size=size)
 
     def follow(self, decision: Decision, window: int, now_ms: int) -> None:
         """Take over what was commanded, which is all that is in force."""
         if decision.plan != self.plan:
             self.plan, self.window, self.issued_ms = decision.plan, window, now_ms
         self.learning_rate_factor, self.backup_workers = decision.learning_rate_factor, decision.backup_workers
+        self.batch_size = decision.batch_size
         self.assignments = {a.worker: a for a in decision.assignments}
 
     def to_row(self) -> list[Any]:
         rows = [[a.worker, a.batch_size, a.accumulation] for _, a in sorted(self.assignments.items())]
         numbers = [self.plan, self.window, self.issued_ms]
-        return [*numbers, self.learning_rate_factor, self.backup_workers, rows]
+        row = [*numbers, self.learning_rate_factor, self.backup_workers, rows]
+        return [*row, self.batch_size] if self.batch_size else row  # as it was before there was one
 
 
 class ControllerState:
@@ -144,6 +159,7 @@ class ControllerState:
             loss=record.loss,
             learning_rate_factor=in_force.learning_rate_factor,
             backup_workers=in_force.backup_workers,
+            batch_size=in_force.batch_size,
         )
 
     def _pending(self, record: Measurement, now_ms: int) -> bool:
@@ -191,6 +207,7 @@ class ControllerState:
             predicted_gain=proposal.predicted_gain,
             evidence_first=position.offset,
             evidence_last=position.offset,
+            batch_size=in_force.batch_size,
         )
 
     # -- rows
@@ -229,8 +246,9 @@ class ControllerState:
         if found != FORMAT:
             raise Mismatch("Format of the Controller's state", FORMAT, found)
         state.marks = Marks({partition: (offset, index) for partition, offset, index in marks})
-        *numbers, assignments = decode_row(rows[IN_FORCE])
-        state.in_force = InForce(*numbers)
+        plan, window, issued_ms, factor, backup, assignments, *batch_size = decode_row(rows[IN_FORCE])
+        state.in_force = InForce(plan, window, issued_ms, factor, backup)
+        state.in_force.batch_size = batch_size[0] if batch_size else 0
         state.in_force.assignments = {row[0]: Assignment(*row) for row in assignments}
         state.memory = decode_row(rows[MEMORY]) if name == policy.name else {}
         state._dirty = set() if name == policy.name else {HEAD, MEMORY}

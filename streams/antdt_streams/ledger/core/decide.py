@@ -8,6 +8,7 @@ Rules (numbers of the exactly-once protocol)
   7   steps, what they settle (8) and which files hold them (9): `committing`
   11  Done when nothing is left and the newest checkpoint holds it; looked at after every request
   12  Release names a lease that was never taken from (`leasing`)
+  14  the batch size changes, and a job ends early, as `changing` says
   20  an attempt counts against samples by evidence only (see `evidence`); whatever is in quarantine can be readmitted,
       also when the job is done, which it then is no longer
 
@@ -24,10 +25,9 @@ from antdt_schemas.batches import DROP, LASTS
 from antdt_schemas.records import Status
 from antdt_schemas.strategies import kind_of
 
-from antdt_streams.ledger.core import committing, evidence, joining, leasing
+from antdt_streams.ledger.core import changing, committing, evidence, joining, leasing
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.groups import REASON_CHARS_MAX, RULES
-from antdt_streams.ledger.core.others import difference
 from antdt_streams.ledger.core.turn import AUTHOR_CHARS_MAX, Refusal, Turn, close, refuse
 
 
@@ -36,13 +36,14 @@ def decide(turn: Turn, request: records.Request) -> None:
     state, body = turn.state, request.body
     mark = len(turn.events)
     try:
-        if state.done is not None and isinstance(body, records.Rollback):
-            raise Refusal(f"The job is done, its model is {state.done}: nothing of it is undone. Start a new job.")
+        if state.done is not None and isinstance(body, records.Rollback | records.Resize):
+            what = "nothing of it is undone" if isinstance(body, records.Rollback) else "no step is left to be resized"
+            raise Refusal(f"The job is done, its model is {state.done}: {what}. Start a new job.")
         who = state.members.incarnations.get(request.incarnation)
         # Who was given up is told so, also when all is done without it: it may hang, and has to be ended.
         given_up = who is not None and who.gone and isinstance(body, records.Heartbeat)
         if state.done is not None and not given_up and not isinstance(body, records.Leave | records.Readmit):
-            other = difference(state.spec, body.spec) if isinstance(body, records.Join) else ""
+            other = changing.other_job(state, body.spec, over=True) if isinstance(body, records.Join) else ""
             missing = "" if isinstance(body, records.Join) else evidence.in_quarantine(state)
             turn.answer(request, Status.OVER if other else Status.END, other or missing)
         else:
@@ -100,6 +101,8 @@ def _rollback(turn: Turn, request: records.Request, body: records.Rollback) -> N
 
 def _readmit(turn: Turn, request: records.Request, body: records.Readmit) -> None:
     state, said = turn.state, ""
+    if state.stop is not None:
+        raise Refusal(f"The job {state.why_stopped}. What is in quarantine is not trained any more: start a new job.")
     if isinstance(state.shards, Batches):
         found = list(state.shards.readmittable())
         for piece in found:
@@ -129,4 +132,6 @@ _DECIDE: dict[type, Callable[[Turn, records.Request, Any], None]] = {
     records.Readmit: _readmit,
     records.Rollback: _rollback,
     records.Failed: joining.failed,
+    records.Resize: changing.resize,
+    records.Stop: changing.stop,
 }

@@ -263,6 +263,7 @@ class InOffice:
             file=answer.file or state.done or "",
             quarantined=state.shards.quarantined_total,
             warning=answer.warning,
+            stopped=state.why_stopped,
         )
 
 
@@ -279,7 +280,8 @@ def _grant(state: State, run_id: str) -> records.Grant:
     g = state.members.grant
     assert g is not None
     members = ((n, state.members.incarnations[n]) for n in g.members)
-    ahead = state.shards.ahead() if isinstance(state.shards, Batches) else ()
+    fixed = state.shards if isinstance(state.shards, Batches) else None
+    excluded, tail, suspects = fixed.ahead() if fixed is not None else ((), (), ())
     return records.Grant(
         run_id,
         g.generation,
@@ -290,7 +292,12 @@ def _grant(state: State, run_id: str) -> records.Grant:
         g.restore_file,
         tuple(c.step for c in state.line.checkpoints),
         state.spec.shard_size,
-        *ahead,
+        excluded,
+        tail,
+        suspects,
+        batch_size=fixed.layouts.of(g.generation).batch_size if fixed is not None else 0,
+        stop_step=state.stop.step if state.stop is not None else 0,
+        batch_size_first=state.spec.batch_size if fixed is not None else 0,
     )
 
 

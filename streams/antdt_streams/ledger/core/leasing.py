@@ -25,7 +25,7 @@ def lease(turn: Turn, request: records.Request, body: records.Lease) -> None:
     state, shards, generation = turn.state, leased(turn.state), turn.state.members.generation
     missing = body.samples - shards.held_samples(request.incarnation, generation)
     room = RANGES_PER_REPLY_MAX - len(shards.held.get(request.incarnation, ()))
-    missing = min(missing, _fair_share(state))
+    missing = min(missing, _fair_share(state)) if state.stop is None else 0
     # In pieces: what turns out to be too much is released by whole leases. A step takes a few of them at most.
     at_once = max(2 * state.spec.shard_size, state.spec.step_samples, missing // LEASES_AN_ANSWER)
     while missing > 0 and room > 0:

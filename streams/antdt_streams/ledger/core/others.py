@@ -7,7 +7,7 @@ from antdt_schemas.fingerprint import first_difference
 from antdt_schemas.order import SAMPLED
 
 DATA = ("dataset", "samples", "dataset_digest", "order")
-SETTINGS = ("epochs", "seed", "batch_size", "max_attempts", "strategy", "batches", "local_batch_min")
+SETTINGS = ("epochs", "seed", "batch_size", "max_attempts", "strategy", "batches", "local_batch_min", "steps")
 # How the first launch began, not what is trained on: a later one may have another number of workers.
 LAUNCH = ("workers_min", "shard_size")
 

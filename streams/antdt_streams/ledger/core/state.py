@@ -32,6 +32,7 @@ class State:
 
     authors: whose roll-backs were carried out lately. accepted: losses that an operator has accepted, as (run, next
     offset of what was known then). requests_topic: Kafka's id of the topic, if it is not that of Genesis any more.
+    stop: behind which step the job ends before all is trained, and why.
     """
 
     how: ClassVar[Mapping[type, How]]
@@ -47,6 +48,7 @@ class State:
         self.accepted: tuple[tuple[str, int], ...] = ()
         self.requests_topic = ""
         self.refused = 0
+        self.stop: records.Stopped | None = None
 
     @property
     def samples_total(self) -> int:
@@ -55,8 +57,20 @@ class State:
 
     @property
     def finished(self) -> bool:
-        """Everything is committed or quarantined."""
+        """Everything is committed or quarantined, or not meant to be trained."""
+        if self.stop is not None:
+            return self.line.committed >= self.stop.step
+        if isinstance(self.shards, Batches) and self.shards.layouts.changes:
+            # What is left may be no step of another size, while a model has steps that were executed before.
+            grant = self.members.grant
+            awaits = grant is not None and (grant.source_step or 0) > self.line.committed
+            return not awaits and self.shards.place(self.members.generation) is None
         return self.shards.finished
+
+    @property
+    def why_stopped(self) -> str:
+        """Behind which step the job ends, or has ended, before all was trained, and why; empty where it does not."""
+        return f"is finished early, behind step {self.stop.step}: {self.stop.reason}" if self.stop is not None else ""
 
     def apply(self, event: records.Event) -> None:
         """Apply one event of a counted entry, which `seal` then completes."""
@@ -92,7 +106,9 @@ class State:
         assert e.committed == self.line.committed, (e, self.line.committed)
         self.members.form(e)
         if isinstance(self.shards, Batches):
-            self.shards.judge(self.line.committed if e.source_step is None else e.source_step, e.generation)
+            source_step = self.line.committed if e.source_step is None else e.source_step
+            self.shards.judge(source_step, e.generation)
+            self.shards.begin(source_step)
 
     # -- samples and steps
 
@@ -110,6 +126,17 @@ class State:
         assert e.generation == self.members.generation + 1 and not self.members.open, (e, self.members.generation)
         self.shards.exclude(e)
 
+    def _resized(self, e: records.Resized) -> None:
+        assert isinstance(self.shards, Batches), "what is leased has no batches of a fixed size"
+        assert e.generation == self.members.generation + 1 and not self.members.open, (e, self.members.generation)
+        assert e.batch_size > 0 and e.stated > 0, e
+        self.shards.resize(e)
+
+    def _stopped(self, e: records.Stopped) -> None:
+        assert self.stop is None and e.step >= max(1, self.line.committed), (e, self.line.committed)
+        self.stop = e
+        self.dirty.others.add(("stop", 0))
+
     def _readmitted(self, e: records.Readmitted) -> None:
         self.shards.readmit(e)
         self.done = None  # there is something to do again
@@ -119,6 +146,7 @@ class State:
 
     def _committed(self, e: records.Committed) -> None:
         assert self.members.open and e.generation == self.members.generation, (e, self.members.generation)
+        assert self.stop is None or e.step <= self.stop.step, (e, self.stop)
         self.shards.commit(e.ranges)
         self.line.commit(e)
 
@@ -136,6 +164,8 @@ class State:
         if e.author:
             self.authors = (*self.authors, e.author)[-AUTHORS_KEPT:]
         self.shards.undo_all_but(dict(self.line.roll_back(e.step).committed))
+        if isinstance(self.shards, Batches):
+            self.shards.made = e.step
 
     # -- the job
 
@@ -187,4 +217,6 @@ State.how = {
     records.RequestsMoved: State._requests_moved,
     records.Blamed: State._blamed,
     records.Excluded: State._excluded,
+    records.Resized: State._resized,
+    records.Stopped: State._stopped,
 }

@@ -349,7 +349,7 @@ class AllReduceReplica(Updating):
         self._buffers.finish(factor)
         if not self._weights.bare:
             self._guard.within(self._step_optimizers)
-        self._replica.stepped(self.rates.factor)
+        self._replica.stepped(self.rates.total)
 
     def _step_optimizers(self) -> None:
         self.once.clip(self._trained)

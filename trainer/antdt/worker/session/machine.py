@@ -17,6 +17,7 @@ from antdt_schemas.records import Status
 
 from antdt.host.whereabouts import Standing
 from antdt.worker.session.asking import Due, Outbox, SessionOptions
+from antdt.worker.session.changes import Changes
 from antdt.worker.session.commits import Commits, Composition
 from antdt.worker.session.files import Files
 from antdt.worker.session.leases import Leases
@@ -68,7 +69,8 @@ class Where:
 
 class Session:
     """One incarnation. `told`: who wants its place, and waits for it to leave; empty while nobody does. `wanted_else`:
-    the job has ended, and `reason` says in what it is not the one that this worker came for.
+    the job has ended, and `reason` says in what it is not the one that this worker came for. `stopped`: the job ends
+    before all is trained: where, and why; empty where it does not.
 
     It is lost when it was given up for dead: the worker may come back as another one. It is ousted when somebody else
     is this worker: then it may not.
@@ -86,11 +88,11 @@ class Session:
         self.generation, self.rank = 0, -1
         self.grant: records.Grant | None = None
         self.committed, self.finished = 0, False
-        self.leaving, self.told, self.quarantined = False, "", 0
+        self.leaving, self.told, self.quarantined, self.stopped = False, "", 0, ""
         self.standing = Standing()
         self.leases, self.files = Leases(spec, self.options), Files(self.options)
         self.outbox = Outbox(worker, incarnation)
-        self._claim, self._commits = _Claim(), Commits(self.options)
+        self._claim, self._commits, self.changes = _Claim(), Commits(self.options), Changes(self.options)
         self._join, self._beat = Due(), Due()
         self._void = False
 
@@ -170,12 +172,13 @@ class Session:
             self.reason = reply.reason  # whom it waits for
         if reply.generation >= self.generation:
             self.committed = max(self.committed, reply.committed)
-            self.finished, self.quarantined = reply.finished, reply.quarantined
+            self.finished, self.quarantined, self.stopped = reply.finished, reply.quarantined, reply.stopped
         self._commits.drop(self.committed)
         if reply.number < 0:
             return  # news, nobody asked: not the answer to what was never sent
         self._commits.answered(reply, self.committed)
         self.files.answered(reply)
+        self.changes.answered(reply)
 
     def _refused(self, reply: records.Reply) -> None:
         # A refused checkpoint is dropped: the next one is taken. Anything else refused is a fault that must be loud.
@@ -192,6 +195,7 @@ class Session:
         self.committed = grant.committed  # exact at the grant; after a rollback less than before
         self.files.begin(grant)
         self.leases.begin()
+        self.changes.begin()
         self._commits = Commits(self.options)
         self._void = self._void or grant.restore_file is not None
 
@@ -228,6 +232,7 @@ class Session:
         self.leases.measure(now_s)
         if self.rank == 0:
             self._commits.tick(now_s, self.generation, self.committed, self.outbox)
+        self.changes.tick(now_s, self.generation, self.rank, self.stopped, self.outbox)
         if self.spec.batches:
             return
         self.leases.release(now_s, self.generation, self.outbox)
