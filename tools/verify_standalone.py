@@ -26,6 +26,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 
@@ -209,6 +210,9 @@ class Log:
         # left out from which generation on, and what is appended, with how many exclusions it came after.
         self.places, self.executed = [(0, 0)], 0
         self.excluded: list[tuple[int, int, int, int]] = []
+        # Of a topic: positions that were added, whether more may be, and (epoch, start, end) where no record is.
+        self.added, self.grows = 0, False
+        self.vacant: set[tuple[int, int, int]] = set()
         self.tail: list[tuple[int, int, int, int]] = []
 
     @property
@@ -242,6 +246,7 @@ class Log:
         if self.genesis is None or kind == "Genesis":
             if self.genesis is None and kind == "Genesis":
                 self.genesis = body
+                self.grows = body["spec"].get("growing", False)
                 self.doubts = [doubt for doubt in self.doubts if doubt[4]]
                 return
             self.void.append(offset)
@@ -382,6 +387,28 @@ class Log:
         if e["quarantined"]:
             self.apart.append((e["epoch"], e["start"], e["start"] + e["length"], 1))
 
+    def on_vacant(self, e: dict[str, Any]) -> None:
+        held, places = self.leases.get(e["lease"], [-1, 0, 0]), e["places"]
+        for start, length in zip(places[::2], places[1::2], strict=True):
+            if held[0] != e["epoch"] or length < 1 or not held[1] <= start <= start + length <= held[2]:
+                raise Broken(f"nothing is said to be at [{start}, {start + length}), not in lease {e['lease']}: {held}")
+            self.vacant.add((e["epoch"], start, start + length))
+
+    def on_setaside(self, e: dict[str, Any]) -> None:
+        held, start, end = self.leases.get(e["lease"], [-1, 0, 0]), e["start"], e["start"] + e["length"]
+        if held[0] != e["epoch"] or not held[1] <= start < end <= held[2]:
+            raise Broken(f"[{start}, {end}) is set aside, and is not in lease {e['lease']}: {held}")
+        held[2] = start
+        if held[1] == start:
+            del self.leases[e["lease"]]
+        self.apart.append((e["epoch"], start, end, 1))
+
+    def on_extended(self, e: dict[str, Any]) -> None:
+        if not self.grows:
+            raise Broken("a topic is extended that has ended, or does not grow")
+        b = e["blocks"]
+        self.added, self.grows = self.added + sum(b[2::3]) - sum(b[1::3]), not e["closed"]
+
     def on_readmitted(self, e: dict[str, Any]) -> None:
         self.apart.append((e["epoch"], e["start"], e["start"] + e["length"], -1))
         self.tail.append((e["epoch"], e["start"], e["start"] + e["length"], len(self.excluded)))
@@ -415,7 +442,7 @@ class Log:
     def balance(self, out: dict[str, Any]) -> None:
         """Where each sample is: one pass over the borders of all ranges of an epoch."""
         assert self.genesis is not None
-        epochs, samples = self.genesis["spec"]["epochs"], trained(self.genesis["spec"])
+        epochs, samples = self.genesis["spec"]["epochs"], trained(self.genesis["spec"]) + self.added
         borders: dict[int, list[tuple[int, int, int]]] = {
             epoch: [(0, 0, 0), (samples, 0, 0)] for epoch in range(epochs)
         }
@@ -439,6 +466,19 @@ class Log:
                     name = "repeated" if inside + apart > 1 else "quarantined" if apart else "missing"
                     if inside + apart != 1 or apart:
                         add(out[name], epoch, at, until)
+            if self.vacant:
+                out["vacant"] += self.vacancies(epoch, marks)
+
+    def vacancies(self, epoch: int, marks: list[tuple[int, int, int]]) -> int:
+        """How many of the committed positions of an epoch have no record: each is told of once or more often."""
+        told = [(start, 0, 1) for of, start, _ in self.vacant if of == epoch]
+        told += [(end, 0, -1) for of, _, end in self.vacant if of == epoch]
+        both = sorted([(at, committed, 0) for at, committed, _ in marks] + told)
+        inside = beside = found = 0
+        for (at, c, v), (until, _, _) in pairwise(both):
+            inside, beside = inside + c, beside + v
+            found += (until - at) * (inside > 0 and beside > 0)
+        return found
 
 
 def trained(spec: dict[str, Any]) -> int:
@@ -499,6 +539,7 @@ def report(log: Log, broken: dict[str, Any] | None) -> dict[str, Any]:
         "lineage": bytes(log.lineages[-16:]).hex(),
         "file": log.file,
         "committed": 0,
+        "vacant": 0,
         "missing": [],
         "repeated": [],
         "quarantined": [],
@@ -516,13 +557,13 @@ def report(log: Log, broken: dict[str, Any] | None) -> dict[str, Any]:
     out["broken"] = broken
     out["last_proven"] = broken["last_proven"] if broken else log.next_offset - 1
     good = broken is None and log.genesis is not None
-    out["exactly_once"] = good and not (out["missing"] or out["repeated"] or out["quarantined"])
+    out["exactly_once"] = good and not (out["missing"] or out["repeated"] or out["quarantined"] or log.grows)
     out["verdict"] = (
         f"NOT PROVEN: the log breaks at offset {broken['offset']}: {broken['message']}."
         if broken
         else "EXACTLY ONCE"
         if out["exactly_once"]
-        else "NOT exactly once: see missing, repeated, quarantined."
+        else f"NOT exactly once: see missing, repeated, quarantined{', and the topic has not ended' * log.grows}."
     )
     return out
 

@@ -145,6 +145,35 @@ class Rollback:
 
 
 @dataclass(frozen=True, slots=True)
+class Examined:
+    """A lease on offsets of a topic was read so far: what is in it. keys, reasons: of what is faulty."""
+
+    generation: int
+    lease: int
+    token: int
+    vacant: tuple[int, ...]
+    faulty: tuple[int, ...] = ()
+    keys: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A topic that grows has offsets up to these: pairs (partition, next offset)."""
+
+    generation: int
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A topic that grows ends: what is known of it is trained on, and nothing else."""
+
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a worker asks of the ledger (topic requests, keyed by worker). Idempotent by content: any old one may
     arrive again.
@@ -216,8 +245,9 @@ class Reply:
     file: str = ""
     quarantined: int = 0
     warning: str = ""
+    places: tuple[int, ...] = ()
 
 
-RequestBody = (
-    Join | Regroup | Lease | Release | Commit | Checkpoint | Heartbeat | Leave | Exited | Readmit | Rollback | Failed
-)
+_OfTopics = Examined | Grown | End
+_OfWorkers = Join | Regroup | Lease | Release | Commit | Checkpoint | Heartbeat | Leave | Exited | Failed
+RequestBody = _OfWorkers | Readmit | Rollback | _OfTopics

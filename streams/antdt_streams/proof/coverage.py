@@ -7,7 +7,7 @@ shares no code with any of this is the stand-alone verifier's. Knows neither the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from antdt_schemas import lineage, records
@@ -46,13 +46,18 @@ class Coverage:
     losses: list[records.Regressed] = field(default_factory=list)
     moves: list[records.RequestsMoved] = field(default_factory=list)
     holes: Holes | None = None  # where steps have a fixed size
+    added: int = 0  # positions that an epoch has by now beside those of Genesis
+    grows: bool = False  # a topic to which more may be added
+    vacant: Sets = field(default_factory=dict)  # where a topic has no record, as was found, whatever became of it
 
     # -- what was read
 
     def on_entry(self, read: Read) -> None:
         """Count one entry; of one that the state refuses, only what is wrong with it."""
-        if isinstance(read.body, records.Genesis) and read.verdict is Verdict.GENESIS and read.body.spec.batches:
-            self.holes = Holes(read.body.spec.epochs)
+        if isinstance(read.body, records.Genesis) and read.verdict is Verdict.GENESIS:
+            spec = read.body.spec
+            self.holes = Holes(spec.epochs) if spec.batches else None
+            self.grows = spec.growing
         if read.verdict is Verdict.VOID:
             self.voids.append(read.offset)
         elif read.verdict is Verdict.REFUSED and isinstance(read.body, records.Cycle):
@@ -90,7 +95,7 @@ class Coverage:
         elif isinstance(event, records.RolledBack):
             self.rolled_back += self.step - event.step
             self.step = event.step
-        elif isinstance(event, records.Returned) and event.quarantined:
+        elif isinstance(event, records.SetAside) or (isinstance(event, records.Returned) and event.quarantined):
             self.quarantined.setdefault(event.epoch, IntervalSet()).add(event.start, event.start + event.length)
         elif isinstance(event, records.Excluded) and self.holes is not None:
             self._exclude(self.holes, event)
@@ -102,6 +107,12 @@ class Coverage:
             self.losses.append(event)
         elif isinstance(event, records.RequestsMoved):
             self.moves.append(event)
+        elif isinstance(event, records.Vacant):
+            places = iter(event.places)
+            _join(self.vacant, event.epoch, ((start, start + n) for start, n in zip(places, places, strict=True)))
+        elif isinstance(event, records.Extended):
+            ends, begins = event.blocks[2::3], event.blocks[1::3]
+            self.added, self.grows = self.added + sum(ends) - sum(begins), not event.closed
 
     def _exclude(self, holes: Holes, event: records.Excluded) -> None:
         piece = Piece(event.epoch, event.start, event.length)
@@ -180,11 +191,17 @@ class Coverage:
         for epoch in range(spec.epochs):
             inside = self.committed.get(epoch, IntervalSet())
             apart = self.quarantined.get(epoch, IntervalSet())
-            for start, end in inside.gaps(0, trained_of_an_epoch(spec)):
+            for start, end in inside.gaps(0, trained_of_an_epoch(spec) + self.added):
                 out += ((epoch, low, high) for low, high in apart.gaps(start, end))
                 if len(out) >= RANGES_LISTED_MAX:
                     return out[:RANGES_LISTED_MAX]
         return out
+
+    @property
+    def vacancies(self) -> int:
+        """How many of the committed positions have no record."""
+        sets = ((apart, self.committed.get(epoch, IntervalSet())) for epoch, apart in self.vacant.items())
+        return sum(high - low for apart, inside in sets for a, b in apart for low, high in inside.overlaps(a, b))
 
     # -- in parts
 
@@ -193,7 +210,9 @@ class Coverage:
         """That of the part of a log that begins with this state."""
         inside, apart = map(_copied, _sets(state))
         holes = state.shards.holes if isinstance(state.shards, Batches) else None
-        return cls(inside, apart, step=state.line.committed, lineage=state.line.lineage, holes=holes)
+        out = cls(inside, apart, step=state.line.committed, lineage=state.line.lineage, holes=holes)
+        out.added, out.grows = state.shards.samples - state.spec.samples, not state.shards.space.closed
+        return out
 
     def closed(self) -> Coverage:
         """What it adds to that of the parts behind: all but where the samples are."""
@@ -207,6 +226,8 @@ class Coverage:
         self.losses = before.losses + self.losses
         self.moves = before.moves + self.moves
         self.rolled_back += before.rolled_back
+        for epoch, apart in before.vacant.items():
+            _join(self.vacant, epoch, apart)
         if before.first_lease_ms is not None:
             self.first_lease_ms = before.first_lease_ms
         if self.last_commit_ms is None:
@@ -222,6 +243,14 @@ def _sets(state: State) -> tuple[Sets, Sets]:
     """What is committed and what is in quarantine."""
     epochs = state.shards.epochs.items()
     return {n: epoch.committed for n, epoch in epochs}, {n: epoch.quarantined for n, epoch in epochs}
+
+
+def _join(sets: Sets, epoch: int, parts: Iterable[tuple[int, int]]) -> None:
+    """With these: what was found there before, by somebody else or in another generation, is found again."""
+    inside = sets.setdefault(epoch, IntervalSet())
+    for start, end in parts:
+        for low, high in inside.gaps(start, end):
+            inside.add(low, high)
 
 
 def _copied(sets: Sets) -> Sets:

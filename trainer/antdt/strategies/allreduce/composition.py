@@ -35,8 +35,9 @@ class ReplicasDiffer(Mismatch):
 class Row:
     """One member's part of a step.
 
-    samples: how many it contributes, the sum of the lengths. plan_seen: the newest plan it has read. plan: the plan in
-    its model. lineage, step: of its model. ended: it was told END. reference: the global batch its loss is weighed by.
+    samples: how many it contributes; of a topic, less than the sum of the lengths. plan_seen: the newest plan it has
+    read. plan: the plan in its model. lineage, step: of its model. ended: it was told END. reference: the global batch
+    its loss is weighed by.
     leaving: this is its last step. checkpoint: a checkpoint is to follow this step. settings, state: fingerprints of
     what the optimizer stepped by last, and of the model; 0 where none is given this time. weight: what its losses count
     together. trained: fingerprint of which parameters are trained; 0 of a member without samples. summed: its losses
