@@ -49,6 +49,12 @@ class Space:
             at += block.end - block.begin
         self.length = at
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Space) and (self.blocks, self.closed) == (other.blocks, other.closed)
+
+    def __hash__(self) -> int:
+        return hash((self.blocks, self.closed))
+
     @classmethod
     def of(cls, flat: Sequence[int], *, closed: bool) -> Space:
         """Of triples, one behind the other, as records have them."""
