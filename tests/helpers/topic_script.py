@@ -32,17 +32,24 @@ def main() -> None:
     parser.add_argument("--topic", required=True)
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--mended", action="store_true")
     parser.add_argument("--growing", action="store_true")
     parser.add_argument("--cache-mb", type=int, default=64)
     parser.add_argument("--step-s", type=float, default=0.0)
     options = parser.parse_args()
     torch.manual_seed(0)
+
+    def mended(record: antdt.Record) -> Any:
+        return decode(record._replace(value=b"1") if record.value == b"poison" else record)
+
     torch.set_num_threads(1)
     model = torch.nn.Linear(4, 1)
     agent = antdt.Agent(
         model,
         torch.optim.SGD(model.parameters(), lr=0.01),
-        antdt.Topic(options.topic, decode, bounded=not options.growing, cache_mb=options.cache_mb),
+        antdt.Topic(
+            options.topic, mended if options.mended else decode, bounded=not options.growing, cache_mb=options.cache_mb
+        ),
         batch_size=options.batch_size,
         epochs=options.epochs,
         options=AgentOptions(checkpoint_every_steps=5),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,11 +17,14 @@ from antdt_schemas import records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
 from antdt_streams.kafka.ask import ask
+from antdt_streams.local.services import environment_of
+from antdt_streams.proof.audit import audit
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tests.helpers.job_processes import JobProcesses, job_processes
 from tests.helpers.running import until
+from tests.helpers.warm import launched
 
 pytestmark = pytest.mark.kafka
 SCRIPT = ("-m", "tests.helpers.topic_script")
@@ -109,8 +115,13 @@ def test_what_cannot_be_decoded_is_in_quarantine_by_name_and_a_tombstone_is_no_s
         assert sorted(f.key for f in state.shards.faults.values()) == [f"{clicks.name}/0@{at}" for at in (17, 18, 90)]
         assert "3 samples are in quarantine" in said and "could not convert string to float: b'poison'" in said
         assert state.shards.committed_total == 197
+        assert ask(connection, job, lambda _: records.Readmit(), None).status is records.Status.OK
+        report = trained(run, clicks, "--mended")
+    assert report["exactly_once"], report["verdict"]
+    assert (report["records"], report["vacant"]) == (199, 1)
 
 
+@pytest.mark.dear
 def test_records_that_retention_has_removed_end_the_job_and_are_named(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:
@@ -146,6 +157,22 @@ def test_a_topic_that_grows_is_trained_on_until_somebody_ends_it(
     assert (report["samples"], report["records"], report["ended"]) == (121, 121, True)
 
 
+@pytest.mark.dear
+def test_the_example_learns_who_clicks(connection: Connection, job: str, tmp_path: Path) -> None:
+    name, result, script = f"{job}.clicks", tmp_path / "result.json", "antdt.examples.clicks"
+    with job_processes(connection, job, tmp_path) as run:
+        environ = dict(os.environ) | environment_of(connection, run.place)
+        written = [sys.executable, "-m", script, "--topic", name, "--write", "6000"]
+        subprocess.run(written, env=environ, timeout=60, check=True)
+        command = ["--topic", name, "--epochs", "3", "--result", str(result)]
+        launcher = launched(["--job", job, "-n", "2", "--", "-m", script, *command], environ, run.output)
+        run.launchers.append(launcher)
+        run.ended(launcher)
+        report = audit(run.entries())
+    assert report["exactly_once"] and report["records"] == 18_000, report["verdict"]
+    assert json.loads(result.read_text())["loss"] < 0.6, "guessing has 0.693"
+
+
 class _Shards:
     committed_total = -1
 
@@ -154,6 +181,7 @@ class _NONE:
     shards = _Shards
 
 
+@pytest.mark.dear
 def test_a_compacted_topic_is_trained_on_as_far_as_it_is_there(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from time import monotonic
 from typing import Any, cast
 
-from antdt_schemas.errors import UsageError
+from antdt_schemas.errors import Unavailable, UsageError
 
 from antdt.connect.alone import Alone
 from antdt.connect.client import Client
@@ -100,10 +100,14 @@ class Reading:
         client = self.client
         due = client.session.rank == 0 and not source.topic.bounded and not isinstance(client, Alone)
         if due and monotonic() - self._ends_at_s >= ENDS_EVERY_S:
+            try:
+                ends = {partition: end for partition, (_, end) in source.broker.bounds().items()}
+            except Unavailable as error:  # whether it stays away is for those to say who need something of it
+                log.warning("where %s ends by now is not known: %s", source.topic.name, error)
+            else:
+                with client.lock:
+                    self._leases.ends = ends
             self._ends_at_s = monotonic()
-            ends = {partition: end for partition, (_, end) in source.broker.bounds().items()}
-            with client.lock:
-                self._leases.ends = ends
 
 
 def _passed_over(found: Found) -> Found:

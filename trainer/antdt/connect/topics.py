@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from antdt_schemas.connection import BOOTSTRAP, Connection
 from antdt_schemas.errors import AntdtError, ExitCode, Unavailable, UsageError
-from antdt_schemas.polling import OutOfRange, Place, Reader
+from antdt_schemas.polling import OutOfRange, Place, Reader, Recreated, TopicGone
 from antdt_schemas.properties import to_librdkafka
 from antdt_schemas.space import record_name
 
@@ -53,7 +53,7 @@ class KafkaTopic:
 
     def __init__(self, name: str, connection: Connection) -> None:
         self.name, self.connection = name, connection
-        self._id = ""
+        self._id, self._admin = "", cast(Any, None)
         self._reader: Reader | None = None
         self._place = Place(name, -1)
         self._from, self._ahead = 0, deque[Any]()
@@ -64,20 +64,20 @@ class KafkaTopic:
         from confluent_kafka import KafkaError, KafkaException, TopicCollection
         from confluent_kafka.admin import AdminClient
 
-        admin = AdminClient(self.connection.admin())
+        if self._admin is None:
+            self.connection.check_reachable(REACH_S)
+            self._admin = AdminClient(self.connection.admin())
+        asked = self._admin.describe_topics(TopicCollection([self.name]), request_timeout=REACH_S)
         try:
-            found = admin.describe_topics(TopicCollection([self.name]), request_timeout=REACH_S)[self.name].result()
+            return asked[self.name].result()
         except KafkaException as error:
-            said = error.args[0]
+            said, self._admin = error.args[0], None
             if said.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                where = self.connection.bootstrap
-                raise UsageError(
-                    f"The broker at {where} has no topic {self.name}: create it, and write to it."
-                ) from None
+                where = f"The broker at {self.connection.bootstrap} has no topic {self.name}"
+                raise UsageError(f"{where}: create it, and write to it.") from None
             if said.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
                 raise UsageError(f"The broker does not let this client see {self.name}: ask for READ on it.") from None
             raise Unavailable(f"The topic {self.name} cannot be looked at: {said.str()}.") from error
-        return admin, found
 
     def identity(self) -> bytes:
         """The id of the topic: another one of this name has another."""
@@ -90,19 +90,19 @@ class KafkaTopic:
         from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
         from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
-        self.connection.check_reachable(REACH_S)
-        admin, found = self._described()
+        found = self._described()
         if self._id and str(found.topic_id) != self._id:
             raise RecordsLost(f"The topic {self.name} was deleted and created again: its records are others now.")
         self._id = str(found.topic_id)
         places = [TopicPartition(self.name, partition.id) for partition in found.partitions]
         both = list[dict[int, int]]()
+        how = {"isolation_level": IsolationLevel.READ_COMMITTED, "request_timeout": REACH_S}
         for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):  # type: ignore[no-untyped-call]
-            asked = dict.fromkeys(places, spec)
-            told = admin.list_offsets(asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REACH_S)
+            told = self._admin.list_offsets(dict.fromkeys(places, spec), **how)
             try:
                 both.append({place.partition: int(future.result().offset) for place, future in told.items()})
             except KafkaException as error:
+                self._admin = None
                 raise Unavailable(f"The ends of {self.name} are not known: {error.args[0].str()}.") from error
         begins, ends = both
         return {partition: (begins[partition], max(begins[partition], ends[partition])) for partition in sorted(begins)}
@@ -124,6 +124,9 @@ class KafkaTopic:
                 self._ahead.extend(m for m in reader.poll(POLL_S) if m.partition() == partition)
             except OutOfRange as error:
                 raise self._lost(error, stop) from None
+            except (TopicGone, Recreated) as error:
+                what = "gone" if isinstance(error, TopicGone) else "another one now, it was created again"
+                raise RecordsLost(f"The topic {self.name} is {what}: {place} was to be read up to {stop}.") from None
             waited += POLL_S
         raise Unavailable(
             f"{place} gave nothing from offset {offset} on for {PATIENCE_S:.0f} s, and had records up to {stop}."
@@ -172,6 +175,7 @@ class KafkaTopic:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
+        self._admin = None
 
 
 def record_of(message: Any) -> Record:
