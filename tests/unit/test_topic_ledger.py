@@ -23,12 +23,17 @@ BOUNDED = replace(SPEC, order=TOPIC, dataset="clicks", blocks=BLOCKS)
 GROWING = replace(BOUNDED, blocks=(0, 100, 160, 1, 7, 47, 2, 5, 5), growing=True)
 
 
-@pytest.fixture
-def bench() -> Bench:
+def members() -> Bench:
     """w0 and w1 are members; nothing is leased."""
     made = Bench(BOUNDED)
     made.join("w0.0", "w1.0")
     return made
+
+
+@pytest.fixture
+def bench() -> Bench:
+    """As `members`."""
+    return members()
 
 
 def growing() -> Bench:
@@ -203,12 +208,17 @@ def test_an_audit_tells_records_from_offsets_without_one(bench: Bench, tmp_path:
     assert mine["blocks"] == [[0, 100, 160], [1, 7, 47]] and "at 34 offsets is none" in mine["verdict"]
 
 
-def test_what_was_found_again_counts_once_and_only_where_it_is_committed(bench: Bench, tmp_path: Path) -> None:
+def found_again(bench: Bench) -> None:
+    """Twice, and in the model in part."""
     held = bench.lease("w0.0", 30)
     examined(bench, "w0.0", held, (0, 5))
     examined(bench, "w0.0", held, (0, 5, 3, 3))
-    assert audits(tmp_path, bench)[0]["vacant"] == 0
     bench.commit("w0.0", (*held[:4], 4))
+    assert audit(enumerate(bench.broker.log))["vacant"] == 4
+
+
+def test_what_was_found_again_counts_once_and_only_where_it_is_committed(bench: Bench, tmp_path: Path) -> None:
+    found_again(bench)
     assert audits(tmp_path, bench)[0]["vacant"] == 4
     bench.say("operator", records.Rollback(0, "me", ""))
     assert audits(tmp_path, bench)[0]["vacant"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,11 @@ from tests.helpers.topic_memory import MemoryTopic, full
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing speaks of a job."""
+    strip(monkeypatch)
+
+
+def strip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process that nobody has launched."""
     for name in [name for name in os.environ if name.startswith("ANTDT_") or name in ("RANK", "WORLD_SIZE")]:
         monkeypatch.delenv(name)
     monkeypatch.setattr("antdt.begun._in_a_job", [])
@@ -31,11 +37,11 @@ def number(record: Record) -> torch.Tensor:
     return torch.tensor([float(record.value)])
 
 
-def trained(topic: Topic, batch_size: int = 8, epochs: int = 1) -> list[list[float]]:
+def trained(topic: Topic, batch_size: int = 8, **words: Any) -> list[list[float]]:
     """What the script of a worker without a job gets, batch by batch."""
     torch.manual_seed(0)
     model = torch.nn.Linear(1, 1)
-    agent = Agent(model, torch.optim.SGD(model.parameters(), lr=1e-6), topic, batch_size=batch_size, epochs=epochs)
+    agent = Agent(model, torch.optim.SGD(model.parameters(), lr=1e-6), topic, batch_size=batch_size, **words)
     out = []
     for x in agent:
         out.append(x.squeeze(1).tolist())
@@ -56,6 +62,21 @@ def test_offsets_without_a_record_are_no_samples_and_steps_have_as_many_as_they_
     batches = trained(Topic("memory", number, broker=MemoryTopic(there, {0: 500, 1: 300}, most=20)))
     assert sorted(v for batch in batches for v in batch) == [float(at) for at in range(0, 400, 7)]
     assert [len(batch) for batch in batches[:-1]] == [8] * (len(batches) - 1)
+
+
+def test_a_gap_of_millions_of_offsets_is_passed_over_at_once() -> None:
+    memory = MemoryTopic({0: {at: str(at).encode() for at in (5, 30_000_000)}}, {0: 50_000_000})
+    assert [v for batch in trained(Topic("memory", number, broker=memory)) for v in batch] == [5.0, 30_000_000.0]
+    assert len(memory.asked) < 10
+
+
+def test_micro_batches_are_of_records() -> None:
+    places = [*range(40), *range(40, 400, 31)]  # dense first, and sparse then
+    there = {0: {at: str(at).encode() for at in places}}
+    options = AgentOptions(micro_batch_size_max=3)
+    batches = trained(Topic("memory", number, broker=MemoryTopic(there, {0: 500}, most=20)), options=options)
+    assert sorted(v for batch in batches for v in batch) == [float(at) for at in places]
+    assert {len(batch) for batch in batches[:-3]} == {2, 3}, "steps of 8"
 
 
 def test_a_topic_of_nothing_but_markers_ends_without_a_batch() -> None:

@@ -17,7 +17,7 @@ from antdt.connect.alone import Alone
 from antdt.connect.client import Client
 from antdt.connect.settings import Settings
 from antdt.connect.topics import KafkaTopic, connection_of
-from antdt.data.topics import CHUNK_MAX, Topic, TopicSource
+from antdt.data.topics import Topic, TopicSource
 from antdt.worker.session.reading import Found, ReadLeases
 
 IDLE_S = 0.01
@@ -83,7 +83,7 @@ class Reading:
         client = self.client
         with client.lock:
             live = self._leases.live
-            chunk = self._leases.to_read(CHUNK_MAX) if source.has_room else None
+            chunk = self._leases.to_read() if source.has_room else None
         source.keep(live)
         if chunk is None:
             self._ask_for_ends(source)

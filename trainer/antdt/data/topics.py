@@ -27,8 +27,8 @@ from antdt.worker.session.reading import Chunk, Faulty, Found
 
 log = logging.getLogger("antdt")
 
-CHUNK_MAX = 1024
-VACANT_MAX, FAULTY_MAX = 512, 8  # of one chunk: what is said of it goes into one request
+RECORDS_MAX = 1024  # at a time
+VACANT_MAX, FAULTY_MAX = 512, 8  # at a time: what is said of them goes into one request
 FAULTS_IN_A_ROW = 16  # from the first record on: then it is the decoder that is wrong
 RECORD_OVERHEAD = 256  # bytes of Python's own, of what is kept of a record, about
 REASON_CHARS_MAX = 200
@@ -127,7 +127,7 @@ class TopicSource(IterableSource):
         kept, vacant, faulty = _Kept(chunk.start, [], [], 0), list[tuple[int, int]](), list[Faulty]()
         for record in got.records:
             position = record.offset + shift
-            if len(vacant) >= VACANT_MAX or len(faulty) >= FAULTY_MAX:
+            if max(len(vacant) / VACANT_MAX, len(faulty) / FAULTY_MAX, len(kept.samples) / RECORDS_MAX) >= 1:
                 end = position
                 break
             if position > at:

@@ -130,8 +130,11 @@ class ReadLeases(Leases):
         """Leases of which something may still be loaded."""
         return set(self._by_lease)
 
-    def to_read(self, length: int) -> Chunk | None:
-        """What is to be read next, of at most so many positions, all of one partition; None where there is nothing."""
+    def to_read(self, length: int = ENDLESS) -> Chunk | None:
+        """What is to be read next, of at most so many positions, all of one partition; None where there is nothing.
+
+        Whoever reads need not come to its end at once.
+        """
         for held in self.held:
             at = self._of(held).read
             if at < held.end:
