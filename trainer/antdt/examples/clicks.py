@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--growing", action="store_true", help="train on what is written later, too")
     parser.add_argument("--batch-size", type=int, default=128, help="global batch")
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="time that an event takes at least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", type=Path, help="JSON file with the loss on other events")
     options = parser.parse_args(argv)
@@ -115,6 +117,7 @@ def main(argv: list[str] | None = None) -> None:
         epochs=options.epochs,
     )
     for x, clicked in agent:
+        time.sleep(options.delay_ms / 1000 * len(x))
         agent.step(functional.binary_cross_entropy_with_logits(model(x), clicked))
 
     if options.result is not None and agent.settings.rank == 0:
