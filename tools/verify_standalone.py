@@ -26,6 +26,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 
@@ -209,6 +210,9 @@ class Log:
         # what is left out from which generation on, and what is appended, with how many exclusions it came after.
         self.places, self.executed = [(0, 0, 0)], 0
         self.excluded: list[tuple[int, int, int, int]] = []
+        # Of a topic: positions that were added, whether more may be, and (epoch, start, end) where no record is.
+        self.added, self.grows = 0, False
+        self.vacant: set[tuple[int, int, int]] = set()
         self.tail: list[tuple[int, int, int, int]] = []
         # (generation, batch size) of each change, and behind which step the job ends early, and why.
         self.sizes: list[tuple[int, int]] = []
@@ -245,6 +249,7 @@ class Log:
         if self.genesis is None or kind == "Genesis":
             if self.genesis is None and kind == "Genesis":
                 self.genesis = body
+                self.grows = body["spec"].get("growing", False)
                 self.doubts = [doubt for doubt in self.doubts if doubt[4]]
                 return
             self.void.append(offset)
@@ -408,6 +413,28 @@ class Log:
         if e["quarantined"]:
             self.apart.append((e["epoch"], e["start"], e["start"] + e["length"], 1))
 
+    def on_vacant(self, e: dict[str, Any]) -> None:
+        held, places = self.leases.get(e["lease"], [-1, 0, 0]), e["places"]
+        for start, length in zip(places[::2], places[1::2], strict=True):
+            if held[0] != e["epoch"] or length < 1 or not held[1] <= start <= start + length <= held[2]:
+                raise Broken(f"nothing is said to be at [{start}, {start + length}), not in lease {e['lease']}: {held}")
+            self.vacant.add((e["epoch"], start, start + length))
+
+    def on_setaside(self, e: dict[str, Any]) -> None:
+        held, start, end = self.leases.get(e["lease"], [-1, 0, 0]), e["start"], e["start"] + e["length"]
+        if held[0] != e["epoch"] or not held[1] <= start < end <= held[2]:
+            raise Broken(f"[{start}, {end}) is set aside, and is not in lease {e['lease']}: {held}")
+        held[2] = start
+        if held[1] == start:
+            del self.leases[e["lease"]]
+        self.apart.append((e["epoch"], start, end, 1))
+
+    def on_extended(self, e: dict[str, Any]) -> None:
+        if not self.grows:
+            raise Broken("a topic is extended that has ended, or does not grow")
+        b = e["blocks"]
+        self.added, self.grows = self.added + sum(b[2::3]) - sum(b[1::3]), not e["closed"]
+
     def on_readmitted(self, e: dict[str, Any]) -> None:
         self.apart.append((e["epoch"], e["start"], e["start"] + e["length"], -1))
         self.tail.append((e["epoch"], e["start"], e["start"] + e["length"], len(self.excluded)))
@@ -446,7 +473,7 @@ class Log:
         spec = self.genesis["spec"]
         epochs, samples, asked = spec["epochs"], spec["samples"], spec.get("steps", 0)
         if not spec.get("batches"):
-            return dict.fromkeys(range(epochs), samples), {}
+            return dict.fromkeys(range(epochs), samples + self.added), {}
         # A later step of an epoch ends later.
         ends = {epoch: end for epoch, end, _ in self.places[1:] if epoch < epochs}
         at, made, batch = self.places[-1], self.step, self.batch_of(1 << 62)
@@ -469,7 +496,8 @@ class Log:
         out["not_trained"] = [[epoch, *found] for epoch, found in sorted(rest.items())][:LISTED_MAX]
         if self.stop is not None and not self.genesis["spec"].get("batches") and self.step >= self.stop[0]:
             ends = {}  # what is leased is in no order: what is not committed is not trained
-        samples, reach = self.genesis["spec"]["samples"], self.stop is not None or self.genesis["spec"].get("steps", 0)
+        samples = self.genesis["spec"]["samples"] + self.added
+        reach = self.stop is not None or self.genesis["spec"].get("steps", 0)
         borders: dict[int, list[tuple[int, int, int]]] = {
             epoch: [(0, 0, 0), (end, 0, 0)] for epoch, end in ends.items()
         }
@@ -496,6 +524,19 @@ class Log:
                     name = "repeated" if inside + apart > 1 else "quarantined" if apart else "missing"
                     if inside + apart != 1 or apart:
                         add(out[name], epoch, at, until)
+            if self.vacant:
+                out["vacant"] += self.vacancies(epoch, marks)
+
+    def vacancies(self, epoch: int, marks: list[tuple[int, int, int]]) -> int:
+        """How many of the committed positions of an epoch have no record: each is told of once or more often."""
+        told = [(start, 0, 1) for of, start, _ in self.vacant if of == epoch]
+        told += [(end, 0, -1) for of, _, end in self.vacant if of == epoch]
+        both = sorted([(at, committed, 0) for at, committed, _ in marks] + told)
+        inside = beside = found = 0
+        for (at, c, v), (until, _, _) in pairwise(both):
+            inside, beside = inside + c, beside + v
+            found += (until - at) * (inside > 0 and beside > 0)
+        return found
 
 
 def add(ranges: list[list[int]], epoch: int, start: int, end: int) -> None:
@@ -551,6 +592,7 @@ def report(log: Log, broken: dict[str, Any] | None) -> dict[str, Any]:
         "lineage": bytes(log.lineages[-16:]).hex(),
         "file": log.file,
         "committed": 0,
+        "vacant": 0,
         "missing": [],
         "repeated": [],
         "quarantined": [],
@@ -570,13 +612,13 @@ def report(log: Log, broken: dict[str, Any] | None) -> dict[str, Any]:
     out["broken"] = broken
     out["last_proven"] = broken["last_proven"] if broken else log.next_offset - 1
     good = broken is None and log.genesis is not None
-    out["exactly_once"] = good and not (out["missing"] or out["repeated"] or out["quarantined"])
+    out["exactly_once"] = good and not (out["missing"] or out["repeated"] or out["quarantined"] or log.grows)
     out["verdict"] = (
         f"NOT PROVEN: the log breaks at offset {broken['offset']}: {broken['message']}."
         if broken
         else "EXACTLY ONCE" + early(log)
         if out["exactly_once"]
-        else "NOT exactly once: see missing, repeated, quarantined."
+        else f"NOT exactly once: see missing, repeated, quarantined{', and the topic has not ended' * log.grows}."
     )
     return out
 

@@ -125,6 +125,7 @@ class InProcess(Agent):
             life=life, drain_on_sigterm=nothing, finish=self._ends, perform=nothing, is_main=False
         )
         self._client = SimpleNamespace(start=nothing, session=SimpleNamespace(rank=0))  # type: ignore[assignment]
+        self._reading = SimpleNamespace(start=nothing, stop=nothing)  # type: ignore[assignment]
         self._page = whereabouts.mine()
         self._hand = Hand(None, self.source, self.loader, self.options)  # type: ignore[arg-type]
         self._hand.unit_seed = 7 if strategy.deterministic else None

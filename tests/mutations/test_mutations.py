@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mutations import rules, steps
+from tests.mutations import rules, steps, topics
 from tests.mutations.mutate import Mutation, fails, taken_out
 from tests.mutations.worlds import Worlds
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "mutation", rules.MUTATIONS + steps.MUTATIONS, ids=lambda m: f"{m.rule}-{m.name}".replace(" ", "-")
+    "mutation",
+    rules.MUTATIONS + steps.MUTATIONS + topics.MUTATIONS,
+    ids=lambda m: f"{m.rule}-{m.name}".replace(" ", "-"),
 )
 def test_a_rule_that_is_taken_out_is_noticed(mutation: Mutation) -> None:
     with taken_out(mutation.edits):

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from antdt.connect.client import renew
-from antdt.data.sources import batches
+from antdt.data.sources import split
 from antdt.strategies.allreduce.composition import Round, Row
 from antdt.strategies.base import GenerationClosed, Outcome, Part, Timings
 from antdt.worker import checkpoint
@@ -159,7 +159,7 @@ class Worker(Replica):
                 assert not self.void, "a member without a valid state takes part"
                 self.part, self.optimizer_steps = part, 1
             case ask.Train(ranges, _, batch_size, units):
-                steps = list(units) or batches(list(ranges), batch_size)
+                steps = list(units) or split(ranges, -(-sum(r.length for r in ranges) // batch_size))
                 self.optimizer_steps = 1 if units else len(steps)
                 for number, step in enumerate(steps):
                     if number and not units:

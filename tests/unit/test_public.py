@@ -16,8 +16,8 @@ from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 TRAINER = [
     "Agent", "AgentOptions", "AllReduce", "AntdtError", "ExitCode", "ForeignState", "GenerationOptions",
     "Group", "JobTaken", "LoadingOptions", "LocalSGD", "LogTampered", "LogTruncated", "Mismatch", "NotFinite",
-    "Occupied", "Refused", "ReplicasDiffer", "SampleFailed", "SessionOptions", "Settings", "Superseded", "Unavailable",
-    "Undecodable", "UnknownJob", "UnknownSchema", "UsageError", "load_model",
+    "Occupied", "Record", "RecordsLost", "Refused", "ReplicasDiffer", "SampleFailed", "SessionOptions", "Settings",
+    "Superseded", "Topic", "Unavailable", "Undecodable", "UnknownJob", "UnknownSchema", "UsageError", "load_model",
 ]  # fmt: skip
 POLICIES = [
     "Action", "AdjustBatchSize", "AdjustBatchSizeOptions", "Assignment", "ClusterView", "Memory", "NodeClass",

@@ -38,6 +38,7 @@ from antdt.hand import Hand
 from antdt.host import told, whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions, Schedule, spec_of
+from antdt.reading import Reading, reached
 from antdt.standing import Standing
 from antdt.stepping import Micro, Stepping
 from antdt.strategies.allreduce import AllReduce
@@ -154,6 +155,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
         self.settings = settings or Settings.here()
         self._begun = Begun(model, named=settings is not None, alone=self.settings.alone)
         how = shuffle, sampler, collate_fn, num_workers, pin_memory, last
+        dataset = reached(dataset, self.settings)
         data = taken_apart(Data(dataset, batch_size, seed, size, *how, loading=self.options.loading))
         workers = self.options.workers_min or self.settings.world_size
         schedule = Schedule(data.batch_size or 0, epochs, data.seed, workers, data.last or EVEN, local_batch_min, steps)
@@ -184,6 +186,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
         self._hand = Hand(self._client, self.source, self.loader, self.options)
         self._hand.unit_seed = self.spec.seed if unit_of(self.spec.strategy) else None
         self._page.numbers[whereabouts.ATTEMPTS] = self.options.max_attempts
+        self._reading = Reading(self.source, self._client)
         self._weights = Weights(model, self._membership, self.options, self.pause)
 
     # -- what a script uses
@@ -212,6 +215,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
         try:
             member.drain_on_sigterm()
             self._client.start()
+            self._reading.start()
             self._course = course = Course(member.life.run())
             while course.asks is not None:
                 if isinstance(course.asks, ask.Train):
@@ -236,6 +240,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
             raise
         finally:
             self._over = True
+            self._reading.stop()
             self.loader.close()
             member.finish(linger=self._hand.witness.over())
             self._page.enter(At.USER, "behind the loop")
@@ -353,7 +358,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
             asked = replace(asked, units=())
         for part, last, over in self._hand.micro_batches(asked):
             self.epoch = part[0].epoch
-            samples = sum([r.length for r in part])
+            samples = self._hand.count(part)
             batch = self._hand.load(part, samples)
             self._micro, self._losses, self._updates = Micro(samples, last, over), 0, 0
             self._whole, self._inside, whole = whole and over, True, False

@@ -18,6 +18,7 @@ from antdt_schemas.errors import UsageError
 from antdt.data.fingerprint import fingerprint_of
 from antdt.data.loading import LoadingOptions
 from antdt.data.sources import IterableSource, MapSource, manifest_digest
+from antdt.data.topics import TopicSource
 from antdt.strategies.base import StrategyOptions
 from antdt.worker.session import SessionOptions
 
@@ -123,7 +124,8 @@ def spec_of(
         UsageError: there is not a sample for each worker, in the data or in a step.
     """
     workers = schedule.workers
-    if source.size < workers:
+    of_topic = _of_topic(schedule, source)
+    if source.size < workers and not of_topic.get("growing"):
         raise UsageError(
             f"The data set has {source.size} samples for {workers} workers: "
             f"start at most {source.size} workers, or take more data."
@@ -145,8 +147,19 @@ def spec_of(
         batches=_batches(schedule, source, options, strategy),
         local_batch_min=schedule.local_batch_min,
         steps=schedule.steps or 0,
-        fingerprint=fingerprint_of(source, options.fingerprint_samples),
+        fingerprint=b"" if of_topic else fingerprint_of(source, options.fingerprint_samples),
+        **of_topic,
     )
+
+
+def _of_topic(schedule: Schedule, source: MapSource | IterableSource) -> dict[str, Any]:
+    """What a job states of a topic."""
+    if not isinstance(source, TopicSource):
+        return {}
+    grows = not source.topic.bounded
+    if grows and schedule.epochs != 1:
+        raise UsageError(f"epochs={schedule.epochs}: a topic that grows has no end to begin again from. Take epochs=1.")
+    return {"blocks": source.blocks, "growing": grows}
 
 
 def _batches(

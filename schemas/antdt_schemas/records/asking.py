@@ -164,6 +164,35 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Examined:
+    """A lease on offsets of a topic was read so far: what is in it. keys, reasons: of what is faulty."""
+
+    generation: int
+    lease: int
+    token: int
+    vacant: tuple[int, ...]
+    faulty: tuple[int, ...] = ()
+    keys: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A topic that grows has offsets up to these: pairs (partition, next offset)."""
+
+    generation: int
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A topic that grows ends: what is known of it is trained on, and nothing else."""
+
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a worker asks of the ledger (topic requests, keyed by worker). Idempotent by content: any old one may
     arrive again.
@@ -241,7 +270,9 @@ class Reply:
     quarantined: int = 0
     warning: str = ""
     stopped: str = ""
+    places: tuple[int, ...] = ()
 
 
+_OfTopics = Examined | Grown | End
 _OfWorkers = Join | Regroup | Lease | Release | Commit | Checkpoint | Heartbeat | Leave | Exited | Failed | Stop
-RequestBody = _OfWorkers | Readmit | Rollback | Resize
+RequestBody = _OfWorkers | Readmit | Rollback | Resize | _OfTopics

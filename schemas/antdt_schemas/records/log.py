@@ -28,6 +28,8 @@ class JobSpec:
     batches: str = ""
     local_batch_min: int = 1
     steps: int = 0
+    blocks: tuple[int, ...] = ()
+    growing: bool = False
 
     @property
     def step_samples(self) -> int:
@@ -300,6 +302,39 @@ class Stopped:
 
 
 @dataclass(frozen=True, slots=True)
+class Vacant:
+    """At these positions of a lease there is no sample: whoever holds it has read past them, or its decoder says so."""
+
+    lease: int
+    epoch: int
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """These positions of a lease cannot be decoded: they are in quarantine. The lease ends before them, and what was
+    behind them returns.
+    """
+
+    lease: int
+    epoch: int
+    start: int
+    length: int
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """A topic that grows has new offsets; or it ends here, and is finished with what is known."""
+
+    blocks: tuple[int, ...]
+    closed: bool
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cycle:
     """One cycle of the ledger: all its events, atomically, with the input position that they reach."""
 
@@ -322,5 +357,6 @@ class Entry:
 
 _OfMembers = Joined | Lost | Left | Closed | Ready | Granted | RolledBack
 _OfSamples = Leased | Committed | Settled | Returned | Readmitted | Excluded | Resized | Stopped | Checkpointed | Done
-Event = _OfMembers | _OfSamples | Refused | Digested | Regressed | Blamed | StepSkipped | RequestsMoved
+_OfTopics = Vacant | SetAside | Extended
+Event = _OfMembers | _OfSamples | Refused | Digested | Regressed | Blamed | StepSkipped | RequestsMoved | _OfTopics
 EntryBody = Genesis | Leader | Cycle

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--workers", default=4, help="Worker processes.")
 @click.option("--profile", type=click.Choice(["short", "long"]), default="short")
 @click.option("--kind", "kinds", multiple=True, help="A kind of fault; several: repeat it. Default: all of them.")
+@click.option("--topic", is_flag=True, help="The samples are records of a topic, with aborted transactions.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything to this file.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder for broker, state and logs; kept.")
 def chaos(
@@ -34,6 +35,7 @@ def chaos(
     workers: int,
     profile: str,
     kinds: tuple[str, ...],
+    topic: bool,
     json_file: Path | None,
     data_dir: Path | None,
 ) -> None:
@@ -48,7 +50,7 @@ def chaos(
 
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: run at least one.")
-    chosen, missing = available(_chosen(profile, workers, kinds))
+    chosen, missing = available(_chosen(profile, workers, kinds, topic=topic))
     for line in missing:
         note(line)
     stopping = stop_on_signals()
@@ -60,7 +62,7 @@ def chaos(
             note(f"seed {seed}: " + "; ".join(map(str, schedule(seed, chosen.schedule))))
             verdict = running.run(seed)
             verdicts.append(verdict)
-            _tell(verdict, workers, profile, kinds)
+            _tell(verdict, workers, profile, kinds, topic=topic)
     finally:
         if data_dir is None and all(v.passed for v in verdicts):
             shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +78,7 @@ def chaos(
     sys.exit(0 if passed == len(verdicts) else 1)
 
 
-def _chosen(profile: str, workers: int, kinds: tuple[str, ...]) -> Profile:
+def _chosen(profile: str, workers: int, kinds: tuple[str, ...], *, topic: bool) -> Profile:
     from antdt_streams.chaos.run import PROFILES
     from antdt_streams.chaos.schedule import Kind
 
@@ -85,14 +87,16 @@ def _chosen(profile: str, workers: int, kinds: tuple[str, ...]) -> Profile:
         raise UsageError(f"--kind {unknown[0]}: there is {', '.join(Kind)}.")
     chosen = PROFILES[profile]
     kept = tuple(map(Kind, kinds)) or chosen.schedule.kinds
+    if topic:  # what no worker survives is decided where samples are loaded one by one
+        kept = tuple(kind for kind in kept if kind is not Kind.POISON_SAMPLE)
     return replace(
         chosen,
         schedule=replace(chosen.schedule, workers=workers, kinds=kept),
-        training=replace(chosen.training, workers=workers),
+        training=replace(chosen.training, workers=workers, topic=topic),
     )
 
 
-def _tell(verdict: Verdict, workers: int, profile: str, kinds: tuple[str, ...]) -> None:
+def _tell(verdict: Verdict, workers: int, profile: str, kinds: tuple[str, ...], *, topic: bool) -> None:
     done = f"{len(verdict.carried_out)} of {len(verdict.faults)} faults"
     for fault in verdict.faults:
         if fault not in verdict.carried_out:
@@ -109,5 +113,5 @@ def _tell(verdict: Verdict, workers: int, profile: str, kinds: tuple[str, ...]) 
     for line in verdict.wrong:
         note(f"  {line[:600]}")
     note(f"  logs: {verdict.folder}")
-    options = "".join(f" --kind {kind}" for kind in kinds)
+    options = "".join(f" --kind {kind}" for kind in kinds) + " --topic" * topic
     note(f"  again: antdt chaos --seeds 1 --first-seed {verdict.seed} --workers {workers} --profile {profile}{options}")

@@ -34,6 +34,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "rollback": ("operator", "Go back to a checkpoint."),
         "readmit": ("operator", "Try samples in quarantine again."),
         "resize": ("operator", "Change the global batch."),
+        "end": ("operator", "End a topic that grows: the job finishes with what is known."),
         "recover": ("operator", "Accept a loss of the broker, on record."),
     },
     "Services": {

@@ -1,4 +1,4 @@
-"""antdt rollback, readmit, resize, recover: what only a person decides, recorded in the shard log with its author."""
+"""antdt rollback, readmit, resize, end, recover: what only a person decides, recorded in the log with its author."""
 
 from __future__ import annotations
 
@@ -56,6 +56,21 @@ def resize(job: str, batch_size: int, reason: str, place: Place) -> None:
     """
     _ask(job, place, lambda author: records.Resize(batch_size, author, reason))
     note(f"Job {job} goes on with {batch_size} samples in a step.")
+
+
+@click.command()
+@job_argument
+@click.option("--reason", required=True, help="Why, for whoever reads the log later.")
+@connection_options
+def end(job: str, reason: str, place: Place) -> None:
+    """End the data of a job that trains on a topic that grows (Topic(bounded=False)).
+
+    What its workers have heard of until now is trained on, then the job is done; what comes later is not of this job.
+    """
+    _ask(job, place, lambda author: records.End(author, reason))
+    note(
+        f"The data of job {job} end here: it finishes with what it knows of. `antdt status {job}` shows how far it is."
+    )
 
 
 def _ask(job: str, place: Place, body: ask.Body) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from antdt_schemas import records
+from antdt_schemas.space import TOPIC
 
 from antdt_streams.ledger.core import evidence, rows
 from antdt_streams.ledger.core.batches import Batches
@@ -63,12 +64,14 @@ def report_of(account: Account, broken: Break | None) -> dict[str, Any]:
     if state is None:
         return report | {"verdict": f"NOT PROVEN. {broken.sentence() if broken else 'The log holds no job.'}"}
     counted = _counted(coverage, state.spec)
-    proven = not (broken or any(counted[what] for what in ("missing", "repeated", "quarantined", "wrong_lineage")))
+    wrong = any(counted[what] for what in ("missing", "repeated", "quarantined", "wrong_lineage"))
+    proven = not (broken or wrong or coverage.grows)
     # Coverage and state are two pieces of code: they must agree.
     agree = broken is not None or coverage.agrees(state)
-    report |= counted | {
+    report |= counted | _of_topic(coverage, state)
+    report |= {
         "exactly_once": proven and agree,
-        "finished": not counted["missing"] and not broken,
+        "finished": not (counted["missing"] or broken or coverage.grows),
         "faults": evidence.faults(state),
         "batch_sizes": resizes(state),
         "skipped_steps": state.line.skipped,
@@ -79,13 +82,23 @@ def report_of(account: Account, broken: Break | None) -> dict[str, Any]:
     return report | {"verdict": _verdict(report, broken, agree)}
 
 
+def _of_topic(coverage: Coverage, state: State) -> dict[str, Any]:
+    """Where the positions of a topic are in it, as [partition, first offset, next offset], and what was found there."""
+    if state.spec.order != TOPIC:
+        return {}
+    committed = sum(inside.total for inside in coverage.committed.values())
+    blocks = [list(block) for block in state.shards.space.blocks]
+    told = {"topic": state.spec.dataset, "blocks": blocks[:RANGES_LISTED_MAX], "ended": not coverage.grows}
+    return told | {"records": committed - coverage.vacancies, "vacant": coverage.vacancies}
+
+
 def _counted(coverage: Coverage, spec: records.JobSpec) -> dict[str, Any]:
     """What a coverage says of a job."""
     first_ms, last_ms, stop = coverage.first_lease_ms, coverage.last_commit_ms, coverage.stop
     not_trained, left = coverage.not_trained(spec)
     return {
         "epochs": spec.epochs,
-        "samples": spec.samples,
+        "samples": spec.samples + coverage.added,
         "committed": sum(inside.total for inside in coverage.committed.values()),
         "missing": [list(r) for r in coverage.missing(spec)],
         "repeated": [list(r) for r in coverage.repeated],
@@ -116,8 +129,13 @@ def _verdict(report: dict[str, Any], broken: Break | None, agree: bool) -> str:
         total = report["samples"] * report["epochs"]
         if report["stopped"] or report["steps_asked"]:
             return f"EXACTLY ONCE, what was trained: {_trained(report)}"
-        return f"EXACTLY ONCE. Each of {report['samples']} samples in each of {report['epochs']} epochs ({total:,})."
+        said = f"EXACTLY ONCE. Each of {report['samples']} samples in each of {report['epochs']} epochs ({total:,})."
+        if "records" in report:
+            said += f" {report['records']:,} are records of {report['topic']}, at {report['vacant']:,} offsets is none."
+        return said
     parts = []
+    if not report.get("ended", True):
+        parts.append(f"{report['topic']} has not ended")
     if report["missing"]:
         parts.append(f"{_count(report['missing']):,} samples are not committed")
     if report["repeated"]:

@@ -7,7 +7,7 @@ shares no code with any of this is the stand-alone verifier's. Knows neither the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from antdt_schemas import lineage, records
@@ -46,18 +46,24 @@ class Coverage:
     last_commit_ms: int | None = None
     losses: list[records.Regressed] = field(default_factory=list)
     moves: list[records.RequestsMoved] = field(default_factory=list)
-    holes: Holes | None = None
+    holes: Holes | None = None  # where steps have a fixed size
     layouts: Layouts | None = None
     cursor: Cursor = field(default_factory=Cursor)
     ends: dict[int, int] = field(default_factory=dict)
     stop: records.Stopped | None = None
+    added: int = 0  # positions that an epoch has by now beside those of Genesis
+    grows: bool = False  # a topic to which more may be added
+    vacant: Sets = field(default_factory=dict)  # where a topic has no record, as was found, whatever became of it
 
     # -- what was read
 
     def on_entry(self, read: Read) -> None:
         """Count one entry; of one that the state refuses, only what is wrong with it."""
-        if isinstance(read.body, records.Genesis) and read.verdict is Verdict.GENESIS and read.body.spec.batches:
-            self.holes, self.layouts = Holes(read.body.spec.epochs), Layouts(layout_of(read.body.spec))
+        if isinstance(read.body, records.Genesis) and read.verdict is Verdict.GENESIS:
+            spec = read.body.spec
+            if spec.batches:
+                self.holes, self.layouts = Holes(spec.epochs), Layouts(layout_of(spec))
+            self.grows = spec.growing
         if read.verdict is Verdict.VOID:
             self.voids.append(read.offset)
         elif read.verdict is Verdict.REFUSED and isinstance(read.body, records.Cycle):
@@ -95,7 +101,7 @@ class Coverage:
         elif isinstance(event, records.RolledBack):
             self.rolled_back += self.step - event.step
             self.step = event.step
-        elif isinstance(event, records.Returned) and event.quarantined:
+        elif isinstance(event, records.SetAside) or (isinstance(event, records.Returned) and event.quarantined):
             self.quarantined.setdefault(event.epoch, IntervalSet()).add(event.start, event.start + event.length)
         elif isinstance(event, records.Excluded) and self.holes is not None:
             self._exclude(self.holes, event)
@@ -107,10 +113,21 @@ class Coverage:
             self.quarantined[event.epoch].remove(event.start, event.start + event.length)
             if self.holes is not None:
                 self.holes = self.holes.append(Piece(event.epoch, event.start, event.length))
-        elif isinstance(event, records.Regressed):
+        else:
+            self._enter_rarer(event)
+
+    def _enter_rarer(self, event: records.Event) -> None:
+        """What a broker lost or moved, and what is found in a topic."""
+        if isinstance(event, records.Regressed):
             self.losses.append(event)
         elif isinstance(event, records.RequestsMoved):
             self.moves.append(event)
+        elif isinstance(event, records.Vacant):
+            places = iter(event.places)
+            _join(self.vacant, event.epoch, ((start, start + n) for start, n in zip(places, places, strict=True)))
+        elif isinstance(event, records.Extended):
+            ends, begins = event.blocks[2::3], event.blocks[1::3]
+            self.added, self.grows = self.added + sum(ends) - sum(begins), not event.closed
 
     def _exclude(self, holes: Holes, event: records.Excluded) -> None:
         piece = Piece(event.epoch, event.start, event.length)
@@ -198,7 +215,7 @@ class Coverage:
         of the epoch that it reaches; and all others of the job, where it was finished early.
         """
         if self.layouts is None:
-            every = ((epoch, 0, spec.samples) for epoch in range(spec.epochs))
+            every = ((epoch, 0, spec.samples + self.added) for epoch in range(spec.epochs))
             left = self._gaps(every) if self.stop is not None and self.step >= self.stop.step else []
             return left, sum(end - start for _, start, end in left)
         cursor, made = self.cursor, self.step
@@ -222,7 +239,7 @@ class Coverage:
         """Where samples are meant to be in the model at the end."""
         if self.layouts is None:
             if self.stop is None or self.step < self.stop.step:
-                yield from ((epoch, 0, spec.samples) for epoch in range(spec.epochs))
+                yield from ((epoch, 0, spec.samples + self.added) for epoch in range(spec.epochs))
             return
         yield from ((epoch, 0, end) for epoch, end in sorted(self.ends.items()) if epoch < spec.epochs)
         for (epoch, start, length), _ in self._to_the_end().ahead(self.cursor, self.step):
@@ -250,6 +267,12 @@ class Coverage:
                     return out[:RANGES_LISTED_MAX]
         return out
 
+    @property
+    def vacancies(self) -> int:
+        """How many of the committed positions have no record."""
+        sets = ((apart, self.committed.get(epoch, IntervalSet())) for epoch, apart in self.vacant.items())
+        return sum(high - low for apart, inside in sets for a, b in apart for low, high in inside.overlaps(a, b))
+
     # -- in parts
 
     @classmethod
@@ -261,6 +284,7 @@ class Coverage:
             fixed = state.shards
             found.holes, found.layouts = fixed.holes, fixed.layouts
             found.cursor, found.ends = fixed.cursor, _ends(fixed)
+        found.added, found.grows = state.shards.samples - state.spec.samples, not state.shards.space.closed
         return found
 
     def closed(self) -> Coverage:
@@ -275,6 +299,8 @@ class Coverage:
         self.losses = before.losses + self.losses
         self.moves = before.moves + self.moves
         self.rolled_back += before.rolled_back
+        for epoch, apart in before.vacant.items():
+            _join(self.vacant, epoch, apart)
         if before.first_lease_ms is not None:
             self.first_lease_ms = before.first_lease_ms
         if self.last_commit_ms is None:
@@ -289,6 +315,14 @@ def _sets(state: State) -> tuple[Sets, Sets]:
     """What is committed and what is in quarantine."""
     epochs = state.shards.epochs.items()
     return {n: epoch.committed for n, epoch in epochs}, {n: epoch.quarantined for n, epoch in epochs}
+
+
+def _join(sets: Sets, epoch: int, parts: Iterable[tuple[int, int]]) -> None:
+    """With these: what was found there before, by somebody else or in another generation, is found again."""
+    inside = sets.setdefault(epoch, IntervalSet())
+    for start, end in parts:
+        for low, high in inside.gaps(start, end):
+            inside.add(low, high)
 
 
 def _copied(sets: Sets) -> Sets:

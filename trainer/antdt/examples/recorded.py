@@ -28,6 +28,7 @@ from torch.utils.data import TensorDataset
 import antdt
 from antdt.agent import AgentOptions
 from antdt.examples.digits import accuracy, load
+from antdt.examples.recorded_topic import names_of, topic_of
 
 ROOM_S = 60.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -122,6 +123,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-workers", type=int, default=0, help="data processes; 0: whole batches of tensors")
     parser.add_argument("--result", type=Path, help="JSON file with the accuracy")
     parser.add_argument("--faults", type=Path, help="folder of files that bring faults about")
+    parser.add_argument("--topic", default="", help="train on this topic, which the first rank writes")
     parser.add_argument("--one-by-one", action="store_true", help="load each sample by itself")
     return parser.parse_args(argv)
 
@@ -140,10 +142,13 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     units: dict[str, Any] = {"deterministic": "bitwise", "unit_size": options.unit_size} if options.unit_size else {}
     exchange = antdt.AllReduce(pending_max=options.pending_max, **units)
+    data: Any = OneByOne(tensors, faults) if options.num_workers or options.one_by_one else tensors
+    if options.topic:
+        data = topic_of(options.topic, tensors, antdt.Settings.of())
     agent = antdt.Agent(
         model,
         optimizer,
-        OneByOne(tensors, faults) if options.num_workers or options.one_by_one else tensors,
+        data,
         batch_size=options.batch_size,
         epochs=options.epochs,
         seed=options.seed,
@@ -158,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     record = Record(options.record, worker)
     for images, labels, numbers in agent:
         time.sleep(options.delay_ms / 1000 * len(labels))
-        record.write(step=agent.step_number + 1, samples=numbers.tolist())
+        record.write(step=agent.step_number + 1, samples=names_of(numbers))
         if faults is not None:
             faults.slow()
         loss = functional.cross_entropy(model(images), labels)

@@ -54,7 +54,8 @@ class Part(NamedTuple):
 
     plan_seen: the newest plan it has read. reference: samples that the plan in the model expects of all members, the
     same number on each. ended: it was told END. leaving: this is its last step. checkpoint: a file is to follow it.
-    place: of the whole step, where steps have a fixed size; it is applied only if all of its samples are there.
+    place: of the whole step, where steps have a fixed size; it is applied only if all of its samples are there. empty:
+    positions of its ranges at which there is no sample; a part of nothing else is a part of the step all the same.
     """
 
     ranges: Sequence[Range]
@@ -64,11 +65,12 @@ class Part(NamedTuple):
     leaving: bool = False
     checkpoint: bool = False
     place: Place | None = None
+    empty: int = 0
 
     @property
     def samples(self) -> int:
         """How many it contributes."""
-        return sum(taken.length for taken in self.ranges)
+        return sum(taken.length for taken in self.ranges) - self.empty
 
 
 class Rates(Protocol):

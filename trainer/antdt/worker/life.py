@@ -249,9 +249,9 @@ class Life(Leaving):
             session.changes.wish = plans.wish
             taken = self.taking.take(session, strategy.cursor, strategy.step_number, split, idle=idle)
         said = session.phase is Phase.ENDED, leaving, self._wants_file, taken.place
-        part = Part(taken.ranges, plans.newest, taken.reference, *said)
+        part = Part(taken.ranges, plans.newest, taken.reference, *said, taken.empty)
         yield ask.Announce(part, mine.batch_size, lambda samples: self.taking.ahead(session, samples))
-        if taken.ranges:
+        if part.samples:
             at_once = max(mine.batch_size, whole * part.samples)
             yield ask.Train(taken.ranges, mine.accumulation, at_once, taken.units)
         outcome = yield ask.FINISH

@@ -27,13 +27,15 @@ FIRST_LEASE_S = 1.0
 
 class Taken(NamedTuple):
     """What a member takes. reference: what all members together are to take, the same number on each. place: of the
-    step, where it has a fixed size. units: the ranges cut into micro-batches, where they must be computed apart.
+    step, where it has a fixed size. units: the ranges cut into micro-batches, where they must be computed apart. empty:
+    positions of the ranges at which there is no sample.
     """
 
     ranges: Sequence[Range]
     reference: int
     place: Place | None = None
     units: Sequence[Sequence[Range]] = ()
+    empty: int = 0
 
 
 class Taking(Protocol):
@@ -75,13 +77,13 @@ class Leased:
     def wait(self, session: Session) -> Generator[Wait, bool, None]:
         """A little, where there is nothing to take, and everybody else is idle, too."""
         leases = session.leases
-        if leases.untaken or session.phase is not Phase.MEMBER:
+        if leases.takeable or session.phase is not Phase.MEMBER:
             return
         patience_s = IDLE_ROUND_S if self._previous_total == 0 else 0.0
         if not leases.answered:
             patience_s = FIRST_LEASE_S
         if patience_s:
-            yield Wait(lambda: leases.untaken > 0 or session.phase is not Phase.MEMBER, patience_s)
+            yield Wait(lambda: leases.takeable > 0 or session.phase is not Phase.MEMBER, patience_s)
 
     def take(self, session: Session, at: Cursor, made: int, split: Split, *, idle: bool) -> Taken:
         """At most what the plan gives this member."""
@@ -89,7 +91,8 @@ class Leased:
         if idle:
             return Taken((), reference)
         session.leases.batch_size = batch_size = self._period * split.shares[session.rank].batch_size
-        return Taken([Range(*r) for r in session.leases.take(batch_size, self._ranges_max)], reference)
+        ranges = [Range(*r) for r in session.leases.take(batch_size, self._ranges_max)]
+        return Taken(ranges, reference, empty=session.leases.empty)
 
     def ahead(self, session: Session, samples: int) -> list[tuple[int, int, int]]:
         """What is held, from the front."""

@@ -23,9 +23,10 @@ from typing import Any
 from antdt_schemas import records
 from antdt_schemas.batches import DROP, LASTS
 from antdt_schemas.records import Status
+from antdt_schemas.space import TOPIC, Space
 from antdt_schemas.strategies import kind_of
 
-from antdt_streams.ledger.core import changing, committing, evidence, joining, leasing
+from antdt_streams.ledger.core import changing, committing, evidence, joining, leasing, reading
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.groups import REASON_CHARS_MAX, RULES
 from antdt_streams.ledger.core.turn import AUTHOR_CHARS_MAX, Refusal, Turn, close, refuse
@@ -60,10 +61,15 @@ def decide(turn: Turn, request: records.Request) -> None:
 
 def check_spec(spec: records.JobSpec) -> str | None:
     """What is wrong with a job, or None."""
+    if spec.order == TOPIC:
+        wrong = _wrong_topic(spec)
+        if wrong:
+            return wrong
     for name in ("samples", "epochs", "shard_size", "batch_size", "workers_min", "max_attempts"):
-        if getattr(spec, name) < 1:
-            return f"{name} is {getattr(spec, name)}: it must be at least 1."
-    if spec.samples < spec.workers_min:
+        least = 0 if name == "samples" and spec.growing else 1
+        if getattr(spec, name) < least:
+            return f"{name} is {getattr(spec, name)}: it must be at least {least}."
+    if spec.samples < spec.workers_min and not spec.growing:
         return (
             f"The data set {spec.dataset!r} has {spec.samples} samples for {spec.workers_min} workers: "
             f"start at most {spec.samples} workers, or take more data."
@@ -80,6 +86,19 @@ def check_spec(spec: records.JobSpec) -> str | None:
         )
     if kind_of(spec.strategy) not in RULES:
         return f"The strategy {spec.strategy!r} is not known to this ledger: it knows {', '.join(sorted(RULES))}."
+    return None
+
+
+def _wrong_topic(spec: records.JobSpec) -> str | None:
+    flat = spec.blocks
+    if len(flat) % 3 or any(flat[i + 1] > flat[i + 2] for i in range(0, len(flat), 3)):
+        return "blocks of a topic are triples of a partition and the begin and end of its offsets."
+    if spec.batches:
+        return "a topic is read in one go: its steps have no fixed size."
+    if spec.growing and spec.epochs != 1:
+        return f"a topic that grows has one epoch, not {spec.epochs}: it has no end to begin again from."
+    if Space.of(flat, closed=True).length != spec.samples:
+        return f"the blocks of the topic do not have {spec.samples} positions."
     return None
 
 
@@ -134,4 +153,7 @@ _DECIDE: dict[type, Callable[[Turn, records.Request, Any], None]] = {
     records.Failed: joining.failed,
     records.Resize: changing.resize,
     records.Stop: changing.stop,
+    records.Examined: reading.examined,
+    records.Grown: reading.grown,
+    records.End: reading.end,
 }

@@ -61,7 +61,7 @@ def _fair_share(state: State) -> int:
 
 def _next_piece(shards: Shards, limit: int) -> tuple[int, int, int] | None:
     """The first samples that nobody holds: (epoch, start, end), whole shards where nothing came back."""
-    size, samples = shards.spec.shard_size, shards.spec.samples
+    size, samples = shards.spec.shard_size, shards.samples
     for number in range(shards.first_epoch_with_work, shards.spec.epochs):
         epoch = shards.epochs.get(number)
         if epoch is not None and epoch.returned:

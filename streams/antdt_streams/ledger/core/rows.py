@@ -11,6 +11,7 @@ from typing import Any
 
 from antdt_schemas import records
 from antdt_schemas.batches import Cursor, Layouts, Piece
+from antdt_schemas.space import Space
 
 from antdt_streams.ledger.core.batches import Batches, Change, Clue, Suspicion
 from antdt_streams.ledger.core.holes import Appended, Exclusion, Holes
@@ -54,6 +55,7 @@ def _few_rows(state: State) -> Iterator[tuple[bytes, bytes]]:
         ("fault", sorted(state.shards.faults)),
         ("skipped", (0,) if state.line.skipped else ()),
         ("stop", (0,) if state.stop else ()),
+        ("space", (0,) if state.shards.is_extended else ()),
     )
     for kind, keys in names:
         for name in keys:
@@ -272,6 +274,15 @@ def _load_blamed(s: State, name: str, row: Any) -> None:
     s.shards.blamed[int(name)] = tuple(Evidence(*found) for found in row)
 
 
+def _space(s: State, _: int) -> Any:
+    return [s.shards.space.flat, s.shards.space.closed] if s.shards.is_extended else None
+
+
+def _load_space(s: State, _: str, row: Any) -> None:
+    flat, closed = row
+    s.shards.space = Space.of(flat, closed=closed)
+
+
 def _fault(s: State, at: tuple[int, int]) -> Any:
     return s.shards.faults.get(at)
 
@@ -295,4 +306,5 @@ _KINDS: dict[str, tuple[Callable[[State, Any], Any], Callable[[State, str, Any],
     "batches": (_batches, _load_batches),
     "blamed": (_blamed, _load_blamed),
     "fault": (_fault, _load_fault),
+    "space": (_space, _load_space),
 }

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from antdt_schemas import records
+from antdt_schemas.space import TOPIC
 
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.dirty import Dirty
@@ -121,6 +122,10 @@ class State:
         assert isinstance(self.shards, Shards), "nothing is leased where steps have a fixed size"
         self.shards.take_back(e)
 
+    def _of_topic(self) -> Shards:
+        assert isinstance(self.shards, Shards) and self.spec.order == TOPIC, "this is said of topics"
+        return self.shards
+
     def _excluded(self, e: records.Excluded) -> None:
         assert isinstance(self.shards, Batches), "what is leased goes into quarantine with its lease"
         assert e.generation == self.members.generation + 1 and not self.members.open, (e, self.members.generation)
@@ -219,4 +224,7 @@ State.how = {
     records.Excluded: State._excluded,
     records.Resized: State._resized,
     records.Stopped: State._stopped,
+    records.Vacant: lambda s, e: s._of_topic().vacant(e),
+    records.SetAside: lambda s, e: s._of_topic().set_aside(e),
+    records.Extended: lambda s, e: s._of_topic().extend(e),
 }

@@ -36,8 +36,9 @@ class Row:
     """One member's part of a step. It is written to until it leaves: a frozen one is made in three times the time, once
     for each member and step, and would be made twice.
 
-    samples: how many it contributes, the sum of the lengths. plan_seen: the newest plan it has read. plan: the plan in
-    its model. lineage, step: of its model. ended: it was told END. reference: the global batch its loss is weighed by.
+    samples: how many it contributes; of a topic, less than the sum of the lengths. plan_seen: the newest plan it has
+    read. plan: the plan in its model. lineage, step: of its model. ended: it was told END. reference: the global batch
+    its loss is weighed by.
     leaving: this is its last step. checkpoint: a checkpoint is to follow this step. settings, state: fingerprints of
     what the optimizer stepped by last, and of the model; 0 where none is given this time. weight: what its losses count
     together. trained: fingerprint of which parameters are trained; 0 of a member without samples. summed: its losses

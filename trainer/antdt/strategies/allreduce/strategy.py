@@ -112,9 +112,9 @@ class AllReduceReplica(Updating):
     ) -> None:
         """Announces this member's part of the next step; without samples it takes part all the same.
 
-        ranges: at most RANGES_MAX of (lease, token, epoch, start, length). reference: the global batch that the plan in
-        the model expects, the same number on all members. leaving, checkpoint: see Row. place: of a step of a fixed
-        size; then `ranges` are as many as they are. Call it only with the step before applied.
+        ranges: at most RANGES_MAX of (lease, token, epoch, start, length), with so many samples. reference: the global
+        batch that the plan in the model expects, the same size on all members. leaving, checkpoint: see Row. place: of
+        a step of a fixed size; then `ranges` are as many as they are. Call it only with the step before applied.
 
         Raises GenerationClosed, also where parameters were unfrozen: there is no room for their gradients yet.
         """
@@ -122,7 +122,7 @@ class AllReduceReplica(Updating):
         generation.check()
         assert self._row is None, "the step before is still open"
         assert not self.void, "the state is void"
-        assert samples == sum(taken[4] for taken in ranges) and reference > 0, (samples, reference, ranges)
+        assert samples <= sum(taken[4] for taken in ranges) and reference > 0, (samples, reference, ranges)
         assert len(self.pending) < self.options.pending_max, "too many applied steps await their commit"
         self._check_unfrozen()
         (settings, state), self._place = self._fingerprints(generation, samples), place
@@ -295,7 +295,7 @@ class AllReduceReplica(Updating):
         reduced, place = self.reduce(), self._place
         self._guard.reduced = seen
         if reduced is None:
-            return self._idle(begun, counts=place is not None and place.total == 0)
+            return self._idle(begun, counts=self._is_made_of_nothing())
         round_, gradients = reduced.round, self._gradients
         if round_.stopping or (place is not None and round_.total != place.total):
             # Nothing is made any more; or somebody leaves without its part, and it is no step.
@@ -335,6 +335,10 @@ class AllReduceReplica(Updating):
             self._generation.wait(self._gathering)
             rows = self._gathered
         return [Row.unpack(columns) for columns in rows.tolist()]
+
+    def _is_made_of_nothing(self) -> bool:
+        """Whether the step at hand, which nobody has a sample of, is one: all of it is left out, or none is there."""
+        return any(row.ranges for row in self._rows()) if self._place is None else self._place.total == 0
 
     def _idle(self, started: float, *, counts: bool = False) -> Outcome:
         """counts: it is a step all the same, all of whose samples are left out."""

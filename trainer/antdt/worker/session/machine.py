@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from antdt_schemas import records
 from antdt_schemas.records import Status
+from antdt_schemas.space import TOPIC
 
 from antdt.host.whereabouts import Standing
 from antdt.worker.session.asking import Due, Outbox, SessionOptions
@@ -21,6 +22,7 @@ from antdt.worker.session.changes import Changes
 from antdt.worker.session.commits import Commits, Composition
 from antdt.worker.session.files import Files
 from antdt.worker.session.leases import Leases
+from antdt.worker.session.reading import ReadLeases
 
 DETAIL_CHARS_MAX = 120
 
@@ -90,7 +92,8 @@ class Session:
         self.committed, self.finished = 0, False
         self.leaving, self.told, self.quarantined, self.stopped = False, "", 0, ""
         self.standing = Standing()
-        self.leases, self.files = Leases(spec, self.options), Files(self.options)
+        leases = ReadLeases if spec.order == TOPIC else Leases
+        self.leases, self.files = leases(spec, self.options), Files(self.options)
         self.outbox = Outbox(worker, incarnation)
         self._claim, self._commits, self.changes = _Claim(), Commits(self.options), Changes(self.options)
         self._join, self._beat = Due(), Due()
