@@ -68,7 +68,7 @@ class Part(NamedTuple):
     @property
     def samples(self) -> int:
         """How many it contributes."""
-        return sum(taken.length for taken in self.ranges)
+        return sum([taken.length for taken in self.ranges])
 
 
 class Rates(Protocol):
