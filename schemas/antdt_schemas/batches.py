@@ -158,7 +158,7 @@ def layout_of(spec: JobSpec) -> Layout:
 
 def total(pieces: Iterable[Piece]) -> int:
     """How many positions they have."""
-    return sum(piece.length for piece in pieces)
+    return sum([piece.length for piece in pieces])
 
 
 def cut(pieces: Iterable[Piece], start: int, length: int) -> tuple[Piece, ...]:

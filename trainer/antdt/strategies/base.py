@@ -70,7 +70,7 @@ class Part(NamedTuple):
     @property
     def samples(self) -> int:
         """How many it contributes."""
-        return sum(taken.length for taken in self.ranges) - self.empty
+        return sum([taken.length for taken in self.ranges]) - self.empty
 
 
 class Rates(Protocol):

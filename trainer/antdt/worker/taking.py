@@ -165,13 +165,14 @@ class Stepped:
         self._idle = step is None
         if step is None:
             return Taken((), 1)
-        (_, self._behind), self._made = step, made + 1
+        (live, self._behind), self._made = step, made + 1
         at = self.layout.due(at, made)
         if split is not self._split:
             self._split, self._shares, self._cuts = split, [share.batch_size for share in split.shares], {}
-        length = batches.total(step[0])
-        live = self._live(at, length)
-        size = batches.total(live)
+        size = length = batches.total(live)
+        if self._granted.excluded:
+            live = self._live(at, length)
+            size = batches.total(live)
         cut = self._cut(length if self._unit else size)
         where = self._granted.generation, 0, at.epoch, at.position, length
         # In the tail it is the last epoch, where that is known; else the one that the model is at (Once.begins).
@@ -236,7 +237,9 @@ class Stepped:
         """That of this member; and the units that it is made of, which keep their places whatever is left out."""
         if not self._unit:
             sizes = self._cut(batches.total(live)).sizes
-            return batches.share(live, sizes, (rank + self._shift()) % len(sizes)), []
+            return tuple(live) if len(sizes) == 1 else batches.share(
+                live, sizes, (rank + self._shift()) % len(sizes)
+            ), []
         sizes = self._cut(length).sizes
         index = (rank + self._shift()) % len(sizes)
         place = (Piece(at.epoch, at.position, length),)
@@ -258,7 +261,8 @@ class Stepped:
         return units
 
     def _ranges(self, pieces: Sequence[Piece]) -> list[Range]:
-        return [Range(self._granted.generation, 0, *piece) for piece in pieces]
+        generation = self._granted.generation
+        return [Range(generation, 0, epoch, start, length) for epoch, start, length in pieces]
 
 
 def taking_of(spec: records.JobSpec, ranges_max: int) -> Taking:

@@ -174,7 +174,7 @@ class AllReduceReplica(Updating):
         if generation.world == 1:
             return
         columns = torch.tensor(row.pack(), dtype=torch.int64)
-        if self._inline() and not bare:
+        if self._inline and not bare:
             assert isinstance(gradients, ReducedGradients)
             gradients.announce(columns)
         else:
@@ -210,7 +210,7 @@ class AllReduceReplica(Updating):
             self._weights.through(samples)
         self._check_unfrozen()
         self._complete = last
-        if last and (self._inline() or not self.talks):
+        if last and (self._inline or not self.talks):
             self._announce()
         gradients.expect(last)
         if weight:  # the mean of nothing is no number, and counts nothing

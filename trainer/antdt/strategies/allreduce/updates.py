@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from antdt_schemas.errors import UsageError
@@ -21,7 +21,7 @@ from antdt_schemas.errors import UsageError
 from antdt.strategies.allreduce import finite, guard
 from antdt.strategies.allreduce.denominators import Denominators
 from antdt.strategies.allreduce.judging import Judging
-from antdt.strategies.allreduce.state import Held
+from antdt.strategies.allreduce.state import Held, Saved
 from antdt.strategies.allreduce.talk import UPDATE, Said, Talk
 from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import GenerationClosed
@@ -69,7 +69,7 @@ class Updating(Judging):
             weight = self._denominators.of(loss, samples, whole=whole)
         return weights.of(samples, weight, summed=summed)
 
-    def restore(self, data: bytes, *more: Any, **named: Any) -> None:
+    def restore(self, data: bytes | BinaryIO | Saved, *more: Any, **named: Any) -> None:
         """See Holding: who has another model now has not made its last step."""
         before = self.step_number, self.lineage
         super().restore(data, *more, **named)
