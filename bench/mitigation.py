@@ -3,9 +3,9 @@
 Real processes on a real broker: ledger, Monitor, Controller, a launcher and four workers, for each run anew. Slowness
 is time asleep for each sample, so that two cores carry it. `time_s` is from the first step's samples to the last
 commit, by the broker's clock; `ideal_s` knows the pattern and pays what a step costs beside
-(`bench.mitigation_patterns`); samples are counted by the audit. The file is written after each run; runs that are in it are not done again. Beside it lies a
-picture, FILE with .svg. `overhead` is a step of the whole apparatus against plain DistributedDataParallel, paired, in
-one job (`bench.mitigation_overhead`).
+(`bench.mitigation_patterns`); samples are counted by the audit. The file is written after each run; runs that are in it
+are not done again. Beside it lies a picture, FILE with .svg. `overhead` is a step of the whole apparatus against plain
+DistributedDataParallel, paired, in one job (`bench.mitigation_overhead`).
 """
 
 from __future__ import annotations
