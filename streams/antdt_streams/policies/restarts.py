@@ -89,7 +89,8 @@ class Restarts:
             who = loss.node.incarnation
             losses[who] = round(losses.get(who, 0.0) + cost_s, 6)
         for node in view.nodes:
-            if node.seconds_per_sample is not None and node.severity < WELL_MAX and node.incarnation not in well:
+            judged = node.node_class is not NodeClass.UNKNOWN and node.seconds_per_sample is not None
+            if judged and node.severity < WELL_MAX and node.incarnation not in well:
                 well.append(node.incarnation)
         return {**out, SEEN: [view.generation, view.last_step, view.now_ms]}
 
