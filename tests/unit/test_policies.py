@@ -221,8 +221,11 @@ def test_lb_bsp_follows_speed_at_each_windows_end() -> None:
 def test_backup_asks_for_k_of_n_once() -> None:
     nodes = [node(f"w{i}") for i in range(4)]
     views = [view(*nodes, strategy="ps-bsp/servers=2"), view(*nodes, strategy="ps-bsp/servers=2", backup_workers=1)]
-    (found,), _ = run(find("backup"), views)
+    (found, rates), _ = run(find("backup"), [views[0], replace(views[1], learning_rate_factor=0.75)])
     assert (found.action, found.backup_workers) == (Action.BACKUP_WORKERS, 1)
+    assert (rates.action, rates.learning_rate_factor) == (Action.ADJUST_LR, 0.75), "the global batch is smaller"
+    (alone,), _ = run(parameters.changed(find("backup"), {"adjust_lr": "no"}), views)
+    assert alone == found
 
 
 # -- names and parameters
