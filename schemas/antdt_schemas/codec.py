@@ -12,7 +12,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from functools import cache
@@ -39,6 +39,7 @@ TOP_LEVEL = (
     records.Decision,
     records.DeadLetter,
     records.Snapshot,
+    records.Steering,
 )
 
 R = TypeVar("R")
@@ -148,6 +149,11 @@ def decode(data: bytes | None, expected: type[R]) -> R:
     if body.tell() != len(data):
         raise Undecodable(f"Not a {name}: {len(data) - body.tell()} bytes follow its end.")
     return record
+
+
+def decode_one_of(data: bytes | None, expected: Sequence[type[Any]]) -> Any:
+    """The record in `data`, of one of these types; of the first where the header says none. Errors: as `decode`."""
+    return decode(data, next((one for one in expected if data and begins_as(data, one)), expected[0]))
 
 
 def begins_as(data: bytes, expected: type[Any]) -> bool:

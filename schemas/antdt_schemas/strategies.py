@@ -7,6 +7,8 @@ local-sgd/every=8       each member takes 8 by itself, then all average: one ste
 
 from __future__ import annotations
 
+ASYNCHRONOUS = ("ps-asp", "ps-ssp")
+
 
 def kind_of(strategy: str) -> str:
     """The name with N in place of the number in it, if there is one: what rules are looked up by."""
@@ -22,6 +24,16 @@ def period_of(strategy: str) -> int:
 def unit_of(strategy: str) -> int:
     """Samples of which a step is made up, each so many computed together; 0: as it comes."""
     return _number(strategy, "allreduce/unit")
+
+
+def is_asynchronous(strategy: str) -> bool:
+    """Whether workers have no common step: each goes on by itself."""
+    return strategy.startswith(ASYNCHRONOUS)
+
+
+def carries_out(strategy: str, action: str) -> bool:
+    """Whether the members of such a job can carry out an action; of a strategy that is not known it is believed."""
+    return action != "BACKUP_WORKERS" or not strategy or strategy.startswith("ps-bsp")
 
 
 def _number(strategy: str, kind: str) -> int:

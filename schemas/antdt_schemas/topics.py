@@ -27,7 +27,7 @@ DURABLE_COPIES = 3
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One topic of a job. `retention_ms` of FOREVER keeps every record."""
+    """One topic of a job. `retention_ms` of FOREVER keeps every record. also: other types of records in it."""
 
     suffix: str
     record: type
@@ -35,6 +35,12 @@ class Topic:
     retention_ms: int
     purpose: str
     config: dict[str, str] = field(default_factory=dict)
+    also: tuple[type, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[type, ...]:
+        """The types of its records; the first is what it is for."""
+        return (self.record, *self.also)
 
     def name(self, job: str) -> str:
         return f"antdt.{check_job(job)}.{self.suffix}"
@@ -64,7 +70,14 @@ BOUNDED = {"retention.bytes": str(STEPS_BYTES_MAX)}
 COMPACTED = {"cleanup.policy": "compact", "segment.bytes": str(16 << 20), "min.cleanable.dirty.ratio": "0.1"}
 
 STEPS = Topic("steps", records.StepBatch, 1, 7 * DAY_MS, "timings of every step, trainers to Monitor", BOUNDED)
-MEASUREMENTS = Topic("measurements", records.Measurement, 1, 30 * DAY_MS, "what the Monitor knows")
+MEASUREMENTS = Topic(
+    "measurements",
+    records.Measurement,
+    1,
+    30 * DAY_MS,
+    "what the Monitor knows, and what operators tell the Controller",
+    also=(records.Steering,),
+)
 DECISIONS = Topic("decisions", records.Decision, 1, FOREVER, "what the Controller commands")
 REQUESTS = Topic("requests", records.Request, 1, 7 * DAY_MS, "what workers ask of the ledger")
 SHARD_LOG = Topic("shard-log", records.Entry, 1, FOREVER, "the truth: every assignment and every committed step")

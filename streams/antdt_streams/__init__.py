@@ -14,11 +14,17 @@ if TYPE_CHECKING:
         AdjustBatchSizeOptions,
         Assignment,
         ClusterView,
+        Dedicated,
+        DedicatedParameters,
+        Effect,
         Memory,
         NodeClass,
         NodeView,
+        NonDedicated,
+        NonDedicatedParameters,
         Policy,
         Proposal,
+        Verdict,
     )
 
 __all__ = [
@@ -27,11 +33,17 @@ __all__ = [
     "AdjustBatchSizeOptions",
     "Assignment",
     "ClusterView",
+    "Dedicated",
+    "DedicatedParameters",
+    "Effect",
     "Memory",
     "NodeClass",
     "NodeView",
+    "NonDedicated",
+    "NonDedicatedParameters",
     "Policy",
     "Proposal",
+    "Verdict",
 ]
 
 

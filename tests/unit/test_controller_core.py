@@ -84,7 +84,7 @@ def sizes(decision: Decision) -> list[int]:
 def test_a_slow_worker_gets_less_and_at_most_half_at_once() -> None:
     (found,) = feed(controller(), measured([1, 3, 1, 1]))
     assert sizes(found) == [38, 16, 37, 37]
-    assert (found.action, found.plan, found.policy, found.policy_version) == (Action.ADJUST_BS, 1, "antdt-nd", 2)
+    assert (found.action, found.plan, found.policy, found.policy_version) == (Action.ADJUST_BS, 1, "adjust-bs", 3)
     assert found.predicted_gain == pytest.approx(0.5)
     assert found.reason == ("w1 needs 3.0x the median time: 32 -> 16 samples, step time -50 %")
     assert [a.worker for a in found.assignments] == ["w0", "w1", "w2", "w3"]
@@ -371,7 +371,7 @@ def test_options_of_the_controller_are_checked() -> None:
 
 
 def test_the_ready_policy_is_found_by_name() -> None:
-    assert isinstance(find("antdt-nd"), AdjustBatchSize)
+    assert isinstance(find("adjust-bs"), AdjustBatchSize)
     assert isinstance(find("antdt-nd"), Policy)
 
 
@@ -396,7 +396,7 @@ def test_a_policy_of_the_users_is_found_in_its_file(tmp_path: Path) -> None:
 
 
 def test_an_unknown_policy_is_refused_with_what_there_is() -> None:
-    with pytest.raises(UsageError, match=r"take one of .*antdt-nd"):
+    with pytest.raises(UsageError, match=r"take one of .*adjust-bs.*nd"):
         find("best")
 
 

@@ -16,8 +16,8 @@ from antdt_streams.monitor.core.rates import UNKNOWN, Rate, add_sample, own_rate
 OPTIONS = DetectorOptions()
 
 
-def track(worker: str = "w0", group: str = "worker") -> Track:
-    return Track(worker, f"{worker}-1", "", "", 1, group)
+def track(worker: str = "w0", role: str = "worker", stage: int = 0) -> Track:
+    return Track(worker, f"{worker}-1", "", "", 1, role, stage)
 
 
 def feed(node: Track, own_s: list[float], noise: float = 0.01, batch_size: int = 10) -> list[int]:
@@ -103,10 +103,17 @@ def test_a_node_is_not_judged_after_a_change_of_plan_until_the_fixed_cost_is_kno
 
 
 def test_a_slow_group_is_structural() -> None:
-    tracks = {f"{g}{i}": track(f"{g}{i}", g) for g in ("first", "second", "third") for i in range(3)}
-    levels = {w: (0.5 if w.startswith("third") else 0.0) for w in tracks}
-    assert structural(Residuals(level=levels), tracks, 1.35) == ("third",)
-    assert structural(Residuals(level={"first0": 0.0, "first1": 9.0}), tracks, 1.35) == ()
+    tracks = {f"{stage}-{i}": track(f"{stage}-{i}", stage=stage) for stage in range(3) for i in range(3)}
+    levels = {w: (0.5 if w.startswith("2") else 0.0) for w in tracks}
+    assert structural(Residuals(level=levels), tracks, 1.35) == ("worker.2",)
+    assert structural(Residuals(level={"0-0": 0.0, "0-1": 9.0}), tracks, 1.35) == ()
+
+
+def test_servers_are_no_stage_and_are_not_compared_with_workers() -> None:
+    tracks = {w: track(w) for w in ("w0", "w1", "w2")} | {s: track(s, "server") for s in ("s0", "s1")}
+    found = Residuals(level=dict.fromkeys(("w0", "w1", "w2"), -7.0) | dict.fromkeys(("s0", "s1"), -20.0))
+    assert structural(found, tracks, 1.35) == ()
+    assert {t.group for t in tracks.values()} == {"worker", "server"}
 
 
 @pytest.mark.parametrize(

@@ -99,3 +99,16 @@ def test_what_is_told_of_the_time_is_the_mean_of_the_steps_of_the_optimizer() ->
     batch = telemetry.batch(0.0, everything=True)
     assert batch is not None
     assert (batch.step, batch.batch_size, batch.communication_s, batch.wait_s) == ((5,), (8,), (1.0,), (0.5,))
+
+
+def test_micro_batches_that_have_passed_are_counted() -> None:
+    hand, telemetry = hand_of(Loading(), micro_batch_size_max=4)
+    taken = [Range(1, 7, 0, 0, 12)]
+    hand.expect(Part(taken, 0, 12), 12, lambda _: [])
+    for _ in hand.micro_batches(Train(taken, 1, 12)):
+        hand.passed(None)
+    row: Any = SimpleNamespace(samples=12, plan=0)
+    hand.measure(Outcome(12, [row], True, False, Timings(0.0, 0.0, 0.0)), 5)
+    batch = telemetry.batch(0.0, everything=True)
+    assert batch is not None
+    assert batch.micro_batches == (3,)

@@ -20,8 +20,9 @@ TRAINER = [
     "Superseded", "Topic", "Unavailable", "Undecodable", "UnknownJob", "UnknownSchema", "UsageError", "load_model",
 ]  # fmt: skip
 POLICIES = [
-    "Action", "AdjustBatchSize", "AdjustBatchSizeOptions", "Assignment", "ClusterView", "Memory", "NodeClass",
-    "NodeView", "Policy", "Proposal",
+    "Action", "AdjustBatchSize", "AdjustBatchSizeOptions", "Assignment", "ClusterView", "Dedicated",
+    "DedicatedParameters", "Effect", "Memory", "NodeClass", "NodeView", "NonDedicated", "NonDedicatedParameters",
+    "Policy", "Proposal", "Verdict",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from antdt.worker.telemetry import (
     IN_FLIGHT_MAX,
     STEPS_A_BATCH,
     STEPS_QUEUED_MAX,
+    Sort,
     StepTiming,
     Telemetry,
 )
@@ -89,3 +90,15 @@ def test_without_acknowledgement_batches_are_full_bounded_and_the_rest_is_counte
     assert after[0].dropped == lost + STEPS_A_BATCH
     numbers = [batch.number for batch in sent + after]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def test_a_batch_says_what_kind_of_node_it_is_of_and_in_how_many_parts_steps_were_computed() -> None:
+    telemetry = Telemetry("s0", "s0.0", "n", "", sort=Sort("server", 2, "ps-bsp/servers=2"))
+    telemetry.add(timing(0))
+    whole = telemetry.batch(100.0)
+    telemetry.add(timing(1)._replace(micro_batches=3))
+    cut = telemetry.batch(101.0)
+    assert whole is not None
+    assert cut is not None
+    assert (whole.role, whole.stage, whole.strategy, whole.micro_batches) == ("server", 2, "ps-bsp/servers=2", ())
+    assert cut.micro_batches == (3,)

@@ -44,6 +44,7 @@ class _Clock:
     data_s: float = 0.0
     first_bucket_at: float | None = None
     optimizer_steps: int = 1
+    micro_batches: int = 0
 
 
 class Hand:
@@ -148,6 +149,7 @@ class Hand:
     def passed(self, first_bucket_at: float | None) -> None:
         """It went forward and backward."""
         self.ranges, self._clock.first_bucket_at = [], first_bucket_at
+        self._clock.micro_batches += 1
         self.holds.passed()
 
     def goes_on(self) -> None:
@@ -200,5 +202,6 @@ class Hand:
                 compute_s / many,
                 timings.reduction_s / many,
                 timings.composition_s / many,
+                max(1, -(-clock.micro_batches // many)),
             )
         )

@@ -25,6 +25,10 @@ class StepBatch:
     communication_s: tuple[float, ...]
     wait_s: tuple[float, ...]
     batch_size_max: int = 0
+    role: str = "worker"
+    stage: int = 0
+    strategy: str = ""
+    micro_batches: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,9 @@ class NodeMeasurement:
     persistent_windows: int
     rejected: int
     batch_size_max: int = 0
+    role: str = "worker"
+    stage: int = 0
+    busy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,9 @@ class Measurement:
     loss: float
     first_offset: int
     last_offset: int
+    strategy: str = ""
+    step_s: float = 0.0
+    samples_per_s: float = 0.0
 
 
 class Action(StrEnum):
@@ -95,6 +105,31 @@ class Assignment:
     worker: str
     batch_size: int
     accumulation: int
+
+
+class Verdict(StrEnum):
+    UNCLEAR = "unclear"
+    HELPED = "helped"
+    NO_EFFECT = "no_effect"
+    HARMED = "harmed"
+    NOT_CARRIED_OUT = "not_carried_out"
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What has come of an earlier decision, as measured."""
+
+    decision: Cause
+    action: Action
+    plan: int
+    worker: str
+    predicted_gain: float
+    measured_gain: float
+    gain_error: float
+    windows: int
+    in_effect_step: int
+    delay_s: float
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +152,32 @@ class Decision:
     evidence_first: int
     evidence_last: int
     batch_size: int = 0
+    parameters: str = ""
+    effect: Effect | None = None
+
+
+class Cluster(StrEnum):
+    UNCHANGED = "unchanged"
+    BUSY = "busy"
+    FREE = "free"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """What an operator, or a scheduler, tells a Controller (topic measurements, which it reads in one order)."""
+
+    author: str
+    policy: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    cluster: Cluster = Cluster.UNCHANGED
+    busy_s: float = 0.0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def monitor(job: str, instance: Instance, place: Place) -> None:
 
 @click.command()
 @job_argument
-@click.option("--policy", default=None, help="A name, or FILE.py:CLASS. Default: antdt-nd.")
+@click.option("--policy", default=None, help="A name, or FILE.py:CLASS. Default: nd.")
 @instance_options
 @connection_options
 def controller(job: str, policy: str | None, instance: Instance, place: Place) -> None:

@@ -63,7 +63,7 @@ stuck_option = click.option(
 @click.command()
 @job_argument
 @click.option("--resume", is_flag=True, help="Go on with a job that exists already.")
-@click.option("--policy", default=None, help="Policy of the controller: a name, or FILE.py:CLASS.  [default: antdt-nd]")
+@click.option("--policy", default=None, help="Policy of the controller: a name, or FILE.py:CLASS.  [default: nd]")
 @replication_option
 @click.option("--standby", is_flag=True, help="A second ledger, which takes over within about a second.")
 @patience_option

@@ -133,7 +133,7 @@ def tail(
             for raw in reader.poll(0.2):
                 line = {"partition": raw.partition, "offset": raw.offset, "time_ms": raw.time_ms}
                 try:
-                    line["record"] = codec.to_json(codec.decode(raw.value, chosen.record))  # type: ignore[assignment]
+                    line["record"] = codec.to_json(codec.decode_one_of(raw.value, chosen.kinds))  # type: ignore[assignment]
                 except Undecodable as error:
                     line["error"] = str(error)  # type: ignore[assignment]
                 click.echo(json.dumps(line, ensure_ascii=False))

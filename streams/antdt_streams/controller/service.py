@@ -8,16 +8,15 @@ from antdt_schemas.records import Decision
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS
 
 from antdt_streams.controller.core.state import ControllerState
-from antdt_streams.policies import AdjustBatchSize
-from antdt_streams.policies.find import find
+from antdt_streams.policies.find import DEFAULT, find
 from antdt_streams.runtime.service import Service
 
-VERSION = 1
+VERSION = 2  # 2: it measures what comes of its decisions, and hears operators
 
 
 def service(policy_name: str | None = None) -> Service:
     """One Controller of one job. Raises UsageError if there is no such policy."""
-    policy = find(policy_name or AdjustBatchSize.name)
+    policy = find(policy_name or DEFAULT)
     new, load = partial(ControllerState, policy), partial(ControllerState.load, policy=policy)
     fold = ControllerState.process
     return Service("controller", VERSION, MEASUREMENTS, new, load, fold, {Decision: DECISIONS}, ControllerState.follow)

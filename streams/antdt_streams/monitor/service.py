@@ -8,7 +8,7 @@ from antdt_schemas.topics import MEASUREMENTS, STEPS
 from antdt_streams.monitor.core.state import MonitorState
 from antdt_streams.runtime.service import Service
 
-VERSION = 2  # 2: a node says what it can hold, and the noise of few nodes is that of their own samples
+VERSION = 3  # 3: servers, stages, micro-batches; how fast all go on
 
 
 def service() -> Service:

@@ -15,6 +15,7 @@ from statistics import median, median_low
 
 from antdt_schemas.errors import UsageError
 from antdt_schemas.records import Action, Assignment, NodeClass
+from antdt_schemas.strategies import is_asynchronous
 
 from antdt_streams.policies.policy import ClusterView, Memory, NodeView, Proposal
 from antdt_streams.policies.solver import solve_nd, step_s
@@ -50,21 +51,23 @@ class AdjustBatchSizeOptions:
 
 
 class AdjustBatchSize:
-    """The policy `antdt-nd`. Invariant: a plan's batch sizes have the sum of those it replaces."""
+    """The policy `adjust-bs`. Invariant: a plan's batch sizes have the sum of those it replaces."""
 
-    name = "antdt-nd"
-    version = 2
+    name = "adjust-bs"
+    version = 3
 
-    def __init__(self, options: AdjustBatchSizeOptions | None = None) -> None:
-        self.options = options or AdjustBatchSizeOptions()
+    def __init__(self, parameters: AdjustBatchSizeOptions | None = None) -> None:
+        self.parameters = parameters or AdjustBatchSizeOptions()
 
     def decide(self, view: ClusterView, memory: Memory) -> tuple[tuple[Proposal, ...], Memory]:
-        """At most one ADJUST_BS. Remembers the batch sizes before the last plan."""
+        """At most one ADJUST_BS. Remembers the batch sizes before the last plan. Where workers do not wait for each
+        other, there is nothing to balance.
+        """
         if view.pending:
             return (), memory
-        nodes = [node for node in view.nodes if node.batch_size > 0]
-        movable = [node for node in nodes if _movable(node)]
-        if len(movable) < 2:
+        nodes = [node for node in view.workers if node.batch_size > 0]
+        movable = [node for node in nodes if is_movable(node)]
+        if len(movable) < 2 or is_asynchronous(view.strategy):
             return (), memory
         sizes = [node.batch_size for node in movable]
         if any(0 < node.batch_size_max < node.batch_size for node in movable):
@@ -78,13 +81,13 @@ class AdjustBatchSize:
         now_s = step_s(sizes, rates, fixed_s)
         # Where another node is slow in each step, small plans only follow the noise.
         strict = view.urgent or view.rotating
-        needed = self.options.gain_urgent_min if strict else self.options.gain_min
+        needed = self.parameters.gain_urgent_min if strict else self.parameters.gain_min
         if step_s(best, rates, fixed_s) > (1.0 - needed) * now_s:
             return (), memory
         if not self._is_sure(movable, rates, fixed_s, least, most):
             return (), memory
         # A move that takes the last one back goes half-way, unless as much is at stake as in an emergency.
-        big = step_s(best, rates, fixed_s) <= (1.0 - self.options.gain_urgent_min) * now_s
+        big = step_s(best, rates, fixed_s) <= (1.0 - self.parameters.gain_urgent_min) * now_s
         plan = best if big else self._damped(movable, best, rates, fixed_s, memory.get(PREVIOUS, {}))
         gain = 1.0 - step_s(plan, rates, fixed_s) / now_s
         proposal = _proposal(nodes, movable, plan, _reason(movable, plan, gain), gain)
@@ -97,7 +100,7 @@ class AdjustBatchSize:
         rates, fixed_s = self._rates(movable), [node.fixed_s for node in movable]
         sizes, total = [node.batch_size for node in movable], sum(node.batch_size for node in movable)
         most = [node.batch_size_max or total for node in movable]
-        plan = solve_nd(total, rates, fixed_s, [min(self.options.batch_size_min, m) for m in most], most)
+        plan = solve_nd(total, rates, fixed_s, [min(self.parameters.batch_size_min, m) for m in most], most)
         if plan is None:
             return None
         gain = 1.0 - step_s(plan, rates, fixed_s) / step_s(sizes, rates, fixed_s)
@@ -109,7 +112,7 @@ class AdjustBatchSize:
 
     def _rates(self, nodes: list[NodeView]) -> list[float]:
         rates = [node.seconds_per_sample or math.nan for node in nodes]
-        floor = median_low(rates) / self.options.speed_claim_max
+        floor = median_low(rates) / self.parameters.speed_claim_max
         return [max(rate, floor) for rate in rates]
 
     def _is_sure(
@@ -120,7 +123,7 @@ class AdjustBatchSize:
         """
         sizes = [node.batch_size for node in nodes]
         times = [c + b * rate for c, b, rate in zip(fixed_s, sizes, rates, strict=True)]
-        middle, errors = median(times), self.options.errors_min + math.sqrt(2.0 * math.log(len(nodes)))
+        middle, errors = median(times), self.parameters.errors_min + math.sqrt(2.0 * math.log(len(nodes)))
         certain = []
         for node, rate, c, time_s in zip(nodes, rates, fixed_s, times, strict=True):
             off = math.log(time_s / middle)
@@ -130,15 +133,15 @@ class AdjustBatchSize:
         best = solve_nd(sum(sizes), certain, fixed_s, least, most)
         assert best is not None, "the batch sizes in force are within the bounds"
         saved = 1.0 - step_s(best, certain, fixed_s) / step_s(sizes, certain, fixed_s)
-        return saved >= self.options.gain_sure_min
+        return saved >= self.parameters.gain_sure_min
 
     def _bounds(self, nodes: list[NodeView]) -> tuple[list[int], list[int]]:
         """Within the factor and the limits, those of each worker's memory among them; what is in force is allowed."""
-        options = self.options
+        asked = self.parameters
         sizes = [node.batch_size for node in nodes]
-        holds = [min(options.batch_size_max, node.batch_size_max or options.batch_size_max) for node in nodes]
-        least = [min(max(options.batch_size_min, int(b / options.change_max)), b) for b in sizes]
-        most = [max(min(held, int(b * options.change_max)), b) for b, held in zip(sizes, holds, strict=True)]
+        holds = [min(asked.batch_size_max, node.batch_size_max or asked.batch_size_max) for node in nodes]
+        least = [min(max(asked.batch_size_min, int(b / asked.change_max)), b) for b in sizes]
+        most = [max(min(held, int(b * asked.change_max)), b) for b, held in zip(sizes, holds, strict=True)]
         return least, most
 
     @staticmethod
@@ -167,7 +170,7 @@ def _proposal(nodes: list[NodeView], movable: list[NodeView], plan: list[int], r
     return Proposal(Action.ADJUST_BS, reason, gain, assignments)
 
 
-def _movable(node: NodeView) -> bool:
+def is_movable(node: NodeView) -> bool:
     """Workers whose rate is unknown, and those that fell silent, keep their share."""
     rate = node.seconds_per_sample
     return rate is not None and rate > 0.0 and node.node_class is not NodeClass.ABSENT

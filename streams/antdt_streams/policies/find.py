@@ -12,10 +12,29 @@ from typing import Any
 
 from antdt_schemas.errors import UsageError
 
-from antdt_streams.policies import AdjustBatchSize, Policy
+from antdt_streams.policies import parameters
+from antdt_streams.policies.adjust_batch_size import AdjustBatchSize
+from antdt_streams.policies.baselines import (
+    Asynchronous,
+    AsynchronousEven,
+    Backup,
+    BackupDrop,
+    Even,
+    LoadBalancedBsp,
+    NoMitigation,
+)
+from antdt_streams.policies.dd import Dedicated
+from antdt_streams.policies.nd import NonDedicated
+from antdt_streams.policies.policy import Policy
 
 GROUP = "antdt.policies"
-READY = {AdjustBatchSize.name: AdjustBatchSize}
+DEFAULT = NonDedicated.name
+OURS: tuple[Any, ...] = (
+    *(NonDedicated, Dedicated, AdjustBatchSize, NoMitigation),
+    *(Even, LoadBalancedBsp, Backup, BackupDrop, Asynchronous, AsynchronousEven),
+)
+READY: dict[str, Any] = {policy.name: policy for policy in OURS}
+FORMER = {"antdt-nd": NonDedicated.name, "antdt-dd": Dedicated.name}
 
 
 def find(name: str) -> Policy:
@@ -27,8 +46,9 @@ def find(name: str) -> Policy:
     file, colon, class_name = name.rpartition(":")
     if colon:
         return _checked(name, _from_file(Path(file), class_name))
+    name = FORMER.get(name, name)
     if name in READY:
-        return READY[name]()
+        return _checked(name, READY[name])
     installed = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name in installed:
         return _checked(name, installed[name].load())
@@ -53,4 +73,5 @@ def _checked(name: str, found: Any) -> Policy:
     policy = found() if isinstance(found, type) else found
     if not isinstance(policy, Policy):
         raise UsageError(f"{name} is no policy: it needs name, version and decide(view, memory).")
+    parameters.check(policy)
     return policy

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from antdt_schemas.errors import UsageError
-from antdt_schemas.records import Action, Assignment, NodeClass
+from antdt_schemas.records import Action, Assignment, Effect, NodeClass
+
+WORKER, SERVER = "worker", "server"
 
 Memory = Mapping[str, Any]
 """What a policy remembers: JSON values, nothing else. It is a row of the Controller's state."""
@@ -17,8 +19,10 @@ Memory = Mapping[str, Any]
 @dataclass(frozen=True, slots=True)
 class NodeView:
     """One node as it is now; a KILL_RESTART has its `incarnation` as target. `seconds_per_sample` is None while
-    unknown, `rate_error` is its relative standard error; `batch_size` is what it takes a step, `batch_size_max` what it
-    can hold, 0 while that is not known.
+    unknown (of a server: seconds of service for a byte), `rate_error` is its relative standard error; `batch_size` is
+    what it takes a step, `batch_size_max` what it can hold, 0 while that is not known. severity: log of how many times
+    as slow as expected it is. fixed_s: seconds that a micro-batch costs whatever its size. busy: share of its time that
+    was its own work.
     """
 
     worker: str
@@ -33,6 +37,21 @@ class NodeView:
     accumulation: int
     persistent_windows: int
     batch_size_max: int = 0
+    role: str = WORKER
+    stage: int = 0
+    busy: float = 0.0
+
+    @property
+    def step_s(self) -> float:
+        """Predicted seconds of its own work in a step; 0 while its rate is unknown."""
+        rate = self.seconds_per_sample
+        return 0.0 if rate is None else self.fixed_s * self.accumulation + self.batch_size * rate
+
+    @property
+    def expected_s_per_sample(self) -> float | None:
+        """Its rate if it were as fast as expected of it."""
+        rate = self.seconds_per_sample
+        return None if rate is None else rate * math.exp(-max(self.severity, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +59,11 @@ class ClusterView:
     """All nodes of the current generation, by name, and what the Controller has already asked for.
 
     `urgent` is true in the middle of a window; `pending` while the newest plan is not in effect yet. batch_size: the
-    global batch that a plan has asked for last; 0: none has.
+    global batch that a plan has asked for last; 0: none has. strategy: the job's, empty while not known. step_s:
+    seconds of a step as measured, all waiting included; samples_per_s: of all workers together; both 0 while not known.
+    effects: what has come of earlier decisions, the newest last. busy: why the cluster has no room for a node that is
+    started again, empty where it has. restarting: workers that were ordered to be started again and are not back;
+    restart_s: seconds that this has taken lately, 0 while not known.
     """
 
     window: int
@@ -57,6 +80,21 @@ class ClusterView:
     learning_rate_factor: float
     backup_workers: int
     batch_size: int = 0
+    strategy: str = ""
+    step_s: float = 0.0
+    samples_per_s: float = 0.0
+    effects: tuple[Effect, ...] = ()
+    busy: str = ""
+    restarting: tuple[str, ...] = ()
+    restart_s: float = 0.0
+
+    @property
+    def workers(self) -> tuple[NodeView, ...]:
+        return tuple(node for node in self.nodes if node.role == WORKER)
+
+    @property
+    def servers(self) -> tuple[NodeView, ...]:
+        return tuple(node for node in self.nodes if node.role == SERVER)
 
 
 CHANGES = {
@@ -112,7 +150,10 @@ class Proposal:
 class Policy(Protocol):
     """Pure: the same view and memory give the same proposals, in every process.
 
-    A change of behaviour is a new `version`: decisions carry it, so that they can be derived again.
+    A change of behaviour is a new `version`: decisions carry it, so that they can be derived again. A policy that has
+    parameters is made of them, `MyPolicy(parameters)`, a frozen dataclass with a default for each field, and has them
+    as `parameters`; a change at run time makes another object. strategies: what names of strategies that it can work
+    under begin with; a policy without them works under all.
     """
 
     @property

@@ -32,7 +32,7 @@ class MemoryTopics:
 
     def records(self, topic: Topic, job: str) -> list[Any]:
         """Every record of a topic, decoded, repeats included."""
-        return [codec.decode(raw.value, topic.record) for raw in self.logs.get(topic.name(job), [])]
+        return [codec.decode_one_of(raw.value, topic.kinds) for raw in self.logs.get(topic.name(job), [])]
 
 
 class MemoryStore:

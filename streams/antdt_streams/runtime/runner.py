@@ -248,7 +248,7 @@ class Runner:
         offset = self.next_offset
         self._now_ms = max(self._now_ms, raw.timestamp_ms)  # a broker's clock may be set back, a service's may not
         try:
-            record: Any = codec.decode(raw.value, self.service.input.record)
+            record: Any = codec.decode_one_of(raw.value, self.service.input.kinds)
             outputs = () if self._repeated(record) else self._process(record, offset)
         except Undecodable as error:  # by contract, nothing was changed
             self.next_offset += 1

@@ -33,7 +33,7 @@ from antdt.worker.no_files import NoFiles
 from antdt.worker.outside import LifeOptions, Outside
 from antdt.worker.plans import Plans
 from antdt.worker.session import Phase, Session, Where
-from antdt.worker.telemetry import Telemetry
+from antdt.worker.telemetry import Sort, Telemetry
 
 log = logging.getLogger("antdt")
 
@@ -78,7 +78,8 @@ class Membership:
 
     def _telemetry(self, incarnation: str) -> Telemetry:
         s = self.settings
-        return Telemetry(s.worker, incarnation, s.node, s.hardware, self.options.batch_size_max)
+        sort = Sort(strategy=self.spec.strategy)
+        return Telemetry(s.worker, incarnation, s.node, s.hardware, self.options.batch_size_max, sort)
 
     @property
     def session(self) -> Session:

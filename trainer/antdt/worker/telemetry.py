@@ -39,6 +39,16 @@ class StepTiming(NamedTuple):
     compute_s: float
     communication_s: float
     wait_s: float
+    micro_batches: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sort:
+    """What kind of node this is: its role, its stage of a pipeline, and the strategy of the job."""
+
+    role: str = "worker"
+    stage: int = 0
+    strategy: str = ""
 
 
 @dataclass(slots=True)
@@ -71,8 +81,17 @@ def _far(now: float, usual: float) -> bool:
 class Telemetry:
     """A bounded queue: what does not fit is dropped, oldest first, and counted in the next batch."""
 
-    def __init__(self, worker: str, incarnation: str, node: str, hardware: str, batch_size_max: int = 0) -> None:
+    def __init__(
+        self,
+        worker: str,
+        incarnation: str,
+        node: str,
+        hardware: str,
+        batch_size_max: int = 0,
+        sort: Sort | None = None,
+    ) -> None:
         """batch_size_max: samples a step that this worker can hold; 0: not known."""
+        self.sort = sort or Sort()
         self.identity, self.batch_size_max = (worker, incarnation), batch_size_max
         self.node, self.hardware = node, hardware
         self.dropped = 0
@@ -123,6 +142,10 @@ class Telemetry:
             communication_s=tuple(r.communication_s for r in rows),
             wait_s=tuple(r.wait_s for r in rows),
             batch_size_max=self.batch_size_max,
+            role=self.sort.role,
+            stage=self.sort.stage,
+            strategy=self.sort.strategy,
+            micro_batches=tuple(r.micro_batches for r in rows) if any(r.micro_batches > 1 for r in rows) else (),
         )
 
     def _is_due(self, now_s: float) -> bool:

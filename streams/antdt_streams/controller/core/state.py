@@ -1,8 +1,9 @@
-"""The Controller's state and its one function: a Measurement in, decisions out.
+"""The Controller's state and its one function: a Measurement or an operator's word in, decisions out.
 
 Owns what is in force, the numbers of plans and the marks by which repeated measurements are dropped; what to do is the
 policy's. Every Decision says all that is in force, so that the newest one is the whole truth; its action only says what
 has changed. An action that leaves the plan as it is leaves the number, too: no worker would ever report another one.
+What has come of earlier decisions, an answer to an operator, and why a policy cannot work are decisions of action NONE.
 """
 
 from __future__ import annotations
@@ -14,13 +15,26 @@ from typing import Any
 
 from antdt_schemas.batches import split
 from antdt_schemas.errors import Mismatch, UsageError
-from antdt_schemas.records import Action, Assignment, Cause, Decision, Measurement, NodeMeasurement
+from antdt_schemas.records import (
+    Action,
+    Assignment,
+    Cause,
+    Decision,
+    Effect,
+    Measurement,
+    NodeMeasurement,
+    Steering,
+)
+from antdt_schemas.strategies import carries_out
 
+from antdt_streams.controller.core.effects import Trials, told
+from antdt_streams.controller.core.steering import Told
+from antdt_streams.policies import parameters
 from antdt_streams.policies.policy import CHANGES, ClusterView, NodeView, Policy, Proposal
 from antdt_streams.storage.rows import Marks, Position, decode_row, digest_rows, encode_row
 
-FORMAT = 1
-HEAD, IN_FORCE, MEMORY = b"head", b"in-force", b"memory"
+FORMAT = 2
+HEAD, IN_FORCE, MEMORY, TRIALS = b"head", b"in-force", b"memory", b"trials"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,44 +98,86 @@ class InForce:
     def to_row(self) -> list[Any]:
         rows = [[a.worker, a.batch_size, a.accumulation] for _, a in sorted(self.assignments.items())]
         numbers = [self.plan, self.window, self.issued_ms]
-        row = [*numbers, self.learning_rate_factor, self.backup_workers, rows]
-        return [*row, self.batch_size] if self.batch_size else row  # as it was before there was one
+        return [*numbers, self.learning_rate_factor, self.backup_workers, self.batch_size, rows]
 
 
 class ControllerState:
-    """Everything the Controller remembers of a job.
+    """Everything the Controller remembers of a job. refused: the last word about what cannot be carried out.
 
     Invariants: plans are dense from 1; a cause at or below the mark of its partition changes nothing.
     """
 
     def __init__(self, policy: Policy, options: ControllerOptions | None = None) -> None:
-        self.policy = policy
+        self.policy = self._own = policy
         self.options = options or ControllerOptions()
         self.marks = Marks()
         self.in_force = InForce()
         self.memory: Mapping[str, Any] = {}
-        self._dirty = {HEAD, IN_FORCE, MEMORY}
+        self.told, self.trials, self.refused = Told(), Trials(), ""
+        self._dirty = {HEAD, IN_FORCE, MEMORY, TRIALS}
 
-    def process(self, record: Measurement, position: Position, now_ms: int) -> list[Decision]:
-        """Take in one measurement and say what is to be done about it."""
-        proposals = self._decide(record, now_ms)
-        return [self._issue(p, i, record, position, now_ms) for i, p in enumerate(proposals)]
+    def process(self, record: Measurement | Steering, position: Position, now_ms: int) -> list[Decision]:
+        """Take in one measurement and say what is to be done about it; or an operator's word, and answer it."""
+        if isinstance(record, Steering):
+            return [self._said(Proposal(Action.NONE, self._steer(record, now_ms)), 0, position)]
+        out: list[Decision] = []
 
-    def follow(self, record: Measurement | None, position: Position, now_ms: int, written: Sequence[Decision]) -> None:
-        """Take in a measurement that was answered before: what is in force is what was written then, whatever this
-        policy would say. Without one, retention has removed it.
+        def know(effects: Sequence[Effect]) -> None:
+            for effect in effects:
+                out.append(self._said(Proposal(Action.NONE, told(effect)), len(out), position, effect))
+
+        effects, proposals = self._decide(record, now_ms)
+        know(effects)
+        for proposal in proposals:
+            out.append(self._issue(proposal, len(out), record, position, now_ms))
+            know(self.trials.give(out[-1], now_ms))
+        self._note_trials()
+        return out
+
+    def follow(
+        self, record: Measurement | Steering | None, position: Position, now_ms: int, written: Sequence[Decision]
+    ) -> None:
+        """Take in a record that was answered before: what is in force is what was written then, whatever this policy
+        would say. Without one, retention has removed it.
         """
-        if record is not None:
+        window = 0
+        if isinstance(record, Steering):
+            self._steer(record, now_ms)
+        elif record is not None:
             self._decide(record, now_ms)
+            window = record.window
         for decision in written:
-            self.in_force.follow(decision, record.window if record is not None else 0, now_ms)
+            self.in_force.follow(decision, window, now_ms)
             self._dirty.add(IN_FORCE)
+            self.trials.give(decision, now_ms)
+            if decision.effect is not None:
+                self.trials.know(decision.effect)
+            elif record is None and decision.action is Action.NONE and decision.policy == self.policy.name:
+                self.policy = self.told.follow(decision.parameters, self._own)
+        self._note_trials()
 
-    def _decide(self, record: Measurement, now_ms: int) -> Sequence[Proposal]:
-        """What the policy proposes, once for each measurement."""
+    def _steer(self, record: Steering, now_ms: int) -> str:
+        self.policy, answer = self.told.take(record, self.policy, now_ms)
+        self._dirty.add(IN_FORCE)
+        return answer
+
+    def _note_trials(self) -> None:
+        if self.trials.changed:
+            self._dirty.add(TRIALS)
+            self.trials.changed = False
+
+    def _decide(self, record: Measurement, now_ms: int) -> tuple[Sequence[Effect], Sequence[Proposal]]:
+        """What has come of earlier decisions, and what the policy proposes: once for each measurement."""
         if not self.marks.note(record.cause.partition, (record.cause.offset, record.cause.index)):
-            return ()
+            return (), ()
         self._dirty.add(HEAD)
+        effects = self.trials.observe(record, now_ms)
+        return effects, self._proposals(record, now_ms)
+
+    def _proposals(self, record: Measurement, now_ms: int) -> Sequence[Proposal]:
+        under = getattr(self.policy, "strategies", ())
+        if under and record.strategy and not record.strategy.startswith(tuple(under)):
+            return self._refuse(f"policy {self.policy.name} works under {' or '.join(under)} only", record)
         proposals, memory = self.policy.decide(self.view(record, now_ms), self.memory)
         assert len(proposals) <= self.options.proposals_max, f"{self.policy.name} proposes {len(proposals)} at once"
         for proposal in proposals:
@@ -131,7 +187,19 @@ class ControllerState:
         if memory != self.memory:
             self.memory = memory
             self._dirty.add(MEMORY)
-        return proposals
+        possible = [p for p in proposals if carries_out(record.strategy, p.action)]
+        if len(possible) < len(proposals):
+            wanted = next(p.action for p in proposals if not carries_out(record.strategy, p.action))
+            return [*possible, *self._refuse(f"nobody carries out {wanted}", record)]
+        return possible
+
+    def _refuse(self, why: str, record: Measurement) -> Sequence[Proposal]:
+        """One sentence, once."""
+        text = f"{why}, and this job's strategy is {record.strategy}: choose another policy, or another strategy"
+        if text == self.refused:
+            return ()
+        self.refused = text
+        return (Proposal(Action.NONE, text),)
 
     def _check_target(self, proposal: Proposal, record: Measurement) -> None:
         """A worker's name would be obeyed by its every life: the topic is read from its start."""
@@ -160,6 +228,13 @@ class ControllerState:
             learning_rate_factor=in_force.learning_rate_factor,
             backup_workers=in_force.backup_workers,
             batch_size=in_force.batch_size,
+            strategy=record.strategy,
+            step_s=record.step_s,
+            samples_per_s=record.samples_per_s,
+            effects=tuple(self.trials.done),
+            busy=self.told.is_busy(now_ms),
+            restarting=self.trials.restarting,
+            restart_s=self.trials.restart_s,
         )
 
     def _pending(self, record: Measurement, now_ms: int) -> bool:
@@ -187,12 +262,18 @@ class ControllerState:
             accumulation=planned.accumulation if planned else 1,
             persistent_windows=node.persistent_windows,
             batch_size_max=node.batch_size_max,
+            role=node.role,
+            stage=node.stage,
+            busy=node.busy,
         )
 
     def _issue(self, proposal: Proposal, index: int, record: Measurement, position: Position, now_ms: int) -> Decision:
-        in_force = self.in_force
-        in_force.take(proposal, record.window, now_ms)
+        self.in_force.take(proposal, record.window, now_ms)
         self._dirty.add(IN_FORCE)
+        return self._said(proposal, index, position)
+
+    def _said(self, proposal: Proposal, index: int, position: Position, effect: Effect | None = None) -> Decision:
+        in_force = self.in_force
         return Decision(
             cause=Cause(position.partition, position.offset, index),
             plan=in_force.plan,
@@ -208,6 +289,8 @@ class ControllerState:
             evidence_first=position.offset,
             evidence_last=position.offset,
             batch_size=in_force.batch_size,
+            parameters=parameters.stamp(self.policy),
+            effect=effect,
         )
 
     # -- rows
@@ -215,8 +298,10 @@ class ControllerState:
     def _row(self, key: bytes) -> bytes:
         if key == HEAD:
             marks = [[partition, *mark] for partition, mark in sorted(self.marks.items())]
-            return encode_row([FORMAT, self.policy.name, marks])
-        return encode_row(self.in_force.to_row() if key == IN_FORCE else self.memory)
+            return encode_row([FORMAT, self.policy.name, self.refused, marks])
+        if key == IN_FORCE:
+            return encode_row([self.in_force.to_row(), self.told.to_row()])
+        return encode_row(self.memory if key == MEMORY else self.trials.to_row())
 
     def changes(self) -> dict[bytes, bytes | None]:
         """The rows that changed since the last call."""
@@ -225,7 +310,7 @@ class ControllerState:
         return out
 
     def rows(self) -> dict[bytes, bytes]:
-        return {key: self._row(key) for key in (HEAD, IN_FORCE, MEMORY)}
+        return {key: self._row(key) for key in (HEAD, IN_FORCE, MEMORY, TRIALS)}
 
     def digest(self) -> bytes:
         return digest_rows(self.rows())
@@ -242,14 +327,16 @@ class ControllerState:
         state = cls(policy, options)
         if not rows:
             return state
-        found, name, marks = decode_row(rows[HEAD])
+        found, name, *rest = decode_row(rows[HEAD])
         if found != FORMAT:
             raise Mismatch("Format of the Controller's state", FORMAT, found)
+        state.refused, marks = rest
         state.marks = Marks({partition: (offset, index) for partition, offset, index in marks})
-        plan, window, issued_ms, factor, backup, assignments, *batch_size = decode_row(rows[IN_FORCE])
-        state.in_force = InForce(plan, window, issued_ms, factor, backup)
-        state.in_force.batch_size = batch_size[0] if batch_size else 0
+        (*numbers, batch_size, assignments), heard = decode_row(rows[IN_FORCE])
+        state.in_force, state.told = InForce(*numbers), Told.from_row(heard, same_policy=name == policy.name)
+        state.in_force.batch_size = batch_size
+        state.policy, state.trials = state.told.applied(policy), Trials.from_row(decode_row(rows[TRIALS]))
         state.in_force.assignments = {row[0]: Assignment(*row) for row in assignments}
         state.memory = decode_row(rows[MEMORY]) if name == policy.name else {}
-        state._dirty = set() if name == policy.name else {HEAD, MEMORY}
+        state._dirty = set() if name == policy.name else {HEAD, IN_FORCE, MEMORY}
         return state

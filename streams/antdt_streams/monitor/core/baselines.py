@@ -1,4 +1,4 @@
-"""One window against everybody's baselines: what all nodes share is taken out, what is left is each node's own.
+"""One window against everybody's baselines: what nodes of a role share is taken out, the rest is each node's own.
 
 All values are logarithms of seconds a sample. The common mode of a step is the median over nodes of the *change* from
 their baselines: checkpoints, evaluation and warm-up vanish in it. A median of levels would flip as soon as half of the
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from antdt_streams.monitor.core.fixed_cost import FixedCosts
-from antdt_streams.monitor.core.node import Health, Sample, Track, push
+from antdt_streams.monitor.core.node import SERVER, Health, Sample, Track, push
 from antdt_streams.monitor.core.rates import MAD_TO_SIGMA, MEDIAN_ERROR
 
 
@@ -46,13 +46,23 @@ def residuals(window: Window, tracks: dict[str, Track], health: dict[str, Health
             by_step.setdefault(sample.step, {})[worker] = value - base
     out = Residuals()
     for step in sorted(by_step):
-        changes = by_step[step]
-        common = median(changes.values())
-        out.by_step[step] = {w: change - common for w, change in changes.items()}
+        out.by_step[step] = _without_common(by_step[step], tracks)
     for worker, samples in window.samples.items():
         each = [out.by_step[s.step][worker] for s in samples]
         out.each[worker], out.middle[worker] = each, median(each)
         out.level[worker] = (health[worker].base or 0.0) + out.middle[worker]
+    return out
+
+
+def _without_common(changes: dict[str, float], tracks: dict[str, Track]) -> dict[str, float]:
+    """What is left of each node's change. Of two servers the calmer one says what they have in common: a job often has
+    no more, and one of them is to be seen.
+    """
+    out: dict[str, float] = {}
+    for role in sorted({tracks[w].role for w in changes}):
+        mine = {w: change for w, change in changes.items() if tracks[w].role == role}
+        common = min(mine.values()) if role == SERVER and len(mine) == 2 else median(mine.values())
+        out.update((w, change - common) for w, change in mine.items())
     return out
 
 
@@ -73,10 +83,13 @@ def _first_baselines(
     health: dict[str, Health],
     costs: FixedCosts,
 ) -> None:
-    changes = [median(values[w]) - base for w in values if (base := health[w].base) is not None]
-    offset = median(changes) if changes else 0.0
+    offsets: dict[str, list[float]] = {}
     for worker, logs in values.items():
-        node = health[worker]
+        if (base := health[worker].base) is not None:
+            offsets.setdefault(tracks[worker].role, []).append(median(logs) - base)
+    for worker, logs in values.items():
+        node, known = health[worker], offsets.get(tracks[worker].role)
+        offset = median(known) if known else 0.0
         if node.base is None:
             node.base = median(logs) - offset
             node.base_s = median(s.own_s for s in window.samples[worker])

@@ -14,7 +14,7 @@ from statistics import median, median_low
 from antdt_schemas.records import NodeClass
 
 from antdt_streams.monitor.core.baselines import Noise, Residuals
-from antdt_streams.monitor.core.node import Health, Track, push
+from antdt_streams.monitor.core.node import WORKER, Health, Track, push
 from antdt_streams.monitor.core.options import DetectorOptions
 
 CLEAR_FLAGS = 1
@@ -158,9 +158,11 @@ def hardware_classes(seen: Peers, tracks: dict[str, Track], health: dict[str, He
 
 
 def structural(found: Residuals, tracks: dict[str, Track], class_gap: float) -> tuple[str, ...]:
-    """Groups whose centre is slower than the centre of the groups by `class_gap`: never a sick node."""
+    """Stages of workers whose centre is slower than the centre of the groups by `class_gap`: never a sick node."""
     levels: dict[str, list[float]] = {}
     for worker, level in found.level.items():
+        if tracks[worker].role != WORKER:
+            continue
         levels.setdefault(tracks[worker].group, []).append(level)
     if len(levels) < 2:
         return ()
@@ -177,11 +179,12 @@ class Rotation:
     losses: list[float] = field(default_factory=list)
     slowest: list[str] = field(default_factory=list)
 
-    def add(self, found: Residuals, health: dict[str, Health]) -> None:
-        """Take in a window; steps of fewer than four nodes say nothing."""
-        usual = {worker: health[worker].usual for worker in found.level}
+    def add(self, found: Residuals, tracks: dict[str, Track], health: dict[str, Health]) -> None:
+        """Take in a window; steps of fewer than four workers say nothing."""
+        usual = {w: health[w].usual for w in found.level if tracks[w].role == WORKER}
         for step in sorted(found.by_step):
-            factors = {w: math.exp(min(x - usual[w], 3.0)) for w, x in found.by_step[step].items()}
+            mine = found.by_step[step].items()
+            factors = {w: math.exp(min(x - usual[w], 3.0)) for w, x in mine if w in usual}
             if len(factors) >= 4:
                 worst = max(factors, key=lambda w: (factors[w], w))
                 push(self.losses, factors[worst] * len(factors) / math.fsum(factors.values()) - 1.0, self.steps)

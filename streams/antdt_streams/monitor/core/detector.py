@@ -32,7 +32,7 @@ class Detector:
         tracks, health = roster.tracks, roster.health
         found = residuals(window, tracks, health, self.costs)
         self.noise.add(found)
-        self.rotation.add(found, health)
+        self.rotation.add(found, tracks, health)
         seen = peers(found, tracks, health, self.options)
         judge = Judge(window.number, found, seen, self.noise, self.options)
         for worker, samples in window.samples.items():

@@ -7,7 +7,8 @@ import math
 from antdt_schemas.records import Cause, Measurement, NodeClass, NodeMeasurement
 
 from antdt_streams.monitor.core.detector import Detector
-from antdt_streams.monitor.core.node import Health, Track
+from antdt_streams.monitor.core.node import WORKER, Health, Track
+from antdt_streams.monitor.core.pace import Pace, pace_now
 from antdt_streams.monitor.core.rates import Rate, own_rate, scatter, shrunk
 from antdt_streams.monitor.core.roster import Roster
 from antdt_streams.monitor.core.windows import Windows
@@ -16,12 +17,15 @@ MANY = 4  # nodes, from which on their common mode is not one node's own
 
 
 def measure(
-    detector: Detector, roster: Roster, windows: Windows, window: int, cause: Cause, *, urgent: bool
+    detector: Detector, roster: Roster, windows: Windows, window: int, cause: Cause, pace: Pace | None = None
 ) -> Measurement:
-    """The members of the current generation as of `window`."""
-    members = list(roster.members(windows.generation))
+    """The members of the current generation as of `window`. pace: of that window; None: it is open, and this urgent."""
+    members, urgent = list(roster.members(windows.generation)), pace is None
+    pace = pace or pace_now(members, detector.options.rate_samples_min)
     rates = _rates(detector, members)
-    nodes = tuple(_node(detector, track, roster.health[track.worker], rates[track.worker], window) for track in members)
+    nodes = tuple(
+        _node(detector, track, roster.health[track.worker], rates[track.worker], window, pace) for track in members
+    )
     persistent = any(node.node_class is NodeClass.PERSISTENT for node in nodes)
     return Measurement(
         cause=cause,
@@ -29,20 +33,23 @@ def measure(
         urgent=urgent,
         generation=windows.generation,
         last_step=windows.newest_step if urgent else min(windows.newest_step, windows.end(window) - 1),
-        plan=max((track.plan for track in members), default=0),
+        plan=max((track.plan for track in members if track.role == WORKER), default=0),
         nodes=nodes,
         rotating=detector.rotation.rotates(detector.options.rotating_loss) and not persistent,
         structural=detector.structural,
         loss=detector.rotation.loss,
         first_offset=min(windows.open_offsets.values(), default=cause.offset),
         last_offset=cause.offset,
+        strategy=roster.strategy,
+        step_s=pace.step_s,
+        samples_per_s=pace.samples_per_s,
     )
 
 
 def _rates(detector: Detector, members: list[Track]) -> dict[str, Rate]:
     pools: dict[str, dict[str, Rate]] = {}
     noise = detector.noise.of_step
-    if len(members) < MANY or not noise:
+    if sum(track.role == WORKER for track in members) < MANY or not noise:
         # What two or three have in common is mostly what one of them does: their residuals look calm.
         noise = max(noise, scatter(members, detector.costs))
     for track in members:
@@ -57,7 +64,7 @@ def _rates(detector: Detector, members: list[Track]) -> dict[str, Rate]:
     return out
 
 
-def _node(detector: Detector, track: Track, health: Health, rate: Rate, window: int) -> NodeMeasurement:
+def _node(detector: Detector, track: Track, health: Health, rate: Rate, window: int, pace: Pace) -> NodeMeasurement:
     persistent = health.node_class is NodeClass.PERSISTENT
     assert math.isfinite(health.severity), track.worker
     return NodeMeasurement(
@@ -73,4 +80,7 @@ def _node(detector: Detector, track: Track, health: Health, rate: Rate, window: 
         persistent_windows=window - health.since_window + 1 if persistent else 0,
         rejected=track.rejected,
         batch_size_max=track.batch_size_max,
+        role=track.role,
+        stage=track.stage,
+        busy=pace.busy.get(track.worker, 0.0),
     )

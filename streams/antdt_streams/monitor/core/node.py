@@ -13,18 +13,20 @@ from typing import Any, NamedTuple, TypeVar
 
 from antdt_schemas.records import NodeClass
 
-WORKERS = "worker"
-
-
+WORKER, SERVER = "worker", "server"
 DERIVED = {"derived": True}
 
 
 class Sample(NamedTuple):
-    """One step of one node: samples taken and seconds of own work, barrier wait excluded."""
+    """One step of one node, as one of its micro-batches: samples, and seconds of own work, barrier wait excluded.
+    taken: samples of the whole step; wall_s: all of its seconds.
+    """
 
     step: int
-    batch_size: int
+    batch_size: float
     own_s: float
+    taken: int = 0
+    wall_s: float = 0.0
 
 
 class Point(NamedTuple):
@@ -46,7 +48,8 @@ class Track:
     former: str
     hardware: str
     generation: int
-    group: str = WORKERS
+    role: str = WORKER
+    stage: int = 0
     records: int = 0
     record_first: int = -1
     last_step: int = -1
@@ -63,6 +66,11 @@ class Track:
     # Derived from the ring, never stored.
     values: list[float] = field(default_factory=list, metadata=DERIVED)
     values_fixed_s: float = field(default=math.nan, metadata=DERIVED)
+
+    @property
+    def group(self) -> str:
+        """Role and stage: only members of a group are compared."""
+        return f"{self.role}.{self.stage}" if self.stage else self.role
 
     @property
     def pool(self) -> str:
@@ -82,9 +90,8 @@ class Track:
 
     def restart(self, incarnation: str, generation: int, hardware: str) -> Track:
         """The track of a new incarnation: only what was counted stays."""
-        return Track(
-            self.worker, incarnation, self.incarnation, hardware, generation, self.group, rejected=self.rejected
-        )
+        known = self.role, self.stage
+        return Track(self.worker, incarnation, self.incarnation, hardware, generation, *known, rejected=self.rejected)
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ class Roster:
         self.tracks: dict[str, Track] = {}
         self.health: dict[str, Health] = {}
         self.dirty: set[bytes] = set()
+        self.strategy = ""  # of the job, as its nodes say
 
     def admit(self, record: StepBatch) -> Track | None:
         """The track that this record continues, None when it is of an incarnation or generation that was replaced.
@@ -49,6 +50,8 @@ class Roster:
         elif record.generation > track.generation:
             track.begin(record.generation)
         track.batch_size_max = max(record.batch_size_max, 0)
+        track.role, track.stage = record.role, record.stage
+        self.strategy = record.strategy or self.strategy
         self.touch(TRACK, record.worker)
         return track
 
