@@ -11,6 +11,8 @@ another way: it keeps every committed range and sorts them in the end. It checks
     what nobody can decode. What was written in the leader's name and does not chain breaks the log, unless a later
     entry of the same leader, who has read it, counts
   - the steps: dense, each range from the front of a live lease, the lineage hash of each step recomputed
+  - where the model lies on servers: each generation is all of them and begins with a checkpoint of the newest step that
+    counts, and what a lost worker holds returns only once the first of them has said that it refuses it
   - the end: each sample of each epoch in exactly one step that was not rolled back, or in quarantine
 
 It does not check the digests of the ledger's state: they need its rules. `antdt replay --file` does.
@@ -217,6 +219,13 @@ class Log:
         # (generation, batch size) of each change, and behind which step the job ends early, and why.
         self.sizes: list[tuple[int, int]] = []
         self.stop: tuple[int, str] | None = None
+        # Where the model lies on servers: how many there are, who joined as what, the ends of workers by number, up to
+        # which one they are refused in this generation, and who holds a lease since which one.
+        self.servers, self.generation, self.fenced = 0, 0, 0
+        self.roles: dict[str, str] = {}
+        self.gone: set[str] = set()
+        self.losses: dict[str, int] = {}
+        self.holders: dict[int, tuple[str, int]] = {}
 
     @property
     def step(self) -> int:
@@ -250,6 +259,8 @@ class Log:
             if self.genesis is None and kind == "Genesis":
                 self.genesis = body
                 self.grows = body["spec"].get("growing", False)
+                strategy, _, servers = body["spec"]["strategy"].partition("/servers=")
+                self.servers = int(servers) if strategy.startswith("ps-") else 0
                 self.doubts = [doubt for doubt in self.doubts if doubt[4]]
                 return
             self.void.append(offset)
@@ -317,6 +328,32 @@ class Log:
 
     def on_leased(self, e: dict[str, Any]) -> None:
         self.leases[e["lease"]] = [e["epoch"], e["start"], e["start"] + e["length"]]
+        if self.servers:
+            self.holders[e["lease"]] = e["incarnation"], e["generation"]
+
+    def on_joined(self, e: dict[str, Any]) -> None:
+        self.roles[e["incarnation"]] = e["role"]
+
+    def on_lost(self, e: dict[str, Any]) -> None:
+        self.gone.add(e["incarnation"])
+        if self.roles[e["incarnation"]] != "server":
+            self.losses[e["incarnation"]] = len(self.losses) + 1
+
+    on_left = on_lost
+
+    def on_granted(self, e: dict[str, Any]) -> None:
+        self.generation, self.fenced = e["generation"], 0
+        if not self.servers:
+            return
+        if [self.roles[m] for m in e["members"]] != ["server"] * self.servers or self.gone.intersection(e["members"]):
+            raise Broken(f"generation {e['generation']} is not of {self.servers} servers: {e['members']}")
+        if e["source"] is not None or e["committed"] != self.step or self.step not in self.checkpoints:
+            raise Broken(f"generation {e['generation']} does not begin with a checkpoint of step {self.step}")
+
+    def on_fenced(self, e: dict[str, Any]) -> None:
+        if e["generation"] != self.generation or not self.fenced < e["losses"] <= len(self.losses):
+            raise Broken(f"losses up to {e['losses']} are refused in generation {e['generation']}")
+        self.fenced = e["losses"]
 
     def take(self, lease: int, epoch: int, start: int, length: int) -> None:
         held = self.leases.get(lease)
@@ -409,6 +446,9 @@ class Log:
         self.skipped += 1
 
     def on_returned(self, e: dict[str, Any]) -> None:
+        holder, since = self.holders.get(e["lease"], ("", 0))
+        if holder in self.gone and since == self.generation and self.losses[holder] > self.fenced:
+            raise Broken(f"lease {e['lease']} of {holder}, which is lost, returns before that one is refused")
         self.take(e["lease"], e["epoch"], e["start"], e["length"])
         if e["quarantined"]:
             self.apart.append((e["epoch"], e["start"], e["start"] + e["length"], 1))
@@ -456,6 +496,9 @@ class Log:
         self.checkpoints = {s: h for s, h in self.checkpoints.items() if s <= step}
 
     def on_regressed(self, e: dict[str, Any]) -> None:
+        for name in sorted(set(self.roles) - self.gone):
+            self.on_lost({"incarnation": name})
+        self.generation = max(self.generation, e["generation"])
         self.lost_from = e["first_lost"] if self.lost_from is None else min(self.lost_from, e["first_lost"])
         self.doubts = [doubt for doubt in self.doubts if doubt[4] or doubt[1] < self.lost_from]
 

@@ -3,15 +3,23 @@
 allreduce               every step of the optimizer is taken together
 allreduce/unit=8        so, and gradients of 8 samples are added up in one order: the same bits for any workers
 local-sgd/every=8       each member takes 8 by itself, then all average: one step of the log
+ps-bsp/servers=2        the model is spread over 2 servers: what all workers push is one step of the log
+ps-asp/servers=2        so, and what one worker pushes is one
+ps-ssp=3/servers=2      so, and no worker is more than 3 pushes ahead of another
 """
 
 from __future__ import annotations
 
+import re
+
+_SERVERS = re.compile(r"ps-(bsp|asp|ssp=([1-9][0-9]*))/servers=([1-9][0-9]*)")
 ASYNCHRONOUS = ("ps-asp", "ps-ssp")
 
 
 def kind_of(strategy: str) -> str:
-    """The name with N in place of the number in it, if there is one: what rules are looked up by."""
+    """The name with N in place of each number in it, if there is one: what rules are looked up by."""
+    if strategy.startswith("ps-"):
+        return re.sub(r"=[1-9][0-9]*(?=/|$)", "=N", strategy, flags=re.ASCII)
     kind, _, number = strategy.partition("=")
     return f"{kind}=N" if number.isdecimal() and int(number) else strategy
 
@@ -24,6 +32,29 @@ def period_of(strategy: str) -> int:
 def unit_of(strategy: str) -> int:
     """Samples of which a step is made up, each so many computed together; 0: as it comes."""
     return _number(strategy, "allreduce/unit")
+
+
+def servers_of(strategy: str) -> int:
+    """Servers that the model is spread over; 0: the workers hold it."""
+    found = _SERVERS.fullmatch(strategy)
+    return int(found[3]) if found else 0
+
+
+def mode_of(strategy: str) -> str:
+    """What servers wait for before they apply: bsp, asp or ssp; empty where there are none."""
+    found = _SERVERS.fullmatch(strategy)
+    return found[1].partition("=")[0] if found else ""
+
+
+def staleness_of(strategy: str) -> int:
+    """Pushes that a worker may be ahead of another; 0: not bounded by a number."""
+    found = _SERVERS.fullmatch(strategy)
+    return int(found[2]) if found and found[2] else 0
+
+
+def server_name(part: int) -> str:
+    """The server that holds this part of the model."""
+    return f"s{part}"
 
 
 def is_asynchronous(strategy: str) -> bool:

@@ -10,6 +10,7 @@ from antdt_schemas import container
 from antdt_streams.ledger.core.fold import Fold
 
 from tests.helpers.shared import put, take
+from tests.simulation.servers.world import ServedWorld
 from tests.simulation.world import World
 
 
@@ -26,14 +27,25 @@ def simulated(seed: int, *, steps: bool = False) -> tuple[bytes, ...]:
     return log
 
 
-def _shelf(seed: int, steps: bool) -> str:
-    return f"world-{'steps-' if steps else ''}{seed}"
+@cache
+def served(seed: int) -> tuple[bytes, ...]:
+    """So, of a job whose model lies on servers."""
+    log: tuple[bytes, ...] | None = take(_shelf(seed, False, servers=True))
+    if log is None:
+        world = ServedWorld(seed)
+        world.run()
+        log = shelve(world)
+    return log
+
+
+def _shelf(seed: int, steps: bool, *, servers: bool = False) -> str:
+    return f"world-{'servers-' if servers else 'steps-' if steps else ''}{seed}"
 
 
 def shelve(world: World) -> tuple[bytes, ...]:
     """The log of a world that has ended, for others as well."""
     log = tuple(world.broker.log)
-    put(_shelf(world.seed, bool(world.spec.batches)), log)
+    put(_shelf(world.seed, bool(world.spec.batches), servers=isinstance(world, ServedWorld)), log)
     return log
 
 

@@ -1,6 +1,6 @@
 """The rules of the exactly-once protocol, each with a piece of our code that keeps it, and what notices its absence.
 
-The numbers are those of `tests/README.md`. Rules 15 to 19 are the parameter server's, which does not exist yet.
+The numbers are those of `tests/README.md`. Rules 15 to 19 are the parameter server's (`served`).
 """
 
 from __future__ import annotations
@@ -633,13 +633,13 @@ MUTATIONS = (
     Mutation(
         "20",
         "who dies with others speaks against what it had",
-        (Edit(State._gone, "if self.shards.blamed and incarnation in self.members.group:", "if False:"),),
+        (Edit(State._gone, "if self.shards.blamed and self.members.took_part(incarnation):", "if False:"),),
         worlds(100, first=220),
     ),
     Mutation(
         "20",
         "who died after others speaks against what it had",
-        (Edit(evidence.died_of_samples, "and alone", ""),),
+        (Edit(evidence.died_of_samples, "and not state.dead_beside(incarnation)", ""),),
         lambda: test_evidence.test_who_dies_together_with_others_speaks_against_nothing("w0.0", "reported"),
     ),
     Mutation(

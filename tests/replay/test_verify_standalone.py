@@ -14,7 +14,7 @@ from antdt_schemas.errors import UsageError
 from antdt_streams.proof import checker
 from antdt_streams.proof.audit import audit
 
-from tests.helpers.logs import export, simulated
+from tests.helpers.logs import export, served, simulated
 from tools import verify_standalone
 
 SHARED = (
@@ -58,6 +58,17 @@ def test_it_agrees_with_the_audit_on_where_a_log_breaks(tmp_path: Path, steps: b
         # The rules of the state find some things where they stand that the chain finds one entry later.
         assert theirs["broken"]["offset"] <= mine["broken"]["offset"], (seed, at)
         assert not mine["exactly_once"] and not theirs["exactly_once"]
+
+
+def test_it_agrees_with_the_audit_where_the_model_lies_on_servers(tmp_path: Path) -> None:
+    seen: set[str] = set()
+    for seed in range(30):
+        log = served(seed)
+        for end in (len(log), len(log) // 2):
+            mine, theirs = both(tmp_path, log[:end])
+            assert {k: mine.get(k) for k in SHARED} == {k: theirs.get(k) for k in SHARED}, (seed, end)
+            seen |= {k for k in SHARED if theirs.get(k)}
+    assert seen >= {"exactly_once", "void_entries", "rolled_back_steps", "missing", "quarantined"}, seen
 
 
 def both(tmp_path: Path, log: list[bytes] | tuple[bytes, ...], anchored: bool = True) -> tuple[dict, dict]:  # type: ignore[type-arg]

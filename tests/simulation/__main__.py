@@ -4,7 +4,7 @@ python -m tests.simulation SEED [LINES]         repeat it; print its last lines 
 python -m tests.simulation search FIRST COUNT   run worlds, print the seeds that fail and what was done to them
 python -m tests.simulation large --workers 1024 one job of so many workers, and how long it took
 
-steps, before SEED or search: in worlds whose steps have a fixed size
+steps, before SEED or search: in worlds whose steps have a fixed size; servers: whose model lies on servers
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ import traceback
 from collections import Counter
 
 from tests.simulation.large import Large, Size
+from tests.simulation.servers.world import ServedWorld
 from tests.simulation.world import World
 
 
-def story(seed: int, lines: int, *, steps: bool) -> int:
+def made(seed: int, kind: str, *, story: bool = False) -> World:
+    """A world of this kind."""
+    return ServedWorld(seed, story) if kind == "servers" else World(seed, story, steps=kind == "steps")
+
+
+def story(seed: int, lines: int, kind: str) -> int:
     """Repeat one world, and tell it."""
-    world = World(seed, story=True, steps=steps)
+    world = made(seed, kind, story=True)
     try:
         world.run()
         verdict = "every sample exactly once"
@@ -30,19 +36,17 @@ def story(seed: int, lines: int, *, steps: bool) -> int:
     return verdict.startswith("Traceback")
 
 
-def search(first: int, count: int, *, steps: bool) -> int:
+def search(first: int, count: int, kind: str) -> int:
     """Run many worlds."""
     total: Counter[str] = Counter()
     failed = 0
     for seed in range(first, first + count):
-        world = World(seed, steps=steps)
+        world = made(seed, kind)
         try:
             world.run()
         except Exception as error:  # noqa: BLE001  any failure is a find
             failed += 1
-            print(
-                f"python -m tests.simulation {'steps ' * steps}{seed}    # {type(error).__name__}: {error}", flush=True
-            )
+            print(f"python -m tests.simulation {kind} {seed}    # {type(error).__name__}: {error}", flush=True)
         total.update(world.counts)
         total["worlds"] += 1
         total["ticks"] += world.tick
@@ -68,8 +72,8 @@ if __name__ == "__main__":
     logging.getLogger("antdt").setLevel(logging.CRITICAL)  # ledgers tell of what the adversary does to them
     if sys.argv[1:3] == ["large", "--workers"]:
         sys.exit(large(int(sys.argv[3])))
-    fixed = sys.argv[1] == "steps"
-    what, *more = sys.argv[1 + fixed :]
+    kind = sys.argv[1] if sys.argv[1] in ("steps", "servers") else ""
+    what, *more = sys.argv[1 + bool(kind) :]
     if what == "search":
-        sys.exit(search(int(more[0]), int(more[1]), steps=fixed))
-    sys.exit(story(int(what), int(more[0]) if more else 0, steps=fixed))
+        sys.exit(search(int(more[0]), int(more[1]), kind))
+    sys.exit(story(int(what), int(more[0]) if more else 0, kind))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import pytest
 
 from tests.helpers.logs import shelve
+from tests.simulation.servers.world import ServedWorld
 from tests.simulation.world import World
 
-SEEDS, STEPPED = (*range(120), 180), 100  # in 180 somebody else writes into the topics
+SEEDS, STEPPED, SERVED = (*range(120), 180), 100, 100  # in 180 somebody else writes into the topics
 SHELVED = 100  # whose logs other tests read
 # Everything that the adversary can do, and what must have come of it, in each block.
 STRUCK = (
@@ -42,29 +44,48 @@ CAME_OF_STEPS = (
 )  # fmt: skip
 
 
+# Of worlds whose model lies on servers.
+CAME_OF_SERVERS = (
+    "joined_as_server", "joined_as_worker", "version", "version_of_many", "contribution_pulled",
+    "contribution_included", "contribution_late", "push_of_a_lost_worker", "losses_obeyed", "fenced",
+    "server_killed", "all_servers_killed", "zombie_server", "server_stalled", "server_hangs", "server_dies",
+    "worker_hangs", "worker_dies", "connection_breaks", "killed_while_it_pushes", "killed_after_file", "rejoined",
+    "file_written", "file_failed", "file_removed", "rolled_back", "rolled_back_by_operator", "rollback_undid_steps",
+    "ledger_killed", "ledger_superseded", "loss_accepted", "refused_Commit", "refused_Lease", "returned", "counted",
+    "quarantined", "readmitted_after_the_end", "displaced", "taken_over", "worker_drained",
+)  # fmt: skip
+
+
 @pytest.mark.timeout(600)
 def test_every_sample_is_in_the_model_exactly_once() -> None:
     """And the adversary really strikes: a simulation that injects nothing would pass, too."""
-    counts = ran(SEEDS, steps=False)
+    counts = ran(SEEDS, World)
     assert not [what for what in STRUCK + CAME_OF_IT if not counts[what]]
 
 
 @pytest.mark.timeout(600)
 def test_every_step_is_what_it_must_be() -> None:
     """In worlds whose steps have a fixed size: members compute together, each time, what the log says of the step."""
-    counts = ran(range(STEPPED), steps=True)
+    counts = ran(range(STEPPED), partial(World, steps=True), "steps ")
     assert not [what for what in CAME_OF_STEPS if not counts[what]]
 
 
-def ran(seeds: Iterable[int], *, steps: bool) -> Counter[str]:
+@pytest.mark.timeout(600)
+def test_every_part_of_the_model_has_every_sample_exactly_once() -> None:
+    """In worlds whose model lies on servers, each of which holds a part."""
+    counts = ran(range(SERVED), ServedWorld, "servers ")
+    assert not [what for what in CAME_OF_SERVERS if not counts[what]]
+
+
+def ran(seeds: Iterable[int], make: Callable[[int], World], kind: str = "") -> Counter[str]:
     """What happened in these worlds, all of which have ended well."""
     counts: Counter[str] = Counter()
     for seed in seeds:
-        world = World(seed, steps=steps)
+        world = make(seed)
         try:
             world.run()
         except Exception as error:
-            command = f"python -m tests.simulation {'steps ' * steps}{seed}"
+            command = f"python -m tests.simulation {kind}{seed}"
             raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\nRepeat it by: {command}") from error
         counts.update(world.counts)
         if seed < SHELVED:

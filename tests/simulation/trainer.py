@@ -31,7 +31,7 @@ from antdt_schemas.limits import INIT_FILE
 from antdt_schemas.ranges import Range
 
 from tests.simulation.group import Concluded, Exchange, Group
-from tests.simulation.model import FOR_EVER_S, Replica, Snapshot
+from tests.simulation.model import FOR_EVER_S, Model, Replica, Snapshot
 
 if TYPE_CHECKING:
     from tests.simulation.world import Launch, World
@@ -55,7 +55,41 @@ class Ousted(Exception):
     """Somebody else is this worker: the process ends, and its launcher with it."""
 
 
-class Worker(Replica):
+class Loads:
+    """What loads samples and computes with them, which some do not allow."""
+
+    world: World
+    name: str
+    session: Session
+    model: Model
+    at_hand: tuple[int, ...]
+
+    def compute(self, ranges: Sequence[Range]) -> Steps:
+        """Load and compute."""
+        world = self.world
+        self.at_hand = tuple(v for r in ranges for v in (r.epoch, r.start, r.length))
+        yield
+        for r in ranges:
+            for position in range(r.start, r.start + r.length):
+                if position in world.poison:
+                    self.fail(world.poison[position], (r.epoch, position, 1))
+        self.at_hand = ()
+
+    def fail(self, what: str, exactly: tuple[int, int, int]) -> None:
+        """It says at what, unless it dies on the spot; then its launcher does."""
+        world, session, incarnation = self.world, self.session, self.session.incarnation
+        if what == "sample_kills":
+            world.deaths[incarnation] = self.at_hand
+            raise Died(what, -11)
+        where = exactly if what == "sample_raises" else self.at_hand
+        world.failures.setdefault(incarnation, []).extend(where)
+        if where:
+            body = records.Failed(session.generation, *where[:3], "", what, self.model.step + 1, tuple(where[3:]))
+            world.wire(records.Request(self.name, incarnation, 0, body, b""))
+        raise Died(what, 75)
+
+
+class Worker(Replica, Loads):
     """One process, which is the strategy and the files of its life, too. `left` of the world says who is out of which
     generation for good. `quits`: its script leaves the loop. `stops`: it wants no more steps, for this reason; it is
     empty where another one's does.
@@ -244,30 +278,6 @@ class Worker(Replica):
                 self.world.count("torn_adoption")
                 raise GenerationClosed("it closed in the middle of an adoption")
             self.load(handed[source])
-
-    def compute(self, ranges: Sequence[Range]) -> Steps:
-        """Load and compute, which some samples do not allow."""
-        world = self.world
-        self.at_hand = tuple(v for r in ranges for v in (r.epoch, r.start, r.length))
-        yield
-        for r in ranges:
-            for position in range(r.start, r.start + r.length):
-                if position in world.poison:
-                    self.fail(world.poison[position], (r.epoch, position, 1))
-        self.at_hand = ()
-
-    def fail(self, what: str, exactly: tuple[int, int, int]) -> None:
-        """It says at what, unless it dies on the spot; then its launcher does."""
-        world, session = self.world, self.session
-        if what == "sample_kills":
-            world.deaths[self.incarnation] = self.at_hand
-            raise Died(what, -11)
-        where = exactly if what == "sample_raises" else self.at_hand
-        world.failures.setdefault(self.incarnation, []).extend(where)
-        if where:
-            body = records.Failed(session.generation, *where[:3], "", what, self.model.step + 1, tuple(where[3:]))
-            world.wire(records.Request(self.name, self.incarnation, 0, body, b""))
-        raise Died(what, 75)
 
     def finish(self) -> Steps:
         """Exchange, apply."""

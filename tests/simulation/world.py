@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -103,8 +104,8 @@ class World:
         self.groups: dict[tuple[int, tuple[str, ...]], Group] = {}
         self.groups_with: dict[str, list[Group]] = {}
         self.files: dict[str, Snapshot] = {}
-        self.services, self.judge = Services(self, self.new_monitor()), Judge(self)
-        self.faults = Faults(self, moves(seed))
+        self.services, self.judge = Services(self, self.new_monitor()), self.new_judge(self)
+        self.faults = self.new_faults(self, moves(seed))
         self.stores = list[MemoryStore]()
         self.ledgers: list[LedgerProcess] = []
         self.ledger_names = 0
@@ -133,6 +134,9 @@ class World:
     # -- what kind of world it is
 
     new_monitor = staticmethod(eager_monitor)
+    new_judge: type[Judge] = Judge
+    new_faults: type[Faults] = Faults
+    new_worker: Callable[..., Worker] = Worker
 
     def draw(self, rng: random.Random) -> None:
         """The job, and how its parts are set."""
@@ -297,7 +301,7 @@ class World:
 
     def start_worker(self, name: str) -> None:
         """A new process; another one of this name is dead by now, or somebody else has its place."""
-        self.begin(Worker(self, name, self.next_life(name), self.first_launch))
+        self.begin(self.new_worker(self, name, self.next_life(name), self.first_launch))
 
     def begin(self, worker: Worker) -> None:
         """Where the place is taken, the new one is a rival."""
@@ -318,7 +322,7 @@ class World:
         takes_over = self.second.random() < 0.5
         self.count("second_launch_takes_over" if takes_over else "second_launch")
         launch = Launch(f"launch-{self.launches}", f"elsewhere-{self.launches}", takes_over)
-        self.begin(Worker(self, worker.name, self.next_life(worker.name), launch))
+        self.begin(self.new_worker(self, worker.name, self.next_life(worker.name), launch))
 
     def ousted(self, worker: Worker, why: str) -> None:
         """Its process has ended, and its launcher with it."""

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from antdt_schemas.errors import UsageError
 from antdt_streams.chaos.judge import attempts_of
-from antdt_streams.chaos.schedule import STOPS, Kind, ScheduleOptions, dealt, schedule
+from antdt_streams.chaos.schedule import OF_MEMBERS, STOPS, WITH_SERVERS, Kind, ScheduleOptions, dealt, schedule
 
 OPTIONS = ScheduleOptions()
 
@@ -21,12 +21,12 @@ def test_a_seed_is_one_schedule() -> None:
 @pytest.mark.parametrize("first", [0, 7, 1000])
 def test_every_kind_has_its_share_of_twenty_seeds(first: int) -> None:
     found = Counter(fault.kind for seed in range(first, first + 20) for fault in schedule(seed, OPTIONS))
-    assert set(found) == set(Kind)
+    assert set(found) == set(OF_MEMBERS)
     assert max(found.values()) - min(found.values()) <= 2
 
 
 def test_kinds_that_a_machine_lacks_are_left_out_and_the_rest_is_shared() -> None:
-    kinds = tuple(k for k in Kind if "clock" not in k)
+    kinds = tuple(k for k in OF_MEMBERS if "clock" not in k)
     found = Counter(k for seed in range(len(kinds)) for k in dealt(seed, kinds, 5))
     assert found == dict.fromkeys(kinds, 5)
 
@@ -76,3 +76,12 @@ def test_the_record_of_a_worker_keeps_attempts_apart() -> None:
     found = attempts_of(lines)
     assert [(a.samples, a.lineage) for a in found[1]] == [([4, 5], "aa")]
     assert [(a.samples, a.lineage) for a in found[2]] == [([6], None), ([7], "bb")]
+
+
+def test_servers_are_struck_where_there_are_some() -> None:
+    options = ScheduleOptions(kinds=WITH_SERVERS, servers=2)
+    struck = {target for seed in range(60) for fault in schedule(seed, options) for target in fault.targets}
+    assert {"s0", "s1", "w0", "ledger"} <= struck
+    assert "s2" not in struck
+    with pytest.raises(UsageError, match="--servers 2"):
+        ScheduleOptions(kinds=WITH_SERVERS)

@@ -201,3 +201,67 @@ def test_a_page_says_which_sample_it_is_at_and_forgets_it_with_the_phase() -> No
     page.enter(At.USER, "evaluation", 60.0)
     said = page.standing()
     assert (said.phase, said.allowed_s, said.detail) == ("user", 60.0, "evaluation")
+
+
+# -- where the model lies on servers
+
+
+class Served(Beats):
+    """A server and two workers attached to it, which say each second what they are at."""
+
+    def __init__(self) -> None:
+        Bench.__init__(self, replace(SPEC, strategy="ps-bsp/servers=1"), options=LedgerOptions(stuck_ms=STUCK_S * 1000))
+        for name, role in (("s0.0", "server"), ("w0.0", "worker"), ("w1.0", "worker")):
+            self.say(name, records.Join(role, "h", 1, "n", "", 0, self.spec))
+        self.since: dict[str, tuple[str, int]] = {}
+        self.at_s = 0
+
+    def idle_s(self, seconds: int, **phases: str) -> list[str]:
+        """A server that answers whoever asks says each time that it has begun to a second ago."""
+        said = []
+        for _ in range(seconds):
+            self.since["s0"] = "serving", self.at_s
+            said += self.pass_s(1, s0="serving", **phases)
+        return said
+
+
+def test_a_server_that_hangs_is_lost_and_all_of_them_form_anew() -> None:
+    bench = Served()
+    said = bench.pass_s(STUCK_S + 3, s0="serving", w0="reducing", w1="reducing")
+    assert said[0].startswith("s0.0 holds up 2 others: serving for ")
+    assert bench.status("s0.0") == "lost"
+    assert not bench.state.members.open
+
+
+def test_a_server_that_answers_waits_for_nobody_and_holds_up_nobody() -> None:
+    """However long the only worker that is there computes."""
+    bench = Served()
+    bench.say("w1.0", records.Leave(1))
+    assert bench.idle_s(5 * STUCK_S, w0="computing") == []
+    assert bench.state.members.open and bench.status("w0.0") == "attached"
+
+
+def test_a_worker_that_hangs_is_lost_and_the_generation_goes_on() -> None:
+    bench = Served()
+    (said, *_) = bench.idle_s(STUCK_S + 3, w0="loading", w1="reducing")
+    assert said.startswith("w0.0 holds up 1 others: loading samples for ")
+    assert (bench.status("w0.0"), bench.status("w1.0")) == ("lost", "attached")
+    assert bench.state.members.open
+    assert bench.say("s0.0", records.Heartbeat(1, 0, "serving")).losses == (records.Loss(1, "w0.0"),)
+
+
+def test_a_message_that_is_lost_between_workers_and_servers_ends_the_generation() -> None:
+    bench = Served()
+    bench.idle_s(STUCK_S - 1, w0="reducing", w1="reducing")
+    assert bench.state.members.open
+    bench.idle_s(4, w0="reducing", w1="reducing")
+    assert not bench.state.members.open
+    assert not [e for e in bench.events() if isinstance(e, records.Lost)]
+
+
+def test_a_server_that_hangs_is_lost_also_where_only_workers_wait_for_the_next_generation() -> None:
+    bench = Served()
+    bench.say("operator", records.Rollback(0, "somebody", "the loss has diverged"))
+    assert not bench.state.members.open
+    bench.pass_s(STUCK_S + 6, s0="serving", w0="forming", w1="forming")
+    assert bench.status("s0.0") == "lost"

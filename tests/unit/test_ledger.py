@@ -317,10 +317,13 @@ def test_other_data_is_refused_with_both_values() -> None:
         ({"shard_size": 0}, "shard_size"),
         (
             {"strategy": "gossip"},
-            "'gossip' is not known to this ledger: it knows allreduce, allreduce/unit=N, local-sgd/every=N.",
+            "'gossip' is not known to this ledger: it knows allreduce, allreduce/unit=N, local-sgd/every=N, ps-",
         ),
         ({"strategy": "local-sgd/every=0"}, "'local-sgd/every=0' is not known"),
         ({"strategy": "allreduce/every=2"}, "'allreduce/every=2' is not known"),
+        ({"strategy": "ps-asp/servers=0"}, "'ps-asp/servers=0' is not known"),
+        ({"strategy": "ps-ssp/servers=2"}, "'ps-ssp/servers=2' is not known"),
+        ({"strategy": "ps-bsp/servers=2", "batches": "even"}, "no steps of a fixed size"),
     ],
 )
 def test_a_job_that_cannot_work_says_why(change: dict[str, int | str], word: str) -> None:

@@ -14,10 +14,11 @@ from antdt_schemas import errors
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 
 TRAINER = [
-    "Agent", "AgentOptions", "AllReduce", "AntdtError", "ExitCode", "ForeignState", "GenerationOptions",
+    "Agent", "AgentOptions", "AllReduce", "AntdtError", "Embedding", "ExitCode", "ForeignState", "GenerationOptions",
     "Group", "JobTaken", "LoadingOptions", "LocalSGD", "LogTampered", "LogTruncated", "Mismatch", "NotFinite",
-    "Occupied", "Record", "RecordsLost", "Refused", "ReplicasDiffer", "SampleFailed", "SessionOptions", "Settings",
-    "Superseded", "Topic", "Unavailable", "Undecodable", "UnknownJob", "UnknownSchema", "UsageError", "load_model",
+    "Occupied", "ParameterServer", "Record", "RecordsLost", "Refused", "ReplicasDiffer", "SampleFailed",
+    "SessionOptions", "Settings", "Superseded", "Topic", "Unavailable", "Undecodable", "UnknownJob", "UnknownSchema",
+    "UsageError", "load_model",
 ]  # fmt: skip
 POLICIES = [
     "Action", "AdjustBatchSize", "AdjustBatchSizeOptions", "Assignment", "ClusterView", "Dedicated",

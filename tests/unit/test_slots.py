@@ -7,6 +7,7 @@ import signal
 import pytest
 from antdt.launch.feed import order_of
 from antdt.launch.slots import (
+    SERVERS_LINGER_S,
     End,
     Instruction,
     Kill,
@@ -290,3 +291,39 @@ def test_of_the_decisions_those_are_orders_that_name_an_incarnation() -> None:
     assert found == ("w1.0.run", "policy p (version 1, decision 7)", "it is slow. Very")
     assert order_of(decision(Action.ADJUST_LR), 8) is None
     assert order_of(b"junk", 9) is order_of(None, 10) is None
+
+
+# -- servers
+
+
+def with_servers(workers: int = 1) -> Slots:
+    names = [*(f"w{rank}" for rank in range(workers)), "s0"]
+    slots = Slots(names, "run", Rules(2, 10.0), ["s0"])
+    for name in names:
+        slots.start(name)
+    return slots
+
+
+def test_servers_are_told_to_leave_when_no_worker_is_left() -> None:
+    slots = with_servers(2)
+    slots.on_exit("w0", 143, 0.0, NOTHING)
+    assert slots.on_tick(0.0) == []
+    slots.on_exit("w1", 143, 5.0, NOTHING)
+    assert slots.on_tick(5.0) == slots.on_tick(5.0 + SERVERS_LINGER_S - 1) == [], (
+        "the job may tell them that it is done"
+    )
+    assert done(slots.on_tick(5.0 + SERVERS_LINGER_S)) == [Terminate("s0")]
+    assert End(143) in slots.on_exit("s0", 143, 16.0, NOTHING)
+
+
+def test_a_launch_whose_job_is_done_ends_with_its_servers() -> None:
+    slots = with_servers()
+    assert End not in map(type, slots.on_exit("w0", 0, 0.0, NOTHING))
+    assert End(0) in slots.on_exit("s0", 0, 0.1, NOTHING)
+
+
+def test_a_server_is_started_again_as_a_worker_is() -> None:
+    slots = with_servers()
+    assert done(slots.on_exit("s0", KILL, 0.0, NOTHING)) == [Report("s0", "s0.0.run", KILL, ()), Start("s0", 1, False)]
+    assert done(slots.on_order(order("s0.1.run"), 1.0)) == [Terminate("s0")]
+    assert done(slots.on_exit("s0", 143, 2.0, NOTHING)) == [Start("s0", 2, False)]

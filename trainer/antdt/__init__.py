@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from antdt.job import AgentOptions
     from antdt.strategies.allreduce import AllReduce, GenerationOptions, ReplicasDiffer
     from antdt.strategies.local import LocalSGD
+    from antdt.strategies.ps import ParameterServer
+    from antdt.strategies.ps.embedding import Embedding
     from antdt.strategies.together import Group
     from antdt.weights import load_model
     from antdt.worker.session import SessionOptions
@@ -47,10 +49,12 @@ _WHERE = {
     "Agent": "antdt.agent",
     "AgentOptions": "antdt.job",
     "AllReduce": "antdt.strategies.allreduce",
+    "Embedding": "antdt.strategies.ps.embedding",
     "GenerationOptions": "antdt.strategies.allreduce",
     "Group": "antdt.strategies.together",
     "LoadingOptions": "antdt.data.loading",
     "LocalSGD": "antdt.strategies.local",
+    "ParameterServer": "antdt.strategies.ps",
     "Record": "antdt.data.records",
     "RecordsLost": "antdt.connect.topics",
     "ReplicasDiffer": "antdt.strategies.allreduce",
@@ -66,6 +70,7 @@ __all__ = [
     "AgentOptions",
     "AllReduce",
     "AntdtError",
+    "Embedding",
     "ExitCode",
     "ForeignState",
     "GenerationOptions",
@@ -78,6 +83,7 @@ __all__ = [
     "Mismatch",
     "NotFinite",
     "Occupied",
+    "ParameterServer",
     "Record",
     "RecordsLost",
     "Refused",

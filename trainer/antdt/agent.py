@@ -30,7 +30,7 @@ from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 from antdt_schemas.strategies import unit_of
 
 from antdt.begun import Begun
-from antdt.connect.settings import Settings
+from antdt.connect.settings import SERVER, Settings
 from antdt.data.loading import LoadingOptions, loader_of
 from antdt.dataloader import Data, taken_apart
 from antdt.epochs import Epochs
@@ -51,7 +51,8 @@ from antdt.worker import instructions as ask
 from antdt.worker.blame import by_exception
 from antdt.worker.effects import Effects
 from antdt.worker.instructions import Course
-from antdt.worker.membership import Membership, here_of
+from antdt.worker.kinds import kind_of, placed
+from antdt.worker.membership import here_of
 from antdt.worker.plans import Plans
 
 __all__ = ["Agent", "AgentOptions", "AllReduce", "LoadingOptions"]
@@ -155,18 +156,20 @@ class Agent(Standing, Stepping, Talking, Epochs):
         self.settings = settings or Settings.here()
         self._begun = Begun(model, named=settings is not None, alone=self.settings.alone)
         how = shuffle, sampler, collate_fn, num_workers, pin_memory, last
-        dataset = reached(dataset, self.settings)
-        data = taken_apart(Data(dataset, batch_size, seed, size, *how, loading=self.options.loading))
+        data = taken_apart(
+            Data(reached(dataset, self.settings), batch_size, seed, size, *how, loading=self.options.loading)
+        )
         workers = self.options.workers_min or self.settings.world_size
         schedule = Schedule(data.batch_size or 0, epochs, data.seed, workers, data.last or EVEN, local_batch_min, steps)
-        self.source, chosen = data.source(schedule.epochs_max), strategy or AllReduce()
+        self.source = data.source(schedule.epochs_max)
+        chosen = placed(strategy or AllReduce(), self.settings)
         self.spec = spec_of(schedule, data.dataset, self.source, self.options, chosen)
         # Processes are forked before there is anything that must not be: threads, clients, sockets.
-        self.loader = loader_of(self.source, data.num_workers or 0, data.seed, data.loading)
+        processes = 0 if self.settings.role == SERVER else data.num_workers or 0
+        self.loader = loader_of(self.source, processes, data.seed, data.loading)
         self.plans = Plans(self.spec.batch_size)
-        self.epoch = 0
         self._micro: Micro | None = None
-        self._broken = self._loaded_back = False
+        self.epoch, self._broken, self._loaded_back = 0, False, False
         self._course: Course | None = None
         try:
             once = Once(scheduler, scheduler_every, clip_grad_norm, scaler, state, buffers)
@@ -178,11 +181,12 @@ class Agent(Standing, Stepping, Talking, Epochs):
     def _enroll(self, model: torch.nn.Module, optimizer: Any, chosen: StrategyOptions, once: Once) -> None:
         self.strategy = chosen.member(model, optimizer, here_of(self.settings))
         self.strategy.accompany(once)
-        self._membership = Membership(self.settings, self.options, self.spec, self.strategy, self.plans)
+        kind = kind_of(self.settings, self.spec.strategy)
+        self._membership = kind(self.settings, self.options, self.spec, self.strategy, self.plans)
         self._client = self._membership.client
         self._client.on_leases = self.source.prepare
         self._page = whereabouts.mine()
-        self._effects = Effects(self.plans, self.strategy)
+        self._effects = Effects(self.plans, self.strategy, self.spec.strategy)
         self._hand = Hand(self._client, self.source, self.loader, self.options)
         self._hand.unit_seed = self.spec.seed if unit_of(self.spec.strategy) else None
         self._page.numbers[whereabouts.ATTEMPTS] = self.options.max_attempts
@@ -227,8 +231,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
                         course.carry_out(self._perform)
                 else:
                     course.carry_out(self._perform)
-            if course.result is not None and not (self._stopped and course.result == ExitCode.DRAINED):
-                sys.exit(int(course.result))
+            self._end_if_told(course)
             if member.life.ended:
                 self.strategy.outlive()
                 yield from self._turn(max(self._epochs_begun, self.strategy.once.epoch + 1), over=True)
@@ -247,17 +250,12 @@ class Agent(Standing, Stepping, Talking, Epochs):
         if told.at_s() is not None:  # while the last step was made: what a script does behind its loop is left undone
             sys.exit(int(ExitCode.DRAINED))
 
-    @property
-    def _has_made_all(self) -> bool:
-        """Whether no step of any epoch is left, and the members that have made them are still together."""
-        strategy, steps = self.strategy, self.spec.steps
-        over = strategy.step_number >= steps if steps else strategy.cursor.epoch >= self.spec.epochs
-        return bool(self.spec.batches) and over and strategy.stands
-
-    @property
-    def _epochs_begun(self) -> int:
-        """How many have, when no step is left."""
-        return self.strategy.once.epoch + 1 if self.spec.steps else self.spec.epochs
+    def _end_if_told(self, course: Course) -> None:
+        """What follows the loop is for workers that have come to its end."""
+        if self.settings.role == SERVER and course.result is None:
+            sys.exit(int(ExitCode.DONE))
+        if course.result is not None and not (self._stopped and course.result == ExitCode.DRAINED):
+            sys.exit(int(course.result))
 
     def _train(self, course: Course) -> Iterator[Any]:
         """What the life asks for now: a generation may have ended while the script was at the end of an epoch."""
@@ -341,8 +339,9 @@ class Agent(Standing, Stepping, Talking, Epochs):
             while course.asks is not None:
                 course.carry_out(self._perform)
         except (AntdtError, UsageError) as error:
-            late = monotonic() > until
-            log.warning("%s: %s", worker, f"nobody came along within {LEAVE_EARLY_S:.0f} s" if late else error)
+            log.warning(
+                "%s: %s", worker, f"nobody came along within {LEAVE_EARLY_S:.0f} s" if monotonic() > until else error
+            )
         finally:
             impatience.cancel()
         if not member.life.ended:

@@ -37,8 +37,11 @@ class Standing:
 
     @property
     def rank(self) -> int:
-        """Rank in the current generation; 0 is the one that reports. -1 while there is none."""
-        return self._session.rank
+        """Rank in the current generation; 0 is the one that reports. -1 while there is none. Where servers hold the
+        model, workers have no ranks among each other: it is the one that the launcher has given.
+        """
+        session = self._session
+        return self._membership.settings.rank if session.attached else session.rank
 
     @property
     def step_number(self) -> int:
@@ -104,5 +107,8 @@ class Standing:
     @property
     def batch_size(self) -> int:
         """Samples that this worker takes in the step at hand."""
-        workers = self._membership.life.workers
+        workers, session = self._membership.life.workers, self._session
+        if session.attached:
+            own = self.plans.own(session.worker, self._membership.settings.rank, self.spec.workers_min)
+            return own.shares[0].batch_size
         return self.plans.split(self.strategy.plan, workers).shares[self._session.rank].batch_size if workers else 0

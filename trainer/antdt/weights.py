@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from antdt_schemas.errors import Unavailable, UsageError
+from antdt_schemas.errors import AntdtError, Unavailable, UsageError
 
 from antdt.job import AgentOptions
+from antdt.worker import checkpoint
+from antdt.worker.part_files import Manifest, is_manifest, parts_of
 
 SUFFIX = ".safetensors"
 # Keys of the metadata.
@@ -85,7 +87,13 @@ def write(model: torch.nn.Module, path: Path, labels: Mapping[str, str]) -> None
         UsageError: something in it is no tensor, which a .safetensors file cannot have.
         Unavailable: the disk is full, or the folder cannot be written.
     """
-    state = getattr(model, "_orig_mod", model).state_dict()  # as it was before torch.compile
+    plain = getattr(model, "_orig_mod", model)  # as it was before torch.compile
+    if any(getattr(one, "is_remote", False) for one in plain.modules()):
+        raise UsageError(
+            f"{path}: tables of this model are on parameter servers, and in no state dict: save behind the loop, where "
+            "they are put together, or read a checkpoint by antdt.load_model(path, model)."
+        )
+    state = plain.state_dict()
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,12 +165,13 @@ def load_model(
 ) -> Any:
     """Weights that an Agent has saved, or those in a checkpoint of a job (`step-*.pt`). Nothing in a file is executed.
 
-    model: gets them, and is returned; without one the state dict is. strict: as in `load_state_dict`.
+    model: gets them, and is returned; without one the state dict is: of a table on parameter servers, ids and rows that
+    were ever trained, as NAME.ids and NAME.rows. strict: as in `load_state_dict`.
 
     Raises:
         UsageError: there is no such file, it has no weights, or they are those of another model.
     """
-    state = _read(Path(path), device)
+    state = _of_servers(Path(path), model) or _read(Path(path), device)
     if model is None:
         return state
     try:
@@ -171,6 +180,19 @@ def load_model(
         why = " ".join(str(error).split())
         raise UsageError(f"The weights in {path} are those of another model: {why}") from error
     return model
+
+
+def _of_servers(path: Path, model: torch.nn.Module | None) -> dict[str, Any]:
+    """Those in a checkpoint of parameter servers; none for any other file. Raises UsageError."""
+    try:
+        if not path.is_file() or path.suffix == SUFFIX or not is_manifest(path.read_bytes()[:64]):
+            return {}
+        manifest = Manifest.load(checkpoint.read_bytes(path.parent, path.name, ""), str(path))
+        from antdt.strategies.ps.whole import state_of  # torch has no part in other files' weights
+
+        return state_of(parts_of(path.parent, manifest, manifest.labels.get("job", "")), model)
+    except (AntdtError, OSError) as error:
+        raise UsageError(f"{path} cannot be read as weights: {error}") from error
 
 
 def _read(path: Path, device: str) -> dict[str, Any]:

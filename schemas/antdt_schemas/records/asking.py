@@ -251,6 +251,14 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """A worker that the first server of a generation is to refuse from here on."""
+
+    number: int
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The ledger's answer to one worker, or its news to all (topic replies, keyed by worker). Only sent after the
     entry it rests on was read back.
@@ -271,6 +279,7 @@ class Reply:
     warning: str = ""
     stopped: str = ""
     places: tuple[int, ...] = ()
+    losses: tuple[Loss, ...] = ()
 
 
 _OfTopics = Examined | Grown | End

@@ -335,6 +335,16 @@ class Extended:
 
 
 @dataclass(frozen=True, slots=True)
+class Fenced:
+    """The first server refuses all workers that were lost up to this one, and has reported what it took of them: what
+    they still held returns.
+    """
+
+    generation: int
+    losses: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cycle:
     """One cycle of the ledger: all its events, atomically, with the input position that they reach."""
 
@@ -358,5 +368,6 @@ class Entry:
 _OfMembers = Joined | Lost | Left | Closed | Ready | Granted | RolledBack
 _OfSamples = Leased | Committed | Settled | Returned | Readmitted | Excluded | Resized | Stopped | Checkpointed | Done
 _OfTopics = Vacant | SetAside | Extended
-Event = _OfMembers | _OfSamples | Refused | Digested | Regressed | Blamed | StepSkipped | RequestsMoved | _OfTopics
+_OfOthers = Refused | Digested | Regressed | Blamed | StepSkipped | RequestsMoved | Fenced
+Event = _OfMembers | _OfSamples | _OfTopics | _OfOthers
 EntryBody = Genesis | Leader | Cycle

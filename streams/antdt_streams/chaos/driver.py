@@ -6,6 +6,7 @@ noted as not carried out. After the last one the run must end by itself within a
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import threading
@@ -23,6 +24,7 @@ from antdt_streams.host.child import send
 from antdt_streams.host.files import write_whole
 
 LOOK_S = 0.02
+TRAINS = re.compile(r"[ws]\d+")  # a worker, or a server of parameters
 LAUNCH_AFTER_S = 0.5
 
 
@@ -142,7 +144,7 @@ class Driver:
 
     def _signal(self, fault: Fault) -> bool:
         kind, world = fault.kind, self.world
-        find = world.launches.pid if fault.targets[0].startswith("w") else world.service_pid
+        find = world.launches.pid if TRAINS.fullmatch(fault.targets[0]) else world.service_pid
         pids = [pid for pid in map(find, fault.targets) if pid is not None]
         if len(pids) < len(fault.targets):
             return False

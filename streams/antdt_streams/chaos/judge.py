@@ -19,6 +19,7 @@ from typing import Any
 
 from antdt_schemas import codec
 from antdt_schemas.connection import Connection
+from antdt_schemas.strategies import servers_of
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS, SHARD_LOG, Topic
 
 from antdt_streams.controller.service import service as controller
@@ -166,6 +167,8 @@ def judge_records(entries: Entries, folder: Path) -> list[str]:
     A worker that died inside a step that the others finished has no lineage of it; its samples must be there.
     """
     history, wrong = lineage_of(entries), list[str]()
+    if history.spec is not None and servers_of(history.spec.strategy):
+        return _judge_contributions(history, folder)
     attempts = {
         file.stem: attempts_of(file.read_text(encoding="utf-8").splitlines()) for file in folder.glob("*.jsonl")
     }
@@ -189,6 +192,23 @@ def judge_records(entries: Entries, folder: Path) -> list[str]:
     odd = [sample for sample, times in history.expected().items() if trained[sample] != times]
     if odd:
         wrong.append(f"By the workers' records {len(odd)} samples were not used {epochs} times: {odd[:10]} …")
+    return wrong[:10]
+
+
+def _judge_contributions(history: Lineage, folder: Path) -> list[str]:
+    """The same where servers make versions: a worker writes its samples down before it knows which one they are in."""
+    at_hand = {
+        file.stem: [
+            Counter(line["samples"]) for line in map(json.loads, file.read_text().splitlines()) if "samples" in line
+        ]
+        for file in folder.glob("*.jsonl")
+    }
+    wrong = [
+        f"Version {step}: the log says that {worker} contributed {samples}; it never had these at hand."
+        for step, (_, taken) in history.steps.items()
+        for worker, samples in taken.items()
+        if not any(Counter(samples) == one for one in at_hand.get(worker, []))
+    ]
     return wrong[:10]
 
 

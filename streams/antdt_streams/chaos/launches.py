@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -16,7 +15,7 @@ from time import monotonic
 from antdt_schemas.errors import ExitCode, Unavailable
 from antdt_schemas.launch_locks import folder_of, is_free
 
-from antdt_streams.host.child import Process, alive, send
+from antdt_streams.host.child import Process, alive, outputs, send
 from antdt_streams.local.supervise import Start, last_words
 
 RESTARTS_MAX = 1000
@@ -35,6 +34,7 @@ class Training:
 
     one_by_one: each sample is loaded by itself, so that single ones can be bad. max_attempts: of a shard. unit_size:
     samples of a unit that is bitwise the same whoever computes it; 0: none. topic: they are records of a topic.
+    servers: of parameters; mode and backup say how.
     """
 
     workers: int = 4
@@ -50,6 +50,9 @@ class Training:
     max_attempts: int = 1000
     unit_size: int = 0
     topic: bool = False
+    servers: int = 0
+    mode: str = "bsp"
+    backup: int = 0
 
 
 class Launches:
@@ -78,6 +81,8 @@ class Launches:
     def _launcher(self, which: str = ALL, *options: str) -> Process:
         t = self.training
         ranks = ["-n", "1", "--first-rank", which[1:]] if which != ALL else ["-n", str(t.workers)]
+        if t.servers:  # only the launch of all starts them
+            ranks += ["--servers", str(t.servers), *(["--nnodes", "2", "--node-rank", "1"] if which != ALL else [])]
         command = [sys.executable, "-m", "antdt.launch", "--job", self.job, *ranks, "--world-size", str(t.workers)]
         command += ["--max-restarts", str(RESTARTS_MAX), "--logs", str(self.logs), *options, "--"]
         command += ["-m", "antdt.examples.recorded", "--record", str(self.records), "--seed", str(t.seed)]
@@ -87,6 +92,7 @@ class Launches:
         command += ["--topic", f"{self.job}.digits"] if t.topic else []
         command += ["--one-by-one"] if t.one_by_one else []
         command += ["--unit-size", str(t.unit_size)] if t.unit_size else []
+        command += ["--mode", t.mode, "--backup", str(t.backup)] if t.servers else []
         return self._start(command, self.environ, self.logs / "launcher.log")
 
     def look(self) -> ExitCode | None:
@@ -183,7 +189,7 @@ class Launches:
     def pid(self, worker: str) -> int | None:
         """The process of a worker, known by the log that it writes to."""
         log = f"/{worker}.log"
-        found = (pid for launcher in self.running.values() for pid, out in outputs(launcher) if out.endswith(log))
+        found = (pid for launcher in self.running.values() for pid, out in outputs(launcher.pid) if out.endswith(log))
         return next(found, None)
 
     def pids(self) -> list[int]:
@@ -191,7 +197,8 @@ class Launches:
 
     def _workers_of(self, launcher: Process) -> list[int]:
         names = tuple(f"/w{rank}.log" for rank in range(self.training.workers))
-        return [pid for pid, out in outputs(launcher) if out.endswith(names)]
+        names += tuple(f"/s{part}.log" for part in range(self.training.servers))
+        return [pid for pid, out in outputs(launcher.pid) if out.endswith(names)]
 
     def _launchers(self) -> list[Process]:
         second = [self._second] if self._second is not None else []
@@ -214,11 +221,3 @@ class Launches:
         for launcher in launchers:
             send(launcher.pid, signal.SIGTERM)
         return launchers
-
-
-def outputs(launcher: Process) -> Iterator[tuple[int, str]]:
-    with suppress(OSError):
-        for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
-            with suppress(OSError):
-                if alive(int(pid)):
-                    yield int(pid), str(Path(f"/proc/{pid}/fd/1").readlink())

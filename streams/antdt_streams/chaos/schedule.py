@@ -51,8 +51,19 @@ class Kind(StrEnum):
     FULL_DISK = "full-disk"
     POISON_SAMPLE = "poison-sample"
     TERM_LONG_STEP = "term-long-step"
+    KILL_SERVER = "kill-server"
+    KILL_SERVERS = "kill-servers"
+    STOP_SERVER = "stop-server"
 
 
+# Of parameter servers; and what else strikes a job that has some.
+OF_SERVERS = (Kind.KILL_SERVER, Kind.KILL_SERVERS, Kind.STOP_SERVER)
+WITH_SERVERS = (
+    *OF_SERVERS, Kind.KILL_WORKER, Kind.KILL_WORKERS, Kind.KILL_LEDGER, Kind.KILL_STANDBY, Kind.KILL_SERVICES,
+    Kind.KILL_EVERYBODY, Kind.STOP_WORKER, Kind.STOP_LEDGER, Kind.BROKER_KILL, Kind.BROKER_STOP, Kind.DEAF_WORKER,
+    Kind.PREEMPT_EVERYBODY,
+)  # fmt: skip
+OF_MEMBERS = tuple(kind for kind in Kind if kind not in OF_SERVERS)
 STOPS = tuple(kind for kind in Kind if kind.startswith("stop-"))
 EVERYBODY, WORKERS = "everybody", "workers"
 TAKES_OVER, REFUSED = "takes-over", "is-refused"
@@ -90,8 +101,9 @@ class ScheduleOptions:
     clean stop. full_s: how long the disk is full. long_step_s: how long a long step takes.
     """
 
-    kinds: tuple[Kind, ...] = tuple(Kind)
+    kinds: tuple[Kind, ...] = OF_MEMBERS
     workers: int = 4
+    servers: int = 0
     faults: int = 5
     span_s: float = 9.0
     stop_s: float = 3.5
@@ -107,6 +119,8 @@ class ScheduleOptions:
             raise UsageError(f"--workers {self.workers}: at least two are needed, so that one can die and one go on.")
         if self.faults < 1 or not self.kinds:
             raise UsageError("A schedule needs at least one fault and one kind.")
+        if not self.servers and any(kind in OF_SERVERS for kind in self.kinds):
+            raise UsageError("Servers can be struck where there are some: say --servers 2.")
 
 
 def schedule(seed: int, options: ScheduleOptions) -> list[Fault]:
@@ -141,6 +155,9 @@ def _targets(kind: Kind, draw: Random, options: ScheduleOptions) -> tuple[str, .
         return SERVICES
     if kind is Kind.KILL_WORKERS:
         return tuple(sorted(draw.sample(workers, draw.randint(2, max(2, options.workers - 1)))))
+    if kind in OF_SERVERS:
+        servers = [f"s{i}" for i in range(options.servers)]
+        return tuple(servers) if kind is Kind.KILL_SERVERS else (draw.choice(servers),)
     if kind is Kind.POISON_SAMPLE:
         return str(draw.randrange(options.samples)), draw.choice(("raise", "kill"))
     return (draw.choice(ONE_OF.get(kind, workers)),)

@@ -24,7 +24,7 @@ def waits_of(connection: Connection, job: str) -> str:
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """The document of `antdt status` as sentences: services, then the generation, then each of its members."""
-    said, members = found["standings"], found["members"]
+    said, members = found["standings"], [*found["members"], *found.get("attached", ())]
     lines = [f"{name} {one['said']}" for name, one in found["services"].items()]
     if not found["open"]:
         closed = f"generation {found['generation']}, which is closed"

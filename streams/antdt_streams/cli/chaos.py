@@ -8,7 +8,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from antdt_schemas.errors import UsageError
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 @click.option("--seeds", default=5, help="How many schedules.")
 @click.option("--first-seed", default=0, help="The first of them.")
 @click.option("--workers", default=4, help="Worker processes.")
+@click.option("--servers", default=0, help="Parameter servers; without any, workers train by AllReduce.")
+@click.option("--mode", type=click.Choice(["bsp", "asp", "ssp"]), default="bsp", help="Of parameter servers.")
+@click.option("--backup", default=0, help="Workers that a version of parameter servers does not wait for.")
 @click.option("--profile", type=click.Choice(["short", "long"]), default="short")
 @click.option("--kind", "kinds", multiple=True, help="A kind of fault; several: repeat it. Default: all of them.")
 @click.option("--topic", is_flag=True, help="The samples are records of a topic, with aborted transactions.")
@@ -32,12 +35,12 @@ if TYPE_CHECKING:
 def chaos(
     seeds: int,
     first_seed: int,
-    workers: int,
     profile: str,
     kinds: tuple[str, ...],
     topic: bool,
     json_file: Path | None,
     data_dir: Path | None,
+    **training: Any,
 ) -> None:
     """Break a real run on purpose, by seeded schedules, and prove that nothing was lost or repeated.
 
@@ -50,7 +53,7 @@ def chaos(
 
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: run at least one.")
-    chosen, missing = available(_chosen(profile, workers, kinds, topic=topic))
+    chosen, missing = available(_chosen(profile, kinds, training, topic=topic))
     for line in missing:
         note(line)
     stopping = stop_on_signals()
@@ -62,7 +65,7 @@ def chaos(
             note(f"seed {seed}: " + "; ".join(map(str, schedule(seed, chosen.schedule))))
             verdict = running.run(seed)
             verdicts.append(verdict)
-            _tell(verdict, workers, profile, kinds, topic=topic)
+            _tell(verdict, profile, kinds, training, topic=topic)
     finally:
         if data_dir is None and all(v.passed for v in verdicts):
             shutil.rmtree(folder, ignore_errors=True)
@@ -78,25 +81,28 @@ def chaos(
     sys.exit(0 if passed == len(verdicts) else 1)
 
 
-def _chosen(profile: str, workers: int, kinds: tuple[str, ...], *, topic: bool) -> Profile:
+def _chosen(profile: str, kinds: tuple[str, ...], training: dict[str, Any], *, topic: bool) -> Profile:
     from antdt_streams.chaos.run import PROFILES
-    from antdt_streams.chaos.schedule import Kind
+    from antdt_streams.chaos.schedule import WITH_SERVERS, Kind
 
     unknown = [kind for kind in kinds if kind not in list(Kind)]
     if unknown:
         raise UsageError(f"--kind {unknown[0]}: there is {', '.join(Kind)}.")
     chosen = PROFILES[profile]
-    kept = tuple(map(Kind, kinds)) or chosen.schedule.kinds
+    servers = training["servers"]
+    if servers and topic:
+        raise UsageError("--topic and --servers: try one after the other.")
+    kept = tuple(map(Kind, kinds)) or (WITH_SERVERS if servers else chosen.schedule.kinds)
     if topic:  # what no worker survives is decided where samples are loaded one by one
         kept = tuple(kind for kind in kept if kind is not Kind.POISON_SAMPLE)
     return replace(
         chosen,
-        schedule=replace(chosen.schedule, workers=workers, kinds=kept),
-        training=replace(chosen.training, workers=workers, topic=topic),
+        schedule=replace(chosen.schedule, workers=training["workers"], servers=servers, kinds=kept),
+        training=replace(chosen.training, **training, topic=topic),
     )
 
 
-def _tell(verdict: Verdict, workers: int, profile: str, kinds: tuple[str, ...], *, topic: bool) -> None:
+def _tell(verdict: Verdict, profile: str, kinds: tuple[str, ...], training: dict[str, Any], *, topic: bool) -> None:
     done = f"{len(verdict.carried_out)} of {len(verdict.faults)} faults"
     for fault in verdict.faults:
         if fault not in verdict.carried_out:
@@ -113,5 +119,8 @@ def _tell(verdict: Verdict, workers: int, profile: str, kinds: tuple[str, ...], 
     for line in verdict.wrong:
         note(f"  {line[:600]}")
     note(f"  logs: {verdict.folder}")
-    options = "".join(f" --kind {kind}" for kind in kinds) + " --topic" * topic
-    note(f"  again: antdt chaos --seeds 1 --first-seed {verdict.seed} --workers {workers} --profile {profile}{options}")
+    options = "".join(
+        f" --{name} {value}" for name, value in training.items() if training["servers"] or name == "workers"
+    )
+    options += f" --profile {profile}" + "".join(f" --kind {kind}" for kind in kinds) + " --topic" * topic
+    note(f"  again: antdt chaos --seeds 1 --first-seed {verdict.seed}{options}")

@@ -30,9 +30,10 @@ from antdt_streams.local.services import SERVICES, broker_of, start_services
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--scene",
-    type=click.Choice(["mitigation", "topic"]),
+    type=click.Choice(["mitigation", "topic", "ps"]),
     default="mitigation",
-    help="Slow workers, without and with the Controller; or a topic that is trained on while it grows.",
+    help="Slow workers, without and with the Controller; a topic that is trained on while it grows; or parameter "
+    "servers, one of which is killed.",
 )
 @click.option("--workers", default=4, help="Worker processes.")
 @click.option(
@@ -67,6 +68,8 @@ def demo(scene: str, json_file: Path | None, keep: bool, place: Place, **choice:
     First with equal batches, then with the Controller moving samples to whoever is fast; at the end both runs are
     audited from their logs. Takes about a minute. Ctrl-C ends it at any time and leaves nothing running.
 
+    --scene ps: one run on two parameter servers, one of which is killed after a third of the samples.
+
     Each sample takes a fixed time at least (--delay-ms), which stands in for an accelerator: so two cores suffice for
     any number of workers, and what the best possible result would be is known.
 
@@ -74,9 +77,9 @@ def demo(scene: str, json_file: Path | None, keep: bool, place: Place, **choice:
     """
     from rich.console import Console
 
-    from antdt_streams.demo.options import DemoOptions
+    from antdt_streams.demo.options import SERVERS, DemoOptions
     from antdt_streams.demo.run import Demo
-    from antdt_streams.demo.view import screen_of, summary
+    from antdt_streams.demo.view import screen_of, summary, verdict
 
     options = DemoOptions(**choice)
     if json_file is not None and not json_file.absolute().parent.is_dir():
@@ -85,7 +88,7 @@ def demo(scene: str, json_file: Path | None, keep: bool, place: Place, **choice:
     if scene == "topic":
         sys.exit(_topic_scene(place, options.workers, json_file, keep))
     console, tag = Console(), secrets.token_hex(2)
-    names = f"demo-static-{tag}", f"demo-{tag}"
+    names = (f"demo-static-{tag}", f"demo-{tag}") if options.scene != SERVERS else (f"demo-ps-{tag}",)
     with (
         _folder(place, keep) as home,
         broker_of(home, note) as broker,
@@ -94,14 +97,16 @@ def demo(scene: str, json_file: Path | None, keep: bool, place: Place, **choice:
         connection = broker.connection
         note(f"Kafka on {connection.bootstrap}, data in {home.data}")
         with screen_of(console, options) as screen:
-            result = Demo(home, connection, options, screen).both(names)
-        console.print(summary(result), highlight=False)
+            running = Demo(home, connection, options, screen)
+            result = running.both(*names) if options.scene != SERVERS else running.on_servers(*names)
+        console.print(summary(result) if options.scene != SERVERS else verdict(result), highlight=False)
         if json_file is not None:
             json_file.write_text(json.dumps(result, indent=1), encoding="utf-8")
-        _next(home, connection.bootstrap, names[1], keep)
+        _next(home, connection.bootstrap, names[-1], keep)
         if keep:
-            _keep_up(home, connection, names[1])
-    sys.exit(0 if result["audit_static"]["exactly_once"] and result["audit_mitigated"]["exactly_once"] else 1)
+            _keep_up(home, connection, names[-1])
+    audits = [value for name, value in result.items() if name.startswith("audit")]
+    sys.exit(0 if all(audit["exactly_once"] for audit in audits) else 1)
 
 
 def _topic_scene(place: Place, workers: int, json_file: Path | None, keep: bool) -> int:

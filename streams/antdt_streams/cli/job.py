@@ -98,6 +98,8 @@ def status(job: str, as_json: bool, place: Place) -> None:
     state = "open" if found["open"] else f"closed: {found['next_generation']}"
     state = f"done: {found['file']}" if found["file"] else state
     click.echo(f"  generation {found['generation']} ({state}), members: {', '.join(found['members']) or 'none'}")
+    if found["attached"]:
+        click.echo(f"  the members are servers; workers: {', '.join(found['attached'])}")
     click.echo(f"  log: {found['entries']} entries, digest {found['digest'] or '-'}")
     if found["void_entries"]:
         click.echo(f"  {found['void_entries']:,} of these entries are void: of former leaders, or of somebody else")

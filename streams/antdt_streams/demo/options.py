@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from antdt_schemas.errors import UsageError
 
+MITIGATION, SERVERS = "mitigation", "ps"
+SCENES = (MITIGATION, SERVERS)
 DIGITS_EPOCHS = 8
 MNIST_SAMPLES = 12_000  # one epoch of them takes as long as the digits
 
@@ -14,7 +16,7 @@ MNIST_SAMPLES = 12_000  # one epoch of them takes as long as the digits
 class DemoOptions:
     """Times of bursts in seconds; `slow` and `burst` multiply the time a sample takes.
 
-    epochs and samples: 0 chooses what takes about a minute.
+    epochs and samples: 0 chooses what takes about a minute. scene: what is shown.
     """
 
     workers: int = 4
@@ -28,6 +30,7 @@ class DemoOptions:
     burst_s: float = 4.0
     burst_every_s: float = 12.0
     seed: int = 0
+    scene: str = MITIGATION
 
     def __post_init__(self) -> None:
         if self.data != "digits" and not self.data.startswith("mnist:"):
@@ -54,6 +57,11 @@ class DemoOptions:
         return {"w1": f"{self.slow:g}x slow", self.in_bursts: f"{self.burst:g}x bursts"}
 
     @property
+    def launcher_arguments(self) -> list[str]:
+        servers = ["--servers", "2"] if self.scene == SERVERS else []
+        return ["-n", str(self.workers), *servers]
+
+    @property
     def script_arguments(self) -> list[str]:
         mnist = self.data != "digits"
         samples = self.samples or (MNIST_SAMPLES if mnist and not self.epochs else 0)
@@ -61,7 +69,8 @@ class DemoOptions:
         bursts = f"{self.in_bursts}:{self.burst:g}:{self.burst_s:g}:{self.burst_every_s:g}"
         work = ["--data", self.data, "--samples", samples, "--epochs", epochs, "--batch-size", self.batch_size]
         pace = ["--seed", self.seed, "--delay-ms", self.delay_ms, "--slow", f"w1:{self.slow:g},{bursts}"]
-        return [str(part) for part in (*work, *pace)]
+        servers = ["--mode", "asp", "--checkpoint-every", 20] if self.scene == SERVERS else []
+        return [str(part) for part in (*work, *pace, *servers)]
 
     def ideal_s(self, samples: int) -> float:
         """Time for `samples` if each were done by whoever is free first, and nothing else took any time.

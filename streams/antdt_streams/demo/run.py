@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, ExitCode, Unavailable
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS, SHARD_LOG, STEPS
 
-from antdt_streams.demo.options import DemoOptions
-from antdt_streams.host.child import end, spawn
+from antdt_streams.demo.options import SERVERS, DemoOptions
+from antdt_streams.host.child import end, outputs, send, spawn
 from antdt_streams.kafka import topics_admin
 from antdt_streams.local.place import Place
 from antdt_streams.local.services import SERVICES, environment_of, start_services
@@ -64,6 +65,7 @@ class Demo:
 
     def __init__(self, place: Place, connection: Connection, options: DemoOptions, screen: Screen) -> None:
         self.place, self.connection, self.options, self.screen = place, connection, options, screen
+        self._struck = False
 
     def run(self, job: str, mitigated: bool, title: str) -> Run:
         topics_admin.create(self.connection, job)
@@ -94,8 +96,10 @@ class Demo:
     def _workers(self, job: str, result: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         script = ["-m", "antdt.examples.digits", *self.options.script_arguments, "--result", str(result)]
         environ = dict(os.environ) | environment_of(self.connection, self.place)
-        workers = str(self.options.workers)
-        command = [sys.executable, "-m", "antdt.launch", "--job", job, "-n", workers, "--", *script]
+        launcher = self.options.launcher_arguments
+        if self.options.scene == SERVERS:  # by its log a process is found
+            launcher += ["--logs", str(log.parent)]
+        command = [sys.executable, "-m", "antdt.launch", "--job", job, *launcher, "--", *script]
         with log.open("ab") as out:
             process = spawn(command, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
         try:
@@ -109,12 +113,31 @@ class Demo:
             supervisor.poll()
             if watch.failure is not None:
                 raise watch.failure
+            title = self._strike(launcher, watch) or title
             self.screen.show(watch, title)
         if launcher.returncode != ExitCode.DONE:
             log = self.place.data / "logs" / watch.job / "workers.log"
             raise Unavailable(f"The workers ended with status {launcher.returncode}: {last_words(log)}")
 
-    def both(self, names: tuple[str, str]) -> dict[str, Any]:
+    def _strike(self, launcher: subprocess.Popen[bytes], watch: Watch) -> str:
+        """Where servers are shown, one of them is killed after a third of the samples. Returns what is said of it."""
+        progress = watch.progress
+        if self.options.scene != SERVERS or self._struck or progress.committed * 3 < max(1, progress.total):
+            return ""
+        pid = next((pid for pid, log in outputs(launcher.pid) if log.endswith("/s1.log")), None)
+        if pid is None:
+            return ""
+        self._struck = send(pid, signal.SIGKILL)
+        return "s1 was killed: all servers go back to the newest checkpoint, and the ledger with them"
+
+    def on_servers(self, job: str) -> dict[str, Any]:
+        """One run on parameter servers, of which one dies; the result is what `--json` writes."""
+        title = "4 workers push to 2 parameter servers, and nobody waits for anybody (asp)"
+        run = self.run(job, True, title.replace("4", str(self.options.workers), 1))
+        made = {"train_s": run.train_s, "accuracy": run.accuracy, "audit": run.audit, "decisions": run.decisions}
+        return {**made, "jobs": [job], "options": asdict(self.options)}
+
+    def both(self, *names: str) -> dict[str, Any]:
         """Static, then mitigated; the result is what `--json` writes."""
         static = self.run(names[0], False, "1 of 2  static: equal batches, nobody intervenes")
         mitigated = self.run(names[1], True, "2 of 2  mitigated: the Controller moves samples to whoever is fast")

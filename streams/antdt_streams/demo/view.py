@@ -158,6 +158,18 @@ def _workers(views: dict[str, WorkerView], options: DemoOptions, unicode: bool) 
     return table
 
 
+def verdict(result: dict[str, Any]) -> RenderableType:
+    """Of one run on parameter servers."""
+    audit = result["audit"]
+    undone = audit["rolled_back_steps"]
+    lines = [
+        f"{result['train_s']:.1f} s, accuracy {result['accuracy']:.3f}, {audit['steps']:,} versions of the model",
+        f"When s1 died, {undone} of them were undone on all servers, and their samples were done again.",
+        audit["verdict"],
+    ]
+    return Text("\n".join(lines))
+
+
 def summary(result: dict[str, Any]) -> RenderableType:
     """Static, mitigated and ideal side by side; decisions; audits."""
     table = Table(title="The same job, twice", title_justify="left", box=None, padding=(0, 2))

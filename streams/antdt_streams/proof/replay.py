@@ -178,6 +178,7 @@ def _state(s: State) -> dict[str, Any]:
         "generation": s.members.generation,
         "open": s.members.open,
         "members": [{"worker": s.members.incarnations[m].worker, "incarnation": m} for m in s.members.group],
+        "attached": [{"worker": s.members.incarnations[m].worker, "incarnation": m} for m in s.members.attached],
         "incarnations": len(s.members.incarnations),
         "steps": s.line.committed,
         "lineage": s.line.lineage.hex(),
@@ -227,7 +228,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"  digest         {found['digest']}",
         f"  leader         {leader['owner']}, since offset {leader['offset']}" if leader else "  leader         none",
         f"  generation     {state['generation']} ({'open' if state['open'] else 'closed'}): "
-        + (", ".join(m["worker"] for m in state["members"]) or "no members"),
+        + (", ".join(m["worker"] for m in state["members"]) or "no members")
+        + (f"; workers: {', '.join(m['worker'] for m in state['attached'])}" if state["attached"] else ""),
         f"  steps          {state['steps']:,}, lineage {state['lineage']}, plan {state['plan']}",
         f"  samples        {state['committed']:,} of {state['samples']:,} committed, {state['quarantined']:,} in "
         f"quarantine, {len(state['leases'])} leases live, {state['refused']:,} requests refused",

@@ -32,14 +32,17 @@ class WorkerView:
 
 @dataclass(slots=True)
 class Control(Projection["list[records.Decision]"]):
-    """decisions: each once, a repetition of one or what an older plan says is none."""
+    """workers: without servers, which take no samples. decisions: each once, a repetition of one or what an older plan
+    says is none.
+    """
 
     workers: dict[str, WorkerView] = field(default_factory=dict)
     decisions: list[records.Decision] = field(default_factory=list)
 
     def on_record(self, topic: Topic, record: Any, offset: int) -> None:
         if isinstance(record, records.StepBatch):
-            self._steps(record)
+            if record.role == "worker":
+                self._steps(record)
         elif isinstance(record, records.Measurement):
             for node in record.nodes:
                 self.workers.setdefault(node.worker, WorkerView()).node_class = str(node.node_class)

@@ -43,7 +43,7 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
     with TopicReader(connection, job, DECISIONS) as reader:
         Feed(control).take(DECISIONS, reader.to_end())
     members = state.members if state and not state.done else None
-    living = [m for m in members.group if not members.incarnations[m].gone] if members else []
+    living = list(members.everybody()) if members else []
     return standing_of(fold) | {
         "job": job,
         "read_from": start,
@@ -71,6 +71,7 @@ def standing_of(fold: Fold) -> dict[str, Any]:
         "open": bool(state and state.members.open),
         "next_generation": rules_of(state.spec.strategy).grant(state)[1] if state else "",
         "members": [state.members.incarnations[m].worker for m in state.members.group] if state else [],
+        "attached": [state.members.incarnations[m].worker for m in state.members.attached] if state else [],
         "plan": state.line.plan if state else 0,
         "file": state.done if state else None,
         "checkpoints": [{"step": c.step, "file": c.file} for c in state.line.checkpoints] if state else [],

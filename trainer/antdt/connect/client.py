@@ -272,6 +272,6 @@ def require_job(client: Any, job: str, reach_s: float) -> None:
 
 
 def renew(session: Session, incarnation: str) -> Session:
-    """A new incarnation of the same worker, which holds nothing."""
+    """A new incarnation of the same worker or server, which holds nothing."""
     where = replace(session.where, restarts=session.where.restarts + 1, take_over=False)
-    return Session(session.worker, incarnation, session.spec, where, session.options)
+    return Session(session.worker, incarnation, session.spec, where, session.options, session.role)

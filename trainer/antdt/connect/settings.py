@@ -30,6 +30,7 @@ PLACE = (
     ("ANTDT_RESTARTS", "TORCHELASTIC_RESTART_COUNT", 0),
 )
 GRACE_S = 30.0  # as Kubernetes
+WORKER, SERVER = "worker", "server"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Settings:
     restarts counts earlier lives of the worker; incarnation is new with every process. advertise: where the other
     members reach this machine, see `address`. launch, launcher: who started it; place: what only one launch of this
     machine can hold; take_over: whoever runs this worker now is asked to leave. grace_s: between SIGTERM and SIGKILL.
-    alone: no job is named, and this process trains by itself.
+    alone: no job is named, and this process trains by itself. role: "worker" or "server"; servers: of the whole job.
     """
 
     job: str
@@ -60,6 +61,8 @@ class Settings:
     take_over: bool = False
     grace_s: float = GRACE_S
     alone: bool = False
+    role: str = WORKER
+    servers: int = 0
 
     @classmethod
     def here(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -116,6 +119,8 @@ class Settings:
             place=environ.get("ANTDT_PLACE", ""),
             take_over=environ.get("ANTDT_TAKE_OVER", "") not in ("", "0"),
             grace_s=_seconds(environ, "ANTDT_GRACE_S", GRACE_S),
+            role=_role(environ),
+            servers=_number(environ, "ANTDT_SERVERS", "ANTDT_SERVERS", 0),
         )
 
 
@@ -126,6 +131,13 @@ def _number(environ: Mapping[str, str], own: str, torchs: str, default: int) -> 
     if not value.isdigit():
         raise UsageError(f"{name}={value!r} is not a number of 0 or more.")
     return int(value)
+
+
+def _role(environ: Mapping[str, str]) -> str:
+    role = environ.get("ANTDT_ROLE") or WORKER
+    if role not in (WORKER, SERVER):
+        raise UsageError(f"ANTDT_ROLE={role!r}: it is {WORKER!r} or {SERVER!r}, and set by `antdt launch --servers N`.")
+    return role
 
 
 def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:

@@ -104,6 +104,12 @@ def accuracy(model: nn.Module, data: TensorDataset) -> float:
     return right / len(y)
 
 
+def _strategy(options: argparse.Namespace) -> antdt.AllReduce | antdt.LocalSGD | antdt.ParameterServer:
+    if options.mode:
+        return antdt.ParameterServer(mode=options.mode)
+    return antdt.LocalSGD(options.every) if options.every else antdt.AllReduce()
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train; the first rank writes what came out to --result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,6 +118,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=128, help="global batch")
     parser.add_argument("--every", type=int, default=0, help="steps between averages (LocalSGD); 0: AllReduce")
+    parser.add_argument("--mode", choices=("bsp", "asp", "ssp"), help="of parameter servers (antdt launch --servers N)")
+    parser.add_argument("--checkpoint-every", type=int, default=0, help="steps; 0: the final one only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--delay-ms", type=float, default=0.0, help="time a sample takes")
     parser.add_argument("--slow", default="", help="WORKER:FACTOR[:BURST_S:EVERY_S],...")
@@ -127,7 +135,9 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     slowness = Slowness(options.delay_ms / 1000, options.slow, os.environ.get("ANTDT_WORKER", ""))
 
-    strategy = antdt.LocalSGD(options.every) if options.every else antdt.AllReduce()
+    steps = max(1, len(train) * options.epochs // (options.batch_size * max(1, options.every)))
+    if options.mode in ("asp", "ssp"):  # each worker's part of a batch is one
+        steps *= int(os.environ.get("ANTDT_WORLD_SIZE", "1"))
     agent = antdt.Agent(
         model,
         optimizer,
@@ -135,15 +145,10 @@ def main(argv: list[str] | None = None) -> None:
         batch_size=options.batch_size,
         epochs=options.epochs,
         seed=options.seed,
-        strategy=strategy,
+        scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps)),
+        strategy=_strategy(options),
+        options=antdt.AgentOptions(checkpoint_every_steps=options.checkpoint_every),
     )
-    steps = max(1, len(train) * options.epochs // (options.batch_size * max(1, options.every)))
-
-    def decay(*_: Any) -> None:
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * max(0.0, 1 - agent.step_number / steps)
-
-    # In the optimizer and not in the loop: a worker that has no samples left makes the step all the same.
-    optimizer.register_step_pre_hook(decay)
 
     for x, y in agent:
         began = time.monotonic()

@@ -118,6 +118,8 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-attempts", type=int, default=1000, help="workers that a shard may lose")
     parser.add_argument("--shard-size", type=int, default=0, help="samples; 0: as the Agent chooses")
     parser.add_argument("--every", type=int, default=0, help="steps between averages (LocalSGD); 0: AllReduce")
+    parser.add_argument("--mode", choices=("bsp", "asp", "ssp"), help="of parameter servers (antdt launch --servers N)")
+    parser.add_argument("--backup", type=int, default=0, help="workers that no version of parameter servers waits for")
     parser.add_argument("--unit-size", type=int, default=0, help="samples of a unit that is bitwise the same; 0: none")
     parser.add_argument("--pending-max", type=int, default=4096, help="steps that may await their commit")
     parser.add_argument("--num-workers", type=int, default=0, help="data processes; 0: whole batches of tensors")
@@ -126,6 +128,14 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--topic", default="", help="train on this topic, which the first rank writes")
     parser.add_argument("--one-by-one", action="store_true", help="load each sample by itself")
     return parser.parse_args(argv)
+
+
+def _strategy(options: argparse.Namespace) -> antdt.AllReduce | antdt.LocalSGD | antdt.ParameterServer:
+    if options.mode:
+        return antdt.ParameterServer(options.mode, backup=options.backup, pending_max=options.pending_max)
+    units: dict[str, Any] = {"deterministic": "bitwise", "unit_size": options.unit_size} if options.unit_size else {}
+    exchange = antdt.AllReduce(pending_max=options.pending_max, **units)
+    return antdt.LocalSGD(options.every, exchange) if options.every else exchange
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -140,8 +150,6 @@ def main(argv: list[str] | None = None) -> None:
     tensors = TensorDataset(x, y, torch.arange(len(y)))
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    units: dict[str, Any] = {"deterministic": "bitwise", "unit_size": options.unit_size} if options.unit_size else {}
-    exchange = antdt.AllReduce(pending_max=options.pending_max, **units)
     data: Any = OneByOne(tensors, faults) if options.num_workers or options.one_by_one else tensors
     if options.topic:
         data = topic_of(options.topic, tensors, antdt.Settings.of())
@@ -158,12 +166,13 @@ def main(argv: list[str] | None = None) -> None:
             checkpoint_every_steps=options.checkpoint_every,
             max_attempts=options.max_attempts,
         ),
-        strategy=antdt.LocalSGD(options.every, exchange) if options.every else exchange,
+        strategy=_strategy(options),
     )
     record = Record(options.record, worker)
     for images, labels, numbers in agent:
         time.sleep(options.delay_ms / 1000 * len(labels))
-        record.write(step=agent.step_number + 1, samples=names_of(numbers))
+        # Which version of servers it will be in, nobody knows yet.
+        record.write(step=agent.step_number + 1 if not options.mode else 0, samples=names_of(numbers))
         if faults is not None:
             faults.slow()
         loss = functional.cross_entropy(model(images), labels)

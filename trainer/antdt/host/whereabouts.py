@@ -39,6 +39,7 @@ class At(IntEnum):
     USER = 5
     SAVING = 6
     ENDING = 7
+    SERVING = 8
 
 
 @dataclass(frozen=True, slots=True)

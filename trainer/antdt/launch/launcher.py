@@ -28,7 +28,7 @@ from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from antdt.connect.client import require_job
-from antdt.connect.settings import GRACE_S, Settings
+from antdt.connect.settings import GRACE_S, SERVER, WORKER, Settings
 from antdt.host import whereabouts as at
 from antdt.host.child import in_child, leave
 from antdt.launch import environment, nodes, process, slots, vouch
@@ -43,7 +43,9 @@ REPORT_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions(slots.Rules):
-    """What to start, and by which rules. reach_s: how long to wait for a broker. torch_env: see `environment`."""
+    """What to start, and by which rules. reach_s: how long to wait for a broker. torch_env: see `environment`. servers:
+    of the whole job; the first machine starts them.
+    """
 
     workers: int
     script: Sequence[str]
@@ -53,6 +55,7 @@ class LaunchOptions(slots.Rules):
     logs: Path | None = None
     node_rank: int = 0
     torch_env: bool = False
+    servers: int = 0
 
 
 @dataclass(slots=True)
@@ -83,7 +86,12 @@ class Launcher:
             self._torch = environment.torch_of_launch(meeting, self.run_id, options.restarts_max)
         ranks = range(options.first_rank, options.first_rank + options.workers)
         self.workers = {f"w{rank}": Worker(rank, i, f"w{rank}") for i, rank in enumerate(ranks)}
-        self.slots = slots.Slots(list(self.workers), self.run_id, options)
+        servers = range(options.servers if options.node_rank == 0 else 0)
+        # Behind all workers, as whoever asks for its rank takes 0 for the one that speaks for all.
+        self.servers = {f"s{i}": Worker(self.world + i, i, f"s{i}") for i in servers}
+        self.workers |= self.servers
+        with_us = list(self.servers) if self.world == options.workers else []  # other machines' workers may need them
+        self.slots = slots.Slots(list(self.workers), self.run_id, options, with_us)
         self.holder = launch_locks.this_process(self.run_id, options.grace_s)
         locks = launch_locks.folder_of(data_folder(environ), self.settings.job)
         self.places = Places(locks, self.settings.job, self.holder)
@@ -255,6 +263,8 @@ class Launcher:
             "ANTDT_PLACE": self.places.place(worker.name),
             "ANTDT_TAKE_OVER": "1" if take_over else "",
             "ANTDT_GRACE_S": f"{self.options.grace_s:g}",
+            "ANTDT_ROLE": SERVER if worker.name in self.servers else WORKER,
+            "ANTDT_SERVERS": str(o.servers),
         }
         return environment.of_worker(self.environ, own, where, restarts, self._torch)
 
@@ -293,6 +303,13 @@ HELP = {"help_option_names": ["-h", "--help"]}
     default="1",
     show_default=True,
     help="Workers here: a number; or gpu, cpu, one for each; or auto, gpu where there are any.",
+)
+@click.option(
+    "--servers",
+    type=click.IntRange(0),
+    default=0,
+    help="Parameter servers of the job, beside the workers (strategy=antdt.ParameterServer()). On several machines all "
+    "say the same, and the first one starts them.",
 )
 @click.option("--job", envvar="ANTDT_JOB", required=True, help="Name of the job, as given to `antdt up`.")
 @click.option("--bootstrap-servers", help="Kafka, HOST:PORT[,HOST:PORT]. Default: the broker of `antdt up`.")

@@ -12,7 +12,8 @@ Rules
   4. An order is for one incarnation. That is told to leave, and killed when its grace is over; once it is gone the next
      one is started, which counts for nothing in rule 1. With restarts_max 0 nobody is started here for an order: the
      launch ends with 76, so that it is started elsewhere. An order for any other incarnation does nothing.
-  5. A launch that is told to end, or that another one takes over from, starts nobody any more: whoever runs is told to
+  5. Servers work for workers: SERVERS_LINGER_S after the last worker of their launch has ended they are told to leave.
+  6. A launch that is told to end, or that another one takes over from, starts nobody any more: whoever runs is told to
      leave for good, and killed when the grace is over, or when the launch is told once more.
 """
 
@@ -44,6 +45,7 @@ class State(Enum):
 
 
 LIVE = (State.RUNNING, State.DRAINING)
+SERVERS_LINGER_S = 10.0  # a job that is done tells its servers itself, a moment later
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,18 +174,19 @@ class Slot:
 
 
 class Slots:
-    """The workers of one launch.
+    """The workers of one launch, and its servers, which are slots like them; `servers` names these.
 
     Invariants: a slot has at most one process; an order is carried out once; whoever is let go is never started again;
     nobody lives when the launch ends.
     """
 
-    def __init__(self, names: Sequence[str], run_id: str, rules: Rules) -> None:
-        self.run_id, self.rules = run_id, rules
+    def __init__(self, names: Sequence[str], run_id: str, rules: Rules, servers: Sequence[str] = ()) -> None:
+        self.run_id, self.rules, self.servers = run_id, rules, frozenset(servers)
         self.slots = {name: Slot(name) for name in names}
         self.ending = self.ended = False
         self._status, self._wanted_by = 0, ""
         self._told = self._told_before = 0
+        self._idle_since_s = math.inf
 
     def life(self, name: str, restarts: int) -> str:
         """The incarnation that a worker's life of this number is."""
@@ -262,7 +265,10 @@ class Slots:
 
     def on_tick(self, now_s: float) -> list[Instruction]:
         late = [slot for slot in self.slots.values() if now_s > slot.kill_at_s]
-        return self._kill(late, f"it did not leave in time (--grace-s {self.rules.grace_s:g})")
+        return [
+            *self._kill(late, f"it did not leave in time (--grace-s {self.rules.grace_s:g})"),
+            *self._dismiss_servers(now_s),
+        ]
 
     def end(self, status: int, now_s: float) -> list[Instruction]:
         """All are to leave for good. status: of the launch, unless it follows from how they do."""
@@ -277,6 +283,15 @@ class Slots:
         return out + self._end_if_all_have()
 
     # -- what follows
+
+    def _dismiss_servers(self, now_s: float) -> list[Instruction]:
+        workers = [slot for slot in self.slots.values() if slot.name not in self.servers]
+        if self.ending or not self.servers or not all(slot.state is State.DONE for slot in workers):
+            return []
+        self._idle_since_s = min(self._idle_since_s, now_s)
+        if now_s - self._idle_since_s < SERVERS_LINGER_S:
+            return []
+        return [Say("no worker is left: the servers are told to leave"), *self.end(0, now_s)]
 
     def _start(self, slot: Slot) -> list[Instruction]:
         assert slot.state is not State.DONE and not self.ending, slot.name

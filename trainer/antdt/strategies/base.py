@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from antdt_schemas import records
 from antdt_schemas.batches import Cursor
-from antdt_schemas.errors import AntdtError
+from antdt_schemas.errors import AntdtError, UsageError
 from antdt_schemas.ranges import Range
 
 if TYPE_CHECKING:
@@ -29,10 +29,15 @@ class GenerationClosed(AntdtError):
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """Where this process is: the address at which other members meet it, and that of its own connections to them."""
+    """Where and who this process is: the address at which other members meet it, that of its own connections to them;
+    the job, and its name in it. serves: it is a server.
+    """
 
     advertise: str
     listens_at: Callable[[], str]
+    job: str = ""
+    worker: str = ""
+    serves: bool = False
 
 
 class Place(NamedTuple):
@@ -178,7 +183,8 @@ class Restores(Protocol):
 
 
 class Strategy(Model, Protocol):
-    """One worker's part. Only the thread that owns the model calls it, but for `close`.
+    """One worker's part. Only the thread that owns the model calls it, but for `close`. incarnation: as the ledger
+    knows it, set before `form`.
 
     pending_max: applied steps that may await their commit; whoever drives it waits before there are more. ranges_max:
     of one part. form_patience_s: for how long generations may fail to form, one after the other.
@@ -186,6 +192,7 @@ class Strategy(Model, Protocol):
 
     first_bucket_at: float | None
     ranges_max: ClassVar[int]
+    incarnation: str
 
     @property
     def rates(self) -> Rates: ...
@@ -262,6 +269,15 @@ class Strategy(Model, Protocol):
     def load_back(self) -> None: ...
 
 
+def without_servers(strategy: str, servers: int) -> None:
+    """Raises UsageError: this strategy has no use for servers."""
+    if servers:
+        raise UsageError(
+            f"`antdt launch --servers {servers}` starts parameter servers, which {strategy} has no use for: leave it "
+            "out, or say antdt.Agent(..., strategy=antdt.ParameterServer())."
+        )
+
+
 class StrategyOptions(Protocol):
     """A strategy as a value. `name`: that of the job's records (`antdt_schemas.strategies`); all workers of a job have
     the same. has_common_step: members may make each step of the job together.
@@ -271,6 +287,9 @@ class StrategyOptions(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    def placed(self, servers: int, *, alone: bool) -> StrategyOptions:
+        """In a job of so many servers, or in a process without a job. Raises UsageError where it cannot be used."""
 
     def member(self, model: torch.nn.Module, optimizer: Any, here: Here) -> Strategy:
         """One worker's part in it. Raises UsageError for a model that it cannot train."""

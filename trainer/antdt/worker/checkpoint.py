@@ -20,12 +20,19 @@ from antdt_schemas.errors import Mismatch, Unavailable
 DIGEST_SIZE = 16
 PIECE_SIZE_BYTES = 2**18
 MARK = b"ANTDTCK1"
-NAME = re.compile(r"\.?step-(\d{9,})-.*\.pt(\.partial)?")
+NAME = re.compile(r"\.?step-(\d{9,})-.*\.(pt|part)(\.partial)?")
 
 
 def file_name(generation: int, incarnation: str, step: int) -> str:
     """Unique over every branch of history: two incarnations never write the same file."""
     return f"step-{step:09d}-g{generation}-{incarnation}.pt"
+
+
+def step_of(name: str) -> int:
+    """Of the model that is in a file of this name."""
+    match = NAME.fullmatch(name)
+    assert match is not None, name
+    return int(match[1])
 
 
 class Digesting:
@@ -61,7 +68,8 @@ def write(folder: Path, name: str, save: Callable[[Digesting], Any]) -> bytes:
     """Write durably under `name` what `save` writes: content and directory entry are on disk when this returns the
     file's digest.
 
-    What others left half-written goes away first, and so does this one if it fails: it may be what fills the disk.
+    What others left half-written goes away first (but parts, which several write at a time), and so does this one if it
+    fails: it may be what fills the disk.
 
     Raises:
         Unavailable: the disk is full or the folder cannot be written.
@@ -89,6 +97,11 @@ def write(folder: Path, name: str, save: Callable[[Digesting], Any]) -> bytes:
         why = error.strerror or str(error)
         raise Unavailable(f"The checkpoint {target} cannot be written: {why}.", "Is the disk full?") from error
     return out.digest.digest()
+
+
+def write_bytes(folder: Path, name: str, data: bytes | memoryview) -> bytes:
+    """The same, of what is at hand already. Raises Unavailable."""
+    return write(folder, name, lambda out: out.write(data))
 
 
 def read(folder: Path, name: str, job: str) -> BinaryIO:
@@ -124,6 +137,12 @@ def read(folder: Path, name: str, job: str) -> BinaryIO:
     return file
 
 
+def read_bytes(folder: Path, name: str, job: str) -> bytes:
+    """The same, as bytes, without what stands at its end. Raises Unavailable, Mismatch."""
+    with read(folder, name, job) as file:
+        return file.read()[: -len(MARK) - DIGEST_SIZE]
+
+
 def _digests_of(file: BinaryIO) -> tuple[bytes, bytes, bytes]:
     """What stands at its end, the digest behind that, and the one of what is before them."""
     left = max(0, os.fstat(file.fileno()).st_size - len(MARK) - DIGEST_SIZE)
@@ -134,6 +153,13 @@ def _digests_of(file: BinaryIO) -> tuple[bytes, bytes, bytes]:
     trailer = file.read()
     file.seek(0)
     return trailer[:-DIGEST_SIZE], trailer[-DIGEST_SIZE:], digest.digest()
+
+
+def digest_of(body: bytes) -> bytes:
+    """That of the whole file, trailer included, as the log has it."""
+    digest = blake2b(body, digest_size=DIGEST_SIZE)
+    digest.update(MARK + digest.digest())
+    return digest.digest()
 
 
 def rollback(job: str) -> str:

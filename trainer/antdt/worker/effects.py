@@ -9,6 +9,7 @@ import logging
 from typing import Protocol
 
 from antdt_schemas.errors import Unavailable
+from antdt_schemas.strategies import servers_of
 
 from antdt.strategies.base import Rates, Strategy
 from antdt.worker.plans import Plan, Plans
@@ -46,8 +47,8 @@ class BackupWorkers:
         """See Effect."""
         if plan.backup_workers not in (0, self._said):
             log.warning(
-                "plan %d asks for %d backup workers, which no strategy has yet: step %d and those behind it wait "
-                "for every worker, and the rest of the plan is carried out",
+                "plan %d asks for %d backup workers, which ParameterServer(mode='bsp') alone has: step %d and those "
+                "behind it wait for every worker, and the rest of the plan is carried out",
                 plan.number,
                 plan.backup_workers,
                 step,
@@ -58,9 +59,12 @@ class BackupWorkers:
 class Effects:
     """All effects of the plans of one job on one worker. `strategy`: one replica, which says its step."""
 
-    def __init__(self, plans: Plans, strategy: Strategy) -> None:
+    def __init__(self, plans: Plans, strategy: Strategy, named: str = "") -> None:
+        """named: the strategy, as the job's records have it."""
         self.plans, self.strategy = plans, strategy
-        self._all: tuple[Effect, ...] = (LearningRate(strategy.rates), BackupWorkers())
+        self._all: tuple[Effect, ...] = (LearningRate(strategy.rates),)
+        if not servers_of(named):  # the first of the servers obeys it
+            self._all += (BackupWorkers(),)
 
     def on_plan(self, number: int) -> None:
         """The step that is about to be applied is the first one under this plan.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from antdt_schemas import records
 from antdt_schemas.ranges import Range
@@ -141,6 +141,77 @@ class TakeFinal(Instruction):
     """Load the final model of the job. The result: since when it is."""
 
     file: str
+
+
+# -- of workers and servers, where these hold the model
+
+
+@dataclass(frozen=True, slots=True)
+class Idle(Instruction):
+    """Say to the servers that nobody need wait for this worker. leaving: nor ever again."""
+
+    leaving: bool = False
+
+
+class Decided(NamedTuple):
+    """A version that all servers make. ranges: flat quintuples of all its contributions, in order. plan: in force."""
+
+    version: int
+    ranges: tuple[int, ...]
+    lineage: bytes
+    plan: int
+
+
+class Parts(NamedTuple):
+    """All servers have durable files of their parts of a version: names and digests, in their order."""
+
+    version: int
+    lineage: bytes
+    plan: int
+    files: tuple[tuple[str, bytes], ...]
+
+
+class Turned(NamedTuple):
+    """What has come of a turn of a server; at any but the primary nothing is decided."""
+
+    decided: Sequence[Decided] = ()
+    saved: Sequence[Parts] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Serve(Instruction):
+    """Take what workers and servers have sent, or wait so many seconds for it. The result: a Turned. Closable."""
+
+    patience_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Obey(Instruction):
+    """From now on the primary takes nothing of these incarnations, and makes versions under this plan: by so many
+    contributions less than there are workers, with learning rates times this.
+    """
+
+    lost: tuple[str, ...]
+    plan: int
+    backup: int
+    learning_rate_factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mark(Instruction):
+    """All servers are to save their parts behind the same version. At any but the primary: it is asked for that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publish(Instruction):
+    """Write the file that names all parts. The result: the event to be said, or None."""
+
+    parts: Parts
+
+
+@dataclass(frozen=True, slots=True)
+class Bind(Instruction):
+    """Another port for the next generation: nothing of the last one can arrive there. The result: the port."""
 
 
 Steps = Generator[Instruction, Any, Any]

@@ -21,7 +21,7 @@ from antdt_schemas.errors import ExitCode
 from antdt.connect.address import ENV_ADVERTISE, LOOPBACK, can_bind, own_address
 from antdt.connect.alone import Alone
 from antdt.connect.client import Client, ClientOptions, renew
-from antdt.connect.settings import Settings
+from antdt.connect.settings import SERVER, Settings
 from antdt.host import told, whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions, batch_factor
@@ -43,8 +43,10 @@ SLOW_BYTES_A_S = 10e6  # a disk that is slower than that is stuck
 
 class Membership:
     """Carries out what its `life` asks for, in the training thread. `client` holds the session of the present
-    incarnation, which is that of the life.
+    incarnation, which is that of the life. life_of: the class of lives that it has.
     """
+
+    life_of: type[Life] = Life
 
     def __init__(
         self, settings: Settings, options: AgentOptions, spec: records.JobSpec, strategy: Strategy, plans: Plans
@@ -54,21 +56,25 @@ class Membership:
         self.settings, self.options, self.spec, self.strategy = settings, options, spec, strategy
         self._began_at_step, self._batch_size = -1, spec.batch_size
         self._handler: Any = None
-        kept = not settings.alone or settings.checkpoints != Path()
-        self.files = ModelFiles(settings.checkpoints, settings.job, strategy) if kept else NoFiles(strategy)
+        self.files = self._files()
         self.client = self._connect(plans)
         self.client.on_closed = strategy.close
         every, patience_s = options.checkpoint_every_steps, options.join_timeout_s
-        said = LifeOptions(settings.job, spec.workers_min, patience_s, every, settings.grace_s)
+        said = LifeOptions(settings.job, spec.workers_min, patience_s, every, settings.grace_s, settings.rank)
         outside = Outside(monotonic, self.client.lock, lambda level, what: log.log(level, "%s", what))
-        self.life = Life(self.client.session, plans, strategy, self.files, said, outside)
+        self.life = self.life_of(self.client.session, plans, strategy, self.files, said, outside)
+
+    def _files(self) -> ModelFiles | NoFiles:
+        s = self.settings
+        kept = not s.alone or s.checkpoints != Path()
+        return ModelFiles(s.checkpoints, s.job, self.strategy) if kept else NoFiles(self.strategy)
 
     def _connect(self, plans: Plans) -> Client | Alone:
         s = self.settings
         host, port = self.strategy.address
         where = Where(host, port, s.node, s.hardware, s.restarts, s.launch, s.launcher, s.place, s.take_over)
         asking = replace(self.options.session, commit_every_s=0.0) if s.alone else self.options.session
-        session = Session(s.worker, s.incarnation, self.spec, where, asking)
+        session = Session(s.worker, s.incarnation, self.spec, where, asking, role=s.role)
         telemetry = self._telemetry(s.incarnation)
         if s.alone:
             return Alone(session, plans, telemetry)
@@ -78,7 +84,7 @@ class Membership:
 
     def _telemetry(self, incarnation: str) -> Telemetry:
         s = self.settings
-        sort = Sort(strategy=self.spec.strategy)
+        sort = Sort(s.role, strategy=self.spec.strategy)
         return Telemetry(s.worker, incarnation, s.node, s.hardware, self.options.batch_size_max, sort)
 
     @property
@@ -108,6 +114,7 @@ class Membership:
             case ask.Wait(met, patience_s):
                 return self.client.wait(met, patience_s)
             case ask.Form(grant, closed):
+                self.strategy.incarnation = self.session.incarnation
                 self.strategy.form(grant, self.session.rank, closed)
             case ask.Align(grant):
                 self._align(grant)
@@ -264,7 +271,7 @@ def here_of(settings: Settings) -> Here:
     """
 
     if settings.alone:
-        return Here(LOOPBACK, lambda: LOOPBACK)
+        return Here(LOOPBACK, lambda: LOOPBACK, settings.job, settings.worker)
 
     def listens_at() -> str:
         named, route = settings.advertise, own_address({}, settings.connection.bootstrap)
@@ -274,4 +281,4 @@ def here_of(settings: Settings) -> Here:
         log.warning(said, ENV_ADVERTISE, named, route)
         return route
 
-    return Here(settings.advertise, listens_at)
+    return Here(settings.advertise, listens_at, settings.job, settings.worker, settings.role == SERVER)

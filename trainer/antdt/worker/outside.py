@@ -15,13 +15,16 @@ from antdt.strategies.base import Head
 
 @dataclass(frozen=True, slots=True)
 class LifeOptions:
-    """What a script and its launcher have said. checkpoint_every_steps: 0 for the final file only."""
+    """What a script and its launcher have said. checkpoint_every_steps: 0 for the final file only. rank: as the
+    launcher counts, where workers are no members.
+    """
 
     job: str
     workers_min: int
     join_timeout_s: float
     checkpoint_every_steps: int
     grace_s: float
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,31 @@ class Lived(Head, Protocol):
     def ranges_max(self) -> int: ...
     @property
     def form_patience_s(self) -> float: ...
+
+
+class Attached(Lived, Protocol):
+    """The model as a worker of servers has it. others_idle: some other worker has no samples."""
+
+    @property
+    def others_idle(self) -> bool: ...
+
+
+class Served(Lived, Protocol):
+    """A server's part of the model. active: workers that are at something. backup: as the script says. saved_step: of
+    its own newest durable part. is_saving: files were asked for, and not all are there. wanted: another server asks for
+    some.
+    """
+
+    @property
+    def active(self) -> int: ...
+    @property
+    def backup(self) -> int: ...
+    @property
+    def saved_step(self) -> int: ...
+    @property
+    def is_saving(self) -> bool: ...
+    @property
+    def wanted(self) -> bool: ...
 
 
 class Files(Protocol):

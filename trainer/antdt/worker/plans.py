@@ -114,6 +114,15 @@ class Plans:
             self._split = plan, list(workers), split
         return split
 
+    def own(self, worker: str, rank: int, workers: int) -> Split:
+        """What this worker takes under the newest plan, where each takes by itself. Without a share in it: an even one
+        of so many workers, which is what the split has as its batch size.
+        """
+        plan = self.of(self.newest) or Plan()
+        base, more = divmod(self.batch_size, workers)
+        even = max(1, base + (rank % workers < more))
+        return Split([plan.shares.get(worker) or Share(even)], even)
+
     def _split_of(self, plan: Plan, workers: Sequence[str]) -> Split:
         if plan.shares.keys() == set(workers):
             shares = [plan.shares[w] for w in workers]

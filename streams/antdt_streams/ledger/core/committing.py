@@ -2,12 +2,13 @@
 
 Rules 7 to 9: steps are dense and lead to the lineage that the model has; leases of whoever is gone stay in limbo until
 the next generation has reported what it began with; a checkpoint counts if its lineage is that of the ledger's chain.
+Rule 17: where there are servers, leases of a lost worker stay in limbo until the first of them says that it refuses it.
 Which member may commit, and what settles, is said by the group's rules (`groups`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 
 from antdt_schemas import lineage, records
@@ -46,6 +47,8 @@ def commit(turn: Turn, request: records.Request, body: records.Commit) -> None:
             turn.emit(skipped[event.step])
     if not state.members.settled and turn.rules.settles(state):
         _settle(turn)
+    if min(body.log_seen, len(state.members.losses)) > state.members.fenced:
+        _fence(turn, min(body.log_seen, len(state.members.losses)))
     turn.answer(request, Status.OK)
 
 
@@ -125,16 +128,32 @@ def _skipped(body: records.Commit) -> dict[int, records.StepSkipped]:
 
 
 def _settle(turn: Turn) -> None:
-    """A generation has reported what it began with: what older generations still held is not in the model.
-
-    An attempt counts for those samples only against which there is evidence.
-    """
+    """A generation has reported what it began with: what older generations still held is not in the model."""
     state, generation = turn.state, turn.state.members.generation
     turn.emit(records.Settled(generation))
-    if not isinstance(state.shards, Shards):
-        return
+    if isinstance(state.shards, Shards):
+        _give_back(turn, [n for n, lease in state.shards.leases.items() if lease.generation < generation])
+
+
+def _fence(turn: Turn, losses: int) -> None:
+    """The first server takes nothing any more of who was lost up to here, and has reported what it took of them: what
+    else they held is not in the model.
+    """
+    members, shards = turn.state.members, turn.state.shards
+    before = members.fenced
+    turn.emit(records.Fenced(members.generation, losses))
+    assert isinstance(shards, Shards), "where there are servers, samples are leased"
+    _give_back(turn, [n for loss in range(before + 1, losses + 1) for n in shards.held.get(members.losses[loss], ())])
+
+
+def _give_back(turn: Turn, numbers: Iterable[int]) -> None:
+    """What is left of these leases is to be done again. An attempt counts for those samples only against which there
+    is evidence.
+    """
+    state = turn.state
+    assert isinstance(state.shards, Shards)
     leases = state.shards.leases
-    for number in sorted(n for n, lease in leases.items() if lease.generation < generation):
+    for number in sorted(numbers):
         lease = leases[number]
         epoch, at, end = lease.epoch, lease.front, lease.end
         for low, high in [*evidence.against(state.shards, number), (end, end)]:

@@ -9,6 +9,8 @@ Rules (numbers of the exactly-once protocol)
   11  Done when nothing is left and the newest checkpoint holds it; looked at after every request
   12  Release names a lease that was never taken from (`leasing`)
   14  the batch size changes, and a job ends early, as `changing` says
+  17  the end of a worker closes nothing where there are servers: the first of them is told whom to refuse (`turn`)
+  18  the end of a server closes the generation, and all of them go back to one file (`groups`)
   20  an attempt counts against samples by evidence only (see `evidence`); whatever is in quarantine can be readmitted,
       also when the job is done, which it then is no longer
 
@@ -24,7 +26,7 @@ from antdt_schemas import records
 from antdt_schemas.batches import DROP, LASTS
 from antdt_schemas.records import Status
 from antdt_schemas.space import TOPIC, Space
-from antdt_schemas.strategies import kind_of
+from antdt_schemas.strategies import kind_of, servers_of
 
 from antdt_streams.ledger.core import changing, committing, evidence, joining, leasing, reading
 from antdt_streams.ledger.core.batches import Batches
@@ -86,6 +88,10 @@ def check_spec(spec: records.JobSpec) -> str | None:
         )
     if kind_of(spec.strategy) not in RULES:
         return f"The strategy {spec.strategy!r} is not known to this ledger: it knows {', '.join(sorted(RULES))}."
+    if servers_of(spec.strategy) and spec.batches:
+        return (
+            f"Under {spec.strategy} samples are leased, in no steps of a fixed size: leave last={spec.batches!r} out."
+        )
     return None
 
 

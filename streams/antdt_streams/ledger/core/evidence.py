@@ -34,8 +34,8 @@ NO_FAULT = frozenset(
 
 def died_of_samples(state: State, incarnation: str, exit_code: int) -> bool:
     """Whether the end of this process, which is lost by now, may be the fault of the samples that it had."""
-    alone = not any(state.members.incarnations[m].gone for m in state.members.group if m != incarnation)
-    return exit_code not in NO_FAULT and incarnation in state.members.group and alone
+    took_part = state.members.took_part(incarnation)
+    return exit_code not in NO_FAULT and took_part and not state.dead_beside(incarnation)
 
 
 def blame(turn: Turn, incarnation: str, where: Sequence[int], key: str, reason: str, step: int) -> None:

@@ -24,11 +24,12 @@ def member(turn: Turn, request: records.Request) -> Incarnation:
 
 
 def open_member(turn: Turn, request: records.Request, generation: int) -> None:
-    """Refusal unless whoever asks is a member of the open generation, and asks in it."""
+    """Refusal unless whoever asks is a member of the open generation, or attached, and asks in it."""
     members, who = turn.state.members, member(turn, request)
-    if generation != members.generation or not members.open or who.status != "member":
+    takes_part = who.status in ("member", "attached")
+    if generation != members.generation or not members.open or not takes_part:
         # A member of the open generation that asks in an older one has not heard of its grant: not closed for it.
-        status = Status.OK if members.open and who.status == "member" else Status.CLOSED
+        status = Status.OK if members.open and takes_part else Status.CLOSED
         raise Refusal(f"Generation {generation} is closed; the newest is {members.generation}.", status)
 
 

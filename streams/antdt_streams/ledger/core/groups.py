@@ -1,7 +1,8 @@
 """What holds for a group of workers that train one model together: one set of rules for each strategy.
 
-Owns who may commit, what becomes of a generation when somebody comes or goes, when the next one is granted and why not
-yet, and what settles. Rules only look at a state and say which events follow. Must not know requests or answers.
+Owns who may join, take and commit, what becomes of a generation when somebody comes or goes, when the next one is
+granted and why not yet, and what settles. Rules only look at a state and say which events follow. Must not know
+requests or answers.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import ClassVar, Protocol
 
 from antdt_schemas import records
 from antdt_schemas.errors import Mismatch
-from antdt_schemas.strategies import kind_of
+from antdt_schemas.strategies import kind_of, server_name
 
 from antdt_streams.ledger.core.batches import Batches
-from antdt_streams.ledger.core.members import Incarnation
+from antdt_streams.ledger.core.members import SERVER, Incarnation
 from antdt_streams.ledger.core.state import State
 
 REASON_CHARS_MAX = 300
@@ -25,6 +26,15 @@ class GroupRules(Protocol):
     """The rules of one strategy. name: the kind of what a job names as `JobSpec.strategy`."""
 
     name: ClassVar[str]
+
+    def may_join(self, s: State, worker: str, role: str) -> str | None:
+        """Why nobody of this name and role has a place in the job, or None."""
+
+    def may_take(self, s: State, who: str) -> str | None:
+        """Why this incarnation, which takes part in the open generation, is leased no samples, or None."""
+
+    def takers(self, s: State) -> int:
+        """Among how many what is left of the samples is shared."""
 
     def on_join(self, s: State, who: str) -> Iterable[records.Event]:
         """What follows once this incarnation has joined."""
@@ -52,6 +62,18 @@ class AllReduce:
 
     name: ClassVar[str] = "allreduce"
 
+    def may_join(self, s: State, worker: str, role: str) -> str | None:
+        """Workers only."""
+        return f"{worker} is a server, and this job has none: start it as a worker." if role == SERVER else None
+
+    def may_take(self, s: State, who: str) -> str | None:
+        """All of them take."""
+        return None
+
+    def takers(self, s: State) -> int:
+        """All members."""
+        return len(s.members.group)
+
     def on_join(self, s: State, who: str) -> Iterator[records.Event]:
         """A newcomer can take part from the next generation on: the open one is closed for it."""
         if s.members.open:
@@ -78,7 +100,7 @@ class AllReduce:
     def _next(self, s: State, asking: Mapping[str, Incarnation]) -> tuple[tuple[records.Event, ...], str]:
         """Whoever holds at least the committed step may be the source; nobody: roll back to the newest checkpoint."""
         committed, number = s.line.committed, s.members.generation + 1
-        members = tuple(sorted(asking, key=lambda n: (natural(asking[n].worker), n)))
+        members = ranked(asking)
         holders = [(i.claim, n) for n, i in asking.items() if i.claim is not None and i.claim >= committed]
         if holders:
             step, source = max(holders)
@@ -122,7 +144,87 @@ class InUnits(AllReduce):
     name: ClassVar[str] = "allreduce/unit=N"
 
 
-RULES: Mapping[str, GroupRules] = {rules.name: rules for rules in (AllReduce(), InUnits(), LocalSGD())}
+class ParameterServer:
+    """Servers hold the model, each a part of it; workers only push to them, and are attached to any open generation.
+
+    So workers come and go without an end of it: the first server learns whom it has to refuse (rule 17), and says so
+    with a commit. Without one of the servers the model is gone, and with a part of another step it would be none: all
+    of them go back to one checkpoint, and none of them is ever a source (rule 18).
+    """
+
+    name: ClassVar[str] = "ps-bsp/servers=N"
+
+    def may_join(self, s: State, worker: str, role: str) -> str | None:
+        """A server is named after its part."""
+        parts = [server_name(part) for part in range(s.members.servers)]
+        if (role == SERVER) == (worker in parts):
+            return None
+        if role == SERVER:
+            return f"{worker} is none of the servers of this job, which are {', '.join(parts)}."
+        return f"{worker} is the name of a server of this job: give this worker another one."
+
+    def may_take(self, s: State, who: str) -> str | None:
+        """Workers only."""
+        return None if who in s.members.attached else f"{who} is a server: samples are leased to workers."
+
+    def takers(self, s: State) -> int:
+        """All workers."""
+        return len(s.members.attached)
+
+    def on_join(self, s: State, who: str) -> Iterator[records.Event]:
+        """Workers are attached; a server is waited for."""
+        yield from ()
+
+    def on_loss(self, s: State, who: str, why: str) -> Iterator[records.Event]:
+        """Without one of its servers, a generation completes no step."""
+        if s.members.open and who in s.members.group:
+            yield closed(s, why)
+
+    def grant(self, s: State) -> tuple[tuple[records.Event, ...], str]:
+        """When all servers ask for it; the first one, when enough workers have joined."""
+        who = s.members
+        if who.open:
+            return (), f"generation {who.generation} is open"
+        asking = {n: i for n, i in who.incarnations.items() if i.role == SERVER and i.status in ("waiting", "ready")}
+        if len(asking) < who.servers:
+            late = [m for m in who.group if who.incarnations[m].status == "member"]
+            not_yet = f": {', '.join(late)} did not yet" if late else ""
+            return (), f"{len(asking)} of {who.servers} servers ask for it{not_yet}"
+        if who.generation == 0 and len(who.attached) < s.spec.workers_min:
+            return (), f"{len(who.attached)} of {s.spec.workers_min} workers have joined"
+        newest = s.line.checkpoints[-1]
+        granted = records.Granted(who.generation + 1, ranked(asking), None, None, newest.step, newest.file)
+        if s.line.committed > newest.step:
+            reason = "servers go on from a file only"
+            return (records.RolledBack(newest.step, reason), granted), reason
+        return (granted,), f"{newest.file} holds step {newest.step}"
+
+    def may_commit(self, s: State, who: str) -> str | None:
+        """The first server decides the order of all steps, and knows them before anybody else."""
+        first = s.members.group[0]
+        return None if who == first else f"Only the first server commits: {first}."
+
+    def settles(self, s: State) -> bool:
+        """It began with a file: nothing that older generations hold can be in its model."""
+        return True
+
+
+class Asynchronous(ParameterServer):
+    """Each push is a step. When servers apply what is nothing to the ledger."""
+
+    name: ClassVar[str] = "ps-asp/servers=N"
+
+
+class BoundedStaleness(ParameterServer):
+    """So, and workers wait for each other at some distance."""
+
+    name: ClassVar[str] = "ps-ssp=N/servers=N"
+
+
+_ALL: tuple[GroupRules, ...] = (
+    AllReduce(), InUnits(), LocalSGD(), ParameterServer(), Asynchronous(), BoundedStaleness(),
+)  # fmt: skip
+RULES: Mapping[str, GroupRules] = {rules.name: rules for rules in _ALL}
 
 
 def rules_of(strategy: str) -> GroupRules:
@@ -136,6 +238,11 @@ def rules_of(strategy: str) -> GroupRules:
 def excluded(s: State, generation: int, source_step: int) -> tuple[records.Excluded, ...]:
     """What is left out from this generation on, which goes on behind that step."""
     return tuple(s.shards.exclusions_due(generation, source_step)) if isinstance(s.shards, Batches) else ()
+
+
+def ranked(asking: Mapping[str, Incarnation]) -> tuple[str, ...]:
+    """Members of the next generation, in the natural order of their names."""
+    return tuple(sorted(asking, key=lambda n: (natural(asking[n].worker), n)))
 
 
 def closed(s: State, reason: str) -> records.Closed:

@@ -1,6 +1,6 @@
 """Who holds up the others: alive, and not getting anywhere.
 
-Owns what follows from what workers say they are at. Rules
+Owns what follows from what workers and servers say they are at. Rules
   1. nobody is blamed who waits; nobody is, where nobody waits: what all do alike, however long, is nobody's fault
   2. who has announced how long it takes has that long
   3. who holds up the others is named after the patience, and lost after `stuck_ms`
@@ -23,8 +23,11 @@ HOLDS_UP = {
     "computing": "computing",
     "user": "in the script's own code",
     "saving": "writing a file",
+    "serving": "serving",
 }
 WAITS = "reducing"
+# Of a generation that is not granted yet; whoever is attached waits for it, too.
+ASKS = ("waiting", "ready", "attached")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class HoldUps:
         self.patience_ms, self.stuck_ms = patience_ms, stuck_ms
         self._said: dict[str, Standing] = {}
         self._asking_ms: dict[str, int] = {}
+        self._all_wait_ms: int | None = None
         self.named: dict[str, str] = {}  # who holds up others now, and what is said of it
         self._news: list[str] = []
 
@@ -70,9 +74,11 @@ class HoldUps:
         """What follows now."""
         live = {name: who for name, who in state.members.incarnations.items() if not who.gone}
         self._said = {n: s for n, s in self._said.items() if n in live and clock_ms - s.heard_ms <= FRESH_MS}
-        asking = [] if state.members.open else [n for n, who in live.items() if who.status in ("waiting", "ready")]
+        asking = [] if state.members.open else [n for n, who in live.items() if who.status in ASKS]
         self._asking_ms = {n: self._asking_ms.get(n, clock_ms) for n in asking}
         members = {m: None for m in state.members.group if m in live and live[m].status == "member"}
+        if state.members.open:
+            members |= state.members.attached
         reducing = {m: s.phase_ms for m, s in self._said.items() if m in members and s.phase == WAITS}
         waiting = (reducing if state.members.open else {}) | {
             n: clock_ms - since for n, since in self._asking_ms.items()
@@ -81,12 +87,24 @@ class HoldUps:
         holding = [m for m in members if m not in waiting and self._holds_up(m)]
         if waiting and holding:
             self._judge(found, holding, waiting)
-        elif state.members.open and len(members) > 1 and members.keys() == reducing.keys():
-            if min(reducing.values()) >= self.stuck_ms:
-                found.deadlock = f"all members wait for each other since {min(reducing.values()) // 1000} s"
-                self._news.append(f"generation {state.members.generation} is closed: {found.deadlock}")
+        waited_ms = self._waited_ms(state, members, reducing, clock_ms)
+        if waited_ms >= self.stuck_ms and not found.lost:
+            found.deadlock = f"all members wait for each other since {waited_ms // 1000} s"
+            self._news.append(f"generation {state.members.generation} is closed: {found.deadlock}")
         self.named = {n: said for n, said in self.named.items() if n in holding}
         return found
+
+    def _waited_ms(self, state: State, members: dict[str, None], reducing: dict[str, int], clock_ms: int) -> int:
+        """For how long all of them have waited for each other; 0: they do not. Where there are servers, all workers:
+        servers answer at once, and whoever held up the others may be gone since.
+        """
+        attached = state.members.attached
+        waits = state.members.open and len(members) > 1 and reducing.keys() == (attached or members).keys()
+        self._all_wait_ms = (clock_ms if self._all_wait_ms is None else self._all_wait_ms) if waits else None
+        if self._all_wait_ms is None:
+            return 0
+        shortest_ms = min(reducing.values())
+        return min(shortest_ms, clock_ms - self._all_wait_ms) if attached else shortest_ms
 
     def _holds_up(self, member: str) -> bool:
         said = self._said.get(member)

@@ -21,6 +21,7 @@ def join(turn: Turn, request: records.Request, body: records.Join) -> None:
     """A newcomer, unless somebody else is this worker."""
     state = turn.state
     other = changing.other_job(state, body.spec)
+    other = other or turn.rules.may_join(state, request.worker, body.role) or ""
     if other:
         raise Refusal(other)
     known = state.members.incarnations.get(request.incarnation)
@@ -72,7 +73,7 @@ def _makes_room(turn: Turn, request: records.Request, body: records.Join, occupa
 
 def _answer_member(turn: Turn, request: records.Request, who: Incarnation) -> None:
     """Where it stands: its grant, also that of a generation which closed before it had heard of it."""
-    over = who.status == "member" and not turn.state.members.open
+    over = who.status in ("member", "attached") and not turn.state.members.open
     status = Status.CLOSED if over else Status.OK
     turn.answer(request, status, grant=True)
 
@@ -80,8 +81,8 @@ def _answer_member(turn: Turn, request: records.Request, who: Incarnation) -> No
 def regroup(turn: Turn, request: records.Request, body: records.Regroup) -> None:
     """A member asks for the next generation, and claims what its model holds."""
     members, line, who = turn.state.members, turn.state.line, member(turn, request)
-    if body.generation != members.generation or who.status == "waiting":
-        # An old one: what it asked for has been granted, or is on its way.
+    if body.generation != members.generation or who.status in ("waiting", "attached"):
+        # An old one: what it asked for has been granted, or is on its way. Who is attached need not ask.
         _answer_member(turn, request, who)
         return
     if members.open:
@@ -100,7 +101,7 @@ def leave(turn: Turn, request: records.Request, body: records.Leave) -> None:
     """A member goes on purpose."""
     member(turn, request)
     turn.emit(records.Left(request.incarnation))
-    turn.carry_out(turn.rules.on_loss(turn.state, request.incarnation, f"{request.worker} left"))
+    turn.gone(request.incarnation, f"{request.worker} left")
     turn.answer(request, Status.OK)
 
 

@@ -22,12 +22,14 @@ from antdt_streams.ledger.core.callers import Callers
 from antdt_streams.ledger.core.decide import decide
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.holdups import STUCK_MS, HoldUps
+from antdt_streams.ledger.core.members import Members
 from antdt_streams.ledger.core.state import State
 from antdt_streams.ledger.core.turn import Answer, Turn, close, lose, refuse
 
 # A record is at most what its topic takes: a cycle is closed well before it gets there.
 CYCLE_BYTES_MAX = 256 << 10
 CYCLES_A_RECORD = 4
+LOSSES_PER_REPLY_MAX = 256
 PAUSE_MS = 1_000
 
 
@@ -267,6 +269,7 @@ class InOffice:
             warning=answer.warning,
             stopped=state.why_stopped,
             places=places,
+            losses=_losses(state.members, answer.incarnation),
         )
 
 
@@ -302,6 +305,14 @@ def _grant(state: State, run_id: str) -> records.Grant:
         stop_step=state.stop.step if state.stop is not None else 0,
         batch_size_first=state.spec.batch_size if fixed is not None else 0,
     )
+
+
+def _losses(members: Members, incarnation: str) -> tuple[records.Loss, ...]:
+    """Whom the first server of the open generation has not said that it refuses."""
+    if not (members.losses and members.open and incarnation == members.group[0]):
+        return ()
+    last = min(len(members.losses), members.fenced + LOSSES_PER_REPLY_MAX)
+    return tuple(records.Loss(number, members.losses[number]) for number in range(members.fenced + 1, last + 1))
 
 
 def _leases(state: State, incarnation: str) -> tuple[int, ...]:

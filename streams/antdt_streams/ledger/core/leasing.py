@@ -22,10 +22,13 @@ LEASES_AN_ANSWER = 32
 def lease(turn: Turn, request: records.Request, body: records.Lease) -> None:
     """Top up what a member holds to so many samples."""
     open_member(turn, request, body.generation)
+    refused = turn.rules.may_take(turn.state, request.incarnation)
+    if refused is not None:
+        raise Refusal(refused)
     state, shards, generation = turn.state, leased(turn.state), turn.state.members.generation
     missing = body.samples - shards.held_samples(request.incarnation, generation)
     room = RANGES_PER_REPLY_MAX - len(shards.held.get(request.incarnation, ()))
-    missing = min(missing, _fair_share(state)) if state.stop is None else 0
+    missing = min(missing, _fair_share(state, turn.rules.takers(state))) if state.stop is None else 0
     # In pieces: what turns out to be too much is released by whole leases. A step takes a few of them at most.
     at_once = max(2 * state.spec.shard_size, state.spec.step_samples, missing // LEASES_AN_ANSWER)
     while missing > 0 and room > 0:
@@ -53,10 +56,10 @@ def leased(state: State) -> Shards:
     return state.shards
 
 
-def _fair_share(state: State) -> int:
+def _fair_share(state: State, takers: int) -> int:
     """At the end of the data nobody takes what the others could do meanwhile."""
     left = state.samples_total - state.shards.committed_total - state.shards.quarantined_total
-    return max(state.spec.shard_size, -(-left // (2 * max(1, len(state.members.group)))))
+    return max(state.spec.shard_size, -(-left // (2 * max(1, takers))))
 
 
 def _next_piece(shards: Shards, limit: int) -> tuple[int, int, int] | None:

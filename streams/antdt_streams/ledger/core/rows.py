@@ -56,6 +56,7 @@ def _few_rows(state: State) -> Iterator[tuple[bytes, bytes]]:
         ("skipped", (0,) if state.line.skipped else ()),
         ("stop", (0,) if state.stop else ()),
         ("space", (0,) if state.shards.is_extended else ()),
+        ("fenced", (0,) if state.members.fenced else ()),
     )
     for kind, keys in names:
         for name in keys:
@@ -139,6 +140,14 @@ def _load_skipped(s: State, _: str, row: Any) -> None:
     (s.line.skipped,) = row
 
 
+def _fenced(s: State, _: int) -> Any:
+    return [s.members.fenced] if s.members.fenced else None
+
+
+def _load_fenced(s: State, _: str, row: Any) -> None:
+    (s.members.fenced,) = row
+
+
 def _grant(s: State, _: int) -> Any:
     g = s.members.grant
     return g and [g.generation, g.members, g.source, g.source_step, g.committed, g.restore_file]
@@ -153,11 +162,17 @@ def _incarnation(s: State, name: str) -> Any:
     i = s.members.incarnations[name]
     row = [i.worker, i.role, i.host, i.port, i.node, i.hardware, i.restarts, i.status, i.claim]
     by = [i.launch, i.launcher, i.place]
+    if i.loss:
+        return [*row, *by, i.loss]
     return row + by if any(by) else row  # of logs from before this was said, rows are what they were
 
 
 def _load_incarnation(s: State, name: str, row: Any) -> None:
-    s.members.incarnations[name] = Incarnation(*row)
+    who = s.members.incarnations[name] = Incarnation(*row)
+    if who.status == "attached":
+        s.members.attached[name] = None
+    elif who.loss:
+        s.members.losses[who.loss] = name
 
 
 def _epoch(s: State, number: int) -> Any:
@@ -296,6 +311,7 @@ _KINDS: dict[str, tuple[Callable[[State, Any], Any], Callable[[State, str, Any],
     "meta": (_meta, _load_meta),
     "grant": (_grant, _load_grant),
     "skipped": (_skipped, _load_skipped),
+    "fenced": (_fenced, _load_fenced),
     "incarnation": (_incarnation, _load_incarnation),
     "epoch": (_epoch, _load_epoch),
     "lease": (_lease, _load_lease),

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from antdt_schemas import records
 from antdt_schemas.space import TOPIC
+from antdt_schemas.strategies import servers_of
 
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.dirty import Dirty
@@ -40,7 +41,7 @@ class State:
 
     def __init__(self, spec: records.JobSpec, bounds: Bounds | None = None) -> None:
         self.spec, self.dirty = spec, Dirty()
-        self.members = Members(self.dirty)
+        self.members = Members(self.dirty, servers_of(spec.strategy))
         self.shards: Shards | Batches = Batches(spec, self.dirty) if spec.batches else Shards(spec, self.dirty)
         self.line = Line(bounds or Bounds(), self.dirty)
         self.requests_next, self.sequence, self.now_ms = 0, 0, 0
@@ -94,8 +95,15 @@ class State:
 
     def _gone(self, incarnation: str, status: str) -> None:
         self.members.end(incarnation, status)
-        if self.shards.blamed and incarnation in self.members.group:
-            self.shards.pardon(self.members.dead_beside(incarnation))
+        if self.shards.blamed and self.members.took_part(incarnation):
+            self.shards.pardon(self.dead_beside(incarnation))
+
+    def dead_beside(self, incarnation: str) -> set[str]:
+        """Who else of the newest generation is gone; of attached workers, who has not given its samples back yet."""
+        dead = self.members.dead_beside(incarnation)
+        if self.members.servers and isinstance(self.shards, Shards):
+            dead |= {n for n in self.shards.held if n != incarnation and self.members.incarnations[n].gone}
+        return dead
 
     def _lost(self, e: records.Lost) -> None:
         self._gone(e.incarnation, "displaced" if e.by else "lost")
@@ -186,8 +194,9 @@ class State:
 
     def _regressed(self, e: records.Regressed) -> None:
         """Nobody is known any more, and no number that the lost entries may have given away is given again."""
-        for name, who in self.members.incarnations.items():
-            if not who.gone:
+        known = self.members.incarnations
+        for name in sorted(known):  # losses have an order, and rows know no other one
+            if not known[name].gone:
                 self._gone(name, "left")  # not "lost": no sample is to blame
         self.members.disband(e.generation)
         self.accepted = (*self.accepted, (e.run_id, e.next_offset))
@@ -212,6 +221,7 @@ State.how = {
     records.Committed: State._committed,
     records.StepSkipped: lambda s, e: s.line.skip(e),
     records.Settled: lambda s, e: s.members.settle(e),
+    records.Fenced: lambda s, e: s.members.fence(e),
     records.Returned: State._returned,
     records.Readmitted: State._readmitted,
     records.Checkpointed: State._checkpointed,

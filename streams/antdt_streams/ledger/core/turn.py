@@ -66,7 +66,8 @@ class Turn:
             if isinstance(event, records.Closed):
                 self.tell_members(Status.CLOSED, event.reason)
             elif isinstance(event, records.Granted):
-                self.grant_to.update(self.state.members.incarnations[name].worker for name in event.members)
+                members = self.state.members
+                self.grant_to.update(members.incarnations[name].worker for name in members.everybody())
 
     def answer(
         self,
@@ -77,19 +78,33 @@ class Turn:
         leases: bool = False,
         grant: bool = False,
     ) -> None:
-        """Answer whoever has asked. grant: if it is a member, it may not have heard of its grant."""
+        """Answer whoever has asked. grant: if it is a member, or attached, it may not have heard of the newest one."""
         who = request.worker, request.incarnation, request.number
         self.answers.append(Answer(*who, status, reason, leases, file=self.state.done or ""))
         asker = self.state.members.incarnations.get(request.incarnation)
-        if grant and asker is not None and asker.status == "member":
+        if grant and asker is not None and (asker.status == "member" or (asker.status == "attached" and self._open)):
             self.grant_to.add(request.worker)
 
+    @property
+    def _open(self) -> bool:
+        return self.state.members.open
+
     def tell_members(self, status: Status, reason: str) -> None:
-        """News for every member that lives."""
-        for name in self.state.members.group:
-            who = self.state.members.incarnations[name]
-            if not who.gone:
-                self.answers.append(Answer(who.worker, name, -1, status, reason, file=self.state.done or ""))
+        """News for every member that lives, and whoever is attached."""
+        for name in self.state.members.everybody():
+            self.tell(name, status, reason)
+
+    def tell(self, incarnation: str, status: Status, reason: str = "") -> None:
+        """News for one."""
+        worker = self.state.members.incarnations[incarnation].worker
+        self.answers.append(Answer(worker, incarnation, -1, status, reason, file=self.state.done or ""))
+
+    def gone(self, incarnation: str, why: str) -> None:
+        """What follows from the end of an incarnation, which is recorded."""
+        self.carry_out(self.rules.on_loss(self.state, incarnation, why))
+        members = self.state.members
+        if members.open and members.incarnations[incarnation].loss:
+            self.tell(members.group[0], Status.OK)  # it is to refuse this worker
 
 
 class Refusal(Exception):
@@ -113,7 +128,7 @@ def refuse(turn: Turn, request: records.Request, reason: str, status: Status = S
 def lose(turn: Turn, incarnation: str, reason: str, by: str = "") -> None:
     """An incarnation is gone for good; `by`: the one that has taken its place."""
     turn.emit(records.Lost(incarnation, reason[:REASON_CHARS_MAX], by))
-    turn.carry_out(turn.rules.on_loss(turn.state, incarnation, f"{incarnation} is lost: {reason}"))
+    turn.gone(incarnation, f"{incarnation} is lost: {reason}")
 
 
 def close(turn: Turn, reason: str) -> None:

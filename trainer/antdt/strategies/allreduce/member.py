@@ -20,6 +20,7 @@ class AllReduceMember(AllReduceReplica):
     """A `Strategy`. Invariant: `generation` is None or stands, and then the replica is attached to it."""
 
     ranges_max: ClassVar[int] = RANGES_MAX
+    incarnation = ""
 
     def __init__(self, model: torch.nn.Module, optimizer: Any, options: AllReduce, here: Here) -> None:
         super().__init__(model, optimizer, options)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from antdt_schemas.errors import UsageError
 
-from antdt.strategies.base import Here, Strategy
+from antdt.strategies.base import Here, Strategy, without_servers
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +93,11 @@ class AllReduce:
     def name(self) -> str:
         """That of the job's records: other units are another strategy."""
         return f"allreduce/unit={self.unit_size}" if self.deterministic else "allreduce"
+
+    def placed(self, servers: int, *, alone: bool) -> AllReduce:
+        """As it is: workers meet each other."""
+        without_servers("AllReduce", servers)
+        return self
 
     def member(self, model: torch.nn.Module, optimizer: Any, here: Here) -> Strategy:
         """One worker's part in it: a replica of the model, and where its members meet."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from antdt_schemas.errors import UsageError
 
 from antdt.strategies.allreduce.options import AllReduce
-from antdt.strategies.base import Here, Strategy
+from antdt.strategies.base import Here, Strategy, without_servers
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +58,11 @@ class LocalSGD:
     def name(self) -> str:
         """That of the job's records: another period is another strategy."""
         return f"local-sgd/every={self.every}"
+
+    def placed(self, servers: int, *, alone: bool) -> LocalSGD:
+        """As it is: workers meet each other."""
+        without_servers("LocalSGD", servers)
+        return self
 
     def member(self, model: torch.nn.Module, optimizer: Any, here: Here) -> Strategy:
         """One worker's part in it."""

@@ -20,7 +20,8 @@ class SessionOptions:
 
     What is not answered is asked again after retry_s, then ever later up to retry_max_s. Samples are leased ahead for
     prefetch_s, and again when half of them are left, so that training outlasts a broker that is away for half a minute;
-    for prefetch_steps while the own speed is not known. commit_numbers_max: of all ranges in one request.
+    for prefetch_steps while the own speed is not known. commit_numbers_max: of all ranges in one request. reenter_s:
+    whoever is attached, and left a generation that is open for so long after, comes back as another incarnation.
     """
 
     retry_s: float = 0.5
@@ -36,6 +37,7 @@ class SessionOptions:
     rate_every_s: float = 0.25
     answer_s: float = 0.1
     commit_numbers_max: int = COMMIT_NUMBERS_MAX
+    reenter_s: float = 6.0
 
 
 @dataclass(slots=True)

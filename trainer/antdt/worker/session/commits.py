@@ -33,8 +33,9 @@ class Composition(NamedTuple):
 class Commits:
     """The unreported steps of one generation, in order.
 
-    Invariant: nothing is sent that is not proven to be in the model of every member. `settle`: the first commit of the
-    generation, which settles the leases of those who are gone, was not answered yet; it is sent even if it is empty.
+    Invariants: nothing is sent that is not proven to be in the model of every member. Losses are said to be obeyed with
+    or after the last step that may hold something of whoever was lost. `settle`: the first commit of the generation,
+    which settles the leases of those who are gone, was not answered yet; it is sent even if it is empty.
     """
 
     def __init__(
@@ -44,6 +45,9 @@ class Commits:
         self.compositions, self.lineage, self.settle = deque(pending), lineage, settle
         self._provable, self._sent_step = -1, -1
         self._sent, self._numbers = Due(), set[int]()
+        # Up to this loss all are obeyed, and the ledger knows; so they are since this step, and it may not know.
+        self.obeyed, self._obeys, self._obeys_from = 0, 0, 0
+        self._obeying = dict[int, int]()
 
     def add(self, composition: Composition) -> None:
         """A step is in this model."""
@@ -53,10 +57,16 @@ class Commits:
         """Every member has applied `step`."""
         self._provable = max(self._provable, step)
 
+    def obey(self, losses: int, committed: int) -> None:
+        """Nobody who was lost up to this number is in a step that is added from here on."""
+        if losses > self._obeys:
+            self._obeys, self._obeys_from = losses, max((committed, *(c.step for c in self.compositions)))
+
     def drop(self, committed: int) -> None:
         """What is committed need not be reported again."""
         while self.compositions and self.compositions[0].step <= committed:
-            self.compositions.popleft()
+            last = self.compositions.popleft()
+            self.lineage = last.lineage if last.step == committed else b""
             self.settle = False  # the first commit of a generation settles, whatever it carries
 
     def answered(self, reply: records.Reply, committed: int) -> None:
@@ -64,6 +74,9 @@ class Commits:
         # Answers to older questions count, too: a ledger that is slower than our patience must not starve us.
         if reply.number in self._numbers and reply.status is Status.OK:
             self.settle = False
+        if reply.number in self._obeying and reply.status is Status.OK:
+            self.obeyed = max(self.obeyed, self._obeying[reply.number])
+            self._obeying = {number: losses for number, losses in self._obeying.items() if losses > self.obeyed}
         if reply.number == self._sent.number or committed >= self._sent_step > 0:
             self._sent.answered()
 
@@ -73,7 +86,9 @@ class Commits:
         ready = [c for c in self.compositions if c.step <= self._provable]
         new = bool(ready) and ready[-1].step > self._sent_step
         first = self.settle and self._provable >= 0 and sent.number < 0
-        again = (bool(ready) or (self.settle and self._provable >= 0)) and since >= self.options.retry_s
+        obeys = self._obeys > self.obeyed and committed >= self._obeys_from
+        new = new or (obeys and self._obeys not in self._obeying.values())
+        again = (bool(ready) or (self.settle and self._provable >= 0) or obeys) and since >= self.options.retry_s
         # One at a time: whatever comes meanwhile goes with the next one, however long the ledger is away.
         pause_s = sent.pause_s(self.options) if sent.tries else self.options.commit_every_s
         if len(ready) > self.options.commit_steps_max and not sent.tries:
@@ -81,18 +96,21 @@ class Commits:
         if since < pause_s or not (new or first or again):
             return
         chosen = self._fitting(ready)
+        obeys = obeys or (self._obeys > self.obeyed and bool(chosen) and chosen[-1].step >= self._obeys_from)
         body = records.Commit(
             generation=generation,
             first_step=chosen[0].step if chosen else committed + 1,
             compositions=tuple(c.ranges for c in chosen),
             plans=tuple(c.plan for c in chosen),
             lineage=chosen[-1].lineage if chosen else self.lineage,
-            log_seen=-1,
+            log_seen=self._obeys if obeys else -1,
             skipped=tuple(records.Skip(c.step, c.skipped) for c in chosen if c.skipped is not None),
         )
         number = outbox.post(body, sent, now_s)
         if self.settle and len(self._numbers) < ASKED_MAX:
             self._numbers.add(number)
+        if obeys and len(self._obeying) < ASKED_MAX:
+            self._obeying[number] = self._obeys
         self._sent_step = chosen[-1].step if chosen else self._sent_step
 
     def _fitting(self, ready: list[Composition]) -> list[Composition]:

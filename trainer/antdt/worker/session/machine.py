@@ -1,6 +1,8 @@
-"""One incarnation of a worker, without a clock, a thread or a broker.
+"""One incarnation of a worker or server, without a clock, a thread or a broker.
 
-Owns which incarnation this is, which generation it is a member of, and the order in which its parts speak.
+Owns which incarnation this is, which generation it is a member of, and the order in which its parts speak. Where a job
+has servers, these are members, and a worker is attached: it is in no group, asks for no generation, and enters whatever
+one is granted to the servers.
 `tick(now_s)` says what to send, `on_reply` takes what came; both are called by whoever owns the connection. Everything
 is level-triggered: whatever is lost is asked for again, whatever is repeated changes nothing. Must not know how samples
 are chosen (`leases`), which steps may be reported (`commits`), or which answers mean a file (`files`).
@@ -15,6 +17,7 @@ from enum import StrEnum
 from antdt_schemas import records
 from antdt_schemas.records import Status
 from antdt_schemas.space import TOPIC
+from antdt_schemas.strategies import servers_of
 
 from antdt.host.whereabouts import Standing
 from antdt.worker.session.asking import Due, Outbox, SessionOptions
@@ -25,6 +28,7 @@ from antdt.worker.session.leases import Leases
 from antdt.worker.session.reading import ReadLeases
 
 DETAIL_CHARS_MAX = 120
+WORKER, SERVER = "worker", "server"
 
 
 class Phase(StrEnum):
@@ -72,7 +76,8 @@ class Where:
 class Session:
     """One incarnation. `told`: who wants its place, and waits for it to leave; empty while nobody does. `wanted_else`:
     the job has ended, and `reason` says in what it is not the one that this worker came for. `stopped`: the job ends
-    before all is trained: where, and why; empty where it does not.
+    before all is trained: where, and why; empty where it does not. `losses`: whom the first server is to refuse, and
+    has not said that it does.
 
     It is lost when it was given up for dead: the worker may come back as another one. It is ousted when somebody else
     is this worker: then it may not.
@@ -82,9 +87,17 @@ class Session:
     """
 
     def __init__(
-        self, worker: str, incarnation: str, spec: records.JobSpec, where: Where, options: SessionOptions | None = None
+        self,
+        worker: str,
+        incarnation: str,
+        spec: records.JobSpec,
+        where: Where,
+        options: SessionOptions | None = None,
+        role: str = WORKER,
     ) -> None:
         self.worker, self.incarnation, self.spec, self.where = worker, incarnation, spec, where
+        self.role, self.attached = role, role == WORKER and servers_of(spec.strategy) > 0
+        self.losses: tuple[records.Loss, ...] = ()
         self.options = options or SessionOptions()
         self.phase, self.reason, self.file, self.wanted_else = Phase.JOINING, "", "", False
         self.generation, self.rank = 0, -1
@@ -97,7 +110,12 @@ class Session:
         self.outbox = Outbox(worker, incarnation)
         self._claim, self._commits, self.changes = _Claim(), Commits(self.options), Changes(self.options)
         self._join, self._beat = Due(), Due()
-        self._void = False
+        self._void, self._now_s = False, 0.0
+        # Of who is attached: whether it has joined, the newest grant that it heard of, and the request and the moment
+        # with which it began to wait for the next one.
+        self._joined, self._heard = False, 0
+        self._next: records.Grant | None = None
+        self._left_number, self._left_s = -1, -1.0
 
     def limit_commits(self, numbers_max: int) -> None:
         """No request names more numbers of ranges than this: what the topics take."""
@@ -125,9 +143,18 @@ class Session:
         A member that was granted a file and has not got its model holds one that was rolled back: it claims none.
         """
         if self.phase in (Phase.MEMBER, Phase.CLOSED):
-            claimed = _Claim() if self._void else _Claim(claim, lineage)
+            claims = not self._void and self.role == WORKER
+            claimed = _Claim(claim, lineage) if claims else _Claim()
             self.phase, self._claim, self._join = Phase.REGROUPING, claimed, Due()
+            self._left_number, self._left_s = self.outbox.number, -1.0
             self.leases.drop()
+            self._enter_next()
+
+    def obey(self, losses: int) -> None:
+        """The first server refuses everybody that was lost up to this number, and what it took of them was `applied`
+        before: the ledger hears of it with the last of these steps.
+        """
+        self._commits.obey(losses, self.committed)
 
     @property
     def unreported(self) -> int:
@@ -155,19 +182,52 @@ class Session:
             self.phase, self.reason = Phase.LOST, reply.reason
         elif reply.status is Status.REFUSED:
             self._refused(reply)
-        elif reply.grant is not None and reply.grant.generation > self.generation:
+        elif self.attached:
+            self._on_attached(reply)
+        else:
+            self._on_member(reply)
+        if reply.generation == self.generation and self.phase is Phase.MEMBER:
+            self.leases.take_answer(reply)
+            self.losses = tuple(loss for loss in reply.losses if loss.number > self._commits.obeyed)
+
+    def _on_member(self, reply: records.Reply) -> None:
+        """It enters the generation that it has asked for."""
+        if reply.grant is not None and reply.grant.generation > self.generation:
             self._granted(reply.grant)
             if reply.status is Status.CLOSED and self.phase is Phase.MEMBER:
                 self.phase, self.reason = Phase.CLOSED, "it closed before it was heard of"
         elif reply.status is Status.CLOSED and self.phase is Phase.MEMBER:
             if reply.generation == self.generation:
                 self.phase, self.reason = Phase.CLOSED, reply.reason
-        if reply.generation == self.generation and self.phase is Phase.MEMBER:
-            self.leases.take_answer(reply)
+
+    def _on_attached(self, reply: records.Reply) -> None:
+        """It enters the newest generation that it has heard of, once it is out of the last one."""
+        mine = reply.generation == self.generation and reply.grant is None
+        if reply.grant is not None and reply.status is Status.OK and reply.grant.generation > self._heard:
+            self._heard, self._next = reply.grant.generation, reply.grant
+            if self.phase is Phase.MEMBER:
+                self.phase, self.reason = Phase.CLOSED, "the next one was granted"
+        elif reply.status is Status.CLOSED and mine and self.phase is Phase.MEMBER:
+            self.phase, self.reason = Phase.CLOSED, reply.reason
+        elif reply.status in (Status.OK, Status.CLOSED) and self.phase is Phase.JOINING and reply.number >= 0:
+            self._joined = True
+        elif reply.status is Status.OK and self.phase is Phase.REGROUPING and mine and reply.number > self._left_number:
+            if self._left_s < 0.0:
+                self._left_s = self._now_s
+            elif self._now_s - self._left_s >= self.options.reenter_s:
+                self.phase, self.reason = Phase.LOST, f"it left generation {self.generation}, which goes on"
+        self._enter_next()
+
+    def _enter_next(self) -> None:
+        """A generation that it is not in yet."""
+        grant = self._next
+        if grant is not None and (self.phase is Phase.REGROUPING or (self.phase is Phase.JOINING and self._joined)):
+            self._next = None
+            self._granted(grant)
 
     def _is_addressed(self, reply: records.Reply) -> bool:
         if reply.grant is not None:
-            return any(m.incarnation == self.incarnation for m in reply.grant.members)
+            return self.attached or any(m.incarnation == self.incarnation for m in reply.grant.members)
         return reply.incarnation == self.incarnation
 
     def _acknowledge(self, reply: records.Reply) -> None:
@@ -189,17 +249,22 @@ class Session:
             self.phase, self.reason = Phase.FAILED, reply.reason
 
     def _granted(self, grant: records.Grant) -> None:
-        if self.generation and (self.phase is not Phase.REGROUPING or grant.generation != self.generation + 1):
+        if (
+            self.generation
+            and not self.attached
+            and (self.phase is not Phase.REGROUPING or grant.generation != self.generation + 1)
+        ):
             # Of one that has asked it is the next one: the log has lost its tail, and our model may be of that.
             self.phase, self.reason = Phase.LOST, "granted what it did not ask for"
             return
         self.generation, self.grant, self.phase = grant.generation, grant, Phase.MEMBER
-        self.rank = [m.incarnation for m in grant.members].index(self.incarnation)
+        names = [m.incarnation for m in grant.members]
+        self.rank = -1 if self.attached else names.index(self.incarnation)
         self.committed = grant.committed  # exact at the grant; after a rollback less than before
         self.files.begin(grant)
         self.leases.begin()
         self.changes.begin()
-        self._commits = Commits(self.options)
+        self._commits, self.losses = Commits(self.options), ()
         self._void = self._void or grant.restore_file is not None
 
     # -- what goes
@@ -207,12 +272,13 @@ class Session:
     def tick(self, now_s: float) -> list[records.Request]:
         """Requests to send now, in order."""
         outbox, retry_s = self.outbox, self.options.retry_s
+        self._now_s = now_s
         if self.phase is Phase.JOINING and now_s - self._join.at_s >= retry_s:
             w = self.where
             who = w.launch, w.launcher, w.place, w.take_over
-            body = records.Join("worker", w.host, w.port, w.node, w.hardware, w.restarts, self.spec, *who)
+            body = records.Join(self.role, w.host, w.port, w.node, w.hardware, w.restarts, self.spec, *who)
             outbox.post(body, self._join, now_s)
-        elif self.phase is Phase.REGROUPING and now_s - self._join.at_s >= retry_s:
+        elif self.phase is Phase.REGROUPING and not self.attached and now_s - self._join.at_s >= retry_s:
             where = self.where.host, self.where.port
             regroup = records.Regroup(self.generation, self._claim.step, self._claim.lineage, *where)
             outbox.post(regroup, self._join, now_s)
@@ -226,17 +292,23 @@ class Session:
         standing, since_s = self.standing, now_s - self._beat.at_s
         if outbox and not self.leaving and standing.phase_s < since_s:
             self._beat.at_s = now_s
-        elif self.phase in (Phase.MEMBER, Phase.CLOSED) and since_s >= every_s:
+        elif self._beats and since_s >= every_s:
             said = standing.phase, standing.phase_s, standing.allowed_s, standing.detail[:DETAIL_CHARS_MAX]
             outbox.post(records.Heartbeat(self.generation, self.committed, *said), self._beat, now_s)
         return outbox.emptied()
+
+    @property
+    def _beats(self) -> bool:
+        """Whether heartbeats are its signs of life; who asks for something gives others."""
+        waits = self.attached and self.phase is Phase.REGROUPING
+        return waits or self.phase in (Phase.MEMBER, Phase.CLOSED)
 
     def _tick_member(self, now_s: float) -> None:
         self.leases.measure(now_s)
         if self.rank == 0:
             self._commits.tick(now_s, self.generation, self.committed, self.outbox)
         self.changes.tick(now_s, self.generation, self.rank, self.stopped, self.outbox)
-        if self.spec.batches:
+        if self.spec.batches or self.role != WORKER:
             return
         self.leases.release(now_s, self.generation, self.outbox)
         if not self.finished:

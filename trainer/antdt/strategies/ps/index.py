@@ -1,0 +1,117 @@
+"""Where the row of an id lies: open addressing over plain arrays, for many ids at once, growing without a pause.
+
+A table that is half full gets a successor of twice its size. Ids are then looked up in both, and each insertion moves
+some entries of the old one, so no call takes long because of its size.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import numpy as np
+
+from antdt.strategies.ps.layout import mixed
+
+Ids = np.ndarray[Any, np.dtype[np.int64]]
+MISSING = -1
+MOVED_A_ROUND = (
+    4  # slots of the old table for each id that is inserted: it is empty long before the new one is half full
+)
+
+
+class Slots:
+    """One table. keys: id + 1, or 0 for a free slot. Memory is taken when it is touched."""
+
+    def __init__(self, capacity: int) -> None:
+        assert capacity & (capacity - 1) == 0, capacity
+        self.capacity = capacity
+        self.keys = zeros(capacity)
+        self.places = zeros(capacity)
+        self.used = 0
+
+    def find(self, ids: Ids) -> Ids:
+        """Of each id its place, or MISSING."""
+        mask = self.capacity - 1
+        at = (mixed(ids) & np.uint64(mask)).astype(np.int64)
+        keys = self.keys.take(at)
+        hit = keys == ids + 1
+        out = np.where(hit, self.places.take(at), MISSING)
+        left = np.flatnonzero(~hit & (keys != 0))
+        at = at[left]
+        while len(left):
+            at = (at + 1) & mask
+            keys = self.keys.take(at)
+            hit = keys == ids[left] + 1
+            out[left[hit]] = self.places.take(at[hit])
+            going = ~hit & (keys != 0)
+            left, at = left[going], at[going]
+        return out
+
+    def insert(self, ids: Ids, places: Ids) -> None:
+        """Ids that are not in it, each once."""
+        mask = self.capacity - 1
+        at = (mixed(ids) & np.uint64(mask)).astype(np.int64)
+        self.used += len(ids)
+        assert self.used < self.capacity, "a table that is full"
+        while len(ids):
+            free = self.keys.take(at) == 0
+            self.keys[at[free]] = ids[free] + 1  # of several that want one slot, the last has it
+            got = self.keys.take(at) == ids + 1
+            self.places[at[got]] = places[got]
+            ids, places, at = ids[~got], places[~got], (at[~got] + 1) & mask
+
+
+class KeyIndex:
+    """id -> place, for ids of at least 0."""
+
+    def __init__(self, capacity: int = 2**13) -> None:
+        self._slots = Slots(capacity)
+        self._old: Slots | None = None
+        self._moved = 0
+
+    def find(self, ids: Ids) -> Ids:
+        """Of each id its place, or MISSING."""
+        found = self._slots.find(ids)
+        if self._old is not None:
+            missing = np.flatnonzero(found == MISSING)
+            found[missing] = self._old.find(ids[missing])
+        return found
+
+    def insert(self, ids: Ids, places: Ids) -> None:
+        """Ids that are not in it, each once."""
+        while self._old is not None and 2 * (self._slots.used + len(ids)) > self._slots.capacity:
+            self._move(self._old.capacity)  # more at once than was foreseen
+        if 2 * (self._slots.used + len(ids)) > self._slots.capacity:
+            self._grow(len(ids))
+        self._slots.insert(ids, places)
+        if self._old is not None:
+            self._move(MOVED_A_ROUND * len(ids))
+
+    def _grow(self, more: int) -> None:
+        capacity = 2 * self._slots.capacity
+        while 2 * self._slots.used + 4 * more > capacity:
+            capacity *= 2
+        self._old, self._slots, self._moved = self._slots, Slots(capacity), 0
+
+    def _move(self, count: int) -> None:
+        """The next slots of the old table. They stay in it as well, so what probes it finds its way."""
+        old = self._old
+        assert old is not None
+        keys = old.keys[self._moved : self._moved + count]
+        full = np.flatnonzero(keys)
+        if len(full):
+            self._slots.insert(keys[full] - 1, old.places[self._moved + full])
+        self._moved += len(keys)
+        if self._moved >= old.capacity:
+            self._old = None
+
+
+def zeros(count: int) -> Ids:
+    """Memory that is taken from the machine as it is touched, however much it is.
+
+    Raises OSError or ValueError where the machine reserves none.
+    """
+    kept_free = getattr(mmap, "MAP_NORESERVE", 0)
+    room = mmap.mmap(-1, max(8 * count, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | kept_free)
+    return np.frombuffer(room, np.int64, count)

@@ -1,0 +1,159 @@
+"""One server's rows of a table: [values | state of the optimizer] side by side, one behind the other as they come.
+
+Rules
+    A row comes into being with its first gradient. Until then it has its first value, which follows from the seed, the
+    table's name and its id alone: it does not matter who asks for it, when, or how often.
+    The rows lie in memory that is reserved for as many as there can be, and taken from the machine as they are touched:
+    nothing is ever moved because a table grows.
+
+Must not know workers, versions or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from antdt_schemas.errors import UsageError
+
+from antdt.strategies.ps.index import MISSING, KeyIndex, zeros
+from antdt.strategies.ps.layout import Table, mixed, servers_of
+from antdt.strategies.ps.rules import rule_of
+
+
+def first_values(seed: int, table: str, ids: torch.Tensor, width: int, std: float) -> torch.Tensor:
+    """Normally distributed values of shape (len(ids), width), float32, each from the seed, the table, its row and its
+    column (Box and Muller, of a counter that is mixed).
+    """
+    if std == 0.0 or len(ids) == 0:
+        return torch.zeros(len(ids), width)
+    pairs = np.arange(1, (width + 1) // 2 + 1, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
+    rows = mixed(ids.numpy().astype(np.uint64) ^ np.uint64(_salt(seed, table)))
+    words = mixed(rows[:, None] + pairs[None, :])
+    above = ((words >> np.uint64(40)).astype(np.float32) + 1) / np.float32(2**24)
+    angle = (words & np.uint64(0xFFFFFF)).astype(np.float32) * np.float32(2 * np.pi / 2**24)
+    radius = np.sqrt(np.float32(-2) * np.log(above)) * np.float32(std)
+    out = np.empty((len(ids), 2 * len(pairs)), np.float32)
+    out[:, 0::2], out[:, 1::2] = radius * np.cos(angle), radius * np.sin(angle)
+    return torch.from_numpy(np.ascontiguousarray(out[:, :width]))
+
+
+@lru_cache(maxsize=256)
+def _salt(seed: int, table: str) -> int:
+    return int.from_bytes(blake2b(f"{seed}/{table}".encode(), digest_size=8).digest(), "big")
+
+
+class Rows:
+    """settings: the group of the script's optimizer that the table is in. `count`: rows that have had a gradient."""
+
+    def __init__(self, table: Table, optimizer: str, settings: dict[str, Any], part: int, servers: int) -> None:
+        self.table, self.settings, self.count = table, settings, 0
+        self._part, self._servers = part, servers
+        self.rule = rule_of(optimizer, settings)
+        self.stride = table.width + self.rule.state(table.width, settings)
+        try:
+            words = (table.rows * self.stride + 1) // 2  # of 64 bits, which hold two numbers
+            self._slab = torch.from_numpy(zeros(words)).view(torch.float32)[: table.rows * self.stride]
+            self._slab = self._slab.view(table.rows, self.stride)
+            self._ids = zeros(table.rows)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"The table {table.name} of {table.rows:,} rows of {self.stride} numbers cannot be reserved ({error}): "
+                "let the system reserve memory before it is used (vm.overcommit_memory=1), or make the table smaller."
+            ) from error
+        self._index = KeyIndex()
+
+    def refuse(self, ids: torch.Tensor) -> str:
+        """Why these ids are not rows of ours in ascending order, each once; empty if they are."""
+        if not len(ids):
+            return ""
+        if int(ids[0]) < 0 or int(ids[-1]) >= self.table.rows:
+            return f"table {self.table.name} has rows 0 to {self.table.rows - 1}, and was asked for others"
+        if not bool((ids[1:] > ids[:-1]).all()):
+            return f"ids of table {self.table.name} are not in ascending order"
+        if self._servers > 1 and not bool((servers_of(ids, self._servers) == self._part).all()):
+            return f"ids of table {self.table.name} are those of another server"
+        return ""
+
+    def values(self, ids: torch.Tensor) -> torch.Tensor:
+        """Of these rows, float32 of shape (len(ids), width), in memory of its own."""
+        numbers = ids.numpy()
+        places = self._index.find(numbers)
+        missing = np.flatnonzero(places == MISSING)
+        if not len(missing):
+            return self._slab[:, : self.table.width].index_select(0, torch.from_numpy(places))
+        places[missing] = 0
+        out = self._slab[:, : self.table.width].index_select(0, torch.from_numpy(places))
+        absent = torch.from_numpy(missing)
+        out.index_copy_(0, absent, self._first(ids.index_select(0, absent)))
+        return out
+
+    def step(self, gradients: Sequence[tuple[float, torch.Tensor, torch.Tensor]], factor: float) -> None:
+        """One step by the sum of these (times, ids, gradients), with the learning rate times `factor`.
+
+        Raises UsageError if there are more rows than the table has.
+        """
+        ids, grads = merged(gradients)
+        if not len(ids):
+            return
+        places = self._places(ids)
+        rows = self._slab.index_select(0, places)
+        self.rule.step(rows, grads, self.settings, float(self.settings["lr"]) * factor)
+        self._slab.index_copy_(0, places, rows)
+
+    def _places(self, ids: torch.Tensor) -> torch.Tensor:
+        """Where they are; those that are not there yet come into being."""
+        numbers = ids.numpy()
+        places = self._index.find(numbers)
+        missing = np.flatnonzero(places == MISSING)
+        if len(missing):
+            new = numbers[missing]
+            places[missing] = np.arange(self.count, self.count + len(new))
+            self._append(torch.from_numpy(new))
+            self._index.insert(new, places[missing])
+        return torch.from_numpy(places)
+
+    def _append(self, ids: torch.Tensor) -> None:
+        end = self.count + len(ids)
+        width = self.table.width
+        self._slab[self.count : end, :width] = self._first(ids)
+        if first := self.rule.first(self.settings):
+            self._slab[self.count : end, width:] = first
+        self._ids[self.count : end] = ids.numpy()
+        self.count = end
+
+    def _first(self, ids: torch.Tensor) -> torch.Tensor:
+        table = self.table
+        return first_values(table.seed, table.name, ids, table.width, table.std)
+
+    # -- files
+
+    @property
+    def saved(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids, and their rows with state; views that the next step changes."""
+        return torch.from_numpy(self._ids[: self.count]), self._slab[: self.count]
+
+    def load(self, ids: torch.Tensor, rows: torch.Tensor) -> None:
+        """The inverse, into a table that has no rows yet."""
+        assert self.count == 0, "a table that is in use"
+        self.count = len(ids)
+        self._slab[: self.count] = rows
+        self._ids[: self.count] = ids.numpy()
+        self._index = KeyIndex(max(2**13, 1 << (3 * self.count).bit_length()))
+        self._index.insert(ids.numpy(), np.arange(self.count))
+
+
+def merged(gradients: Iterable[tuple[float, torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids, each once, and the sums of their gradients in memory of their own."""
+    some = [(ids, grads * times) for times, ids, grads in gradients if len(ids)]
+    if len(some) <= 1:
+        return some[0] if some else (torch.empty(0, dtype=torch.int64), torch.empty(0, 0))
+    ids, place = torch.unique(torch.cat([ids for ids, _ in some]), return_inverse=True)
+    grads = torch.cat([grads for _, grads in some])
+    sums = torch.zeros(len(ids), grads.shape[1])
+    sums.scatter_add_(0, place[:, None].expand_as(grads), grads)
+    return ids, sums

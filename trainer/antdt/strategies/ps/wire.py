@@ -1,0 +1,285 @@
+"""Messages between workers and servers: a header in JSON, then numbers in frames of at most FRAME_MAX bytes.
+
+Nothing that arrives is executed or trusted: kinds, types, counts and sizes are checked before anything is used. A
+message names its job and generation, so what a former generation left in a socket is told from what belongs here.
+
+Owns what messages are as bytes. Must not know sockets, nor what a message is answered with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from antdt_schemas.errors import Undecodable
+
+from antdt.strategies.ps.core.facts import Contribution, Key, Order
+
+FRAME_MAX = 4 * 2**20
+HEADER_MAX = 2**20
+SEGMENTS_MAX = 4_096
+
+Segment = list[memoryview]  # the frames of one row of numbers, in order
+
+
+class Hello(NamedTuple):
+    """A server to the primary: what it holds at the start of a generation. lineage, layout: in hexadecimal."""
+
+    part: int
+    version: int
+    lineage: str
+    layout: str
+
+
+class Staged(NamedTuple):
+    """A server to the primary: this one is staged there."""
+
+    key: Key
+
+
+class Saved(NamedTuple):
+    """A server to the primary: its part is a durable file. digest: in hexadecimal."""
+
+    name: str
+    version: int
+    lineage: str
+    file: str
+    digest: str
+
+
+class WantCheckpoint(NamedTuple):
+    """A server to the primary: it has to leave soon."""
+
+    part: int
+
+
+class Ordered(NamedTuple):
+    """The primary to a server. lineage: in hexadecimal; the rest as in Order."""
+
+    number: int
+    version: int
+    lineage: str
+    include: tuple[Key, ...]
+    answer: tuple[Key, ...]
+    late: tuple[Key, ...]
+    drop: tuple[str, ...]
+    plan: int
+    factor: float
+    save: str
+
+
+class Pull(NamedTuple):
+    """A worker asks for parameters. wants: of each table, how many rows. Then come their ids."""
+
+    key: Key
+    layout: str
+    wants: tuple[int, ...]
+
+
+class Push(NamedTuple):
+    """A worker's gradient. rows, wants: of each table, how many rows it brings, and how many it asks for. Then come
+    the dense blocks; ids and gradients of each table that has any; ids that are asked for.
+    """
+
+    facts: Contribution
+    layout: str
+    rows: tuple[int, ...]
+    wants: tuple[int, ...]
+
+
+class AskRows(NamedTuple):
+    """A worker asks for rows of one table, with their ids."""
+
+    incarnation: str
+    number: int
+    table: int
+    rows: int
+
+
+class Idle(NamedTuple):
+    """A worker has no samples for now; gone: and never will."""
+
+    incarnation: str
+    gone: bool
+
+
+class Params(NamedTuple):
+    """A server's part of the parameters. outcome: pulled, included, late. lineage: in hexadecimal. idle: at the
+    primary, whether some worker has no samples. Then come dense blocks and rows.
+    """
+
+    n: int
+    attempt: int
+    outcome: str
+    version: int
+    staleness: int
+    lineage: str
+    rows: tuple[int, ...]
+    idle: bool
+
+
+class Rows(NamedTuple):
+    """The rows that were asked for under this number."""
+
+    number: int
+    version: int
+
+
+class Refused(NamedTuple):
+    """The server does not take what this worker sends, for good. lost: as the ledger has given the worker up."""
+
+    why: str
+    lost: bool
+
+
+KINDS = (Hello, Staged, Saved, WantCheckpoint, Ordered, Pull, Push, AskRows, Idle, Params, Rows, Refused)
+_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
+
+
+class Message(NamedTuple):
+    """As it came. body: one of KINDS."""
+
+    generation: int
+    body: Any
+    segments: list[Segment]
+
+
+def pack(job: str, generation: int, body: Any, tensors: Sequence[torch.Tensor] = ()) -> list[Any]:
+    """Frames of a message. The tensors must be contiguous and on the CPU; they are not copied, so they must not change
+    before the message has left.
+    """
+    sizes, frames = list[int](), list[Any]()
+    for tensor in tensors:
+        data = bytes_of(tensor)
+        sizes.append(len(data))
+        frames.extend(data[at : at + FRAME_MAX] for at in range(0, len(data), FRAME_MAX))
+    header = json.dumps([_NUMBERS[type(body)], job, generation, body, sizes], separators=(",", ":")).encode()
+    assert len(header) <= HEADER_MAX, f"a header of {len(header)} bytes"
+    return [header, *frames]
+
+
+def unpack(job: str, frames: Sequence[memoryview]) -> Message:
+    """The inverse. Segments refer to the frames.
+
+    Raises Undecodable for what is no message of this job.
+    """
+    try:
+        if not frames or len(frames[0]) > HEADER_MAX:
+            raise ValueError("its header is too long, or there is none")
+        number, whose, generation, fields, sizes = json.loads(bytes(frames[0]))
+        if whose != job:
+            raise ValueError(f"it is of job {whose!r}")
+        kind = KINDS[_fit(int, number)]
+        body = _fit(kind, fields)
+        segments = _segments(_fit(tuple[int, ...], sizes), frames[1:])
+    except (ValueError, TypeError, IndexError, RecursionError) as error:
+        raise Undecodable(f"A message to a server or a worker of job {job!r} cannot be read: {error}.") from error
+    return Message(_fit(int, generation), body, segments)
+
+
+def _segments(sizes: tuple[int, ...], frames: Sequence[memoryview]) -> list[Segment]:
+    if len(sizes) > SEGMENTS_MAX or min(sizes, default=0) < 0:
+        raise ValueError(f"{len(sizes)} rows of numbers, some of no size")
+    out, at = [], 0
+    for size in sizes:
+        count = -(-size // FRAME_MAX)
+        segment = list(frames[at : at + count])
+        expected = [min(FRAME_MAX, size - FRAME_MAX * index) for index in range(count)]
+        if [len(frame) for frame in segment] != expected:
+            raise ValueError(f"frames of {[len(frame) for frame in segment]} bytes instead of {expected}")
+        out.append(segment)
+        at += count
+    if at != len(frames):
+        raise ValueError(f"{len(frames) - at} frames too many")
+    return out
+
+
+# -- numbers
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Of a contiguous tensor on the CPU, without a copy."""
+    flat = tensor.detach().reshape(-1)
+    assert flat.numel() == 0 or flat.data_ptr() == tensor.data_ptr(), "not contiguous"
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def tensor_of(frame: memoryview, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers of one frame, which the tensor refers to. Small frames may lie at any address: they are copied."""
+    size = torch.empty(0, dtype=dtype).element_size()
+    if len(frame) % size:
+        raise ValueError(f"{len(frame)} bytes are no row of {dtype}")
+    if not len(frame):
+        return torch.empty(0, dtype=dtype)
+    data = np.frombuffer(frame, np.uint8)
+    if data.ctypes.data % size or not data.flags.writeable:
+        data = data.copy()
+    return torch.from_numpy(data).view(dtype)
+
+
+def joined(segment: Segment, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers of a segment as one tensor; copied where they come in several frames."""
+    parts = [tensor_of(frame, dtype) for frame in segment]
+    if not parts:
+        return torch.empty(0, dtype=dtype)
+    return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+
+def copy_into(target: torch.Tensor, segment: Segment) -> None:
+    """The numbers of a segment, one frame behind the other. Raises ValueError if they are not as many."""
+    at = 0
+    for frame in segment:
+        part = tensor_of(frame, target.dtype)
+        target[at : at + len(part)].copy_(part)
+        at += len(part)
+    if at != len(target):
+        raise ValueError(f"{at} numbers instead of {len(target)}")
+
+
+# -- orders
+
+
+def ordered(order: Order) -> Ordered:
+    """As it travels."""
+    return Ordered(*order._replace(lineage=order.lineage.hex()))  # type: ignore[arg-type]
+
+
+def order_of(message: Ordered) -> Order:
+    """The inverse."""
+    fields = message._asdict()
+    return Order(**{**fields, "lineage": bytes.fromhex(message.lineage)})
+
+
+# -- types
+
+
+@cache
+def _hints(kind: Any) -> tuple[Any, ...]:
+    return tuple(get_type_hints(kind).values())
+
+
+def _fit(hint: Any, value: Any) -> Any:
+    """The value as what the hint says, or a ValueError."""
+    if hint is float:
+        if type(value) not in (int, float):
+            raise ValueError(f"{value!r} is no number")
+        return float(value)
+    if hint in (int, str, bool):
+        if type(value) is not hint:
+            raise ValueError(f"{value!r} is no {hint.__name__}")
+        return value
+    if type(value) is not list:
+        raise ValueError(f"{value!r} is no row")
+    if get_origin(hint) is tuple:
+        inner = get_args(hint)[0]
+        if inner is int and not all(type(one) is int for one in value):
+            raise ValueError("a row of other things than whole numbers")
+        return tuple(value) if inner is int else tuple(_fit(inner, one) for one in value)
+    hints = _hints(hint)
+    if len(value) != len(hints):
+        raise ValueError(f"{len(value)} fields instead of {len(hints)}")
+    return hint(*(_fit(one, field) for one, field in zip(hints, value, strict=True)))
