@@ -19,7 +19,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from time import monotonic
 from typing import Any, Literal
@@ -268,20 +267,6 @@ class Agent(Standing, Stepping, Talking, Epochs):
             course.closed(GenerationClosed("it closed in the middle of a step"))
         self._inside = False
         assert course.asks is not asked, "the step before is still open"
-
-    @contextmanager
-    def pause(self, seconds: float, what: str = "") -> Iterator[None]:
-        """Announce that the script itself is busy for up to so long, between two batches: with an evaluation, say.
-
-        Others wait meanwhile, and this worker is not given up for it. Without announcement it is, once it has held them
-        up for longer than the ledger's `--stuck-ms`. What all workers do alike need not be announced.
-        """
-        page, before = self._page, self._page.phase
-        page.enter(At.USER, what, seconds)
-        try:
-            yield
-        finally:
-            page.enter(before)
 
     def save(self, path: str | os.PathLike[str]) -> bool:
         """Write the weights to a file, which `antdt.load_model` or another library reads. All workers may call it, one

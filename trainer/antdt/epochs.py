@@ -11,6 +11,7 @@ Owns where one epoch ends and the next one begins for this worker's script. Must
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from antdt_schemas.errors import UsageError
@@ -73,6 +74,20 @@ class Epochs:
         """
         self.strategy.once.on_step.append(callback_of(function))
         return function
+
+    @contextmanager
+    def pause(self, seconds: float, what: str = "") -> Iterator[None]:
+        """Announce that the script itself is busy for up to so long, between two batches: with an evaluation, say.
+
+        Others wait meanwhile, and this worker is not given up for it. Without announcement it is, once it has held them
+        up for longer than the ledger's `--stuck-ms`. What all workers do alike need not be announced.
+        """
+        page, before = self._page, self._page.phase
+        page.enter(At.USER, what, seconds)
+        try:
+            yield
+        finally:
+            page.enter(before)
 
     def on_epoch(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A decorator: every worker calls it at the end of every epoch, with the epoch's number if it takes one.
