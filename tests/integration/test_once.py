@@ -102,6 +102,7 @@ def test_a_stop_of_one_script_ends_all_at_one_step_with_a_checkpoint(
     assert (status["file"], status["stopped"]) == (report["file"], "is finished early, behind step 17: it was enough")
 
 
+@pytest.mark.dear
 def test_a_launch_with_another_batch_size_goes_on_with_it(connection: Connection, job: str, tmp_path: Path) -> None:
     """And an operator's change in the middle of it."""
     script = tmp_path / "script.py"
