@@ -28,6 +28,12 @@ from antdt_streams.local.services import SERVICES, broker_of, start_services
 
 
 @click.command(context_settings={"show_default": True})
+@click.option(
+    "--scene",
+    type=click.Choice(["mitigation", "restart", "dd"]),
+    default="mitigation",
+    help="Slow workers, without and with the Controller; a worker that is started again; unlike devices.",
+)
 @click.option("--workers", default=4, help="Worker processes.")
 @click.option(
     "--data",
@@ -55,7 +61,7 @@ from antdt_streams.local.services import SERVICES, broker_of, start_services
 )
 @click.option("--keep", is_flag=True, help="Leave broker and services of the mitigated run up until Ctrl-C.")
 @connection_options
-def demo(json_file: Path | None, keep: bool, place: Place, **choice: Any) -> None:
+def demo(json_file: Path | None, keep: bool, place: Place, scene: str, **choice: Any) -> None:
     """Train a small CNN twice on a real Kafka broker, with one worker slow and one slow in bursts.
 
     First with equal batches, then with the Controller moving samples to whoever is fast; at the end both runs are
@@ -63,6 +69,9 @@ def demo(json_file: Path | None, keep: bool, place: Place, **choice: Any) -> Non
 
     Each sample takes a fixed time at least (--delay-ms), which stands in for an accelerator: so two cores suffice for
     any number of workers, and what the best possible result would be is known.
+
+    --scene restart and --scene dd are one run each, of half a minute: a worker falls ill and is started again, and what
+    that saved is measured; devices of other speed and memory get quotas that they compute in micro-batches.
     """
     from rich.console import Console
 
@@ -75,6 +84,8 @@ def demo(json_file: Path | None, keep: bool, place: Place, **choice: Any) -> Non
         raise UsageError(f"--json {json_file}: there is no folder {json_file.absolute().parent}.")
     _interrupt_once()
     console, tag = Console(), secrets.token_hex(2)
+    if scene != "mitigation":
+        sys.exit(_scene(scene, f"demo-{scene}-{tag}", place, keep, json_file, console))
     names = f"demo-static-{tag}", f"demo-{tag}"
     with (
         _folder(place, keep) as home,
@@ -92,6 +103,24 @@ def demo(json_file: Path | None, keep: bool, place: Place, **choice: Any) -> Non
         if keep:
             _keep_up(home, connection, names[1])
     sys.exit(0 if result["audit_static"]["exactly_once"] and result["audit_mitigated"]["exactly_once"] else 1)
+
+
+def _scene(scene: str, job: str, place: Place, keep: bool, json_file: Path | None, console: Any) -> int:
+    """One run. Returns the exit status."""
+    from antdt_streams.demo.scenes import SceneOptions, show, told
+    from antdt_streams.demo.view import screen_of
+
+    with (
+        _folder(place, keep) as home,
+        broker_of(home, note) as broker,
+        _topics(broker.connection, (job,), keep or not home.named),
+    ):
+        with screen_of(console, SceneOptions()) as screen:
+            result = show(scene, job, home, broker.connection, screen)
+        console.print(told(result), highlight=False)
+        if json_file is not None:
+            json_file.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return 0 if result["audit"]["exactly_once"] else 1
 
 
 def _interrupt_once() -> None:
@@ -120,7 +149,7 @@ def _folder(place: Place, keep: bool) -> Iterator[Place]:
 
 
 @contextmanager
-def _topics(connection: Connection, names: tuple[str, str], stay: bool) -> Iterator[None]:
+def _topics(connection: Connection, names: tuple[str, ...], stay: bool) -> Iterator[None]:
     """On somebody else's broker nothing is left behind either."""
     try:
         yield
