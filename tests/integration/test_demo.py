@@ -80,6 +80,24 @@ def test_a_short_demo_says_what_it_found_and_leaves_nothing_behind(connection: C
     assert not jobs & set(topics_admin.list_jobs(connection))
 
 
+@pytest.mark.dear
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("scene", "action"), [("restart", "KILL_RESTART"), ("dd", "ADJUST_BS")])
+def test_a_scene_shows_one_policy_and_what_it_was_measured_to_save(
+    scene: str, action: str, connection: Connection, tmp_path: Path
+) -> None:
+    file = tmp_path / "result.json"
+    where = ("--bootstrap-servers", connection.bootstrap, "--data-dir", str(tmp_path))
+    demo = start("--scene", scene, *where, "--json", str(file))
+    out = demo.communicate(timeout=280)[0]
+    assert demo.returncode == 0, out
+    found = json.loads(file.read_text())
+    assert found["audit"]["exactly_once"]
+    assert action in {one["action"] for one in found["decisions"]}
+    assert any(one["effect"] for one in found["decisions"])
+    assert "measured" in out
+
+
 BROKER = "kafka/broker.log"
 SERVICES = "logs/*/ledger.log"
 TRAINING = "checkpoints/*/*/*.pt"  # the model before the first step
@@ -108,3 +126,15 @@ def test_nothing_is_left_running(moment: str, number: signal.Signals, tmp_path: 
     assert demo.returncode == (ExitCode.DRAINED if number is signal.SIGINT else -number), out
     assert "Traceback" not in out
     until(lambda: with_mark(mark) == [], f"still running: {with_mark(mark)}")
+
+
+@pytest.mark.dear
+def test_a_topic_is_trained_on_while_it_grows_and_a_worker_is_killed(connection: Connection, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    options = "--scene", "topic", "--workers", "3", "--bootstrap-servers", connection.bootstrap, "--json", str(file)
+    demo = start(*options, ANTDT_DATA=str(tmp_path / "data"))
+    said, _ = demo.communicate(timeout=150)
+    assert demo.returncode == 0, said
+    assert "w1 is killed" in said and "EXACTLY ONCE" in said
+    found = json.loads(file.read_text())
+    assert found["audit"]["records"] == 8_000 and found["audit"]["ended"]
