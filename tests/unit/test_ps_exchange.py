@@ -211,7 +211,7 @@ def test_all_servers_go_back_to_one_checkpoint(tmp_path: Path) -> None:
             saved = made.saved[0]
             assert (saved.version, saved.name) == (3, "c3")
             made.stop()
-            parts = [checkpoint.read(folder / name[-13:], name, "job") for name, _ in saved.parts]
+            parts = [checkpoint.read_bytes(folder / name[-13:], name, "job") for name, _ in saved.parts]
             for server, part in zip(made.servers, parts, strict=True):
                 server.leave()
                 server.state.load(part)

@@ -136,7 +136,8 @@ def cluster() -> Iterator[Callable[..., Cluster]]:
         one.end()
 
 
-X, Y = torch.randn(64, 6, generator=torch.Generator().manual_seed(1)), torch.arange(64) % 3
+DRAWN = torch.Generator().manual_seed(1)
+X, Y = torch.randn(64, 6, generator=DRAWN), torch.randint(3, (64,), generator=DRAWN)
 
 
 def contribute(worker: ServedMember, samples: Sequence[int], lease: int = 1) -> Outcome:
@@ -288,7 +289,7 @@ def test_a_checkpoint_in_parts_is_read_as_weights(
     parts = []
     for part, one in enumerate(here.servers):
         name = f"step-000000001-g1-s0.0-part{part}of2.part"
-        digest = checkpoint.write(files.folder, name, one._serving().state.snapshot(Buffer()))
+        digest = checkpoint.write_bytes(files.folder, name, one._serving().state.snapshot(Buffer()))
         parts.append((name, digest))
     session = Session("s0", "s0.0", SPEC, Where(HOST, 1), role="server")
     event = files.publish(session, Parts(1, worker.lineage, 0, tuple(parts)))

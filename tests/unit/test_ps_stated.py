@@ -227,7 +227,7 @@ def grant(file: str, committed: int = 4, servers: int = 2) -> records.Grant:
 def published(files: PartFiles) -> records.Checkpoint:
     stem = stem_of(2, "s0.0.x", 4)
     names = [f"{stem}-part{i}of2.part" for i in range(2)]
-    parts = tuple((name, checkpoint.write(files.folder, name, name.encode())) for name in names)
+    parts = tuple((name, checkpoint.write_bytes(files.folder, name, name.encode())) for name in names)
     event = files.publish(SESSION, Parts(4, bytes(range(16)), 1, parts))
     assert event is not None
     return event
@@ -245,7 +245,7 @@ def test_each_server_finds_its_part_by_the_file_that_names_all(files: PartFiles)
 def test_a_part_that_is_another_one_is_not_loaded(files: PartFiles) -> None:
     event = published(files)
     name = "step-000000004-g2-s0.0.x-part1of2.part"
-    checkpoint.write(files.folder, name, b"something else")
+    checkpoint.write_bytes(files.folder, name, b"something else")
     with pytest.raises(Mismatch, match="The digest of part"):
         files.part(grant(event.file), 1)
     (files.folder / name).unlink()
@@ -258,7 +258,7 @@ def test_a_file_of_another_step_run_or_number_of_servers_is_not_loaded(files: Pa
     for wrong in (grant(event.file, committed=5), grant(event.file, servers=3)):
         with pytest.raises(ForeignState):
             files.part(wrong, 0)
-    checkpoint.write(files.folder, "step-000000004-other.pt", b"no manifest")
+    checkpoint.write_bytes(files.folder, "step-000000004-other.pt", b"no manifest")
     with pytest.raises(Mismatch, match="parameter servers"):
         files.part(grant("step-000000004-other.pt"), 0)
 
