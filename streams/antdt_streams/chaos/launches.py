@@ -34,7 +34,7 @@ class Training:
     """What is trained: enough samples to last as long as the faults, each with a delay in place of an accelerator.
 
     one_by_one: each sample is loaded by itself, so that single ones can be bad. max_attempts: of a shard. unit_size:
-    samples of a unit that is bitwise the same whoever computes it; 0: none.
+    samples of a unit that is bitwise the same whoever computes it; 0: none. data: digits, or mnist:DIR.
     """
 
     workers: int = 4
@@ -49,6 +49,7 @@ class Training:
     one_by_one: bool = False
     max_attempts: int = 1000
     unit_size: int = 0
+    data: str = "digits"
 
 
 class Launches:
@@ -80,6 +81,7 @@ class Launches:
         command = [sys.executable, "-m", "antdt.launch", "--job", self.job, *ranks, "--world-size", str(t.workers)]
         command += ["--max-restarts", str(RESTARTS_MAX), "--logs", str(self.logs), *options, "--"]
         command += ["-m", "antdt.examples.recorded", "--record", str(self.records), "--seed", str(t.seed)]
+        command += ["--data", t.data] if t.data != "digits" else []
         command += ["--samples", str(t.samples), "--epochs", str(t.epochs), "--batch-size", str(t.batch_size)]
         command += ["--delay-ms", str(t.delay_ms), "--checkpoint-every", str(t.checkpoint_every)]
         command += ["--result", str(self.result), "--faults", str(self.faults), "--max-attempts", str(t.max_attempts)]
