@@ -62,9 +62,9 @@ def id_sets(seed: int) -> list[torch.Tensor]:
     return [torch.randperm(ROWS, generator=generator)[:ROWS_A_STEP].sort().values for _ in range(SETS)]
 
 
-def timed(exchange: Callable[[int], None], seconds: float, start: Any, counts: Any) -> None:
-    """How many exchanges of one worker there are between the start and the end, and the time they took."""
-    for number in range(2 * SETS if seconds > 0 else 0):  # every row is touched, and every buffer
+def timed(exchange: Callable[[int], None], warm_up: int, seconds: float, start: Any, counts: Any) -> None:
+    """How many exchanges of one worker there are, after the first ones, which touch all memory; and their time."""
+    for number in range(warm_up):
         exchange(number)
     start.wait()
     count, begin_s = 0, time.perf_counter()
@@ -108,7 +108,7 @@ def work(what: str, number: int, port: int, seconds: float, start: Any, counts: 
         ids, following = sets[step % SETS], sets[(step + 1) % SETS]
         exchange.push(ranges, 1, 1.0, rows={"table": (ids, gradient)}, next_rows={"table": following})
 
-    timed(one, seconds, start, counts)
+    timed(one, 2 * SETS if sets else 3, seconds, start, counts)
     exchange.bye()
     exchange.close()
 
@@ -118,17 +118,23 @@ def work(what: str, number: int, port: int, seconds: float, start: Any, counts: 
 _held: dict[str, torch.Tensor] = {}
 
 
+def held(name: str, *shape: int) -> torch.Tensor:
+    """Parameters of a peer's server."""
+    if name not in _held:
+        _held[name] = torch.zeros(*shape)
+    return _held[name]
+
+
 def rows_of(ids: torch.Tensor, gradient: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
     """On the server of rpc."""
-    table = _held.setdefault("rows", torch.zeros(ROWS, WIDTH))
+    table = held("rows", ROWS, WIDTH)
     table.index_copy_(0, ids, table.index_select(0, ids).sub_(gradient, alpha=RATE))
     return table.index_select(0, following)
 
 
 def dense_of(gradient: torch.Tensor) -> torch.Tensor:
     """On the server of rpc."""
-    held = _held.setdefault("dense", torch.zeros(DENSE))
-    return held.sub_(gradient, alpha=RATE)
+    return held("dense", DENSE).sub_(gradient, alpha=RATE)
 
 
 def rpc_server(what: str, workers: int, port: int) -> None:
@@ -153,7 +159,7 @@ def rpc_worker(what: str, number: int, workers: int, port: int, seconds: float, 
         else:
             rpc.rpc_sync("server", dense_of, (gradient,))
 
-    timed(one, seconds, start, counts)
+    timed(one, 2 * SETS if sets else 3, seconds, start, counts)
     rpc.shutdown()
 
 
@@ -198,7 +204,7 @@ def gloo_worker(what: str, number: int, workers: int, port: int, seconds: float,
             distributed.send(sets[(step + 1) % SETS], 0, tag=4)
         distributed.recv(answer, 0, tag=5)
 
-    timed(one, seconds, start, counts)
+    timed(one, 2 * SETS if sets else 3, seconds, start, counts)
     distributed.send(torch.zeros(1), 0, tag=1)
     distributed.destroy_process_group()
 
