@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from antdt_schemas import records
+from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
+from antdt_schemas.topics import DECISIONS
 from antdt_streams.chaos.judge import judge_log
+from confluent_kafka import Producer
 
 from tests.helpers.job_processes import JobProcesses, job_processes
 from tests.helpers.tallied import expected
@@ -56,7 +58,7 @@ class Run:
         return report
 
 
-@pytest.mark.parametrize("mode", ["bsp", "asp", "ssp"])
+@pytest.mark.parametrize("mode", ["ssp", *(pytest.param(m, marks=pytest.mark.dear) for m in ("bsp", "asp"))])
 def test_a_job_on_servers_is_done_and_each_sample_is_in_the_model(
     connection: Connection, job: str, tmp_path: Path, mode: str
 ) -> None:
@@ -70,7 +72,7 @@ def test_a_job_on_servers_is_done_and_each_sample_is_in_the_model(
 LONG = ("--samples", "600", "--epochs", "3", "--delay-ms", "4", "--checkpoint-every", "12")
 
 
-@pytest.mark.parametrize("mode", ["bsp", "asp"])
+@pytest.mark.parametrize("mode", ["bsp", pytest.param("asp", marks=pytest.mark.dear)])
 def test_workers_and_servers_are_killed_and_nothing_is_lost_or_repeated(
     connection: Connection, job: str, tmp_path: Path, mode: str
 ) -> None:
@@ -90,6 +92,7 @@ def test_workers_and_servers_are_killed_and_nothing_is_lost_or_repeated(
     assert fenced, "the samples of the lost worker came back by the first server's word"
 
 
+@pytest.mark.dear
 def test_a_server_that_sleeps_is_given_up_and_wakes_up_to_nothing(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:
@@ -126,6 +129,7 @@ def test_a_server_that_hangs_and_is_not_dead_is_found_by_what_it_says_it_is_at(
     assert "its training thread does not move: serving" in said
 
 
+@pytest.mark.dear
 def test_the_slowest_need_not_be_waited_for_and_what_comes_late_is_not_lost(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:
@@ -152,3 +156,36 @@ def test_who_is_told_to_leave_saves_all_and_the_next_launch_goes_on(
         processes.ended(run.launch(2, *LONG[:-1], "0"))
         report = run.judged()
     assert (report["committed"], report["rolled_back_steps"]) == (1800, 0)
+
+
+@pytest.mark.dear
+def test_a_server_that_is_ordered_to_start_again_leaves_behind_a_file(
+    connection: Connection, job: str, tmp_path: Path
+) -> None:
+    with job_processes(connection, job, tmp_path) as processes:
+        run = Run(processes, tmp_path)
+        launcher = run.launch(2, *LONG[:-1], "0")
+        processes.until_committed(15)
+        ordered = processes.now().members.group[1]
+        order(connection, job, ordered)
+        run.again("s1")
+        processes.ended(launcher)
+        report = run.judged()
+        events, said = processes.events(), processes.output.read_text()
+    assert report["committed"] == 1800
+    assert "s1 ended with status 143: it has left; started again as ordered (1)" in said
+    left = next(at for at, e in enumerate(events) if isinstance(e, records.Left) and e.incarnation == ordered)
+    files = [e for e in events[:left] if isinstance(e, records.Checkpointed)]
+    assert len(files) == 1, "all parts were saved before it went"
+    back = [e.step for e in events if isinstance(e, records.RolledBack)]
+    assert back == [files[0].step]
+
+
+def order(connection: Connection, job: str, incarnation: str) -> None:
+    """What a Controller writes that wants this incarnation to be started again."""
+    cause = records.Cause(0, 0, 0)
+    action = records.Action.KILL_RESTART
+    decision = records.Decision(cause, 0, action, (), 1.0, 0, incarnation, "once", 1, "it is slow", 0.0, 0, 0)
+    producer = Producer(connection.producer())
+    producer.produce(DECISIONS.name(job), codec.encode(decision), "", 0)
+    assert producer.flush(10) == 0
