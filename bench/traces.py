@@ -16,19 +16,21 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
 from antdt_schemas.records import Action, Decision, NodeClass, StepBatch
 from antdt_streams.controller.core.state import ControllerState
 from antdt_streams.monitor.core import DetectorOptions, MonitorState, Position
-from antdt_streams.policies import AdjustBatchSize
-from antdt_streams.policies.solver import solve_nd, step_s
+from antdt_streams.policies import AdjustBatchSize, NonDedicated, NonDedicatedParameters, Policy
+from antdt_streams.policies.solver import solve_nd
+from antdt_streams.policies.solver import step_s as seconds_of
 
 JOBS = (1, 4)
 FIXED_SHARE = 0.20
 CHANGE_COST = 0.10
+BILL_STEPS = 20
 SAMPLES_EACH = 1024
 LASTING = (NodeClass.PERSISTENT, NodeClass.DETERMINISTIC, NodeClass.LEADER, NodeClass.ABSENT)
 
@@ -139,7 +141,7 @@ class Track:
     """A trace as a machine: what a step costs under a split, for a fixed cost known in advance."""
 
     def __init__(self, rows: list[Row]) -> None:
-        self.workers = len(rows[0])
+        self.rows, self.workers = rows, len(rows[0])
         self.even = [SAMPLES_EACH] * self.workers
         self.fixed = FIXED_SHARE * median(x for row in rows for x in row)
         self.rates = [[max(x - self.fixed, 0.05 * x) / SAMPLES_EACH for x in row] for row in rows]
@@ -154,7 +156,7 @@ class Track:
         return split
 
     def cost(self, split: list[int], rates: Row) -> float:
-        return step_s(split, rates, [self.fixed] * self.workers)
+        return seconds_of(split, rates, [self.fixed] * self.workers)
 
     def static(self, split: list[int]) -> float:
         """Ratio to the clairvoyant when the split never changes."""
@@ -181,9 +183,21 @@ class Track:
 
     def recommended(self) -> tuple[float, int]:
         """Ratio and number of plans of Monitor and Controller."""
+        total, plans, _ = self._run(AdjustBatchSize())
+        return total / self.clairvoyant, plans
+
+    def started_again(self, *, balance: bool) -> list[str]:
+        """Whom AntDT-ND would start again where that costs so many even steps."""
+        bill_s = BILL_STEPS * median(max(row) for row in self.rows)
+        parameters = NonDedicatedParameters(balance=balance, restart_s=0.0, pause_s=bill_s, cooldown_s=0.0)
+        return self._run(NonDedicated(parameters))[2]
+
+    def _run(self, policy: Policy) -> tuple[float, int, list[str]]:
+        """Total time, number of plans, and who would be started again: nobody is."""
         monitor = MonitorState(DetectorOptions(fixed_s=self.fixed))
-        controller = ControllerState(AdjustBatchSize())
+        controller = ControllerState(policy)
         split, plan, total, plans = self.even, 0, 0.0, 0
+        killed: list[str] = []
         waiting: list[tuple[int, Decision]] = []
         offset = measured = 0
         for step, rates in enumerate(self.rates):
@@ -191,17 +205,21 @@ class Track:
                 decision = waiting.pop(0)[1]
                 sizes = {a.worker: a.batch_size for a in decision.assignments}
                 split, plan = [sizes[f"w{w}"] for w in range(self.workers)], decision.plan
-            total += self.cost(split, rates)
+            step_s = self.cost(split, rates)
+            total += step_s
             for worker in range(self.workers):
                 own = self.fixed + split[worker] * rates[worker]
-                for found in monitor.process(batch(worker, step, split[worker], own, plan), Position(0, offset), step):
+                one = replace(batch(worker, step, split[worker], own, plan), wait_s=(step_s - own,))
+                for found in monitor.process(one, Position(0, offset), step):
                     for decision in controller.process(found, Position(0, measured), step):
-                        if decision.action is not Action.NONE:
+                        if decision.action is Action.KILL_RESTART:
+                            killed.append(decision.target)
+                        elif decision.action is not Action.NONE:
                             waiting.append((step + 2, decision))
                             plans, total = plans + 1, total + self.change_cost
                     measured += 1
                 offset += 1
-        return total / self.clairvoyant, plans
+        return total, plans, killed
 
 
 EXPECTED = {1: (1.116, 1.082, 1.087, 7), 4: (4.317, 1.242, 1.160, 88)}
@@ -234,6 +252,11 @@ def main(arguments: list[str] | None = None) -> int:
     traces = {job: load(options.data / f"job_{job}_norm.csv") for job in JOBS}
     changes = {job: detect(rows) for job, rows in traces.items()}
     outcomes = list(expectations(changes, {job: len(rows) for job, rows in traces.items()}))
+    for job, rows in traces.items():
+        killed = Track(rows).started_again(balance=True)
+        outcomes.append(
+            (f"job {job}: nobody started again, at a bill of {BILL_STEPS} even steps", f"{killed}", not killed)
+        )
     for expected, found, ok in outcomes:
         print(f"{'ok     ' if ok else 'DIFFERS'}  {expected}: {found}")
     laws = [compare(job, rows) for job, rows in traces.items()]

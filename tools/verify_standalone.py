@@ -28,6 +28,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 
@@ -207,11 +208,17 @@ class Log:
         self.checkpoints = {0: bytes(16)}
         self.apart: list[tuple[int, int, int, int]] = []
         self.rolled_back, self.skipped, self.file = 0, 0, None
-        # Of steps of a fixed size: where each ends (epoch, position), which generation executed the newest, what is
-        # left out from which generation on, and what is appended, with how many exclusions it came after.
-        self.places, self.executed = [(0, 0)], 0
+        # Of steps of a fixed size: where each ends (epoch, position, batch size), which generation executed the newest,
+        # what is left out from which generation on, and what is appended, with how many exclusions it came after.
+        self.places, self.executed = [(0, 0, 0)], 0
         self.excluded: list[tuple[int, int, int, int]] = []
+        # Of a topic: positions that were added, whether more may be, and (epoch, start, end) where no record is.
+        self.added, self.grows = 0, False
+        self.vacant: set[tuple[int, int, int]] = set()
         self.tail: list[tuple[int, int, int, int]] = []
+        # (generation, batch size) of each change, and behind which step the job ends early, and why.
+        self.sizes: list[tuple[int, int]] = []
+        self.stop: tuple[int, str] | None = None
         # Where the model lies on servers: how many there are, who joined as what, the ends of workers by number, up to
         # which one they are refused in this generation, and who holds a lease since which one.
         self.servers, self.generation, self.fenced = 0, 0, 0
@@ -251,6 +258,7 @@ class Log:
         if self.genesis is None or kind == "Genesis":
             if self.genesis is None and kind == "Genesis":
                 self.genesis = body
+                self.grows = body["spec"].get("growing", False)
                 strategy, _, servers = body["spec"]["strategy"].partition("/servers=")
                 self.servers = int(servers) if strategy.startswith("ps-") else 0
                 self.doubts = [doubt for doubt in self.doubts if doubt[4]]
@@ -359,26 +367,47 @@ class Log:
         self.excluded.append((e["generation"], e["epoch"], e["start"], e["start"] + e["length"]))
         self.apart.append((*self.excluded[-1][1:], 1))
 
-    def step_due(self) -> tuple[int, int, int]:
-        """Where the next step of a fixed size lies: epoch, start, length. Behind the last epoch: along the tail."""
+    def on_resized(self, e: dict[str, Any]) -> None:
+        if e["batch_size"] < 1 or (self.sizes and e["generation"] < self.sizes[-1][0]):
+            raise Broken(f"a batch size of {e['batch_size']} from generation {e['generation']} on")
+        self.sizes.append((e["generation"], e["batch_size"]))
+
+    def on_stopped(self, e: dict[str, Any]) -> None:
+        if self.stop is not None or e["step"] < max(1, self.step):
+            raise Broken(f"the job is stopped behind step {e['step']}, {self.step} are committed")
+        self.stop = (e["step"], e["reason"])
+
+    def batch_of(self, generation: int) -> int:
+        """The batch size of what this generation has executed."""
         assert self.genesis is not None
-        spec, (epoch, start) = self.genesis["spec"], self.places[-1]
-        batch, last = spec["batch_size"], spec["batches"]
-        left = trained(spec) - start
-        if left == 0:
-            epoch, start, left = epoch + 1, 0, trained(spec)
+        sizes = [(0, self.genesis["spec"]["batch_size"]), *self.sizes]
+        return [size for since, size in sizes if since <= generation][-1]
+
+    def due(self, at: tuple[int, int, int], made: int, batch: int) -> tuple[int, int, int]:
+        """Where the step behind this place lies, with so many made: epoch, start, length, of at most `batch` samples.
+        Behind the epochs, and behind the steps that were asked for: along the tail. A length of 0: there is none. at:
+        epoch, position, and the batch size of the step that ends there, which says what is dropped behind it.
+        """
+        assert self.genesis is not None
+        spec, (epoch, start, before) = self.genesis["spec"], at
+        last, samples = spec["batches"], spec["samples"]
+        if epoch < spec["epochs"] and samples - start < (max(batch, before) if last == "drop" else 1):
+            epoch, start = epoch + 1, 0
+        if epoch < spec["epochs"] and 0 < spec.get("steps", 0) <= made:
+            epoch, start = spec["epochs"], 0
+        left = samples - start
         if epoch >= spec["epochs"]:
-            epoch, left, last = spec["epochs"], sum(t[2] - t[1] for t in self.tail) - start, "small"
-        if left < 1:
-            raise Broken(f"step {self.step + 1} is committed behind the end of the data")
-        return epoch, start, min(batch, left) if last == "small" else -(-left // -(-left // batch))
+            left, last = sum(t[2] - t[1] for t in self.tail) - start, "small"
+        return epoch, start, -(-left // -(-left // batch)) if last == "even" else max(0, min(batch, left))
 
     def take_step(self, generation: int, epoch: int, start: int, length: int) -> None:
         """The samples of a step: position by position where anything was ever left out."""
         assert self.genesis is not None
-        if (epoch, start, length) != self.step_due():
-            raise Broken(f"step {self.step + 1} is [{start}, {start + length}) of epoch {epoch}, not {self.step_due()}")
-        self.places.append((epoch, start + length))
+        batch = self.batch_of(generation)
+        due = self.due(self.places[-1], self.step, batch)
+        if (epoch, start, length) != due or length < 1:
+            raise Broken(f"step {self.step + 1} is [{start}, {start + length}) of epoch {epoch}, not {due}")
+        self.places.append((epoch, start + length, batch))
         if epoch < self.genesis["spec"]["epochs"]:
             places = [(epoch, at, 0) for at in range(start, start + length)] if self.excluded else []
             if not places:
@@ -396,6 +425,8 @@ class Log:
         lineage = hash16(bytes(self.lineages[-16:]) + struct.pack(f">{1 + len(numbers)}q", self.step + 1, *numbers))
         if e["step"] != self.step + 1 or e["lineage"] != lineage or len(numbers) % 4:
             raise Broken(f"step {e['step']} has another number or lineage than follows from step {self.step}")
+        if self.stop is not None and e["step"] > self.stop[0]:
+            raise Broken(f"step {e['step']} is behind the end, which is step {self.stop[0]}")
         if self.genesis["spec"].get("batches"):
             if len(numbers) != 4 or not self.executed <= numbers[0] <= e["generation"]:
                 raise Broken(f"step {e['step']} names {numbers} as its generation and place")
@@ -421,6 +452,28 @@ class Log:
         self.take(e["lease"], e["epoch"], e["start"], e["length"])
         if e["quarantined"]:
             self.apart.append((e["epoch"], e["start"], e["start"] + e["length"], 1))
+
+    def on_vacant(self, e: dict[str, Any]) -> None:
+        held, places = self.leases.get(e["lease"], [-1, 0, 0]), e["places"]
+        for start, length in zip(places[::2], places[1::2], strict=True):
+            if held[0] != e["epoch"] or length < 1 or not held[1] <= start <= start + length <= held[2]:
+                raise Broken(f"nothing is said to be at [{start}, {start + length}), not in lease {e['lease']}: {held}")
+            self.vacant.add((e["epoch"], start, start + length))
+
+    def on_setaside(self, e: dict[str, Any]) -> None:
+        held, start, end = self.leases.get(e["lease"], [-1, 0, 0]), e["start"], e["start"] + e["length"]
+        if held[0] != e["epoch"] or not held[1] <= start < end <= held[2]:
+            raise Broken(f"[{start}, {end}) is set aside, and is not in lease {e['lease']}: {held}")
+        held[2] = start
+        if held[1] == start:
+            del self.leases[e["lease"]]
+        self.apart.append((e["epoch"], start, end, 1))
+
+    def on_extended(self, e: dict[str, Any]) -> None:
+        if not self.grows:
+            raise Broken("a topic is extended that has ended, or does not grow")
+        b = e["blocks"]
+        self.added, self.grows = self.added + sum(b[2::3]) - sum(b[1::3]), not e["closed"]
 
     def on_readmitted(self, e: dict[str, Any]) -> None:
         self.apart.append((e["epoch"], e["start"], e["start"] + e["length"], -1))
@@ -455,20 +508,52 @@ class Log:
     def on_done(self, e: dict[str, Any]) -> None:
         self.file = e["file"]
 
+    def meant(self) -> tuple[dict[int, int], dict[int, tuple[int, int]]]:
+        """How far each epoch is meant to be trained, by its number; and what is not, as the job ends behind a step:
+        (start, end) by epoch. Step by step, from where the model is to the end.
+        """
+        assert self.genesis is not None
+        spec = self.genesis["spec"]
+        epochs, samples, asked = spec["epochs"], spec["samples"], spec.get("steps", 0)
+        if not spec.get("batches"):
+            return dict.fromkeys(range(epochs), samples + self.added), {}
+        # A later step of an epoch ends later.
+        ends = {epoch: end for epoch, end, _ in self.places[1:] if epoch < epochs}
+        at, made, batch = self.places[-1], self.step, self.batch_of(1 << 62)
+        rest: dict[int, tuple[int, int]] = {}
+        while (step := self.due(at, made, batch))[0] < epochs:
+            epoch, start, length = step
+            if self.stop is not None and made >= self.stop[0]:
+                rest[epoch] = rest.get(epoch, (start, 0))[0], start + length
+            else:
+                ends[epoch] = start + length
+            at, made = (epoch, start + length, batch), made + 1
+        if asked and self.stop is None and ends and ends[max(ends)] < samples:
+            rest[max(ends)] = ends[max(ends)], samples
+        return ends, rest
+
     def balance(self, out: dict[str, Any]) -> None:
         """Where each sample is: one pass over the borders of all ranges of an epoch."""
         assert self.genesis is not None
-        epochs, samples = self.genesis["spec"]["epochs"], trained(self.genesis["spec"])
+        ends, rest = self.meant()
+        out["not_trained"] = [[epoch, *found] for epoch, found in sorted(rest.items())][:LISTED_MAX]
+        if self.stop is not None and not self.genesis["spec"].get("batches") and self.step >= self.stop[0]:
+            ends = {}  # what is leased is in no order: what is not committed is not trained
+        samples = self.genesis["spec"]["samples"] + self.added
+        reach = self.stop is not None or self.genesis["spec"].get("steps", 0)
         borders: dict[int, list[tuple[int, int, int]]] = {
-            epoch: [(0, 0, 0), (samples, 0, 0)] for epoch in range(epochs)
+            epoch: [(0, 0, 0), (end, 0, 0)] for epoch, end in ends.items()
         }
         r = self.ranges
         for epoch, start, end, committed, apart in (
             *((r[i], r[i + 1], r[i + 2], 1, 0) for i in range(0, len(r), 3)),
             *((epoch, start, end, 0, sign) for epoch, start, end, sign in self.apart),
         ):
-            if epoch not in borders or not 0 <= start < end <= samples:
+            if not (0 <= epoch < self.genesis["spec"]["epochs"] and 0 <= start < end <= samples):
                 raise Broken(f"[{start}, {end}) of epoch {epoch} is not in the data")
+            if reach and apart and start >= ends.get(epoch, samples):
+                continue  # in quarantine, and not meant to be trained
+            borders.setdefault(epoch, [])
             borders[epoch] += ((start, committed, apart), (end, -committed, -apart))
         for epoch, marks in sorted(borders.items()):
             marks.sort()
@@ -482,11 +567,19 @@ class Log:
                     name = "repeated" if inside + apart > 1 else "quarantined" if apart else "missing"
                     if inside + apart != 1 or apart:
                         add(out[name], epoch, at, until)
+            if self.vacant:
+                out["vacant"] += self.vacancies(epoch, marks)
 
-
-def trained(spec: dict[str, Any]) -> int:
-    """Positions of an epoch that are trained on: all, or those that fill whole batches."""
-    return spec["samples"] - (spec["samples"] % spec["batch_size"] if spec.get("batches") == "drop" else 0)
+    def vacancies(self, epoch: int, marks: list[tuple[int, int, int]]) -> int:
+        """How many of the committed positions of an epoch have no record: each is told of once or more often."""
+        told = [(start, 0, 1) for of, start, _ in self.vacant if of == epoch]
+        told += [(end, 0, -1) for of, _, end in self.vacant if of == epoch]
+        both = sorted([(at, committed, 0) for at, committed, _ in marks] + told)
+        inside = beside = found = 0
+        for (at, c, v), (until, _, _) in pairwise(both):
+            inside, beside = inside + c, beside + v
+            found += (until - at) * (inside > 0 and beside > 0)
+        return found
 
 
 def add(ranges: list[list[int]], epoch: int, start: int, end: int) -> None:
@@ -542,9 +635,12 @@ def report(log: Log, broken: dict[str, Any] | None) -> dict[str, Any]:
         "lineage": bytes(log.lineages[-16:]).hex(),
         "file": log.file,
         "committed": 0,
+        "vacant": 0,
         "missing": [],
         "repeated": [],
         "quarantined": [],
+        "not_trained": [],
+        "stopped": log.stop and {"step": log.stop[0], "reason": log.stop[1]},
         "not_checked": ["digests of the ledger's state"],
     }
     if log.doubts:
@@ -559,15 +655,24 @@ def report(log: Log, broken: dict[str, Any] | None) -> dict[str, Any]:
     out["broken"] = broken
     out["last_proven"] = broken["last_proven"] if broken else log.next_offset - 1
     good = broken is None and log.genesis is not None
-    out["exactly_once"] = good and not (out["missing"] or out["repeated"] or out["quarantined"])
+    out["exactly_once"] = good and not (out["missing"] or out["repeated"] or out["quarantined"] or log.grows)
     out["verdict"] = (
         f"NOT PROVEN: the log breaks at offset {broken['offset']}: {broken['message']}."
         if broken
-        else "EXACTLY ONCE"
+        else "EXACTLY ONCE" + early(log)
         if out["exactly_once"]
-        else "NOT exactly once: see missing, repeated, quarantined."
+        else f"NOT exactly once: see missing, repeated, quarantined{', and the topic has not ended' * log.grows}."
     )
     return out
+
+
+def early(log: Log) -> str:
+    """What is to be said of a job that ends behind a step."""
+    if log.stop is not None:
+        return f", what was trained: the job was finished early, behind step {log.stop[0]}: {log.stop[1]}"
+    assert log.genesis is not None
+    steps = log.genesis["spec"].get("steps", 0)
+    return f", what was trained: {steps} steps were asked for" if steps else ""
 
 
 def main(arguments: list[str]) -> int:

@@ -155,7 +155,8 @@ class JobProcesses:
         entries = self.entries()
         report, wrong = judge_log(entries)
         assert not wrong
-        assert not judge_records(entries, self.record), "the workers' own records say something else"
+        odd = judge_records(entries, self.record)
+        assert not odd, "the workers' own records say something else"
         return report
 
     def close(self) -> None:

@@ -49,7 +49,7 @@ class Group:
         self.lock = threading.Lock()
 
     def write(self, name: str, data: memoryview) -> bytes:
-        return checkpoint.write(self.folder / name[-13:], name, bytes(data))
+        return checkpoint.write_bytes(self.folder / name[-13:], name, bytes(data))
 
     def start(self) -> None:
         """A new generation."""

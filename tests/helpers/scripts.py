@@ -112,7 +112,7 @@ class InProcess(Agent):
         self.loader, self.plans = InThread(self.source), Plans(batch_size)
         self.room, self.name, self.size, self.accumulation = room, name, len(dataset), accumulation
         self.epoch, self._micro, self._broken, self._course, self.before = 0, None, False, None, before
-        self.batch, self.spec = batch_size, SimpleNamespace(epochs=epochs, batches="small")  # type: ignore[assignment]
+        self.batch, self.spec = batch_size, SimpleNamespace(epochs=epochs, batches="small", steps=0)  # type: ignore[assignment]
         self.history: list[tuple[int, torch.Tensor, bool]] = []
         self._weights = SimpleNamespace(made=nothing)  # type: ignore[assignment]
         self.model, self.whole = one_model(model), one_optimizer(optimizer)
@@ -125,6 +125,7 @@ class InProcess(Agent):
             life=life, drain_on_sigterm=nothing, finish=self._ends, perform=nothing, is_main=False
         )
         self._client = SimpleNamespace(start=nothing, session=SimpleNamespace(rank=0))  # type: ignore[assignment]
+        self._reading = SimpleNamespace(start=nothing, stop=nothing)  # type: ignore[assignment]
         self._page = whereabouts.mine()
         self._hand = Hand(None, self.source, self.loader, self.options)  # type: ignore[arg-type]
         self._hand.unit_seed = 7 if strategy.deterministic else None

@@ -108,3 +108,15 @@ def test_nothing_is_left_running(moment: str, number: signal.Signals, tmp_path: 
     assert demo.returncode == (ExitCode.DRAINED if number is signal.SIGINT else -number), out
     assert "Traceback" not in out
     until(lambda: with_mark(mark) == [], f"still running: {with_mark(mark)}")
+
+
+@pytest.mark.dear
+def test_a_topic_is_trained_on_while_it_grows_and_a_worker_is_killed(connection: Connection, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    options = "--scene", "topic", "--workers", "3", "--bootstrap-servers", connection.bootstrap, "--json", str(file)
+    demo = start(*options, ANTDT_DATA=str(tmp_path / "data"))
+    said, _ = demo.communicate(timeout=150)
+    assert demo.returncode == 0, said
+    assert "w1 is killed" in said and "EXACTLY ONCE" in said
+    found = json.loads(file.read_text())
+    assert found["audit"]["records"] == 8_000 and found["audit"]["ended"]

@@ -56,7 +56,7 @@ def _changed(function: Any, edits: list[Edit]) -> Any:
     source = "from __future__ import annotations\n" + block + text
     exec(compile(source, function.__code__.co_filename, "exec"), function.__globals__, scope)
     made = scope[function.__name__]
-    return getattr(made, "__func__", made).__code__
+    return getattr(getattr(made, "fget", made), "__func__", getattr(made, "fget", made)).__code__
 
 
 def fails(check: Check) -> str:

@@ -57,7 +57,7 @@ MUTATIONS = (
     Mutation(
         "steps",
         "what no committed step has left out is readmitted",
-        (Edit(Batches.readmittable, "min(end, self.cursor.position)", "end"),),
+        (Edit(Batches.readmittable, "min(end, self.epochs[number].cursor)", "end"),),
         test_ledger_steps.test_what_is_left_out_before_its_step_waits_for_the_step_to_be_readmitted,
     ),
     Mutation(

@@ -224,7 +224,7 @@ RULES = {
     "its shards": Rule(LEASES, "(shards > 0) & ", leases, first(shards=lambda e: 0)),
     "its length": Rule(LEASES, "(self.ends > start) & ", leases, first(length=lambda e: 0)),
     "the end of the epoch": Rule(
-        LEASES, " & (self.ends <= state.spec.samples)", leases, first(length=lambda e: 401 - e.start)
+        LEASES, " & (self.ends <= state.shards.samples)", leases, first(length=lambda e: 401 - e.start)
     ),
     "its generation": Rule(
         LEASES, " & (x.generation[part] == state.members.generation)", leases, first(generation=lambda e: 2)

@@ -51,12 +51,14 @@ def step_batch(worker: str, columns: list[Column], **other: Any) -> StepBatch:
 
 @dataclass
 class Worker:
-    """One imagined worker and what it has not reported yet."""
+    """One imagined worker and what it has not reported yet. away_until_s: it is being started again, as `life`."""
 
     name: str
     batch_size: int
     columns: list[Column] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
+    life: int = 0
+    away_until_s: float = 0.0
     flushed_s: float = 0.0
 
 
@@ -73,6 +75,8 @@ class Loop:
     lag_s: float = 0.1
     seed: int = 1
     control: bool = True
+    away_s: float = 4.0
+    generation: int = 1
     now_s: float = 0.0
     step: int = 0
     plan: int = 0
@@ -88,6 +92,8 @@ class Loop:
         self.monitor = MonitorState(DetectorOptions())
         self.controller = ControllerState(AdjustBatchSize())
         self.waiting: list[tuple[float, Decision]] = []
+        self.batch_size = sum(worker.batch_size for worker in self.workers)
+        self.shares: dict[str, int] = {}
 
     @classmethod
     def of(cls, slowness: Slowness, workers: int = 4, batch_size: int = 32, **options: Any) -> Loop:
@@ -102,22 +108,57 @@ class Loop:
 
     def _step(self) -> None:
         while self.waiting and self.waiting[0][0] <= self.now_s:
-            _, decision = self.waiting.pop(0)
-            sizes = {a.worker: a.batch_size for a in decision.assignments}
-            self.plan = decision.plan
-            for worker in self.workers:
-                worker.batch_size = sizes.get(worker.name, worker.batch_size)
-        own_s = [self._own_s(number, worker) for number, worker in enumerate(self.workers)]
+            self._take(self.waiting.pop(0)[1])
+        self._come_back()
+        here = [(number, worker) for number, worker in enumerate(self.workers) if not worker.away_until_s]
+        own_s = [self._own_s(number, worker) for number, worker in here]
         slowest = max(own_s)
-        for worker, own in zip(self.workers, own_s, strict=True):
+        for (_, worker), own in zip(here, own_s, strict=True):
             worker.columns.append((self.step, worker.batch_size, self.plan, own))
             worker.waits.append(slowest - own)
         self.history.append((self.step, slowest, [w.batch_size for w in self.workers]))
         self.now_s += slowest
-        for worker in self.workers:
+        for _, worker in here:
             if len(worker.columns) == 64 or self.now_s - worker.flushed_s >= self.flush_s:
                 self._report(worker)
         self.step += 1
+
+    def _take(self, decision: Decision) -> None:
+        if decision.action is Action.KILL_RESTART:
+            for worker in self.workers:
+                if decision.target == f"{worker.name}-{worker.life + 1}":
+                    worker.life, worker.away_until_s = worker.life + 1, self.now_s + self.away_s
+                    self._regroup()
+            return
+        self.plan = decision.plan
+        self.shares = {a.worker: a.batch_size for a in decision.assignments}
+        self._split()
+
+    def _come_back(self) -> None:
+        back = [worker for worker in self.workers if 0.0 < worker.away_until_s <= self.now_s]
+        for worker in back:
+            worker.away_until_s = 0.0
+        if back:
+            self._regroup()
+
+    def _regroup(self) -> None:
+        """The group forms anew, which takes a moment; what of the old one is not reported yet is."""
+        for worker in self.workers:
+            if worker.columns:
+                self._report(worker)
+        self.generation, self.now_s = self.generation + 1, self.now_s + 0.3
+        self._split()
+
+    def _split(self) -> None:
+        """The plan's shares among those it was made for, equal ones among others."""
+        here = [worker for worker in self.workers if not worker.away_until_s]
+        if {worker.name for worker in here} == set(self.shares):
+            for worker in here:
+                worker.batch_size = self.shares[worker.name]
+            return
+        base, more = divmod(self.batch_size, len(here))
+        for i, worker in enumerate(here):
+            worker.batch_size = base + (i < more)
 
     def _own_s(self, number: int, worker: Worker) -> float:
         jitter = self.random.lognormvariate(0.0, self.noise)
@@ -125,7 +166,8 @@ class Loop:
         return own * jitter * self.slowness(number, self.now_s)
 
     def _report(self, worker: Worker) -> None:
-        record = step_batch(worker.name, worker.columns, wait_s=tuple(worker.waits), strategy="allreduce")
+        of = {"incarnation": f"{worker.name}-{worker.life + 1}", "generation": self.generation}
+        record = step_batch(worker.name, worker.columns, wait_s=tuple(worker.waits), strategy="allreduce", **of)
         worker.columns, worker.waits, worker.flushed_s = [], [], self.now_s
         self.records.append(record)
         now_ms = int(self.now_s * 1000)

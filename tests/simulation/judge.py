@@ -8,11 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from antdt_schemas import lineage, records
+from antdt_schemas.batches import DROP
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.committing import AUTHORS_OF_SKIP_MAX
 from antdt_streams.ledger.core.fold import Fold, Verdict
+from antdt_streams.ledger.core.samples import Epoch
 from antdt_streams.ledger.core.state import State
+from antdt_streams.proof.audit import audit
 
 from tests.simulation.model import Model
 
@@ -98,6 +101,11 @@ class Judge:
                 self.counted(event)
         elif isinstance(event, records.Excluded):
             self.excluded(event)
+        elif isinstance(event, records.Resized):
+            self.world.count("resized_by_plan" if event.plan else "resized")
+            self.world.count("resized_by_launch" if event.reason.startswith("launched") else "resized_midway")
+        elif isinstance(event, records.Stopped):
+            self.stopped(event)
         elif isinstance(event, records.Lost):
             self.world.count("displaced" if event.by else "lost")
         elif isinstance(event, records.Readmitted):
@@ -151,6 +159,12 @@ class Judge:
             assert not worker.void, f"the source {event.source} holds no valid model"
             self.agrees(worker.model, f"the source {event.source}")
 
+    @property
+    def stated(self) -> int:
+        """The batch size that scripts state."""
+        shards = self.fold.state.shards if self.fold.state is not None else None
+        return shards.stated if isinstance(shards, Batches) else self.world.spec.batch_size
+
     def model_of(self, incarnation: str) -> Model | None:
         """Its model, if its process is alive and holds one."""
         worker = self.world.process_of(incarnation)
@@ -171,6 +185,13 @@ class Judge:
             due = [(p.epoch, p.start + k) for p in shards.holes.live(executed, *place) for k in range(p.length)]
             truth = [(r.epoch, r.start + k) for r in made.truth or () for k in range(r.length)]
             assert sorted(truth) == sorted(due), f"step {made.step}: {truth} instead of {due}"
+
+    def stopped(self, event: records.Stopped) -> None:
+        """Nobody who is a member has made a step behind it."""
+        self.world.count("stopped")
+        for name in self.members[self.newest]:
+            model = self.model_of(name)
+            assert model is None or model.step <= event.step, f"{name} is at step {model.step}, behind {event}"
 
     def excluded(self, event: records.Excluded) -> None:
         """Only what fails by itself, or what somebody died of alone, again and again, is left out."""
@@ -203,13 +224,38 @@ class Judge:
             if worker.alive and worker.life.workers and worker.generation == state.members.generation:
                 self.agrees(worker.model, worker.incarnation)
         seen = model.samples()
-        trained = world.spec.samples
         if isinstance(state.shards, Batches):
-            trained = state.shards.layout.epoch_length
             self.whole(model, state.shards)
+            self.ends(model, state, state.shards)
         for epoch in range(world.spec.epochs):
-            apart = state.shards.epoch(epoch).quarantined
+            found = state.shards.epochs.get(epoch) or Epoch()  # this state is that of a reader, and stays as it is
+            apart, trained = found.quarantined, found.cursor if world.spec.batches else world.spec.samples
             for position in range(world.spec.samples):
                 due = position < trained and not apart.contains(position)
                 assert seen[epoch, position] == due, (epoch, position)
         world.services.check()
+
+    def ends(self, model: Model, state: State, shards: Batches) -> None:
+        """It has ended where it was to end: behind its epochs, as many steps as were asked for, or where it stopped.
+
+        What an audit, and one that shares no code with it, make of the log is the same.
+        """
+        spec, made = self.world.spec, [m.ranges for m in model.steps()]
+        of_epochs = sum(ranges[2] < spec.epochs for ranges in made)
+        sizes = [spec.batch_size, *(change.batch_size for change in shards.changes)]
+        assert max(ranges[4] for ranges in made) <= max(sizes)
+        if state.stop is not None:
+            assert model.step == state.stop.step, (model.step, state.stop)
+        elif spec.steps:
+            assert of_epochs == spec.steps, (of_epochs, spec.steps)
+        last = max(ranges[2] for ranges in made if ranges[2] < spec.epochs)
+        for epoch in range(last if state.stop or spec.steps else spec.epochs):
+            left = spec.samples - shards.epochs[epoch].cursor
+            assert left < max(sizes) if spec.batches == DROP else left == 0, (epoch, left)
+        if self.world.changes.at or spec.steps:
+            self.world.count("audited")
+            report = audit(enumerate(self.world.broker.log))
+            assert not (report["broken"] or report["missing"] or report["repeated"]), report["verdict"]
+            assert report["exactly_once"] == (not report["quarantined"]), report["verdict"]
+            due = sum(e.committed.total for e in shards.epochs.values())
+            assert report["committed"] == due and (report["stopped"] is None) == (state.stop is None)

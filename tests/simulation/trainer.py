@@ -10,10 +10,11 @@ import random
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from antdt.connect.client import renew
-from antdt.data.sources import batches
+from antdt.data.sources import split
 from antdt.strategies.allreduce.composition import Round, Row
 from antdt.strategies.base import GenerationClosed, Outcome, Part, Timings
 from antdt.worker import checkpoint
@@ -25,7 +26,7 @@ from antdt.worker.plans import Plans
 from antdt.worker.session import Composition, Phase, Session, Where
 from antdt.worker.telemetry import StepTiming, Telemetry
 from antdt_schemas import records
-from antdt_schemas.errors import Occupied, Unavailable
+from antdt_schemas.errors import Occupied, Unavailable, UsageError
 from antdt_schemas.limits import INIT_FILE
 from antdt_schemas.ranges import Range
 
@@ -90,14 +91,17 @@ class Loads:
 
 class Worker(Replica, Loads):
     """One process, which is the strategy and the files of its life, too. `left` of the world says who is out of which
-    generation for good. `quits`: its script leaves the loop.
+    generation for good. `quits`: its script leaves the loop. `stops`: it wants no more steps, for this reason; it is
+    empty where another one's does.
     """
 
     def __init__(self, world: World, name: str, life: int, launch: Launch) -> None:
         super().__init__(f"{name}.{life}")
         self.world, self.name, self.launch = world, name, launch
         where = Where("h", 1, name, "", life, launch.name, launch.name, launch.place, launch.takes_over)
-        self.session = Session(name, f"{name}.{life}", world.spec, where, world.session_options)
+        spec = replace(world.spec, batch_size=world.changes.stated) if world.spec.batches else world.spec
+        self.session = Session(name, f"{name}.{life}", spec, where, world.session_options)
+        self.stops: str | None = None
         self.plans = Plans(world.spec.batch_size)
         self.telemetry = Telemetry(name, self.incarnation, name, "")
         self.inbox: deque[records.Reply] = deque()
@@ -153,6 +157,10 @@ class Worker(Replica, Loads):
                     course.closed(closed)
                 else:
                     course.go_on(heard)
+        except UsageError:
+            assert self.session.wanted_else, "it asks for another batch size, and the job is done"
+            self.world.changes.stated = self.world.judge.stated
+            raise Died("too_late_for_another_size", 64) from None
         except Unavailable:
             assert self.quit_at_s, "it waits for the others as long as it takes"
         except Occupied as error:
@@ -185,7 +193,7 @@ class Worker(Replica, Loads):
                 assert not self.void, "a member without a valid state takes part"
                 self.part, self.optimizer_steps = part, 1
             case ask.Train(ranges, _, batch_size, units):
-                steps = list(units) or batches(list(ranges), batch_size)
+                steps = list(units) or split(ranges, -(-sum(r.length for r in ranges) // batch_size))
                 self.optimizer_steps = 1 if units else len(steps)
                 for number, step in enumerate(steps):
                     if number and not units:
@@ -211,6 +219,9 @@ class Worker(Replica, Loads):
             case ask.Stands():
                 self.world.say(self.incarnation, f"stands in generation {self.generation} at step {self.model.step}")
             case ask.Accounted(outcome):
+                if any(row.stopping for row in outcome.rows):
+                    self.life.stop(self.stops or "")
+                    self.stops = self.stops or ""
                 if outcome.applied:
                     self.measure(outcome.rows[self.session.rank])
             case ask.Prune():
@@ -283,6 +294,7 @@ class Worker(Replica, Loads):
             ranges=tuple(part.ranges) if part.place is None else (),
             leaving=part.leaving,
             checkpoint=part.checkpoint,
+            stopping=self.stops is not None,
             split=part.place.split if part.place is not None else 0,
         )
         world.parts.setdefault((self.generation, self.round), {})[self.incarnation] = tuple(part.ranges)
@@ -307,6 +319,9 @@ class Worker(Replica, Loads):
         assert self.group is not None and self.part is not None
         result, place = Round.of([rows[m] for m in self.group.members]), self.part.place
         concluded, step = Concluded(result, self.model), self.model.step + 1
+        if result.stopping:
+            self.world.count("round_that_stops")
+            return concluded
         if result.total == 0 if place is None else result.total != place.total:
             return concluded
         lineage = result.lineage_after(self.model.lineage, step, place)
@@ -440,6 +455,8 @@ class Worker(Replica, Loads):
 
     def read_decisions(self, limit: int) -> None:
         """Decisions in their order, repeats included."""
+        if limit and self.world.changes.wish is not None:
+            self.plans.wish = self.world.changes.wish
         for decision in self.world.services.decisions(self.decisions_read, limit):
             self.decisions_read += 1
             if not self.plans.add(decision):

@@ -20,9 +20,11 @@ from antdt_schemas import codec, records
 from antdt_schemas.batches import DROP, EVEN, SMALL
 from antdt_schemas.ranges import Range
 from antdt_schemas.topics import replies_partition
+from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.options import LedgerOptions
 from antdt_streams.runtime.memory import MemoryStore
 
+from tests.simulation.changes import Changes
 from tests.simulation.faults import Faults
 from tests.simulation.group import Exchange, Group
 from tests.simulation.judge import Judge
@@ -64,7 +66,8 @@ def stepped(seed: int, spec: records.JobSpec) -> records.JobSpec:
     rng = random.Random(f"steps/{seed}")
     last, least = rng.choice((EVEN, EVEN, SMALL, DROP)), rng.choice((1, 1, 2))
     samples = max(spec.samples, spec.batch_size)
-    return replace(spec, batches=last, samples=samples, local_batch_min=least, strategy="allreduce")
+    spec = replace(spec, batches=last, samples=samples, local_batch_min=least, strategy="allreduce")
+    return replace(spec, steps=rng.randint(1, 12), epochs=12) if seed % 5 == 3 else spec
 
 
 def poisoned(seed: int, spec: records.JobSpec) -> dict[int, str]:
@@ -114,6 +117,7 @@ class World:
         self.second_at = {self.second.randint(100, 4_000) for _ in range(self.second.choice((0, 0, 1, 3)))}
         self.quits = random.Random(f"quits/{seed}")
         self.quits_at = {self.quits.randint(100, 4_000) for _ in range(self.quits.choice((0, 0, 0, 1, 2)))}
+        self.changes = Changes(self, steps=steps)
         self.rivals: list[Worker] = []
         self.first_launch, self.launches = Launch("launch-1", "here"), 1
         self.lives: Counter[str] = Counter()
@@ -369,7 +373,7 @@ class World:
     def run(self) -> None:
         """Until every worker has ended. Raises AssertionError on any disagreement, or when nothing moves any more."""
         faults, broker, draw, judge, step = self.faults, self.broker, self.rng.random, self.judge, self.step
-        scheduled = {*faults.moves, *self.second_at, *self.quits_at, TICKS_MAX // 2}
+        scheduled = {*faults.moves, *self.second_at, *self.quits_at, *self.changes.at, TICKS_MAX // 2}
         while self.tick < TICKS_MAX:
             self.tick = tick = self.tick + 1
             self.now_s += self.tick_s * draw() * 2
@@ -399,6 +403,8 @@ class World:
             self.faults.second_launch()
         if self.tick in self.quits_at:
             self.faults.script_left()
+        if self.tick in self.changes.at:
+            self.changes.strike()
         if self.tick == TICKS_MAX // 2:
             self.faults.budget = 0
 
@@ -420,7 +426,9 @@ class World:
         """Whether somebody mends the data, readmits what is in quarantine, and launches the job again."""
         state = self.judge.fold.state
         assert state is not None
-        if not state.shards.quarantined_total:
+        fixed = state.shards if isinstance(state.shards, Batches) else None
+        never = state.stop is not None or (fixed is not None and not any(fixed.readmittable()))
+        if never or not state.shards.quarantined_total:
             return False
         if not self.mended:
             self.mended, self.faults.last_tick = True, self.tick

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import io
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from antdt.worker import checkpoint
 from antdt_schemas.errors import Mismatch, Unavailable
 
+STATE = {"model": {"weight": torch.full((50,), 3.0)}}
 
-def saved(value: float) -> bytes:
-    out = io.BytesIO()
-    torch.save({"model": {"weight": torch.full((50,), value)}}, out)
-    return out.getvalue()
+
+def save(out: Any) -> None:
+    torch.save(STATE, out)
 
 
 def test_torch_reads_a_file_as_it_is_and_the_log_has_its_digest(tmp_path: Path) -> None:
-    digest = checkpoint.write(tmp_path / "run", "a.pt", saved(3.0))
+    digest = checkpoint.write(tmp_path / "run", "a.pt", save)
     path = tmp_path / "run" / "a.pt"
-    assert torch.equal(torch.load(path, weights_only=True)["model"]["weight"], torch.full((50,), 3.0))
+    assert torch.equal(torch.load(path, weights_only=True)["model"]["weight"], STATE["model"]["weight"])
     assert digest == blake2b(path.read_bytes(), digest_size=16).digest()
-    assert checkpoint.read(tmp_path / "run", "a.pt", "job") == saved(3.0)
+    with checkpoint.read(tmp_path / "run", "a.pt", "job") as file:
+        assert torch.equal(torch.load(file, weights_only=True)["model"]["weight"], STATE["model"]["weight"])
     assert [p.name for p in path.parent.iterdir()] == ["a.pt"]
 
 
 def test_a_torn_or_damaged_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    checkpoint.write(tmp_path, "a.pt", saved(3.0))
+    checkpoint.write(tmp_path, "a.pt", save)
     whole = (tmp_path / "a.pt").read_bytes()
     bad = [
         whole[:size] for size in (0, 1, 23, 24, 25, len(whole) // 2, len(whole) - 25, len(whole) - 24, len(whole) - 1)
@@ -49,7 +50,7 @@ def test_a_file_that_is_gone_is_not_answered_by_starting_afresh(tmp_path: Path) 
 def test_a_disk_that_takes_nothing_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable, match="cannot be written"):
-        checkpoint.write(tmp_path / "file", "a.pt", b"x")
+        checkpoint.write(tmp_path / "file", "a.pt", save)
 
 
 def test_files_that_no_event_can_name_any_more_are_removed(tmp_path: Path) -> None:

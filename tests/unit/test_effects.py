@@ -262,5 +262,5 @@ def test_what_the_jobs_strategy_cannot_do_is_refused_once(policy: Policy, said: 
 
 
 def test_under_a_strategy_that_can_it_is_commanded() -> None:
-    (found,) = fed(ControllerState(find("backup")), [measured(0, strategy="ps-bsp/servers=2")])
+    found, _ = fed(ControllerState(find("backup")), [measured(0, strategy="ps-bsp/servers=2")])
     assert (found.action, found.backup_workers) == (Action.BACKUP_WORKERS, 1)

@@ -66,7 +66,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_write_that_fails_half_way_leaves_nothing_and_names_the_file(tmp_path: Path) -> None:
     with full_disk(), pytest.raises(Unavailable, match=f"{tmp_path}/a.pt cannot be written: File too large"):
-        checkpoint.write(tmp_path, "a.pt", bytes(2 * LIMIT_BYTES))
+        checkpoint.write(tmp_path, "a.pt", lambda out: out.write(bytes(2 * LIMIT_BYTES)))
     assert names(tmp_path) == []
 
 
@@ -74,7 +74,7 @@ def test_what_a_dead_process_left_half_written_goes_away_with_the_next_write(tmp
     left = tmp_path / f".{checkpoint.file_name(3, 'w1.0.ab', 90)}.partial"
     left.write_bytes(b"half")
     (tmp_path / ".mine.partial").write_bytes(b"somebody else's")
-    checkpoint.write(tmp_path, "a.pt", b"x")
+    checkpoint.write(tmp_path, "a.pt", lambda out: out.write(b"x"))
     assert names(tmp_path) == [".mine.partial", "a.pt"]
 
 

@@ -314,6 +314,11 @@ def test_negatives_of_a_workers_own_part_are_refused(both: bool) -> None:
         trained(2, build, script, data(200), batch_size=40, epochs=1)
     (agent,) = trained(1, build, script, data(200), batch_size=40, epochs=1)  # whose part is the whole
     assert agent.step_number == 5
+    for words in [{"accumulation": 3}] + [{"strategy": replace(SMALL, deterministic="bitwise", unit_size=4)}] * (
+        not both
+    ):
+        with pytest.raises(UsageError, match=r"agent\.gather\(features\)"):
+            trained(1, build, script, data(200), batch_size=40, epochs=1, **words)
 
 
 def test_means_over_elements_and_over_parameters_are_nothing_else() -> None:
@@ -969,6 +974,73 @@ def test_what_scripts_say_behind_their_first_step_is_heard_by_all(world: int) ->
     for _ in range(2):
         run(world, script)
     assert heard == [world] * world * 2
+
+
+LONELY: dict[str, tuple[Callable[[InProcess], None], Callable[[InProcess], None], str]] = {
+    "in the body": (
+        lambda agent: agent.all_reduce(1) if agent.rank == 0 else None,
+        lambda agent: None,
+        r"agent\.all_reduce\(value, 'sum'\) at test_habits\.py:\d+ was called by w0 and not by w1.*in the body",
+    ),
+    "one more": (
+        lambda agent: [agent.barrier() for _ in range(1 + agent.rank)],
+        lambda agent: None,
+        r"agent\.barrier\(\) at test_habits\.py:\d+ was called by w1 and not by w0.*in the body of step 1:",
+    ),
+    "behind": (
+        lambda agent: None,
+        lambda agent: agent.broadcast(5) if agent.rank == 0 and agent.step_number == 4 else None,
+        r"agent\.broadcast\(value\) at test_habits\.py:\d+ was called by w0 and not by w1, behind step 4:",
+    ),
+    "by its own samples": (
+        lambda agent: None,
+        lambda agent: agent.all_reduce(1) if agent.rank == 1 or agent.step_number % 3 else None,
+        r"agent\.all_reduce\(value, 'sum'\) at .* was called by w1 and not by w0, behind step 3:",
+    ),
+    "others": (
+        lambda agent: agent.all_reduce(1, "max" if agent.rank else "sum"),
+        lambda agent: None,
+        r"different calls in the body of step 1 \(all_reduce\(value, 'max'\) at .*all_reduce\(value, 'sum'\) at",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONELY)
+def test_a_call_that_only_some_workers_make_ends_the_run_and_is_named(name: str) -> None:
+    inside, behind, match = LONELY[name]
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            inside(agent)
+            agent.step(functional.cross_entropy(agent.model(x), y))
+            behind(agent)
+
+    with pytest.raises(UsageError, match=match):
+        run(2, script)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_worker_that_comes_later_may_call_where_the_others_have_gone_on(world: int) -> None:
+    """And calls in each micro-batch, or of a worker that skips its batch, are as many as they are."""
+
+    def script(agent: InProcess) -> None:
+        for epoch in agent.epochs():
+            agent.broadcast(epoch.number)  # who comes in the midst of an epoch is the only one to do so there
+            for x, y in epoch:
+                agent.all_reduce(len(x))
+                if agent.name == "w1" and agent.step_number == 5:
+                    raise Died
+                if agent.step_number == 6 and agent.rank == 0:
+                    agent.skip("it is asked for")
+                    continue
+                agent.all_reduce(1)
+                agent.step(functional.cross_entropy(agent.model(x), y))
+            agent.barrier()
+
+    agents = run(world, script, dies=(1, 5))
+    equal(agents)
+    assert [step for step, _, skipped in agents[0].history if skipped] == [7]
+    assert len({agent.strategy.step_number for agent in agents if agent.name != "w1"}) == 1
 
 
 # -- a step that is cut

@@ -9,7 +9,7 @@ import pytest
 from antdt_schemas import records
 from antdt_schemas.fingerprint import UNKNOWN, mark, places
 from antdt_schemas.records import Status
-from antdt_streams.ledger.core.others import DATA, LAUNCH, SETTINGS, difference
+from antdt_streams.ledger.core.others import DATA, LAUNCH, MOVING, SETTINGS, difference
 
 from tests.helpers.ledger import SPEC, Bench
 
@@ -53,7 +53,7 @@ def test_a_sampler_that_draws_another_list_is_named() -> None:
 
 
 def test_every_field_of_a_job_is_compared_or_left_out_on_purpose() -> None:
-    assert {f.name for f in fields(records.JobSpec)} == {*DATA, *SETTINGS, *LAUNCH, "fingerprint"}
+    assert {f.name for f in fields(records.JobSpec)} == {*DATA, *SETTINGS, *LAUNCH, *MOVING, "fingerprint"}
     assert not difference(SPEC, replace(SPEC, workers_min=9, shard_size=7))
 
 

@@ -65,8 +65,14 @@ def run(policy: Policy, views: list[ClusterView], memory: Memory | None = None) 
     return found, memory
 
 
+def killed(policy: Policy, views: list[ClusterView], memory: Memory | None = None) -> tuple[list[Proposal], Memory]:
+    """Restarts alone."""
+    found, memory = run(policy, views, memory)
+    return [one for one in found if one.action is Action.KILL_RESTART], memory
+
+
 def nd(**changes: Any) -> NonDedicated:
-    return NonDedicated(replace(NonDedicatedParameters(balance=False, restart_s=8.0, pause_s=1.0), **changes))
+    return NonDedicated(replace(NonDedicatedParameters(restart_s=8.0, pause_s=1.0), **changes))
 
 
 def fallen_ill(windows: int = 30, well: int = 2, **other: Any) -> list[ClusterView]:
@@ -82,19 +88,24 @@ def fallen_ill(windows: int = 30, well: int = 2, **other: Any) -> list[ClusterVi
 
 def test_a_node_is_started_again_once_it_has_cost_what_that_costs() -> None:
     views = fallen_ill()
-    (found,), memory = run(nd(), views[:20])
+    (found,), memory = killed(nd(), views[:20])
     assert (found.action, found.target) == (Action.KILL_RESTART, "w1.0.l")
     # Of 400 samples a step: 1.2 s with it as it is, re-balanced, and 1 s if it were well. The bill is 1 + 8 / 4 s.
-    due = next(n for n in range(20) if run(nd(), views[:n])[0]) - 1
+    due = next(n for n in range(20) if killed(nd(), views[:n])[0]) - 1
     assert due == pytest.approx(2 + 3.0 / (5 * 0.20), abs=1)
     assert found.reason.startswith("w1 is 3.0x as slow as expected for 6 windows: it has cost 4 s, to start it again")
     assert found.predicted_gain == pytest.approx(1 / 6, abs=0.01)
     assert memory[LOSSES]["w1.0.l"] >= 3.0
 
 
+def test_where_batches_are_fixed_a_slow_node_costs_all_that_the_others_wait() -> None:
+    (found, *_), _ = run(nd(balance=False), fallen_ill(windows=4))
+    assert found.predicted_gain == pytest.approx(2 / 3), "of each step of 3 s"
+
+
 def test_a_node_that_was_never_seen_well_may_be_its_hardware_and_must_cost_more() -> None:
-    assert not run(nd(), fallen_ill(well=0, windows=8))[0]
-    assert run(nd(), fallen_ill(well=0, windows=12))[0]
+    assert not killed(nd(), fallen_ill(well=0, windows=8))[0]
+    assert killed(nd(), fallen_ill(well=0, windows=12))[0]
 
 
 @pytest.mark.parametrize(
@@ -108,11 +119,11 @@ def test_a_node_that_was_never_seen_well_may_be_its_hardware_and_must_cost_more(
     ],
 )
 def test_nobody_is_started_again_while(held: dict[str, Any], why: str) -> None:
-    assert not run(nd(), fallen_ill(**held))[0], why
+    assert not killed(nd(), fallen_ill(**held))[0], why
 
 
 def test_the_cluster_is_busy_and_batches_are_balanced_instead() -> None:
-    found, _ = run(nd(balance=True), fallen_ill(busy="it is"))
+    found, _ = run(nd(), fallen_ill(busy="it is"))
     assert {one.action for one in found} == {Action.ADJUST_BS}
 
 
@@ -121,7 +132,7 @@ def test_restarts_have_a_cooldown_and_a_cap() -> None:
     for one in fallen_ill(windows=120):
         proposals, remembered = policy.decide(one, memory)
         memory = dict(remembered)
-        at += [one.window] * len(proposals)
+        at += [one.window for proposal in proposals if proposal.action is Action.KILL_RESTART]
     assert len(at) == 3
     assert {b - a for a, b in itertools.pairwise(at)} == {24}, "which are 120 s"
 
@@ -129,19 +140,19 @@ def test_restarts_have_a_cooldown_and_a_cap() -> None:
 @pytest.mark.parametrize("verdict", [Verdict.NO_EFFECT, Verdict.HARMED, Verdict.NOT_CARRIED_OUT])
 def test_a_restart_that_did_not_help_is_not_repeated(verdict: Verdict) -> None:
     effect = Effect(Cause(0, 7, 0), Action.KILL_RESTART, 0, "w1", 0.16, 0.0, 0.01, 4, 90, 8.0, verdict)
-    found, memory = run(nd(), fallen_ill(effects=(effect,)))
+    found, memory = killed(nd(), fallen_ill(effects=(effect,)))
     assert not found
     assert memory[BARRED] == ["w1"]
-    again, _ = run(nd(), fallen_ill(), memory)
+    again, _ = killed(nd(), fallen_ill(), memory)
     assert not again, "nor when the effect is no longer in the view"
     helped = replace(effect, verdict=Verdict.HELPED)
-    assert run(nd(), fallen_ill(effects=(helped,)))[0]
+    assert killed(nd(), fallen_ill(effects=(helped,)))[0]
 
 
 def test_a_node_that_recovers_before_it_has_cost_that_much_is_left_alone() -> None:
     well = view(*(node(f"w{i}") for i in range(4)))
     views = [*fallen_ill(windows=4), *(replace(well, window=n, last_step=5 * n) for n in range(4, 30))]
-    assert not run(nd(), views)[0]
+    assert not killed(nd(), views)[0]
 
 
 def test_servers_come_first() -> None:
@@ -151,7 +162,7 @@ def test_servers_come_first() -> None:
         view(*nodes, window=n, strategy="ps-bsp/servers=2", busy="" if n > 8 else "until both are due")
         for n in range(12)
     ]
-    (first,), _ = run(nd(from_start_factor=1.0, rollback_s=0.0), ill)
+    (first,), _ = killed(nd(from_start_factor=1.0, rollback_s=0.0), ill)
     assert first.target == "s1.0.l"
     assert first.predicted_gain == pytest.approx(0.9 * 0.8)
     found, _ = run(NonDedicated(NonDedicatedParameters(restart=False)), ill)
@@ -169,7 +180,7 @@ def test_where_nobody_waits_a_slow_worker_costs_its_own_part_only_and_nothing_is
 @pytest.mark.parametrize("kind", [NodeClass.DETERMINISTIC, NodeClass.TRANSIENT, NodeClass.LEADER, NodeClass.ABSENT])
 def test_only_persistent_nodes_are_started_again(kind: NodeClass) -> None:
     views = [view(node("w0"), sick("w1", node_class=kind), node("w2"), window=n) for n in range(20)]
-    assert not run(nd(from_start_factor=1.0), views)[0]
+    assert not killed(nd(from_start_factor=1.0), views)[0]
 
 
 # -- AntDT-DD
@@ -221,8 +232,11 @@ def test_lb_bsp_follows_speed_at_each_windows_end() -> None:
 def test_backup_asks_for_k_of_n_once() -> None:
     nodes = [node(f"w{i}") for i in range(4)]
     views = [view(*nodes, strategy="ps-bsp/servers=2"), view(*nodes, strategy="ps-bsp/servers=2", backup_workers=1)]
-    (found,), _ = run(find("backup"), views)
+    (found, rates), _ = run(find("backup"), [views[0], replace(views[1], learning_rate_factor=0.75)])
     assert (found.action, found.backup_workers) == (Action.BACKUP_WORKERS, 1)
+    assert (rates.action, rates.learning_rate_factor) == (Action.ADJUST_LR, 0.75), "the global batch is smaller"
+    (alone,), _ = run(parameters.changed(find("backup"), {"adjust_lr": "no"}), views)
+    assert alone == found
 
 
 # -- names and parameters

@@ -16,8 +16,9 @@ from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 TRAINER = [
     "Agent", "AgentOptions", "AllReduce", "AntdtError", "Embedding", "ExitCode", "ForeignState", "GenerationOptions",
     "Group", "JobTaken", "LoadingOptions", "LocalSGD", "LogTampered", "LogTruncated", "Mismatch", "NotFinite",
-    "Occupied", "ParameterServer", "Refused", "ReplicasDiffer", "SampleFailed", "SessionOptions", "Settings",
-    "Superseded", "Unavailable", "Undecodable", "UnknownJob", "UnknownSchema", "UsageError", "load_model",
+    "Occupied", "ParameterServer", "Record", "RecordsLost", "Refused", "ReplicasDiffer", "SampleFailed",
+    "SessionOptions", "Settings", "Superseded", "Topic", "Unavailable", "Undecodable", "UnknownJob", "UnknownSchema",
+    "UsageError", "load_model",
 ]  # fmt: skip
 POLICIES = [
     "Action", "AdjustBatchSize", "AdjustBatchSizeOptions", "Assignment", "ClusterView", "Dedicated",

@@ -41,7 +41,7 @@ def taking(
 def taken(world: int, at: Cursor, sizes: Sequence[int] = (), **said: tuple[int, ...]) -> list[Taken]:
     """What each member takes at this place. sizes: of the plan."""
     shares = split(*(sizes or [1] * world))
-    return [one.take(session, at, shares, idle=False) for one, session in taking(world, **said)]
+    return [one.take(session, at, 0, shares, idle=False) for one, session in taking(world, **said)]
 
 
 def split(*sizes: int) -> Split:
@@ -94,7 +94,7 @@ def test_suspects_are_computed_apart_and_by_another_member_each_time() -> None:
     seen = set()
     for generation in range(3):
         members = taking(3, generation=generation, suspects=(0, 0, 2, 0, 7, 1))
-        parts = [one.take(session, Cursor(), split(4, 2, 2), idle=False) for one, session in members]
+        parts = [one.take(session, Cursor(), 0, split(4, 2, 2), idle=False) for one, session in members]
         assert sorted(p for one in parts for p in positions(one)) == [(0, k) for k in range(8)]
         units = [[[(r.start, r.length) for r in unit] for unit in one.units] for one in parts]
         seen.add(next(rank for rank, mine in enumerate(units) if [(0, 1)] in mine))
@@ -122,7 +122,7 @@ def test_units_are_the_same_whoever_computes_which(sizes: tuple[int, ...], exclu
     holes = {(0, 2), (0, 7), (0, 8)} if excluded else set()
     for at, whole in ((Cursor(), [[0, 1, 2], [3, 4, 5], [6, 7]]), (Cursor(0, 8), [[8, 9, 10], [11, 12, 13], [14]])):
         members = taking(len(sizes), spec, excluded=excluded, suspects=(0, 4, 1))
-        found = [one.take(session, at, split(*sizes), idle=False) for one, session in members]
+        found = [one.take(session, at, 0, split(*sizes), idle=False) for one, session in members]
         units = [[r.start + k for r in unit for k in range(r.length)] for one in found for unit in one.units]
         wanted = [[n for n in unit if (0, n) not in holes] for unit in whole]
         assert units == [unit for unit in wanted if unit]
@@ -132,22 +132,22 @@ def test_units_are_the_same_whoever_computes_which(sizes: tuple[int, ...], exclu
 def test_what_comes_next_is_known() -> None:
     for one, session in taking(2):
         shares = split(4, 4)
-        one.take(session, Cursor(), shares, idle=False)
+        one.take(session, Cursor(), 0, shares, idle=False)
         ahead = one.ahead(session, 9)
         at, due = Cursor(0, 8), []
         while len(due) < 9:
-            found = one.take(session, at, shares, idle=False)
+            found = one.take(session, at, 0, shares, idle=False)
             assert found.place is not None
             due += positions(found)
             at = found.place.behind
         assert [(e, s + k) for e, s, length in ahead for k in range(length)] == due
-    assert one.take(session, Cursor(2, 0), shares, idle=False).place is None
+    assert one.take(session, Cursor(2, 0), 6, shares, idle=False).place is None
     assert one.ahead(session, 9) == []
 
 
 def test_who_leaves_without_its_part_knows_of_the_step() -> None:
     ((one, session),) = taking(1)
-    found = one.take(session, Cursor(), split(8), idle=True)
+    found = one.take(session, Cursor(), 0, split(8), idle=True)
     assert (found.ranges, found.reference) == ([], 8)
     assert found.place is not None and found.place.total == 8
 

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
     from antdt.agent import Agent
     from antdt.connect.settings import Settings
+    from antdt.connect.topics import RecordsLost
     from antdt.data.loading import LoadingOptions, SampleFailed
+    from antdt.data.records import Record
+    from antdt.data.topics import Topic
     from antdt.job import AgentOptions
     from antdt.strategies.allreduce import AllReduce, GenerationOptions, ReplicasDiffer
     from antdt.strategies.local import LocalSGD
@@ -52,10 +55,13 @@ _WHERE = {
     "LoadingOptions": "antdt.data.loading",
     "LocalSGD": "antdt.strategies.local",
     "ParameterServer": "antdt.strategies.ps",
+    "Record": "antdt.data.records",
+    "RecordsLost": "antdt.connect.topics",
     "ReplicasDiffer": "antdt.strategies.allreduce",
     "SampleFailed": "antdt.data.loading",
     "SessionOptions": "antdt.worker.session",
     "Settings": "antdt.connect.settings",
+    "Topic": "antdt.data.topics",
     "load_model": "antdt.weights",
 }
 
@@ -78,12 +84,15 @@ __all__ = [
     "NotFinite",
     "Occupied",
     "ParameterServer",
+    "Record",
+    "RecordsLost",
     "Refused",
     "ReplicasDiffer",
     "SampleFailed",
     "SessionOptions",
     "Settings",
     "Superseded",
+    "Topic",
     "Unavailable",
     "Undecodable",
     "UnknownJob",

@@ -19,7 +19,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from time import monotonic
 from typing import Any, Literal
@@ -38,6 +37,7 @@ from antdt.hand import Hand
 from antdt.host import told, whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions, Schedule, spec_of
+from antdt.reading import Reading, reached
 from antdt.standing import Standing
 from antdt.stepping import Micro, Stepping
 from antdt.strategies.allreduce import AllReduce
@@ -69,8 +69,10 @@ class Agent(Standing, Stepping, Talking, Epochs):
     Without a job (`python train.py`: nothing in the environment speaks of one) the same loop trains in this process
     alone, without a broker, and nothing is recorded.
 
-    batch_size: samples of all workers together in one step. size: of an iterable data set without a length. A
-    DataLoader as dataset is taken apart (`dataloader`): what is not said here comes from it, batch_size as well.
+    batch_size: samples of all workers together in one step; the job goes on with another one when it is launched with
+    that. epochs: how often each sample is trained on, once by default; or steps: so many, whatever epoch they reach.
+    size: of an iterable data set without a length. A DataLoader as dataset is taken apart (`dataloader`): what is not
+    said here comes from it, batch_size as well.
 
     sampler: draws the order of each epoch, see `Drawn`; by default all samples are shuffled (shuffle=False: they are
     not). It may repeat samples or leave some out: a sample of the account is a position in its list, and exactly once.
@@ -128,7 +130,8 @@ class Agent(Standing, Stepping, Talking, Epochs):
         dataset: Any,
         *,
         batch_size: int | None = None,
-        epochs: int = 1,
+        epochs: int | None = None,
+        steps: int | None = None,
         seed: int = 0,
         shuffle: bool | None = None,
         sampler: Any = None,
@@ -152,18 +155,20 @@ class Agent(Standing, Stepping, Talking, Epochs):
         self.settings = settings or Settings.here()
         self._begun = Begun(model, named=settings is not None, alone=self.settings.alone)
         how = shuffle, sampler, collate_fn, num_workers, pin_memory, last
-        data = taken_apart(Data(dataset, batch_size, seed, size, *how, loading=self.options.loading))
+        data = taken_apart(
+            Data(reached(dataset, self.settings), batch_size, seed, size, *how, loading=self.options.loading)
+        )
         workers = self.options.workers_min or self.settings.world_size
-        schedule = Schedule(data.batch_size or 0, epochs, data.seed, workers, data.last or EVEN, local_batch_min)
-        self.source, chosen = data.source(epochs), placed(strategy or AllReduce(), self.settings)
+        schedule = Schedule(data.batch_size or 0, epochs, data.seed, workers, data.last or EVEN, local_batch_min, steps)
+        self.source = data.source(schedule.epochs_max)
+        chosen = placed(strategy or AllReduce(), self.settings)
         self.spec = spec_of(schedule, data.dataset, self.source, self.options, chosen)
         # Processes are forked before there is anything that must not be: threads, clients, sockets.
         processes = 0 if self.settings.role == SERVER else data.num_workers or 0
         self.loader = loader_of(self.source, processes, data.seed, data.loading)
         self.plans = Plans(self.spec.batch_size)
-        self.epoch = 0
         self._micro: Micro | None = None
-        self._broken = self._loaded_back = False
+        self.epoch, self._broken, self._loaded_back = 0, False, False
         self._course: Course | None = None
         try:
             once = Once(scheduler, scheduler_every, clip_grad_norm, scaler, state, buffers)
@@ -184,6 +189,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
         self._hand = Hand(self._client, self.source, self.loader, self.options)
         self._hand.unit_seed = self.spec.seed if unit_of(self.spec.strategy) else None
         self._page.numbers[whereabouts.ATTEMPTS] = self.options.max_attempts
+        self._reading = Reading(self.source, self._client)
         self._weights = Weights(model, self._membership, self.options, self.pause)
 
     # -- what a script uses
@@ -212,13 +218,14 @@ class Agent(Standing, Stepping, Talking, Epochs):
         try:
             member.drain_on_sigterm()
             self._client.start()
+            self._reading.start()
             self._course = course = Course(member.life.run())
             while course.asks is not None:
                 if isinstance(course.asks, ask.Train):
                     yield from self._turn(course.asks.ranges[0].epoch)
                     yield from self._train(course)
                 elif isinstance(course.asks, ask.Between) and self._has_made_all:
-                    yield from self._turn(self.spec.epochs, hold=True)
+                    yield from self._turn(self._epochs_begun, hold=True)
                     if isinstance(course.asks, ask.Between):
                         course.carry_out(self._perform)
                 else:
@@ -226,7 +233,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
             self._end_if_told(course)
             if member.life.ended:
                 self.strategy.outlive()
-                yield from self._turn(max(self.spec.epochs, self.strategy.once.epoch + 1), over=True)
+                yield from self._turn(max(self._epochs_begun, self.strategy.once.epoch + 1), over=True)
         except GeneratorExit:
             if self._hand.ranges and by_exception():
                 self._hand.witness.left_with(self._hand.ranges)
@@ -235,6 +242,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
             raise
         finally:
             self._over = True
+            self._reading.stop()
             self.loader.close()
             member.finish(linger=self._hand.witness.over())
             self._page.enter(At.USER, "behind the loop")
@@ -248,12 +256,6 @@ class Agent(Standing, Stepping, Talking, Epochs):
         if course.result is not None and not (self._stopped and course.result == ExitCode.DRAINED):
             sys.exit(int(course.result))
 
-    @property
-    def _has_made_all(self) -> bool:
-        """Whether no step of any epoch is left, and the members that have made them are still together."""
-        strategy = self.strategy
-        return bool(self.spec.batches) and strategy.cursor.epoch >= self.spec.epochs and strategy.stands
-
     def _train(self, course: Course) -> Iterator[Any]:
         """What the life asks for now: a generation may have ended while the script was at the end of an epoch."""
         asked = course.asks
@@ -265,20 +267,6 @@ class Agent(Standing, Stepping, Talking, Epochs):
             course.closed(GenerationClosed("it closed in the middle of a step"))
         self._inside = False
         assert course.asks is not asked, "the step before is still open"
-
-    @contextmanager
-    def pause(self, seconds: float, what: str = "") -> Iterator[None]:
-        """Announce that the script itself is busy for up to so long, between two batches: with an evaluation, say.
-
-        Others wait meanwhile, and this worker is not given up for it. Without announcement it is, once it has held them
-        up for longer than the ledger's `--stuck-ms`. What all workers do alike need not be announced.
-        """
-        page, before = self._page, self._page.phase
-        page.enter(At.USER, what, seconds)
-        try:
-            yield
-        finally:
-            page.enter(before)
 
     def save(self, path: str | os.PathLike[str]) -> bool:
         """Write the weights to a file, which `antdt.load_model` or another library reads. All workers may call it, one
@@ -336,8 +324,9 @@ class Agent(Standing, Stepping, Talking, Epochs):
             while course.asks is not None:
                 course.carry_out(self._perform)
         except (AntdtError, UsageError) as error:
-            late = monotonic() > until
-            log.warning("%s: %s", worker, f"nobody came along within {LEAVE_EARLY_S:.0f} s" if late else error)
+            log.warning(
+                "%s: %s", worker, f"nobody came along within {LEAVE_EARLY_S:.0f} s" if monotonic() > until else error
+            )
         finally:
             impatience.cancel()
         if not member.life.ended:
@@ -353,7 +342,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
             asked = replace(asked, units=())
         for part, last, over in self._hand.micro_batches(asked):
             self.epoch = part[0].epoch
-            samples = sum([r.length for r in part])
+            samples = self._hand.count(part)
             batch = self._hand.load(part, samples)
             self._micro, self._losses, self._updates = Micro(samples, last, over), 0, 0
             self._whole, self._inside, whole = whole and over, True, False
@@ -385,10 +374,12 @@ class Agent(Standing, Stepping, Talking, Epochs):
 
     def _stop_now(self) -> None:
         """Some script has called `stop`, and all have heard it in the same step."""
+        reason = self._stopped or ""
         if self._stopped is None:
             self._stopped = "another worker's script called agent.stop"
             log.warning("stops behind step %d: %s", self.step_number, self._stopped)
-        self._membership.life.stop()
+            self.strategy.stop()  # whoever comes now hears it as well
+        self._membership.life.stop(reason)
 
 
 def _close(iteration: weakref.ref[Generator[Any]]) -> None:

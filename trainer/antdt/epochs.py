@@ -11,9 +11,11 @@ Owns where one epoch ends and the next one begins for this worker's script. Must
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from antdt_schemas.errors import UsageError
+from antdt_schemas.records import JobSpec
 
 from antdt.hand import Hand
 from antdt.host.whereabouts import At
@@ -56,6 +58,7 @@ class Epochs:
     """A part of the Agent. `once.ended` of the strategy is with the model: how many epochs were ended by the script."""
 
     strategy: Strategy
+    spec: JobSpec
     _hand: Hand
     _page: Any
     __iter__: Callable[[], Iterator[Any]]
@@ -71,6 +74,20 @@ class Epochs:
         """
         self.strategy.once.on_step.append(callback_of(function))
         return function
+
+    @contextmanager
+    def pause(self, seconds: float, what: str = "") -> Iterator[None]:
+        """Announce that the script itself is busy for up to so long, between two batches: with an evaluation, say.
+
+        Others wait meanwhile, and this worker is not given up for it. Without announcement it is, once it has held them
+        up for longer than the ledger's `--stuck-ms`. What all workers do alike need not be announced.
+        """
+        page, before = self._page, self._page.phase
+        page.enter(At.USER, what, seconds)
+        try:
+            yield
+        finally:
+            page.enter(before)
 
     def on_epoch(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A decorator: every worker calls it at the end of every epoch, with the epoch's number if it takes one.
@@ -119,10 +136,8 @@ class Epochs:
         once = self.strategy.once
         if not (self._nested or self._on_epoch):
             return
-        if (
-            over and self._held_to == to
-        ):  # the file of the last step, which may have been loaded since, is of before that
-            once.ended = to
+        if over and self._held_to == to:
+            once.ended = to  # the file of the last step, which may have been loaded since, is of before that
         while once.ended < to:
             number = once.ended
             if self._nested and self._told != number:  # this worker has come for its end only
@@ -142,3 +157,15 @@ class Epochs:
         if self._nested and self._told != to and not (over or hold):
             self._told = to
             yield Begins(to)
+
+    @property
+    def _has_made_all(self) -> bool:
+        """Whether no step of any epoch is left, and the members that have made them are still together."""
+        strategy, steps = self.strategy, self.spec.steps
+        over = strategy.step_number >= steps if steps else strategy.cursor.epoch >= self.spec.epochs
+        return bool(self.spec.batches) and over and strategy.stands
+
+    @property
+    def _epochs_begun(self) -> int:
+        """How many have, when no step is left."""
+        return self.strategy.once.epoch + 1 if self.spec.steps else self.spec.epochs

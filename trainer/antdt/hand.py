@@ -19,7 +19,8 @@ from antdt_schemas.ranges import Range
 
 from antdt.connect.alone import Alone
 from antdt.connect.client import Client
-from antdt.data.sources import IterableSource, MapSource, batches, position_key, split
+from antdt.data.sources import IterableSource, MapSource, position_key, split
+from antdt.data.topics import TopicSource
 from antdt.host import whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions
@@ -80,15 +81,25 @@ class Hand:
         if asked.units:
             yield from self._apart(asked.units)
             return
-        steps = batches(asked.ranges, asked.batch_size)
+        steps = self._split(asked.ranges, -(-self.count(asked.ranges) // asked.batch_size))
         self._clock.optimizer_steps = len(steps)
         for number, step in enumerate(steps):
             if number and not self._loader.is_here:
                 self._load_ahead([r for later in steps[number:] for r in later], asked.batch_size)
-            parts = split(step, self._parts(asked.accumulation, sum(r.length for r in step)))
+            parts = self._split(step, self._parts(asked.accumulation, self.count(step)))
             for at, part in enumerate(parts, 1):
                 last = at == len(parts)
                 yield part, last, last and step is steps[-1]
+
+    def count(self, part: Sequence[Range]) -> int:
+        """How many samples there are."""
+        return self._source.count(part)
+
+    def _split(self, ranges: Sequence[Range], parts: int) -> list[list[Range]]:
+        """As few and as even pieces as can be."""
+        if isinstance(self._source, TopicSource):
+            return self._source.split(ranges, parts)
+        return split(ranges, parts)
 
     def _apart(self, units: Sequence[Sequence[Range]]) -> Iterator[tuple[list[Range], bool, bool]]:
         """Those of one step that is cut already."""

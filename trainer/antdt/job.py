@@ -6,6 +6,8 @@ any of it is carried out.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +18,14 @@ from antdt_schemas.errors import UsageError
 from antdt.data.fingerprint import fingerprint_of
 from antdt.data.loading import LoadingOptions
 from antdt.data.sources import IterableSource, MapSource, manifest_digest
+from antdt.data.topics import TopicSource
 from antdt.strategies.base import StrategyOptions
 from antdt.worker.session import SessionOptions
 
 STEPS, SHARDS = "steps", "shards"
+STEPS_MAX = (1 << 31) - 1
+# From the ratio of the global batches: nothing, the linear rule (arXiv 1706.02677), or that of adaptive optimizers.
+WITH_BATCH: Mapping[str, Callable[[float], float]] = {"": lambda _: 1.0, "linear": float, "sqrt": math.sqrt}
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class AgentOptions:
     they are made by a process of their own, which has two seconds for it. 0 for data that are rightly not the same
     everywhere, such as pictures that machines decode differently.
     max_attempts: how often samples may make a worker fail before they, alone, are put into quarantine.
+    learning_rate_with_batch: what another global batch than the job began with (a launch with another batch_size, a
+    plan, `antdt resize`) multiplies the learning rates by: "linear": the ratio of both, "sqrt": its root; empty: none.
     order: "steps": each step consists of the same samples, whoever is slow, dies or comes (see `Agent`). "shards":
     workers lease runs of samples, and a step takes what they have; for streams, and for strategies without a common
     step. Empty chooses.
@@ -50,28 +58,46 @@ class AgentOptions:
     save_path: str = "weights-{step}.safetensors"
     join_timeout_s: float = 600.0
     fingerprint_samples: int = 32
+    learning_rate_with_batch: str = ""
     order: str = ""
     session: SessionOptions = field(default_factory=SessionOptions)
     loading: LoadingOptions = field(default_factory=LoadingOptions)
 
 
+def batch_factor(how: str, batch_size: int, first: int) -> float:
+    """What another global batch than the first one multiplies the learning rates by. how: a key of WITH_BATCH; 0 for
+    either size: not known, or there is none.
+    """
+    return WITH_BATCH[how](batch_size / first) if batch_size and first else 1.0
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train on what, in steps of how many samples of all `workers` together. last, local_batch_min: see
-    `Agent`.
+    """How long to train on what, in steps of how many samples of all `workers` together: so many epochs, or so many
+    steps; one epoch where neither is said. last, local_batch_min: see `Agent`.
 
     Raises:
         UsageError: a value that cannot work, with what to do about it.
     """
 
     batch_size: int
-    epochs: int
+    epochs: int | None
     seed: int
     workers: int
     last: str = EVEN
     local_batch_min: int = 1
+    steps: int | None = None
+
+    @property
+    def epochs_max(self) -> int:
+        """Epochs at most: a step is no more than one, whatever becomes of the batch size."""
+        return self.steps or self.epochs or 1
 
     def __post_init__(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise UsageError("Pass epochs or steps, not both: a job ends behind the one or the other.")
+        if self.steps is not None and not 1 <= self.steps <= STEPS_MAX:
+            raise UsageError(f"steps={self.steps}: train for at least one, and for {STEPS_MAX:,} at most.")
         if self.last not in LASTS:
             raise UsageError(f"last={self.last!r}: take one of {', '.join(map(repr, LASTS))}.")
         if self.local_batch_min < 1 or self.local_batch_min * self.workers > max(self.batch_size, self.workers):
@@ -81,7 +107,7 @@ class Schedule:
             )
         if self.batch_size < 1:
             raise UsageError(f"batch_size={self.batch_size}: the global batch needs at least one sample.")
-        if self.epochs < 1:
+        if self.epochs is not None and self.epochs < 1:
             raise UsageError(f"epochs={self.epochs}: train for at least one.")
 
 
@@ -98,7 +124,8 @@ def spec_of(
         UsageError: there is not a sample for each worker, in the data or in a step.
     """
     workers = schedule.workers
-    if source.size < workers:
+    of_topic = _of_topic(schedule, source)
+    if source.size < workers and not of_topic.get("growing"):
         raise UsageError(
             f"The data set has {source.size} samples for {workers} workers: "
             f"start at most {source.size} workers, or take more data."
@@ -110,7 +137,7 @@ def spec_of(
         samples=source.size,
         dataset_digest=manifest_digest(dataset, source),
         order=source.order,
-        epochs=schedule.epochs,
+        epochs=schedule.epochs_max,
         seed=schedule.seed,
         shard_size=options.shard_size or max(1, schedule.batch_size // (8 * workers)),
         batch_size=schedule.batch_size,
@@ -119,14 +146,31 @@ def spec_of(
         strategy=strategy.name,
         batches=_batches(schedule, source, options, strategy),
         local_batch_min=schedule.local_batch_min,
-        fingerprint=fingerprint_of(source, options.fingerprint_samples),
+        steps=schedule.steps or 0,
+        fingerprint=b"" if of_topic else fingerprint_of(source, options.fingerprint_samples),
+        **of_topic,
     )
+
+
+def _of_topic(schedule: Schedule, source: MapSource | IterableSource) -> dict[str, Any]:
+    """What a job states of a topic."""
+    if not isinstance(source, TopicSource):
+        return {}
+    grows = not source.topic.bounded
+    if grows and schedule.epochs != 1:
+        raise UsageError(f"epochs={schedule.epochs}: a topic that grows has no end to begin again from. Take epochs=1.")
+    return {"blocks": source.blocks, "growing": grows}
 
 
 def _batches(
     schedule: Schedule, source: MapSource | IterableSource, options: AgentOptions, strategy: StrategyOptions
 ) -> str:
     """As in JobSpec: what becomes of an epoch's remainder, or nothing where samples are leased."""
+    if options.learning_rate_with_batch not in WITH_BATCH:
+        raise UsageError(
+            f"learning_rate_with_batch={options.learning_rate_with_batch!r}: take one of "
+            f"{', '.join(repr(how) for how in WITH_BATCH if how)}, or leave it out."
+        )
     if options.order not in ("", STEPS, SHARDS):
         raise UsageError(f"order={options.order!r}: take {STEPS!r}, {SHARDS!r}, or leave it out.")
     may = strategy.has_common_step and isinstance(source, MapSource)
@@ -138,6 +182,11 @@ def _batches(
             raise UsageError(
                 f"last={schedule.last!r} needs steps of a fixed size, which this job has not: take last={EVEN!r}, "
                 "which spreads the rest of an epoch over its steps."
+            )
+        if schedule.steps is not None:
+            raise UsageError(
+                "steps=N counts steps of a fixed size, which this job has not (a stream, order='shards', or a strategy "
+                "without a common step): pass epochs=N, or call agent.stop(reason) in the loop."
             )
         return ""
     if schedule.last == DROP and source.size < schedule.batch_size:

@@ -5,9 +5,10 @@ Must not change anything.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from antdt_schemas.batches import layout_of
+from antdt_schemas.batches import Layout, layout_of
 from antdt_schemas.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,8 +55,10 @@ class Standing:
 
     @property
     def learning_rate_factor(self) -> float:
-        """What the plan in force multiplies the learning rates by while the optimizer steps; else they are as set."""
-        return self.strategy.rates.factor
+        """What the plan in force, and a changed global batch where `AgentOptions.learning_rate_with_batch` says so,
+        multiply the learning rates by while the optimizer steps; else they are as set.
+        """
+        return self.strategy.rates.total
 
     @property
     def incarnation(self) -> str:
@@ -75,12 +78,24 @@ class Standing:
                 "Nobody knows how many steps there are where samples are leased: that depends on who takes how many. "
                 f"Count samples ({self.spec.samples} an epoch), or take AgentOptions(order='steps')."
             )
-        return layout_of(self.spec).steps_per_epoch
+        return self._layout.steps_per_epoch
+
+    @property
+    def _layout(self) -> Layout:
+        """As the steps at hand have it."""
+        return replace(layout_of(self.spec), batch_size=self.plans.batch_size)
 
     @property
     def total_steps(self) -> int:
-        """Steps of all epochs. What is readmitted from quarantine makes some more, behind them."""
-        return self.steps_per_epoch * self.spec.epochs
+        """Steps of all epochs, or as many as the script has asked for: those that are made, and those that are left
+        with the global batch at hand. What is readmitted from quarantine makes some more, behind them.
+
+        In a job whose global batch was changed before, and that counts epochs, it is right once the loop has begun:
+        before that nobody knows how many steps are made.
+        """
+        self.steps_per_epoch  # noqa: B018  raises where nobody knows
+        made = min(self.step_number, self.spec.steps) if self.spec.steps else self.step_number
+        return made + self._layout.steps_ahead(self.strategy.cursor, made)
 
     def __len__(self) -> int:
         """`total_steps`, for progress bars and schedulers."""

@@ -4,8 +4,9 @@
     keys = agent.gather(features)                                with gradients, for negatives of the whole batch
     agent.stop("early stopping")                                 all workers end at this step, with a checkpoint
 
-Members that come, go, or have no batch hold up nobody. In the body of a step that is given up, each hears itself alone:
-nothing of that step counts. Between two steps a call is made again with whoever is there then.
+Members that come, go, or have no batch hold up nobody. A call that only some make ends the run, and is named. In the
+body of a step that is given up, each hears itself alone: nothing of that step counts. Between two steps a
+call is made again with whoever is there then.
 
 Owns the form in which a script says and hears. Must not know how it reaches others.
 """
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,6 +43,7 @@ PARTED = (
     "agent.{} at the end of the last epoch: the workers have parted, as the job has ended. Where samples are leased "
     "(AgentOptions.order) nobody knows before that it is the end."
 )
+OURS = ("antdt", "torch")
 COMBINE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "sum": torch.add,
     "mean": torch.add,
@@ -89,7 +93,7 @@ class Talking:
         """
         if op not in COMBINE:
             raise UsageError(f"all_reduce: op is one of {', '.join(COMBINE)}, not {op!r}.")
-        parts = self._others(value, "all_reduce(value)")
+        parts = self._others(value, f"all_reduce(value, {op!r})")
         if any(part.shape != parts[0].shape for part in parts):
             shapes = ", ".join(str(tuple(part.shape)) for part in parts)
             raise UsageError(f"all_reduce: workers gave tensors of {shapes}: use all_gather for what differs.")
@@ -129,7 +133,8 @@ class Talking:
 
     def stop(self, reason: str) -> None:
         """No step is made any more, on any worker, from the one on that is open now: all leave their loops with the
-        model as it is here, and the first one writes a checkpoint. Launched again, the job goes on from there.
+        model as it is here, and the first one writes a checkpoint. The job is finished early, for this reason: launched
+        again, it trains nothing. (Before the first step there is nothing to finish: launched again, it begins.)
         """
         self._stopped = reason
         log.warning("stops behind step %d: %s", self.step_number, reason)
@@ -157,7 +162,7 @@ class Talking:
             phase, standing = self._page.phase, self._page.standing()
             self._page.enter(At.REDUCING)
             try:
-                return self.strategy.exchange(value, inside=self._inside)
+                return self.strategy.exchange(value, inside=self._inside, call=f"{call} at {place_of()}")
             except GenerationClosed as closed:
                 if self._inside:
                     log.info("generation is over: %s", closed)
@@ -210,6 +215,14 @@ class _Gathered(torch.autograd.Function):  # type: ignore[misc]
         parts = [part for part in ctx.agent._exchange(grad, "gather(features)") if part is not None]
         total = functools.reduce(torch.add, [part.to(grad.device) for part in parts])
         return total[ctx.rows], None
+
+
+def place_of() -> str:
+    """Where the script is that calls: file and line, or as near as can be told."""
+    frame: Any = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in OURS:
+        frame = frame.f_back
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
 
 
 def _as_given(found: torch.Tensor, value: Any) -> Any:

@@ -187,7 +187,7 @@ def _of_servers(path: Path, model: torch.nn.Module | None) -> dict[str, Any]:
     try:
         if not path.is_file() or path.suffix == SUFFIX or not is_manifest(path.read_bytes()[:64]):
             return {}
-        manifest = Manifest.load(checkpoint.read(path.parent, path.name, ""), str(path))
+        manifest = Manifest.load(checkpoint.read_bytes(path.parent, path.name, ""), str(path))
         from antdt.strategies.ps.whole import state_of  # torch has no part in other files' weights
 
         return state_of(parts_of(path.parent, manifest, manifest.labels.get("job", "")), model)

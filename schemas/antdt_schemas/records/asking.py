@@ -145,6 +145,54 @@ class Rollback:
 
 
 @dataclass(frozen=True, slots=True)
+class Resize:
+    """Another global batch, from the next generation on. plan: the one that says so; 0: an operator does."""
+
+    batch_size: int
+    author: str
+    reason: str
+    plan: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A script has ended the training of all, behind this step. reason: empty from who has only heard of it."""
+
+    generation: int
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A lease on offsets of a topic was read so far: what is in it. keys, reasons: of what is faulty."""
+
+    generation: int
+    lease: int
+    token: int
+    vacant: tuple[int, ...]
+    faulty: tuple[int, ...] = ()
+    keys: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A topic that grows has offsets up to these: pairs (partition, next offset)."""
+
+    generation: int
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A topic that grows ends: what is known of it is trained on, and nothing else."""
+
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a worker asks of the ledger (topic requests, keyed by worker). Idempotent by content: any old one may
     arrive again.
@@ -181,7 +229,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A generation, for each of its members: sent once to all of them, as the list is long."""
+    """A generation, for each of its members: sent once to all of them, as the list is long. batch_size: of its steps;
+    stop_step: the last one that is made; 0 where neither is said.
+    """
 
     run_id: str
     generation: int
@@ -195,6 +245,9 @@ class Grant:
     excluded: tuple[int, ...] = ()
     tail: tuple[int, ...] = ()
     suspects: tuple[int, ...] = ()
+    batch_size: int = 0
+    stop_step: int = 0
+    batch_size_first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +277,11 @@ class Reply:
     file: str = ""
     quarantined: int = 0
     warning: str = ""
+    stopped: str = ""
+    places: tuple[int, ...] = ()
     losses: tuple[Loss, ...] = ()
 
 
-RequestBody = (
-    Join | Regroup | Lease | Release | Commit | Checkpoint | Heartbeat | Leave | Exited | Readmit | Rollback | Failed
-)
+_OfTopics = Examined | Grown | End
+_OfWorkers = Join | Regroup | Lease | Release | Commit | Checkpoint | Heartbeat | Leave | Exited | Failed | Stop
+RequestBody = _OfWorkers | Readmit | Rollback | Resize | _OfTopics

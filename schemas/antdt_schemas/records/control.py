@@ -151,6 +151,7 @@ class Decision:
     predicted_gain: float
     evidence_first: int
     evidence_last: int
+    batch_size: int = 0
     parameters: str = ""
     effect: Effect | None = None
 

@@ -10,7 +10,7 @@ from antdt_schemas.strategies import period_of
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """What a job trains on. Every joining worker states it; the first one is written into Genesis, and whoever
-    states another one is refused.
+    states another one is refused. steps: the job ends behind so many; then `epochs` is how many these reach at most.
     """
 
     dataset: str
@@ -27,6 +27,9 @@ class JobSpec:
     fingerprint: bytes = b""
     batches: str = ""
     local_batch_min: int = 1
+    steps: int = 0
+    blocks: tuple[int, ...] = ()
+    growing: bool = False
 
     @property
     def step_samples(self) -> int:
@@ -276,6 +279,62 @@ class Excluded:
 
 
 @dataclass(frozen=True, slots=True)
+class Resized:
+    """Steps that are executed from this generation on have another global batch. stated: what scripts state as theirs
+    from now on.
+    """
+
+    generation: int
+    batch_size: int
+    stated: int
+    author: str
+    reason: str
+    plan: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The job ends behind this step: what is left is not meant to be trained."""
+
+    step: int
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vacant:
+    """At these positions of a lease there is no sample: whoever holds it has read past them, or its decoder says so."""
+
+    lease: int
+    epoch: int
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """These positions of a lease cannot be decoded: they are in quarantine. The lease ends before them, and what was
+    behind them returns.
+    """
+
+    lease: int
+    epoch: int
+    start: int
+    length: int
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """A topic that grows has new offsets; or it ends here, and is finished with what is known."""
+
+    blocks: tuple[int, ...]
+    closed: bool
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fenced:
     """The first server refuses all workers that were lost up to this one, and has reported what it took of them: what
     they still held returns.
@@ -307,6 +366,8 @@ class Entry:
 
 
 _OfMembers = Joined | Lost | Left | Closed | Ready | Granted | RolledBack
-_OfSamples = Leased | Committed | Settled | Returned | Readmitted | Excluded | Checkpointed | Done
-Event = _OfMembers | _OfSamples | Refused | Digested | Regressed | Blamed | StepSkipped | RequestsMoved | Fenced
+_OfSamples = Leased | Committed | Settled | Returned | Readmitted | Excluded | Resized | Stopped | Checkpointed | Done
+_OfTopics = Vacant | SetAside | Extended
+_OfOthers = Refused | Digested | Regressed | Blamed | StepSkipped | RequestsMoved | Fenced
+Event = _OfMembers | _OfSamples | _OfTopics | _OfOthers
 EntryBody = Genesis | Leader | Cycle

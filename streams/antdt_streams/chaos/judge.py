@@ -34,7 +34,7 @@ from antdt_streams.proof.audit import audit
 from antdt_streams.proof.replay import walk
 from antdt_streams.runtime.memory import MemoryDriver, without_repeats
 from antdt_streams.runtime.service import Raw, Service
-from antdt_streams.views.lineage import TOGETHER, Lineage
+from antdt_streams.views.lineage import TOGETHER, Lineage, Sample
 from antdt_streams.views.projection import Feed
 
 Entries = list[tuple[int, bytes]]
@@ -123,7 +123,7 @@ def judged_services() -> list[tuple[Service, Topic]]:
 class Attempt:
     """One micro-batch that a worker was about to use in a step; `lineage` once the step was in its model."""
 
-    samples: list[int]
+    samples: list[Sample]
     lineage: str | None = None
 
 
@@ -172,7 +172,7 @@ def judge_records(entries: Entries, folder: Path) -> list[str]:
     attempts = {
         file.stem: attempts_of(file.read_text(encoding="utf-8").splitlines()) for file in folder.glob("*.jsonl")
     }
-    trained: Counter[int] = Counter()
+    trained: Counter[Sample] = Counter()
     for step, (lineage, taken) in history.steps.items():
         if TOGETHER in taken:
             of_step = {worker: own.get(step, []) for worker, own in attempts.items()}
@@ -189,7 +189,7 @@ def judge_records(entries: Entries, folder: Path) -> list[str]:
                 wrong.append(f"Step {step}: the log says that {worker} used {samples}; it wrote down {own}.")
     assert history.spec is not None, "a log without Genesis"
     epochs = history.spec.epochs
-    odd = [i for i in range(history.spec.samples) if trained[i] != epochs]
+    odd = [sample for sample, times in history.expected().items() if trained[sample] != times]
     if odd:
         wrong.append(f"By the workers' records {len(odd)} samples were not used {epochs} times: {odd[:10]} …")
     return wrong[:10]
@@ -212,22 +212,22 @@ def _judge_contributions(history: Lineage, folder: Path) -> list[str]:
     return wrong[:10]
 
 
-def _parts(attempts: Sequence[Attempt], lineage: str) -> list[Counter[int]]:
+def _parts(attempts: Sequence[Attempt], lineage: str) -> list[Counter[Sample]]:
     """What a worker may have used in a step: micro-batches one after the other, the last of which made this model.
 
     Of a worker that died before it could write that down, or had no part, any of them, or none.
     """
     ends = [at + 1 for at, attempt in enumerate(attempts) if attempt.lineage == lineage]
-    own = [Counter[int]()] if not ends else []
+    own = [Counter[Sample]()] if not ends else []
     for end in ends or range(1, len(attempts) + 1):
-        together: Counter[int] = Counter()
+        together: Counter[Sample] = Counter()
         for attempt in reversed(attempts[:end]):
             together = together + Counter(attempt.samples)
             own.append(together)
     return own
 
 
-def _covers(samples: list[int], parts: Sequence[list[Counter[int]]]) -> bool:
+def _covers(samples: list[Sample], parts: Sequence[list[Counter[Sample]]]) -> bool:
     """Whether one part of each worker, all together, are these samples, each once."""
     open_, left = sorted(parts, key=len), [Counter(samples)]
     for choices in open_:
@@ -235,10 +235,10 @@ def _covers(samples: list[int], parts: Sequence[list[Counter[int]]]) -> bool:
     return any(not rest for rest in left)
 
 
-def _used(attempts: Sequence[Attempt], samples: list[int], lineage: str) -> bool:
+def _used(attempts: Sequence[Attempt], samples: list[Sample], lineage: str) -> bool:
     """Whether these samples were at hand one micro-batch after the other, and nothing else came of it than this."""
     for first in range(len(attempts)):
-        together: list[int] = []
+        together: list[Sample] = []
         for attempt in attempts[first:]:
             together += attempt.samples
             if together == samples and attempt.lineage in (None, lineage):

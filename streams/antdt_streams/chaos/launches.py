@@ -33,8 +33,8 @@ class Training:
     """What is trained: enough samples to last as long as the faults, each with a delay in place of an accelerator.
 
     one_by_one: each sample is loaded by itself, so that single ones can be bad. max_attempts: of a shard. unit_size:
-    samples of a unit that is bitwise the same whoever computes it; 0: none. servers: of parameters; mode and backup say
-    how.
+    samples of a unit that is bitwise the same whoever computes it; 0: none. topic: they are records of a topic.
+    servers: of parameters; mode and backup say how.
     """
 
     workers: int = 4
@@ -49,6 +49,7 @@ class Training:
     one_by_one: bool = False
     max_attempts: int = 1000
     unit_size: int = 0
+    topic: bool = False
     servers: int = 0
     mode: str = "bsp"
     backup: int = 0
@@ -88,6 +89,7 @@ class Launches:
         command += ["--samples", str(t.samples), "--epochs", str(t.epochs), "--batch-size", str(t.batch_size)]
         command += ["--delay-ms", str(t.delay_ms), "--checkpoint-every", str(t.checkpoint_every)]
         command += ["--result", str(self.result), "--faults", str(self.faults), "--max-attempts", str(t.max_attempts)]
+        command += ["--topic", f"{self.job}.digits"] if t.topic else []
         command += ["--one-by-one"] if t.one_by_one else []
         command += ["--unit-size", str(t.unit_size)] if t.unit_size else []
         command += ["--mode", t.mode, "--backup", str(t.backup)] if t.servers else []

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--backup", default=0, help="Workers that a version of parameter servers does not wait for.")
 @click.option("--profile", type=click.Choice(["short", "long"]), default="short")
 @click.option("--kind", "kinds", multiple=True, help="A kind of fault; several: repeat it. Default: all of them.")
+@click.option("--topic", is_flag=True, help="The samples are records of a topic, with aborted transactions.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything to this file.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder for broker, state and logs; kept.")
 def chaos(
@@ -36,6 +37,7 @@ def chaos(
     first_seed: int,
     profile: str,
     kinds: tuple[str, ...],
+    topic: bool,
     json_file: Path | None,
     data_dir: Path | None,
     **training: Any,
@@ -51,7 +53,7 @@ def chaos(
 
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: run at least one.")
-    chosen, missing = available(_chosen(profile, kinds, training))
+    chosen, missing = available(_chosen(profile, kinds, training, topic=topic))
     for line in missing:
         note(line)
     stopping = stop_on_signals()
@@ -63,7 +65,7 @@ def chaos(
             note(f"seed {seed}: " + "; ".join(map(str, schedule(seed, chosen.schedule))))
             verdict = running.run(seed)
             verdicts.append(verdict)
-            _tell(verdict, profile, kinds, training)
+            _tell(verdict, profile, kinds, training, topic=topic)
     finally:
         if data_dir is None and all(v.passed for v in verdicts):
             shutil.rmtree(folder, ignore_errors=True)
@@ -79,7 +81,7 @@ def chaos(
     sys.exit(0 if passed == len(verdicts) else 1)
 
 
-def _chosen(profile: str, kinds: tuple[str, ...], training: dict[str, Any]) -> Profile:
+def _chosen(profile: str, kinds: tuple[str, ...], training: dict[str, Any], *, topic: bool) -> Profile:
     from antdt_streams.chaos.run import PROFILES
     from antdt_streams.chaos.schedule import WITH_SERVERS, Kind
 
@@ -88,15 +90,19 @@ def _chosen(profile: str, kinds: tuple[str, ...], training: dict[str, Any]) -> P
         raise UsageError(f"--kind {unknown[0]}: there is {', '.join(Kind)}.")
     chosen = PROFILES[profile]
     servers = training["servers"]
+    if servers and topic:
+        raise UsageError("--topic and --servers: try one after the other.")
     kept = tuple(map(Kind, kinds)) or (WITH_SERVERS if servers else chosen.schedule.kinds)
+    if topic:  # what no worker survives is decided where samples are loaded one by one
+        kept = tuple(kind for kind in kept if kind is not Kind.POISON_SAMPLE)
     return replace(
         chosen,
         schedule=replace(chosen.schedule, workers=training["workers"], servers=servers, kinds=kept),
-        training=replace(chosen.training, **training),
+        training=replace(chosen.training, **training, topic=topic),
     )
 
 
-def _tell(verdict: Verdict, profile: str, kinds: tuple[str, ...], training: dict[str, Any]) -> None:
+def _tell(verdict: Verdict, profile: str, kinds: tuple[str, ...], training: dict[str, Any], *, topic: bool) -> None:
     done = f"{len(verdict.carried_out)} of {len(verdict.faults)} faults"
     for fault in verdict.faults:
         if fault not in verdict.carried_out:
@@ -116,5 +122,5 @@ def _tell(verdict: Verdict, profile: str, kinds: tuple[str, ...], training: dict
     options = "".join(
         f" --{name} {value}" for name, value in training.items() if training["servers"] or name == "workers"
     )
-    options += f" --profile {profile}" + "".join(f" --kind {kind}" for kind in kinds)
+    options += f" --profile {profile}" + "".join(f" --kind {kind}" for kind in kinds) + " --topic" * topic
     note(f"  again: antdt chaos --seeds 1 --first-seed {verdict.seed}{options}")

@@ -30,9 +30,10 @@ from antdt_streams.local.services import SERVICES, broker_of, start_services
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--scene",
-    type=click.Choice(["mitigation", "ps"]),
+    type=click.Choice(["mitigation", "topic", "ps"]),
     default="mitigation",
-    help="Slow workers, without and with the Controller; or parameter servers, one of which is killed.",
+    help="Slow workers, without and with the Controller; a topic that is trained on while it grows; or parameter "
+    "servers, one of which is killed.",
 )
 @click.option("--workers", default=4, help="Worker processes.")
 @click.option(
@@ -61,7 +62,7 @@ from antdt_streams.local.services import SERVICES, broker_of, start_services
 )
 @click.option("--keep", is_flag=True, help="Leave broker and services of the mitigated run up until Ctrl-C.")
 @connection_options
-def demo(json_file: Path | None, keep: bool, place: Place, **choice: Any) -> None:
+def demo(scene: str, json_file: Path | None, keep: bool, place: Place, **choice: Any) -> None:
     """Train a small CNN twice on a real Kafka broker, with one worker slow and one slow in bursts.
 
     First with equal batches, then with the Controller moving samples to whoever is fast; at the end both runs are
@@ -71,6 +72,8 @@ def demo(json_file: Path | None, keep: bool, place: Place, **choice: Any) -> Non
 
     Each sample takes a fixed time at least (--delay-ms), which stands in for an accelerator: so two cores suffice for
     any number of workers, and what the best possible result would be is known.
+
+    --scene topic: one run on click events of a Kafka topic, which grows meanwhile; a worker is killed.
     """
     from rich.console import Console
 
@@ -82,6 +85,8 @@ def demo(json_file: Path | None, keep: bool, place: Place, **choice: Any) -> Non
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UsageError(f"--json {json_file}: there is no folder {json_file.absolute().parent}.")
     _interrupt_once()
+    if scene == "topic":
+        sys.exit(_topic_scene(place, options.workers, json_file, keep))
     console, tag = Console(), secrets.token_hex(2)
     names = (f"demo-static-{tag}", f"demo-{tag}") if options.scene != SERVERS else (f"demo-ps-{tag}",)
     with (
@@ -102,6 +107,26 @@ def demo(json_file: Path | None, keep: bool, place: Place, **choice: Any) -> Non
             _keep_up(home, connection, names[-1])
     audits = [value for name, value in result.items() if name.startswith("audit")]
     sys.exit(0 if all(audit["exactly_once"] for audit in audits) else 1)
+
+
+def _topic_scene(place: Place, workers: int, json_file: Path | None, keep: bool) -> int:
+    """The exit status."""
+    from antdt_streams.cli.job import show_audit
+    from antdt_streams.demo.topic import TopicScene, clean
+
+    job = f"demo-topic-{secrets.token_hex(2)}"
+    with _folder(place, keep) as home, broker_of(home, note) as broker:
+        note(f"Kafka on {broker.connection.bootstrap}, data in {home.data}")
+        with _topics(broker.connection, (job,), keep or not home.named):
+            try:
+                result = TopicScene(home, broker.connection, workers, note).run(job)
+            finally:
+                if home.named and not keep:
+                    clean(broker.connection, job)
+    show_audit(result["audit"])
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return 0 if result["audit"]["exactly_once"] else 1
 
 
 def _interrupt_once() -> None:

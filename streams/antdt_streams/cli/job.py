@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from antdt_schemas.errors import ExitCode
+from antdt_schemas.space import Block, Space, record_name
 
 from antdt_streams.cli.common import connection_options, emit_json, job_argument, json_option
 from antdt_streams.cli.replay import in_parts, log_options, open_log, processes_option
@@ -47,8 +48,9 @@ def show_audit(report: dict[str, Any]) -> None:
     click.echo(report["verdict"])
     for name in ("missing", "repeated", "quarantined"):
         for epoch, start, end in report.get(name, [])[:20]:
-            click.echo(f"  {name}: epoch {epoch}, positions {start} to {end - 1}")
+            click.echo(f"  {name}: epoch {epoch}, positions {start} to {end - 1}{_in_topic(report, start, end)}")
     _show_faults(report.get("faults", []))
+    _show_resizes(report.get("batch_sizes", []))
     for loss in report.get("accepted_losses", []):
         click.echo(f"  accepted by {loss['author']}: entries up to {loss['next_offset']} are lost: {loss['reason']}")
     for move in report.get("requests_moved", []):
@@ -58,6 +60,17 @@ def show_audit(report: dict[str, Any]) -> None:
     for name in ("entries", "void_entries", "steps", "refused_reports", "head_hash", "digest", "file"):
         if report.get(name) is not None:
             click.echo(f"  {name.replace('_', ' '):<16} {report[name]}")
+
+
+def _in_topic(report: dict[str, Any], start: int, end: int) -> str:
+    """Which records these positions are."""
+    if "blocks" not in report:
+        return ""
+    space = Space(Block(*block) for block in report["blocks"])
+    if end > space.length:
+        return ""  # not all blocks are listed
+    runs = [f"{record_name(report['topic'], p, at)} to {at + n - 1}" for _, p, at, n in space.runs(start, end - start)]
+    return f": {', '.join(runs)}"
 
 
 @click.command()
@@ -78,6 +91,10 @@ def status(job: str, as_json: bool, place: Place) -> None:
     done = f"{found['committed']:,} of {found['samples_total']:,} samples committed"
     share = f"{100 * found['committed'] / total:.1f} %"
     click.echo(f"  {done} ({share}), step {found['step']}, {found['leased']:,} leased")
+    if found["topic"]:
+        ends = ", ".join(f"{partition}@{end}" for partition, end in found["topic"]["ends"].items())
+        more = "" if found["topic"]["ended"] else f"; it grows until `antdt end {job}`"
+        click.echo(f"  topic {found['topic']['name']} up to {ends}{more}")
     state = "open" if found["open"] else f"closed: {found['next_generation']}"
     state = f"done: {found['file']}" if found["file"] else state
     click.echo(f"  generation {found['generation']} ({state}), members: {', '.join(found['members']) or 'none'}")
@@ -94,6 +111,9 @@ def status(job: str, as_json: bool, place: Place) -> None:
         allowed = f" of {said['allowed_s']:.0f} s announced" if said["allowed_s"] else ""
         what = f"{said['phase']} for {said['phase_s']:.1f} s{allowed}{detail}"
         click.echo(f"    {incarnation}: {what}, {said['age_s']:.0f} s ago")
+    if found["stopped"]:
+        click.echo(f"  the job {found['stopped']}")
+    _show_resizes(found["batch_sizes"])
     steps = ", ".join(str(c["step"]) for c in found["checkpoints"])
     click.echo(f"  checkpoints at steps {steps or 'none'} (go back to one by `antdt rollback {job} --step STEP`)")
     if found["quarantined"]:
@@ -105,6 +125,12 @@ def status(job: str, as_json: bool, place: Place) -> None:
         click.echo(f"  {found['accepted_losses']} losses of log entries were accepted: see `antdt audit {job}`")
     for decision in found["decisions"][-5:]:
         click.echo(f"  plan {decision['plan']}: {decision['reason']}")
+
+
+def _show_resizes(resizes: list[dict[str, Any]]) -> None:
+    for one in resizes:
+        since = f"from step {one['step']:,} on" if one["step"] else "from the next generation on"
+        click.echo(f"  {since} a step has {one['batch_size']} samples, by {one['author']}: {one['reason']}")
 
 
 def _show_faults(faults: list[dict[str, Any]]) -> None:

@@ -31,8 +31,11 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "export": ("replay", "Write the log to a file, with its checker."),
     },
     "Operate": {
+        "policy": ("policy", "Look at the Controller's policy, steer it."),
         "rollback": ("operator", "Go back to a checkpoint."),
         "readmit": ("operator", "Try samples in quarantine again."),
+        "resize": ("operator", "Change the global batch."),
+        "end": ("operator", "End a topic that grows: the job finishes with what is known."),
         "recover": ("operator", "Accept a loss of the broker, on record."),
     },
     "Services": {

@@ -1,4 +1,4 @@
-"""antdt rollback, readmit, recover: what only a person decides, recorded in the shard log with its author."""
+"""antdt rollback, readmit, resize, end, recover: what only a person decides, recorded in the log with its author."""
 
 from __future__ import annotations
 
@@ -41,6 +41,36 @@ def readmit(job: str, place: Place) -> None:
     _ask(job, place, lambda _: records.Readmit())
     whom = "by the workers that run or by the next launch"
     note(f"What was in quarantine in job {job} will be trained on again, {whom}.")
+
+
+@click.command()
+@job_argument
+@click.option("--batch-size", type=int, required=True, help="Samples of all workers together in one step.")
+@click.option("--reason", required=True, help="Why, for whoever reads the log later.")
+@connection_options
+def resize(job: str, batch_size: int, reason: str, place: Place) -> None:
+    """Change the global batch of a job that runs, or is to be launched again: the workers meet anew, and go on with it.
+
+    What is left of an epoch is shared out among steps of the new size; no sample is left out or repeated. The shard log
+    says from which step on it counts (`antdt status`). Learning rates go with it where the script says so.
+    """
+    _ask(job, place, lambda author: records.Resize(batch_size, author, reason))
+    note(f"Job {job} goes on with {batch_size} samples in a step.")
+
+
+@click.command()
+@job_argument
+@click.option("--reason", required=True, help="Why, for whoever reads the log later.")
+@connection_options
+def end(job: str, reason: str, place: Place) -> None:
+    """End the data of a job that trains on a topic that grows (Topic(bounded=False)).
+
+    What its workers have heard of until now is trained on, then the job is done; what comes later is not of this job.
+    """
+    _ask(job, place, lambda author: records.End(author, reason))
+    note(
+        f"The data of job {job} end here: it finishes with what it knows of. `antdt status {job}` shows how far it is."
+    )
 
 
 def _ask(job: str, place: Place, body: ask.Body) -> None:

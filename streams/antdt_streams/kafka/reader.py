@@ -114,12 +114,12 @@ def read_genesis(connection: Connection, job: str) -> records.Genesis | None:
     return None
 
 
-def decoded(raws: Iterable[Raw], kind: type[R]) -> Iterator[tuple[Raw, R]]:
+def decoded(raws: Iterable[Raw], kind: type[R], *also: type[Any]) -> Iterator[tuple[Raw, R]]:
     """Each record with what it says. Those that are nothing of ours are passed over; the first one is told."""
     told = False
     for raw in raws:
         try:
-            record = codec.decode(raw.value, kind)
+            record = codec.decode_one_of(raw.value, (kind, *also))
         except Undecodable as error:
             level = logging.DEBUG if told else logging.WARNING
             log.log(level, "passed over partition %d offset %d: %s", raw.partition, raw.offset, error)

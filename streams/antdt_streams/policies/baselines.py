@@ -72,9 +72,12 @@ class LoadBalancedBsp:
 
 @dataclass(frozen=True, slots=True)
 class BackupParameters:
-    """workers: slowest contributions that a step does not wait for."""
+    """workers: slowest contributions that a step does not wait for. adjust_lr: the global batch is smaller by them, and
+    learning rates with it, in proportion.
+    """
 
     workers: int = 1
+    adjust_lr: bool = True
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -92,11 +95,19 @@ class Backup:
         self.parameters = parameters or BackupParameters()
 
     def decide(self, view: ClusterView, memory: Memory) -> Decided:
-        wanted = min(self.parameters.workers, max(len(view.workers) - 1, 0))
-        if view.pending or view.backup_workers == wanted:
+        many = len(view.workers)
+        wanted = min(self.parameters.workers, max(many - 1, 0))
+        if view.pending or not many:
             return (), memory
-        reason = f"a step closes after {len(view.workers) - wanted} of {len(view.workers)} contributions"
-        return (Proposal(Action.BACKUP_WORKERS, reason, 0.0, backup_workers=wanted),), memory
+        out = []
+        reason = f"a step closes after {many - wanted} of {many} contributions"
+        if view.backup_workers != wanted:
+            out.append(Proposal(Action.BACKUP_WORKERS, reason, 0.0, backup_workers=wanted))
+        factor = (many - wanted) / many if self.parameters.adjust_lr else view.learning_rate_factor
+        if factor != view.learning_rate_factor:
+            reason = f"{reason}: learning rates go with the global batch"
+            out.append(Proposal(Action.ADJUST_LR, reason, 0.0, learning_rate_factor=factor))
+        return tuple(out), memory
 
 
 class BackupDrop(Backup):

@@ -32,7 +32,8 @@ class NonDedicated:
 
     def __init__(self, parameters: NonDedicatedParameters | None = None) -> None:
         self.parameters = parameters or NonDedicatedParameters()
-        self._restarts, self._balance = Restarts(self.parameters), AdjustBatchSize(self.parameters)
+        self._restarts = Restarts(self.parameters, balanced=self.parameters.balance)
+        self._balance = AdjustBatchSize(self.parameters)
 
     def decide(self, view: ClusterView, memory: Memory) -> tuple[tuple[Proposal, ...], Memory]:
         """At most one proposal."""

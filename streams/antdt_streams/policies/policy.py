@@ -58,11 +58,12 @@ class NodeView:
 class ClusterView:
     """All nodes of the current generation, by name, and what the Controller has already asked for.
 
-    `urgent` is true in the middle of a window; `pending` while the newest plan is not in effect yet. strategy: the
-    job's, empty while not known. step_s: seconds of a step as measured, all waiting included; samples_per_s: of all
-    workers together; both 0 while not known. effects: what has come of earlier decisions, the newest last. busy: why
-    the cluster has no room for a node that is started again, empty where it has. restarting: workers that were ordered
-    to be started again and are not back; restart_s: seconds that this has taken lately, 0 while not known.
+    `urgent` is true in the middle of a window; `pending` while the newest plan is not in effect yet. batch_size: the
+    global batch that a plan has asked for last; 0: none has. strategy: the job's, empty while not known. step_s:
+    seconds of a step as measured, all waiting included; samples_per_s: of all workers together; both 0 while not known.
+    effects: what has come of earlier decisions, the newest last. busy: why the cluster has no room for a node that is
+    started again, empty where it has. restarting: workers that were ordered to be started again and are not back;
+    restart_s: seconds that this has taken lately, 0 while not known.
     """
 
     window: int
@@ -78,6 +79,7 @@ class ClusterView:
     loss: float
     learning_rate_factor: float
     backup_workers: int
+    batch_size: int = 0
     strategy: str = ""
     step_s: float = 0.0
     samples_per_s: float = 0.0
@@ -108,7 +110,10 @@ class Proposal:
     """One action, absolute. What is left None stays as it is; `reason` is one sentence for people.
 
     learning_rate_factor: from the step on at which the plan comes into force, the learning rates that the script and
-    its scheduler set are multiplied by it. 1.0 takes an earlier one back.
+    its scheduler set are multiplied by it. 1.0 takes an earlier one back. batch_size: the global batch of all workers
+    together, with an ADJUST_BS (whose assignments then say in which proportion they take it); it is in force from the
+    step on that the shard log says, which is a moment later. What learning rates make of it is the script's
+    (`AgentOptions.learning_rate_with_batch`): the factor here may come into force at another step.
 
     Raises:
         UsageError: the action does not say what it changes, or changes what it must leave.
@@ -121,10 +126,13 @@ class Proposal:
     learning_rate_factor: float | None = None
     backup_workers: int | None = None
     target: str = ""
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        named = [name for name in CHANGES.values() if getattr(self, name) is not None]
-        if self.action in CHANGES and CHANGES[self.action] not in named:
+        names = (*CHANGES.values(), "batch_size")
+        named = [name for name in names if getattr(self, name) is not None]
+        sized = self.action is Action.ADJUST_BS and self.batch_size is not None
+        if self.action in CHANGES and CHANGES[self.action] not in named and not sized:
             raise UsageError(f"A proposal of {self.action} says nothing of {CHANGES[self.action]}.")
         if self.action not in CHANGES and named:
             raise UsageError(
@@ -132,6 +140,8 @@ class Proposal:
             )
         if self.learning_rate_factor is not None and not 0.0 < self.learning_rate_factor < math.inf:
             raise UsageError(f"learning_rate_factor={self.learning_rate_factor}: take a finite number above 0.")
+        if self.batch_size is not None and (self.batch_size < 1 or self.action is not Action.ADJUST_BS):
+            raise UsageError(f"batch_size={self.batch_size}: take 1 or more, with the action ADJUST_BS.")
         if self.backup_workers is not None and self.backup_workers < 0:
             raise UsageError(f"backup_workers={self.backup_workers}: take 0 or more.")
 

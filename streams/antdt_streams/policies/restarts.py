@@ -66,8 +66,9 @@ class Loss:
 class Restarts:
     """The rule and what it must remember, as a part of a policy's memory."""
 
-    def __init__(self, parameters: RestartParameters) -> None:
-        self.parameters = parameters
+    def __init__(self, parameters: RestartParameters, *, balanced: bool = True) -> None:
+        """balanced: batch sizes follow speed, so that a slow node costs less."""
+        self.parameters, self.balanced = parameters, balanced
 
     def remember(self, view: ClusterView, memory: Memory) -> dict[str, Any]:
         """The memory after this view: what each persistent node has cost so far, who was seen well, whose restarts were
@@ -84,12 +85,13 @@ class Restarts:
         if view.urgent:
             return out
         steps, seconds = _since(memory.get(SEEN), view)
-        for loss in losses_of(view):
+        for loss in losses_of(view, balanced=self.balanced):
             cost_s = steps * loss.a_step_s if loss.a_step_s else seconds * loss.share
             who = loss.node.incarnation
             losses[who] = round(losses.get(who, 0.0) + cost_s, 6)
         for node in view.nodes:
-            if node.seconds_per_sample is not None and node.severity < WELL_MAX and node.incarnation not in well:
+            judged = node.node_class is not NodeClass.UNKNOWN and node.seconds_per_sample is not None
+            if judged and node.severity < WELL_MAX and node.incarnation not in well:
                 well.append(node.incarnation)
         return {**out, SEEN: [view.generation, view.last_step, view.now_ms]}
 
@@ -97,7 +99,7 @@ class Restarts:
         """One restart that has paid for itself, servers first, and the memory after it; None: nobody is to go."""
         if not self.parameters.restart or view.urgent or self.held_back(view, memory):
             return None
-        due = [loss for loss in losses_of(view) if self._is_due(loss, view, memory)]
+        due = [loss for loss in losses_of(view, balanced=self.balanced) if self._is_due(loss, view, memory)]
         if not due:
             return None
         chosen = min(due, key=lambda one: (one.node.role != SERVER, -one.share, one.node.worker))
@@ -147,7 +149,7 @@ def _since(seen: Any, view: ClusterView) -> tuple[int, float]:
     return max(view.last_step - seen[1], 0), min(max(view.now_ms - seen[2], 0) / 1000.0, GAP_MAX_S)
 
 
-def losses_of(view: ClusterView) -> list[Loss]:
+def losses_of(view: ClusterView, *, balanced: bool = True) -> list[Loss]:
     """What each persistent node costs, the others' sicknesses left as they are."""
     out = []
     known = [node for node in view.workers if node.seconds_per_sample and node.node_class is not NodeClass.ABSENT]
@@ -162,18 +164,24 @@ def losses_of(view: ClusterView) -> list[Loss]:
             fit = speed[node.worker] * math.exp(node.severity)
             out.append(Loss(node, (fit - speed[node.worker]) / (sum(speed.values()) - speed[node.worker] + fit), 0.0))
         else:
-            out += _of_a_step(node, known)
+            out += _of_a_step(node, known, balanced=balanced)
     return out
 
 
-def _of_a_step(node: NodeView, nodes: list[NodeView]) -> list[Loss]:
-    """After re-balancing: the best step with it as it is, against the best one if it were well."""
+def _of_a_step(node: NodeView, nodes: list[NodeView], *, balanced: bool) -> list[Loss]:
+    """The best step with it as it is, against the best one if it were well; or, unbalanced, the one that is made."""
     rates: Mapping[str, float] = {n.worker: n.seconds_per_sample or math.nan for n in nodes}
     if len(nodes) < 2:
         return []
-    sick_s = _best_s(nodes, rates)
-    well_s = _best_s(nodes, {**rates, node.worker: node.expected_s_per_sample or math.nan})
+    cost = _best_s if balanced else _made_s
+    sick_s = cost(nodes, rates)
+    well_s = cost(nodes, {**rates, node.worker: node.expected_s_per_sample or math.nan})
     return [Loss(node, 1.0 - well_s / sick_s, sick_s - well_s)] if sick_s > well_s > 0.0 else []
+
+
+def _made_s(nodes: list[NodeView], rates: Mapping[str, float]) -> float:
+    """Seconds of a step of what each takes now."""
+    return max(node.fixed_s * node.accumulation + node.batch_size * rates[node.worker] for node in nodes)
 
 
 def _best_s(nodes: list[NodeView], rates: Mapping[str, float]) -> float:

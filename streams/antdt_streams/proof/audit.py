@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from antdt_schemas import records
+from antdt_schemas.space import TOPIC
 
 from antdt_streams.ledger.core import evidence, rows
+from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.ledger.core.state import State
 from antdt_streams.proof.coverage import RANGES_LISTED_MAX, Coverage
 from antdt_streams.proof.replay import Break, walk
 from antdt_streams.proof.walker import Anchors, Entries
@@ -61,13 +64,16 @@ def report_of(account: Account, broken: Break | None) -> dict[str, Any]:
     if state is None:
         return report | {"verdict": f"NOT PROVEN. {broken.sentence() if broken else 'The log holds no job.'}"}
     counted = _counted(coverage, state.spec)
-    proven = not (broken or any(counted[what] for what in ("missing", "repeated", "quarantined", "wrong_lineage")))
+    wrong = any(counted[what] for what in ("missing", "repeated", "quarantined", "wrong_lineage"))
+    proven = not (broken or wrong or coverage.grows)
     # Coverage and state are two pieces of code: they must agree.
     agree = broken is not None or coverage.agrees(state)
-    report |= counted | {
+    report |= counted | _of_topic(coverage, state)
+    report |= {
         "exactly_once": proven and agree,
-        "finished": not counted["missing"] and not broken,
+        "finished": not (counted["missing"] or broken or coverage.grows),
         "faults": evidence.faults(state),
+        "batch_sizes": resizes(state),
         "skipped_steps": state.line.skipped,
         "refused_reports": state.refused,
         "digest": rows.digest(state).hex(),
@@ -76,16 +82,31 @@ def report_of(account: Account, broken: Break | None) -> dict[str, Any]:
     return report | {"verdict": _verdict(report, broken, agree)}
 
 
+def _of_topic(coverage: Coverage, state: State) -> dict[str, Any]:
+    """Where the positions of a topic are in it, as [partition, first offset, next offset], and what was found there."""
+    if state.spec.order != TOPIC:
+        return {}
+    committed = sum(inside.total for inside in coverage.committed.values())
+    blocks = [list(block) for block in state.shards.space.blocks]
+    told = {"topic": state.spec.dataset, "blocks": blocks[:RANGES_LISTED_MAX], "ended": not coverage.grows}
+    return told | {"records": committed - coverage.vacancies, "vacant": coverage.vacancies}
+
+
 def _counted(coverage: Coverage, spec: records.JobSpec) -> dict[str, Any]:
     """What a coverage says of a job."""
-    first_ms, last_ms = coverage.first_lease_ms, coverage.last_commit_ms
+    first_ms, last_ms, stop = coverage.first_lease_ms, coverage.last_commit_ms, coverage.stop
+    not_trained, left = coverage.not_trained(spec)
     return {
         "epochs": spec.epochs,
-        "samples": spec.samples,
+        "samples": spec.samples + coverage.added,
         "committed": sum(inside.total for inside in coverage.committed.values()),
         "missing": [list(r) for r in coverage.missing(spec)],
         "repeated": [list(r) for r in coverage.repeated],
-        "quarantined": [[e, a, b] for e, apart in sorted(coverage.quarantined.items()) for a, b in apart],
+        "quarantined": [list(r) for r in coverage.apart(spec)],
+        "not_trained": [list(r) for r in not_trained],
+        "not_trained_samples": left,
+        "steps_asked": spec.steps,
+        "stopped": stop and {"step": stop.step, "author": stop.author, "reason": stop.reason},
         "wrong_lineage": coverage.wrong_lineage[:RANGES_LISTED_MAX],
         "steps": coverage.step,
         "lineage": coverage.lineage.hex(),
@@ -106,8 +127,15 @@ def _verdict(report: dict[str, Any], broken: Break | None, agree: bool) -> str:
         return "NOT PROVEN. What was counted and the state of the replay disagree: report this as a bug."
     if report["exactly_once"]:
         total = report["samples"] * report["epochs"]
-        return f"EXACTLY ONCE. Each of {report['samples']} samples in each of {report['epochs']} epochs ({total:,})."
+        if report["stopped"] or report["steps_asked"]:
+            return f"EXACTLY ONCE, what was trained: {_trained(report)}"
+        said = f"EXACTLY ONCE. Each of {report['samples']} samples in each of {report['epochs']} epochs ({total:,})."
+        if "records" in report:
+            said += f" {report['records']:,} are records of {report['topic']}, at {report['vacant']:,} offsets is none."
+        return said
     parts = []
+    if not report.get("ended", True):
+        parts.append(f"{report['topic']} has not ended")
     if report["missing"]:
         parts.append(f"{_count(report['missing']):,} samples are not committed")
     if report["repeated"]:
@@ -117,6 +145,27 @@ def _verdict(report: dict[str, Any], broken: Break | None, agree: bool) -> str:
     if report["wrong_lineage"]:
         parts.append(f"the lineage of {len(report['wrong_lineage'])} steps is wrong")
     return "NOT exactly once: " + ", ".join(parts) + "."
+
+
+def _trained(report: dict[str, Any]) -> str:
+    """Of a job that ends behind a step."""
+    said = f"{report['committed']:,} samples in {report['steps']:,} steps."
+    left, stop = report["not_trained_samples"], report["stopped"]
+    if stop:
+        early = f"The job was finished early, behind step {stop['step']:,}, by {stop['author']}: {stop['reason']}."
+        return f"{said} {early} {left:,} samples were not trained."
+    rest = f" The rest of the last epoch, {left:,} samples, is not meant to be trained." if left else ""
+    return f"{said} So many steps were asked for.{rest}"
+
+
+def resizes(state: State) -> list[dict[str, Any]]:
+    """How the global batch was changed, ready for JSON. step: the first one that has it; 0: none was begun yet."""
+    if not isinstance(state.shards, Batches):
+        return []
+    return [
+        {"step": c.step, "batch_size": c.batch_size, "author": c.author, "reason": c.reason}
+        for c in state.shards.changes
+    ]
 
 
 def _count(ranges: list[list[int]]) -> int:

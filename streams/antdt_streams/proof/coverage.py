@@ -7,11 +7,11 @@ shares no code with any of this is the stand-alone verifier's. Knows neither the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from antdt_schemas import lineage, records
-from antdt_schemas.batches import Piece, layout_of
+from antdt_schemas.batches import Cursor, Layout, Layouts, Piece, layout_of
 
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.fold import Verdict
@@ -30,7 +30,8 @@ Sets = dict[int, IntervalSet]
 class Coverage:
     """repeated, wrong_lineage: what an entry says that the state refuses as well; the log then breaks there.
 
-    voids: offsets of void entries. rolled_back: steps that were undone. Memory does not grow with the steps.
+    voids: offsets of void entries. rolled_back: steps that were undone. Memory does not grow with the steps. Of steps
+    of a fixed size: `holes`, `layouts`, where the next one begins (`cursor`), where the last one of each epoch `ends`.
     """
 
     committed: Sets = field(default_factory=dict)
@@ -46,13 +47,23 @@ class Coverage:
     losses: list[records.Regressed] = field(default_factory=list)
     moves: list[records.RequestsMoved] = field(default_factory=list)
     holes: Holes | None = None  # where steps have a fixed size
+    layouts: Layouts | None = None
+    cursor: Cursor = field(default_factory=Cursor)
+    ends: dict[int, int] = field(default_factory=dict)
+    stop: records.Stopped | None = None
+    added: int = 0  # positions that an epoch has by now beside those of Genesis
+    grows: bool = False  # a topic to which more may be added
+    vacant: Sets = field(default_factory=dict)  # where a topic has no record, as was found, whatever became of it
 
     # -- what was read
 
     def on_entry(self, read: Read) -> None:
         """Count one entry; of one that the state refuses, only what is wrong with it."""
-        if isinstance(read.body, records.Genesis) and read.verdict is Verdict.GENESIS and read.body.spec.batches:
-            self.holes = Holes(read.body.spec.epochs)
+        if isinstance(read.body, records.Genesis) and read.verdict is Verdict.GENESIS:
+            spec = read.body.spec
+            if spec.batches:
+                self.holes, self.layouts = Holes(spec.epochs), Layouts(layout_of(spec))
+            self.grows = spec.growing
         if read.verdict is Verdict.VOID:
             self.voids.append(read.offset)
         elif read.verdict is Verdict.REFUSED and isinstance(read.body, records.Cycle):
@@ -90,18 +101,33 @@ class Coverage:
         elif isinstance(event, records.RolledBack):
             self.rolled_back += self.step - event.step
             self.step = event.step
-        elif isinstance(event, records.Returned) and event.quarantined:
+        elif isinstance(event, records.SetAside) or (isinstance(event, records.Returned) and event.quarantined):
             self.quarantined.setdefault(event.epoch, IntervalSet()).add(event.start, event.start + event.length)
         elif isinstance(event, records.Excluded) and self.holes is not None:
             self._exclude(self.holes, event)
+        elif isinstance(event, records.Resized) and self.layouts is not None:
+            self.layouts = self.layouts.resized(event.generation, event.batch_size)
+        elif isinstance(event, records.Stopped):
+            self.stop = event
         elif isinstance(event, records.Readmitted):
             self.quarantined[event.epoch].remove(event.start, event.start + event.length)
             if self.holes is not None:
                 self.holes = self.holes.append(Piece(event.epoch, event.start, event.length))
-        elif isinstance(event, records.Regressed):
+        else:
+            self._enter_rarer(event)
+
+    def _enter_rarer(self, event: records.Event) -> None:
+        """What a broker lost or moved, and what is found in a topic."""
+        if isinstance(event, records.Regressed):
             self.losses.append(event)
         elif isinstance(event, records.RequestsMoved):
             self.moves.append(event)
+        elif isinstance(event, records.Vacant):
+            places = iter(event.places)
+            _join(self.vacant, event.epoch, ((start, start + n) for start, n in zip(places, places, strict=True)))
+        elif isinstance(event, records.Extended):
+            ends, begins = event.blocks[2::3], event.blocks[1::3]
+            self.added, self.grows = self.added + sum(ends) - sum(begins), not event.closed
 
     def _exclude(self, holes: Holes, event: records.Excluded) -> None:
         piece = Piece(event.epoch, event.start, event.length)
@@ -135,6 +161,9 @@ class Coverage:
 
     def _advance(self, event: records.Committed) -> None:
         self.step += 1
+        if self.layouts is not None:
+            executed, epoch, start, length = event.ranges
+            self.cursor, self.ends[epoch] = self.layouts.of(executed).behind(epoch, start, length), start + length
         self.lineage = lineage.next_lineage(self.lineage, self.step, event.ranges)
         if (event.step, event.lineage) != (self.step, self.lineage):
             self.wrong_lineage.append(event.step)
@@ -148,6 +177,8 @@ class Coverage:
             before = self.committed.get(epoch, IntervalSet())
             left[epoch] = IntervalSet(part for start, end in inside for part in before.overlaps(start, end))
         self.committed, self.lineage = left, state.line.lineage
+        if isinstance(state.shards, Batches):
+            self.cursor, self.ends = state.shards.cursor, _ends(state.shards)
         if self.holes is not None:  # a sample that was in the model, and is excluded by now
             for epoch, apart in _sets(state)[1].items():
                 mine = self.quarantined.setdefault(epoch, IntervalSet())
@@ -157,7 +188,8 @@ class Coverage:
 
     def _accuse(self, body: records.Cycle) -> None:
         """Nothing of such an entry is in the model. What it says behind a roll-back is not looked at."""
-        trial = replace(self, committed=_copied(self.committed), quarantined=_copied(self.quarantined))
+        sets = _copied(self.committed), _copied(self.quarantined)
+        trial = replace(self, committed=sets[0], quarantined=sets[1], ends=dict(self.ends))
         for event in body.events:
             if isinstance(event, records.RolledBack):
                 break
@@ -175,16 +207,71 @@ class Coverage:
         return same and _filled(self.committed, self.quarantined) == _filled(*_sets(state))
 
     def missing(self, spec: records.JobSpec) -> list[Range]:
-        """Positions that are neither committed nor quarantined."""
+        """Positions that are neither committed nor quarantined, and meant to be trained."""
+        return self._gaps(self._meant(spec))
+
+    def not_trained(self, spec: records.JobSpec) -> tuple[list[Range], int]:
+        """Positions that are not meant to be trained, as the job ends behind a step, and how many these are: the rest
+        of the epoch that it reaches; and all others of the job, where it was finished early.
+        """
+        if self.layouts is None:
+            every = ((epoch, 0, spec.samples + self.added) for epoch in range(spec.epochs))
+            left = self._gaps(every) if self.stop is not None and self.step >= self.stop.step else []
+            return left, sum(end - start for _, start, end in left)
+        cursor, made = self.cursor, self.step
+        for piece, steps in self._to_the_end().ahead(cursor, made):
+            cursor, made = self.layouts.newest.behind(*piece), made + steps
+        found = []
+        if self.stop is not None:
+            found = [(p.epoch, p.start, p.start + p.length) for p, _ in self.layouts.newest.ahead(cursor, made)]
+        elif spec.steps and cursor.epoch < spec.epochs and cursor.position:
+            found = [(*cursor, spec.samples)]
+        return found[:RANGES_LISTED_MAX], sum(end - start for _, start, end in found)
+
+    def _to_the_end(self) -> Layout:
+        """That of the steps which are left."""
+        assert self.layouts is not None
+        layout = self.layouts.newest
+        stop = self.stop.step if self.stop is not None else 0
+        return replace(layout, steps=min(stop, layout.steps or stop)) if stop else layout
+
+    def _meant(self, spec: records.JobSpec) -> Iterator[Range]:
+        """Where samples are meant to be in the model at the end."""
+        if self.layouts is None:
+            if self.stop is None or self.step < self.stop.step:
+                yield from ((epoch, 0, spec.samples + self.added) for epoch in range(spec.epochs))
+            return
+        yield from ((epoch, 0, end) for epoch, end in sorted(self.ends.items()) if epoch < spec.epochs)
+        for (epoch, start, length), _ in self._to_the_end().ahead(self.cursor, self.step):
+            yield epoch, start, start + length
+
+    def apart(self, spec: records.JobSpec) -> list[Range]:
+        """What is in quarantine and would be meant to be in the model."""
+        if self.stop is None and not spec.steps:
+            return [(e, a, b) for e, found in sorted(self.quarantined.items()) for a, b in found]
         out: list[Range] = []
-        for epoch in range(spec.epochs):
+        for epoch, low, high in self._meant(spec):
+            found = self.quarantined.get(epoch, IntervalSet())
+            out += ((epoch, a, b) for a, b in found.overlaps(low, high))
+        return out
+
+    def _gaps(self, ranges: Iterator[Range]) -> list[Range]:
+        """What of these is neither committed nor in quarantine; RANGES_LISTED_MAX at most."""
+        out: list[Range] = []
+        for epoch, low, high in ranges:
             inside = self.committed.get(epoch, IntervalSet())
             apart = self.quarantined.get(epoch, IntervalSet())
-            for start, end in inside.gaps(0, trained_of_an_epoch(spec)):
-                out += ((epoch, low, high) for low, high in apart.gaps(start, end))
+            for start, end in inside.gaps(low, high):
+                out += ((epoch, first, last) for first, last in apart.gaps(start, end))
                 if len(out) >= RANGES_LISTED_MAX:
                     return out[:RANGES_LISTED_MAX]
         return out
+
+    @property
+    def vacancies(self) -> int:
+        """How many of the committed positions have no record."""
+        sets = ((apart, self.committed.get(epoch, IntervalSet())) for epoch, apart in self.vacant.items())
+        return sum(high - low for apart, inside in sets for a, b in apart for low, high in inside.overlaps(a, b))
 
     # -- in parts
 
@@ -192,8 +279,13 @@ class Coverage:
     def opened(cls, state: State) -> Coverage:
         """That of the part of a log that begins with this state."""
         inside, apart = map(_copied, _sets(state))
-        holes = state.shards.holes if isinstance(state.shards, Batches) else None
-        return cls(inside, apart, step=state.line.committed, lineage=state.line.lineage, holes=holes)
+        found = cls(inside, apart, step=state.line.committed, lineage=state.line.lineage, stop=state.stop)
+        if isinstance(state.shards, Batches):
+            fixed = state.shards
+            found.holes, found.layouts = fixed.holes, fixed.layouts
+            found.cursor, found.ends = fixed.cursor, _ends(fixed)
+        found.added, found.grows = state.shards.samples - state.spec.samples, not state.shards.space.closed
+        return found
 
     def closed(self) -> Coverage:
         """What it adds to that of the parts behind: all but where the samples are."""
@@ -207,21 +299,30 @@ class Coverage:
         self.losses = before.losses + self.losses
         self.moves = before.moves + self.moves
         self.rolled_back += before.rolled_back
+        for epoch, apart in before.vacant.items():
+            _join(self.vacant, epoch, apart)
         if before.first_lease_ms is not None:
             self.first_lease_ms = before.first_lease_ms
         if self.last_commit_ms is None:
             self.last_commit_ms = before.last_commit_ms
 
 
-def trained_of_an_epoch(spec: records.JobSpec) -> int:
-    """How many positions of an epoch are trained on: its first ones."""
-    return layout_of(spec).epoch_length
+def _ends(shards: Batches) -> dict[int, int]:
+    return {number: found.cursor for number, found in shards.epochs.items() if found.cursor}
 
 
 def _sets(state: State) -> tuple[Sets, Sets]:
     """What is committed and what is in quarantine."""
     epochs = state.shards.epochs.items()
     return {n: epoch.committed for n, epoch in epochs}, {n: epoch.quarantined for n, epoch in epochs}
+
+
+def _join(sets: Sets, epoch: int, parts: Iterable[tuple[int, int]]) -> None:
+    """With these: what was found there before, by somebody else or in another generation, is found again."""
+    inside = sets.setdefault(epoch, IntervalSet())
+    for start, end in parts:
+        for low, high in inside.gaps(start, end):
+            inside.add(low, high)
 
 
 def _copied(sets: Sets) -> Sets:

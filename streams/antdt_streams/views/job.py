@@ -8,6 +8,7 @@ from typing import Any
 from antdt_schemas import codec
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ForeignState, LogTampered
+from antdt_schemas.space import TOPIC
 from antdt_schemas.topics import DECISIONS, SHARD_LOG
 
 from antdt_streams.kafka import topics_admin
@@ -15,9 +16,11 @@ from antdt_streams.kafka.reader import TopicReader
 from antdt_streams.ledger.core import evidence, rows
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.groups import rules_of
+from antdt_streams.ledger.core.state import State
 from antdt_streams.ledger.snapshots import SERVICE
 from antdt_streams.ledger.stored import Identity, fold_of
 from antdt_streams.proof.audit import audit as audit_log
+from antdt_streams.proof.audit import resizes
 from antdt_streams.proof.replay import behind
 from antdt_streams.proof.source import open_topic
 from antdt_streams.proof.walker import Entries, Walker, chunks
@@ -61,6 +64,9 @@ def standing_of(fold: Fold) -> dict[str, Any]:
         "faults": evidence.faults(state) if state else [],
         "step": state.line.committed if state else 0,
         "skipped_steps": state.line.skipped if state else 0,
+        "steps_asked": state.spec.steps if state else 0,
+        "batch_sizes": resizes(state) if state else [],
+        "stopped": state.why_stopped if state else "",
         "generation": state.members.generation if state else 0,
         "open": bool(state and state.members.open),
         "next_generation": rules_of(state.spec.strategy).grant(state)[1] if state else "",
@@ -69,6 +75,7 @@ def standing_of(fold: Fold) -> dict[str, Any]:
         "plan": state.line.plan if state else 0,
         "file": state.done if state else None,
         "checkpoints": [{"step": c.step, "file": c.file} for c in state.line.checkpoints] if state else [],
+        "topic": _topic(state) if state else None,
         "accepted_losses": len(state.accepted) if state else 0,
         "leader": office.owner if office else None,
         "entries": fold.position.entries,
@@ -76,6 +83,14 @@ def standing_of(fold: Fold) -> dict[str, Any]:
         "refused_reports": state.refused if state else 0,
         "digest": rows.digest(state).hex() if state else None,
     }
+
+
+def _topic(state: State) -> dict[str, Any] | None:
+    """Of a job that trains on one: up to which offset of each partition, and whether nothing is added any more."""
+    if state.spec.order != TOPIC:
+        return None
+    space = state.shards.space
+    return {"name": state.spec.dataset, "ends": dict(sorted(space.ends.items())), "ended": space.closed}
 
 
 def _newest_state(connection: Connection, job: str) -> tuple[Fold, int]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from antdt_schemas import records
 from antdt_schemas.batches import Piece
 from antdt_schemas.order import FEISTEL, Permutation
+from antdt_schemas.space import TOPIC, Space, record_name
 
 from antdt_streams.ledger.core.holes import Holes
 from antdt_streams.proof.walker import Read
 from antdt_streams.views.projection import Projection
 
 TOGETHER = ""  # of all members
+
+Sample = int | str  # by index, or by position where a sampler or the data's own order says which; of a topic by name
 
 
 class StepSamples(NamedTuple):
@@ -22,7 +26,7 @@ class StepSamples(NamedTuple):
     """
 
     lineage: str
-    samples: dict[str, list[int]]
+    samples: dict[str, list[Sample]]
 
 
 @dataclass(slots=True)
@@ -37,13 +41,16 @@ class Lineage(Projection["dict[int, StepSamples]"]):
     workers: dict[str, str] = field(default_factory=dict)
     leases: dict[int, str] = field(default_factory=dict)
     orders: dict[int, Permutation] = field(default_factory=dict)
-    quarantined: set[int] = field(default_factory=set)
+    quarantined: set[Sample] = field(default_factory=set)
+    space: Space = field(default_factory=Space)  # of a topic
+    vacant: set[tuple[int, int]] = field(default_factory=set)  # (epoch, position) where it has no record
     holes: Holes | None = None  # where steps have a fixed size
 
     def on_entry(self, read: Read) -> None:
         if isinstance(read.body, records.Genesis):
             self.spec = read.body.spec
             self.holes = Holes(self.spec.epochs) if self.spec.batches else None
+            self.space = Space.of(self.spec.blocks, closed=not self.spec.growing)
         for event in read.events:
             self._enter(event)
 
@@ -58,7 +65,13 @@ class Lineage(Projection["dict[int, StepSamples]"]):
                 self.leases[number] = self.workers[event.incarnation]
         elif isinstance(event, records.Committed):
             self._commit(event)
-        elif isinstance(event, records.Returned) and event.quarantined:
+        elif isinstance(event, records.Vacant):
+            places = iter(event.places)
+            for start, length in zip(places, places, strict=True):
+                self.vacant.update((event.epoch, start + k) for k in range(length))
+        elif isinstance(event, records.Extended):
+            self.space = self.space.extended(Space.of(event.blocks, closed=True).blocks, closed=event.closed)
+        elif isinstance(event, records.SetAside) or (isinstance(event, records.Returned) and event.quarantined):
             self.quarantined.update(self._sample(event.epoch, event.start + k) for k in range(event.length))
         elif isinstance(event, records.Excluded) and self.holes is not None:
             self.holes = self.holes.exclude(event.generation, Piece(event.epoch, event.start, event.length))
@@ -69,20 +82,32 @@ class Lineage(Projection["dict[int, StepSamples]"]):
             self.steps = {step: made for step, made in self.steps.items() if step <= event.step}
 
     def _commit(self, event: records.Committed) -> None:
-        taken: dict[str, list[int]] = {}
+        taken: dict[str, list[Sample]] = {}
         r = event.ranges
         if self.holes is not None:
             pieces = self.holes.live(*r)
             taken[TOGETHER] = [self._sample(p.epoch, p.start + k) for p in pieces for k in range(p.length)]
             r = ()
         for i in range(0, len(r), 4):
-            samples = [self._sample(r[i + 1], r[i + 2] + k) for k in range(r[i + 3])]
-            taken.setdefault(self.leases[r[i]], []).extend(samples)
+            places = ((r[i + 1], r[i + 2] + k) for k in range(r[i + 3]))
+            samples = [self._sample(*place) for place in places if place not in self.vacant]
+            if samples:
+                taken.setdefault(self.leases[r[i]], []).extend(samples)
         self.steps[event.step] = StepSamples(event.lineage.hex(), taken)
 
-    def _sample(self, epoch: int, position: int) -> int:
-        """The sample at a position of an epoch; the position itself where the data's order or a sampler says which."""
+    def expected(self) -> Counter[Sample]:
+        """How often each sample is to be in the model."""
+        assert self.spec is not None, "a log without Genesis"
+        if self.spec.order != TOPIC:
+            return Counter(dict.fromkeys(range(self.spec.samples), self.spec.epochs))
+        places = {(epoch, at) for epoch in range(self.spec.epochs) for at in range(self.space.length)} - self.vacant
+        return Counter(self._sample(*place) for place in places)
+
+    def _sample(self, epoch: int, position: int) -> Sample:
+        """The sample at a position of an epoch."""
         assert self.spec is not None
+        if self.spec.order == TOPIC:
+            return record_name(self.spec.dataset, *self.space.at(position))
         if self.spec.order != FEISTEL:
             return position
         if epoch not in self.orders:

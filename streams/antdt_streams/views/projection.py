@@ -55,7 +55,7 @@ class Feed:
         if topic is SHARD_LOG:
             self.entries(LogEntry(raw.offset, raw.time_ms, raw.value) for raw in raws)
             return
-        kind: type[Any] = topic.record
-        for raw, record in decoded(raws, kind):
+        kinds: tuple[type[Any], ...] = topic.kinds
+        for raw, record in decoded(raws, *kinds):
             for projection in self._projections:
                 projection.on_record(topic, record, raw.offset)

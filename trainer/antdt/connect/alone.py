@@ -14,9 +14,10 @@ from time import monotonic, sleep
 from typing import Any
 
 from antdt_schemas import records
-from antdt_schemas.batches import layout_of
+from antdt_schemas.batches import Cursor, layout_of
 from antdt_schemas.limits import CHECKPOINTS_KEPT, INIT_FILE
 from antdt_schemas.records import Status
+from antdt_schemas.space import TOPIC, Space
 
 from antdt.worker.plans import Plans
 from antdt.worker.session import Session
@@ -40,6 +41,7 @@ class Alone:
         self.session, self.plans = session, plans
         self.telemetry: Telemetry = _Turns(self, telemetry)
         self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
         self.on_closed: Callable[[], None] | None = None
         self.on_leases: Callable[[int, int, int], None] | None = None
         self.failure: BaseException | None = None
@@ -57,12 +59,18 @@ class Alone:
         until = monotonic() + timeout_s
         while True:
             self.turn()
+            if self.failure is not None:
+                raise self.failure
             if condition():
                 return True
             left_s = until - monotonic()
             if left_s <= 0:
                 return False
             sleep(min(TURN_S, left_s))
+
+    def fail(self, error: BaseException) -> None:
+        """The training thread raises this, from wherever it waits."""
+        self.failure = error
 
     def turn(self) -> None:
         """What the session asks is answered at once."""
@@ -102,21 +110,25 @@ class Book:
     """
 
     def __init__(self, spec: records.JobSpec) -> None:
-        length = layout_of(spec).epoch_length if spec.batches else spec.samples
-        self.spec, self.total = spec, length * spec.epochs
+        layout = layout_of(spec)
+        fixed = sum(piece.length for piece, _ in layout.ahead(Cursor(), 0)) if spec.batches else 0
+        self.spec, self.total = spec, fixed or spec.samples * spec.epochs
+        self.stop: records.Stop | None = None
         self.generation, self.committed, self.done, self._claimed = 0, 0, 0, 0
         self.kept: deque[int] = deque(maxlen=CHECKPOINTS_KEPT)
+        self._file = ""
         self._leases: dict[int, tuple[int, int, int]] = {}  # number -> epoch, start, length
         self._number = 0
 
     @property
     def finished(self) -> bool:
-        """Whether every sample of every epoch is committed."""
-        return self.done == self.total
+        """Whether every sample of every epoch is committed, or its script has stopped."""
+        return self.done == self.total if self.stop is None else self.committed >= self.stop.step
 
     def answers(self, request: records.Request) -> list[records.Reply]:
         """As a ledger answers."""
         grant, status, leases, after = None, Status.OK, tuple[int, ...](), list[records.Reply]()
+        places = tuple[int, ...]()
         match request.body:
             case records.Join(host=host, port=port) | records.Regroup(host=host, port=port) as body:
                 if isinstance(body, records.Regroup) and body.claim is None:
@@ -126,17 +138,31 @@ class Book:
             case records.Lease():
                 leases = self._leased()
                 status = Status.OK if leases else Status.WAIT
+                places = self._places(leases)
             case records.Commit() as body:
                 self._commit(body)
             case records.Checkpoint() as body:
                 self.kept.append(body.step)
-                if self.finished and body.step == self.committed:
-                    after.append(self._reply(request, Status.END, number=-1, file=body.file))
-        return [self._reply(request, status, leases=leases, grant=grant), *after]
+                self._file = body.file
+            case records.Stop() as body:
+                self.stop = body
+        if self.finished and self._file and self.kept[-1] == self.committed:
+            after.append(self._reply(request, Status.END, number=-1, file=self._file))
+        return [self._reply(request, status, leases=leases, grant=grant, places=places), *after]
+
+    def _places(self, leases: tuple[int, ...]) -> tuple[int, ...]:
+        """Where in a topic they are."""
+        if self.spec.order != TOPIC:
+            return ()
+        space = Space.of(self.spec.blocks, closed=True)
+        at = (leases[i + 3 : i + 5] for i in range(0, len(leases), 5))
+        return tuple(number for place in at for run in space.runs(*place) for number in run)
 
     def _reply(self, request: records.Request, status: Status, **more: Any) -> records.Reply:
         said: dict[str, Any] = {"number": request.number, "reason": "", "leases": (), "status": status, **more}
         at: dict[str, Any] = {"generation": self.generation, "committed": self.committed, "finished": self.finished}
+        if self.stop is not None:
+            at["stopped"] = f"is finished early, behind step {self.stop.step}: {self.stop.reason}"
         return records.Reply(request.worker, request.incarnation, **said, **at)
 
     def _granted(self, request: records.Request, body: Any, host: str, port: int) -> records.Grant:

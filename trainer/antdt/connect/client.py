@@ -173,10 +173,14 @@ class Client:
                 self._sender.poll()
         except BaseException as error:  # noqa: BLE001  the training thread raises it
             self._page.times[whereabouts.BEAT] = 0.0
-            with self.changed:
-                self.failure = error
-                self.changed.notify_all()
-            self._tell_closed()
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """The training thread raises this, from wherever it waits."""
+        with self.changed:
+            self.failure = error
+            self.changed.notify_all()
+        self._tell_closed()
 
     def _end_if_stuck(self, since_s: float) -> None:
         """The training thread ends this process; where it is stuck in the user's code, this one does."""

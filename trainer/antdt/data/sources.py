@@ -22,6 +22,7 @@ from antdt.data.pinning import Pinning
 from antdt.data.readers import ItemReader, Piece
 from antdt.data.sampling import Drawn
 from antdt.data.streams import IterableSource
+from antdt.data.topics import Topic, TopicSource
 from antdt.host import whereabouts
 
 __all__ = ["IterableSource", "MapSource", "Source", "manifest_digest", "position_key", "source_of", "split"]
@@ -60,6 +61,9 @@ class Source(Protocol):
     def fetch(self, ranges: Sequence[Range]) -> Any:
         """The collated batch of these ranges."""
 
+    def count(self, ranges: Sequence[Range]) -> int:
+        """How many samples they have: of a topic, fewer than positions."""
+
 
 class MapSource:
     """A map-style data set, in every epoch in another seeded permutation, in its own order, or as a sampler draws it:
@@ -85,6 +89,10 @@ class MapSource:
         self.order = drawn.order if drawn is not None else FEISTEL if shuffle else SEQUENTIAL
         self._tensors = dataset.tensors if isinstance(dataset, TensorDataset) and collate is None else None
         self._blocks: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
+
+    def count(self, ranges: Sequence[Range]) -> int:
+        """How many samples they have."""
+        return sum([r.length for r in ranges])
 
     @property
     def is_tensors(self) -> bool:
@@ -175,6 +183,10 @@ def source_of(
     Raises:
         UsageError: the data set is empty, its size is not known, or the sampler cannot be shared.
     """
+    if isinstance(dataset, Topic):
+        if sampler is not None or size is not None:
+            raise UsageError("A topic has its size and its order by itself: pass neither size nor a sampler.")
+        return TopicSource(dataset, collate, pinning)
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         if not hasattr(dataset, "__iter__") and not hasattr(dataset, "iter_range"):
             raise UsageError(f"{type(dataset).__name__} is no data set: it has neither __getitem__ nor __iter__.")
@@ -196,6 +208,8 @@ def manifest_digest(dataset: Any, source: Source) -> bytes:
     A data set may state its own as `manifest_digest` (bytes); otherwise type and size count, and for tensors their
     shapes, types and a thousand evenly spread values each.
     """
+    if isinstance(source, TopicSource):
+        return source.digest
     own, order = getattr(dataset, "manifest_digest", None), source.order.partition("/")[0]
     out = blake2b(digest_size=16)
     out.update(f"{type(dataset).__module__}.{type(dataset).__qualname__}/{source.size}/{order}".encode())
@@ -213,16 +227,15 @@ def manifest_digest(dataset: Any, source: Source) -> bytes:
 
 
 def position_key(source: Source, epoch: int, position: int) -> str:
-    """What to call the sample at a position: its `sample_key`, or its index; empty where it has neither."""
+    """What to call the sample at a position: its `sample_key`, its index, or the record of a topic; empty where it has
+    none of them.
+    """
+    if isinstance(source, TopicSource):
+        return source.name_of(epoch, position)
     if not isinstance(source, MapSource):
         return ""
     index = int(source.indices(epoch, position, 1)[0])
     return name_of(source.dataset, index) or f"index {index}"
-
-
-def batches(ranges: Sequence[Range], batch_size: int) -> list[list[Range]]:
-    """Cut ranges into pieces of at most so many samples, as few and as even as can be."""
-    return split(ranges, -(-sum(r.length for r in ranges) // batch_size))
 
 
 def split(ranges: Sequence[Range], parts: int) -> list[list[Range]]:

@@ -50,6 +50,10 @@ class IterableSource:
     def prepare(self, epoch: int, start: int, length: int) -> None:
         """Nothing can be known ahead."""
 
+    def count(self, ranges: Sequence[Range]) -> int:
+        """How many samples they have."""
+        return sum([r.length for r in ranges])
+
     @property
     def reader(self) -> RangeReader:
         """What loads samples elsewhere; for a data set with `iter_range` only."""

@@ -28,6 +28,7 @@ from torch.utils.data import TensorDataset
 import antdt
 from antdt.agent import AgentOptions
 from antdt.examples.digits import accuracy, load
+from antdt.examples.recorded_topic import names_of, topic_of
 
 ROOM_S = 60.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -124,6 +125,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-workers", type=int, default=0, help="data processes; 0: whole batches of tensors")
     parser.add_argument("--result", type=Path, help="JSON file with the accuracy")
     parser.add_argument("--faults", type=Path, help="folder of files that bring faults about")
+    parser.add_argument("--topic", default="", help="train on this topic, which the first rank writes")
     parser.add_argument("--one-by-one", action="store_true", help="load each sample by itself")
     return parser.parse_args(argv)
 
@@ -148,10 +150,13 @@ def main(argv: list[str] | None = None) -> None:
     tensors = TensorDataset(x, y, torch.arange(len(y)))
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    data: Any = OneByOne(tensors, faults) if options.num_workers or options.one_by_one else tensors
+    if options.topic:
+        data = topic_of(options.topic, tensors, antdt.Settings.of())
     agent = antdt.Agent(
         model,
         optimizer,
-        OneByOne(tensors, faults) if options.num_workers or options.one_by_one else tensors,
+        data,
         batch_size=options.batch_size,
         epochs=options.epochs,
         seed=options.seed,
@@ -167,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     for images, labels, numbers in agent:
         time.sleep(options.delay_ms / 1000 * len(labels))
         # Which version of servers it will be in, nobody knows yet.
-        record.write(step=agent.step_number + 1 if not options.mode else 0, samples=numbers.tolist())
+        record.write(step=agent.step_number + 1 if not options.mode else 0, samples=names_of(numbers))
         if faults is not None:
             faults.slow()
         loss = functional.cross_entropy(model(images), labels)

@@ -59,7 +59,8 @@ class Part(NamedTuple):
 
     plan_seen: the newest plan it has read. reference: samples that the plan in the model expects of all members, the
     same number on each. ended: it was told END. leaving: this is its last step. checkpoint: a file is to follow it.
-    place: of the whole step, where steps have a fixed size; it is applied only if all of its samples are there.
+    place: of the whole step, where steps have a fixed size; it is applied only if all of its samples are there. empty:
+    positions of its ranges at which there is no sample; a part of nothing else is a part of the step all the same.
     """
 
     ranges: Sequence[Range]
@@ -69,17 +70,24 @@ class Part(NamedTuple):
     leaving: bool = False
     checkpoint: bool = False
     place: Place | None = None
+    empty: int = 0
 
     @property
     def samples(self) -> int:
         """How many it contributes."""
-        return sum(taken.length for taken in self.ranges)
+        return sum([taken.length for taken in self.ranges]) - self.empty
 
 
 class Rates(Protocol):
-    """The learning rates of an optimizer, and what they are multiplied by while it steps."""
+    """The learning rates of an optimizer, and what they are multiplied by while it steps: by the plan, and because the
+    global batch has another size than the job began with.
+    """
 
     factor: float
+    batch_factor: float
+
+    @property
+    def total(self) -> float: ...
 
 
 class Said(Protocol):
@@ -158,11 +166,12 @@ class Head(Protocol):
 
 
 class Model(Head, Protocol):
-    """The model as files know it. `of`, `labels`, `check`: see `AllReduceReplica`."""
+    """The model as files know it. `out`, `labels`, `data`, `check`, `of`: see `AllReduceReplica`."""
 
     def gather_random(self) -> list[bytes]: ...
+    def save(self, out: Any, random: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> None: ...
     def snapshot(self, random: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> bytes: ...
-    def restore(self, data: bytes, check: Callable[[Any], None] | None = None, of: str = "The state") -> None: ...
+    def restore(self, data: Any, check: Callable[[Any], None] | None = None, of: str = "The state") -> None: ...
     def check_finite(self) -> None: ...
     def check_equal(self, saved: Any, file: str) -> None: ...
 
@@ -251,7 +260,7 @@ class Strategy(Model, Protocol):
     def stands(self) -> bool: ...
     def outlive(self) -> None: ...
     def stop(self) -> None: ...
-    def exchange(self, value: torch.Tensor | None, *, inside: bool) -> list[torch.Tensor | None]: ...
+    def exchange(self, value: torch.Tensor | None, *, inside: bool, call: str = "") -> list[torch.Tensor | None]: ...
     def finish(self, on_plan: Callable[[int], None]) -> Outcome: ...
 
     # -- files

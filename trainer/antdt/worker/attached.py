@@ -111,7 +111,7 @@ class AttachedLife(Life):
             return None
         self._idle = False
         with self._lock:
-            return self.taking.take(session, self.strategy.cursor, self._split(), idle=False)
+            return self.taking.take(session, self.strategy.cursor, self.strategy.step_number, self._split(), idle=False)
 
     def _included(self, outcome: Outcome) -> Steps:
         with self._lock:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from antdt_schemas.errors import Mismatch, Unavailable
 
 DIGEST_SIZE = 16
+PIECE_SIZE_BYTES = 2**18
 MARK = b"ANTDTCK1"
 NAME = re.compile(r"\.?step-(\d{9,})-.*\.(pt|part)(\.partial)?")
 
@@ -32,8 +35,38 @@ def step_of(name: str) -> int:
     return int(match[1])
 
 
-def write(folder: Path, name: str, data: bytes | memoryview) -> bytes:
-    """Write `data` durably under `name`: content and directory entry are on disk when this returns the file's digest.
+class Digesting:
+    """A file that is written from its front to its end; its digest so far. `torch.save` calls it out of native code,
+    which no exception may cross: what the system refuses is remembered, and all that follows goes nowhere.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: OSError | None = None
+        self.digest = blake2b(digest_size=DIGEST_SIZE)
+
+    def write(self, data: Any) -> int:
+        """The next piece of it."""
+        if self._error is None:
+            try:
+                self._file.write(data)
+                self.digest.update(data)
+            except OSError as error:
+                self._error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is due before its end."""
+
+    def check(self) -> None:
+        """Raises OSError where something could not be written."""
+        if self._error is not None:
+            raise self._error
+
+
+def write(folder: Path, name: str, save: Callable[[Digesting], Any]) -> bytes:
+    """Write durably under `name` what `save` writes: content and directory entry are on disk when this returns the
+    file's digest.
 
     What others left half-written goes away first (but parts, which several write at a time), and so does this one if it
     fails: it may be what fills the disk.
@@ -42,9 +75,6 @@ def write(folder: Path, name: str, data: bytes | memoryview) -> bytes:
         Unavailable: the disk is full or the folder cannot be written.
     """
     target, partial = folder / name, folder / f".{name}.partial"
-    digest = blake2b(data, digest_size=DIGEST_SIZE)
-    trailer = MARK + digest.digest()
-    digest.update(trailer)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # One member writes at a time. Somebody who only slept finds no file to give a name to, and says so.
@@ -52,8 +82,10 @@ def write(folder: Path, name: str, data: bytes | memoryview) -> bytes:
             _remove(left)
         try:
             with partial.open("wb") as file:
-                file.write(data)
-                file.write(trailer)
+                out = Digesting(file)
+                save(out)
+                out.write(MARK + out.digest.digest())
+                out.check()
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(target)
@@ -64,11 +96,16 @@ def write(folder: Path, name: str, data: bytes | memoryview) -> bytes:
     except OSError as error:
         why = error.strerror or str(error)
         raise Unavailable(f"The checkpoint {target} cannot be written: {why}.", "Is the disk full?") from error
-    return digest.digest()
+    return out.digest.digest()
 
 
-def read(folder: Path, name: str, job: str) -> bytes:
-    """What was written under `name`, whole.
+def write_bytes(folder: Path, name: str, data: bytes | memoryview) -> bytes:
+    """The same, of what is at hand already. Raises Unavailable."""
+    return write(folder, name, lambda out: out.write(data))
+
+
+def read(folder: Path, name: str, job: str) -> BinaryIO:
+    """What was written under `name`, whole: an open file at its front, which is the caller's to close.
 
     Raises:
         Unavailable: it is not there, which must not be answered by starting afresh.
@@ -76,17 +113,20 @@ def read(folder: Path, name: str, job: str) -> bytes:
     """
     path = folder / name
     try:
-        data = path.read_bytes()
+        file = path.open("rb")
+        try:
+            mark, stated, found = _digests_of(file)
+        except BaseException:
+            file.close()
+            raise
     except OSError as error:
         hint = (
             "Every worker needs the folder of checkpoints (ANTDT_CHECKPOINTS): mount the same one everywhere. If the "
             f"file is gone for good, go back to an older one: {rollback(job)}."
         )
         raise Unavailable(f"The checkpoint {path} cannot be read: {error}.", hint) from error
-    size = len(data) - len(MARK) - DIGEST_SIZE
-    body, mark, stated = data[: max(size, 0)], data[max(size, 0) : -DIGEST_SIZE], data[-DIGEST_SIZE:]
-    found = blake2b(body, digest_size=DIGEST_SIZE).digest()
     if mark != MARK or stated != found:
+        file.close()
         expected = stated.hex() if mark == MARK else f"one at its end, behind {MARK.decode()}"
         raise Mismatch(
             f"The digest of checkpoint {path}",
@@ -94,7 +134,25 @@ def read(folder: Path, name: str, job: str) -> bytes:
             found.hex(),
             f"The file is torn or damaged; nothing was overwritten with it. Go back to an older one: {rollback(job)}.",
         )
-    return body
+    return file
+
+
+def read_bytes(folder: Path, name: str, job: str) -> bytes:
+    """The same, as bytes, without what stands at its end. Raises Unavailable, Mismatch."""
+    with read(folder, name, job) as file:
+        return file.read()[: -len(MARK) - DIGEST_SIZE]
+
+
+def _digests_of(file: BinaryIO) -> tuple[bytes, bytes, bytes]:
+    """What stands at its end, the digest behind that, and the one of what is before them."""
+    left = max(0, os.fstat(file.fileno()).st_size - len(MARK) - DIGEST_SIZE)
+    digest = blake2b(digest_size=DIGEST_SIZE)
+    while left > 0 and (piece := file.read(min(left, PIECE_SIZE_BYTES))):
+        digest.update(piece)
+        left -= len(piece)
+    trailer = file.read()
+    file.seek(0)
+    return trailer[:-DIGEST_SIZE], trailer[-DIGEST_SIZE:], digest.digest()
 
 
 def digest_of(body: bytes) -> bytes:

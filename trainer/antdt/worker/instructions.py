@@ -61,7 +61,7 @@ class Stands(Instruction):
     workers: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # each step makes one of these; to freeze it takes longer than to make it
 class Announce(Instruction):
     """This member's part of the next step; `batch_size` is what it would have taken for each step of the optimizer.
     ahead: (epoch, start, length) of what it takes next, of so many samples. Closable.
@@ -72,7 +72,7 @@ class Announce(Instruction):
     ahead: Callable[[int], list[tuple[int, int, int]]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # as Announce
 class Train(Instruction):
     """Go forward and backward with these samples, `batch_size` at most for each step of the optimizer, each of them in
     so many micro-batches at least. units: the same samples, as they must be computed apart, in one step. Closable.
@@ -89,7 +89,7 @@ class Finish(Instruction):
     """Reduce and apply, at REDUCING. The result: an Outcome. Closable."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # as Announce
 class Accounted(Instruction):
     """The round is complete, and the session knows of it."""
 

@@ -28,11 +28,14 @@ class Leaving:
     told_at_s: float | None = None
     taken_over = ""
     left_behind = -1
-    _stopping = False
+    _stopping, _why_stopping = False, ""
 
-    def stop(self) -> None:
-        """All members have said in one step that they make none any more."""
-        self._stopping = True
+    def stop(self, reason: str = "") -> None:
+        """All members have said in one step that they make none any more. reason: of this worker's script, if it has
+        brought that about.
+        """
+        if not self._stopping:
+            self._stopping, self._why_stopping = True, reason
         self.told_at_s = self._now_s() if self.told_at_s is None else self.told_at_s
 
     @property

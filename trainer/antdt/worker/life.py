@@ -157,6 +157,8 @@ class Life(Leaving):
         since = yield ask.TakeFinal(session.file)
         if late:
             said = f"Job {job} is finished since {since}: nothing is left to train"
+            if session.stopped:
+                said = f"Job {job} {session.stopped}. It ended at {since}, and nothing is trained now"
             self._say(logging.WARNING, f"{said}, its final model {session.file} is loaded")
 
     def _form(self) -> Steps:
@@ -191,6 +193,8 @@ class Life(Leaving):
         self.files.written_step = -1  # the event of an earlier file may be lost
         self.taking.begin(grant)
         with self._lock:
+            if grant.batch_size:
+                self.plans.resize(grant.batch_size)
             strategy.drop_pending(session.committed)
             pending = [Composition(c.step, c.ranges, b"", c.plan, c.skipped) for c in strategy.pending]
             session.begin(pending, strategy.lineage)
@@ -231,7 +235,8 @@ class Life(Leaving):
 
     def _round(self, *, leaving: bool = False) -> Steps:
         """Take, announce, train, finish, account. leaving: a part without samples, the last one."""
-        session, plans, split = self.session, self.plans, self.plans.split(self.strategy.plan, self.workers)
+        session, plans, strategy = self.session, self.plans, self.strategy
+        split = plans.split(strategy.plan, self.workers)
         mine, whole = split.shares[session.rank], self.taking.whole
         if not (yield from self._await_room(leaving)):
             self.saved, self.departed = False, True
@@ -241,11 +246,12 @@ class Life(Leaving):
         if not idle:
             yield from self.taking.wait(session)
         with self._lock:
-            taken = self.taking.take(session, self.strategy.cursor, split, idle=idle)
+            session.changes.wish = plans.wish
+            taken = self.taking.take(session, strategy.cursor, strategy.step_number, split, idle=idle)
         said = session.phase is Phase.ENDED, leaving, self._wants_file, taken.place
-        part = Part(taken.ranges, plans.newest, taken.reference, *said)
+        part = Part(taken.ranges, plans.newest, taken.reference, *said, taken.empty)
         yield ask.Announce(part, mine.batch_size, lambda samples: self.taking.ahead(session, samples))
-        if taken.ranges:
+        if part.samples:
             at_once = max(mine.batch_size, whole * part.samples)
             yield ask.Train(taken.ranges, mine.accumulation, at_once, taken.units)
         outcome = yield ask.FINISH
@@ -348,12 +354,16 @@ class Life(Leaving):
         yield ask.Enter(At.ENDING)
         with self._lock:
             session.leaving = True
+            if self._stopping and step:
+                session.changes.stop = step, self._why_stopping
 
         def closed() -> bool:
             return session.phase is Phase.CLOSED and session.committed < step
 
         def settled() -> bool:
-            return session.phase in OVER or (session.committed >= step and session.files.newest is None)
+            heard = session.stopped or session.changes.stop is None
+            filed = session.files.newest is None
+            return session.phase in OVER or bool(session.committed >= step and filed and heard)
 
         yield ask.Wait(lambda: settled() or closed(), bound_s)
         if closed() and self.leave_within_s:

@@ -24,7 +24,7 @@ from antdt.connect.client import Client, ClientOptions, renew
 from antdt.connect.settings import SERVER, Settings
 from antdt.host import told, whereabouts
 from antdt.host.whereabouts import At
-from antdt.job import AgentOptions
+from antdt.job import AgentOptions, batch_factor
 from antdt.strategies.base import Here, Strategy
 from antdt.worker import instructions as ask
 from antdt.worker.life import Life
@@ -54,7 +54,7 @@ class Membership:
         if settings.alone:  # what another model of this process has learned of its memory is not for this one
             whereabouts.adopt(whereabouts.Page())
         self.settings, self.options, self.spec, self.strategy = settings, options, spec, strategy
-        self._began_at_step = -1
+        self._began_at_step, self._batch_size = -1, spec.batch_size
         self._handler: Any = None
         self.files = self._files()
         self.client = self._connect(plans)
@@ -158,6 +158,17 @@ class Membership:
         if first:
             self._draw_apart(grant, rank)
         self.strategy.align(grant, rank, self.files)
+        if grant.batch_size:
+            self._resize(grant)
+
+    def _resize(self, grant: records.Grant) -> None:
+        """Steps of this generation have its batch size, and learning rates go with it where the script wants that."""
+        rates, how = self.strategy.rates, self.options.learning_rate_with_batch
+        rates.batch_factor = batch_factor(how, grant.batch_size, grant.batch_size_first)
+        if grant.batch_size != self._batch_size:
+            step, times = self.strategy.step_number + 1, f", learning rates times {rates.batch_factor:g}" if how else ""
+            log.info("the global batch is %d samples from step %d on%s", grant.batch_size, step, times)
+        self._batch_size = grant.batch_size
 
     def _draw_apart(self, grant: records.Grant, rank: int) -> None:
         """Scripts seed all workers alike, for equal weights. What the loop draws from here on (dropout, augmentation)

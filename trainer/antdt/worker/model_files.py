@@ -6,8 +6,9 @@ know when one is due, nor who is a member.
 
 from __future__ import annotations
 
+import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
@@ -83,11 +84,10 @@ class ModelFiles:
         name = INIT_NAME if grant.restore_file == INIT_FILE else grant.restore_file or ""
         unsaved = self._init if name == INIT_NAME else None
         if name != INIT_NAME or not fresh or _is_there(folder / name):
-            data = unsaved or checkpoint.read(folder, name, self.job)
-            strategy.restore(data, lambda saved: self._check(saved, grant, name), f"Checkpoint {folder / name}")
+            with io.BytesIO(unsaved) if unsaved else checkpoint.read(folder, name, self.job) as file:
+                strategy.restore(file, lambda saved: self._check(saved, grant, name), f"Checkpoint {folder / name}")
         else:
-            self._init = self._snapshot(random, name)
-            self.retry_init()
+            self._write_init(random)
 
     @property
     def owes_init(self) -> bool:
@@ -98,13 +98,24 @@ class ModelFiles:
         """The model before any step becomes a file, if it is not one yet."""
         if self._init is None or monotonic() < self._init_trouble.next_s:
             return
+        kept = self._init
+        self._try_init(lambda out: out.write(kept))
+
+    def _write_init(self, random: Sequence[bytes]) -> None:
+        """It is in memory only where it cannot be a file at once."""
+        labels = self._stamped(INIT_NAME)
+        if not self._try_init(lambda out: self.strategy.save(out, random, labels)):
+            self._init = self.strategy.snapshot(random, labels)
+
+    def _try_init(self, save: Callable[[checkpoint.Digesting], Any]) -> bool:
         try:
-            checkpoint.write(self.folder, INIT_NAME, self._init)
+            checkpoint.write(self.folder, INIT_NAME, save)
         except Unavailable as error:
             self._init_trouble.failed(error, "it is kept in memory, and there is no older one")
-        else:
-            self._init = None
-            self._init_trouble.over()
+            return False
+        self._init = None
+        self._init_trouble.over()
+        return True
 
     def take_final(self, file: str) -> str:
         """The job ended without this worker: it started later, or was behind. The final model is that file. Returns
@@ -114,13 +125,14 @@ class ModelFiles:
         """
         # Names are unique, and one who never was granted anything does not know the run.
         found = next(self.root.glob(f"*/{file}"), self.root / file)
-        data, since = checkpoint.read(found.parent, file, self.job), list[str]()
+        since = list[str]()
 
         def check(saved: Any) -> None:
             self.strategy.check_equal(saved, file)
             since.append(saved.labels.get(WRITTEN, ""))
 
-        self.strategy.restore(data, check, f"Checkpoint {found}")
+        with checkpoint.read(found.parent, file, self.job) as data:
+            self.strategy.restore(data, check, f"Checkpoint {found}")
         return since[0] or _utc(found.stat().st_mtime)
 
     @property
@@ -138,10 +150,10 @@ class ModelFiles:
         self.strategy.check_finite()
         step, until = self.strategy.step_number, monotonic() + patience_s
         name = checkpoint.file_name(session.generation, session.incarnation, step)
-        data = self._snapshot(random, name)
+        labels = self._stamped(name)
         while True:
             try:
-                digest = checkpoint.write(self.folder, name, data)
+                digest = checkpoint.write(self.folder, name, lambda out: self.strategy.save(out, random, labels))
             except Unavailable as error:
                 self.owes = True
                 self._trouble.failed(error, self.last_good(session))
@@ -161,9 +173,8 @@ class ModelFiles:
         step = max(session.files.kept_steps)
         return f"the last good checkpoint is that of step {step}" if step else "there is no checkpoint of a step yet"
 
-    def _snapshot(self, random: Sequence[bytes], name: str) -> bytes:
-        now = _utc(datetime.now(UTC).timestamp())
-        return self.strategy.snapshot(random, {**self._labels(name), WRITTEN: now})
+    def _stamped(self, name: str) -> dict[str, str]:
+        return {**self._labels(name), WRITTEN: _utc(datetime.now(UTC).timestamp())}
 
     def prune(self, session: Session) -> None:
         """Remove what no event can name any more: the ledger refuses what is older than the oldest that it keeps."""

@@ -70,7 +70,7 @@ def parts_of(folder: Path, manifest: Manifest, job: str) -> list[bytes]:
 def part_of(folder: Path, manifest: Manifest, number: int, job: str) -> bytes:
     """What one part holds, whole. Raises Unavailable, Mismatch."""
     name, digest = manifest.files[number]
-    data = checkpoint.read(folder, name, job)
+    data = checkpoint.read_bytes(folder, name, job)
     found = checkpoint.digest_of(data)
     if found != digest:
         hint = f"It is not the file that was saved; nothing was overwritten with it. {checkpoint.rollback(job)}."
@@ -93,7 +93,7 @@ class PartFiles(ModelFiles):
         name = grant.restore_file or INIT_FILE
         if name == INIT_FILE:
             return None
-        manifest = Manifest.load(checkpoint.read(self.folder, name, self.job), f"checkpoint {self.folder / name}")
+        manifest = Manifest.load(checkpoint.read_bytes(self.folder, name, self.job), f"checkpoint {self.folder / name}")
         hint = f"Go back to another one: {checkpoint.rollback(self.job)}."
         expected = {**self._labels(name), "step": str(grant.committed), "parts": str(len(grant.members))}
         found = {**manifest.labels, "step": str(manifest.step), "parts": str(len(manifest.files))}
@@ -113,7 +113,7 @@ class PartFiles(ModelFiles):
         labels = {**self._labels(name), WRITTEN: now}
         data = Manifest(parts.version, parts.lineage, parts.plan, parts.files, labels).dump()
         try:
-            digest = checkpoint.write(self.folder, name, data)
+            digest = checkpoint.write_bytes(self.folder, name, data)
         except Unavailable as error:
             self.owes = True
             self._trouble.failed(error, self.last_good(session))
@@ -131,7 +131,7 @@ class PartFiles(ModelFiles):
         trouble, generation = Trouble(), session.generation
         while True:
             try:
-                digest = checkpoint.write(self.folder, name, data)
+                digest = checkpoint.write_bytes(self.folder, name, data)
             except Unavailable as error:
                 if session.generation != generation or session.phase is not Phase.MEMBER:
                     raise
@@ -144,7 +144,7 @@ class PartFiles(ModelFiles):
     def take_final(self, file: str) -> str:
         """The job is done: the model is put together of its parts. Returns since when it is."""
         found = next(self.root.glob(f"*/{file}"), self.root / file)
-        manifest = Manifest.load(checkpoint.read(found.parent, file, self.job), f"checkpoint {found}")
+        manifest = Manifest.load(checkpoint.read_bytes(found.parent, file, self.job), f"checkpoint {found}")
         if self._assemble is not None:
             self._assemble(parts_of(found.parent, manifest, self.job), manifest.step, manifest.lineage)
         return manifest.labels.get(WRITTEN, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from antdt_schemas import records
 from antdt_schemas.errors import Undecodable
@@ -25,13 +26,23 @@ class Plan:
     """Everything that is in force under this number; 0 is what the workers begin with.
 
     shares: by worker; without any the global batch is split evenly. learning_rate_factor: multiplies the rates that the
-    script and its scheduler set. backup_workers: slowest members that a step need not wait for.
+    script and its scheduler set. backup_workers: slowest members that a step need not wait for. (A global batch that a
+    plan changes is in force when the ledger has recorded it: see `Wish`.)
     """
 
     number: int = 0
     shares: Mapping[str, Share] = field(default_factory=dict)
     learning_rate_factor: float = 1.0
     backup_workers: int = 0
+
+
+class Wish(NamedTuple):
+    """The newest plan that changes the global batch, and to how much: for the ledger, which says from which generation
+    on it counts.
+    """
+
+    plan: int
+    batch_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +54,15 @@ class Split:
 
 
 class Plans:
-    """The decisions read so far. Repeats are dropped by their cause, so a zombie's copy changes nothing."""
+    """The decisions read so far. Repeats are dropped by their cause, so a zombie's copy changes nothing.
+
+    `batch_size`: of the steps that are made now. `wish`: None while no plan has changed it.
+    """
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.newest = 0
+        self.wish: Wish | None = None
         self._plans = {0: Plan()}
         self._marks: dict[int, tuple[int, int]] = {}
         self._split = Plan(), list[str](), Split((), 0)  # the last one that was asked for, and for whom
@@ -70,9 +85,16 @@ class Plans:
         shares = {a.worker: Share(a.batch_size, a.accumulation) for a in decision.assignments}
         self._plans[decision.plan] = Plan(decision.plan, shares, factor, decision.backup_workers)
         self.newest = decision.plan
+        if decision.batch_size > 0 and (self.wish is None or self.wish.batch_size != decision.batch_size):
+            self.wish = Wish(decision.plan, decision.batch_size)
         while len(self._plans) > PLANS_KEPT_MAX:
             del self._plans[min(self._plans)]
         return True
+
+    def resize(self, batch_size: int) -> None:
+        """All members take so many samples together from now on."""
+        if batch_size != self.batch_size:
+            self.batch_size, self._split = batch_size, (Plan(), [], Split((), 0))
 
     def of(self, number: int) -> Plan | None:
         """The plan of this number; None: it was not read, or is very old."""

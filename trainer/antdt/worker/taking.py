@@ -7,12 +7,12 @@ Owns the data path of a life. Must not know what becomes of the samples.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Protocol
 from zlib import crc32
 
 from antdt_schemas import batches, records
-from antdt_schemas.batches import Cursor, Piece, layout_of
+from antdt_schemas.batches import Cursor, Layout, Piece, layout_of
 from antdt_schemas.ranges import Range
 from antdt_schemas.strategies import period_of, unit_of
 
@@ -27,13 +27,15 @@ FIRST_LEASE_S = 1.0
 
 class Taken(NamedTuple):
     """What a member takes. reference: what all members together are to take, the same number on each. place: of the
-    step, where it has a fixed size. units: the ranges cut into micro-batches, where they must be computed apart.
+    step, where it has a fixed size. units: the ranges cut into micro-batches, where they must be computed apart. empty:
+    positions of the ranges at which there is no sample.
     """
 
     ranges: Sequence[Range]
     reference: int
     place: Place | None = None
     units: Sequence[Sequence[Range]] = ()
+    empty: int = 0
 
 
 class Taking(Protocol):
@@ -47,8 +49,10 @@ class Taking(Protocol):
     def wait(self, session: Session) -> Generator[Wait, bool, None]:
         """A little, where there is nothing to take, and everybody else is idle, too."""
 
-    def take(self, session: Session, at: Cursor, split: Split, *, idle: bool) -> Taken:
-        """This member's part of the next step of a model that is at this place. idle: it takes none."""
+    def take(self, session: Session, at: Cursor, made: int, split: Split, *, idle: bool) -> Taken:
+        """This member's part of the next step of a model that is at this place, with so many made. idle: it takes
+        none.
+        """
 
     def ahead(self, session: Session, samples: int) -> list[tuple[int, int, int]]:
         """(epoch, start, length) of what it will take next, of so many samples, behind what it took last."""
@@ -73,21 +77,22 @@ class Leased:
     def wait(self, session: Session) -> Generator[Wait, bool, None]:
         """A little, where there is nothing to take, and everybody else is idle, too."""
         leases = session.leases
-        if leases.untaken or session.phase is not Phase.MEMBER:
+        if leases.takeable or session.phase is not Phase.MEMBER:
             return
         patience_s = IDLE_ROUND_S if self._previous_total == 0 else 0.0
         if not leases.answered:
             patience_s = FIRST_LEASE_S
         if patience_s:
-            yield Wait(lambda: leases.untaken > 0 or session.phase is not Phase.MEMBER, patience_s)
+            yield Wait(lambda: leases.takeable > 0 or session.phase is not Phase.MEMBER, patience_s)
 
-    def take(self, session: Session, at: Cursor, split: Split, *, idle: bool) -> Taken:
+    def take(self, session: Session, at: Cursor, made: int, split: Split, *, idle: bool) -> Taken:
         """At most what the plan gives this member."""
         reference = self._period * split.batch_size
         if idle:
             return Taken((), reference)
         session.leases.batch_size = batch_size = self._period * split.shares[session.rank].batch_size
-        return Taken([Range(*r) for r in session.leases.take(batch_size, self._ranges_max)], reference)
+        ranges = [Range(*r) for r in session.leases.take(batch_size, self._ranges_max)]
+        return Taken(ranges, reference, empty=session.leases.empty)
 
     def ahead(self, session: Session, samples: int) -> list[tuple[int, int, int]]:
         """What is held, from the front."""
@@ -102,12 +107,20 @@ class Leased:
 
 @dataclass(frozen=True, slots=True)
 class _Granted:
-    """What a generation's steps are derived from, beside the place of the model."""
+    """What a generation's steps are derived from, beside the place of the model. stop_step: the last one, or 0."""
 
     generation: int
+    layout: Layout
     excluded: tuple[Piece, ...] = ()
     tail: tuple[Piece, ...] = ()
     suspects: tuple[Piece, ...] = ()
+    stop_step: int = 0
+
+    def step(self, at: Cursor, made: int) -> tuple[tuple[Piece, ...], Cursor] | None:
+        """The next one; None at the end."""
+        if self.stop_step and made >= self.stop_step:
+            return None
+        return self.layout.step(at, self.tail, made)
 
 
 class _Cut(NamedTuple):
@@ -128,36 +141,43 @@ class Stepped:
         self.layout = layout_of(spec)
         self._unit = unit_of(spec.strategy)
         self._least = -(-spec.local_batch_min // self._unit) if self._unit else spec.local_batch_min
-        self._granted = _Granted(0)
-        self._behind, self._idle = Cursor(), False
+        self._granted = _Granted(0, self.layout)
+        self._behind, self._made, self._idle = Cursor(), 0, False
         self._split: Split | None = None  # of the step before; what follows from it is kept, by the size of a step
         self._shares, self._cuts = list[int](), dict[int, _Cut]()
 
     def begin(self, grant: records.Grant) -> None:
-        """A generation begins: what it leaves out holds for all of its steps."""
-        said = map(batches.pieces_of, (grant.excluded, grant.tail, grant.suspects))
-        self._granted, self._idle, self._split = _Granted(grant.generation, *said), False, None
+        """A generation begins: what it leaves out, and its batch size, hold for all of its steps."""
+        if grant.batch_size:
+            self.layout = replace(self.layout, batch_size=grant.batch_size)
+        excluded, tail, suspects = map(batches.pieces_of, (grant.excluded, grant.tail, grant.suspects))
+        self._granted = _Granted(grant.generation, self.layout, excluded, tail, suspects, grant.stop_step)
+        self._idle, self._split = False, None
 
     def wait(self, session: Session) -> Generator[Wait, bool, None]:
         """At the end, where all that is left to come is that it is known to be."""
         if self._idle and session.phase is Phase.MEMBER:
             yield Wait(lambda: session.phase is not Phase.MEMBER, IDLE_ROUND_S)
 
-    def take(self, session: Session, at: Cursor, split: Split, *, idle: bool) -> Taken:
+    def take(self, session: Session, at: Cursor, made: int, split: Split, *, idle: bool) -> Taken:
         """Its part of the next step; everybody knows of the whole step, whatever it takes."""
-        step = self.layout.step(at, self._granted.tail)
+        step = self._granted.step(at, made)
         self._idle = step is None
         if step is None:
             return Taken((), 1)
-        _, self._behind = step
+        (live, self._behind), self._made = step, made + 1
+        at = self.layout.due(at, made)
         if split is not self._split:
             self._split, self._shares, self._cuts = split, [share.batch_size for share in split.shares], {}
-        length = batches.total(step[0])
-        live = self._live(at, length)
-        size = batches.total(live)
+        size = length = batches.total(live)
+        if self._granted.excluded:
+            live = self._live(at, length)
+            size = batches.total(live)
         cut = self._cut(length if self._unit else size)
         where = self._granted.generation, 0, at.epoch, at.position, length
-        place = Place(where, self._behind, size, cut.mark, min(at.epoch, self.layout.epochs - 1))
+        # In the tail it is the last epoch, where that is known; else the one that the model is at (Once.begins).
+        epoch = at.epoch if at.epoch < self.layout.epochs else 0 if self.layout.steps else at.epoch - 1
+        place = Place(where, self._behind, size, cut.mark, epoch)
         mine, units = self._part(at, length, live, session.rank) if not idle else ((), [])
         if self._granted.suspects and not self._unit:  # in parts a unit would give other bits
             units = self._units(mine)
@@ -165,16 +185,17 @@ class Stepped:
 
     def ahead(self, session: Session, samples: int) -> list[tuple[int, int, int]]:
         """Its parts of the next steps, if plan and members stay the same."""
-        found, at, missing = list[tuple[int, int, int]](), self._behind, samples
+        found, at, made, missing = list[tuple[int, int, int]](), self._behind, self._made, samples
         while missing > 0 and not self._idle:
-            step = self.layout.step(at, self._granted.tail)
+            step = self._granted.step(at, made)
             if step is None:
                 break
+            at = self.layout.due(at, made)
             length = batches.total(step[0])
             mine, _ = self._part(at, length, self._live(at, length), session.rank)
             found += mine
             missing -= max(1, batches.total(mine))
-            at = step[1]
+            at, made = step[1], made + 1
         return found
 
     def made(self, session: Session, outcome: Outcome) -> None:
@@ -216,7 +237,9 @@ class Stepped:
         """That of this member; and the units that it is made of, which keep their places whatever is left out."""
         if not self._unit:
             sizes = self._cut(batches.total(live)).sizes
-            return batches.share(live, sizes, (rank + self._shift()) % len(sizes)), []
+            return tuple(live) if len(sizes) == 1 else batches.share(
+                live, sizes, (rank + self._shift()) % len(sizes)
+            ), []
         sizes = self._cut(length).sizes
         index = (rank + self._shift()) % len(sizes)
         place = (Piece(at.epoch, at.position, length),)
@@ -238,7 +261,8 @@ class Stepped:
         return units
 
     def _ranges(self, pieces: Sequence[Piece]) -> list[Range]:
-        return [Range(self._granted.generation, 0, *piece) for piece in pieces]
+        generation = self._granted.generation
+        return [Range(generation, 0, epoch, start, length) for epoch, start, length in pieces]
 
 
 def taking_of(spec: records.JobSpec, ranges_max: int) -> Taking:

@@ -3,7 +3,9 @@
 Owns the trials that are open and the effects that are known. A decision is acknowledged by whoever carries it out: a
 plan by the workers whose steps name it, a restart by the next incarnation's steps. What it saved is the completion rate
 of settled windows before and after, medians of few of them; the window in which a decision came into effect belongs to
-neither. Where another decision comes before enough windows have passed, what is there must do.
+neither. Where another decision comes before enough windows have passed, or a rate jumps, what is there must do; but
+plans that follow a restart belong to it, as whoever is well again is to get its share back: it is measured behind the
+last of them.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from antdt_schemas.records import Action, Cause, Decision, Effect, Measurement, 
 
 BEFORE_WINDOWS = 6
 AFTER_WINDOWS = 4
+SETTLED_WITHIN = 40  # windows behind a restart: what is there must do
 ENOUGH_WINDOWS = 2  # where another decision comes first
 KEPT = 32
 OPEN_MAX = 8
@@ -25,7 +28,7 @@ PLAN_MS_MAX = 120_000  # a plan that is in effect later than this never was
 RESTART_MS_MAX = 900_000
 ERRORS = 2.0
 LITTLE = 0.01  # share of the rate: nothing is measured more exactly
-HELPED = 0.25  # of what was predicted
+HELPED, IN_VAIN = 0.25, 0.5  # of what was predicted: at least, and surely less
 MAD_TO_ERROR = 1.4826 * 1.25
 
 
@@ -43,6 +46,7 @@ class Trial:
     in_effect_step: int = -1
     delay_s: float = 0.0
     after: list[float] = field(default_factory=list)
+    windows: int = 0
 
     @property
     def worker(self) -> str:
@@ -81,7 +85,7 @@ class Trial:
     def to_row(self) -> list[Any]:
         cause = [self.cause.partition, self.cause.offset, self.cause.index]
         given = [cause, str(self.action), self.plan, self.target, self.predicted_gain, self.given_ms, self.before]
-        return [*given, self.in_effect_step, self.delay_s, self.after]
+        return [*given, self.in_effect_step, self.delay_s, self.after, self.windows]
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Trial:
@@ -107,27 +111,44 @@ class Trials:
             if trial.action is Action.KILL_RESTART:
                 self.restarts_s = [*self.restarts_s, trial.delay_s][-3:]
             self.rates, self.changed = [], True
-        if not record.urgent and record.samples_per_s > 0.0 and not acknowledged and not self.restarting:
-            self._settled(record.samples_per_s)
+        if acknowledged:
+            for trial in self.open:
+                trial.after.clear()
+        jumped = record.urgent and not acknowledged
+        if record.samples_per_s > 0.0 and not acknowledged and not self.restarting:
+            if jumped:  # something else has changed: what was before says nothing of it
+                self.rates, self.changed = [record.samples_per_s], True
+            else:
+                self._settled(record.samples_per_s)
         late = [t for t in self.open if not t.in_effect and now_ms - t.given_ms > _patience_ms(t)]
-        ready = [t for t in self.open if len(t.after) >= AFTER_WINDOWS]
-        return [effect for trial in (*late, *ready) if (effect := self._close(trial)) is not None]
+        ready = [t for t in self.open if t not in late and self._is_ready(t, jumped=jumped)]
+        found = [*(self._close(trial, late=True) for trial in late), *(self._close(trial) for trial in ready)]
+        return [effect for effect in found if effect is not None]
+
+    def _is_ready(self, trial: Trial, *, jumped: bool) -> bool:
+        over = jumped and trial.in_effect and trial.action is not Action.KILL_RESTART
+        return over or len(trial.after) >= AFTER_WINDOWS or trial.windows >= SETTLED_WITHIN
 
     def _settled(self, rate: float) -> None:
         self.rates, self.changed = [*self.rates, rate][-BEFORE_WINDOWS:], True
         for trial in self.open:
             if trial.in_effect:
                 trial.after.append(rate)
+                trial.windows += 1
 
     def give(self, decision: Decision, now_ms: int) -> list[Effect]:
         """A decision is given: what is known of earlier ones, which it ends."""
         if decision.action is Action.NONE:
             return []
         self.changed = True
-        over = [t for t in self.open if t.in_effect or t.action is decision.action]
+        restart = decision.action is Action.KILL_RESTART
+        over = [t for t in self.open if (restart and t.in_effect) or t.action is not Action.KILL_RESTART]
+        gain, plan, before = decision.predicted_gain, decision.plan, list(self.rates)
+        if len(before) < ENOUGH_WINDOWS and not restart and (plans := [t for t in over if t.before]):
+            # One step of several: all of them are measured together.
+            before, gain = plans[-1].before, 1.0 - (1.0 - plans[-1].predicted_gain) * (1.0 - gain)
         known = [effect for trial in over if (effect := self._close(trial)) is not None]
-        gain, plan = decision.predicted_gain, decision.plan
-        trial = Trial(decision.cause, decision.action, plan, decision.target, gain, now_ms, list(self.rates))
+        trial = Trial(decision.cause, decision.action, plan, decision.target, gain, now_ms, before)
         self.open = [*self.open, trial][-OPEN_MAX:]
         return known
 
@@ -136,13 +157,13 @@ class Trials:
         others = [one for one in self.done if one.decision != effect.decision]
         self.done, self.changed = [*others, effect][-KEPT:], True
 
-    def _close(self, trial: Trial) -> Effect | None:
+    def _close(self, trial: Trial, *, late: bool = False) -> Effect | None:
         """Its effect, where there is anything to say."""
         self.open.remove(trial)
         self.changed = True
-        if trial.in_effect and len(trial.after) < ENOUGH_WINDOWS:
+        if trial.in_effect and (len(trial.after) < ENOUGH_WINDOWS or not trial.before):
             return None
-        if not trial.in_effect and trial.action is not Action.KILL_RESTART and self.open:
+        if not trial.in_effect and trial.action is not Action.KILL_RESTART and not late:
             return None  # a later plan holds all that it would have changed
         effect = trial.effect()
         self.know(effect)
@@ -197,7 +218,7 @@ def verdict_of(predicted: float, gain: float, error: float) -> Verdict:
         return Verdict.HARMED
     if gain > ERRORS * error and gain >= HELPED * predicted:
         return Verdict.HELPED
-    if gain + ERRORS * error < max(HELPED * predicted, ERRORS * error):
+    if gain + ERRORS * error < max(IN_VAIN * predicted, ERRORS * error):
         return Verdict.NO_EFFECT
     return Verdict.UNCLEAR
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from antdt_schemas.batches import split
 from antdt_schemas.errors import Mismatch, UsageError
 from antdt_schemas.records import (
     Action,
@@ -61,6 +62,7 @@ class InForce:
     learning_rate_factor: float = 1.0
     backup_workers: int = 0
     assignments: dict[str, Assignment] = field(default_factory=dict)
+    batch_size: int = 0
 
     def take(self, proposal: Proposal, window: int, now_ms: int) -> None:
         """Put a proposal into force, under a number of its own where it changes the plan."""
@@ -73,18 +75,30 @@ class InForce:
             self.backup_workers = proposal.backup_workers
         if proposal.assignments is not None:
             self.assignments = {a.worker: a for a in proposal.assignments}
+        if proposal.batch_size is not None:
+            self.batch_size = proposal.batch_size
+            self._share_out()
+
+    def _share_out(self) -> None:
+        """Shares in the same proportion, of the global batch as it is now."""
+        workers = sorted(self.assignments)
+        if workers and self.batch_size >= len(workers):
+            sizes = split(self.batch_size, [self.assignments[worker].batch_size for worker in workers])
+            for worker, size in zip(workers, sizes, strict=True):
+                self.assignments[worker] = replace(self.assignments[worker], batch_size=size)
 
     def follow(self, decision: Decision, window: int, now_ms: int) -> None:
         """Take over what was commanded, which is all that is in force."""
         if decision.plan != self.plan:
             self.plan, self.window, self.issued_ms = decision.plan, window, now_ms
         self.learning_rate_factor, self.backup_workers = decision.learning_rate_factor, decision.backup_workers
+        self.batch_size = decision.batch_size
         self.assignments = {a.worker: a for a in decision.assignments}
 
     def to_row(self) -> list[Any]:
         rows = [[a.worker, a.batch_size, a.accumulation] for _, a in sorted(self.assignments.items())]
         numbers = [self.plan, self.window, self.issued_ms]
-        return [*numbers, self.learning_rate_factor, self.backup_workers, rows]
+        return [*numbers, self.learning_rate_factor, self.backup_workers, self.batch_size, rows]
 
 
 class ControllerState:
@@ -213,6 +227,7 @@ class ControllerState:
             loss=record.loss,
             learning_rate_factor=in_force.learning_rate_factor,
             backup_workers=in_force.backup_workers,
+            batch_size=in_force.batch_size,
             strategy=record.strategy,
             step_s=record.step_s,
             samples_per_s=record.samples_per_s,
@@ -273,6 +288,7 @@ class ControllerState:
             predicted_gain=proposal.predicted_gain,
             evidence_first=position.offset,
             evidence_last=position.offset,
+            batch_size=in_force.batch_size,
             parameters=parameters.stamp(self.policy),
             effect=effect,
         )
@@ -316,8 +332,9 @@ class ControllerState:
             raise Mismatch("Format of the Controller's state", FORMAT, found)
         state.refused, marks = rest
         state.marks = Marks({partition: (offset, index) for partition, offset, index in marks})
-        (*numbers, assignments), heard = decode_row(rows[IN_FORCE])
+        (*numbers, batch_size, assignments), heard = decode_row(rows[IN_FORCE])
         state.in_force, state.told = InForce(*numbers), Told.from_row(heard, same_policy=name == policy.name)
+        state.in_force.batch_size = batch_size
         state.policy, state.trials = state.told.applied(policy), Trials.from_row(decode_row(rows[TRIALS]))
         state.in_force.assignments = {row[0]: Assignment(*row) for row in assignments}
         state.memory = decode_row(rows[MEMORY]) if name == policy.name else {}

@@ -6,16 +6,17 @@ Owns the cursor of what is committed, and the evidence that narrows down to a sa
      Behind the last epoch, start counts along the tail.
   2. What is left out, and what is appended, is said by `holes`. A position is readmitted only once a committed step has
      left it out.
+  3. A change of the batch size counts for what is executed from a generation on. It is not undone by a roll-back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from antdt_schemas import batches, records
-from antdt_schemas.batches import Cursor, Piece, layout_of
+from antdt_schemas.batches import Cursor, Layout, Layouts, Piece, layout_of
 
 from antdt_streams.ledger.core.dirty import Dirty
 from antdt_streams.ledger.core.holes import Holes
@@ -24,6 +25,16 @@ from antdt_streams.ledger.core.samples import Fault, Lease, Samples
 
 EVIDENCE_MAX = 256
 SUSPICIONS_MAX = 64
+
+
+class Change(NamedTuple):
+    """What this generation and later ones execute has another batch size. step: the first one of it; 0: none yet."""
+
+    generation: int
+    batch_size: int
+    step: int
+    author: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,9 @@ class Suspicion:
 
 
 class Batches(Samples):
-    """`cursor`: behind the last committed step. `generation_of_steps`: that of the newest committed step."""
+    """`cursor`: behind the last committed step. `made`: how many are. `generation_of_steps`: that of the newest one.
+    `changes`: of the batch size, in order; `stated`: what scripts state; `plan`: the newest one that has changed it.
+    """
 
     # What only leased samples have; whoever shows a state finds none.
     leases: ClassVar[Mapping[int, Lease]] = {}
@@ -63,22 +76,45 @@ class Batches(Samples):
 
     def __init__(self, spec: records.JobSpec, dirty: Dirty) -> None:
         super().__init__(spec, dirty)
-        self.layout = layout_of(spec)
-        self.cursor = Cursor()
+        self.layouts = Layouts(layout_of(spec))
+        self.changes, self.stated, self.plan = tuple[Change, ...](), spec.batch_size, 0
+        self.cursor, self.made = Cursor(), 0
         self.generation_of_steps = 0
         self.holes = Holes(spec.epochs)
         self.clues: tuple[Clue, ...] = ()
         self.suspicions: tuple[Suspicion, ...] = ()
 
     @property
+    def layout(self) -> Layout:
+        """That of the steps which nobody has begun yet."""
+        return self.layouts.newest
+
+    @property
     def total(self) -> int:
-        """Of all epochs together, without what no epoch trains on."""
-        return self.layout.epoch_length * self.spec.epochs
+        """Of all epochs together, without what is not trained on."""
+        layout = self.layout
+        if not (self.layouts.changes or layout.steps):
+            return layout.epoch_length * self.spec.epochs
+        passed = sum(found.cursor for found in self.epochs.values())
+        return passed + batches.total(piece for piece, _ in layout.ahead(self.cursor, self.made))
 
     @property
     def finished(self) -> bool:
         """Whether no step is left."""
-        return self.layout.step(self.cursor, self.holes.tail) is None
+        return self.place() is None
+
+    def resize(self, e: records.Resized) -> None:
+        """What is executed from this generation on has another batch size."""
+        self.layouts = self.layouts.resized(e.generation, e.batch_size)
+        self.changes = (*self.changes, Change(e.generation, e.batch_size, 0, e.author, e.reason))
+        self.stated, self.plan = e.stated, max(self.plan, e.plan)
+        self._mark()
+
+    def begin(self, step: int) -> None:
+        """A generation begins behind this step: what was asked for counts from the next one on."""
+        if self.changes and not self.changes[-1].step:
+            self.changes = tuple(c if c.step else c._replace(step=step + 1) for c in self.changes)
+            self._mark()
 
     @property
     def blamed(self) -> tuple[Clue, ...]:
@@ -101,16 +137,14 @@ class Batches(Samples):
         if not self.generation_of_steps <= executed <= generation:
             known = f"between {self.generation_of_steps} and {generation}"
             return f"generation {executed} has executed it, which is not {known}"
-        due = self.place()
+        due = self.place(executed)
         return "" if due == tuple(place) else f"it is {tuple(place)}, where {due} is due"
 
-    def place(self) -> tuple[int, int, int] | None:
-        """(epoch, start, length) of the next step; None at the end."""
-        step = self.layout.step(self.cursor, self.holes.tail)
-        if step is None:
-            return None
-        start = self.cursor.position
-        return self.cursor.epoch, start, batches.total(step[0])
+    def place(self, executed: int | None = None) -> tuple[int, int, int] | None:
+        """(epoch, start, length) of the next step; None at the end. executed: by this generation, else by the next."""
+        layout = self.layout if executed is None else self.layouts.of(executed)
+        step = layout.step(self.cursor, self.holes.tail, self.made)
+        return None if step is None else (*layout.due(self.cursor, self.made), batches.total(step[0]))
 
     def commit(self, ranges: tuple[int, ...]) -> None:
         """The next step is in the model."""
@@ -130,7 +164,7 @@ class Batches(Samples):
     def pass_over(self, ranges: tuple[int, ...]) -> None:
         """The cursor is behind this step, which is the next one."""
         self.generation_of_steps, *place = ranges
-        self.cursor = self.layout.behind(*place)
+        self.cursor, self.made = self.layouts.of(ranges[0]).behind(*place), self.made + 1
 
     def _add(self, piece: Piece) -> None:
         """In the model: also what was excluded only after a step that has it was executed."""
@@ -164,7 +198,7 @@ class Batches(Samples):
 
     def reached(self, ranges: tuple[int, ...]) -> tuple[tuple[int, tuple[tuple[int, int], ...]], ...]:
         """The place behind a step as checkpoints keep it: all before it is in their model, or was left out."""
-        behind = self.layout.behind(*ranges[1:])
+        behind = self.layouts.of(ranges[0]).behind(*ranges[1:])
         return ((behind.epoch, ((0, behind.position),)),)
 
     # -- what is left out
@@ -214,8 +248,8 @@ class Batches(Samples):
         """What is in quarantine and was left out by a committed step; what is still ahead stays there until then."""
         for number in sorted(self.epochs):
             for start, end in list(self.epochs[number].quarantined):
-                passed = end if number < self.cursor.epoch else min(end, self.cursor.position)
-                if number <= self.cursor.epoch and start < passed and not self._is_ahead_in_tail(number, start):
+                passed = min(end, self.epochs[number].cursor)
+                if start < passed and not self._is_ahead_in_tail(number, start):
                     yield Piece(number, start, passed - start)
 
     def _is_ahead_in_tail(self, epoch: int, start: int) -> bool:
@@ -302,8 +336,8 @@ class Batches(Samples):
         for number, found in self.epochs.items():
             for start, end in found.quarantined:
                 assert not found.committed.overlaps(start, end), (number, start, end)
-            passed = self.layout.epoch_length if number < self.cursor.epoch else 0
-            passed = self.cursor.position if number == self.cursor.epoch else passed
+            passed = found.cursor
+            assert passed == self.cursor.position if number == self.cursor.epoch else passed >= 0, (number, self.cursor)
             rest = self._rest_of_tail() if self.holes.appended else ()
             for low, high in found.committed.gaps(0, passed):
                 left = IntervalSet(found.quarantined.overlaps(low, high))

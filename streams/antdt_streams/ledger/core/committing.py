@@ -37,6 +37,8 @@ def commit(turn: Turn, request: records.Request, body: records.Commit) -> None:
     new = range(max(body.first_step, state.line.committed + 1), body.first_step + len(body.compositions))
     if body.first_step > state.line.committed + 1:
         raise Refusal(f"Step {body.first_step} is committed before step {state.line.committed + 1}: a gap.")
+    if state.stop is not None and new.stop - 1 > state.stop.step:
+        raise Refusal(f"Step {new.stop - 1} is behind the end: the job {state.why_stopped}.")
     events = _validated(state, body, new)
     skipped = _skipped(body)
     for event in events:

@@ -8,6 +8,7 @@ Rules (numbers of the exactly-once protocol)
   7   steps, what they settle (8) and which files hold them (9): `committing`
   11  Done when nothing is left and the newest checkpoint holds it; looked at after every request
   12  Release names a lease that was never taken from (`leasing`)
+  14  the batch size changes, and a job ends early, as `changing` says
   17  the end of a worker closes nothing where there are servers: the first of them is told whom to refuse (`turn`)
   18  the end of a server closes the generation, and all of them go back to one file (`groups`)
   20  an attempt counts against samples by evidence only (see `evidence`); whatever is in quarantine can be readmitted,
@@ -24,12 +25,12 @@ from typing import Any
 from antdt_schemas import records
 from antdt_schemas.batches import DROP, LASTS
 from antdt_schemas.records import Status
+from antdt_schemas.space import TOPIC, Space
 from antdt_schemas.strategies import kind_of, servers_of
 
-from antdt_streams.ledger.core import committing, evidence, joining, leasing
+from antdt_streams.ledger.core import changing, committing, evidence, joining, leasing, reading
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.groups import REASON_CHARS_MAX, RULES
-from antdt_streams.ledger.core.others import difference
 from antdt_streams.ledger.core.turn import AUTHOR_CHARS_MAX, Refusal, Turn, close, refuse
 
 
@@ -38,13 +39,14 @@ def decide(turn: Turn, request: records.Request) -> None:
     state, body = turn.state, request.body
     mark = len(turn.events)
     try:
-        if state.done is not None and isinstance(body, records.Rollback):
-            raise Refusal(f"The job is done, its model is {state.done}: nothing of it is undone. Start a new job.")
+        if state.done is not None and isinstance(body, records.Rollback | records.Resize):
+            what = "nothing of it is undone" if isinstance(body, records.Rollback) else "no step is left to be resized"
+            raise Refusal(f"The job is done, its model is {state.done}: {what}. Start a new job.")
         who = state.members.incarnations.get(request.incarnation)
         # Who was given up is told so, also when all is done without it: it may hang, and has to be ended.
         given_up = who is not None and who.gone and isinstance(body, records.Heartbeat)
         if state.done is not None and not given_up and not isinstance(body, records.Leave | records.Readmit):
-            other = difference(state.spec, body.spec) if isinstance(body, records.Join) else ""
+            other = changing.other_job(state, body.spec, over=True) if isinstance(body, records.Join) else ""
             missing = "" if isinstance(body, records.Join) else evidence.in_quarantine(state)
             turn.answer(request, Status.OVER if other else Status.END, other or missing)
         else:
@@ -61,10 +63,15 @@ def decide(turn: Turn, request: records.Request) -> None:
 
 def check_spec(spec: records.JobSpec) -> str | None:
     """What is wrong with a job, or None."""
+    if spec.order == TOPIC:
+        wrong = _wrong_topic(spec)
+        if wrong:
+            return wrong
     for name in ("samples", "epochs", "shard_size", "batch_size", "workers_min", "max_attempts"):
-        if getattr(spec, name) < 1:
-            return f"{name} is {getattr(spec, name)}: it must be at least 1."
-    if spec.samples < spec.workers_min:
+        least = 0 if name == "samples" and spec.growing else 1
+        if getattr(spec, name) < least:
+            return f"{name} is {getattr(spec, name)}: it must be at least {least}."
+    if spec.samples < spec.workers_min and not spec.growing:
         return (
             f"The data set {spec.dataset!r} has {spec.samples} samples for {spec.workers_min} workers: "
             f"start at most {spec.samples} workers, or take more data."
@@ -88,6 +95,19 @@ def check_spec(spec: records.JobSpec) -> str | None:
     return None
 
 
+def _wrong_topic(spec: records.JobSpec) -> str | None:
+    flat = spec.blocks
+    if len(flat) % 3 or any(flat[i + 1] > flat[i + 2] for i in range(0, len(flat), 3)):
+        return "blocks of a topic are triples of a partition and the begin and end of its offsets."
+    if spec.batches:
+        return "a topic is read in one go: its steps have no fixed size."
+    if spec.growing and spec.epochs != 1:
+        return f"a topic that grows has one epoch, not {spec.epochs}: it has no end to begin again from."
+    if Space.of(flat, closed=True).length != spec.samples:
+        return f"the blocks of the topic do not have {spec.samples} positions."
+    return None
+
+
 def _rollback(turn: Turn, request: records.Request, body: records.Rollback) -> None:
     """An operator's wish; `author` is unique to it, so that the same request never undoes anything twice."""
     state, author = turn.state, body.author[:AUTHOR_CHARS_MAX]
@@ -106,6 +126,8 @@ def _rollback(turn: Turn, request: records.Request, body: records.Rollback) -> N
 
 def _readmit(turn: Turn, request: records.Request, body: records.Readmit) -> None:
     state, said = turn.state, ""
+    if state.stop is not None:
+        raise Refusal(f"The job {state.why_stopped}. What is in quarantine is not trained any more: start a new job.")
     if isinstance(state.shards, Batches):
         found = list(state.shards.readmittable())
         for piece in found:
@@ -135,4 +157,9 @@ _DECIDE: dict[type, Callable[[Turn, records.Request, Any], None]] = {
     records.Readmit: _readmit,
     records.Rollback: _rollback,
     records.Failed: joining.failed,
+    records.Resize: changing.resize,
+    records.Stop: changing.stop,
+    records.Examined: reading.examined,
+    records.Grown: reading.grown,
+    records.End: reading.end,
 }

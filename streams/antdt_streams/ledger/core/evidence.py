@@ -54,7 +54,7 @@ def _suspect(turn: Turn, shards: Batches, blamed: records.Blamed) -> None:
     """Evidence to be judged when it is clear which step the others go on from."""
     piece = Piece(blamed.epoch, blamed.start, blamed.length)
     known = any((c.incarnation, c.piece, c.step) == (blamed.incarnation, piece, blamed.step) for c in shards.clues)
-    in_data = 0 <= piece.epoch < shards.spec.epochs and piece.start >= 0 and 0 < piece.length <= shards.spec.samples
+    in_data = 0 <= piece.epoch < shards.spec.epochs and piece.start >= 0 and 0 < piece.length <= shards.samples
     if in_data and blamed.step > turn.state.line.committed and not known and len(shards.clues) < EVIDENCE_MAX:
         turn.emit(blamed)
 

@@ -10,18 +10,17 @@ from __future__ import annotations
 from antdt_schemas import records
 from antdt_schemas.records import Status
 
-from antdt_streams.ledger.core import evidence
+from antdt_streams.ledger.core import changing, evidence
 from antdt_streams.ledger.core.callers import Room
 from antdt_streams.ledger.core.fences import gone, member, named
 from antdt_streams.ledger.core.members import Incarnation
-from antdt_streams.ledger.core.others import difference
 from antdt_streams.ledger.core.turn import Answer, Refusal, Turn, close, lose
 
 
 def join(turn: Turn, request: records.Request, body: records.Join) -> None:
     """A newcomer, unless somebody else is this worker."""
     state = turn.state
-    other = difference(state.spec, body.spec)
+    other = changing.other_job(state, body.spec)
     other = other or turn.rules.may_join(state, request.worker, body.role) or ""
     if other:
         raise Refusal(other)
@@ -31,6 +30,8 @@ def join(turn: Turn, request: records.Request, body: records.Join) -> None:
             raise gone(state, known, request)
         _answer_member(turn, request, known)
         return
+    if not changing.may_state(turn, request, body):
+        return
     for name in [n for n, i in state.members.incarnations.items() if i.worker == request.worker and not i.gone]:
         if not _makes_room(turn, request, body, name):
             return
@@ -38,6 +39,7 @@ def join(turn: Turn, request: records.Request, body: records.Join) -> None:
     at = body.role, body.host, body.port, body.node, body.hardware, body.restarts
     by = body.launch, body.launcher, body.place
     turn.emit(records.Joined(request.incarnation, request.worker, *at, *by))
+    changing.state_another(turn, request, body)
     turn.carry_out(turn.rules.on_join(state, request.incarnation))
     turn.answer(request, Status.OK, grant=True)
 

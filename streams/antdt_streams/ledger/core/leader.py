@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.errors import Superseded, Undecodable
 from antdt_schemas.records import Status
+from antdt_schemas.space import TOPIC
 from antdt_schemas.topics import RECORD_BYTES_MAX
 
 from antdt_streams.ledger.core import rows
@@ -248,6 +249,7 @@ class InOffice:
         state, status = self.state, answer.status
         who = state.members.incarnations.get(answer.incarnation)
         leases = _leases(state, answer.incarnation) if answer.leases and who is not None and not who.gone else ()
+        places = _places(state, leases) if leases and state.spec.order == TOPIC else ()
         grant = _grant(state, self.genesis.run_id) if answer.grant else None
         if grant is not None and not state.members.open:
             status = Status.CLOSED  # it closed before somebody had heard of it
@@ -265,6 +267,8 @@ class InOffice:
             file=answer.file or state.done or "",
             quarantined=state.shards.quarantined_total,
             warning=answer.warning,
+            stopped=state.why_stopped,
+            places=places,
             losses=_losses(state.members, answer.incarnation),
         )
 
@@ -282,7 +286,8 @@ def _grant(state: State, run_id: str) -> records.Grant:
     g = state.members.grant
     assert g is not None
     members = ((n, state.members.incarnations[n]) for n in g.members)
-    ahead = state.shards.ahead() if isinstance(state.shards, Batches) else ()
+    fixed = state.shards if isinstance(state.shards, Batches) else None
+    excluded, tail, suspects = fixed.ahead() if fixed is not None else ((), (), ())
     return records.Grant(
         run_id,
         g.generation,
@@ -293,7 +298,12 @@ def _grant(state: State, run_id: str) -> records.Grant:
         g.restore_file,
         tuple(c.step for c in state.line.checkpoints),
         state.spec.shard_size,
-        *ahead,
+        excluded,
+        tail,
+        suspects,
+        batch_size=fixed.layouts.of(g.generation).batch_size if fixed is not None else 0,
+        stop_step=state.stop.step if state.stop is not None else 0,
+        batch_size_first=state.spec.batch_size if fixed is not None else 0,
     )
 
 
@@ -314,10 +324,22 @@ def _leases(state: State, incarnation: str) -> tuple[int, ...]:
     return tuple(out)
 
 
+def _places(state: State, leases: tuple[int, ...]) -> tuple[int, ...]:
+    """Where in the topic these are."""
+    at = ((leases[i + 3], leases[i + 4]) for i in range(0, len(leases), 5))
+    return tuple(number for start, length in at for run in state.shards.space.runs(start, length) for number in run)
+
+
 def _size(event: records.Event) -> int:
     """About how many bytes an event takes."""
     if isinstance(event, records.Committed):
         return 64 + 6 * len(event.ranges)
+    if isinstance(event, records.Vacant):
+        return 64 + 6 * len(event.places)
+    if isinstance(event, records.SetAside):
+        return 64 + len(event.key) + len(event.reason)
+    if isinstance(event, records.Extended):
+        return 160 + 9 * len(event.blocks)
     if isinstance(event, records.Granted):
         return 64 + sum(map(len, event.members))
     return 160

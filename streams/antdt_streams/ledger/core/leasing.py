@@ -28,7 +28,7 @@ def lease(turn: Turn, request: records.Request, body: records.Lease) -> None:
     state, shards, generation = turn.state, leased(turn.state), turn.state.members.generation
     missing = body.samples - shards.held_samples(request.incarnation, generation)
     room = RANGES_PER_REPLY_MAX - len(shards.held.get(request.incarnation, ()))
-    missing = min(missing, _fair_share(state, turn.rules.takers(state)))
+    missing = min(missing, _fair_share(state, turn.rules.takers(state))) if state.stop is None else 0
     # In pieces: what turns out to be too much is released by whole leases. A step takes a few of them at most.
     at_once = max(2 * state.spec.shard_size, state.spec.step_samples, missing // LEASES_AN_ANSWER)
     while missing > 0 and room > 0:
@@ -64,7 +64,7 @@ def _fair_share(state: State, takers: int) -> int:
 
 def _next_piece(shards: Shards, limit: int) -> tuple[int, int, int] | None:
     """The first samples that nobody holds: (epoch, start, end), whole shards where nothing came back."""
-    size, samples = shards.spec.shard_size, shards.spec.samples
+    size, samples = shards.spec.shard_size, shards.samples
     for number in range(shards.first_epoch_with_work, shards.spec.epochs):
         epoch = shards.epochs.get(number)
         if epoch is not None and epoch.returned:

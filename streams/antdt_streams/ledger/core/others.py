@@ -5,9 +5,12 @@ from __future__ import annotations
 from antdt_schemas import records
 from antdt_schemas.fingerprint import first_difference
 from antdt_schemas.order import SAMPLED
+from antdt_schemas.space import TOPIC
 
-DATA = ("dataset", "samples", "dataset_digest", "order")
-SETTINGS = ("epochs", "seed", "batch_size", "max_attempts", "strategy", "batches", "local_batch_min")
+DATA = ("dataset", "samples", "dataset_digest", "order", "growing")
+# Which offsets of a topic there are changes while it is looked at: those of the first worker hold for all.
+MOVING = ("samples", "blocks")
+SETTINGS = ("epochs", "seed", "batch_size", "max_attempts", "strategy", "batches", "local_batch_min", "steps")
 # How the first launch began, not what is trained on: a later one may have another number of workers.
 LAUNCH = ("workers_min", "shard_size")
 
@@ -15,7 +18,9 @@ LAUNCH = ("workers_min", "shard_size")
 def difference(job: records.JobSpec, worker: records.JobSpec) -> str:
     """Sentences that name it, and what to do; empty where there is none."""
     said = []
-    data = [text for text in (_differing(job, worker, DATA), _samples(job, worker)) if text]
+    of_topic = job.order == worker.order == TOPIC
+    names = tuple(name for name in DATA if name not in MOVING) if of_topic else DATA
+    data = [text for text in (_differing(job, worker, names), _samples(job, worker)) if text]
     if data:
         said.append(f"Not the data of this job: {' '.join(data)} Train on the same data, or start a new job.")
     settings = _differing(job, worker, SETTINGS)

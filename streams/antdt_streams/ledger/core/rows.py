@@ -10,9 +10,10 @@ from hashlib import blake2b
 from typing import Any
 
 from antdt_schemas import records
-from antdt_schemas.batches import Cursor, Piece
+from antdt_schemas.batches import Cursor, Layouts, Piece
+from antdt_schemas.space import Space
 
-from antdt_streams.ledger.core.batches import Batches, Clue, Suspicion
+from antdt_streams.ledger.core.batches import Batches, Change, Clue, Suspicion
 from antdt_streams.ledger.core.holes import Appended, Exclusion, Holes
 from antdt_streams.ledger.core.intervals import IntervalSet
 from antdt_streams.ledger.core.line import Checkpoint, Step
@@ -53,6 +54,8 @@ def _few_rows(state: State) -> Iterator[tuple[bytes, bytes]]:
         ("blamed", sorted(state.shards.blamed) if isinstance(state.shards, Shards) else ()),
         ("fault", sorted(state.shards.faults)),
         ("skipped", (0,) if state.line.skipped else ()),
+        ("stop", (0,) if state.stop else ()),
+        ("space", (0,) if state.shards.is_extended else ()),
         ("fenced", (0,) if state.members.fenced else ()),
     )
     for kind, keys in names:
@@ -124,6 +127,8 @@ def _load_meta(s: State, _: str, row: Any) -> None:
     next_lease, s.requests_next, s.sequence, s.now_ms, s.done = counters
     if isinstance(s.shards, Shards):
         s.shards.next_lease = next_lease
+    else:
+        s.shards.made = s.line.committed
     s.shards.committed_total, s.shards.quarantined_total, s.refused = totals
 
 
@@ -223,6 +228,14 @@ def _load_checkpoints(s: State, _: str, row: Any) -> None:
     ]
 
 
+def _stop(s: State, _: int) -> Any:
+    return s.stop and [s.stop.step, s.stop.author, s.stop.reason]
+
+
+def _load_stop(s: State, _: str, row: Any) -> None:
+    s.stop = records.Stopped(*row)
+
+
 def _requests(s: State, _: int) -> Any:
     return [s.requests_topic]
 
@@ -236,13 +249,18 @@ def _batches(s: State, _: int) -> Any:
     assert isinstance(b, Batches)
     suspicions = [[x.pieces, [_clue(c) for c in x.failures]] for x in b.suspicions]
     holes = b.holes.exclusions, b.holes.appended
-    return [b.cursor, b.generation_of_steps, *holes, [_clue(c) for c in b.clues], suspicions]
+    row = [b.cursor, b.generation_of_steps, *holes, [_clue(c) for c in b.clues], suspicions]
+    # As rows were before a batch size could change, where none did.
+    return [*row, [b.changes, b.stated, b.plan]] if b.changes else row
 
 
 def _load_batches(s: State, _: str, row: Any) -> None:
     b = s.shards
     assert isinstance(b, Batches)
-    cursor, b.generation_of_steps, exclusions, appended, clues, suspicions = row
+    cursor, b.generation_of_steps, exclusions, appended, clues, suspicions, *resized = row
+    for changes, b.stated, b.plan in resized:
+        b.changes = tuple(Change(*change) for change in changes)
+        b.layouts = Layouts(b.layouts.first, tuple((c.generation, c.batch_size) for c in b.changes))
     b.cursor = Cursor(*cursor)
     out = tuple(Exclusion(generation, Piece(*piece)) for generation, piece in exclusions)
     b.holes = Holes(s.spec.epochs, out, tuple(Appended(Piece(*piece), count) for piece, count in appended))
@@ -271,6 +289,15 @@ def _load_blamed(s: State, name: str, row: Any) -> None:
     s.shards.blamed[int(name)] = tuple(Evidence(*found) for found in row)
 
 
+def _space(s: State, _: int) -> Any:
+    return [s.shards.space.flat, s.shards.space.closed] if s.shards.is_extended else None
+
+
+def _load_space(s: State, _: str, row: Any) -> None:
+    flat, closed = row
+    s.shards.space = Space.of(flat, closed=closed)
+
+
 def _fault(s: State, at: tuple[int, int]) -> Any:
     return s.shards.faults.get(at)
 
@@ -291,7 +318,9 @@ _KINDS: dict[str, tuple[Callable[[State, Any], Any], Callable[[State, str, Any],
     "step": (_step, _load_step),
     "checkpoints": (_checkpoints, _load_checkpoints),
     "requests": (_requests, _load_requests),
+    "stop": (_stop, _load_stop),
     "batches": (_batches, _load_batches),
     "blamed": (_blamed, _load_blamed),
     "fault": (_fault, _load_fault),
+    "space": (_space, _load_space),
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from antdt_schemas import records
+from antdt_schemas.space import TOPIC, Space
 
 from antdt_streams.ledger.core.dirty import Dirty
 from antdt_streams.ledger.core.intervals import IntervalSet
@@ -50,23 +51,37 @@ class Fault(NamedTuple):
 
 
 class Samples:
-    """Samples by epoch. faults: why what is in quarantine is there, by (epoch, position)."""
+    """Samples by epoch. faults: why what is in quarantine is there, by (epoch, position). space: of a topic, where in
+    it the positions are.
+    """
 
     def __init__(self, spec: records.JobSpec, dirty: Dirty) -> None:
         self.spec, self.dirty = spec, dirty
         self.committed_total = self.quarantined_total = 0
         self.epochs: dict[int, Epoch] = {}
         self.faults: dict[tuple[int, int], Fault] = {}
+        self.space = Space.of(spec.blocks, closed=not spec.growing)
+
+    @property
+    def samples(self) -> int:
+        """Positions of an epoch."""
+        return self.space.length if self.spec.order == TOPIC else self.spec.samples
+
+    @property
+    def is_extended(self) -> bool:
+        """Whether its topic has grown, or has ended, since the job began."""
+        spec = self.spec
+        return spec.growing and (self.space.closed or self.space.length != spec.samples)
 
     @property
     def total(self) -> int:
         """Of all epochs together."""
-        return self.spec.samples * self.spec.epochs
+        return self.samples * self.spec.epochs
 
     @property
     def finished(self) -> bool:
-        """Whether everything is committed or in quarantine."""
-        return self.committed_total + self.quarantined_total == self.total
+        """Whether everything is committed or in quarantine, and nothing is added any more."""
+        return self.space.closed and self.committed_total + self.quarantined_total == self.total
 
     def epoch(self, epoch: int) -> Epoch:
         """An epoch, made when it is first touched."""

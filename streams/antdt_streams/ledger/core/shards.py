@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from antdt_schemas import records
+from antdt_schemas.space import Space
 
 from antdt_streams.ledger.core.dirty import Dirty
 from antdt_streams.ledger.core.intervals import IntervalSet
@@ -59,7 +60,7 @@ class Shards(Samples):
         """Epochs below were handed out whole, and nothing of them came back."""
         while self._low_epoch < self.spec.epochs:
             epoch = self.epochs.get(self._low_epoch)
-            if epoch is None or epoch.cursor < self.spec.samples or epoch.returned:
+            if epoch is None or epoch.cursor < self.samples or epoch.returned:
                 break
             self._low_epoch += 1
         return self._low_epoch
@@ -81,7 +82,7 @@ class Shards(Samples):
         epoch, end = self.epoch(e.epoch), e.start + e.length
         if e.start == epoch.cursor:
             epoch.cursor = end
-            assert end <= self.spec.samples, e
+            assert end <= self.samples, e
         else:
             epoch.returned.remove(e.start, end)
         self.hold(e.lease, Lease(e.shards, e.incarnation, e.generation, e.epoch, e.start, e.start, end))
@@ -165,6 +166,35 @@ class Shards(Samples):
         else:
             self._give_back(e.epoch, e.start, end)
         self.dirty.epochs.add(e.epoch)
+
+    def vacant(self, e: records.Vacant) -> None:
+        """Nothing is at these positions of a lease, which are committed with the others: nobody need do anything."""
+        lease, values = self.leases[e.lease], iter(e.places)
+        for start, length in zip(values, values, strict=True):
+            assert e.epoch == lease.epoch and lease.front <= start and length > 0, (e, lease)
+            assert start + length <= lease.end, (e, lease)
+
+    def set_aside(self, e: records.SetAside) -> None:
+        """A lease ends before what is in quarantine now, and what was behind that is to be done."""
+        lease, end = self.leases[e.lease], e.start + e.length
+        assert e.epoch == lease.epoch and lease.front <= e.start < end <= lease.end, (e, lease)
+        if end < lease.end:
+            self._give_back(e.epoch, end, lease.end)
+        epoch, lease.end = self.epoch(e.epoch), e.start
+        if e.lease in self.blamed:
+            self._suspect(e.lease, tuple(x for x in self.blamed[e.lease] if x.end <= e.start))
+        self.move_front(e.lease, lease.front)
+        epoch.quarantined.add(e.start, end)
+        self.quarantined_total += e.length
+        self.faults[e.epoch, e.start] = Fault(e.length, e.key, e.reason)
+        self.dirty.others.add(("fault", (e.epoch, e.start)))
+        self.dirty.epochs.add(e.epoch)
+
+    def extend(self, e: records.Extended) -> None:
+        """More of a topic, or its end."""
+        self.space = self.space.extended(Space.of(e.blocks, closed=True).blocks, closed=e.closed)
+        self._low_epoch = 0
+        self.dirty.others.add(("space", 0))
 
     def readmit(self, e: records.Readmitted) -> None:
         """What is in quarantine is to be tried again, as if it had never failed."""

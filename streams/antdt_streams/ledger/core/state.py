@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from antdt_schemas import records
+from antdt_schemas.space import TOPIC
 from antdt_schemas.strategies import servers_of
 
 from antdt_streams.ledger.core.batches import Batches
@@ -33,6 +34,7 @@ class State:
 
     authors: whose roll-backs were carried out lately. accepted: losses that an operator has accepted, as (run, next
     offset of what was known then). requests_topic: Kafka's id of the topic, if it is not that of Genesis any more.
+    stop: behind which step the job ends before all is trained, and why.
     """
 
     how: ClassVar[Mapping[type, How]]
@@ -48,6 +50,7 @@ class State:
         self.accepted: tuple[tuple[str, int], ...] = ()
         self.requests_topic = ""
         self.refused = 0
+        self.stop: records.Stopped | None = None
 
     @property
     def samples_total(self) -> int:
@@ -56,8 +59,20 @@ class State:
 
     @property
     def finished(self) -> bool:
-        """Everything is committed or quarantined."""
+        """Everything is committed or quarantined, or not meant to be trained."""
+        if self.stop is not None:
+            return self.line.committed >= self.stop.step
+        if isinstance(self.shards, Batches) and self.shards.layouts.changes:
+            # What is left may be no step of another size, while a model has steps that were executed before.
+            grant = self.members.grant
+            awaits = grant is not None and (grant.source_step or 0) > self.line.committed
+            return not awaits and self.shards.place(self.members.generation) is None
         return self.shards.finished
+
+    @property
+    def why_stopped(self) -> str:
+        """Behind which step the job ends, or has ended, before all was trained, and why; empty where it does not."""
+        return f"is finished early, behind step {self.stop.step}: {self.stop.reason}" if self.stop is not None else ""
 
     def apply(self, event: records.Event) -> None:
         """Apply one event of a counted entry, which `seal` then completes."""
@@ -100,7 +115,9 @@ class State:
         assert e.committed == self.line.committed, (e, self.line.committed)
         self.members.form(e)
         if isinstance(self.shards, Batches):
-            self.shards.judge(self.line.committed if e.source_step is None else e.source_step, e.generation)
+            source_step = self.line.committed if e.source_step is None else e.source_step
+            self.shards.judge(source_step, e.generation)
+            self.shards.begin(source_step)
 
     # -- samples and steps
 
@@ -113,10 +130,25 @@ class State:
         assert isinstance(self.shards, Shards), "nothing is leased where steps have a fixed size"
         self.shards.take_back(e)
 
+    def _of_topic(self) -> Shards:
+        assert isinstance(self.shards, Shards) and self.spec.order == TOPIC, "this is said of topics"
+        return self.shards
+
     def _excluded(self, e: records.Excluded) -> None:
         assert isinstance(self.shards, Batches), "what is leased goes into quarantine with its lease"
         assert e.generation == self.members.generation + 1 and not self.members.open, (e, self.members.generation)
         self.shards.exclude(e)
+
+    def _resized(self, e: records.Resized) -> None:
+        assert isinstance(self.shards, Batches), "what is leased has no batches of a fixed size"
+        assert e.generation == self.members.generation + 1 and not self.members.open, (e, self.members.generation)
+        assert e.batch_size > 0 and e.stated > 0, e
+        self.shards.resize(e)
+
+    def _stopped(self, e: records.Stopped) -> None:
+        assert self.stop is None and e.step >= max(1, self.line.committed), (e, self.line.committed)
+        self.stop = e
+        self.dirty.others.add(("stop", 0))
 
     def _readmitted(self, e: records.Readmitted) -> None:
         self.shards.readmit(e)
@@ -127,6 +159,7 @@ class State:
 
     def _committed(self, e: records.Committed) -> None:
         assert self.members.open and e.generation == self.members.generation, (e, self.members.generation)
+        assert self.stop is None or e.step <= self.stop.step, (e, self.stop)
         self.shards.commit(e.ranges)
         self.line.commit(e)
 
@@ -144,6 +177,8 @@ class State:
         if e.author:
             self.authors = (*self.authors, e.author)[-AUTHORS_KEPT:]
         self.shards.undo_all_but(dict(self.line.roll_back(e.step).committed))
+        if isinstance(self.shards, Batches):
+            self.shards.made = e.step
 
     # -- the job
 
@@ -197,4 +232,9 @@ State.how = {
     records.RequestsMoved: State._requests_moved,
     records.Blamed: State._blamed,
     records.Excluded: State._excluded,
+    records.Resized: State._resized,
+    records.Stopped: State._stopped,
+    records.Vacant: lambda s, e: s._of_topic().vacant(e),
+    records.SetAside: lambda s, e: s._of_topic().set_aside(e),
+    records.Extended: lambda s, e: s._of_topic().extend(e),
 }

@@ -16,8 +16,9 @@ from antdt_streams.ledger.core import groups
 from antdt_streams.ledger.core.line import Bounds
 from antdt_streams.ledger.core.state import State
 
-# 2: steps of a fixed size may be meant, which a reader of version 1 would not know.
-STATES: Mapping[int, type[State]] = {1: State, 2: State}
+# 2: steps of a fixed size may be meant, which a reader of version 1 would not know. 3: their size may change, a job may
+# end behind a step, and topics may be meant.
+STATES: Mapping[int, type[State]] = {1: State, 2: State, 3: State}
 FOLD_VERSION = max(STATES)  # of the logs that begin now
 
 

@@ -8,7 +8,7 @@ from antdt_schemas.records import Cause, Measurement, NodeClass, NodeMeasurement
 
 from antdt_streams.monitor.core.detector import Detector
 from antdt_streams.monitor.core.node import WORKER, Health, Track
-from antdt_streams.monitor.core.pace import NOT_KNOWN, Pace
+from antdt_streams.monitor.core.pace import Pace, pace_now
 from antdt_streams.monitor.core.rates import Rate, own_rate, scatter, shrunk
 from antdt_streams.monitor.core.roster import Roster
 from antdt_streams.monitor.core.windows import Windows
@@ -21,7 +21,7 @@ def measure(
 ) -> Measurement:
     """The members of the current generation as of `window`. pace: of that window; None: it is open, and this urgent."""
     members, urgent = list(roster.members(windows.generation)), pace is None
-    pace = pace or NOT_KNOWN
+    pace = pace or pace_now(members, detector.options.rate_samples_min)
     rates = _rates(detector, members)
     nodes = tuple(
         _node(detector, track, roster.health[track.worker], rates[track.worker], window, pace) for track in members

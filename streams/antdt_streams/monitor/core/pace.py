@@ -7,12 +7,12 @@ so that a pause of everybody (a checkpoint, an evaluation) is not read as slowne
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 from antdt_streams.monitor.core.baselines import Window
-from antdt_streams.monitor.core.node import WORKER, Track
+from antdt_streams.monitor.core.node import WORKER, Sample, Track
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,20 @@ class Pace:
     busy: Mapping[str, float] = field(default_factory=dict)
 
 
-NOT_KNOWN = Pace()
-
-
 def pace_of(window: Window, tracks: Mapping[str, Track]) -> Pace:
     """The pace of a closed window."""
+    return _pace(window.samples, tracks)
+
+
+def pace_now(members: Iterable[Track], samples: int) -> Pace:
+    """The pace of the newest samples, so many of each node: where a rate has jumped, those behind the jump."""
+    tracks = {track.worker: track for track in members}
+    return _pace({w: track.ring[-samples:] for w, track in tracks.items() if track.ring}, tracks)
+
+
+def _pace(found: Mapping[str, Sequence[Sample]], tracks: Mapping[str, Track]) -> Pace:
     walls, rates, busy = [], [], {}
-    for worker, samples in window.samples.items():
+    for worker, samples in found.items():
         wall_s = median(sample.wall_s for sample in samples)
         if wall_s <= 0.0:
             continue

@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass
 
 from antdt_schemas.errors import Mismatch
 from antdt_schemas.records import Cause, Measurement, NodeClass, StepBatch
+from antdt_schemas.strategies import is_asynchronous
 
 from antdt_streams.monitor.core.baselines import Window
 from antdt_streams.monitor.core.detector import Detector
@@ -21,6 +22,7 @@ from antdt_streams.monitor.core.options import DetectorOptions
 from antdt_streams.monitor.core.pace import pace_of
 from antdt_streams.monitor.core.rates import add_sample
 from antdt_streams.monitor.core.roster import HEALTH, TRACK, Roster
+from antdt_streams.monitor.core.ticks import ROOM, TICK_MS, as_tick, tick_for, wall_s
 from antdt_streams.monitor.core.windows import Windows
 from antdt_streams.storage.rows import Position, decode_row, digest_rows, encode_row
 
@@ -56,6 +58,7 @@ class MonitorState:
         self.detector = Detector(self.options)
         self.roster = Roster(self.options)
         self.jump = Jump()
+        self.tick_ms = TICK_MS
         self._dirty = {HEAD, POOLED}
 
     def process(self, record: StepBatch, position: Position, now_ms: int) -> list[Measurement]:
@@ -65,6 +68,8 @@ class MonitorState:
             Undecodable: the record contradicts itself, or is of one node too many; nothing was changed.
         """
         check(record)
+        if record.step and is_asynchronous(record.strategy):
+            record = self._by_time(record, now_ms)
         known = self.roster.tracks.get(record.worker)
         before = self.windows.standing(known) if known else (False, False, False, False)
         track = self.roster.admit(record)
@@ -83,6 +88,20 @@ class MonitorState:
         return self._close_due(position) or self._tell_jump(track, position)
 
     # -- samples
+
+    def _by_time(self, record: StepBatch, now_ms: int) -> StepBatch:
+        """The record as a sample at a tick. Where ticks become longer, all are counted anew."""
+        own_s = wall_s(record)
+        if ROOM * 1000 * own_s > self.tick_ms:
+            others_s = [track.ring[-1].wall_s for track in self.roster.tracks.values() if track.ring]
+            tick_ms = tick_for(self.tick_ms, own_s, others_s)
+            if tick_ms != self.tick_ms:
+                self.tick_ms = tick_ms
+                for worker, track in self.roster.tracks.items():
+                    track.begin(track.generation)
+                    self.roster.touch(TRACK, worker)
+                self._move(self.windows.generation, now_ms // tick_ms)
+        return as_tick(record, self.tick_ms, now_ms)
 
     def _take(self, track: Track, record: StepBatch, position: Position) -> None:
         """Fold the record's steps into its node's rate at once, and into the open windows."""
@@ -222,7 +241,7 @@ class MonitorState:
     def _row(self, key: bytes) -> bytes:
         if key == POOLED:
             return encode_row(self.detector.to_row())
-        return encode_row([FORMAT, astuple(self.jump), self.windows.to_row(), self.roster.strategy])
+        return encode_row([FORMAT, astuple(self.jump), self.windows.to_row(), self.roster.strategy, self.tick_ms])
 
     def rows(self) -> dict[bytes, bytes]:
         out = {key: self._row(key) for key in (HEAD, POOLED)}
@@ -248,7 +267,7 @@ class MonitorState:
         found, *rest = decode_row(rows[HEAD])
         if found != FORMAT:
             raise Mismatch("Format of the Monitor's state", FORMAT, found)
-        jump, windows, state.roster.strategy = rest
+        jump, windows, state.roster.strategy, state.tick_ms = rest
         for key in sorted(rows):
             if key not in {HEAD, POOLED}:
                 state.roster.load(key, rows[key])

@@ -202,7 +202,7 @@ class _Follows:
         x, part = run.leases, slice(run.l0, run.l1)
         shards, start, epoch = x.shards[part], x.start[part], x.epoch[part]
         ok = self.numbers == state.shards.next_lease + np.cumsum(shards) - shards
-        ok &= (shards > 0) & (self.ends > start) & (self.ends <= state.spec.samples)
+        ok &= (shards > 0) & (self.ends > start) & (self.ends <= state.shards.samples)
         ok &= state.members.open & (x.generation[part] == state.members.generation)
         for number in np.unique(epoch).tolist():
             mine, known = epoch == number, state.shards.epochs.get(number)

@@ -31,12 +31,14 @@ class ReplicasDiffer(Mismatch):
     """Members of one generation do not hold the same model: nothing is applied any more."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Row:
-    """One member's part of a step.
+    """One member's part of a step. It is written to until it leaves: a frozen one is made in three times the time, once
+    for each member and step, and would be made twice.
 
-    samples: how many it contributes, the sum of the lengths. plan_seen: the newest plan it has read. plan: the plan in
-    its model. lineage, step: of its model. ended: it was told END. reference: the global batch its loss is weighed by.
+    samples: how many it contributes; of a topic, less than the sum of the lengths. plan_seen: the newest plan it has
+    read. plan: the plan in its model. lineage, step: of its model. ended: it was told END. reference: the global batch
+    its loss is weighed by.
     leaving: this is its last step. checkpoint: a checkpoint is to follow this step. settings, state: fingerprints of
     what the optimizer stepped by last, and of the model; 0 where none is given this time. weight: what its losses count
     together. trained: fingerprint of which parameters are trained; 0 of a member without samples. summed: its losses
@@ -75,29 +77,6 @@ class Row:
         flags = ENDED * self.ended | LEAVING * self.leaving | CHECKPOINT * self.checkpoint
         flags |= SUMMED * self.summed | PASSED_OVER * self.passed_over | STOPPING * self.stopping
         return flags | TALKING * self.talking
-
-    def weighing(self, weight: float, *, trained: int, summed: bool, passed_over: bool, stopping: bool) -> Row:
-        """The same, when it is known what its losses weigh. (`dataclasses.replace` takes four times as long.)"""
-        return Row(
-            samples=self.samples,
-            plan_seen=self.plan_seen,
-            plan=self.plan,
-            lineage=self.lineage,
-            step=self.step,
-            ended=self.ended,
-            reference=self.reference,
-            ranges=self.ranges,
-            leaving=self.leaving,
-            checkpoint=self.checkpoint,
-            settings=self.settings,
-            state=self.state,
-            weight=weight,
-            trained=trained,
-            summed=summed,
-            passed_over=passed_over,
-            stopping=stopping,
-            split=self.split,
-        )
 
     def pack(self) -> list[int]:
         """ROW_WIDTH whole numbers of 64 bits, signed; unused ranges are zero."""
@@ -154,8 +133,7 @@ class Composition(NamedTuple):
     skipped: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
+class Round(NamedTuple):
     """What all members conclude alike from the rows of one step, in rank order.
 
     total: samples. weight: what all losses count together, added in rank order, so the same number everywhere. summed:
@@ -182,14 +160,13 @@ class Round:
         may have joined with less read.
         """
         first = _identity(next((row for row in rows if not row.talking), rows[0]))
+        weight, total, flags = 0.0, 0, 0
         for rank, row in enumerate(rows):
             width = OF_THE_MODEL if row.talking else len(first)
             if _identity(row)[:width] != first[:width]:
                 what = f"Model of rank {rank} in (lineage, step, plan, reference batch, split)"
                 raise ReplicasDiffer(what, _shown(first), _shown(_identity(row)))
-        weight, flags = 0.0, 0
-        for row in rows:
-            weight += row.weight
+            weight, total = weight + row.weight, total + row.samples
             flags |= row.flags if row.weight else row.flags & ~SUMMED
         summed = bool(flags & SUMMED)
         if summed and not all(row.summed for row in rows if row.weight):
@@ -198,8 +175,7 @@ class Round:
             )
         plan = max(rows[0].plan, min(row.plan_seen for row in rows))
         passed_over = bool(flags & PASSED_OVER) or (weight == 0 and not summed)
-        total = sum(row.samples for row in rows)
-        ended, stopping, talking = (bool(flags & flag) for flag in (ENDED, STOPPING, TALKING))
+        ended, stopping, talking = bool(flags & ENDED), bool(flags & STOPPING), bool(flags & TALKING)
         return cls(tuple(rows), total, plan, ended, weight, summed, passed_over, stopping, talking)
 
     @property

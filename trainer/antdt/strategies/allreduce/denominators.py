@@ -2,37 +2,55 @@
 
 A mean over tokens, boxes or class weights is no mean over samples: gradients that are weighed by samples then add up to
 another model than one process would make of the same batch. Where the loss itself is such a mean its weight is read off
-(`torch.nn.functional.cross_entropy` with `ignore_index` or `weight`, a sum that is divided by a tensor). Where it is a
-term of the loss, or a mean over elements, it is refused as soon as it shows. What torch.compile has put together, and
-what was divided by a plain number, is not seen.
+(`torch.nn.functional.cross_entropy` with `ignore_index` or `weight`, a sum that is divided). Where that cannot be, or
+no weight would make it right, it is refused as soon as it shows: a sum, a mean over elements, a root of a mean, samples
+that are compared with each other, and what a function of its own (torch.compile) has put together.
 
 Must not know members, nor what a weight is used for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from antdt_schemas.errors import UsageError
 
-DEPTH_MAX = 8
-MEAN = 1  # as torch's loss functions save their reduction
-# Operations that leave a mean a mean, or a term of one.
-COPIES = ("ToCopyBackward", "ViewBackward", "ReshapeAliasBackward", "AliasBackward", "SqueezeBackward", "CloneBackward")
-TERMS = (*COPIES, "AddBackward", "SubBackward", "MulBackward", "DivBackward", "NegBackward")
+from antdt.strategies.allreduce.terms import Term, is_gathered, is_of_one_sample, is_of_parameters, shape_of, terms
+
 OTHER = (
     "A mean in this loss is over {} for {} samples, and was over {} for {} before: it is divided by something else "
     "than samples. Say by what, agent.step(loss, weight=n), or see reduction='sum'."
 )
-
-SQUARE_MIN = 8  # of fewer samples the classes may be 0, 1, 2, ... by chance
 COMPARES = (
     "This loss compares the samples of this worker's part of a batch with each other, so each split has another one: "
-    "compare them with those of all workers, keys = agent.gather(features), whose own rows are agent.own_rows."
+    "compare them with those of all workers, keys = agent.gather(features), whose own rows are agent.own_rows. (Where "
+    "it does not, say agent.step(loss, weight=len(x)).)"
 )
+SUMMED = (
+    "This loss is a sum over the micro-batch, agent.step(loss) weighs means by their samples: use reduction='mean', "
+    "divide it by the number of samples in the batch, or say what it is: agent.step(loss, reduction='sum') where "
+    "nothing shall divide it."
+)
+CONSTANT = (
+    "This loss is a sum over {} samples that is divided by {:g}, as it was before with {}: that is no mean over what "
+    "this worker has, and its parts are to be added up. Say agent.step(loss, reduction='sum'), or divide by what is in "
+    "the batch. (Where it is what this batch has, say agent.step(loss, weight=n).)"
+)
+BENT = (
+    "This loss is not linear in a mean or sum over the batch ({}), so parts of a batch do not add up to the whole: "
+    "compute it over the rows of all workers, agent.gather(outputs) and agent.gather(targets), or take the mean last. "
+    "(Where it is one number for each sample, say agent.step(loss, weight=len(x)).)"
+)
+HIDDEN = (
+    "This loss was put together by {}, and what it was divided by cannot be seen: say it, "
+    "agent.step(loss, weight=len(x)) for a mean over samples, weight=n for one over n tokens or boxes. (Where the loss "
+    "is outside of what is compiled, nothing needs to be said.)"
+)
+CHANCE = 16.0  # as the negative of a logarithm: what is rarer than that is no chance
+SAME_MIN, ODD_MIN = 4, 8  # losses
 
 
 class Seen(NamedTuple):
@@ -47,27 +65,82 @@ class Seen(NamedTuple):
         return self.number in (other.number, other.number * self.samples / other.samples)
 
 
+class Constant:
+    """Whether all losses so far were divided by one `number`, and how many `samples` each of them had."""
+
+    def __init__(self) -> None:
+        self.number: float | None = None
+        self.samples: list[int] = []
+        self._varies = False
+
+    def is_found(self, number: float, samples: int, elements: float, whole: int) -> bool:
+        """Another loss, a sum over so many elements, was divided by this. Whether it is no chance any more: it is more
+        than there were, and the same for other samples, or that of all workers, or has nothing to do with how many
+        there are. (As few may be what a mask has left, time and again.)
+        """
+        self._varies = self._varies or number <= elements or (self.number is not None and number != self.number)
+        if self._varies:
+            return False
+        self.number, self.samples = number, [*self.samples[-ODD_MIN:], samples]
+        enough = len(self.samples) >= SAME_MIN and (len(set(self.samples)) > 1 or number == whole)
+        return enough or (len(self.samples) >= ODD_MIN and bool(number % samples))
+
+
 class Denominators:
-    """Of the losses of one script, each of `samples`."""
+    """Of the losses of one script, each of `samples`. `_surprise`: how unlikely it is by now that targets are numbers
+    of samples by chance. `_constants`: what was divided by one number so far, by its place among the terms.
+    """
 
     def __init__(self) -> None:
         self._first: list[Seen] = []
+        self._surprise = 0.0
+        self._constants: dict[int, Constant] = {}
 
-    def of(self, loss: torch.Tensor, samples: int, *, alone: bool) -> float | None:
-        """What this loss was divided by; None for samples, or where nothing else is seen. alone: no other worker has
-        samples of this step.
+    def of(self, loss: torch.Tensor, samples: int, *, whole: int) -> float | None:
+        """What this loss was divided by; None for samples, or where nothing else is seen. whole: samples of the whole
+        step of all workers, which this micro-batch may be.
 
         Raises UsageError where it is seen that samples are wrong, and not what is right.
         """
         if loss.grad_fn is None:
             return None
-        square = 0 if alone else samples
         with suppress(RuntimeError):  # the graph was freed: backward says so
-            whole = _whole(loss.grad_fn, square)
-            if whole is not None:
-                return whole
-            self._check([Seen(kind, number, samples) for kind, number in _means(loss.grad_fn, square)])
+            found = [term for term in terms(loss.grad_fn) if not _is_of_no_sample(term)]
+            for term in found:
+                self._refuse(term, samples, alone=samples >= whole)
+            counts = [self._count(at, term, samples, whole) for at, term in enumerate(found)]
+            if counts and counts[0] is not None and counts.count(counts[0]) == len(counts):
+                return counts[0]
+            self._check([Seen(term.name, term.number, samples) for term in found if term.kind == "mean"])
         return None
+
+    def _refuse(self, term: Term, samples: int, *, alone: bool) -> None:
+        """Raises UsageError for what no weight makes right."""
+        if term.kind == "hidden":
+            raise UsageError(HIDDEN.format("torch.compile" if term.name.startswith("Compiled") else term.name))
+        if term.kind == "sum" and _is_undivided(term, samples) and not is_gathered(term.node):
+            raise UsageError(SUMMED)
+        if alone or samples == 1:
+            return
+        if term.kind == "bent" and not is_of_one_sample(term.node) and not is_gathered(term.node):
+            raise UsageError(BENT.format(term.name))
+        if term.kind == "mean" and self._surprise >= 0:
+            self._surprise = max(-1.0, self._surprise + _surprise(term, samples))
+            if self._surprise >= CHANCE and not is_gathered(term.node):
+                raise UsageError(COMPARES)
+
+    def _count(self, at: int, term: Term, samples: int, whole: int) -> float | None:
+        """What it was divided by, where that is seen. Raises UsageError where it is the same for all there is."""
+        if term.kind == "mean":
+            return term.number if hasattr(term.node, "_saved_total_weight") else None
+        if term.kind != "sum" or not term.divisors:
+            return None
+        if _is_of_elements(term, samples):
+            return float(samples)
+        number, constant = max(0.0, term.divisors[-1]), self._constants.setdefault(at, Constant())
+        if constant.is_found(number, samples, term.number, whole):
+            raise UsageError(CONSTANT.format(samples, number, constant.samples[-2]))
+        return number
 
     def _check(self, found: list[Seen]) -> None:
         if [one.kind for one in found] != [one.kind for one in self._first]:
@@ -78,44 +151,46 @@ class Denominators:
                 raise UsageError(OTHER.format(f"{one.number:g}", one.samples, f"{before.number:g}", before.samples))
 
 
-def _whole(node: Any, square: int) -> float | None:
-    """The denominator, where the loss is nothing but one mean that says it."""
-    for _ in range(DEPTH_MAX):
-        if not node.name().startswith(COPIES):
-            break
-        node = node.next_functions[0][0]
-        if node is None:
-            return None
-    if node.name().startswith("NllLoss") and node._saved_reduction == MEAN:
-        return _of_classes(node, square)
-    divisor = getattr(node, "_saved_other", None)
-    if node.name().startswith("DivBackward") and isinstance(divisor, torch.Tensor) and divisor.numel() == 1:
-        above = node.next_functions[0][0]
-        if above is not None and above.name().startswith("SumBackward0") and not divisor.requires_grad:
-            return max(0.0, float(divisor))
-    return None
+def _is_of_no_sample(term: Term) -> bool:
+    """Whether it is the same on all workers, whatever samples they have."""
+    return term.kind in ("sum", "bent") and is_of_parameters(term.node)
 
 
-def _means(node: Any, square: int, depth: int = 0) -> Iterator[tuple[str, float]]:
-    name = node.name()
-    if name.startswith("NllLoss") and node._saved_reduction == MEAN:
-        yield name, _of_classes(node, square)
-    elif name == "MeanBackward0":
-        yield name, float(node._saved_self_sym_numel)
-    elif getattr(node, "_saved_reduction", None) == MEAN and isinstance(
-        getattr(node, "_saved_self", None), torch.Tensor
-    ):
-        yield name, float(node._saved_self.numel())
-    elif depth < DEPTH_MAX and name.startswith(TERMS):
-        for before, _ in node.next_functions:
-            if before is not None:
-                yield from _means(before, square, depth + 1)
+def _is_undivided(term: Term, samples: int) -> bool:
+    """Whether it adds up what samples have, and nothing has divided it by what could be their number."""
+    if samples == 1 or term.number % samples or is_of_one_sample(term.node):
+        return False
+    inverse = 1 / (term.factor or 1.0)
+    return not (term.divisors or _near(inverse, samples) or _near(inverse, term.number))
 
 
-def _of_classes(node: Any, square: int) -> float:
-    """Of a negative log-likelihood. square: so many samples, which must not be its classes as well; 0 if they may."""
-    target = node._saved_target
-    compares = square >= SQUARE_MIN and tuple(node._saved_self.shape) == (square, square)
-    if compares and torch.equal(target, torch.arange(square, device=target.device)):
-        raise UsageError(COMPARES)
-    return float(node._saved_total_weight)
+def _is_of_elements(term: Term, samples: int) -> bool:
+    """Whether it is a mean over samples, or over all elements of them, which are as many for each."""
+    nearest, *others = reversed(term.divisors)
+    if _near(nearest, samples) or (_near(nearest, term.number) and not term.number % samples):
+        return True
+    return _near(math.prod(term.divisors), term.number) and any(_near(one, samples) for one in others)
+
+
+def _near(one: float, other: float) -> bool:
+    return abs(one - other) <= 1e-6 * other
+
+
+def _surprise(term: Term, samples: int) -> float:
+    """How unlikely it is by chance, as the negative of a logarithm, that these targets are other samples; minus
+    infinity where they are not.
+    """
+    target, shape = getattr(term.node, "_saved_target", None), shape_of(term.node)
+    if term.name != "NllLoss" or target is None or len(shape) != 2:
+        return 0.0
+    rows, classes = shape
+    if classes == rows - 1 and not target.any():  # the positive first, then the negatives
+        return rows * math.log(classes)
+    if classes != rows or rows % samples:
+        return -math.inf
+    numbers = torch.arange(rows, device=target.device)
+    if torch.equal(target, numbers):
+        return rows * math.log(rows)
+    if torch.equal(target.sort().values, numbers):
+        return rows * math.log(rows) - math.lgamma(rows + 1)
+    return -math.inf

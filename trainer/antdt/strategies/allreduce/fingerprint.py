@@ -16,6 +16,7 @@ import torch
 BATCH_SIZE_BYTES = 2**20  # what is looked at together: what it is copied into stays in the processor's cache
 ROW_WORDS = 2**13
 SHIFT = 29
+PLAIN = (int, float, bool, str, type(None))
 MULTIPLIER = 0x5851F42D4C957F2D
 
 _of_thread = threading.local()
@@ -113,6 +114,12 @@ def numbers_of(groups: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
     Equal numbers are equal whatever their type: a learning rate may be numpy's.
     """
     return tuple([_plain(value) for group in groups for name, value in group.items() if name != "params"])
+
+
+def are_plain(groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a setting can only change by another one in its place: all are numbers, texts, or tuples of such."""
+    values = [value for group in groups for name, value in group.items() if name != "params"]
+    return all(type(one) in PLAIN for value in values for one in (value if type(value) is tuple else (value,)))
 
 
 def names_of(groups: Sequence[Mapping[str, Any]]) -> list[str]:

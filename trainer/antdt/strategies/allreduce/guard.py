@@ -29,7 +29,6 @@ from antdt.strategies.together import optimizers_of
 log = logging.getLogger("antdt")
 
 GRAPH_DEPTH_MAX = 8
-SUM = 2  # as torch's loss functions save their reduction
 CLIPPED = (
     "Gradients are clipped where there are none of the whole step: say antdt.Agent(..., clip_grad_norm=1.0), or clip "
     "between agent.reduce() and agent.apply()."
@@ -239,12 +238,10 @@ def _scheduling(original: Any) -> Any:
 # -- a loss
 
 
-def check_loss(loss: Any, *, summed: bool = False) -> None:
-    """Raises UsageError for what is no mean over the micro-batch that can be learned from. summed: the script has said
-    what it was divided by, so a sum may be right.
+def check_loss(loss: Any) -> None:
+    """Raises UsageError for what is no number over the micro-batch that can be learned from.
 
-    A scaled loss is found where the scale is among the last few operations, a sum where it is the last one or among the
-    terms of the last ones; a script may hide both.
+    A scaled loss is found where the scale is among the last few operations; a script may hide it.
     """
     if not isinstance(loss, torch.Tensor):
         raise UsageError(f"agent.step(loss) takes the loss as a tensor, not {type(loss).__name__}: leave out .item().")
@@ -264,12 +261,6 @@ def check_loss(loss: Any, *, summed: bool = False) -> None:
                 "This loss was scaled by a GradScaler, and nothing unscales its gradients: pass the loss itself, and "
                 "say antdt.Agent(..., scaler=scaler), which does the rest. torch.autocast with bfloat16 needs none."
             )
-        if not summed and _is_sum(loss.grad_fn):
-            raise UsageError(
-                "This loss is a sum over the micro-batch, agent.step(loss) weighs means by their samples: "
-                "use reduction='mean', divide it by the number of samples in the batch, or say what it is: "
-                "agent.step(loss, reduction='sum') where nothing shall divide it."
-            )
 
 
 def _is_scaled(node: Any) -> bool:
@@ -286,14 +277,6 @@ def _is_scaled(node: Any) -> bool:
             return False
         node = before[0]
     return False
-
-
-def _is_sum(node: Any, depth: int = 0) -> bool:
-    if getattr(node, "_saved_reduction", None) == SUM:
-        return True
-    if depth == GRAPH_DEPTH_MAX or not node.name().startswith("Add"):
-        return False
-    return any(_is_sum(before, depth + 1) for before, _ in node.next_functions if before is not None)
 
 
 # -- a model

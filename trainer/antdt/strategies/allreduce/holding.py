@@ -5,15 +5,16 @@ Owns everything that lasts from step to step. Must not know how a step is made.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from antdt_schemas.batches import Cursor
 from antdt_schemas.errors import UsageError
 from antdt_schemas.lineage import ROOT
 
-from antdt.strategies.allreduce import finite, guard, randomness, replicas
+from antdt.strategies.allreduce import finite, guard, handover, randomness, replicas
 from antdt.strategies.allreduce.composition import Composition, Row, outlier
 from antdt.strategies.allreduce.memory import Buffers, RandomState
 from antdt.strategies.allreduce.options import AllReduce
@@ -24,13 +25,14 @@ from antdt.strategies.allreduce.state import (
     Held,
     Progress,
     Saved,
-    broadcast,
-    dump,
+    Writer,
     gather_bytes,
     gather_heads,
     load,
     misfit,
     parse,
+    saved_of,
+    whole_of,
 )
 from antdt.strategies.base import Place
 from antdt.strategies.once import Once
@@ -90,7 +92,7 @@ class Holding:
         generation = self._attached()
         assert self._row is None, "abort the step first"
         state = 0
-        if generation.world > 1 and self.step_number and not self.void and self.options.compare_every:
+        if generation.world > 1 and self.step_number and not self.void and self.options.compares:
             state = self._replica.state(frozen=True)
         mine = self.step_number, self.lineage, self.plan, self.void
         heads = gather_heads(generation, Head(*mine, state, self._replica.trained(self.once.ended), self.talks))
@@ -103,10 +105,10 @@ class Holding:
         if generation.world == 1 or (len(set(heads)) == 1 and self.step_number > 0):
             return False
         is_source = generation.rank == source_rank
-        data = broadcast(generation, source_rank, self.snapshot() if is_source else None)
+        found = handover.hand_on(generation, source_rank, self._whole() if is_source else None)
         generation.settled()
         if not is_source:
-            self.restore(data, of="What the other workers hold")
+            self.restore(saved_of(found), of="What the other workers hold")
         return True
 
     # -- state
@@ -119,24 +121,34 @@ class Holding:
         assert self._row is None, "random states belong between two steps"
         return gather_bytes(self._attached(), randomness.pack(self._random.devices))
 
-    def snapshot(self, random: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> bytes:
-        """Model, optimizer, what happens once a step, step number, lineage, plan and pending compositions.
+    def save(self, out: Writer, random: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> None:
+        """Write model, optimizer, what happens once a step, step number, lineage, plan and pending compositions, piece
+        by piece: there is no second copy of it in memory.
 
         random: states of each rank, to be restored with it; without any, those that this state was restored with, as
         long as no step was applied since. labels: for whoever restores it.
         """
+        torch.save(self._whole(random, labels), out)
+
+    def snapshot(self, random: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> bytes:
+        """What `save` writes, in memory."""
+        out = io.BytesIO()
+        self.save(out, random, labels)
+        return out.getvalue()
+
+    def _whole(self, random: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> dict[str, Any]:
         assert self._row is None, "a snapshot belongs between two steps"
         assert not self.void, "the state is void"
         at, pending = (self.step_number, self.lineage, self.plan), tuple(self.pending)
         progress = Progress(*at, pending, self._skips, self.rates.factor, self.cursor)
-        return dump(self._held, progress, random or self._random_of_file, labels or {})
+        return whole_of(self._held, progress, random or self._random_of_file, labels or {})
 
     def load_back(self) -> None:
-        """Whether what `snapshot` gives can be read again, in memory. Dear: asked once, when a step was made.
+        """Whether what `save` writes can be read again: tried in memory, without the numbers of large tensors.
 
         Raises UsageError, with what cannot be read.
         """
-        parse(self.snapshot())
+        saved_of(handover.Apart.of(self._whole()).read())
 
     def diverge(self, *salt: object) -> None:
         """From here on this member draws numbers of its own: they follow from where its generators are, and `salt`."""
@@ -144,7 +156,12 @@ class Holding:
         randomness.diverge(salt, self._random.devices)
         self._random.keep()
 
-    def restore(self, data: bytes, check: Callable[[Saved], None] | None = None, of: str = "The state") -> None:
+    def restore(
+        self,
+        data: bytes | BinaryIO | Saved,
+        check: Callable[[Saved], None] | None = None,
+        of: str = "The state",
+    ) -> None:
         """The inverse. Read whole first; void while it is being loaded, and for good if that fails.
 
         check: looks at what was read before anything is overwritten. Random states are those of this rank. of: what to
@@ -153,7 +170,7 @@ class Holding:
         Raises UsageError: it is that of another model or optimizer.
         """
         assert self._row is None, "abort the step first"
-        saved = parse(data)
+        saved = data if isinstance(data, Saved) else parse(data)
         if check is not None:
             check(saved)
         wrong = misfit(saved, self._held)
@@ -183,7 +200,7 @@ class Holding:
         Raises ReplicasDiffer, or NotFinite.
         """
         generation = self._attached()
-        if generation.world > 1 and self.options.compare_every:
+        if generation.world > 1 and self.options.compares:
             mine = self._replica.state(frozen=True)
             found = torch.empty(generation.world, 1, dtype=torch.int64)
             generation.wait(generation.gather(found, torch.tensor([mine])))
@@ -200,7 +217,7 @@ class Holding:
     def check_equal(self, saved: Saved, file: str) -> None:
         """Raises ReplicasDiffer where a saved state is of this very step, but of another model: loading hides that."""
         at, mine = (saved.progress.step, saved.progress.lineage), (self.step_number, self.lineage)
-        if at == mine and self.step_number and not self.void and self.options.compare_every:
+        if at == mine and self.step_number and not self.void and self.options.compares:
             replicas.check_file(self._replica.parts(), saved.model, at[0], file)
 
     def drop_pending(self, up_to_step: int) -> None:

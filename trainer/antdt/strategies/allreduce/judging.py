@@ -33,7 +33,7 @@ class Judging(LaidOut):
 
         Whoever takes no sample gives it always: when nobody takes any, perhaps at the end, all are compared.
         """
-        every = self.options.compare_every
+        every = self._compared_every
         due = bool(every) and (self._rounds < COMPARED_AT_FIRST or self.step_number % every == 0)
         if due:
             self._guard.check_parameters()

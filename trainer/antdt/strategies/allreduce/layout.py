@@ -24,6 +24,8 @@ class LaidOut(Holding):
         super().__init__(*args)
         self._gradients: ReducedGradients | LocalGradients | OrderedGradients | None = None
         self._frozen: list[torch.nn.Parameter] = []
+        self._inline = False
+        self._compared_every = 0
 
     def _lay_out(self) -> None:
         """Room for the gradients of what is trained now."""
@@ -40,10 +42,12 @@ class LaidOut(Holding):
                 self._gradients.disconnect()
             groups = partition(trained, self.options.first_bucket_size_bytes, self.options.bucket_size_bytes)
             self._gradients = kind(groups, self.options.overlap) if kind is ReducedGradients else kind(groups)
-        self._trained = trained
+        size_bytes = sum(int(param.numel() * param.element_size()) for param in trained)
+        self._trained, self._compared_every = trained, self.options.compared_every(size_bytes)
         self._frozen = [param for param in self.model.parameters() if not param.requires_grad]
+        self._inline = self._rides_inline()
         if isinstance(self._gradients, ReducedGradients):
-            self._gradients.connect(generation, self._inline())
+            self._gradients.connect(generation, self._inline)
         elif isinstance(self._gradients, OrderedGradients):
             self._gradients.connect(generation)
 
@@ -54,7 +58,7 @@ class LaidOut(Holding):
             self._lay_out()
         return taken
 
-    def _inline(self) -> bool:
+    def _rides_inline(self) -> bool:
         if self.options.deterministic:
             return False
         if self.options.compositions == "auto":

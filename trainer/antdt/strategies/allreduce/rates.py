@@ -16,11 +16,18 @@ from antdt.strategies.together import optimizers_of
 
 
 class LearningRates:
-    """Of all parameter groups of all optimizers. `factor`: positive; 1.0 leaves everything to the script."""
+    """Of all parameter groups of all optimizers. `factor`: of the plan, which is with the model; `batch_factor`: of the
+    global batch at hand. Both are positive; 1.0 leaves everything to the script.
+    """
 
     def __init__(self, optimizer: Any) -> None:
-        self.optimizer, self.factor = optimizer, 1.0
+        self.optimizer, self.factor, self.batch_factor = optimizer, 1.0, 1.0
         self._each = [(one, _Rates(one)) for one in optimizers_of(optimizer)]
+
+    @property
+    def total(self) -> float:
+        """What all rates are multiplied by."""
+        return self.factor * self.batch_factor
 
     def step(self, only: Sequence[Any] | None = None) -> None:
         """One step of each optimizer, or of these only.
@@ -29,7 +36,7 @@ class LearningRates:
         """
         for optimizer, rates in self._each:
             if only is None or any(one is optimizer for one in only):
-                rates.step(self.factor)
+                rates.step(self.total)
 
 
 class _Rates:

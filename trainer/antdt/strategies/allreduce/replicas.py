@@ -62,10 +62,20 @@ class Replica:
     def forget(self) -> None:
         """Another generation: what was stepped by before was not for everybody."""
         self._numbers: tuple[Any, ...] = ()
+        self._settings: list[Any] = []
+        self._stepped_by: tuple[Any, ...] = ()
         self.settings = 0
 
     def stepped(self, factor: float) -> None:
-        """The optimizer has stepped. factor: what its learning rates were multiplied by."""
+        """The optimizer has stepped. factor: what its learning rates were multiplied by. Its numbers are worked out
+        anew where one of them is another object than behind the step before.
+        """
+        groups = self.optimizer.param_groups
+        stepped_by = factor, [[*map(id, group.values())] for group in groups]
+        if stepped_by == self._stepped_by:
+            return
+        self._settings = [[*group.values()] for group in groups]  # an id is that of one object while it lives
+        self._stepped_by = stepped_by if fingerprint.are_plain(groups) else ()
         numbers = (factor, *fingerprint.numbers_of(self.optimizer.param_groups))
         if numbers != self._numbers or not self.settings:
             self._numbers, self.settings = numbers, fingerprint.of_numbers(numbers)

@@ -1,6 +1,6 @@
-"""A model's whole state as bytes, and its way from the source to all members of a generation.
+"""A model's whole state: what it consists of, as a file and back, and whether it fits.
 
-Must not know how steps are made.
+Must not know how steps are made, nor how a state travels (`handover`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import pickle
 import struct
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import torch
 from antdt_schemas.batches import Cursor
@@ -87,6 +87,13 @@ class Head(NamedTuple):
 HEAD_WIDTH = 8
 
 
+class Writer(Protocol):
+    """What a state is written to: from the front to the end, in pieces of any size."""
+
+    def write(self, data: Any, /) -> int: ...
+    def flush(self) -> None: ...
+
+
 class Held(NamedTuple):
     """What a state is taken from, and loaded into."""
 
@@ -95,9 +102,12 @@ class Held(NamedTuple):
     once: Once
 
 
-def dump(held: Held, progress: Progress, random: Sequence[bytes], labels: Mapping[str, str]) -> bytes:
-    """Everything the next step depends on, as `torch.load(weights_only=True)` reads it."""
-    out = io.BytesIO()
+def whole_of(held: Held, progress: Progress, random: Sequence[bytes], labels: Mapping[str, str]) -> dict[str, Any]:
+    """Everything the next step depends on, as `torch.load(weights_only=True)` gives it back. Its tensors are those that
+    the model and the optimizer hold: it is to be written or sent before anything changes them.
+
+    Raises UsageError for what could not be read again.
+    """
     meta = {
         "step": progress.step,
         "lineage": progress.lineage.hex(),
@@ -122,8 +132,7 @@ def dump(held: Held, progress: Progress, random: Sequence[bytes], labels: Mappin
     }
     for part in ("model", "optimizer", "once"):
         _refuse_unreadable(whole[part], part)
-    torch.save(whole, out)
-    return out.getvalue()
+    return whole
 
 
 def _refuse_unreadable(value: Any, name: str) -> None:
@@ -164,15 +173,24 @@ def _readable(value: Any) -> Any:
     return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 else value
 
 
-def parse(data: bytes) -> Saved:
-    """Reads all of it before anything is overwritten. Runs no code out of the bytes."""
+def read(source: BinaryIO) -> Any:
+    """What `torch.save` has written there. Runs no code out of it."""
     try:
-        found: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
             "The state of model or optimizer holds objects that torch.load(weights_only=True) refuses: name their "
             f"classes with torch.serialization.add_safe_globals. {error}"
         ) from error
+
+
+def parse(data: bytes | BinaryIO) -> Saved:
+    """Reads all of it before anything is overwritten: each number is in memory once, where that is a file."""
+    return saved_of(read(io.BytesIO(data) if isinstance(data, bytes) else data))
+
+
+def saved_of(found: Mapping[str, Any]) -> Saved:
+    """The inverse of `whole_of`."""
     meta = found["progress"]
     pending = tuple(_composition(*made) for made in meta["pending"])
     lineage, newer = bytes.fromhex(meta["lineage"]), (meta.get("skips", 0), meta.get("learning_rate_factor", 1.0))

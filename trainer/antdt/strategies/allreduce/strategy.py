@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -68,7 +67,7 @@ class AllReduceReplica(Updating):
         assert self._row is None, "abort the step first"
         self._generation = generation
         self._lay_out()
-        self._workers = workers or [f"rank {rank}" for rank in range(generation.world)]
+        self._workers = self._talk.workers = workers or [f"rank {rank}" for rank in range(generation.world)]
         self._rounds, self._state = 0, 0
         self._replica.forget()
         self._guard.open()
@@ -113,9 +112,9 @@ class AllReduceReplica(Updating):
     ) -> None:
         """Announces this member's part of the next step; without samples it takes part all the same.
 
-        ranges: at most RANGES_MAX of (lease, token, epoch, start, length). reference: the global batch that the plan in
-        the model expects, the same number on all members. leaving, checkpoint: see Row. place: of a step of a fixed
-        size; then `ranges` are as many as they are. Call it only with the step before applied.
+        ranges: at most RANGES_MAX of (lease, token, epoch, start, length), with so many samples. reference: the global
+        batch that the plan in the model expects, the same size on all members. leaving, checkpoint: see Row. place: of
+        a step of a fixed size; then `ranges` are as many as they are. Call it only with the step before applied.
 
         Raises GenerationClosed, also where parameters were unfrozen: there is no room for their gradients yet.
         """
@@ -123,7 +122,7 @@ class AllReduceReplica(Updating):
         generation.check()
         assert self._row is None, "the step before is still open"
         assert not self.void, "the state is void"
-        assert samples == sum(taken[4] for taken in ranges) and reference > 0, (samples, reference, ranges)
+        assert samples <= sum(taken[4] for taken in ranges) and reference > 0, (samples, reference, ranges)
         assert len(self.pending) < self.options.pending_max, "too many applied steps await their commit"
         self._check_unfrozen()
         (settings, state), self._place = self._fingerprints(generation, samples), place
@@ -157,7 +156,7 @@ class AllReduceReplica(Updating):
         """The newest plan that was read since `take`; it counts for this step if the row has not left yet."""
         row = self._row
         if row is not None and plan > row.plan_seen and not self._announced:
-            self._row = replace(row, plan_seen=plan)
+            row.plan_seen = plan
 
     def _announce(self, bare: bool = False) -> None:
         """This member's row leaves with its first gradients, when it is known what its losses weigh. bare: there are
@@ -166,18 +165,16 @@ class AllReduceReplica(Updating):
         if self._announced:
             return
         generation, weights, gradients = self._attached(), self._weights, self._gradients
-        assert self._row is not None
-        self._announced = True
-        if self._row.samples:
-            trained = self._replica.trained() if self.options.compare_every and generation.world > 1 else 0
-            flags = {"summed": weights.summed, "passed_over": weights.reason is not None, "stopping": self._stops}
-            self._row = self._row.weighing(weights.total, trained=trained, **flags)
-        elif self._stops:
-            self._row = replace(self._row, stopping=True)
+        row = self._row
+        assert row is not None
+        self._announced, row.stopping = True, self._stops
+        if row.samples:
+            row.weight, row.summed, row.passed_over = weights.total, weights.summed, weights.reason is not None
+            row.trained = self._replica.trained() if self.options.compares and generation.world > 1 else 0
         if generation.world == 1:
             return
-        columns = torch.tensor(self._row.pack(), dtype=torch.int64)
-        if self._inline() and not bare:
+        columns = torch.tensor(row.pack(), dtype=torch.int64)
+        if self._inline and not bare:
             assert isinstance(gradients, ReducedGradients)
             gradients.announce(columns)
         else:
@@ -207,13 +204,13 @@ class AllReduceReplica(Updating):
         if self._reduced is not None:
             raise UsageError("The gradients of this step are reduced: agent.backward(loss) belongs before that.")
         assert samples > 0, "without samples there is nothing to go backward from"
-        alone = self._attached().world == 1
-        weight = self._weigh(self._weights, loss, samples, weight, summed=summed, alone=alone)
+        whole = row.samples if self._attached().world == 1 else max(row.reference, samples + 1)
+        weight = self._weigh(self._weights, loss, samples, weight, summed=summed, whole=whole)
         if through:
             self._weights.through(samples)
         self._check_unfrozen()
         self._complete = last
-        if last and (self._inline() or not self.talks):
+        if last and (self._inline or not self.talks):
             self._announce()
         gradients.expect(last)
         if weight:  # the mean of nothing is no number, and counts nothing
@@ -261,8 +258,9 @@ class AllReduceReplica(Updating):
             self._look_again()
             self._check_touched()
         if self.talks:
-            place, idle = 2 * self.step_number + 1, row.samples == 0
-            self._weights.bare = self._talk.reduction(generation, place, idle=idle, bare=self._weights.bare)
+            weights, place, idle = self._weights, 2 * self.step_number + 1, row.samples == 0
+            parts = 0 if weights.counts_nothing and not weights.bare else weights.parts
+            weights.bare = self._talk.reduction(generation, place, idle=idle, bare=weights.bare, parts=parts)
         bare = self._weights.bare
         self._announce(bare)
         if row.samples == 0:
@@ -297,7 +295,7 @@ class AllReduceReplica(Updating):
         reduced, place = self.reduce(), self._place
         self._guard.reduced = seen
         if reduced is None:
-            return self._idle(begun, counts=place is not None and place.total == 0)
+            return self._idle(begun, counts=self._is_made_of_nothing())
         round_, gradients = reduced.round, self._gradients
         if round_.stopping or (place is not None and round_.total != place.total):
             # Nothing is made any more; or somebody leaves without its part, and it is no step.
@@ -338,6 +336,10 @@ class AllReduceReplica(Updating):
             rows = self._gathered
         return [Row.unpack(columns) for columns in rows.tolist()]
 
+    def _is_made_of_nothing(self) -> bool:
+        """Whether the step at hand, which nobody has a sample of, is one: all of it is left out, or none is there."""
+        return any(row.ranges for row in self._rows()) if self._place is None else self._place.total == 0
+
     def _idle(self, started: float, *, counts: bool = False) -> Outcome:
         """counts: it is a step all the same, all of whose samples are left out."""
         round_ = Round.of(self._rows())
@@ -351,7 +353,7 @@ class AllReduceReplica(Updating):
         self._buffers.finish(factor)
         if not self._weights.bare:
             self._guard.within(self._step_optimizers)
-        self._replica.stepped(self.rates.factor)
+        self._replica.stepped(self.rates.total)
 
     def _step_optimizers(self) -> None:
         self.once.clip(self._trained)
@@ -359,6 +361,7 @@ class AllReduceReplica(Updating):
 
     def _advance(self, round_: Round, skipped: tuple[str, ...] | None, why: str) -> None:
         self.step_number += 1
+        self._talk.stepped(2 * self.step_number, itself=self._row is not None and self._row.samples > 0)
         self.plan = round_.plan
         place, step = self._place, self.step_number
         self.lineage = round_.lineage_after(self.lineage, step, place)

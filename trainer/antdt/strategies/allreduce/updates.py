@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from antdt_schemas.errors import UsageError
@@ -21,7 +21,7 @@ from antdt_schemas.errors import UsageError
 from antdt.strategies.allreduce import finite, guard
 from antdt.strategies.allreduce.denominators import Denominators
 from antdt.strategies.allreduce.judging import Judging
-from antdt.strategies.allreduce.state import Held
+from antdt.strategies.allreduce.state import Held, Saved
 from antdt.strategies.allreduce.talk import UPDATE, Said, Talk
 from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import GenerationClosed
@@ -61,26 +61,34 @@ class Updating(Judging):
         self._updated: list[bool] = []
 
     def _weigh(
-        self, weights: Weights, loss: torch.Tensor, samples: int, weight: float | None, *, summed: bool, alone: bool
+        self, weights: Weights, loss: torch.Tensor, samples: int, weight: float | None, *, summed: bool, whole: int
     ) -> float:
-        """What a loss of the micro-batch at hand weighs among these. alone: see Denominators. Raises UsageError."""
-        guard.check_loss(loss, summed=summed or weight is not None)
+        """What a loss of the micro-batch at hand weighs among these. whole: see Denominators. Raises UsageError."""
+        guard.check_loss(loss)
         if weight is None and not summed:
-            weight = self._denominators.of(loss, samples, alone=alone)
+            weight = self._denominators.of(loss, samples, whole=whole)
         return weights.of(samples, weight, summed=summed)
 
-    def exchange(self, value: torch.Tensor | None, *, inside: bool) -> list[torch.Tensor | None]:
-        """What the script of each member gives here, by rank; None of who does not come by. inside: in a step's body.
+    def restore(self, data: bytes | BinaryIO | Saved, *more: Any, **named: Any) -> None:
+        """See Holding: who has another model now has not made its last step."""
+        before = self.step_number, self.lineage
+        super().restore(data, *more, **named)
+        if before != (self.step_number, self.lineage):
+            self._talk.adopted()
 
-        Raises GenerationClosed. Between two steps it is then called again in the next generation; in a step, that
-        is given up.
+    def exchange(self, value: torch.Tensor | None, *, inside: bool, call: str = "") -> list[torch.Tensor | None]:
+        """What the script of each member gives here, by rank; None of who does not come by. inside: in a step's body.
+        call: what it is, and where in the script.
+
+        Raises UsageError where others make no such call, and GenerationClosed: between two steps it is then called
+        again in the next generation; in a step, that is given up.
         """
         generation = self._attached()
         generation.check()
         if inside and self.options.deterministic:
             raise UsageError(f"A call in the loop's body that waits for other workers {WHOLE}")
         self._begin_to_talk(inside=inside)
-        return self._talk.exchange(generation, 2 * self.step_number + inside, value)
+        return self._talk.exchange(generation, 2 * self.step_number + inside, value, call)
 
     def _begin_to_talk(self, *, inside: bool) -> None:
         """Raises GenerationClosed for the first time: others do not ask yet, and learn it when they meet.

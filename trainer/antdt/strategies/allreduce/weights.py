@@ -16,8 +16,9 @@ EXACT = 2.0**20  # a sum of 2^33 at most has room for these digits
 
 
 class Weights:
-    """Of the step that is open. `total`: what its micro-batches weigh so far; `samples`: how many they have. `reason`:
-    why the script wants the step skipped, or None. `bare`: its gradients were applied before its end.
+    """Of the step that is open. `total`: what its micro-batches weigh so far; `samples`: how many they have; `parts`:
+    how many there were. `reason`: why the script wants the step skipped, or None. `bare`: its gradients were applied
+    before its end.
     """
 
     def __init__(self, *, rounded: bool = False) -> None:
@@ -27,7 +28,7 @@ class Weights:
 
     def clear(self) -> None:
         """No step is open."""
-        self.total, self.samples = 0.0, 0
+        self.total, self.samples, self.parts = 0.0, 0, 0
         self.reason: str | None = None
         self.bare = False
         self._summed: bool | None = None
@@ -67,7 +68,7 @@ class Weights:
     def through(self, samples: int) -> None:
         """No other loss of this micro-batch follows."""
         self.total += float(samples) if self.bare else self._at_hand or 0.0
-        self.samples += samples
+        self.samples, self.parts = self.samples + samples, self.parts + 1
         self._at_hand = None
 
     def updated(self) -> float:

@@ -77,7 +77,7 @@ class LocalMember(AllReduceMember):
         super().abort()
         self._go_back()
 
-    def restore(self, data: bytes, *more: Any, **named: Any) -> None:
+    def restore(self, data: Any, *more: Any, **named: Any) -> None:
         """See AllReduceReplica."""
         super().restore(data, *more, **named)
         self._keep_average()
@@ -101,7 +101,9 @@ class LocalMember(AllReduceMember):
         """
         assert self._row is not None and self._own is not None, "take first"
         self._attached().check()
-        weight = self._weigh(self._own_weights, loss, samples, weight, summed=summed, alone=True)
+        part = self._own_weights.samples or (through and not last)  # of what its optimizer steps by
+        whole = samples + 1 if part else samples
+        weight = self._weigh(self._own_weights, loss, samples, weight, summed=summed, whole=whole)
         self._check_unfrozen()
         self._unit = self._unit or weight
         self._own.expect(last)
@@ -133,11 +135,11 @@ class LocalMember(AllReduceMember):
         """See AllReduceReplica: it is for steps that are made together."""
         raise UsageError(ALONE.format("agent.apply(optimizer)", "one optimizer, or AllReduce"))
 
-    def exchange(self, value: torch.Tensor | None, *, inside: bool) -> list[torch.Tensor | None]:
+    def exchange(self, value: torch.Tensor | None, *, inside: bool, call: str = "") -> list[torch.Tensor | None]:
         """See AllReduceReplica: between two averages."""
         if inside:
             raise UsageError(ALONE.format("A call that waits for other workers", "it between averages"))
-        return super().exchange(value, inside=inside)
+        return super().exchange(value, inside=inside, call=call)
 
     def _step_alone(self) -> None:
         own, weights = self._own, self._own_weights
@@ -175,7 +177,7 @@ class LocalMember(AllReduceMember):
         assert row is not None, "take first"
         assert self._trained_on == row.samples, f"backward saw {self._trained_on} of {row.samples} samples taken"
         if row.samples:
-            super().backward(loss_of(self._gone(), self._trained), row.samples)
+            super().backward(loss_of(self._gone(), self._trained), row.samples, weight=float(row.samples))
         outcome = super().step(on_plan)
         if outcome.skipped is not None:
             self._go_back()

@@ -22,3 +22,9 @@ class Factor:
     """Of learning rates, where this process has none of them: servers have, and the primary says it. See base.Rates."""
 
     factor: float = 1.0
+    batch_factor: float = 1.0
+
+    @property
+    def total(self) -> float:
+        """What they are multiplied by in all."""
+        return self.factor * self.batch_factor

@@ -202,9 +202,9 @@ class ServedMember:
                 "ParameterServer divides by what all contributions weigh: pass the mean, and weight= where it was not "
                 "divided by the number of samples, instead of reduction='sum'."
             )
-        guard.check_loss(loss, summed=weight is not None)
+        guard.check_loss(loss)
         if weight is None:
-            weight = self._denominators.of(loss, samples, alone=False)
+            weight = self._denominators.of(loss, samples, whole=samples + 1)  # others have a part of it, too
         weight = weights.of(samples, weight, summed=False)
         if any(param.requires_grad and not known for param, known in self._frozen_now()):
             raise UsageError("Parameters were unfrozen, which servers do not train: unfreeze before the Agent is made.")
@@ -353,7 +353,7 @@ class ServedMember:
         """Refused."""
         raise UsageError(CALLED.format("stop(reason)", "end the launch with SIGTERM, which leaves a checkpoint"))
 
-    def exchange(self, value: torch.Tensor | None, *, inside: bool) -> list[torch.Tensor | None]:
+    def exchange(self, value: torch.Tensor | None, *, inside: bool, call: str = "") -> list[torch.Tensor | None]:
         """Refused."""
         raise UsageError(CALLED.format("all_reduce, gather, broadcast or barrier", "use AllReduce, or leave it out"))
 
@@ -380,7 +380,11 @@ class ServedMember:
         """Servers hold the model."""
         raise AssertionError("a worker of servers has no model to save")
 
-    def restore(self, data: bytes, check: Callable[[Any], None] | None = None, of: str = "The state") -> None:
+    def save(self, out: Any, random: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> None:
+        """Servers hold the model."""
+        raise AssertionError("a worker of servers has no model to save")
+
+    def restore(self, data: Any, check: Callable[[Any], None] | None = None, of: str = "The state") -> None:
         """Servers hold the model."""
         raise AssertionError("a worker of servers restores nothing")
 

@@ -41,6 +41,7 @@ class Leases:
         self.spec, self.options = spec, options
         self.held: deque[Held] = deque()
         self.untaken = 0
+        self.empty = 0  # of what was taken last, positions without a sample
         # Until the first plan: what an even split gives. rate: samples taken per second, lately; 0 while unknown.
         self.batch_size, self.rate = max(1, spec.step_samples // max(1, spec.workers_min)), 0.0
         self._taken, self._taken_since_s = 0, -1.0
@@ -57,19 +58,33 @@ class Leases:
     def take(self, samples: int, ranges_max: int) -> list[tuple[int, int, int, int, int]]:
         """Take at most `samples` from the front: (lease, token, epoch, start, length), at most `ranges_max` of them."""
         out: list[tuple[int, int, int, int, int]] = []
-        before = self.untaken
+        before, self.empty = self.untaken, 0
         while samples > 0 and self.held and len(out) < ranges_max:
             first = self.held[0]
-            length = min(samples, first.end - first.next)
+            count, stop = self._reach(first, samples)
+            length = stop - first.next
+            if not length:
+                break
             out.append((first.lease, first.token, first.epoch, first.next, length))
-            first.next += length
-            samples -= length
+            first.next = stop
+            samples -= count
             self.untaken -= length
+            self.empty += length - count
             if first.next == first.end:
                 self.held.popleft()
         self._taken += before - self.untaken
         self._recent.append(before - self.untaken)
         return out
+
+    @property
+    def takeable(self) -> int:
+        """Positions that may be taken now."""
+        return self.untaken
+
+    def _reach(self, held: Held, samples: int) -> tuple[int, int]:
+        """How many of so many samples are in a lease that is taken from, and up to which position."""
+        length = min(samples, held.length)
+        return length, held.next + length
 
     def ahead(self, samples: int) -> list[tuple[int, int, int]]:
         """(epoch, start, length) of what would be taken next, in that order, of so many samples. Nothing is taken."""

@@ -16,13 +16,16 @@ from enum import StrEnum
 
 from antdt_schemas import records
 from antdt_schemas.records import Status
+from antdt_schemas.space import TOPIC
 from antdt_schemas.strategies import servers_of
 
 from antdt.host.whereabouts import Standing
 from antdt.worker.session.asking import Due, Outbox, SessionOptions
+from antdt.worker.session.changes import Changes
 from antdt.worker.session.commits import Commits, Composition
 from antdt.worker.session.files import Files
 from antdt.worker.session.leases import Leases
+from antdt.worker.session.reading import ReadLeases
 
 DETAIL_CHARS_MAX = 120
 WORKER, SERVER = "worker", "server"
@@ -72,8 +75,9 @@ class Where:
 
 class Session:
     """One incarnation. `told`: who wants its place, and waits for it to leave; empty while nobody does. `wanted_else`:
-    the job has ended, and `reason` says in what it is not the one that this worker came for. `losses`: whom the first
-    server is to refuse, and has not said that it does.
+    the job has ended, and `reason` says in what it is not the one that this worker came for. `stopped`: the job ends
+    before all is trained: where, and why; empty where it does not. `losses`: whom the first server is to refuse, and
+    has not said that it does.
 
     It is lost when it was given up for dead: the worker may come back as another one. It is ousted when somebody else
     is this worker: then it may not.
@@ -99,11 +103,12 @@ class Session:
         self.generation, self.rank = 0, -1
         self.grant: records.Grant | None = None
         self.committed, self.finished = 0, False
-        self.leaving, self.told, self.quarantined = False, "", 0
+        self.leaving, self.told, self.quarantined, self.stopped = False, "", 0, ""
         self.standing = Standing()
-        self.leases, self.files = Leases(spec, self.options), Files(self.options)
+        leases = ReadLeases if spec.order == TOPIC else Leases
+        self.leases, self.files = leases(spec, self.options), Files(self.options)
         self.outbox = Outbox(worker, incarnation)
-        self._claim, self._commits = _Claim(), Commits(self.options)
+        self._claim, self._commits, self.changes = _Claim(), Commits(self.options), Changes(self.options)
         self._join, self._beat = Due(), Due()
         self._void, self._now_s = False, 0.0
         # Of who is attached: whether it has joined, the newest grant that it heard of, and the request and the moment
@@ -230,12 +235,13 @@ class Session:
             self.reason = reply.reason  # whom it waits for
         if reply.generation >= self.generation:
             self.committed = max(self.committed, reply.committed)
-            self.finished, self.quarantined = reply.finished, reply.quarantined
+            self.finished, self.quarantined, self.stopped = reply.finished, reply.quarantined, reply.stopped
         self._commits.drop(self.committed)
         if reply.number < 0:
             return  # news, nobody asked: not the answer to what was never sent
         self._commits.answered(reply, self.committed)
         self.files.answered(reply)
+        self.changes.answered(reply)
 
     def _refused(self, reply: records.Reply) -> None:
         # A refused checkpoint is dropped: the next one is taken. Anything else refused is a fault that must be loud.
@@ -257,6 +263,7 @@ class Session:
         self.committed = grant.committed  # exact at the grant; after a rollback less than before
         self.files.begin(grant)
         self.leases.begin()
+        self.changes.begin()
         self._commits, self.losses = Commits(self.options), ()
         self._void = self._void or grant.restore_file is not None
 
@@ -300,6 +307,7 @@ class Session:
         self.leases.measure(now_s)
         if self.rank == 0:
             self._commits.tick(now_s, self.generation, self.committed, self.outbox)
+        self.changes.tick(now_s, self.generation, self.rank, self.stopped, self.outbox)
         if self.spec.batches or self.role != WORKER:
             return
         self.leases.release(now_s, self.generation, self.outbox)

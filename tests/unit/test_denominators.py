@@ -1,0 +1,203 @@
+"""What a loss was divided by: read off its graph, or refused where parts of a batch do not add up to the whole.
+
+Each loss is held against the gradient of one process: either the weights make it that of the whole batch, or it is
+refused within a few steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import antdt.strategies.allreduce.denominators as denominators
+import pytest
+import torch
+from antdt.strategies.allreduce.denominators import Denominators
+from antdt_schemas.errors import UsageError
+from torch import nn
+from torch.nn import functional
+
+CLASSES = torch.tensor([1.0, 5.0, 0.5], dtype=torch.float64)
+SPLITS = ([14, 16], [12, 18], [10, 20], [16, 14], [15, 15], [13, 17])
+EQUAL = ([15, 15],) * 10
+torch.set_num_threads(1)
+Loss = Callable[["Net", torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Net(nn.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.scale = nn.Parameter(torch.full((), 0.3))
+        self.double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.body(x)))
+
+
+def targets(y: torch.Tensor) -> torch.Tensor:
+    return torch.where(y > 0, y, -100)
+
+
+def one_hot(y: torch.Tensor) -> torch.Tensor:
+    return 0.9 * functional.one_hot(y, 3).double() + 0.1 / 3
+
+
+def each(m: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(m(x), y, reduction="none")
+
+
+RIGHT: dict[str, Loss] = {
+    "mean": lambda m, x, y: functional.cross_entropy(m(x), y),
+    "sum over samples": lambda m, x, y: functional.cross_entropy(m(x), y, reduction="sum") / len(x),
+    "sum times one over samples": lambda m, x, y: each(m, x, y).sum() * (1 / len(x)),
+    "mean of all dimensions": lambda m, x, y: m(x).square().mean((0, 1)),
+    "batchmean": lambda m, x, y: functional.kl_div(m(x).log_softmax(1), one_hot(y), reduction="batchmean"),
+    "probabilities": lambda m, x, y: functional.cross_entropy(m(x), one_hot(y)),
+    "smoothed": lambda m, x, y: functional.cross_entropy(m(x), y, label_smoothing=0.1),
+    "smoothed, ignored": lambda m, x, y: functional.cross_entropy(m(x), targets(y), label_smoothing=0.1),
+    "smoothed, class weights": lambda m, x, y: functional.cross_entropy(m(x), y, CLASSES, label_smoothing=0.1),
+    "ignored, over micro-batches": lambda m, x, y: functional.cross_entropy(m(x), targets(y)) / 4,
+    "masked, halved": lambda m, x, y: (each(m, x, y) * (y > 0)).sum() / (y > 0).sum() / 2,
+    "masked, by a plain number": lambda m, x, y: (each(m, x, y) * (y > 0)).sum() / int((y > 0).sum()),
+    "penalties": lambda m, x, y: (
+        functional.cross_entropy(m(x), y)
+        + 0.01 * m.body.weight.norm()
+        + 0.01 * m.head.weight.square().sum()
+        + 0.01 * sum(param.abs().sum() for param in m.parameters())
+    ),
+    "orthogonal": lambda m, x, y: (
+        functional.cross_entropy(m(x), y)
+        + (m.body.weight @ m.body.weight.T - torch.eye(8, dtype=torch.float64)).square().sum()
+    ),
+    "elastic": lambda m, x, y: (
+        functional.cross_entropy(m(x), y) + (torch.full((3, 8), 0.5) * (m.head.weight - 1) ** 2).sum()
+    ),
+    "a learned weight": lambda m, x, y: torch.exp(-m.scale) * functional.cross_entropy(m(x), y) + m.scale,
+    "heads": lambda m, x, y: torch.stack([functional.cross_entropy(m(x), y), m(x).square().mean()]).sum(),
+    "roots of samples": lambda m, x, y: (m(x) - 1).norm(dim=1).mean(),
+    "roots, one by one": lambda m, x, y: sum(m(x)[at].square().mean().sqrt() for at in range(len(x))) / len(x),
+}
+
+WRONG: dict[str, tuple[Loss, str]] = {
+    "sum": (lambda m, x, y: m(x).square().sum(), "SUMMED"),
+    "scaled sum": (lambda m, x, y: 0.02 * each(m, x, y).sum(), "SUMMED"),
+    "dot": (lambda m, x, y: each(m, x, y) @ torch.ones(len(x), dtype=torch.float64), "SUMMED"),
+    "variational": (
+        lambda m, x, y: functional.mse_loss(m(x), one_hot(y), reduction="sum") - 0.5 * torch.sum(1 + m(x) - m(x).exp()),
+        "SUMMED",
+    ),
+    "over the batch of all": (lambda m, x, y: each(m, x, y).sum() / 30, "CONSTANT"),
+    "over a constant": (lambda m, x, y: functional.cross_entropy(m(x), y, reduction="sum") / 100, "CONSTANT"),
+    "root of a mean": (lambda m, x, y: functional.mse_loss(m(x), one_hot(y)).sqrt(), "BENT"),
+    "norm": (lambda m, x, y: (m(x) - one_hot(y)).norm(), "BENT"),
+    "overlap": (
+        lambda m, x, y: 1 - (2 * (m(x).softmax(1)[:, 0] * (y == 0)).sum() + 1) / (m(x).softmax(1).sum() + 1),
+        "BENT",
+    ),
+    "power of a mean": (lambda m, x, y: (1 - torch.exp(-each(m, x, y).mean())) ** 2 * each(m, x, y).mean(), "BENT"),
+    "flooded": (lambda m, x, y: (functional.cross_entropy(m(x), y) - 0.1).abs() + 0.1, "BENT"),
+    "other samples": (lambda m, x, y: functional.cross_entropy(m(x) @ m(x + 1).T, torch.arange(len(x))), "COMPARES"),
+    "pairs": (
+        lambda m, x, y: functional.cross_entropy(
+            (both := torch.cat([m(x), m(x + 0.1)])) @ both.T - 99 * torch.eye(2 * len(x)).double(),
+            torch.cat([torch.arange(len(x)) + len(x), torch.arange(len(x))]),
+        ),
+        "COMPARES",
+    ),
+    "the positive first": (
+        lambda m, x, y: functional.cross_entropy(
+            torch.cat([m(x)[:, :1], (m(x) @ m(x + 1).T)[:, 2:]], 1), torch.zeros(len(x), dtype=torch.int64)
+        ),
+        "COMPARES",
+    ),
+}
+
+
+def batch(samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(samples, 6, dtype=torch.float64), torch.randint(0, 3, (samples,))
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_weighed_by_what_is_read_off_parts_are_the_whole(name: str) -> None:
+    torch.manual_seed(1)
+    net, seen = Net(), [Denominators() for _ in range(2)]
+    for split in (*EQUAL, *SPLITS):
+        x, y = batch(sum(split))
+        parts, weights = [], []
+        for one, own_x, own_y in zip(seen, x.split(split), y.split(split), strict=True):
+            loss = RIGHT[name](net, own_x, own_y)
+            weight = one.of(loss, len(own_x), whole=len(x))
+            weights.append(float(len(own_x)) if weight is None else weight)
+            parts.append(loss * weights[-1])
+        found = torch.autograd.grad(sum(parts) / sum(weights), list(net.parameters()), allow_unused=True)
+        wanted = torch.autograd.grad(RIGHT[name](net, x, y), list(net.parameters()), allow_unused=True)
+        for one, other in zip(found, wanted, strict=True):
+            assert (one is None) == (other is None)
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("splits", [SPLITS, EQUAL], ids=["uneven", "equal"])
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_add_up_is_refused(name: str, splits: Any) -> None:
+    loss_of, why = WRONG[name]
+    with refused(why):
+        train(loss_of, splits)
+
+
+@contextmanager
+def refused(why: str) -> Iterator[None]:
+    with pytest.raises(UsageError) as caught:
+        yield
+    assert str(caught.value)[:24] == getattr(denominators, why)[:24], caught.value
+
+
+def train(loss_of: Loss, splits: Any, whole: int | None = None) -> None:
+    torch.manual_seed(1)
+    net, seen = Net(), Denominators()
+    for split in splits:
+        seen.of(loss_of(net, *batch(split[0])), split[0], whole=sum(split) if whole is None else whole)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, why) in WRONG.items() if why in ("BENT", "COMPARES")])
+def test_in_one_piece_it_is_the_whole(name: str) -> None:
+    """One worker alone; in micro-batches it is not, nor in units of a few samples."""
+    loss_of, why = WRONG[name]
+    train(loss_of, [[12]] * 4, whole=12)
+    with refused(why):
+        train(loss_of, [[12]] * 4, whole=24)
+    with refused(why):
+        train(loss_of, [[4]] * 12, whole=12)
+
+
+def test_classes_that_are_numbers_of_samples_by_chance_are_not_refused() -> None:
+    net, seen = Net(), Denominators()
+    for y in ([0, 1, 2], [0, 1, 2], [2, 1, 1], [0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2]):
+        x, _ = batch(3)
+        assert seen.of(functional.cross_entropy(net(x), torch.tensor(y)), 3, whole=6) == 3
+
+
+def test_what_others_functions_have_put_together_is_refused() -> None:
+    class Fused(torch.autograd.Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(ctx: Any, out: torch.Tensor) -> torch.Tensor:
+            return out.square().mean()
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> Any:
+            return grad
+
+    with pytest.raises(UsageError, match=r"by Fused, .*weight=len\(x\)"):
+        train(lambda m, x, y: functional.cross_entropy(m(x), y) + 0.1 * Fused.apply(m(x)), [[8]], whole=8)
+
+
+@pytest.mark.dear
+def test_a_loss_inside_of_torch_compile_is_refused_and_a_model_is_not() -> None:
+    def loss_of(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(out, y, reduction="none")[:7].mean()
+
+    with pytest.raises(UsageError, match=r"by torch\.compile, .*weight=n"):
+        train(lambda m, x, y: torch.compile(loss_of, backend="aot_eager")(m(x), y), [[8]], whole=8)
+    train(lambda m, x, y: functional.cross_entropy(torch.compile(m, backend="aot_eager")(x), y), [[8]], whole=8)
