@@ -100,6 +100,7 @@ def main() -> None:
         sleep(options.target_ms / 1000)
         return torch.nn.functional.cross_entropy(model(x), y)
 
+    torch.manual_seed(0)
     data = TensorDataset(torch.randn(count * BATCH_SIZE, 64), torch.randint(0, 10, (count * BATCH_SIZE,)))
     model, optimizer = made()
     agent = antdt.Agent(model, optimizer, data, batch_size=BATCH_SIZE)

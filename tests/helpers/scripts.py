@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from antdt.agent import Agent
+from antdt.connect.settings import WORKER
 from antdt.data.loading.loader import InThread
 from antdt.data.pinning import pinning_of
 from antdt.data.sources import source_of
@@ -108,6 +109,7 @@ class InProcess(Agent):
     ) -> None:  # fmt: skip
         nothing: Any = lambda *_, **__: None  # noqa: E731
         self.options, self._begun = AgentOptions(), SimpleNamespace(begin=nothing)  # type: ignore[assignment]
+        self.settings = SimpleNamespace(role=WORKER)  # type: ignore[assignment]
         self.source = source_of(dataset, seed=0, size=None, shuffle=True, collate=None, pinning=pinning_of(False))
         self.loader, self.plans = InThread(self.source), Plans(batch_size)
         self.room, self.name, self.size, self.accumulation = room, name, len(dataset), accumulation

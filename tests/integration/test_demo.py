@@ -80,6 +80,24 @@ def test_a_short_demo_says_what_it_found_and_leaves_nothing_behind(connection: C
     assert not jobs & set(topics_admin.list_jobs(connection))
 
 
+@pytest.mark.dear
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("scene", "action"), [("restart", "KILL_RESTART"), ("dd", "ADJUST_BS")])
+def test_a_scene_shows_one_policy_and_what_it_was_measured_to_save(
+    scene: str, action: str, connection: Connection, tmp_path: Path
+) -> None:
+    file = tmp_path / "result.json"
+    where = ("--bootstrap-servers", connection.bootstrap, "--data-dir", str(tmp_path))
+    demo = start("--scene", scene, *where, "--json", str(file))
+    out = demo.communicate(timeout=280)[0]
+    assert demo.returncode == 0, out
+    found = json.loads(file.read_text())
+    assert found["audit"]["exactly_once"]
+    assert action in {one["action"] for one in found["decisions"]}
+    assert any(one["effect"] for one in found["decisions"])
+    assert "measured" in out
+
+
 BROKER = "kafka/broker.log"
 SERVICES = "logs/*/ledger.log"
 TRAINING = "checkpoints/*/*/*.pt"  # the model before the first step

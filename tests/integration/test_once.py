@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ scheduler = torch.optim.lr_scheduler.LambdaLR(optimizers[0], lambda step: 1 / (1
 scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=7)
 average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
 agent = antdt.Agent(
-    model, optimizers, data, batch_size=20, epochs=3, scheduler=scheduler, clip_grad_norm=1.0, scaler=scaler,
+    model, optimizers, data, batch_size=BATCH, epochs=3, scheduler=scheduler, clip_grad_norm=1.0, scaler=scaler,
     state={"average": average}, options=antdt.AgentOptions(checkpoint_every_steps=5),
 )
 agent.on_step(lambda: average.update_parameters(model))
@@ -52,7 +53,7 @@ said = {
     "step": agent.step_number, "lineage": agent.lineage, "last_epoch": scheduler.last_epoch,
     "scale": scaler.get_scale(),
     "averaged": int(average.n_averaged), "average": [p.tolist() for p in average.parameters()],
-    "model": [p.tolist() for p in model.parameters()], "heard": max(heard), "ends": ends,
+    "model": [p.tolist() for p in model.parameters()], "heard": max(heard, default=0), "ends": ends,
 }
 (here / f"{name}.json").write_text(json.dumps(said))
 """
@@ -60,7 +61,7 @@ said = {
 
 def test_scheduler_scaler_and_average_are_where_the_model_is(connection: Connection, job: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.replace("STOPS", "0"))
+    script.write_text(SCRIPT.replace("STOPS", "0").replace("BATCH", "20"))
     with job_processes(connection, job, tmp_path) as run:
         run.ended(run.launch(2, script=(str(script),)))
     ends = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("w0", "w1")]
@@ -81,14 +82,47 @@ def test_a_stop_of_one_script_ends_all_at_one_step_with_a_checkpoint(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.replace("STOPS", "17"))
+    script.write_text(SCRIPT.replace("STOPS", "17").replace("BATCH", "20"))
     with job_processes(connection, job, tmp_path) as run:
         run.ended(run.launch(2, script=(str(script),)))
         said = run.output.read_text()
+        run.ended(run.launch(1, script=(str(script),)))
+        again = run.output.read_text()[len(said) :]
     ends = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("w0", "w1")]
     assert [end["step"] for end in ends] == [17, 17]
     assert ends[0]["model"] == ends[1]["model"]
     assert "stops behind step 17: it was enough" in said
     assert "stops behind step 17: another worker's script called agent.stop" in said
     assert any("step-000000017" in path.name for path in tmp_path.glob("**/step-*.pt"))
-    assert status_of(connection, job)["committed"] < 1800
+    assert f"Job {job} is finished early, behind step 17: it was enough. It ended at" in again
+    assert "nothing is trained now" in again
+    report, status = audit_of(connection, job), status_of(connection, job)
+    assert (report["exactly_once"], report["committed"], report["not_trained_samples"]) == (True, 340, 1460)
+    assert report["stopped"] == {"step": 17, "author": "w1", "reason": "it was enough"}
+    assert (status["file"], status["stopped"]) == (report["file"], "is finished early, behind step 17: it was enough")
+
+
+@pytest.mark.dear
+def test_a_launch_with_another_batch_size_goes_on_with_it(connection: Connection, job: str, tmp_path: Path) -> None:
+    """And an operator's change in the middle of it."""
+    script = tmp_path / "script.py"
+    with job_processes(connection, job, tmp_path) as run:
+        leaves = "if agent.step_number == 10: break\n    count = "
+        script.write_text(SCRIPT.replace("STOPS", "0").replace("BATCH", "20").replace("count = ", leaves))
+        run.ended(run.launch(1, script=(str(script),)))
+        # What is left of the first epoch is 400 samples, and a fourth of it before the next change.
+        resizes = (
+            "if agent.step_number == 12 and agent.is_main: os.system("
+            f"'{sys.executable} -m antdt_streams resize {job} --batch-size 50 --reason larger "
+            f"--bootstrap-servers {connection.bootstrap}')\n    count = "
+        )
+        script.write_text(SCRIPT.replace("STOPS", "0").replace("BATCH", "40").replace("count = ", resizes))
+        run.ended(run.launch(1, script=(str(script),)))
+    report = audit_of(connection, job)
+    assert (report["exactly_once"], report["committed"]) == (True, 1800)
+    launched, resized = report["batch_sizes"]
+    assert (launched["step"], launched["batch_size"]) == (11, 40)
+    assert (resized["step"] in range(13, 18), resized["batch_size"]) == (True, 50), resized
+    assert launched["reason"] == "launched with batch_size=40" and resized["reason"] == "larger"
+    end = json.loads((tmp_path / "w0.json").read_text())
+    assert end["step"] == report["steps"] == end["last_epoch"]

@@ -56,13 +56,13 @@ def test_an_incarnation_that_is_to_go_leaves_and_the_next_one_joins_exactly_once
     assert not [e for e in events if isinstance(e, records.Lost)], "it has left, as on any SIGTERM"
     without = {e.generation for e in events if isinstance(e, records.Granted) and not {first, second} & {*e.members}}
     assert [e for e in events if isinstance(e, records.Committed) and e.generation in without], "the others went on"
-    ordered, repeat = decisions(connection, job)
+    (first_at, ordered), (again_at, repeat) = decisions(connection, job)
     assert (ordered.action, ordered.target, repeat) == (records.Action.KILL_RESTART, first, ordered)
     by = "as policy once (version 1, decision {}) orders"
-    assert f"{first} is told to leave, to be started again, {by.format(0)}: w1 is to begin anew" in said
+    assert f"{first} is told to leave, to be started again, {by.format(first_at)}: w1 is to begin anew" in said
     assert said.count("; started again as ordered (1)") == said.count("started again as ordered") == 1
     assert "w1 ended with status 143: it has left; started again as ordered (1)" in said
-    assert f"{first} is not started again, {by.format(1)}: the worker is {second} now" in said
+    assert f"{first} is not started again, {by.format(again_at)}: the worker is {second} now" in said
 
 
 def lives_of(run: JobProcesses, worker: str) -> list[str]:
@@ -91,7 +91,8 @@ def read_all_again(run: JobProcesses, launcher: Warm) -> None:
     assert launcher.poll() is None, "there is nobody left who could be started again"
 
 
-def decisions(connection: Connection, job: str) -> list[records.Decision]:
-    """All that the Controller has written."""
+def decisions(connection: Connection, job: str) -> list[tuple[int, records.Decision]]:
+    """All that the Controller has commanded, with offsets; what else it says is what came of that."""
     with TopicReader(connection, job, DECISIONS) as reader:
-        return [codec.decode(r.value, records.Decision) for r in reader.to_end()]
+        told = [(raw.offset, codec.decode(raw.value, records.Decision)) for raw in reader.to_end()]
+    return [(offset, decision) for offset, decision in told if decision.action is not records.Action.NONE]

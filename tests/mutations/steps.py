@@ -5,15 +5,16 @@ from __future__ import annotations
 from antdt.strategies.allreduce.composition import Round
 from antdt.strategies.allreduce.strategy import AllReduceReplica
 from antdt.worker.life import Life
-from antdt.worker.taking import Stepped
-from antdt_schemas.batches import Layout
-from antdt_streams.ledger.core import committing, decide, evidence, groups
+from antdt.worker.taking import Stepped, _Granted
+from antdt_schemas.batches import EVEN, Layout, Layouts
+from antdt_streams.ledger.core import changing, committing, decide, evidence, groups
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.holes import Holes
+from antdt_streams.ledger.core.state import State
 
 from tests.mutations.mutate import Edit, Mutation
 from tests.mutations.worlds import worlds
-from tests.unit import test_batches, test_ledger_steps, test_life, test_taking
+from tests.unit import test_batches, test_ledger_changes, test_ledger_steps, test_life, test_taking
 
 NARROWING = test_ledger_steps.test_suspicion_narrows_down_to_the_sample_and_it_alone_is_left_out
 
@@ -173,5 +174,56 @@ MUTATIONS = (
         "a member that has not read its plan trains by another one",
         (Edit(Life._form, "self.plans.newest >= self.strategy.plan or closed()", "True"),),
         test_life.test_who_has_not_read_the_plan_of_its_model_trains_with_nobody,
+    ),
+    Mutation(
+        "steps",
+        "a batch size counts for what was executed before",
+        (Edit(Layouts.of, "if since <= generation:", "if True:"),),
+        test_ledger_changes.test_what_was_executed_before_has_the_size_of_then,
+    ),
+    Mutation(
+        "steps",
+        "a generation goes on in the midst of a change",
+        (Edit(changing.resize, "if members.open:", "if False:"),),
+        test_ledger_changes.test_the_same_wish_changes_nothing_twice_and_an_older_plan_nothing_at_all,
+    ),
+    Mutation(
+        "steps",
+        "an older plan takes back a newer one",
+        (Edit(changing.resize, "or 0 < body.plan <= shards.plan", ""),),
+        test_ledger_changes.test_the_same_wish_changes_nothing_twice_and_an_older_plan_nothing_at_all,
+    ),
+    Mutation(
+        "steps",
+        "a single worker changes the batch of all",
+        (Edit(changing.may_state, "or wanted == shards.stated:", "or True:"),),
+        test_ledger_changes.test_while_somebody_works_a_single_worker_waits_and_is_refused,
+    ),
+    Mutation(
+        "steps",
+        "a member keeps the batch size that it began with",
+        (Edit(Stepped.begin, "if grant.batch_size:", "if False:"),),
+        test_taking.test_a_generation_has_its_batch_size_and_what_is_left_is_cut_anew,
+    ),
+    Mutation(
+        "steps",
+        "steps go on behind those that were asked for",
+        (Edit(Layout.due, "if self.steps and made >= self.steps and epoch < self.epochs:", "if False:"),),
+        lambda: test_batches.test_a_batch_size_may_change_anywhere_and_no_position_is_left_out_or_repeated(EVEN),
+    ),
+    Mutation(
+        "steps",
+        "steps go on behind a stop",
+        (
+            Edit(committing.commit, "new.stop - 1 > state.stop.step", "False"),
+            Edit(State._committed, "self.stop is None or e.step <= self.stop.step", "True"),
+        ),
+        test_ledger_changes.test_no_step_is_behind_a_stop,
+    ),
+    Mutation(
+        "steps",
+        "who comes behind a stop goes on",
+        (Edit(_Granted.step, "if self.stop_step and made >= self.stop_step:", "if False:"),),
+        test_taking.test_nothing_is_taken_behind_the_last_step,
     ),
 )

@@ -83,6 +83,52 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(torch.allclose(a, b, atol=1e-6) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("steps", [1, 6, 8, 15])
+def test_so_many_steps_are_made_across_epochs(steps: int) -> None:
+    model, agent = made(steps=steps, scheduler=None)
+    assert (agent.total_steps, len(agent)) == (steps, steps)
+    ends: list[int] = []
+    agent.on_epoch(ends.append)
+    found = trained(model, agent)
+    assert len(found) == agent.step_number == agent.total_steps == steps
+    assert {len(step) for step in found} == {BATCH}
+    assert same(model, single(found))
+    assert ends == list(range(-(-steps * BATCH // SIZE))), "the last epoch ends with the last step"
+
+
+def test_epochs_nest_where_steps_are_counted() -> None:
+    model, agent = made(steps=8)
+    seen = []
+    for epoch in agent.epochs():
+        for batch in epoch:
+            agent.step(loss_of(model, batch))
+        seen.append((epoch.number, agent.step_number))
+    assert seen == [(0, 6), (1, 8)]
+
+
+def test_a_stop_is_the_end_of_it() -> None:
+    model, agent = made(epochs=3)
+    for batch in agent:
+        if agent.step_number == 7:
+            agent.stop("enough")
+        agent.step(loss_of(model, batch))
+    assert agent.step_number == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"steps": 3, "epochs": 2}, "epochs or steps, not both"),
+        ({"steps": 0}, "at least one"),
+        ({"steps": 3, "options": antdt.AgentOptions(order="shards")}, "counts steps of a fixed size"),
+        ({"options": antdt.AgentOptions(learning_rate_with_batch="cubic")}, "take one of 'linear', 'sqrt'"),
+    ],
+)
+def test_an_end_that_cannot_be_is_refused(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        made(**options)
+
+
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         order = list(range(SIZE))

@@ -6,7 +6,7 @@ import random
 
 import pytest
 from antdt_schemas import batches
-from antdt_schemas.batches import DROP, EVEN, SMALL, Cursor, Layout, Piece
+from antdt_schemas.batches import DROP, EVEN, SMALL, Cursor, Layout, Layouts, Piece
 
 
 def places(layout: Layout, tail: tuple[Piece, ...] = ()) -> list[tuple[tuple[Piece, ...], Cursor]]:
@@ -45,6 +45,36 @@ def test_even_is_memoryless_and_equals_the_closed_form() -> None:
             count = -(-samples // batch_size)
             starts = [pieces[0].start for pieces, _ in places(Layout(samples, 1, batch_size, EVEN))]
             assert starts == [s * (samples // count) + min(s, samples % count) for s in range(count)]
+
+
+@pytest.mark.parametrize("last", [EVEN, SMALL, DROP])
+def test_a_batch_size_may_change_anywhere_and_no_position_is_left_out_or_repeated(last: str) -> None:
+    rng = random.Random(last)
+    for _ in range(1_500):
+        samples, epochs = rng.randint(1, 40), rng.randint(1, 3)
+        most = samples if last == DROP else 12
+        steps = rng.choice((0, 0, rng.randint(1, 15)))
+        layouts = Layouts(Layout(samples, max(epochs, steps), rng.randint(1, most), last, steps))
+        at, made, generation, ends = Cursor(), 0, 1, dict[int, int]()
+        while True:
+            if rng.random() < 0.3:
+                generation += 1
+                layouts = layouts.resized(generation, rng.randint(1, most))
+            layout = layouts.of(generation)
+            ahead, left = list(layout.ahead(at, made)), layout.steps_ahead(at, made)
+            assert sum(count for _, count in ahead) == left
+            step = layout.step(at, (), made)
+            if step is None:
+                break
+            (piece,), behind = step
+            assert (piece.epoch, piece.start) == layout.due(at, made) == tuple(ahead[0][0][:2])
+            assert piece.start == ends.get(piece.epoch, 0) and 0 < piece.length <= layout.batch_size
+            ends[piece.epoch], at, made = piece.start + piece.length, behind, made + 1
+            assert layout.steps_ahead(at, made) == left - 1
+        assert (left, made) == (0, steps or made) and sorted(ends) == list(range(len(ends)))
+        whole = list(ends.values())[:-1] if steps else list(ends.values())
+        assert steps or len(ends) == epochs
+        assert all(samples - end < most if last == DROP else end == samples for end in whole)
 
 
 def test_the_tail_comes_behind_the_last_epoch_in_its_order() -> None:

@@ -428,3 +428,29 @@ def test_a_plan_needs_a_gain_that_noise_cannot_explain() -> None:
     assert feed(controller(), record), "certain"
     uncertain = replace(record, nodes=tuple(replace(node, rate_error=0.1) for node in record.nodes))
     assert feed(controller(), uncertain) == []
+
+
+class Doubles:
+    """Twice the global batch, once."""
+
+    name, version = "doubles", 1
+
+    def decide(self, view: ClusterView, memory: Memory) -> tuple[tuple[Proposal, ...], Memory]:
+        """At the third window."""
+        if view.window != 3:
+            return (), memory
+        assert view.batch_size == 0
+        size = 2 * sum(node.batch_size for node in view.nodes)
+        return (Proposal(Action.ADJUST_BS, "there is room", batch_size=size),), memory
+
+
+def test_a_plan_may_change_the_global_batch_and_the_shares_keep_their_proportion() -> None:
+    state = ControllerState(Doubles())
+    state.in_force.assignments = {"w0": Assignment("w0", 24, 1), "w1": Assignment("w1", 8, 1)}
+    (decision,) = state.process(measured([1.0, 3.0], offset=3), Position(0, 3), 0)
+    assert (decision.plan, decision.batch_size) == (1, 64)
+    assert [a.batch_size for a in decision.assignments] == [48, 16]
+    again = ControllerState.load(state.rows(), Doubles())
+    assert again.in_force == state.in_force and again.digest() == state.digest()
+    with pytest.raises(UsageError, match="with the action ADJUST_BS"):
+        Proposal(Action.ADJUST_LR, "so", learning_rate_factor=0.5, batch_size=3)

@@ -226,6 +226,13 @@ def test_a_stop_ends_the_job_behind_its_step(tmp_path: Path) -> None:
     assert theirs["stopped"] == {"step": 2, "reason": "it is good enough"}
 
 
+def test_no_step_is_behind_a_stop() -> None:
+    bench = Steps()
+    bench.say("w0.0", records.Stop(bench.generation, 1, "enough"))
+    bench.due()
+    assert bench.made(0, 8, 7).status is Status.REFUSED
+
+
 def test_a_stop_of_another_generation_or_behind_what_is_committed_is_none() -> None:
     bench = Steps()
     bench.due()

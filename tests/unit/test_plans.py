@@ -8,8 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from antdt.job import batch_factor
+from antdt.strategies.allreduce.rates import LearningRates
 from antdt.worker.effects import Effects
 from antdt.worker.plans import PLANS_KEPT_MAX, Plan, Plans, Share, Split
+from antdt.worker.session.asking import Outbox, SessionOptions
+from antdt.worker.session.changes import Changes
 from antdt_schemas import records
 from antdt_schemas.errors import Unavailable, Undecodable
 from antdt_schemas.records import Action
@@ -127,3 +132,43 @@ def test_backup_workers_are_not_carried_out_which_is_said_once(caplog: pytest.Lo
 def test_who_has_not_read_a_plan_does_not_guess_it() -> None:
     with pytest.raises(Unavailable, match="Plan 3 comes into force, and this worker could not read it"):
         Effects(Plans(8), Model()).on_plan(3)
+
+
+def test_a_global_batch_is_wished_for_by_the_plan_that_has_changed_it() -> None:
+    plans = Plans(8)
+    for number, size in ((1, 0), (2, 16), (3, 16), (4, 8), (5, 8)):
+        plans.add(decision(number, Action.ADJUST_BS, batch_size=size))
+        assert plans.batch_size == 8, "the ledger says when it counts"
+    assert plans.wish == (4, 8)
+    plans.resize(12)
+    assert plans.split(0, ["w0", "w1"]).batch_size == 12
+
+
+def test_a_wish_and_a_stop_are_said_until_they_are_answered() -> None:
+    changes, outbox = Changes(SessionOptions()), Outbox("w0", "w0.0")
+    changes.wish = (3, 64)
+    changes.tick(1.0, 1, 1, "", outbox)
+    assert not outbox, "the first member says it"
+    changes.tick(1.0, 1, 0, "", outbox)
+    changes.tick(9.0, 1, 0, "", outbox)
+    first, second = outbox.emptied()
+    assert first.body == second.body == records.Resize(64, "plan 3", "plan 3 changes the global batch", 3)
+    changes.answered(records.Reply("w0", "w0.0", second.number, records.Status.OK, "", 1, 0, False, ()))
+    changes.tick(20.0, 1, 0, "", outbox)
+    changes.stop = (7, "")
+    changes.tick(20.0, 1, 0, "", outbox)
+    assert not outbox, "whose script has stopped knows why"
+    changes.tick(21.5, 1, 0, "", outbox)
+    assert [r.body for r in outbox.emptied()] == [records.Stop(1, 7, "")]
+    changes.tick(60.0, 1, 0, "is finished early", outbox)
+    assert not outbox
+
+
+def test_learning_rates_go_with_the_global_batch() -> None:
+    assert [batch_factor(how, 64, 16) for how in ("", "linear", "sqrt")] == [1.0, 4.0, 2.0]
+    assert batch_factor("linear", 0, 0) == 1.0
+    param = torch.nn.Parameter(torch.zeros(1))
+    rates = LearningRates(torch.optim.SGD([param], 0.1))
+    rates.factor, rates.batch_factor, param.grad = 0.5, 4.0, torch.ones(1)
+    rates.step()
+    assert float(param.detach()) == pytest.approx(-0.2) and rates.optimizer.param_groups[0]["lr"] == 0.1

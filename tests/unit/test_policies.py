@@ -210,6 +210,15 @@ def test_nobody_is_left_with_more_than_it_holds_and_little_gain_is_none() -> Non
     assert dd_shares(node("w0"), sick("w1", seconds_per_sample=None)) == []
 
 
+def test_noise_does_not_send_a_share_there_and_back() -> None:
+    settled = view(node("w0", batch_size=150), node("w1", 3e-2, batch_size=50))
+    jittered = view(node("w0", 1.3e-2, batch_size=150), node("w1", 3e-2, batch_size=50))
+    _, memory = Dedicated().decide(view(node("w0"), node("w1", 3e-2)), {})
+    assert Dedicated().decide(jittered, memory)[0] == ()
+    assert Dedicated().decide(jittered, {})[0], "the same again would do it, were it not a way back"
+    assert Dedicated().decide(settled, memory)[0] == ()
+
+
 # -- baselines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -153,6 +154,14 @@ def test_a_decision_counts_once_and_one_of_an_older_plan_not_at_all() -> None:
     first, second = decided(1, "slow"), decided(2, "slower")
     control = fed(DECISIONS, first, first, second, first, decided(1, "of a Controller that was superseded"))
     assert control.view() == [first, second]
+
+
+def test_a_restart_counts_once_beside_the_plans_and_what_came_of_it_is_no_decision() -> None:
+    plan = decided(1, "slow")
+    restart = replace(plan, cause=records.Cause(0, 2, 0), action=records.Action.KILL_RESTART, target="w1.0.l")
+    effect = replace(plan, cause=records.Cause(0, 3, 0), action=records.Action.NONE)
+    control = fed(DECISIONS, plan, restart, effect, replace(restart, cause=records.Cause(0, 4, 0)))
+    assert control.view() == [plan, restart]
 
 
 def test_the_pace_of_a_worker_is_that_of_its_newest_steps_under_its_newest_plan() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ STEPS = replace(SPEC, samples=22, epochs=2, batch_size=8, batches="even")
 
 
 def taking(
-    world: int, spec: records.JobSpec = STEPS, generation: int = 3, **said: tuple[int, ...]
+    world: int, spec: records.JobSpec = STEPS, generation: int = 3, **said: Any
 ) -> list[tuple[Stepped, Session]]:
     """Members of a generation, each with what it was granted."""
     members = tuple(records.Member(f"w{n}.0", f"w{n}", "h", 1) for n in range(world))
@@ -143,6 +144,28 @@ def test_what_comes_next_is_known() -> None:
         assert [(e, s + k) for e, s, length in ahead for k in range(length)] == due
     assert one.take(session, Cursor(2, 0), 6, shares, idle=False).place is None
     assert one.ahead(session, 9) == []
+
+
+def test_a_generation_has_its_batch_size_and_what_is_left_is_cut_anew() -> None:
+    ((one, session),) = taking(1)
+    grant = records.Grant("run", 4, (records.Member("w0.0", "w0", "h", 1),), "w0.0", 1, 1, None, batch_size=5)
+    one.begin(grant)
+    at, made, found = Cursor(0, 8), 1, []
+    while (step := one.take(session, at, made, split(8), idle=False)).place is not None:
+        found.append(step.place.ranges[2:])
+        at, made = step.place.behind, made + 1
+    assert found[:4] == [(0, 8, 5), (0, 13, 5), (0, 18, 4), (1, 0, 5)] and at == Cursor(2, 0)
+
+
+def test_nothing_is_taken_behind_the_last_step() -> None:
+    spec = replace(STEPS, epochs=9, steps=4)
+    ((one, session),) = taking(1, spec, tail=(0, 4, 1))
+    assert one.take(session, Cursor(1, 0), 3, split(8), idle=False).place is not None
+    assert one.ahead(session, 99) == [(0, 4, 1)], "but what was readmitted"
+    ((one, session),) = taking(1, stop_step=2)
+    assert one.take(session, Cursor(0, 8), 1, split(8), idle=False).place is not None
+    assert one.ahead(session, 99) == []
+    assert one.take(session, Cursor(0, 15), 2, split(8), idle=False).place is None
 
 
 def test_who_leaves_without_its_part_knows_of_the_step() -> None:

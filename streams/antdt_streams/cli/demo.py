@@ -30,10 +30,10 @@ from antdt_streams.local.services import SERVICES, broker_of, start_services
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--scene",
-    type=click.Choice(["mitigation", "topic", "ps"]),
+    type=click.Choice(["mitigation", "restart", "dd", "topic", "ps"]),
     default="mitigation",
-    help="Slow workers, without and with the Controller; a topic that is trained on while it grows; or parameter "
-    "servers, one of which is killed.",
+    help="Slow workers, without and with the Controller; a worker that is started again; unlike devices; a topic that "
+    "is trained on while it grows; parameter servers, one of which is killed.",
 )
 @click.option("--workers", default=4, help="Worker processes.")
 @click.option(
@@ -74,6 +74,9 @@ def demo(scene: str, json_file: Path | None, keep: bool, place: Place, **choice:
     any number of workers, and what the best possible result would be is known.
 
     --scene topic: one run on click events of a Kafka topic, which grows meanwhile; a worker is killed.
+
+    --scene restart and --scene dd are one run each, of half a minute: a worker falls ill and is started again, and what
+    that saved is measured; devices of other speed and memory get quotas that they compute in micro-batches.
     """
     from rich.console import Console
 
@@ -81,13 +84,15 @@ def demo(scene: str, json_file: Path | None, keep: bool, place: Place, **choice:
     from antdt_streams.demo.run import Demo
     from antdt_streams.demo.view import screen_of, summary, verdict
 
-    options = DemoOptions(**choice)
+    options = DemoOptions(scene=scene, **choice)
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UsageError(f"--json {json_file}: there is no folder {json_file.absolute().parent}.")
     _interrupt_once()
     if scene == "topic":
         sys.exit(_topic_scene(place, options.workers, json_file, keep))
     console, tag = Console(), secrets.token_hex(2)
+    if scene in ("restart", "dd"):
+        sys.exit(_scene(scene, f"demo-{scene}-{tag}", place, keep, json_file, console))
     names = (f"demo-static-{tag}", f"demo-{tag}") if options.scene != SERVERS else (f"demo-ps-{tag}",)
     with (
         _folder(place, keep) as home,
@@ -126,6 +131,24 @@ def _topic_scene(place: Place, workers: int, json_file: Path | None, keep: bool)
     show_audit(result["audit"])
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return 0 if result["audit"]["exactly_once"] else 1
+
+
+def _scene(scene: str, job: str, place: Place, keep: bool, json_file: Path | None, console: Any) -> int:
+    """One run. Returns the exit status."""
+    from antdt_streams.demo.scenes import SceneOptions, show, told
+    from antdt_streams.demo.view import screen_of
+
+    with (
+        _folder(place, keep) as home,
+        broker_of(home, note) as broker,
+        _topics(broker.connection, (job,), keep or not home.named),
+    ):
+        with screen_of(console, SceneOptions()) as screen:
+            result = show(scene, job, home, broker.connection, screen)
+        console.print(told(result), highlight=False)
+        if json_file is not None:
+            json_file.write_text(json.dumps(result, indent=1), encoding="utf-8")
     return 0 if result["audit"]["exactly_once"] else 1
 
 

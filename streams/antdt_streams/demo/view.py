@@ -60,15 +60,14 @@ class Lines:
     """A line every few seconds, and one for every decision."""
 
     def __init__(self) -> None:
-        self._said_at, self._plan = 0.0, 0
+        self._said_at, self._told = 0.0, 0
 
     def show(self, watch: Watch, title: str) -> None:
         with watch.changed:
             progress = watch.progress
-            for decision in watch.control.decisions:
-                if decision.plan > self._plan:
-                    self._plan = decision.plan
-                    self._say(f"{progress.train_s:6.1f} s  plan {decision.plan}: {decision.reason}")
+            for decision in watch.control.decisions[self._told :]:
+                self._told += 1
+                self._say(f"{progress.train_s:6.1f} s  plan {decision.plan}: {decision.reason}")
             if monotonic() - self._said_at < LINE_EVERY_S:
                 return
             self._said_at = monotonic()
@@ -79,7 +78,7 @@ class Lines:
             self._say(f"{progress.train_s:6.1f} s  {progress.committed:,} of {progress.total:,} samples, {sizes}")
 
     def ended(self, title: str, run: Run) -> None:
-        self._said_at, self._plan = 0.0, 0
+        self._said_at, self._told = 0.0, 0
         self._say(_ended(title, run))
 
     @staticmethod

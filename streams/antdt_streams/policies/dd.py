@@ -7,17 +7,19 @@ the Monitor; b_max is what the worker states, or has learned by running out of m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from antdt_schemas.errors import UsageError
 from antdt_schemas.records import Action, Assignment
 from antdt_schemas.strategies import is_asynchronous
 
-from antdt_streams.policies.adjust_batch_size import is_movable
+from antdt_streams.policies.adjust_batch_size import PREVIOUS, is_movable
 from antdt_streams.policies.policy import ClusterView, Memory, NodeView, Proposal
 from antdt_streams.policies.solver import ACCUMULATION_MAX, solve_dd
 
 Shares = list[tuple[int, int]]
+BACK = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,10 @@ class Dedicated:
         self.parameters = parameters or DedicatedParameters()
 
     def decide(self, view: ClusterView, memory: Memory) -> tuple[tuple[Proposal, ...], Memory]:
-        """At most one ADJUST_BS: where something is gained, or a device is to hold more than it can."""
+        """At most one ADJUST_BS: where something is gained, or a device is to hold more than it can.
+
+        Remembers the batch sizes before the last one.
+        """
         nodes = [node for node in view.workers if node.batch_size > 0]
         known = len(nodes) > 1 and all(is_movable(node) for node in nodes)
         if view.pending or view.urgent or not known or is_asynchronous(view.strategy):
@@ -66,11 +71,19 @@ class Dedicated:
         now_s = _time_s(nodes, [(q, max(c, -(-q // held))) for (q, c), held in zip(now, holds, strict=True)])
         gain = 1.0 - _time_s(nodes, best) / now_s
         noise = max(node.rate_error or 0.0 for node in nodes)
-        sure = gain >= self.parameters.gain_min and noise <= self.parameters.noise_max * gain
+        # What a device costs does not change: a move that takes the last one back is mostly noise.
+        needed = self.parameters.gain_min * (BACK if _takes_back(nodes, best, memory.get(PREVIOUS, {})) else 1.0)
+        sure = gain >= needed and noise <= self.parameters.noise_max * gain
         if best == now or not (sure or must):
             return (), memory
         shares = tuple(Assignment(n.worker, q, c) for n, (q, c) in zip(nodes, best, strict=True))
-        return (Proposal(Action.ADJUST_BS, _reason(nodes, best, gain), gain, shares),), memory
+        before = {node.worker: node.batch_size for node in nodes}
+        return (Proposal(Action.ADJUST_BS, _reason(nodes, best, gain), gain, shares),), {PREVIOUS: before}
+
+
+def _takes_back(nodes: list[NodeView], best: Shares, previous: Mapping[str, int]) -> bool:
+    moved = [node.batch_size - previous.get(node.worker, node.batch_size) for node in nodes]
+    return sum((q - node.batch_size) * last for node, (q, _), last in zip(nodes, best, moved, strict=True)) < 0
 
 
 def _time_s(nodes: list[NodeView], shares: Shares) -> float:

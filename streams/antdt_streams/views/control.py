@@ -32,8 +32,8 @@ class WorkerView:
 
 @dataclass(slots=True)
 class Control(Projection["list[records.Decision]"]):
-    """workers: without servers, which take no samples. decisions: each once, a repetition of one or what an older plan
-    says is none.
+    """workers: without servers, which take no samples. decisions: plans and restarts, each once; a repetition of one or
+    what an older plan says is none.
     """
 
     workers: dict[str, WorkerView] = field(default_factory=dict)
@@ -46,11 +46,18 @@ class Control(Projection["list[records.Decision]"]):
         elif isinstance(record, records.Measurement):
             for node in record.nodes:
                 self.workers.setdefault(node.worker, WorkerView()).node_class = str(node.node_class)
-        elif isinstance(record, records.Decision) and (not self.decisions or record.plan > self.decisions[-1].plan):
+        elif isinstance(record, records.Decision) and self._counts(record):
             self.decisions.append(record)
 
     def view(self) -> list[records.Decision]:
         return self.decisions
+
+    def _counts(self, decision: records.Decision) -> bool:
+        """A plan that is newer than all before, or an incarnation that is to go and was not to before."""
+        if decision.action is records.Action.KILL_RESTART:
+            return all(decision.target != before.target for before in self.decisions)
+        plans = [d.plan for d in self.decisions if d.action is not records.Action.KILL_RESTART]
+        return decision.action is not records.Action.NONE and (not plans or decision.plan > plans[-1])
 
     def _steps(self, batch: records.StepBatch) -> None:
         view = self.workers.setdefault(batch.worker, WorkerView())

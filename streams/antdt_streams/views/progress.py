@@ -16,8 +16,8 @@ from antdt_streams.views.projection import Projection
 class Progress(Projection["Progress"]):
     """Counts are since the first entry; times are the broker's.
 
-    done_by_s: samples in the model at the end of each second since the first lease. source_step: the step that the
-    newest generation has to be beyond to have gone on.
+    done_by_s: samples in the model at the end of each second since the first lease, or the first commit where nothing
+    is leased. source_step: the step that the newest generation has to be beyond to have gone on.
     """
 
     step: int = 0
@@ -45,7 +45,7 @@ class Progress(Projection["Progress"]):
             if isinstance(event, records.Granted):
                 self.generation, self.members = event.generation, len(event.members)
                 self.source_step = event.committed if event.source_step is None else event.source_step
-            elif isinstance(event, records.Leased) and self.first_ms is None:
+            elif isinstance(event, records.Leased | records.Committed) and self.first_ms is None:
                 self.first_ms = body.now_ms
         commits = sum(isinstance(event, records.Committed) for event in read.events)
         self.commits += commits
