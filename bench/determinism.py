@@ -1,7 +1,8 @@
 """What of a run depends on who trains it: `python -m bench.determinism --json FILE`.
 
-The digits are trained by jobs of 1, 2, 3 and 4 workers, and once more by 4 that are killed one after the other while a
-policy gives each another share of the batch every few steps. Compared are, over all runs,
+The digits, and with --data DIR as many pictures of MNIST (its idx files lie there), are trained by jobs of 1, 2, 3
+and 4 workers, and once more by 4 that are killed one after the other while a policy gives each another share of the
+batch every few steps. Compared are, over all runs on one data set,
   same_samples          whether each step consists of the same samples in the same order, as the log has it; what the
                         workers wrote down themselves is held against the log before
   float_difference_max  the largest difference of final parameters from those of one worker, over the largest parameter
@@ -41,7 +42,7 @@ from bench.common import machine, write
 WITHIN_S = 300.0
 EPOCHS, BATCH, UNIT_SIZE = 4, 32, 4
 CALM_MS, DISTURBED_MS = 0.5, 4.0  # a sample takes
-KILLS = ((25, "w1"), (55, "w3"), (85, "w0"), (115, "w2"), (145, "w1"))  # once so many steps are committed
+KILLS = tuple((15 * (at + 1), f"w{(1, 3, 0, 2)[at % 4]}") for at in range(10))  # once so many steps are committed
 POLICY = """
 from antdt_schemas.records import Action, Assignment
 from antdt_streams.policies import Proposal
@@ -82,11 +83,19 @@ def plans_of(entries: Entries) -> dict[int, int]:
 class Job:
     """One run of the digits."""
 
-    def __init__(self, broker: EmbeddedBroker, folder: Path, workers: int, *, disturbed: bool, unit_size: int) -> None:
+    def __init__(
+        self, broker: EmbeddedBroker, folder: Path, workers: int, *, disturbed: bool, unit_size: int, data: str
+    ) -> None:
         self.connection, self.folder, self.workers, self.disturbed = broker.connection, folder, workers, disturbed
         self.name = folder.name
         delay_ms = DISTURBED_MS if disturbed else CALM_MS
-        same: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "patience_ms": 5000, "unit_size": unit_size}
+        same: dict[str, Any] = {
+            "epochs": EPOCHS,
+            "batch_size": BATCH,
+            "patience_ms": 5000,
+            "unit_size": unit_size,
+            "data": data,
+        }
         self.training = Training(workers, delay_ms=delay_ms, **same)
         self.place, self.progress = Place(self.connection, True, folder, None), Progress()
         self.left = list(KILLS) if disturbed else []
@@ -162,13 +171,13 @@ def compared(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def run(broker: EmbeddedBroker, folder: Path, unit_size: int) -> list[Run]:
-    """All of them."""
-    kind = "bitwise" if unit_size else "plain"
+def run(broker: EmbeddedBroker, folder: Path, unit_size: int, data: str) -> list[Run]:
+    """All of them, on one data set."""
+    kind = f"{data.partition(':')[0]}-{'bitwise' if unit_size else 'plain'}"
     made = []
     for workers, disturbed in ((1, False), (2, False), (3, False), (4, False), (4, True)):
         name = f"{kind}-{'disturbed' if disturbed else 'calm'}-{workers}"
-        made.append(Job(broker, folder / name, workers, disturbed=disturbed, unit_size=unit_size).run())
+        made.append(Job(broker, folder / name, workers, disturbed=disturbed, unit_size=unit_size, data=data).run())
         print(", ".join(f"{what} {value}" for what, value in made[-1].row.items()), flush=True)
     return made
 
@@ -177,18 +186,31 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--data", type=Path, metavar="DIR", help="of MNIST's idx files, which is trained as well")
     options = parser.parse_args()
+    sets = ["digits"] + ([f"mnist:{options.data.resolve()}"] if options.data else [])
     with tempfile.TemporaryDirectory(prefix="antdt-determinism-") as name:
         folder = Path(name)
         with EmbeddedBroker(folder / "kafka") as broker:
-            plain, bitwise = (run(broker, folder, unit_size) for unit_size in (0, UNIT_SIZE))
+            made = [found_on(broker, folder, data) for data in sets]
+    found: dict[str, Any] = {
+        "same_samples": all(one["same_samples"] for one in made),
+        "float_difference_max": max(one["float_difference_max"] for one in made),
+        "bitwise_equal": all(one["bitwise_equal"] for one in made),
+        "bitwise_equal_without": all(one["bitwise_equal_without"] for one in made),
+    }
+    print(", ".join(f"{what} {value}" for what, value in found.items()))
+    write(options.json, {"machine": machine(), **found, "runs": [row for one in made for row in one["runs"]]})
+
+
+def found_on(broker: EmbeddedBroker, folder: Path, data: str) -> dict[str, Any]:
+    """On one data set."""
+    plain, bitwise = (run(broker, folder, unit_size, data) for unit_size in (0, UNIT_SIZE))
     found, without = compared(bitwise), compared(plain)
     found["bitwise_equal_without"] = without["bitwise_equal"]
     found["float_difference_max"] = without["float_difference_max"]
     found["same_samples"] = found["same_samples"] and without["same_samples"] and bitwise[0].samples == plain[0].samples
-    runs = plain + bitwise
-    print(", ".join(f"{what} {value}" for what, value in found.items()))
-    write(options.json, {"machine": machine(), **found, "runs": [run.row for run in runs]})
+    return {**found, "runs": [one.row for one in plain + bitwise]}
 
 
 if __name__ == "__main__":

@@ -95,6 +95,42 @@ def weighted_sampler() -> Any:
     return sgd(mlp(), sampler=WeightedRandomSampler(weights, SAMPLES))
 
 
+def bucketed() -> Any:
+    """Samples of one length come together, in an order that is drawn."""
+
+    def order(epoch: int, generator: torch.Generator) -> list[int]:
+        drawn = torch.randperm(SAMPLES, generator=generator)
+        return [int(one) for one in drawn[torch.sort(drawn % 4, stable=True).indices]]
+
+    return sgd(mlp(), sampler=order)
+
+
+def mixed(samples: list[Any]) -> Any:
+    """A batch, each sample of which is mixed with another one."""
+    x, y, numbers = (torch.stack(part) for part in zip(*samples, strict=True))
+    other, share = torch.randperm(len(x)), torch.rand(())
+    y = functional.one_hot(y, 3).float()
+    return share * x + (1 - share) * x[other], share * y + (1 - share) * y[other], numbers
+
+
+def mixup() -> Any:
+    model, optimizer, words = warm_up_cosine_average()
+    return model, optimizer, {**words, "collate_fn": mixed}
+
+
+class Recurrent(nn.Module):  # type: ignore[misc]
+    """A state goes in, and comes out again as `state`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.state = nn.GRUCell(6, 8), nn.Linear(8, 3), None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = self.body(x, self.state)
+        self.state = state.detach()
+        return self.head(state)
+
+
 def distributed() -> Any:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     return sgd(nn.parallel.DistributedDataParallel(mlp()))
@@ -144,6 +180,20 @@ def critic_loss(group: Any, x: torch.Tensor) -> torch.Tensor:
 
 def generator_loss(group: Any, x: torch.Tensor) -> torch.Tensor:
     return functional.softplus(-group.critic(group.generator(x[:, :4].cos()))).mean()
+
+
+def packed(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of each sample as many rows as its class says, one behind the other: another number of them in every step."""
+    return functional.cross_entropy(model(x.repeat_interleave(1 + y, 0)), y.repeat_interleave(1 + y))
+
+
+def root_of_mean(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return functional.mse_loss(model(x), functional.one_hot(y, 3).float()).sqrt()
+
+
+def overlap(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    out, wanted = model(x).softmax(1), functional.one_hot(y, 3)
+    return 1 - (2 * (out * wanted).sum() + 1) / (out.sum() + wanted.sum() + 1)
 
 
 def sum_of_losses(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,9 @@ from torch.optim import lr_scheduler
 
 from bench.habit_loops import EPOCHS, SEED, STEPS, Habit, Single, Worker, tensors
 from bench.habit_models import (
+    Recurrent,
     batch_norm,
+    bucketed,
     build,
     contrast,
     critic_loss,
@@ -29,9 +31,14 @@ from bench.habit_models import (
     gan,
     generator_loss,
     lengths,
+    mixup,
+    overlap,
+    packed,
     penalty,
+    root_of_mean,
     scaled,
     scheduled,
+    sgd,
     sum_of_losses,
     sync_batch_norm,
     tied,
@@ -223,6 +230,13 @@ def own_clipping(worker: Worker) -> None:
         worker.agent.apply()
 
 
+def alone_all_reduce(worker: Worker) -> None:
+    for x, y in worker.batches():
+        if worker.agent.rank == 0:
+            worker.agent.all_reduce(1)
+        worker.agent.step(cross_entropy(worker.model, x, y))
+
+
 # -- the table
 
 USUAL, PLAIN = by_loss(), build()
@@ -260,6 +274,14 @@ HABITS: dict[str, Habit] = {
     "nan-skip": Habit((not_finite, not_finite_alone), PLAIN, bad=True),
     "early-stopping": Habit(nested(stops=True), PLAIN),
     "nested-epochs": Habit(nested(stops=False), PLAIN),
+    "packed": Habit(by_loss(packed), PLAIN),
+    "bucketed": Habit(USUAL, bucketed),
+    "mixup": Habit(USUAL, mixup, differs="each worker mixes the samples of its own part of the batch"),
+    "truncated-backpropagation": Habit(USUAL, lambda: sgd(Recurrent()), refused=True),
+    "root-of-mean": Habit(by_loss(root_of_mean), PLAIN, refused=True),
+    "overlap": Habit(by_loss(overlap), PLAIN, refused=True),
+    "sum-unsaid": Habit(by_loss(lambda m, x, y: m(x).square().sum()), PLAIN, refused=True),
+    "lone-call": Habit((alone_all_reduce, None), PLAIN, refused=True),
     "scheduler-in-loop": Habit((own_scheduler, None), PLAIN, refused=True),
     "clipping-in-loop": Habit((own_clipping, None), PLAIN, refused=True),
     "optimizer-step": Habit(beside(after=lambda w: w.optimizer.step()), PLAIN, refused=True),

@@ -1,7 +1,8 @@
 """Habits of real training scripts, over real processes: `python -m bench.habits --json FILE`.
 
-Each habit of `bench.habit_scripts` is a job of two or three workers, in turn, one of which is killed by SIGKILL in the
-middle and started again by its launcher, and a plain loop of one process over the same global batches. Outcomes:
+Each habit of `bench.habit_scripts` is a job of two or three workers, in turn, and a plain loop of one process over the
+same global batches. In the middle of the job one worker is killed by SIGKILL and started again by its launcher, and a
+plan gives the workers uneven parts of the batch. Outcomes:
   equal    the members are equal to the bit after every step, each step has the samples that the log says, and the
            parameters are those of one process, to a relative tolerance; where that has something else, the row says why
   refused  the launch ends with exit status 2 and the sentence that says what to do
@@ -22,7 +23,10 @@ from time import monotonic, sleep
 from typing import Any
 
 import torch
+from antdt_schemas import codec
 from antdt_schemas.errors import ExitCode
+from antdt_schemas.records import Action, Assignment, Cause, Decision
+from antdt_schemas.topics import DECISIONS
 from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.chaos.judge import entries_of, judge_log, lineage_of
 from antdt_streams.kafka import topics_admin
@@ -30,12 +34,15 @@ from antdt_streams.local.place import Place
 from antdt_streams.local.services import environment_of, start_services
 from antdt_streams.local.supervise import last_words, start_process
 from antdt_streams.views.lineage import TOGETHER
+from confluent_kafka import Producer
 
 from bench.common import machine, write
 from bench.habit_loops import KILLED, Habit, Single
 from bench.habit_scripts import HABITS
 
 MEMBERS = (2, 3)
+PLANNED_BEHIND = 5  # steps
+SHARES = {1: (30,), 2: (21, 9), 3: (16, 9, 5)}
 TOLERANCE = 1e-4
 MOVED_MIN = 1e-2  # or nothing was trained
 WITHIN_S = 240.0
@@ -91,6 +98,11 @@ def steps_of(folder: Path) -> tuple[dict[int, Step], int | None]:
     return steps, again
 
 
+def parts_of(steps: dict[int, Step]) -> list[list[int]]:
+    """How many samples each worker had, of each step."""
+    return [[len(own) for own in steps[number].samples.values()] for number in sorted(steps)]
+
+
 class Job:
     """One launch of a habit."""
 
@@ -110,16 +122,29 @@ class Job:
         command += ["-m", "bench.habit_scripts", self.name, "--record", str(self.records)]
         command += [] if self.kills else ["--calm"]
         launcher = start_process(command, environ, self.log)
-        until = monotonic() + WITHIN_S
+        until, planned = monotonic() + WITHIN_S, not self.kills
         try:
             while (code := launcher.poll()) is None and monotonic() < until:
                 services.poll()
+                planned = planned or self._plans()
                 sleep(0.02)  # between two looks
             return -1 if code is None else code
         finally:
             launcher.kill()
             launcher.wait(10)
             services.stop()
+
+    def _plans(self) -> bool:
+        """A plan of uneven parts, behind the first steps, as the Controller writes it. Whether it was written."""
+        own = self.records / "w0.jsonl"
+        if not own.exists() or own.read_text(encoding="utf-8").count('"made"') < PLANNED_BEHIND:
+            return False
+        shares = tuple(Assignment(f"w{at}", size, 1) for at, size in enumerate(SHARES[self.members]))
+        decision = Decision(Cause(0, 0, 0), 1, Action.ADJUST_BS, shares, 1.0, 0, "", "bench", 1, "uneven", 0.0, 0, 0)
+        producer = Producer(self.broker.connection.producer())
+        producer.produce(DECISIONS.name(self.name), codec.encode(decision))
+        assert producer.flush(30) == 0, "the plan was not written"
+        return True
 
     @property
     def refusal(self) -> str:
@@ -135,6 +160,10 @@ def judged(job: Job, habit: Habit, row: dict[str, Any]) -> list[str]:
     if job.name == "early-stopping":  # it has an end of its own
         wrong = [what for what in ("broken", "repeated", "quarantined", "wrong_lineage") if report[what]]
     steps, row["again_at_step"] = steps_of(job.records)
+    plans = [number for number, step in enumerate(parts_of(steps), 1) if sorted(step) == sorted(SHARES[job.members])]
+    row["planned_steps"] = len(plans)
+    if job.kills and not plans:
+        wrong.append("no step was made under the plan")
     row["steps"] = len(steps)
     if sorted(steps) != list(range(1, len(steps) + 1)):
         wrong.append(f"steps that were made: {sorted(steps)}")
@@ -147,7 +176,7 @@ def judged(job: Job, habit: Habit, row: dict[str, Any]) -> list[str]:
     if job.kills and row["again_at_step"] is None:
         wrong.append("the worker that was killed made no step in its second life")
     taken = {number: step.together for number, step in steps.items()}
-    if job.name != "weighted-sampler":  # where the log has positions in the sampler's list
+    if job.name not in ("weighted-sampler", "bucketed"):  # where the log has positions in the sampler's list
         by_log = {number: made.samples[TOGETHER] for number, made in lineage_of(entries).steps.items()}
         odd = [number for number, own in taken.items() if sorted(by_log.get(number, ())) != sorted(own)]
         if odd:
@@ -221,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", choices=HABITS, action="append", metavar="NAME", help=", ".join(HABITS))
-    parser.add_argument("--members", type=int, choices=MEMBERS, help="of all jobs; by default 2 and 3 in turn")
+    parser.add_argument("--members", type=int, choices=tuple(SHARES), help="of all jobs; by default 2 and 3 in turn")
     parser.add_argument("--calm", action="store_true", help="nobody is killed")
     parser.add_argument("--keep", type=Path, help="folder for what workers and services write")
     options = parser.parse_args()

@@ -96,13 +96,13 @@ MUTATIONS = (
         "17",
         "the first server includes what a lost worker has pushed",
         (Edit(Ordering.on_lost, "tuple(sorted(set(incarnations) - self._lost))", "()"),),
-        served_worlds(200, first=19),
+        served_worlds(200, first=124),
     ),
     Mutation(
         "17",
         "the first server says that it obeys, and does not",
         (Edit(ServingLife._obey, "ask.Obey(lost,", "ask.Obey((),"),),
-        served_worlds(200, first=19),
+        served_worlds(200, first=124),
     ),
     Mutation(
         "17",

@@ -154,7 +154,7 @@ MUTATIONS = (
     Mutation(
         "steps",
         "an empty step has no number",
-        (Edit(AllReduceReplica.step, "place is not None and place.total == 0", "False"),),
+        (Edit(AllReduceReplica._is_made_of_nothing, "self._place.total == 0", "False"),),
         test_taking.test_a_step_with_nothing_left_in_it_has_its_number,
     ),
     Mutation(

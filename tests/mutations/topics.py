@@ -124,6 +124,6 @@ MUTATIONS = (
         "topics",
         "a worker keeps all that it is given",
         (Edit(TopicSource.has_room.fget, "self.size_kept < self.topic.cache_mb << 20", "True"),),
-        alone(test_topics.test_no_more_is_kept_than_there_is_room_for),
+        test_topics.test_there_is_room_until_so_much_is_kept_and_again_once_it_is_used,
     ),
 )

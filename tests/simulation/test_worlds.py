@@ -12,7 +12,7 @@ from tests.helpers.logs import shelve
 from tests.simulation.servers.world import ServedWorld
 from tests.simulation.world import World
 
-SEEDS, STEPPED, SERVED = (*range(120), 180), 100, 100  # in 180 somebody else writes into the topics
+SEEDS, STEPPED, SERVED = (*range(120), 180), 100, 70  # in 180 somebody else writes into the topics
 SHELVED = 100  # whose logs other tests read
 # Everything that the adversary can do, and what must have come of it, in each block.
 STRUCK = (
@@ -53,6 +53,7 @@ CAME_OF_SERVERS = (
     "file_written", "file_failed", "file_removed", "rolled_back", "rolled_back_by_operator", "rollback_undid_steps",
     "ledger_killed", "ledger_superseded", "loss_accepted", "refused_Commit", "refused_Lease", "returned", "counted",
     "quarantined", "readmitted_after_the_end", "displaced", "taken_over", "worker_drained",
+    "left_the_loop", "given_up_before_it_was_pushed", "others_idle", "occupied",
 )  # fmt: skip
 
 

@@ -1043,6 +1043,43 @@ def test_a_worker_that_comes_later_may_call_where_the_others_have_gone_on(world:
     assert len({agent.strategy.step_number for agent in agents if agent.name != "w1"}) == 1
 
 
+class Recurrent(nn.Module):  # type: ignore[misc]
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.body, self.head = getattr(nn, kind)(6, 4), nn.Linear(4, 3)
+        self.double()
+
+    def forward(self, x: torch.Tensor, state: Any = None) -> Any:
+        found = self.body(x[None] if isinstance(self.body, nn.RNNBase) else x, state)
+        out, state = found if isinstance(found, tuple) else (found, found)
+        return self.head(out[0] if out.dim() == 3 else out), state
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "GRUCell"])
+def test_a_state_that_is_carried_from_batch_to_batch_is_refused(kind: str) -> None:
+    """One that begins at zero, that is learned, or of an evaluation is not."""
+
+    def made() -> Any:
+        model = Recurrent(kind)
+        return model, torch.optim.SGD(model.parameters(), 0.1), {}
+
+    def script(agent: InProcess) -> None:
+        state: Any = None
+        for x, y in agent:
+            carried = state if carries else None
+            out, state = agent.model(x, carried)
+            state = tuple(one.detach() for one in state) if isinstance(state, tuple) else state.detach()
+            with torch.no_grad():
+                agent.model(x, state)
+            agent.step(functional.cross_entropy(out, y))
+
+    carries = False
+    equal(run(1, script, made))
+    carries = True
+    with pytest.raises(UsageError, match=rf"{kind} was given a state .*truncated"):
+        run(1, script, made)
+
+
 # -- a step that is cut
 
 

@@ -180,3 +180,13 @@ def test_of_a_chunk_is_said_what_is_not_there_and_what_cannot_be_decoded() -> No
     assert mine.size_kept < kept
     mine.keep(set())
     assert mine.size_kept == 0 and mine.name_of(0, 113) == ""
+
+
+def test_there_is_room_until_so_much_is_kept_and_again_once_it_is_used() -> None:
+    memory = MemoryTopic({0: {at: b"1".ljust(5000) for at in range(300)}}, {0: 300})
+    mine = TopicSource(Topic("memory", number, broker=memory, cache_mb=1), None, None)
+    assert mine.has_room
+    mine.read(Chunk(5, 1, 0, 0, 300, 0, 0))
+    assert not mine.has_room and mine.size_kept > 300 * 5000
+    assert len(mine.fetch([Range(5, 1, 0, 0, 300)])) == 300
+    assert mine.has_room

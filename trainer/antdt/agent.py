@@ -123,6 +123,11 @@ class Agent(Standing, Stepping, Talking, Epochs):
         Unavailable, UnknownJob: the broker is away, or the job was not started.
     """
 
+    epoch = 0
+    _micro: Micro | None = None
+    _course: Course | None = None
+    _broken = _loaded_back = False
+
     def __init__(
         self,
         model: torch.nn.Module,
@@ -166,10 +171,6 @@ class Agent(Standing, Stepping, Talking, Epochs):
         # Processes are forked before there is anything that must not be: threads, clients, sockets.
         processes = 0 if self.settings.role == SERVER else data.num_workers or 0
         self.loader = loader_of(self.source, processes, data.seed, data.loading)
-        self.plans = Plans(self.spec.batch_size)
-        self._micro: Micro | None = None
-        self.epoch, self._broken, self._loaded_back = 0, False, False
-        self._course: Course | None = None
         try:
             once = Once(scheduler, scheduler_every, clip_grad_norm, scaler, state, buffers)
             self._enroll(one_model(model), one_optimizer(optimizer), chosen, once)
@@ -178,6 +179,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
             raise
 
     def _enroll(self, model: torch.nn.Module, optimizer: Any, chosen: StrategyOptions, once: Once) -> None:
+        self.plans = Plans(self.spec.batch_size)
         self.strategy = chosen.member(model, optimizer, here_of(self.settings))
         self.strategy.accompany(once)
         kind = kind_of(self.settings, self.spec.strategy)

@@ -34,7 +34,7 @@ class Training:
 
     one_by_one: each sample is loaded by itself, so that single ones can be bad. max_attempts: of a shard. unit_size:
     samples of a unit that is bitwise the same whoever computes it; 0: none. topic: they are records of a topic.
-    servers: of parameters; mode and backup say how.
+    servers: of parameters; mode and backup say how. data: digits, or mnist:DIR.
     """
 
     workers: int = 4
@@ -53,6 +53,7 @@ class Training:
     servers: int = 0
     mode: str = "bsp"
     backup: int = 0
+    data: str = "digits"
 
 
 class Launches:
@@ -86,6 +87,7 @@ class Launches:
         command = [sys.executable, "-m", "antdt.launch", "--job", self.job, *ranks, "--world-size", str(t.workers)]
         command += ["--max-restarts", str(RESTARTS_MAX), "--logs", str(self.logs), *options, "--"]
         command += ["-m", "antdt.examples.recorded", "--record", str(self.records), "--seed", str(t.seed)]
+        command += ["--data", t.data] if t.data != "digits" else []
         command += ["--samples", str(t.samples), "--epochs", str(t.epochs), "--batch-size", str(t.batch_size)]
         command += ["--delay-ms", str(t.delay_ms), "--checkpoint-every", str(t.checkpoint_every)]
         command += ["--result", str(self.result), "--faults", str(self.faults), "--max-attempts", str(t.max_attempts)]

@@ -45,12 +45,13 @@ class Wanted(NamedTuple):
 
 
 class Told(NamedTuple):
-    """To a worker: what became of it."""
+    """To a worker: what became of it; and, by the first server, whether somebody has no samples."""
 
     outcome: str
     key: Key
     version: int
     lineage: bytes
+    somebody_is_idle: bool
 
 
 class Links:

@@ -18,13 +18,13 @@ from antdt.worker.leaving import LEAVE_SHARE
 from antdt.worker.life import Life
 from antdt.worker.outside import LifeOptions, Outside
 from antdt.worker.plans import Plans
-from antdt.worker.session import OVER, Phase, Session, Where
+from antdt.worker.session import OVER, WORKER, Phase, Session, Where
 from antdt_schemas import records
 from antdt_schemas.batches import Cursor
 from antdt_schemas.errors import Occupied, Unavailable
 
 from tests.simulation.model import FOR_EVER_S, Model
-from tests.simulation.trainer import READ_MAX, Ousted, Steps
+from tests.simulation.trainer import LEAVE_EARLY_S, READ_MAX, Ousted, Steps
 
 if TYPE_CHECKING:
     from tests.simulation.servers.world import ServedWorld
@@ -99,6 +99,9 @@ class Process:
         try:
             course = ask.Course(self.life.run())
             while course.asks is not None:
+                if self.quits and self.role == WORKER and isinstance(course.asks, ask.Between | ask.Train):
+                    course = self.leave_the_loop(course)
+                    continue
                 try:
                     heard = yield from self.perform(course.asks)
                 except GenerationClosed as closed:
@@ -112,6 +115,14 @@ class Process:
             raise AssertionError(f"{self.incarnation} gives up, which waits as long as it takes: {error}") from error
         if not self.ended:
             self.out_of_generation()
+
+    def leave_the_loop(self, course: ask.Course) -> ask.Course:
+        """The script of a worker has, with a batch at hand or without."""
+        self.world.count("left_the_loop")
+        self.quits, self.at_hand = False, ()
+        given_up = isinstance(course.asks, ask.Train)
+        course.end()
+        return ask.Course(self.life.leave_early(self.world.now_s + LEAVE_EARLY_S, regroup=given_up))
 
     def perform(self, asked: ask.Instruction) -> Steps:
         """What an Agent does, of whatever process; returns what is to be heard of it."""

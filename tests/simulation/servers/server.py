@@ -115,7 +115,7 @@ class Server(Process):
             found = self.world.links.take(self.generation, self.incarnation, self.world.rng)
             if found is not None:
                 turned += self.hear(*found)
-                self.world.aim(self, 0.002, "server_killed_in_turn")
+                self.world.aim(self, 0.004, "server_killed_in_turn")
         if self.writing and self.world.rng.random() < 0.3:
             turned += self.write(*self.writing.pop(0))
         return ask.Turned(self.decided(), turned)
@@ -205,7 +205,8 @@ class Server(Process):
                     self.apply(version, items, plan)
                 case Answer(item, outcome, version, _):
                     worker = item.payload[0]
-                    self.send(worker, Told(outcome, item.facts.key, version, self.model.lineage))
+                    idle = self.ordering is not None and self.ordering.somebody_is_idle
+                    self.send(worker, Told(outcome, item.facts.key, version, self.model.lineage, idle))
                     self.world.count(f"contribution_{outcome}")
                 case Save(name, version, lineage):
                     assert (self.model.step, self.model.lineage) == (version, lineage)

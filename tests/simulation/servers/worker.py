@@ -80,7 +80,6 @@ class Attached(Process, Loads):
         ranges = tuple(number for one in part.ranges for number in one)
         included = (yield from self.exchange(self.attempt, ranges)) == "included"
         self.n, self.attempt = (self.n + 1, 0) if included else (self.n, self.attempt + 1)
-        self.others_idle = included and self.world.rng.random() < 0.1
         row = Row(part.samples, part.plan_seen, part.reference)
         return Outcome(part.samples, [row], included, False, Timings(0, 0, 0))
 
@@ -94,7 +93,7 @@ class Attached(Process, Loads):
         for server in world.rng.sample(self.servers, len(self.servers)):
             self.check()
             self.send(server, Push(facts, ranges))
-            world.aim(self, 0.002, "killed_while_it_pushes")
+            world.aim(self, 0.01, "killed_while_it_pushes")
             yield from self.pause()
         self.enter("reducing")
         heard = list[Told]()
@@ -106,7 +105,9 @@ class Attached(Process, Loads):
                 assert isinstance(found[1], Told) and found[1].key == key, (found, key)
                 heard.append(found[1])
             yield from self.pause()
-        assert len(set(heard)) == 1, f"servers say different things: {heard}"
+        assert len({told[:4] for told in heard}) == 1, f"servers say different things: {heard}"
+        self.others_idle = any(told.somebody_is_idle for told in heard)
+        self.world.count("others_idle" if self.others_idle else "others_busy")
         self.version, self.lineage = heard[0].version, heard[0].lineage
         return heard[0].outcome
 

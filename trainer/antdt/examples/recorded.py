@@ -109,6 +109,7 @@ class OneByOne:
 def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", type=Path, required=True, help="folder of the records")
+    parser.add_argument("--data", default="digits", help="digits, or mnist:DIR")
     parser.add_argument("--samples", type=int, default=0, help="train on the first N samples only; 0: all")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=32, help="global batch")
@@ -145,10 +146,10 @@ def main(argv: list[str] | None = None) -> None:
     faults = Faults(options.faults, worker) if options.faults is not None else None
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    train, test = load("digits")
+    train, test = load(options.data)
     x, y = (t[: options.samples or len(t)] for t in train.tensors)
     tensors = TensorDataset(x, y, torch.arange(len(y)))
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 32), nn.ReLU(), nn.Linear(32, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     data: Any = OneByOne(tensors, faults) if options.num_workers or options.one_by_one else tensors
     if options.topic:

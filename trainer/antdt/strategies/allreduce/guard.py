@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from antdt_schemas.errors import UsageError
+from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grad
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -41,6 +42,12 @@ UNKNOWN_SCALER = (
     "GradScaler.{} would look at this worker's gradients alone: say antdt.Agent(..., scaler=scaler), pass the loss "
     "itself to agent.step(loss), and leave the calls of the scaler out."
 )
+CARRIED = (
+    "{} was given a state that no gradient goes through, as it is carried from batch to batch (truncated "
+    "backpropagation): here the next batch of a worker has other samples, and the state would be that of others. Make "
+    "whole sequences the samples, and begin each with no state. (Where it belongs to these samples, say "
+    "state.requires_grad_().)"
+)
 SCHEDULED = (
     "{}.step() was called by the script: say antdt.Agent(..., scheduler=scheduler), or scheduler_every='epoch', and "
     "leave the call out: the Agent steps it on every worker, saves it, and restores it with the model."
@@ -63,7 +70,7 @@ class Guard:
         self.applying, self.reduced, self.scheduling, self.once = False, False, False, Once()
         self._params = list(model.parameters())
         self.ids = {id(param) for param in self._params}
-        self._warned = False
+        self._warned, self._hooks = False, list[Any]()
 
     def within(self, act: Callable[..., Any], *args: Any) -> Any:
         """What this does is ours."""
@@ -83,6 +90,10 @@ class Guard:
 
     def open(self) -> None:
         """Training runs."""
+        if not self._hooks:
+            recurrent = nn.RNNBase, nn.RNNCellBase
+            cells = [module for module in self.model.modules() if isinstance(module, recurrent)]
+            self._hooks = [one.register_forward_pre_hook(_refuse_carried, with_kwargs=True) for one in cells]
         with _lock:
             _open.add(self)
             if not _undo:
@@ -90,6 +101,8 @@ class Guard:
 
     def close(self) -> None:
         """It does not any more: the model is the script's own."""
+        while self._hooks:
+            self._hooks.pop().remove()
         with _lock:
             _open.discard(self)
             while _undo and not _open:
@@ -233,6 +246,15 @@ def _scheduling(original: Any) -> Any:
         return original(scheduler, *args, **kwargs)
 
     return step
+
+
+def _refuse_carried(module: Any, args: Any, kwargs: Any) -> None:
+    state = kwargs.get("hx", args[1] if len(args) > 1 else None)
+    if state is None or not (module.training and torch.is_grad_enabled()):
+        return
+    parts = [state] if isinstance(state, torch.Tensor) else state
+    if not any(one.requires_grad for one in parts) and any(bool(one.any()) for one in parts):
+        raise UsageError(CARRIED.format(type(module).__name__))
 
 
 # -- a loss

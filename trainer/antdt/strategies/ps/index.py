@@ -1,7 +1,9 @@
-"""Where the row of an id lies: open addressing over plain arrays, for many ids at once, growing without a pause.
+"""Where the row of an id lies, for many ids at once, growing without a pause.
 
-A table that is half full gets a successor of twice its size. Ids are then looked up in both, and each insertion moves
-some entries of the old one, so no call takes long because of its size.
+Where there are not so many ids, each has a place in a plain array, of which only what is touched takes memory. Where
+there are more, it is open addressing, which looks up ten times as long. A table of it that is half full gets a
+successor of twice its size; ids are then looked up in both, and each insertion moves some entries of the old one, so no
+call takes long because of its size.
 """
 
 from __future__ import annotations
@@ -15,9 +17,27 @@ from antdt.strategies.ps.layout import mixed
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 MISSING = -1
-MOVED_A_ROUND = (
-    4  # slots of the old table for each id that is inserted: it is empty long before the new one is half full
-)
+PLAIN_MAX = 2**26  # ids: half a gigabyte if all are touched, beside the rows themselves
+# Slots of the old table for each id that is inserted: it is empty long before the new one is half full.
+MOVED_A_ROUND = 4
+NORESERVE = 0x4000  # of Linux; not every Python names it
+
+
+class PlainIndex:
+    """id -> place, for ids from 0 to `count` - 1. A place is kept with one added, as 0 is what nobody has touched."""
+
+    def __init__(self, count: int) -> None:
+        self._places = zeros(count)
+
+    def find(self, ids: Ids) -> Ids:
+        """Of each id its place, or MISSING."""
+        found: Ids = self._places.take(ids)
+        found -= 1
+        return found
+
+    def insert(self, ids: Ids, places: Ids) -> None:
+        """Ids that are not in it, each once."""
+        self._places[ids] = places + 1
 
 
 class Slots:
@@ -107,11 +127,17 @@ class KeyIndex:
             self._old = None
 
 
+def index_of(rows: int, known: int = 0) -> PlainIndex | KeyIndex:
+    """For ids below `rows`, so many of which are to be inserted at once."""
+    if rows <= PLAIN_MAX:
+        return PlainIndex(rows)
+    return KeyIndex(max(2**13, 1 << (3 * known).bit_length()))
+
+
 def zeros(count: int) -> Ids:
     """Memory that is taken from the machine as it is touched, however much it is.
 
     Raises OSError or ValueError where the machine reserves none.
     """
-    kept_free = getattr(mmap, "MAP_NORESERVE", 0)
-    room = mmap.mmap(-1, max(8 * count, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | kept_free)
+    room = mmap.mmap(-1, max(8 * count, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
     return np.frombuffer(room, np.int64, count)

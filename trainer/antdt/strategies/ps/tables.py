@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from antdt_schemas.errors import UsageError
 
-from antdt.strategies.ps.index import MISSING, KeyIndex, zeros
+from antdt.strategies.ps.index import MISSING, Ids, index_of, zeros
 from antdt.strategies.ps.layout import Table, mixed, servers_of
 from antdt.strategies.ps.rules import rule_of
 
@@ -56,16 +56,18 @@ class Rows:
         self.rule = rule_of(optimizer, settings)
         self.stride = table.width + self.rule.state(table.width, settings)
         try:
-            words = (table.rows * self.stride + 1) // 2  # of 64 bits, which hold two numbers
-            self._slab = torch.from_numpy(zeros(words)).view(torch.float32)[: table.rows * self.stride]
-            self._slab = self._slab.view(table.rows, self.stride)
+            words = zeros((table.rows * self.stride + 1) // 2)  # of 64 bits, which hold two numbers
+            numbers = words.view(np.float32)[: table.rows * self.stride]
+            self._slab = torch.from_numpy(numbers).view(table.rows, self.stride)
+            # Whole rows are taken and put as records: in half the time that torch takes for it.
+            self._records = numbers.view(np.dtype((np.void, 4 * self.stride)))
             self._ids = zeros(table.rows)
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"The table {table.name} of {table.rows:,} rows of {self.stride} numbers cannot be reserved ({error}): "
                 "let the system reserve memory before it is used (vm.overcommit_memory=1), or make the table smaller."
             ) from error
-        self._index = KeyIndex()
+        self._index = index_of(table.rows)
 
     def refuse(self, ids: torch.Tensor) -> str:
         """Why these ids are not rows of ours in ascending order, each once; empty if they are."""
@@ -84,13 +86,19 @@ class Rows:
         numbers = ids.numpy()
         places = self._index.find(numbers)
         missing = np.flatnonzero(places == MISSING)
-        if not len(missing):
-            return self._slab[:, : self.table.width].index_select(0, torch.from_numpy(places))
         places[missing] = 0
-        out = self._slab[:, : self.table.width].index_select(0, torch.from_numpy(places))
-        absent = torch.from_numpy(missing)
-        out.index_copy_(0, absent, self._first(ids.index_select(0, absent)))
+        if self.stride == self.table.width:
+            out = self._taken(places)
+        else:
+            out = self._slab[:, : self.table.width].index_select(0, torch.from_numpy(places))
+        if len(missing):
+            absent = torch.from_numpy(missing)
+            out.index_copy_(0, absent, self._first(ids.index_select(0, absent)))
         return out
+
+    def _taken(self, places: Ids) -> torch.Tensor:
+        """Whole rows, in memory of their own."""
+        return torch.from_numpy(self._records.take(places).view(np.float32)).view(len(places), self.stride)
 
     def step(self, gradients: Sequence[tuple[float, torch.Tensor, torch.Tensor]], factor: float) -> None:
         """One step by the sum of these (times, ids, gradients), with the learning rate times `factor`.
@@ -101,11 +109,11 @@ class Rows:
         if not len(ids):
             return
         places = self._places(ids)
-        rows = self._slab.index_select(0, places)
+        rows = self._taken(places)
         self.rule.step(rows, grads, self.settings, float(self.settings["lr"]) * factor)
-        self._slab.index_copy_(0, places, rows)
+        self._records[places] = rows.numpy().view(self._records.dtype).reshape(-1)
 
-    def _places(self, ids: torch.Tensor) -> torch.Tensor:
+    def _places(self, ids: torch.Tensor) -> Ids:
         """Where they are; those that are not there yet come into being."""
         numbers = ids.numpy()
         places = self._index.find(numbers)
@@ -115,7 +123,7 @@ class Rows:
             places[missing] = np.arange(self.count, self.count + len(new))
             self._append(torch.from_numpy(new))
             self._index.insert(new, places[missing])
-        return torch.from_numpy(places)
+        return places
 
     def _append(self, ids: torch.Tensor) -> None:
         end = self.count + len(ids)
@@ -143,7 +151,7 @@ class Rows:
         self.count = len(ids)
         self._slab[: self.count] = rows
         self._ids[: self.count] = ids.numpy()
-        self._index = KeyIndex(max(2**13, 1 << (3 * self.count).bit_length()))
+        self._index = index_of(self.table.rows, self.count)
         self._index.insert(ids.numpy(), np.arange(self.count))
 
 

@@ -99,7 +99,8 @@ class Ordering:
 
     def _activate(self, worker: Worker) -> None:
         if not worker.active:
-            worker.clock = max(worker.clock, self._slowest(worker.clock))
+            slowest = self._slowest(worker.clock)
+            worker.clock = min(max(worker.clock, slowest), slowest + self.mode.staleness)
             worker.active, worker.idle = True, False
 
     # -- what workers and the ledger say
