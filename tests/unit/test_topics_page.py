@@ -33,4 +33,7 @@ def test_the_script_of_the_page_trains_on_what_the_topic_holds(monkeypatch: pyte
     (script,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(script, str(PAGE), "exec"), names)
-    assert asked == ["clicks"] and names["agent"].step_number == -(-600 // 256)
+    # A step has what was read until then: a reader that is held up makes more of them, all of the same records.
+    agent = names["agent"]
+    assert asked == ["clicks"] and agent.step_number >= -(-600 // 256)
+    assert agent._client._ledger.done == 600 and agent._session.finished
