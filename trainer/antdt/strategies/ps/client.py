@@ -124,7 +124,7 @@ class Exchange:
     def close(self) -> None:
         """For good."""
         self._disconnect()
-        self._context.destroy(0)
+        links.close(self._context)
         self._bell.close()
 
     def _disconnect(self) -> None:

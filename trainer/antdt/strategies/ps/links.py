@@ -34,6 +34,10 @@ HEARTBEAT_MS, SILENT_MS = 2_000, 10_000  # of the connection, kept up by pyzmq's
 COPIED_BYTES = 65_536  # below it a copy costs less than to be told when a buffer is free
 
 
+# Whoever forgets to close one has it for ever: collected as garbage, it would wait for its sockets without end.
+_open: set[Any] = set()
+
+
 class Done:
     """Stands for a message that was copied."""
 
@@ -47,7 +51,14 @@ def context() -> zmq.Context[Any]:
     """Of one worker or server."""
     made: zmq.Context[Any] = zmq.Context()
     made.set(zmq.MAX_SOCKETS, 65_535)
+    _open.add(made)
     return made
+
+
+def close(made: zmq.Context[Any]) -> None:
+    """With all of its sockets."""
+    made.destroy(0)
+    _open.discard(made)
 
 
 def _limited(made: zmq.Context[Any], kind: int, identity: str = "") -> zmq.Socket[Any]:

@@ -109,7 +109,7 @@ class Server:
         """For good; waits for a part that is being written."""
         self.leave()
         self._saving.close()
-        self._context.destroy(0)
+        links.close(self._context)
         self._bell.close()
 
     # -- what the caller says, in its own thread
