@@ -66,7 +66,7 @@ from tests.unit import (
     test_session_ledger,
 )
 
-ON_LOSS = "\n    turn.carry_out(turn.rules.on_loss("
+ON_LOSS = "\n    turn.gone("
 GIVE_BACK_AT_ONCE = """
     shards = turn.state.shards
     for number in sorted(shards.held.get(incarnation, ())):
@@ -304,7 +304,7 @@ MUTATIONS = (
     Mutation(
         "5",
         "a grant that was not asked for is taken",
-        (Edit(Session._granted, "if self.generation and (", "if False and ("),),
+        (Edit(Session._granted, "and not self.attached", "and False"),),
         stories.a_grant_that_was_not_asked_for_is_of_another_history,
     ),
     Mutation(

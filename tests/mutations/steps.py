@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from antdt.strategies.allreduce.composition import Round
+from antdt.strategies.allreduce.holding import Holding
 from antdt.strategies.allreduce.strategy import AllReduceReplica
 from antdt.worker.life import Life
 from antdt.worker.taking import Stepped, _Granted
@@ -160,7 +161,7 @@ MUTATIONS = (
     Mutation(
         "steps",
         "the place stays behind when a model is adopted",
-        (Edit(AllReduceReplica.restore, ", progress.cursor\n", ", self.cursor\n"),),
+        (Edit(Holding.restore, ", progress.cursor\n", ", self.cursor\n"),),
         test_taking.test_the_place_travels_with_the_model,
     ),
     Mutation(
