@@ -52,6 +52,7 @@ def test_everybody_is_killed_another_number_of_workers_goes_on_and_is_rolled_bac
     assert found["progress"]["lineage"] == report["lineage"]
 
 
+@pytest.mark.dear
 def test_who_sleeps_too_long_wakes_up_to_nothing_and_comes_back_as_somebody_new(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:
@@ -146,6 +147,7 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
+@pytest.mark.dear
 def test_training_goes_on_while_the_broker_is_away_up_to_a_bound(tmp_path: Path) -> None:
     bound = 80  # a worker hears once a second what is committed: some of them are gone already
     with EmbeddedBroker(tmp_path / "broker") as broker, job_processes(broker.connection, "away", tmp_path) as run:

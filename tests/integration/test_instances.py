@@ -87,6 +87,7 @@ def test_whatever_happens_to_the_one_that_works_the_other_goes_on(running: Runni
     assert repeats > 0, "nothing was taken over in the middle of something"
 
 
+@pytest.mark.dear
 def test_a_named_instance_hands_over_when_it_stops_and_not_before(running: Running, tmp_path: Path) -> None:
     """Its session lasts 30 s: what is there before that was not waited for."""
     a, b, c = (tmp_path / name for name in "abc")

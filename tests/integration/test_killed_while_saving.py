@@ -19,6 +19,7 @@ SCRIPT = (dies_while_saving.__file__,)
 FATES = (POINTS[0], SPARED, SPARED, *(fate for point in POINTS for fate in (point, SPARED)))
 
 
+@pytest.mark.dear
 def test_a_checkpoint_whose_writer_is_killed_never_counts_and_goes_away(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:

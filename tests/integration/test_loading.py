@@ -15,6 +15,7 @@ from tests.helpers.loading import children, gone, sockets
 pytestmark = pytest.mark.kafka
 
 
+@pytest.mark.dear
 def test_a_worker_dies_one_drains_and_the_rest_take_every_sample_once(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:

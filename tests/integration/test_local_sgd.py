@@ -34,6 +34,7 @@ def own_steps(run: JobProcesses, worker: str) -> list[dict[str, object]]:
     return found[last + 1 :]
 
 
+@pytest.mark.dear
 def test_who_is_killed_in_the_midst_of_a_period_takes_its_own_steps_along(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:

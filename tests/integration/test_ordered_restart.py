@@ -38,6 +38,7 @@ OPTIONS = ("--samples", "700", "--epochs", "10", "--delay-ms", "4", "--checkpoin
 SERVICES = ("ledger", "monitor", "controller")
 
 
+@pytest.mark.dear
 def test_an_incarnation_that_is_to_go_leaves_and_the_next_one_joins_exactly_once(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:

@@ -142,6 +142,7 @@ def test_the_slowest_need_not_be_waited_for_and_what_comes_late_is_not_lost(
     assert report["steps"] > 600 // 24, "versions of fewer than all workers"
 
 
+@pytest.mark.dear
 def test_who_is_told_to_leave_saves_all_and_the_next_launch_goes_on(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:

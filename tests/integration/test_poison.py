@@ -47,6 +47,7 @@ def test_only_what_no_worker_survives_is_missing_and_when_it_is_mended_nothing_i
     assert (report["committed"], len(ends)) == (400, 2)
 
 
+@pytest.mark.dear
 def test_who_is_stuck_and_lets_no_thread_of_it_speak_is_found_ended_and_started_again(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:

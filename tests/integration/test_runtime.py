@@ -194,6 +194,7 @@ def test_a_broker_that_goes_away_and_comes_back_costs_nothing(tmp_path: Path) ->
         running.assert_exact(tmp_path / "a")
 
 
+@pytest.mark.dear
 def test_an_output_topic_that_is_gone_ends_the_service_with_its_batch_undone(running: Running, tmp_path: Path) -> None:
     folder, topic = tmp_path / "counting", MEASUREMENTS.name(running.job)
     with running.service(folder) as process:

@@ -78,6 +78,7 @@ def test_one_process_trains_one_job_after_the_other(connection: Connection, job:
     assert seen(tmp_path) == expected("loader") + expected("loader")
 
 
+@pytest.mark.dear
 def test_workers_that_torchrun_has_started_are_those_of_the_job(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:

@@ -77,6 +77,7 @@ def trained(run: JobProcesses, clicks: Clicks, *options: str) -> dict[str, Any]:
     return run.judged()
 
 
+@pytest.mark.dear
 def test_a_topic_is_trained_on_exactly_once_although_a_worker_is_killed(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:
