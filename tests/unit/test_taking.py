@@ -104,6 +104,18 @@ def test_suspects_are_computed_apart_and_by_another_member_each_time() -> None:
     assert seen == {0, 1, 2}
 
 
+def test_two_suspects_do_not_end_two_members_in_one_step() -> None:
+    """Found by simulation: of two that die together each pardons the other, and neither sample was ever blamed."""
+    for generation in range(2):
+        members = taking(2, generation=generation, suspects=(0, 1, 1, 0, 6, 1))
+        parts = [one.take(session, Cursor(), 0, split(4, 4), idle=False) for one, session in members]
+        assert sorted(p for one in parts for p in positions(one)) == [(0, k) for k in range(8)]
+        held = [{(0, 1), (0, 6)} & set(positions(one)) for one in parts]
+        assert sorted(map(len, held)) == [0, 2]
+        (units,) = [one.units for one in parts if one.units]
+        assert [[(r.start, r.length) for r in unit] for unit in units][1:] == [[(1, 1)], [(6, 1)]]
+
+
 def test_each_suspect_is_cut_wherever_the_others_lie() -> None:
     """Found by simulation: with one position alone beside it, a pair was always computed in one go."""
     (alone,) = taken(1, Cursor(), suspects=(0, 3, 1, 0, 5, 2))

@@ -236,6 +236,9 @@ class Stepped:
     ) -> tuple[tuple[Piece, ...], list[Sequence[Piece]]]:
         """That of this member; and the units that it is made of, which keep their places whatever is left out."""
         if not self._unit:
+            if self._granted.suspects:  # one behind the other, so that two of them do not end two members in one step:
+                rest = batches.without(live, self._granted.suspects)  # who dies beside others speaks against nothing
+                live = (*batches.without(live, rest), *rest)
             sizes = self._cut(batches.total(live)).sizes
             return tuple(live) if len(sizes) == 1 else batches.share(
                 live, sizes, (rank + self._shift()) % len(sizes)
