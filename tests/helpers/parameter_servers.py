@@ -65,9 +65,9 @@ class Group:
     def _turn(self, server: Server) -> None:
         try:
             while not self._stop.is_set():
-                with self.lock:
+                with self.lock:  # a turn answers many pushes: whoever has its answer finds the version here as well
                     events = server.turn(0)
-                self.events.extend(events)
+                    self.events.extend(events)
                 if not events:
                     self._stop.wait(0.0005)
         except BaseException as error:  # noqa: BLE001
@@ -81,11 +81,13 @@ class Group:
 
     @property
     def versions(self) -> list[Version]:
-        return [event for event in self.events if isinstance(event, Version)]
+        with self.lock:
+            return [event for event in self.events if isinstance(event, Version)]
 
     @property
     def saved(self) -> list[Saved]:
-        return [event for event in self.events if isinstance(event, Saved)]
+        with self.lock:
+            return [event for event in self.events if isinstance(event, Saved)]
 
     def worker(self, name: str) -> Exchange:
         """Connected."""
