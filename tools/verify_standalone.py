@@ -508,15 +508,16 @@ class Log:
     def on_done(self, e: dict[str, Any]) -> None:
         self.file = e["file"]
 
-    def meant(self) -> tuple[dict[int, int], dict[int, tuple[int, int]]]:
+    def meant(self) -> tuple[dict[int, int], dict[int, tuple[int, int]], set[tuple[int, int]]]:
         """How far each epoch is meant to be trained, by its number; and what is not, as the job ends behind a step:
-        (start, end) by epoch. Step by step, from where the model is to the end.
+        (start, end) by epoch, and (epoch, position) of what was readmitted, where the job is finished before it. Step
+        by step, from where the model is to the end.
         """
         assert self.genesis is not None
         spec = self.genesis["spec"]
         epochs, samples, asked = spec["epochs"], spec["samples"], spec.get("steps", 0)
         if not spec.get("batches"):
-            return dict.fromkeys(range(epochs), samples + self.added), {}
+            return dict.fromkeys(range(epochs), samples + self.added), {}, set()
         # A later step of an epoch ends later.
         ends = {epoch: end for epoch, end, _ in self.places[1:] if epoch < epochs}
         at, made, batch = self.places[-1], self.step, self.batch_of(1 << 62)
@@ -530,13 +531,20 @@ class Log:
             at, made = (epoch, start + length, batch), made + 1
         if asked and self.stop is None and ends and ends[max(ends)] < samples:
             rest[max(ends)] = ends[max(ends)], samples
-        return ends, rest
+        late: set[tuple[int, int]] = set()
+        if self.stop is not None:
+            while made < self.stop[0] and step[2]:
+                at, made = (epochs, step[1] + step[2], batch), made + 1
+                step = self.due(at, made, batch)
+            tail = [(epoch, position) for epoch, low, high, _ in self.tail for position in range(low, high)]
+            late = {(e, p) for e, p in tail[step[1] :] if not rest.get(e, (0, 0))[0] <= p < rest.get(e, (0, 0))[1]}
+        return ends, rest, late
 
     def balance(self, out: dict[str, Any]) -> None:
         """Where each sample is: one pass over the borders of all ranges of an epoch."""
         assert self.genesis is not None
-        ends, rest = self.meant()
-        out["not_trained"] = [[epoch, *found] for epoch, found in sorted(rest.items())][:LISTED_MAX]
+        ends, rest, late = self.meant()
+        not_trained = [[epoch, *found] for epoch, found in rest.items()]
         if self.stop is not None and not self.genesis["spec"].get("batches") and self.step >= self.stop[0]:
             ends = {}  # what is leased is in no order: what is not committed is not trained
         samples = self.genesis["spec"]["samples"] + self.added
@@ -555,20 +563,26 @@ class Log:
                 continue  # in quarantine, and not meant to be trained
             borders.setdefault(epoch, [])
             borders[epoch] += ((start, committed, apart), (end, -committed, -apart))
+        for epoch, at in late:
+            borders.setdefault(epoch, []).extend(((at, 0, 0), (at + 1, 0, 0)))
         for epoch, marks in sorted(borders.items()):
             marks.sort()
             inside = beside = 0
             for (at, c, q), (until, _, _) in zip(marks, [*marks[1:], marks[-1]], strict=True):
                 inside, beside = inside + c, beside + q
-                late = inside and self.genesis["spec"].get("batches")  # excluded only after its step was executed
-                apart = 0 if late else beside
+                taken = inside and self.genesis["spec"].get("batches")  # excluded only after its step was executed
+                apart = 0 if taken else beside
                 if at < until:
                     out["committed"] += (until - at) * (inside > 0)
                     name = "repeated" if inside + apart > 1 else "quarantined" if apart else "missing"
-                    if inside + apart != 1 or apart:
+                    if name == "missing" and (epoch, at) in late:
+                        not_trained.append([epoch, at, until])
+                    elif inside + apart != 1 or apart:
                         add(out[name], epoch, at, until)
             if self.vacant:
                 out["vacant"] += self.vacancies(epoch, marks)
+        for found in sorted(not_trained):
+            add(out["not_trained"], *found)
 
     def vacancies(self, epoch: int, marks: list[tuple[int, int, int]]) -> int:
         """How many of the committed positions of an epoch have no record: each is told of once or more often."""
@@ -668,7 +682,7 @@ def report(log: Log, broken: dict[str, Any] | None) -> dict[str, Any]:
 
 def early(log: Log) -> str:
     """What is to be said of a job that ends behind a step."""
-    if log.stop is not None:
+    if log.stop is not None and log.step >= log.stop[0]:
         return f", what was trained: the job was finished early, behind step {log.stop[0]}: {log.stop[1]}"
     assert log.genesis is not None
     steps = log.genesis["spec"].get("steps", 0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from antdt.worker.plans import Wish
 from antdt_schemas import records
 from antdt_schemas.batches import DROP
+from antdt_streams.ledger.core.changing import unfit
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -57,10 +58,12 @@ class Changes:
         self.wish = Wish(self.wish.plan + 1 if self.wish is not None else 1, self.size())
 
     def relaunched(self) -> None:
-        """Everybody is ended, and launched with another batch size."""
-        world = self.world
+        """Everybody is ended, and launched with another batch size, if this job can have one."""
+        world, size = self.world, self.size()
+        if unfit(world.spec, size, world.spec.workers_min):
+            return
         world.count("relaunched_with_another_size")
-        self.stated = self.size()
+        self.stated = size
         world.launched_again()
         for worker in world.processes():
             world.kill(worker, back=True)

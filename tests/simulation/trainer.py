@@ -26,7 +26,7 @@ from antdt.worker.plans import Plans
 from antdt.worker.session import Composition, Phase, Session, Where
 from antdt.worker.telemetry import StepTiming, Telemetry
 from antdt_schemas import records
-from antdt_schemas.errors import Occupied, Unavailable, UsageError
+from antdt_schemas.errors import Occupied, Refused, Unavailable, UsageError
 from antdt_schemas.limits import INIT_FILE
 from antdt_schemas.ranges import Range
 
@@ -161,6 +161,11 @@ class Worker(Replica, Loads):
             assert self.session.wanted_else, "it asks for another batch size, and the job is done"
             self.world.changes.stated = self.world.judge.stated
             raise Died("too_late_for_another_size", 64) from None
+        except Refused as error:
+            if "and its script states" not in str(error):
+                raise
+            # Somebody of another launch seems to live: who launches with another size is told so, and does it again.
+            raise Died("refused_another_size", 64) from None
         except Unavailable:
             assert self.quit_at_s, "it waits for the others as long as it takes"
         except Occupied as error:

@@ -346,7 +346,8 @@ class World:
         self.ends(worker.incarnation)
         self.deaths[worker.incarnation] = worker.at_hand
         wire = self.wires.get(worker.incarnation)
-        for _ in range(self.rng.randint(0, len(wire)) if wire else 0):
+        told = code == 75  # whoever fails says at what before it ends; that may be lost on its way like anything else
+        for _ in range(self.rng.randint(0, len(wire)) if wire and not told else 0):
             assert wire is not None
             wire.pop()
         if self.rng.random() < 0.8:

@@ -226,6 +226,54 @@ def test_a_stop_ends_the_job_behind_its_step(tmp_path: Path) -> None:
     assert theirs["stopped"] == {"step": 2, "reason": "it is good enough"}
 
 
+@pytest.mark.parametrize("trained", [0, 1])
+def test_what_was_readmitted_and_lies_behind_a_stop_is_not_trained(trained: int, tmp_path: Path) -> None:
+    """Found by simulation: the audit said of a job that was finished early that it is not exactly once."""
+    bench = Steps(replace(STEPS, max_attempts=1, batch_size=1, samples=6, epochs=1))
+    bench.dies(0, 0, 1)
+    bench.due()
+    bench.dies(0, 1, 1)
+    bench.finish()
+    bench.say(OPERATOR, records.Readmit())
+    bench.regroup(bench.step)
+    for _ in range(trained):
+        bench.due()
+    bench.say("w0.0", records.Stop(bench.generation, bench.step, "enough"))
+    bench.say("w0.0", records.Checkpoint(bench.generation, bench.step, bench.lineage, f"step-{bench.step}.pt"))
+    assert bench.state.done == f"step-{bench.step}.pt"
+    for report in opinions(bench, tmp_path):
+        assert report["exactly_once"] and not report["missing"], report
+        assert (report["committed"], report["not_trained"]) == (4 + trained, [[0, trained, 2]])
+    assert f"{2 - trained} samples were not trained" in str(bench.audited()["verdict"])
+
+
+def test_a_job_that_has_no_such_step_any_more_ends_behind_its_epochs(tmp_path: Path) -> None:
+    """Found by simulation: rolled back, and made again in larger steps, it waited for ever for the step it stops at."""
+    bench = Steps(replace(STEPS, epochs=1, samples=16, batch_size=4))
+    for _ in range(4):
+        bench.due()
+    bench.say("w0.0", records.Stop(bench.generation, 4, "enough"))
+    bench.say(OPERATOR, records.Rollback(0, "ann", "again"))
+    bench.step, bench.lineage = 0, bytes(16)
+    bench.regroup(0)
+    resize(bench, 8)
+    bench.regroup(0)
+    bench.finish()
+    assert (bench.state.done, bench.step) == ("step-2.pt", 2)
+    assert bench.say("w7.0", bench.a_join()).stopped == ""
+    for report in opinions(bench, tmp_path):
+        assert (report["exactly_once"], report["committed"], report["not_trained"]) == (True, 16, [])
+        assert "early" not in report["verdict"]
+
+
+def test_a_plan_that_comes_when_all_is_done_harms_nobody() -> None:
+    """Found by simulation: the member that passes it on was refused, and ended with an error."""
+    bench = Steps()
+    bench.finish()
+    assert resize(bench, 4, "plan 3", plan=3).status is Status.END
+    assert "no step is left to be resized" in resize(bench, 4).reason
+
+
 def test_no_step_is_behind_a_stop() -> None:
     bench = Steps()
     bench.say("w0.0", records.Stop(bench.generation, 1, "enough"))

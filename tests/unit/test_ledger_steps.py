@@ -73,6 +73,21 @@ class Steps(Bench):
         kept = dict(rows.all_rows(self.state))
         assert dict(rows.all_rows(rows.load(State(self.spec), kept))) == kept
 
+    def ends(self, of: dict[str, tuple[int, ...]], code: int = -11) -> None:
+        """These die beside each other, each at (epoch, start, length) of the first step."""
+        bodies = ((name, records.Exited(code, "killed", at, "", self.step + 1)) for name, at in of.items())
+        self.ledger.run([self.request(name, body) for name, body in bodies])
+
+    def anew(self, survivors: tuple[str, ...], *newcomers: str) -> None:
+        """The next generation: who is left, and who joins. Where nobody is left, the first one is alone at first."""
+        survivors = survivors or newcomers[:1]
+        self.join(*newcomers)
+        ask = records.Regroup(self.generation, self.step, self.lineage, "h", 1)
+        self.ledger.run([self.request(name, ask) for name in survivors])
+        self.state.check()
+        newcomers = tuple(name for name in newcomers if name not in survivors)
+        assert sorted(self.state.members.group) == sorted((*survivors, *newcomers))
+
     def audited(self) -> dict[str, object]:
         return audit(enumerate(self.broker.log))
 
@@ -234,10 +249,39 @@ def test_nobody_is_guilty_where_all_die_or_nothing_was_at_hand() -> None:
     bench = Steps()
     bench.due()
     bench.dies()
-    both = [bench.request(f"w{n}.{(0, 1)[n]}", records.Exited(-9, "", (0, 9, 1), "", 2)) for n in (0, 1)]
-    bench.ledger.run(both)
-    assert not bench.shards.clues, "the first one does not die alone"
-    assert [e for e in bench.events() if isinstance(e, records.Blamed)], "what it had at hand was noted"
+    for life in range(4):  # more often than max_attempts
+        bench.ends(dict.fromkeys((f"w0.{life}", f"w1.{life + 1}"), (0, 9, 1)))
+        assert len(bench.shards.clues) == 2 and not any(clue.counts for clue in bench.shards.clues)
+        bench.anew((), f"w0.{life + 1}", f"w1.{life + 2}")
+        assert (bench.grant.suspects, bench.grant.excluded) == ((0, 9, 1), ())
+
+
+def test_who_dies_beside_others_speaks_against_its_samples_while_somebody_survives() -> None:
+    """Two samples of one step end two members at once, every time."""
+    bench = Steps(replace(STEPS, max_attempts=2))
+    bench.join("w2.0")
+    bench.anew(("w0.0", "w1.0", "w2.0"))
+    for life, length in enumerate((2, 1, 1)):
+        assert bench.grant.excluded == ()
+        bench.ends({f"w1.{life}": (0, 3, length), f"w2.{life}": (0, 6, length)})
+        bench.anew(("w0.0",), f"w1.{life + 1}", f"w2.{life + 1}")
+    assert (bench.grant.suspects, bench.grant.excluded) == ((), (0, 3, 1, 0, 6, 1))
+    bench.finish()
+    assert bench.audited()["committed"] == 42
+
+
+def test_two_samples_that_end_both_members_are_told_apart() -> None:
+    """All die, so nothing counts; but it narrows down, and the next time one of them has all suspects at hand."""
+    bench = Steps(replace(STEPS, max_attempts=1))
+    bench.ends({"w0.0": (0, 0, 4), "w1.0": (0, 4, 4)})
+    bench.anew((), "w0.1", "w1.1")
+    assert bench.grant.suspects == (0, 0, 4, 0, 4, 4)
+    bench.ends({"w0.1": (0, 2, 1), "w1.1": (0, 5, 1)})
+    bench.anew((), "w0.2", "w1.2")
+    assert (bench.grant.suspects, bench.grant.excluded) == ((0, 2, 1, 0, 5, 1), ())
+    bench.ends({"w0.2": (0, 2, 1)})
+    bench.anew(("w1.2",), "w0.3")
+    assert (bench.grant.suspects, bench.grant.excluded) == ((0, 5, 1), (0, 2, 1))
 
 
 def test_what_is_left_out_before_its_step_waits_for_the_step_to_be_readmitted() -> None:

@@ -127,7 +127,7 @@ def _verdict(report: dict[str, Any], broken: Break | None, agree: bool) -> str:
         return "NOT PROVEN. What was counted and the state of the replay disagree: report this as a bug."
     if report["exactly_once"]:
         total = report["samples"] * report["epochs"]
-        if report["stopped"] or report["steps_asked"]:
+        if _is_early(report) or report["steps_asked"]:
             return f"EXACTLY ONCE, what was trained: {_trained(report)}"
         said = f"EXACTLY ONCE. Each of {report['samples']} samples in each of {report['epochs']} epochs ({total:,})."
         if "records" in report:
@@ -151,11 +151,16 @@ def _trained(report: dict[str, Any]) -> str:
     """Of a job that ends behind a step."""
     said = f"{report['committed']:,} samples in {report['steps']:,} steps."
     left, stop = report["not_trained_samples"], report["stopped"]
-    if stop:
+    if _is_early(report):
         early = f"The job was finished early, behind step {stop['step']:,}, by {stop['author']}: {stop['reason']}."
         return f"{said} {early} {left:,} samples were not trained."
     rest = f" The rest of the last epoch, {left:,} samples, is not meant to be trained." if left else ""
     return f"{said} So many steps were asked for.{rest}"
+
+
+def _is_early(report: dict[str, Any]) -> bool:
+    """Whether it ends where a script stopped it: there may be no such step any more, once steps are larger."""
+    return report["stopped"] is not None and report["steps"] >= report["stopped"]["step"]
 
 
 def resizes(state: State) -> list[dict[str, Any]]:

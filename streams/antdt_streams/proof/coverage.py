@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from antdt_schemas import lineage, records
+from antdt_schemas import batches, lineage, records
 from antdt_schemas.batches import Cursor, Layout, Layouts, Piece, layout_of
 
 from antdt_streams.ledger.core.batches import Batches
@@ -208,25 +208,45 @@ class Coverage:
 
     def missing(self, spec: records.JobSpec) -> list[Range]:
         """Positions that are neither committed nor quarantined, and meant to be trained."""
-        return self._gaps(self._meant(spec))
+        gaps = (Piece(epoch, start, end - start) for epoch, start, end in self._gaps(self._meant(spec)))
+        return [(p.epoch, p.start, p.start + p.length) for p in batches.without(gaps, self._rest_of_tail())]
 
     def not_trained(self, spec: records.JobSpec) -> tuple[list[Range], int]:
         """Positions that are not meant to be trained, as the job ends behind a step, and how many these are: the rest
-        of the epoch that it reaches; and all others of the job, where it was finished early.
+        of the epoch that it reaches; and all others of the job, where it was finished early, with what was readmitted.
         """
         if self.layouts is None:
             every = ((epoch, 0, spec.samples + self.added) for epoch in range(spec.epochs))
             left = self._gaps(every) if self.stop is not None and self.step >= self.stop.step else []
             return left, sum(end - start for _, start, end in left)
+        cursor, made = self._end_of_epochs()
+        found: Sets = {}
+        if self.stop is not None:
+            ahead = [piece for piece, _ in self.layouts.newest.ahead(cursor, made)]
+            rest = ((p.epoch, p.start, p.start + p.length) for p in batches.without(self._rest_of_tail(), ahead))
+            for epoch, start, end in [*((p.epoch, p.start, p.start + p.length) for p in ahead), *self._gaps(rest)]:
+                _join(found, epoch, [(start, end)])
+        elif spec.steps and cursor.epoch < spec.epochs and cursor.position:
+            _join(found, cursor.epoch, [(cursor.position, spec.samples)])
+        listed = [(epoch, *part) for epoch, parts in sorted(found.items()) for part in parts]
+        return listed[:RANGES_LISTED_MAX], sum(parts.total for parts in found.values())
+
+    def _end_of_epochs(self) -> tuple[Cursor, int]:
+        """Where the steps that are left end, but for the tail; and how many are made by then."""
+        assert self.layouts is not None
         cursor, made = self.cursor, self.step
         for piece, steps in self._to_the_end().ahead(cursor, made):
             cursor, made = self.layouts.newest.behind(*piece), made + steps
-        found = []
-        if self.stop is not None:
-            found = [(p.epoch, p.start, p.start + p.length) for p, _ in self.layouts.newest.ahead(cursor, made)]
-        elif spec.steps and cursor.epoch < spec.epochs and cursor.position:
-            found = [(*cursor, spec.samples)]
-        return found[:RANGES_LISTED_MAX], sum(end - start for _, start, end in found)
+        return cursor, made
+
+    def _rest_of_tail(self) -> tuple[Piece, ...]:
+        """What was readmitted, and the job is finished before it."""
+        if self.stop is None or self.layouts is None or self.holes is None:
+            return ()
+        (epoch, position), made = self._end_of_epochs()
+        steps = max(0, self.stop.step - made)
+        begin = (position if epoch == self.holes.epochs else 0) + steps * self.layouts.newest.batch_size
+        return batches.cut(self.holes.tail, begin, batches.total(self.holes.tail))
 
     def _to_the_end(self) -> Layout:
         """That of the steps which are left."""

@@ -39,8 +39,8 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Clue:
-    """What a worker had at hand when it failed in a step. deadly: it died, which says something only as long as no
-    other member of its generation is gone as well.
+    """What a worker had at hand when it failed in a step. deadly: it died. counts: against one position alone, as an
+    attempt; else it only narrows down what is suspected.
     """
 
     incarnation: str
@@ -49,6 +49,7 @@ class Clue:
     key: str
     reason: str
     deadly: bool
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,15 +265,20 @@ class Batches(Samples):
 
     # -- evidence
 
-    def blame(self, e: records.Blamed, deadly: bool) -> None:
+    def blame(self, e: records.Blamed, deadly: bool, *, counts: bool = True) -> None:
         """There is evidence, to be judged at the next grant."""
-        clue = Clue(e.incarnation, Piece(e.epoch, e.start, e.length), e.step, e.key, e.reason, deadly)
+        clue = Clue(e.incarnation, Piece(e.epoch, e.start, e.length), e.step, e.key, e.reason, deadly, counts)
         self.clues = (*self.clues, clue)[-EVIDENCE_MAX:]
         self._mark()
 
     def pardon(self, dead: set[str]) -> None:
         """These did not die alone: nothing follows from it."""
         self.clues = tuple(c for c in self.clues if not (c.deadly and c.incarnation in dead))
+        self._mark()
+
+    def doubt(self) -> None:
+        """Nobody has survived: what the dead had at hand is suspected, and no death counts as an attempt."""
+        self.clues = tuple(replace(c, counts=False) if c.deadly else c for c in self.clues)
         self._mark()
 
     def judged(self, source_step: int) -> tuple[Suspicion, ...]:
@@ -305,7 +311,7 @@ class Batches(Samples):
 
     def _counted(self, suspicion: Suspicion, clue: Clue, pieces: tuple[Piece, ...]) -> Suspicion:
         """With this failure, if it was of one position alone."""
-        alone = suspicion.is_proven and batches.total(pieces) == 1
+        alone = suspicion.is_proven and batches.total(pieces) == 1 and clue.counts
         return replace(suspicion, failures=(*suspicion.failures, clue)) if alone else suspicion
 
     def exclusions_due(self, generation: int, source_step: int) -> Iterator[records.Excluded]:

@@ -39,7 +39,8 @@ def decide(turn: Turn, request: records.Request) -> None:
     state, body = turn.state, request.body
     mark = len(turn.events)
     try:
-        if state.done is not None and isinstance(body, records.Rollback | records.Resize):
+        wished = isinstance(body, records.Rollback) or (isinstance(body, records.Resize) and not body.plan)
+        if state.done is not None and wished:
             what = "nothing of it is undone" if isinstance(body, records.Rollback) else "no step is left to be resized"
             raise Refusal(f"The job is done, its model is {state.done}: {what}. Start a new job.")
         who = state.members.incarnations.get(request.incarnation)
@@ -126,7 +127,7 @@ def _rollback(turn: Turn, request: records.Request, body: records.Rollback) -> N
 
 def _readmit(turn: Turn, request: records.Request, body: records.Readmit) -> None:
     state, said = turn.state, ""
-    if state.stop is not None:
+    if state.why_stopped:
         raise Refusal(f"The job {state.why_stopped}. What is in quarantine is not trained any more: start a new job.")
     if isinstance(state.shards, Batches):
         found = list(state.shards.readmittable())

@@ -1,8 +1,9 @@
 """Which samples are to blame for the end of a worker: evidence, and what follows from it.
 
 Owns what counts as evidence. A sample that raised while it was loaded, or in the step, is evidence; so is a death that
-a launcher reported, of a worker that was loading or computing and that died alone. Silence is none, nor is being told
-to go, displaced, or killed together with others.
+a launcher reported, of a worker that was loading or computing. Where samples are leased it must have died alone; in
+steps of a fixed size others may have died as well, but it counts against a sample only where a member survives. Silence
+is no evidence, nor is being told to go, or displaced.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ NO_FAULT = frozenset(
 def died_of_samples(state: State, incarnation: str, exit_code: int) -> bool:
     """Whether the end of this process, which is lost by now, may be the fault of the samples that it had."""
     took_part = state.members.took_part(incarnation)
-    return exit_code not in NO_FAULT and took_part and not state.dead_beside(incarnation)
+    return exit_code not in NO_FAULT and took_part and state.death_speaks(incarnation)
 
 
 def blame(turn: Turn, incarnation: str, where: Sequence[int], key: str, reason: str, step: int) -> None:

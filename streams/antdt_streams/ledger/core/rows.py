@@ -272,7 +272,8 @@ def _load_batches(s: State, _: str, row: Any) -> None:
 
 
 def _clue(c: Clue) -> Any:
-    return [c.incarnation, c.piece, c.step, c.key, c.reason, c.deadly]
+    row = [c.incarnation, c.piece, c.step, c.key, c.reason, c.deadly]
+    return row if c.counts else [*row, False]
 
 
 def _clue_of(row: Any) -> Clue:

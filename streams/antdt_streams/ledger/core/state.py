@@ -60,8 +60,8 @@ class State:
     @property
     def finished(self) -> bool:
         """Everything is committed or quarantined, or not meant to be trained."""
-        if self.stop is not None:
-            return self.line.committed >= self.stop.step
+        if self.stop is not None and self.line.committed >= self.stop.step:
+            return True  # there may be no such step any more, since steps are larger than they were when it was made
         if isinstance(self.shards, Batches) and self.shards.layouts.changes:
             # What is left may be no step of another size, while a model has steps that were executed before.
             grant = self.members.grant
@@ -72,7 +72,9 @@ class State:
     @property
     def why_stopped(self) -> str:
         """Behind which step the job ends, or has ended, before all was trained, and why; empty where it does not."""
-        return f"is finished early, behind step {self.stop.step}: {self.stop.reason}" if self.stop is not None else ""
+        if self.stop is None or (self.done is not None and self.line.committed < self.stop.step):
+            return ""
+        return f"is finished early, behind step {self.stop.step}: {self.stop.reason}"
 
     def apply(self, event: records.Event) -> None:
         """Apply one event of a counted entry, which `seal` then completes."""
@@ -104,6 +106,10 @@ class State:
         if self.members.servers and isinstance(self.shards, Shards):
             dead |= {n for n in self.shards.held if n != incarnation and self.members.incarnations[n].gone}
         return dead
+
+    def death_speaks(self, incarnation: str) -> bool:
+        """Whether what this member had at hand is evidence, now that it has died."""
+        return not self.dead_beside(incarnation)
 
     def _lost(self, e: records.Lost) -> None:
         self._gone(e.incarnation, "displaced" if e.by else "lost")

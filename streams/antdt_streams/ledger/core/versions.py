@@ -13,12 +13,46 @@ from antdt_schemas import records
 from antdt_schemas.errors import Mismatch
 
 from antdt_streams.ledger.core import groups
+from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.line import Bounds
 from antdt_streams.ledger.core.state import State
 
+
+class Surviving(State):
+    """In steps of a fixed size, of members that die beside others each is evidence, since two samples of one step may
+    end two members, every time. It counts as an attempt only where a member survives: what ends all of them is no
+    sample's fault, but narrows down as well, so that the next time fewer have suspects at hand.
+    """
+
+    def death_speaks(self, incarnation: str) -> bool:
+        return isinstance(self.shards, Batches) or super().death_speaks(incarnation)
+
+    def _gone(self, incarnation: str, status: str) -> None:
+        if not isinstance(self.shards, Batches):
+            super()._gone(incarnation, status)
+            return
+        self.members.end(incarnation, status)
+        if self.shards.clues and not self._somebody_survives():
+            self.shards.doubt()
+
+    def _blamed(self, e: records.Blamed) -> None:
+        deadly = self.members.incarnations[e.incarnation].gone
+        if isinstance(self.shards, Batches):
+            self.shards.blame(e, deadly, counts=not deadly or self._somebody_survives())
+        else:
+            self.shards.blame(e, deadly)
+
+    def _somebody_survives(self) -> bool:
+        """Of the newest generation; whoever was alone in it dies alone."""
+        group = self.members.group
+        return len(group) == 1 or any(not self.members.incarnations[name].gone for name in group)
+
+
+Surviving.how = {**State.how, records.Blamed: Surviving._blamed}
+
 # 2: steps of a fixed size may be meant, which a reader of version 1 would not know. 3: their size may change, a job may
-# end behind a step, and topics may be meant.
-STATES: Mapping[int, type[State]] = {1: State, 2: State, 3: State}
+# end behind a step, topics may be meant, and members that die beside others are evidence.
+STATES: Mapping[int, type[State]] = {1: State, 2: State, 3: Surviving}
 FOLD_VERSION = max(STATES)  # of the logs that begin now
 
 
