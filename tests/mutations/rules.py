@@ -639,7 +639,7 @@ MUTATIONS = (
     Mutation(
         "20",
         "who died after others speaks against what it had",
-        (Edit(evidence.died_of_samples, "and not state.dead_beside(incarnation)", ""),),
+        (Edit(evidence.died_of_samples, "and state.death_speaks(incarnation)", ""),),
         lambda: test_evidence.test_who_dies_together_with_others_speaks_against_nothing("w0.0", "reported"),
     ),
     Mutation(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 from antdt.strategies.allreduce.composition import Round
 from antdt.strategies.allreduce.holding import Holding
 from antdt.strategies.allreduce.strategy import AllReduceReplica
@@ -12,10 +16,19 @@ from antdt_streams.ledger.core import changing, committing, decide, evidence, gr
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.holes import Holes
 from antdt_streams.ledger.core.state import State
+from antdt_streams.ledger.core.versions import Surviving
+from antdt_streams.proof.coverage import Coverage
 
 from tests.mutations.mutate import Edit, Mutation
 from tests.mutations.worlds import worlds
 from tests.unit import test_batches, test_ledger_changes, test_ledger_steps, test_life, test_taking
+
+
+def in_folder(check: Callable[..., object], *arguments: object) -> None:
+    """With a folder as its last argument."""
+    with TemporaryDirectory() as folder:
+        check(*arguments, Path(folder))
+
 
 NARROWING = test_ledger_steps.test_suspicion_narrows_down_to_the_sample_and_it_alone_is_left_out
 
@@ -100,9 +113,51 @@ MUTATIONS = (
     ),
     Mutation(
         "steps",
-        "who dies with others is evidence",
-        (Edit(Batches.pardon, "if not (c.deadly and c.incarnation in dead)", ""),),
+        "what ends all members counts against what they had",
+        (Edit(Surviving._somebody_survives, "len(group) == 1 or", "True or"),),
         test_ledger_steps.test_nobody_is_guilty_where_all_die_or_nothing_was_at_hand,
+    ),
+    Mutation(
+        "steps",
+        "who dies beside others is no evidence, though somebody survives",
+        (Edit(Surviving.death_speaks, "isinstance(self.shards, Batches) or", ""),),
+        test_ledger_steps.test_who_dies_beside_others_speaks_against_its_samples_while_somebody_survives,
+    ),
+    Mutation(
+        "steps",
+        "what ends all members narrows nothing down",
+        (Edit(Batches.doubt, "replace(c, counts=False) if c.deadly else c for c in", "c for c in () and"),),
+        test_ledger_steps.test_two_samples_that_end_both_members_are_told_apart,
+    ),
+    Mutation(
+        "steps",
+        "in a log of before, who dies with others is evidence",
+        (Edit(Batches.pardon, "if not (c.deadly and c.incarnation in dead)", ""),),
+        test_ledger_steps.test_in_a_log_of_before_who_dies_with_others_is_pardoned,
+    ),
+    Mutation(
+        "steps",
+        "what was readmitted and lies behind a stop is missing",
+        (Edit(Coverage._rest_of_tail, "self.stop is None or", "True or"),),
+        lambda: in_folder(test_ledger_changes.test_what_was_readmitted_and_lies_behind_a_stop_is_not_trained, 0),
+    ),
+    Mutation(
+        "steps",
+        "a stop behind a step that is no more is waited for",
+        (
+            Edit(
+                State.finished.fget,
+                "if self.stop is not None and self.line.committed >= self.stop.step:\n            return True",
+                "if self.stop is not None:\n            return self.line.committed >= self.stop.step",
+            ),
+        ),
+        lambda: in_folder(test_ledger_changes.test_a_job_that_has_no_such_step_any_more_ends_behind_its_epochs),
+    ),
+    Mutation(
+        "steps",
+        "a plan that comes when all is done is refused",
+        (Edit(decide.decide, "and not body.plan)", ")"),),
+        test_ledger_changes.test_a_plan_that_comes_when_all_is_done_harms_nobody,
     ),
     Mutation(
         "steps",

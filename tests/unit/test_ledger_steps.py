@@ -256,6 +256,16 @@ def test_nobody_is_guilty_where_all_die_or_nothing_was_at_hand() -> None:
         assert (bench.grant.suspects, bench.grant.excluded) == ((0, 9, 1), ())
 
 
+def test_in_a_log_of_before_who_dies_with_others_is_pardoned() -> None:
+    """Fold versions 1 and 2."""
+    shards = State(STEPS).shards
+    assert isinstance(shards, Batches)
+    for name in ("w0.0", "w1.0"):
+        shards.blame(records.Blamed(name, 0, 3, 1, "", "killed", 1), deadly=True)
+    shards.pardon({"w1.0"})
+    assert [clue.incarnation for clue in shards.clues] == ["w0.0"]
+
+
 def test_who_dies_beside_others_speaks_against_its_samples_while_somebody_survives() -> None:
     """Two samples of one step end two members at once, every time."""
     bench = Steps(replace(STEPS, max_attempts=2))

@@ -226,8 +226,11 @@ class Coverage:
             rest = ((p.epoch, p.start, p.start + p.length) for p in batches.without(self._rest_of_tail(), ahead))
             for epoch, start, end in [*((p.epoch, p.start, p.start + p.length) for p in ahead), *self._gaps(rest)]:
                 _join(found, epoch, [(start, end)])
-        elif spec.steps and cursor.epoch < spec.epochs and cursor.position:
-            _join(found, cursor.epoch, [(cursor.position, spec.samples)])
+        elif spec.steps:
+            ends = {epoch: end for epoch, start, end in self._meant(spec) if end > start}  # a later one is further
+            last = max(ends, default=0)
+            if 0 < ends.get(last, 0) < spec.samples:
+                _join(found, last, [(ends[last], spec.samples)])
         listed = [(epoch, *part) for epoch, parts in sorted(found.items()) for part in parts]
         return listed[:RANGES_LISTED_MAX], sum(parts.total for parts in found.values())
 

@@ -25,7 +25,7 @@ class Surviving(State):
     """
 
     def death_speaks(self, incarnation: str) -> bool:
-        return isinstance(self.shards, Batches) or super().death_speaks(incarnation)
+        return isinstance(self.shards, Batches) or not self.dead_beside(incarnation)
 
     def _gone(self, incarnation: str, status: str) -> None:
         if not isinstance(self.shards, Batches):
