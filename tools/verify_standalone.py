@@ -577,6 +577,8 @@ class Log:
                     name = "repeated" if inside + apart > 1 else "quarantined" if apart else "missing"
                     if name == "missing" and (epoch, at) in late:
                         not_trained.append([epoch, at, until])
+                    elif name == "missing" and at >= ends.get(epoch, 0):
+                        continue  # between samples that are in quarantine, and dropped like them
                     elif inside + apart != 1 or apart:
                         add(out[name], epoch, at, until)
             if self.vacant:
