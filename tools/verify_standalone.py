@@ -540,13 +540,9 @@ class Log:
             late = {(e, p) for e, p in tail[step[1] :] if not rest.get(e, (0, 0))[0] <= p < rest.get(e, (0, 0))[1]}
         return ends, rest, late
 
-    def balance(self, out: dict[str, Any]) -> None:
-        """Where each sample is: one pass over the borders of all ranges of an epoch."""
+    def borders(self, ends: dict[int, int]) -> dict[int, list[tuple[int, int, int]]]:
+        """(position, committed, in quarantine) by epoch: where ranges begin, and where they end, as -1."""
         assert self.genesis is not None
-        ends, rest, late = self.meant()
-        not_trained = [[epoch, *found] for epoch, found in rest.items()]
-        if self.stop is not None and not self.genesis["spec"].get("batches") and self.step >= self.stop[0]:
-            ends = {}  # what is leased is in no order: what is not committed is not trained
         samples = self.genesis["spec"]["samples"] + self.added
         reach = self.stop is not None or self.genesis["spec"].get("steps", 0)
         borders: dict[int, list[tuple[int, int, int]]] = {
@@ -563,6 +559,16 @@ class Log:
                 continue  # in quarantine, and not meant to be trained
             borders.setdefault(epoch, [])
             borders[epoch] += ((start, committed, apart), (end, -committed, -apart))
+        return borders
+
+    def balance(self, out: dict[str, Any]) -> None:
+        """Where each sample is: one pass over the borders of all ranges of an epoch."""
+        assert self.genesis is not None
+        ends, rest, late = self.meant()
+        not_trained = [[epoch, *found] for epoch, found in rest.items()]
+        if self.stop is not None and not self.genesis["spec"].get("batches") and self.step >= self.stop[0]:
+            ends = {}  # what is leased is in no order: what is not committed is not trained
+        borders = self.borders(ends)
         for epoch, at in late:
             borders.setdefault(epoch, []).extend(((at, 0, 0), (at + 1, 0, 0)))
         for epoch, marks in sorted(borders.items()):
