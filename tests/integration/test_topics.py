@@ -20,7 +20,7 @@ from antdt_streams.kafka.ask import ask
 from antdt_streams.local.services import environment_of
 from antdt_streams.proof.audit import audit
 from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from tests.helpers.job_processes import JobProcesses, job_processes
 from tests.helpers.running import until
@@ -48,6 +48,12 @@ class Clicks:
             one.produce(self.name, value, key, self.written % self.partitions, headers=HEADERS)
             self.written += 1
         assert one.flush(20) == 0
+
+    def widen(self, partitions: int) -> None:
+        """With so many partitions, all of which are written to from now on."""
+        self.admin.create_partitions([NewPartitions(self.name, partitions)])[self.name].result(20)
+        until(lambda: len(self.admin.list_topics(self.name, 10).topics[self.name].partitions) == partitions, "added")
+        self.partitions = partitions
 
     def numbers(self, count: int, size: int = 0) -> None:
         """So many records, of so many bytes at least."""
@@ -148,6 +154,7 @@ def test_a_topic_that_grows_is_trained_on_until_somebody_ends_it(
     with job_processes(connection, job, tmp_path) as run:
         launcher = run.launch(2, "--topic", clicks.name, "--growing", script=SCRIPT)
         run.until(lambda: (run.state() or _NONE).shards.committed_total == 51, "what was there is trained on")
+        clicks.widen(3)
         clicks.numbers(70)
         run.until(lambda: run.now().shards.committed_total == 121, "what has come is trained on")
         assert ask(connection, job, lambda author: records.End(author, "enough"), None).status is records.Status.OK

@@ -136,6 +136,14 @@ def test_a_topic_that_grows_gets_positions_and_ends_when_somebody_says_so() -> N
     assert shards.samples == 107
 
 
+def test_a_partition_that_is_added_to_a_topic_that_grows_belongs_to_it() -> None:
+    bench = growing()
+    bench.say("w0.0", records.Grown(1, (0, 160, 3, 7)))
+    assert bench.events()[-1].blocks[-3:] == (3, 0, 7)
+    bench.say("w0.0", records.Grown(1, (0, 160, 3, 9)))
+    assert bench.events()[-1].blocks == (3, 7, 9)
+
+
 def test_the_state_of_a_topic_that_has_grown_is_rows() -> None:
     bench = growing()
     bench.say("w0.0", records.Grown(1, (0, 170)))

@@ -56,7 +56,8 @@ def grown(turn: Turn, request: records.Request, body: records.Grown) -> None:
         raise Refusal("The data of this job do not grow, or the ends are no pairs of a partition and an offset.")
     if not space.closed:
         known, values = _ends(turn), iter(body.ends)
-        new = [Block(p, known[p], end) for p, end in zip(values, values, strict=True) if known.get(p, end) < end]
+        # Those of the begin are known: one that is not was added since, and belongs to the job from offset 0 on.
+        new = [Block(p, known.get(p, 0), end) for p, end in zip(values, values, strict=True) if known.get(p, 0) < end]
         if new:
             flat = tuple(number for block in new for number in block)
             turn.emit(records.Extended(flat, False, "", ""))
