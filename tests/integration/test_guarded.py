@@ -22,6 +22,7 @@ from antdt_streams.kafka import ask as operator_request
 from antdt_streams.kafka import topics_admin
 from antdt_streams.kafka.grants import grant
 from antdt_streams.kafka.reader import TopicReader
+from antdt_streams.kafka.steer import steer
 from antdt_streams.ledger.core.fold import Verdict
 from antdt_streams.views.job import audit_of, status_of
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -31,7 +32,7 @@ from tests.helpers.job_processes import JobProcesses, job_processes
 from tests.helpers.wire import TO_BROKER, TO_CLIENT, Wire
 
 pytestmark = pytest.mark.kafka
-PRINCIPALS = ("ledger", "services", "worker", "auditor")
+PRINCIPALS = ("ledger", "services", "worker", "auditor", "operator")
 
 
 @contextmanager
@@ -118,6 +119,7 @@ def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path)
             assert status["committed"] == 2800
             assert all(service["answers"] for service in status["services"].values()), status["services"]
             a_missing_right_is_named(auditor, job)
+            an_operator_is_heard(connection("operator"), auditor, job)
 
 
 def a_missing_right_is_named(auditor: Connection, job: str) -> None:
@@ -131,6 +133,15 @@ def a_missing_right_is_named(auditor: Connection, job: str) -> None:
         if time.monotonic() > until or sender._fatal is not None:
             break
     assert not any(arrived)
+
+
+def an_operator_is_heard(operator: Connection, auditor: Connection, job: str) -> None:
+    """By the ledger and the Controller; an auditor is told what the last decision says."""
+    answer = operator_request.ask(operator, job, lambda author: records.Readmit(), None)
+    assert answer.status is records.Status.OK
+    assert steer(operator, job, records.Steering("ann")).cause.partition == 0
+    with pytest.raises(UsageError, match=rf"ACL Write on the topic antdt\.{job}\.measurements"):
+        steer(auditor, job, records.Steering("bob"))
 
 
 def what_is_not_granted_is_named(ours: Connection, connection: Callable[[str], Connection]) -> None:
@@ -161,6 +172,7 @@ def nobody_writes_what_is_not_theirs(run: JobProcesses, connection: Callable[[st
         "ledger": (topics.SHARD_LOG, topics.REPLIES, topics.DEAD_LETTERS, topics.SNAPSHOTS),
         "services": (topics.MEASUREMENTS, topics.DECISIONS, topics.DEAD_LETTERS, topics.SNAPSHOTS),
         "auditor": (),
+        "operator": (topics.REQUESTS, topics.MEASUREMENTS),
     }
     for name, own in theirs.items():
         producer = Producer(connection(name).producer(linger_ms=0, enable_idempotence=False))

@@ -95,7 +95,9 @@ def _asked(place: Place, job: str) -> records.Decision | None:
         return steer(place.connection, job, records.Steering(process_name()), ASK_S)
     except Unavailable as error:
         note(f"No Controller answers now ({str(error).splitlines()[0]}): this is what its last decision says.")
-        return None
+    except UsageError as error:  # whoever may only read
+        note(f"The Controller is not asked ({str(error).splitlines()[0]}): this is what its last decision says.")
+    return None
 
 
 @policy.command()

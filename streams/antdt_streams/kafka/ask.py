@@ -10,6 +10,7 @@ from typing import Any
 
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.connection import Connection
+from antdt_schemas.delivering import flush
 from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import Unavailable
 from antdt_schemas.launch_locks import process_name
@@ -59,7 +60,7 @@ def ask(connection: Connection, job: str, body: Body, secret: bytes | None) -> r
                 if reply.incarnation == request.incarnation:
                     return reply
     with noted(wrong):
-        producer.flush(1)
+        flush(producer, 1)
     raise Unavailable(
         f"No ledger of job {job!r} answered within {TIMEOUT_S:.0f} s.",
         f"Is `antdt up {job}` running? A ledger that starts later may still carry it out.",

@@ -10,6 +10,7 @@ from typing import Any
 
 from antdt_schemas import codec, records, topics
 from antdt_schemas.connection import Connection
+from antdt_schemas.delivering import flush
 from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import Unavailable
 from confluent_kafka import Producer
@@ -40,7 +41,7 @@ def steer(connection: Connection, job: str, said: records.Steering, timeout_s: f
         producer = Producer(connection.producer(linger_ms=0))
         with noted(wrong):
             producer.produce(topic, codec.encode(said), partition=0, on_delivery=delivered)
-            producer.flush(timeout_s)
+            flush(producer, timeout_s)
         if not at:
             refused = next((found for error in wrong if (found := denied(error, WRITE, topic)) is not None), None)
             raise refused or Unavailable(f"{topic} did not take it within {timeout_s:.0f} s.", "Is the broker there?")

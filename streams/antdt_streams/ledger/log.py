@@ -8,6 +8,7 @@ from time import monotonic
 
 from antdt_schemas import topics
 from antdt_schemas.connection import Connection
+from antdt_schemas.delivering import flush
 from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import LogTruncated, Unavailable, UsageError
 from antdt_schemas.offsets import watermarks
@@ -97,5 +98,5 @@ class Log:
 
     def close(self) -> None:
         with suppress(KafkaException):  # it was said before
-            self.producer.flush(2)
+            flush(self.producer, 2)
         self.reader.close()

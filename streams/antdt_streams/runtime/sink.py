@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from antdt_schemas.connection import Connection
+from antdt_schemas.delivering import flush
 from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import AntdtError, Unavailable
 from antdt_schemas.polling import Place, whole
@@ -91,7 +92,7 @@ class KafkaSink:
         """
         patience = _Patience(self._halted)
         try:
-            while self._producer.flush(SLICE_S):
+            while flush(self._producer, SLICE_S):
                 self._check()
                 patience.check()
         except KafkaException as error:
@@ -112,7 +113,7 @@ class KafkaSink:
         """Give up what is not acknowledged."""
         with suppress(KafkaException):  # it was said before
             self._producer.purge()
-            self._producer.flush(SLICE_S)
+            flush(self._producer, SLICE_S)
 
     def _check(self) -> None:
         if self._failure is not None:

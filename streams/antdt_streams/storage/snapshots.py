@@ -23,6 +23,7 @@ from typing import Any
 
 from antdt_schemas import codec
 from antdt_schemas.connection import Connection
+from antdt_schemas.delivering import flush
 from antdt_schemas.errors import Unavailable, Undecodable
 from antdt_schemas.polling import Place, whole
 from antdt_schemas.records import Snapshot
@@ -241,7 +242,7 @@ class SnapshotWriter:
                 )
             for part in cut(self._service, topic_id, self._partition, next_offset, rows, self._record_bytes_max):
                 self._send(part, until_s)
-            while self._producer.flush(SLICE_S):
+            while flush(self._producer, SLICE_S):
                 self._check(until_s)
         except KafkaException as error:
             raise self._unwritten(error.args[0].str()) from error
@@ -280,7 +281,7 @@ class SnapshotWriter:
         if self._producer is not None:
             with suppress(KafkaException):  # one that has failed for good says so once more
                 self._producer.purge()
-                self._producer.flush(SLICE_S)
+                flush(self._producer, SLICE_S)
             self._producer = None
 
 

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 from antdt_schemas.connection import Connection
+from antdt_schemas.delivering import flush
 from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import Unavailable, UsageError
 from antdt_schemas.topics import RECORD_BYTES_MAX
@@ -106,7 +107,7 @@ class Sender:
     def close(self, timeout_s: float) -> None:
         """Send what is left, for so long at most."""
         with suppress(KafkaException):  # nobody is there any more to be told
-            self._producer.flush(timeout_s)
+            flush(self._producer, timeout_s)
 
     def _note(self, error: KafkaError) -> None:
         """A fatal error is raised by whatever is called next, once; later calls say just that there was one."""
