@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from antdt.worker import checkpoint
+from antdt.files import checkpoint
 from antdt_schemas.errors import Mismatch, Unavailable
 
 STATE = {"model": {"weight": torch.full((50,), 3.0)}}

@@ -9,15 +9,15 @@ import antdt
 import pytest
 import torch
 from antdt.connect.settings import Settings
+from antdt.files import checkpoint
+from antdt.files.part_files import PartFiles, stem_of
 from antdt.strategies.once import Once
 from antdt.strategies.ps.alone import InOneProcess
 from antdt.strategies.ps.embedding import Embedding
 from antdt.strategies.ps.refusals import refuse, refuse_hooks
 from antdt.strategies.ps.tables import first_values
 from antdt.strategies.together import one_optimizer
-from antdt.worker import checkpoint
 from antdt.worker.instructions import Parts
-from antdt.worker.part_files import PartFiles, stem_of
 from antdt.worker.plans import Plans, Share
 from antdt.worker.session import Session, Where
 from antdt_schemas import records

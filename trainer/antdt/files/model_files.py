@@ -18,8 +18,8 @@ from antdt_schemas import records
 from antdt_schemas.errors import ForeignState, Unavailable
 from antdt_schemas.limits import INIT_FILE
 
+from antdt.files import checkpoint
 from antdt.strategies.base import Model
-from antdt.worker import checkpoint
 from antdt.worker.session import Session
 
 INIT_NAME = f"{INIT_FILE}.pt"

@@ -16,10 +16,10 @@ from antdt_schemas import records
 from antdt_schemas.errors import ForeignState, Mismatch, Unavailable
 from antdt_schemas.limits import INIT_FILE
 
+from antdt.files import checkpoint
+from antdt.files.model_files import WRITTEN, ModelFiles, Trouble
 from antdt.strategies.base import Model
-from antdt.worker import checkpoint
 from antdt.worker.instructions import Parts
-from antdt.worker.model_files import WRITTEN, ModelFiles, Trouble
 from antdt.worker.session import Phase, Session
 
 KIND = "antdt.parts"
