@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 from antdt.agent import Agent
+from antdt.files import checkpoint
 from antdt.strategies.allreduce.memory import Buffers
 from antdt.strategies.allreduce.options import AllReduce
 from antdt.strategies.allreduce.replicas import Replica
-from antdt.worker import checkpoint
 from torch import nn
 from torch.utils.data import TensorDataset
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-_SERVERS = re.compile(r"ps-(bsp|asp|ssp=([1-9][0-9]*))/servers=([1-9][0-9]*)")
+_SERVERS = re.compile(r"ps-(?:bsp|asp|ssp=[1-9][0-9]*)/servers=([1-9][0-9]*)")
 ASYNCHRONOUS = ("ps-asp", "ps-ssp")
 
 
@@ -37,19 +37,7 @@ def unit_of(strategy: str) -> int:
 def servers_of(strategy: str) -> int:
     """Servers that the model is spread over; 0: the workers hold it."""
     found = _SERVERS.fullmatch(strategy)
-    return int(found[3]) if found else 0
-
-
-def mode_of(strategy: str) -> str:
-    """What servers wait for before they apply: bsp, asp or ssp; empty where there are none."""
-    found = _SERVERS.fullmatch(strategy)
-    return found[1].partition("=")[0] if found else ""
-
-
-def staleness_of(strategy: str) -> int:
-    """Pushes that a worker may be ahead of another; 0: not bounded by a number."""
-    found = _SERVERS.fullmatch(strategy)
-    return int(found[2]) if found and found[2] else 0
+    return int(found[1]) if found else 0
 
 
 def server_name(part: int) -> str:

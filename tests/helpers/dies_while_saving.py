@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from antdt.examples import recorded
-from antdt.worker import checkpoint
+from antdt.files import checkpoint
 from antdt.worker.session.files import Files
 from antdt_schemas import records
 from antdt_schemas.limits import INIT_FILE

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from antdt.files import checkpoint
 from antdt.strategies.once import Once
 from antdt.strategies.ps.client import Exchange
 from antdt.strategies.ps.core.facts import Mode, Version
@@ -16,7 +17,6 @@ from antdt.strategies.ps.layout import layout_of
 from antdt.strategies.ps.saving import Saved
 from antdt.strategies.ps.server import Server
 from antdt.strategies.ps.state import ServerState
-from antdt.worker import checkpoint
 
 JOB, HOST = "job", "127.0.0.1"
 Made = tuple[torch.nn.Module, Any, Once | None]

@@ -24,7 +24,6 @@ from antdt.agent import AgentOptions
 from antdt.examples.recorded import Record
 from antdt_schemas import records
 from antdt_schemas.order import Permutation
-from antdt_schemas.strategies import mode_of
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
@@ -121,7 +120,7 @@ def _added(versions: Mapping[int, Mapping[str, Any]], spec: records.JobSpec) -> 
             rank = int(incarnation.partition(".")[0].removeprefix("w"))
             base, more = divmod(spec.batch_size, spec.workers_min)
             even = base + (rank % spec.workers_min < more)
-            adds = 1 / len(made) if mode_of(spec.strategy) == "bsp" else len(samples) / even
+            adds = 1 / len(made) if spec.strategy.startswith("ps-bsp") else len(samples) / even
             for sample in samples:
                 tally[sample] += adds
     return tally

@@ -5,6 +5,7 @@ The numbers are those of `tests/README.md`. Rules 15 to 19 are the parameter ser
 
 from __future__ import annotations
 
+from antdt.files import checkpoint
 from antdt.strategies.allreduce.composition import Round
 from antdt.strategies.allreduce.holding import Holding
 from antdt.strategies.allreduce.rates import _Rates
@@ -16,7 +17,6 @@ from antdt.strategies.allreduce.updates import Updating
 from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.local.member import LocalMember
 from antdt.strategies.once import Once
-from antdt.worker import checkpoint
 from antdt.worker import instructions as ask
 from antdt.worker.life import Life
 from antdt.worker.plans import Plans
@@ -85,7 +85,7 @@ BLAME_WHO_LEAVES = """    member(turn, request)
         where = lease.epoch, lease.front, lease.end - lease.front
         evidence.blame(turn, request.incarnation, where, "", "", 0)
 """
-EVENT_BEFORE_FILE = """        from antdt.worker import checkpoint
+EVENT_BEFORE_FILE = """        from antdt.files import checkpoint
         at, head = (self.session.generation, self.session.incarnation), self.strategy
         name = checkpoint.file_name(*at, head.step_number)
         self.session.files.wrote(records.Checkpoint(at[0], head.step_number, head.lineage, name))

@@ -99,7 +99,7 @@ MUTATIONS = (
     Mutation(
         "topics",
         "offsets that are known are added again",
-        (Edit(reading.grown, "known.get(p, end) < end", "True"),),
+        (Edit(reading.grown, "if known.get(p, 0) < end", "if True"),),
         test_topic_ledger.test_a_topic_that_grows_gets_positions_and_ends_when_somebody_says_so,
     ),
     Mutation(

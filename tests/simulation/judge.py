@@ -244,7 +244,8 @@ class Judge:
             apart, trained = found.quarantined, found.cursor if world.spec.batches else world.spec.samples
             late = self.late(state)
             for position in range(world.spec.samples):
-                due = position < trained and not apart.contains(position) and (epoch, position) not in late
+                taken_out = bool(apart.overlaps(position, position + 1)) or (epoch, position) in late
+                due = position < trained and not taken_out
                 assert seen[epoch, position] == due, (epoch, position)
         world.services.check()
 

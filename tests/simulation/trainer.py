@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from antdt.connect.client import renew
 from antdt.data.sources import split
+from antdt.files import checkpoint
 from antdt.strategies.allreduce.composition import Round, Row
 from antdt.strategies.base import GenerationClosed, Outcome, Part, Timings
-from antdt.worker import checkpoint
 from antdt.worker import instructions as ask
 from antdt.worker.leaving import LEAVE_SHARE
 from antdt.worker.life import Life

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from antdt.connect.last_word import LastWord
 from antdt.data.loading import DataProcessDied, LoadingOptions, SampleFailed, loader_of
 from antdt.data.sources import MapSource, position_key, source_of
+from antdt.driving.blame import Witness, narrowed
+from antdt.driving.holds import Holds
 from antdt.host import whereabouts
 from antdt.host.whereabouts import At, Page
 from antdt.launch import process, vouch
-from antdt.worker.blame import Witness, narrowed
-from antdt.worker.holds import Holds
-from antdt.worker.last_word import LastWord
 from antdt.worker.session import Phase, Session, Where
 from antdt_schemas import records
 from antdt_schemas.errors import ExitCode, Unavailable, UsageError

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from antdt.worker import checkpoint
-from antdt_schemas.errors import Mismatch, Unavailable
+from antdt.files import checkpoint
+from antdt.files.model_files import ModelFiles
+from antdt.worker.session import Session, Where
+from antdt_schemas import records
+from antdt_schemas.errors import ForeignState, Mismatch, Unavailable
+
+from tests.helpers.allreduce import generation_of, mean_loss, replica, take
+from tests.unit.test_session import GRANT, SPEC
 
 STATE = {"model": {"weight": torch.full((50,), 3.0)}}
 
@@ -59,3 +66,36 @@ def test_files_that_no_event_can_name_any_more_are_removed(tmp_path: Path) -> No
         (tmp_path / name).write_text("x")
     assert checkpoint.prune(tmp_path, 12) == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names[2:], "init.pt", "notes.txt"])
+
+
+def test_a_file_of_another_step_run_job_or_name_is_not_loaded(tmp_path: Path) -> None:
+    session, member = Session("w0", "w0.0", SPEC, Where("h", 1)), replica()
+    session.on_reply(records.Reply("w0", "w0.0", -1, records.Status.OK, "", 1, 0, False, (), GRANT))
+    files = ModelFiles(tmp_path, "job", member)
+    files.run_id = "run"
+    with generation_of([member]):
+        take(member, 4)
+        member.backward(mean_loss(member, torch.rand(4, 6, dtype=torch.float64), torch.rand(4, 3)), 4)
+        member.step()
+        event = files.write(session, [])
+    assert event is not None
+    kept = {name: value.clone() for name, value in member.model.state_dict().items()}
+    put_there = checkpoint.file_name(2, "w0.0", 1)
+    (files.folder / put_there).write_bytes((files.folder / event.file).read_bytes())
+    grant = replace(GRANT, committed=1, restore_file=event.file)
+    for what, job, wrong in (
+        ("step", "job", replace(grant, committed=2)),
+        ("file", "job", replace(grant, restore_file=put_there)),
+        ("job", "another", grant),
+    ):
+        files.job = job
+        with pytest.raises(ForeignState, match=f"The {what} of checkpoint .*Go back to another one"):
+            files.restore(wrong, 0)
+        assert all(torch.equal(value, kept[name]) for name, value in member.model.state_dict().items())
+    files.job = "job"
+    files.restore(grant, 0)
+    assert (member.step_number, member.void) == (1, False)
+    (tmp_path / "run").rename(tmp_path / "other")
+    files.run_id = "other"
+    with pytest.raises(ForeignState, match="The run of checkpoint"):
+        files.restore(grant, 0)

@@ -129,7 +129,7 @@ def test_weighed_by_what_is_read_off_parts_are_the_whole(name: str) -> None:
         parts, weights = [], []
         for one, own_x, own_y in zip(seen, x.split(split), y.split(split), strict=True):
             loss = RIGHT[name](net, own_x, own_y)
-            weight = one.of(loss, len(own_x), whole=len(x))
+            weight = one.of(loss, len(own_x), alone=False, whole=len(x))
             weights.append(float(len(own_x)) if weight is None else weight)
             parts.append(loss * weights[-1])
         found = torch.autograd.grad(sum(parts) / sum(weights), list(net.parameters()), allow_unused=True)
@@ -158,7 +158,8 @@ def train(loss_of: Loss, splits: Any, whole: int | None = None) -> None:
     torch.manual_seed(1)
     net, seen = Net(), Denominators()
     for split in splits:
-        seen.of(loss_of(net, *batch(split[0])), split[0], whole=sum(split) if whole is None else whole)
+        all_of_them = sum(split) if whole is None else whole
+        seen.of(loss_of(net, *batch(split[0])), split[0], alone=split[0] >= all_of_them, whole=all_of_them)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, why) in WRONG.items() if why in ("BENT", "COMPARES")])
@@ -176,7 +177,7 @@ def test_classes_that_are_numbers_of_samples_by_chance_are_not_refused() -> None
     net, seen = Net(), Denominators()
     for y in ([0, 1, 2], [0, 1, 2], [2, 1, 1], [0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2]):
         x, _ = batch(3)
-        assert seen.of(functional.cross_entropy(net(x), torch.tensor(y)), 3, whole=6) == 3
+        assert seen.of(functional.cross_entropy(net(x), torch.tensor(y)), 3, alone=False, whole=6) == 3
 
 
 def test_what_others_functions_have_put_together_is_refused() -> None:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from antdt.files import checkpoint, model_files
+from antdt.files.model_files import INIT_NAME, ModelFiles
 from antdt.strategies.allreduce import AllReduceReplica
-from antdt.worker import checkpoint, model_files
-from antdt.worker.model_files import INIT_NAME, ModelFiles
 from antdt.worker.session import Session, Where
 from antdt_schemas import records
 from antdt_schemas.errors import Unavailable

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from antdt.files import checkpoint
 from antdt.strategies.allreduce import handover
 from antdt.strategies.allreduce.state import parse
-from antdt.worker import checkpoint
 from torch import nn
 
 from tests.helpers.allreduce import each, generation_of, replica, same, state_of

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from antdt.driving import holds
+from antdt.driving.holds import PROBATION, Holds, KernelKills, is_of_the_machine, is_out_of_memory, learn_from_kill
 from antdt.host.whereabouts import SHRUNK, Page
-from antdt.worker import holds
-from antdt.worker.holds import PROBATION, Holds, KernelKills, is_of_the_machine, is_out_of_memory, learn_from_kill
 
 
 def trained(page: Page, samples: int, times: int = PROBATION, stated: int = 0) -> Holds:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from antdt_schemas import codec, records
 from antdt_schemas.records import Status
-from antdt_schemas.strategies import kind_of, mode_of, servers_of, staleness_of
+from antdt_schemas.strategies import kind_of, servers_of
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.groups import RULES
 from antdt_streams.ledger.core.state import State
@@ -16,17 +16,17 @@ from tests.helpers.servers import PS, Servers
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "mode", "servers", "staleness"),
+    ("name", "kind", "servers"),
     [
-        ("ps-bsp/servers=1", "ps-bsp/servers=N", "bsp", 1, 0),
-        ("ps-asp/servers=12", "ps-asp/servers=N", "asp", 12, 0),
-        ("ps-ssp=3/servers=2", "ps-ssp=N/servers=N", "ssp", 2, 3),
-        ("allreduce/unit=8", "allreduce/unit=N", "", 0, 0),
-        ("local-sgd/every=8", "local-sgd/every=N", "", 0, 0),
+        ("ps-bsp/servers=1", "ps-bsp/servers=N", 1),
+        ("ps-asp/servers=12", "ps-asp/servers=N", 12),
+        ("ps-ssp=3/servers=2", "ps-ssp=N/servers=N", 2),
+        ("allreduce/unit=8", "allreduce/unit=N", 0),
+        ("local-sgd/every=8", "local-sgd/every=N", 0),
     ],
 )
-def test_a_name_says_how_servers_work(name: str, kind: str, mode: str, servers: int, staleness: int) -> None:
-    assert (kind_of(name), mode_of(name), servers_of(name), staleness_of(name)) == (kind, mode, servers, staleness)
+def test_a_name_says_how_servers_work(name: str, kind: str, servers: int) -> None:
+    assert (kind_of(name), servers_of(name)) == (kind, servers)
     assert kind in RULES
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from antdt.files import checkpoint
 from antdt.strategies.base import GenerationClosed
 from antdt.strategies.ps.client import Exchange, Included, Late
 from antdt.strategies.ps.core.facts import Mode
 from antdt.strategies.ps.parts import assemble
-from antdt.worker import checkpoint
 
 from tests.helpers.parameter_servers import Made, RemoteTable, group
 

@@ -11,6 +11,8 @@ from typing import Any
 import antdt
 import pytest
 import torch
+from antdt.files import checkpoint
+from antdt.files.part_files import PartFiles
 from antdt.strategies.base import GenerationClosed, Here, Outcome, Part
 from antdt.strategies.once import Once
 from antdt.strategies.ps.core.facts import Version
@@ -19,9 +21,7 @@ from antdt.strategies.ps.options import ParameterServer
 from antdt.strategies.ps.parts import Buffer
 from antdt.strategies.ps.serving import Serving
 from antdt.strategies.ps.tables import first_values
-from antdt.worker import checkpoint
 from antdt.worker.instructions import Parts
-from antdt.worker.part_files import PartFiles
 from antdt.worker.session import Session, Where
 from antdt_schemas import records
 from antdt_schemas.errors import Unavailable, UsageError

@@ -9,21 +9,21 @@ import antdt
 import pytest
 import torch
 from antdt.connect.settings import Settings
+from antdt.files import checkpoint
+from antdt.files.part_files import PartFiles, stem_of
 from antdt.strategies.once import Once
 from antdt.strategies.ps.alone import InOneProcess
 from antdt.strategies.ps.embedding import Embedding
 from antdt.strategies.ps.refusals import refuse, refuse_hooks
 from antdt.strategies.ps.tables import first_values
 from antdt.strategies.together import one_optimizer
-from antdt.worker import checkpoint
 from antdt.worker.instructions import Parts
-from antdt.worker.part_files import PartFiles, stem_of
 from antdt.worker.plans import Plans, Share
 from antdt.worker.session import Session, Where
 from antdt_schemas import records
 from antdt_schemas.errors import ForeignState, Mismatch, Unavailable, UsageError
 from antdt_schemas.limits import INIT_FILE
-from antdt_schemas.strategies import mode_of, servers_of, staleness_of
+from antdt_schemas.strategies import servers_of
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
@@ -33,12 +33,16 @@ from tests.unit.test_session import SPEC
 
 
 @pytest.mark.parametrize(
-    ("options", "mode", "staleness"),
-    [({}, "bsp", 0), ({"mode": "asp"}, "asp", 0), ({"mode": "ssp", "staleness": 5}, "ssp", 5)],
+    ("options", "name"),
+    [
+        ({}, "ps-bsp/servers=2"),
+        ({"mode": "asp"}, "ps-asp/servers=2"),
+        ({"mode": "ssp", "staleness": 5}, "ps-ssp=5/servers=2"),
+    ],
 )
-def test_the_name_says_all_that_workers_and_servers_must_do_alike(options: Any, mode: str, staleness: int) -> None:
+def test_the_name_says_all_that_workers_and_servers_must_do_alike(options: Any, name: str) -> None:
     placed = antdt.ParameterServer(**options).placed(2, alone=False)
-    assert (servers_of(placed.name), mode_of(placed.name), staleness_of(placed.name)) == (2, mode, staleness)
+    assert (placed.name, servers_of(placed.name)) == (name, 2)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,9 @@ from antdt.begun import Begun
 from antdt.connect.settings import SERVER, Settings
 from antdt.data.loading import LoadingOptions, loader_of
 from antdt.dataloader import Data, taken_apart
+from antdt.driving.blame import by_exception
+from antdt.driving.kinds import kind_of, placed
+from antdt.driving.membership import here_of
 from antdt.epochs import Epochs
 from antdt.hand import Hand
 from antdt.host import told, whereabouts
@@ -47,11 +50,8 @@ from antdt.strategies.together import one_model, one_optimizer
 from antdt.talking import Talking
 from antdt.weights import Mode, Weights
 from antdt.worker import instructions as ask
-from antdt.worker.blame import by_exception
 from antdt.worker.effects import Effects
 from antdt.worker.instructions import Course
-from antdt.worker.kinds import kind_of, placed
-from antdt.worker.membership import here_of
 from antdt.worker.plans import Plans
 
 __all__ = ["Agent", "AgentOptions", "AllReduce", "LoadingOptions"]

@@ -19,15 +19,16 @@ from antdt_schemas.ranges import Range
 
 from antdt.connect.alone import Alone
 from antdt.connect.client import Client
+from antdt.data.loading import Loading
 from antdt.data.sources import IterableSource, MapSource, position_key, split
 from antdt.data.topics import TopicSource
+from antdt.driving.blame import Witness
+from antdt.driving.holds import Holds, is_out_of_memory
 from antdt.host import whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions
 from antdt.strategies.allreduce.randomness import seed_all
 from antdt.strategies.base import Outcome, Part
-from antdt.worker.blame import Witness
-from antdt.worker.holds import Holds, is_out_of_memory
 from antdt.worker.instructions import Train
 from antdt.worker.telemetry import StepTiming
 
@@ -53,7 +54,7 @@ class Hand:
     """
 
     def __init__(
-        self, client: Client | Alone, source: MapSource | IterableSource, loader: Any, options: AgentOptions
+        self, client: Client | Alone, source: MapSource | IterableSource, loader: Loading, options: AgentOptions
     ) -> None:
         self._client, self._source, self._loader = client, source, loader
         self._page, self._micro_batch_size_max = whereabouts.mine(), options.micro_batch_size_max

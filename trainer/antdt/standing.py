@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from antdt.connect.alone import Alone
     from antdt.connect.client import Client
+    from antdt.driving.membership import Membership
     from antdt.strategies.base import Strategy
-    from antdt.worker.membership import Membership
     from antdt.worker.plans import Plans
     from antdt.worker.session import Session
 

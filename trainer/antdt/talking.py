@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from antdt_schemas.errors import Unavailable, UsageError
 
+from antdt.driving.membership import Membership
 from antdt.host.whereabouts import At
 from antdt.strategies.base import GenerationClosed, Strategy
 from antdt.worker import instructions as ask
 from antdt.worker.instructions import Course
-from antdt.worker.membership import Membership
 
 log = logging.getLogger("antdt")
 

@@ -3,7 +3,7 @@ needed to read them.
 
 `NAME.safetensors` is that format, with step, lineage and job as its metadata; any other name is what `torch.save` makes
 of the state dict. A file is there whole or not at all. Owns what is in such a file. Must not know of the checkpoints
-that a job goes on from, which are something else (`worker.checkpoint`).
+that a job goes on from, which are something else (`files.checkpoint`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any, Literal, Protocol
 import torch
 from antdt_schemas.errors import AntdtError, Unavailable, UsageError
 
+from antdt.files import checkpoint
+from antdt.files.part_files import Manifest, is_manifest, parts_of
 from antdt.job import AgentOptions
-from antdt.worker import checkpoint
-from antdt.worker.part_files import Manifest, is_manifest, parts_of
 
 SUFFIX = ".safetensors"
 # Keys of the metadata.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from antdt.strategies.ps.core.facts import Mode
 from antdt.worker.session import SERVER, Session
 from antdt_schemas.limits import INIT_FILE
-from antdt_schemas.strategies import mode_of, server_name, servers_of, staleness_of
+from antdt_schemas.strategies import server_name, servers_of
 
 from tests.simulation.model import Model
 from tests.simulation.servers.faults import ServedFaults
@@ -52,7 +52,8 @@ class ServedWorld(World):
         # Where there are many samples, few would be a step too many for so slow a world.
         batch_size = max(self.spec.batch_size, self.spec.samples * self.spec.epochs * self.spec.workers_min // 60)
         self.spec = replace(self.spec, strategy=strategy, batch_size=batch_size)
-        self.mode = Mode(mode_of(strategy), staleness_of(strategy))  # type: ignore[arg-type]
+        mode, _, staleness = kind.partition("=")
+        self.mode = Mode(mode, int(staleness or 0))  # type: ignore[arg-type]
         self.backup = own.choice((0, 0, 1, 2)) if self.mode.kind == "bsp" else 0
         self.session_options = replace(self.session_options, reenter_s=own.choice((50, 400)) * self.tick_s)
         self.ledger_options = replace(self.ledger_options, stuck_ms=int(4_000 * 1_000 * self.tick_s))

@@ -24,10 +24,10 @@ from antdt_schemas.polling import OutOfRange, Place, Reader, Recreated
 from antdt_schemas.room import record_bytes_max
 from confluent_kafka import KafkaException
 
+from antdt.connect.last_word import LastWord
 from antdt.connect.reach import Reach
 from antdt.connect.sender import Sender
 from antdt.host import whereabouts
-from antdt.worker.last_word import LastWord
 from antdt.worker.plans import Plans
 from antdt.worker.session import Phase, Session
 from antdt.worker.telemetry import Telemetry

@@ -17,7 +17,7 @@ from antdt_schemas.errors import UsageError
 from antdt_schemas.launch_locks import process_name
 from antdt_schemas.topics import check_job, check_worker
 
-from antdt.connect.address import LOOPBACK, own_address
+from antdt.host.address import LOOPBACK, own_address
 
 # What a machine is, and where things lie on it: that speaks of no job.
 OURS = tuple(

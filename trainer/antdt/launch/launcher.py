@@ -29,13 +29,13 @@ from confluent_kafka.admin import AdminClient
 
 from antdt.connect.client import require_job
 from antdt.connect.settings import GRACE_S, SERVER, WORKER, Settings
+from antdt.driving import holds
 from antdt.host import whereabouts as at
 from antdt.host.child import in_child, leave
 from antdt.launch import environment, nodes, process, slots, vouch
 from antdt.launch.feed import Feed
 from antdt.launch.output import Output, Stream
 from antdt.launch.places import Places
-from antdt.worker import holds
 
 POLL_S = 0.02
 REPORT_S = 2.0

@@ -98,7 +98,7 @@ def _become(script: Sequence[str], environ: Mapping[str, str], life: Life) -> No
 
 
 def _run(script: list[str]) -> int:
-    from antdt.worker.holds import is_of_the_machine
+    from antdt.driving.holds import is_of_the_machine
 
     try:
         if script[0] == "-m":

@@ -1,1 +1,1 @@
-"""The life of one worker: its sessions with the ledger, its membership, what is known of it."""
+"""The life of one worker as machines without clock, thread, tensor and broker, and its sessions with the ledger."""

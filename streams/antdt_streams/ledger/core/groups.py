@@ -54,7 +54,16 @@ class GroupRules(Protocol):
         """
 
 
-class AllReduce:
+class AllOfThem:
+    """What holds where a generation completes no step without one of its members."""
+
+    def on_loss(self, s: State, who: str, why: str) -> Iterator[records.Event]:
+        """It ends."""
+        if s.members.open and who in s.members.group:
+            yield closed(s, why)
+
+
+class AllReduce(AllOfThem):
     """Every member holds the whole model, and all of them take every step together.
 
     So whoever comes or goes ends the generation; any member of the last one may be the source of the next.
@@ -78,11 +87,6 @@ class AllReduce:
         """A newcomer can take part from the next generation on: the open one is closed for it."""
         if s.members.open:
             yield closed(s, f"{s.members.incarnations[who].worker} joins")
-
-    def on_loss(self, s: State, who: str, why: str) -> Iterator[records.Event]:
-        """Without one of its members, a generation completes no step."""
-        if s.members.open and who in s.members.group:
-            yield closed(s, why)
 
     def grant(self, s: State) -> tuple[tuple[records.Event, ...], str]:
         """When every member of the last generation has asked or is gone; the first one, when enough have joined."""
@@ -144,7 +148,7 @@ class InUnits(AllReduce):
     name: ClassVar[str] = "allreduce/unit=N"
 
 
-class ParameterServer:
+class ParameterServer(AllOfThem):
     """Servers hold the model, each a part of it; workers only push to them, and are attached to any open generation.
 
     So workers come and go without an end of it: the first server learns whom it has to refuse (rule 17), and says so
@@ -174,11 +178,6 @@ class ParameterServer:
     def on_join(self, s: State, who: str) -> Iterator[records.Event]:
         """Workers are attached; a server is waited for."""
         yield from ()
-
-    def on_loss(self, s: State, who: str, why: str) -> Iterator[records.Event]:
-        """Without one of its servers, a generation completes no step."""
-        if s.members.open and who in s.members.group:
-            yield closed(s, why)
 
     def grant(self, s: State) -> tuple[tuple[records.Event, ...], str]:
         """When all servers ask for it; the first one, when enough workers have joined."""

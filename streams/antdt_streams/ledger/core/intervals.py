@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 
 
@@ -115,8 +115,3 @@ class IntervalSet:
     def first(self) -> tuple[int, int]:
         """The lowest interval of a set that is not empty."""
         return self._starts[0], self._ends[0]
-
-    def contains(self, position: int) -> bool:
-        """Is this position in the set?"""
-        at = bisect_left(self._ends, position + 1)
-        return at < len(self._starts) and self._starts[at] <= position

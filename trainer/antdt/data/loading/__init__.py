@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from antdt.data.loading.loader import InThread, Loader, LoadingOptions, loader_of
+from antdt.data.loading.loader import InThread, Loader, Loading, LoadingOptions, loader_of
 from antdt.data.loading.pool import DataProcessDied, SampleFailed
 
-__all__ = ["DataProcessDied", "InThread", "Loader", "LoadingOptions", "SampleFailed", "loader_of"]
+__all__ = ["DataProcessDied", "InThread", "Loader", "Loading", "LoadingOptions", "SampleFailed", "loader_of"]

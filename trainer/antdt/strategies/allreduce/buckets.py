@@ -185,11 +185,6 @@ class ReducedGradients:
         self.first_at = None
 
     @property
-    def launched(self) -> bool:
-        """The first bucket is on its way."""
-        return self._launched > 0
-
-    @property
     def touched(self) -> bool:
         """Some parameter got a gradient in this step."""
         return any(slot.used for bucket in self.buckets for slot in bucket.slots)

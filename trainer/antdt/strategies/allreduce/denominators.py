@@ -18,7 +18,9 @@ from typing import NamedTuple
 import torch
 from antdt_schemas.errors import UsageError
 
+from antdt.strategies.allreduce import guard
 from antdt.strategies.allreduce.terms import Term, is_gathered, is_of_one_sample, is_of_parameters, shape_of, terms
+from antdt.strategies.allreduce.weights import Weights
 
 OTHER = (
     "A mean in this loss is over {} for {} samples, and was over {} for {} before: it is divided by something else "
@@ -96,9 +98,26 @@ class Denominators:
         self._surprise = 0.0
         self._constants: dict[int, Constant] = {}
 
-    def of(self, loss: torch.Tensor, samples: int, *, whole: int) -> float | None:
-        """What this loss was divided by; None for samples, or where nothing else is seen. whole: samples of the whole
-        step of all workers, which this micro-batch may be.
+    def weigh(
+        self,
+        weights: Weights,
+        loss: torch.Tensor,
+        samples: int,
+        weight: float | None,
+        *,
+        summed: bool = False,
+        alone: bool,
+        whole: int = 0,
+    ) -> float:
+        """What a loss of the micro-batch at hand weighs among these. See `of` and Weights.of. Raises UsageError."""
+        guard.check_loss(loss)
+        if weight is None and not summed:
+            weight = self.of(loss, samples, alone=alone, whole=whole)
+        return weights.of(samples, weight, summed=summed)
+
+    def of(self, loss: torch.Tensor, samples: int, *, alone: bool, whole: int = 0) -> float | None:
+        """What this loss was divided by; None for samples, or where nothing else is seen. alone: this micro-batch is
+        the whole step of all workers. whole: samples of that step, where they are known.
 
         Raises UsageError where it is seen that samples are wrong, and not what is right.
         """
@@ -107,7 +126,7 @@ class Denominators:
         with suppress(RuntimeError):  # the graph was freed: backward says so
             found = [term for term in terms(loss.grad_fn) if not _is_of_no_sample(term)]
             for term in found:
-                self._refuse(term, samples, alone=samples >= whole)
+                self._refuse(term, samples, alone=alone)
             counts = [self._count(at, term, samples, whole) for at, term in enumerate(found)]
             if counts and counts[0] is not None and counts.count(counts[0]) == len(counts):
                 return counts[0]

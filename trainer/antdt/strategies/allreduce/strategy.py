@@ -204,8 +204,9 @@ class AllReduceReplica(Updating):
         if self._reduced is not None:
             raise UsageError("The gradients of this step are reduced: agent.backward(loss) belongs before that.")
         assert samples > 0, "without samples there is nothing to go backward from"
-        whole = row.samples if self._attached().world == 1 else max(row.reference, samples + 1)
-        weight = self._weigh(self._weights, loss, samples, weight, summed=summed, whole=whole)
+        one = self._attached().world == 1
+        alone, whole = one and samples >= row.samples, row.samples if one else row.reference
+        weight = self._denominators.weigh(self._weights, loss, samples, weight, summed=summed, alone=alone, whole=whole)
         if through:
             self._weights.through(samples)
         self._check_unfrozen()

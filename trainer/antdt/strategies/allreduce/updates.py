@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from antdt_schemas.errors import UsageError
 
-from antdt.strategies.allreduce import finite, guard
+from antdt.strategies.allreduce import finite
 from antdt.strategies.allreduce.denominators import Denominators
 from antdt.strategies.allreduce.judging import Judging
 from antdt.strategies.allreduce.state import Held, Saved
@@ -59,15 +59,6 @@ class Updating(Judging):
         self._talk = Talk(self._carry_out)
         self._undo: Undo | None = None
         self._updated: list[bool] = []
-
-    def _weigh(
-        self, weights: Weights, loss: torch.Tensor, samples: int, weight: float | None, *, summed: bool, whole: int
-    ) -> float:
-        """What a loss of the micro-batch at hand weighs among these. whole: see Denominators. Raises UsageError."""
-        guard.check_loss(loss)
-        if weight is None and not summed:
-            weight = self._denominators.of(loss, samples, whole=whole)
-        return weights.of(samples, weight, summed=summed)
 
     def restore(self, data: bytes | BinaryIO | Saved, *more: Any, **named: Any) -> None:
         """See Holding: who has another model now has not made its last step."""

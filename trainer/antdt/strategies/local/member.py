@@ -101,9 +101,8 @@ class LocalMember(AllReduceMember):
         """
         assert self._row is not None and self._own is not None, "take first"
         self._attached().check()
-        part = self._own_weights.samples or (through and not last)  # of what its optimizer steps by
-        whole = samples + 1 if part else samples
-        weight = self._weigh(self._own_weights, loss, samples, weight, summed=summed, whole=whole)
+        alone = not self._own_weights.samples and (last or not through)  # in what its optimizer steps by
+        weight = self._denominators.weigh(self._own_weights, loss, samples, weight, summed=summed, alone=alone)
         self._check_unfrozen()
         self._unit = self._unit or weight
         self._own.expect(last)

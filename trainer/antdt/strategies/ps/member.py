@@ -202,10 +202,7 @@ class ServedMember:
                 "ParameterServer divides by what all contributions weigh: pass the mean, and weight= where it was not "
                 "divided by the number of samples, instead of reduction='sum'."
             )
-        guard.check_loss(loss)
-        if weight is None:
-            weight = self._denominators.of(loss, samples, whole=samples + 1)  # others have a part of it, too
-        weight = weights.of(samples, weight, summed=False)
+        weight = self._denominators.weigh(weights, loss, samples, weight, alone=False)  # others have a part of it, too
         if any(param.requires_grad and not known for param, known in self._frozen_now()):
             raise UsageError("Parameters were unfrozen, which servers do not train: unfreeze before the Agent is made.")
         gradients.expect(last)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from antdt_schemas.errors import Mismatch, Unavailable, Undecodable
 
@@ -31,13 +31,6 @@ log = logging.getLogger("antdt")
 MESSAGES_A_TURN = 1_024
 PATIENCE_S = 60.0
 GIVEN_UP = "The ledger has given this worker up."
-
-
-class Peer(NamedTuple):
-    """Where a server listens."""
-
-    host: str
-    port: int
 
 
 class Server:

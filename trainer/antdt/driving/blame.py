@@ -21,8 +21,8 @@ from antdt.connect.alone import Alone
 from antdt.connect.client import Client
 from antdt.data.loading.pool import DataProcessDied, SampleFailed, Samples
 from antdt.data.sources import IterableSource, MapSource, position_key
+from antdt.driving import holds
 from antdt.host import whereabouts
-from antdt.worker import holds
 
 NARROWING_S = 5.0
 RANGES_TOLD_MAX = 64

@@ -5,8 +5,8 @@ from __future__ import annotations
 from antdt_schemas.strategies import servers_of
 
 from antdt.connect.settings import SERVER, Settings
+from antdt.driving.membership import Membership
 from antdt.strategies.base import StrategyOptions
-from antdt.worker.membership import Membership
 
 
 def placed(strategy: StrategyOptions, settings: Settings) -> StrategyOptions:
@@ -18,6 +18,6 @@ def kind_of(settings: Settings, strategy: str) -> type[Membership]:
     """The class that carries out what its life asks for."""
     if not servers_of(strategy):
         return Membership
-    from antdt.worker import served  # which needs a library that other jobs do without
+    from antdt.driving import served  # which needs a library that other jobs do without
 
     return served.ServerOfWorkers if settings.role == SERVER else served.WorkerOfServers

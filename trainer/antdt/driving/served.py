@@ -11,6 +11,11 @@ from typing import Any
 from antdt_schemas import records
 
 from antdt.connect.settings import Settings
+from antdt.driving.membership import Membership
+from antdt.files import checkpoint
+from antdt.files.model_files import ModelFiles
+from antdt.files.no_files import NoFiles
+from antdt.files.part_files import PartFiles, stem_of
 from antdt.host import whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions
@@ -19,15 +24,10 @@ from antdt.strategies.ps.core.facts import Version
 from antdt.strategies.ps.member import ServedMember
 from antdt.strategies.ps.saving import Saved
 from antdt.strategies.ps.serving import Serving
-from antdt.worker import checkpoint
 from antdt.worker import instructions as ask
 from antdt.worker.attached import AttachedLife
 from antdt.worker.instructions import Decided, Parts, Turned
 from antdt.worker.life import Life
-from antdt.worker.membership import Membership
-from antdt.worker.model_files import ModelFiles
-from antdt.worker.no_files import NoFiles
-from antdt.worker.part_files import PartFiles, stem_of
 from antdt.worker.plans import Plans
 from antdt.worker.serving import ServingLife
 from antdt.worker.telemetry import StepTiming

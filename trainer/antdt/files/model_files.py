@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
@@ -18,8 +18,8 @@ from antdt_schemas import records
 from antdt_schemas.errors import ForeignState, Unavailable
 from antdt_schemas.limits import INIT_FILE
 
+from antdt.files import checkpoint
 from antdt.strategies.base import Model
-from antdt.worker import checkpoint
 from antdt.worker.session import Session
 
 INIT_NAME = f"{INIT_FILE}.pt"
@@ -85,7 +85,11 @@ class ModelFiles:
         unsaved = self._init if name == INIT_NAME else None
         if name != INIT_NAME or not fresh or _is_there(folder / name):
             with io.BytesIO(unsaved) if unsaved else checkpoint.read(folder, name, self.job) as file:
-                strategy.restore(file, lambda saved: self._check(saved, grant, name), f"Checkpoint {folder / name}")
+
+                def check(saved: Any) -> None:
+                    self._check(name, saved.labels, step=(grant.committed, saved.progress.step))
+
+                strategy.restore(file, check, f"Checkpoint {folder / name}")
         else:
             self._write_init(random)
 
@@ -183,11 +187,14 @@ class ModelFiles:
     def _labels(self, name: str) -> dict[str, str]:
         return {"run": self.run_id, "job": self.job, "file": name}
 
-    def _check(self, saved: Any, grant: records.Grant, name: str) -> None:
-        """Before anything is overwritten: the file is the one of this grant, not one that was put in its place."""
+    def _check(self, name: str, labels: Mapping[str, str], **numbers: tuple[int, int]) -> None:
+        """Before anything is overwritten: the file is the one of this grant, not one that was put in its place.
+
+        numbers: what the grant says, and what the file has.
+        """
         hint = f"Go back to another one: {checkpoint.rollback(self.job)}."
-        expected = {**self._labels(name), "step": str(grant.committed)}
-        found = {**saved.labels, "step": str(saved.progress.step)}
+        expected = {**self._labels(name), **{label: str(one) for label, (one, _) in numbers.items()}}
+        found = {**labels, **{label: str(other) for label, (_, other) in numbers.items()}}
         for label, value in expected.items():
             if found.get(label) != value:
                 what = f"The {label} of checkpoint {self.folder / name}"

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, NamedTuple
 
 from antdt_schemas import records
-from antdt_schemas.errors import ForeignState, Mismatch, Unavailable
+from antdt_schemas.errors import Mismatch, Unavailable
 from antdt_schemas.limits import INIT_FILE
 
+from antdt.files import checkpoint
+from antdt.files.model_files import WRITTEN, ModelFiles, Trouble
 from antdt.strategies.base import Model
-from antdt.worker import checkpoint
 from antdt.worker.instructions import Parts
-from antdt.worker.model_files import WRITTEN, ModelFiles, Trouble
 from antdt.worker.session import Phase, Session
 
 KIND = "antdt.parts"
@@ -94,13 +93,8 @@ class PartFiles(ModelFiles):
         if name == INIT_FILE:
             return None
         manifest = Manifest.load(checkpoint.read_bytes(self.folder, name, self.job), f"checkpoint {self.folder / name}")
-        hint = f"Go back to another one: {checkpoint.rollback(self.job)}."
-        expected = {**self._labels(name), "step": str(grant.committed), "parts": str(len(grant.members))}
-        found = {**manifest.labels, "step": str(manifest.step), "parts": str(len(manifest.files))}
-        for label, value in expected.items():
-            if found.get(label) != value:
-                what = f"The {label} of checkpoint {self.folder / name}"
-                raise ForeignState(what, value, found.get(label, "none"), hint)
+        parts = len(grant.members), len(manifest.files)
+        self._check(name, manifest.labels, step=(grant.committed, manifest.step), parts=parts)
         return manifest, part_of(self.folder, manifest, number, self.job)
 
     def publish(self, session: Session, parts: Parts) -> records.Checkpoint | None:
@@ -109,9 +103,7 @@ class PartFiles(ModelFiles):
         None: it could not be written, and is owed; that was said.
         """
         name = f"{stem_of(session.generation, session.incarnation, parts.version)}.pt"
-        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        labels = {**self._labels(name), WRITTEN: now}
-        data = Manifest(parts.version, parts.lineage, parts.plan, parts.files, labels).dump()
+        data = Manifest(parts.version, parts.lineage, parts.plan, parts.files, self._stamped(name)).dump()
         try:
             digest = checkpoint.write_bytes(self.folder, name, data)
         except Unavailable as error:

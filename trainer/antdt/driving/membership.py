@@ -18,18 +18,18 @@ from typing import Any
 from antdt_schemas import records
 from antdt_schemas.errors import ExitCode
 
-from antdt.connect.address import ENV_ADVERTISE, LOOPBACK, can_bind, own_address
 from antdt.connect.alone import Alone
 from antdt.connect.client import Client, ClientOptions, renew
 from antdt.connect.settings import SERVER, Settings
+from antdt.files.model_files import ModelFiles
+from antdt.files.no_files import NoFiles
 from antdt.host import told, whereabouts
+from antdt.host.address import ENV_ADVERTISE, LOOPBACK, can_bind, own_address
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions, batch_factor
 from antdt.strategies.base import Here, Strategy
 from antdt.worker import instructions as ask
 from antdt.worker.life import Life
-from antdt.worker.model_files import ModelFiles
-from antdt.worker.no_files import NoFiles
 from antdt.worker.outside import LifeOptions, Outside
 from antdt.worker.plans import Plans
 from antdt.worker.session import Phase, Session, Where
