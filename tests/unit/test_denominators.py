@@ -49,6 +49,56 @@ def each(m: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(m(x), y, reduction="none")
 
 
+def one_by_one(m: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    total: Any = 0.0
+    for at in range(len(x)):
+        total = total + functional.cross_entropy(m(x[at : at + 1]), y[at : at + 1])
+    return total  # type: ignore[no-any-return]
+
+
+def directions(m: Net, x: torch.Tensor) -> torch.Tensor:
+    return functional.normalize(m(x), dim=1)
+
+
+def mined(m: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    f, same = directions(m, x), (y[:, None] == y[None, :]).double()
+    apart = torch.cdist(f, f)
+    return functional.relu((apart * same).max(1).values - (apart + 9 * same).min(1).values + 0.3).mean()
+
+
+def similar(m: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    near = directions(m, x) @ directions(m, x + 0.1).T / 0.1
+    return -(near.diag() - near.logsumexp(1)).mean()
+
+
+def of_one_class(m: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    f, one = directions(m, x), torch.eye(len(x), dtype=torch.float64)
+    near, same = f @ f.T / 0.1 - 99 * one, (y[:, None] == y[None, :]).double() - one
+    chance = near - near.logsumexp(1, keepdim=True)
+    return -((chance * same).sum(1) / same.sum(1).clamp(min=1)).mean()
+
+
+def uncorrelated(m: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    a, b = ((f - f.mean(0)) / f.std(0) for f in (m(x), m(x + 0.1)))
+    return (a.T @ b / len(x) - torch.eye(3, dtype=torch.float64)).square().sum()
+
+
+def advantage(m: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    reward = x.sum(1)
+    wanted = (reward - reward.mean()) / (reward.std() + 1e-8)
+    return -(m(x).log_softmax(1)[torch.arange(len(y)), y] * wanted).mean()
+
+
+def ranked(m: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    score = m(x)[:, 0]
+    return functional.softplus(-(score[:, None] - score[None, :]) * (y[:, None] > y[None, :]).double()).mean()
+
+
+def spread_out(m: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    chance = m(x).softmax(1).mean(0)
+    return functional.cross_entropy(m(x), y) + (chance * chance.log()).sum()
+
+
 RIGHT: dict[str, Loss] = {
     "mean": lambda m, x, y: functional.cross_entropy(m(x), y),
     "sum over samples": lambda m, x, y: functional.cross_entropy(m(x), y, reduction="sum") / len(x),
@@ -78,6 +128,13 @@ RIGHT: dict[str, Loss] = {
     "a learned weight": lambda m, x, y: torch.exp(-m.scale) * functional.cross_entropy(m(x), y) + m.scale,
     "heads": lambda m, x, y: torch.stack([functional.cross_entropy(m(x), y), m(x).square().mean()]).sum(),
     "roots of samples": lambda m, x, y: (m(x) - 1).norm(dim=1).mean(),
+    "added up one by one": lambda m, x, y: one_by_one(m, x, y) / len(x),
+    "without what is nothing": lambda m, x, y: torch.where(y > 0, each(m, x, y), torch.nan).nanmean(),
+    "of each feature": lambda m, x, y: functional.mse_loss(m(x), one_hot(y), reduction="none").mean(0).sum(),
+    "one of several": lambda m, x, y: torch.stack([each(m, x, y).mean(), m(x).square().mean()])[0],
+    "a number that is not nothing": lambda m, x, y: torch.nan_to_num(each(m, x, y).mean()),
+    "einsum": lambda m, x, y: torch.einsum("ij,ij->", m(x), one_hot(y)) / len(x),
+    "directions": lambda m, x, y: (2 - 2 * functional.cosine_similarity(m(x), one_hot(y))).mean(),
     "roots, one by one": lambda m, x, y: sum(m(x)[at].square().mean().sqrt() for at in range(len(x))) / len(x),
 }
 
@@ -91,6 +148,29 @@ WRONG: dict[str, tuple[Loss, str]] = {
     ),
     "over the batch of all": (lambda m, x, y: each(m, x, y).sum() / 30, "CONSTANT"),
     "over a constant": (lambda m, x, y: functional.cross_entropy(m(x), y, reduction="sum") / 100, "CONSTANT"),
+    "added up one by one": (one_by_one, "SUMMED"),
+    "one by one, over the batch of all": (lambda m, x, y: one_by_one(m, x, y) / 30, "CONSTANT"),
+    "einsum": (lambda m, x, y: torch.einsum("ij,ij->", m(x), one_hot(y)), "SUMMED"),
+    "dot of vectors": (lambda m, x, y: torch.vdot(each(m, x, y), torch.ones(len(x), dtype=torch.float64)), "SUMMED"),
+    "median": (lambda m, x, y: each(m, x, y).median(), "BENT"),
+    "quantile": (lambda m, x, y: each(m, x, y).quantile(0.7), "BENT"),
+    "product": (lambda m, x, y: each(m, x, y).prod(), "BENT"),
+    "running total": (lambda m, x, y: each(m, x, y).cumsum(0)[-1], "BENT"),
+    "mined triplets": (mined, "MIXES"),
+    "similarities": (similar, "MIXES"),
+    "of one class": (of_one_class, "MIXES"),
+    "uncorrelated features": (uncorrelated, "MIXES"),
+    "deviation of features": (
+        lambda m, x, y: functional.relu(1 - m(x).std(0)).mean() + functional.cross_entropy(m(x), y),
+        "MIXES",
+    ),
+    "means of two batches": (lambda m, x, y: (m(x).mean(0) - m(x + 1).mean(0)).square().sum(), "MIXES"),
+    "entropy of the mean": (spread_out, "MIXES"),
+    "the hardest": (lambda m, x, y: each(m, x, y).topk(3).values.mean(), "MIXES"),
+    "over samples": (lambda m, x, y: (m(x).softmax(0) * one_hot(y)).mean(), "MIXES"),
+    "centered": (lambda m, x, y: functional.mse_loss(m(x) - m(x).mean(0, keepdim=True), one_hot(y)), "MIXES"),
+    "standardised advantages": (advantage, "MIXES"),
+    "each with each": (ranked, "MIXES"),
     "root of a mean": (lambda m, x, y: functional.mse_loss(m(x), one_hot(y)).sqrt(), "BENT"),
     "norm": (lambda m, x, y: (m(x) - one_hot(y)).norm(), "BENT"),
     "overlap": (
@@ -162,7 +242,7 @@ def train(loss_of: Loss, splits: Any, whole: int | None = None) -> None:
         seen.of(loss_of(net, *batch(split[0])), split[0], alone=split[0] >= all_of_them, whole=all_of_them)
 
 
-@pytest.mark.parametrize("name", [name for name, (_, why) in WRONG.items() if why in ("BENT", "COMPARES")])
+@pytest.mark.parametrize("name", [name for name, (_, why) in WRONG.items() if why in ("BENT", "COMPARES", "MIXES")])
 def test_in_one_piece_it_is_the_whole(name: str) -> None:
     """One worker alone; in micro-batches it is not, nor in units of a few samples."""
     loss_of, why = WRONG[name]

@@ -19,7 +19,16 @@ import torch
 from antdt_schemas.errors import UsageError
 
 from antdt.strategies.allreduce import guard
-from antdt.strategies.allreduce.terms import Term, is_gathered, is_of_one_sample, is_of_parameters, shape_of, terms
+from antdt.strategies.allreduce.mixing import Mixing, is_averaged
+from antdt.strategies.allreduce.terms import (
+    Term,
+    is_gathered,
+    is_of_one_sample,
+    is_of_parameters,
+    merged,
+    shape_of,
+    terms,
+)
 from antdt.strategies.allreduce.weights import Weights
 
 OTHER = (
@@ -30,6 +39,11 @@ COMPARES = (
     "This loss compares the samples of this worker's part of a batch with each other, so each split has another one: "
     "compare them with those of all workers, keys = agent.gather(features), whose own rows are agent.own_rows. (Where "
     "it does not, say agent.step(loss, weight=len(x)).)"
+)
+MIXES = (
+    "This loss puts the samples of this worker's part of a batch together ({}), so each split has another one: compute "
+    "it over those of all workers, agent.gather(outputs) and agent.gather(targets). (Where it is one number for each "
+    "sample, say agent.step(loss, weight=len(x)).)"
 )
 SUMMED = (
     "This loss is a sum over the micro-batch, agent.step(loss) weighs means by their samples: use reduction='mean', "
@@ -97,6 +111,7 @@ class Denominators:
         self._first: list[Seen] = []
         self._surprise = 0.0
         self._constants: dict[int, Constant] = {}
+        self._mixing = Mixing()
 
     def weigh(
         self,
@@ -124,9 +139,13 @@ class Denominators:
         if loss.grad_fn is None:
             return None
         with suppress(RuntimeError):  # the graph was freed: backward says so
-            found = [term for term in terms(loss.grad_fn) if not _is_of_no_sample(term)]
+            found = merged([term for term in terms(loss.grad_fn) if not _is_of_no_sample(term)], samples)
             for term in found:
                 self._refuse(term, samples, alone=alone)
+            if not alone and samples > 1 and self._mixing.is_due(found):
+                name = self._mixing.found([term for term in found if not is_gathered(term.node)], samples)
+                if name:
+                    raise UsageError(MIXES.format(name))
             counts = [self._count(at, term, samples, whole) for at, term in enumerate(found)]
             if counts and counts[0] is not None and counts.count(counts[0]) == len(counts):
                 return counts[0]
@@ -177,7 +196,9 @@ def _is_of_no_sample(term: Term) -> bool:
 
 def _is_undivided(term: Term, samples: int) -> bool:
     """Whether it adds up what samples have, and nothing has divided it by what could be their number."""
-    if samples == 1 or term.number % samples or is_of_one_sample(term.node):
+    if samples == 1 or term.number % samples or (not term.parts and is_of_one_sample(term.node)):
+        return False
+    if not term.parts and is_averaged(term, samples):
         return False
     inverse = 1 / (term.factor or 1.0)
     return not (term.divisors or _near(inverse, samples) or _near(inverse, term.number))

@@ -18,31 +18,37 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.autograd.function import BackwardCFunction
 
-DEPTH_MAX = 8
+DEPTH_MAX, NODES_MAX = 8, 8192
 BELOW_MAX, NEAR = 200, 8  # operations that are looked at
 MEAN, SUM = 1, 2  # as torch's loss functions save their reduction
 # Operations that leave a mean a mean, or a term of one.
-COPIES = "ToCopy View ReshapeAlias Alias Clone Squeeze Unsqueeze"
+COPIES = "ToCopy View ReshapeAlias UnsafeView Alias Clone Squeeze Unsqueeze Permute Transpose T Select Index Unbind"
 ADDED = tuple(f"{one}Backward" for one in f"{COPIES} Add Sub Rsub Neg Stack Cat".split())
 # Operations that are not linear: of many numbers, or of one.
-OF_ONE = "Sqrt Rsqrt Pow Exp Expm1 Log Log2 Log10 Log1P Abs Relu Clamp Reciprocal Maximum Minimum Sigmoid Tanh Softplus"
-OF_MANY = "Max Min Amax Amin Norm LinalgVectorNorm Std Var Logsumexp LogSigmoid"
+OF_ONE = (
+    "Sqrt Rsqrt Pow Exp Expm1 Log Log2 Log10 Log1P Abs Relu Clamp Reciprocal Maximum Minimum Sigmoid LogSigmoid Tanh "
+    "Softplus"
+)
+OF_MANY = "Max Min Amax Amin Norm LinalgVectorNorm Std Var Logsumexp"
 BENT = tuple(f"{one}Backward" for one in f"{OF_ONE} {OF_MANY}".split())
 ELEMENTWISE = ("AddBackward", "SubBackward", "RsubBackward", "MulBackward", "DivBackward")
 LOOKS_UP = ("EmbeddingBackward", "IndexBackward", "GatherBackward", "TakeBackward")
 GATHERED = "_GatheredBackward"
+PRODUCTS = ("DotBackward", "VdotBackward", "BmmBackward", "MmBackward")
 
 
 class Term(NamedTuple):
     """kind: "mean"; "sum", which perhaps was divided; "bent" where it is not linear in a mean; "hidden" where a
     function of its own has made it. node: its reduction, or where it is not linear. divisors: by what it was divided on
-    the way, the last of them first; factor: by what it was multiplied.
+    the way, the last of them first; factor: by what it was multiplied. parts: of the samples that a script adds up one
+    by one; 0 where it does not.
     """
 
     kind: Literal["mean", "sum", "bent", "hidden"]
     node: Any
     divisors: tuple[float, ...]
     factor: float
+    parts: int = 0
 
     @property
     def name(self) -> str:
@@ -53,38 +59,70 @@ class Term(NamedTuple):
     @property
     def number(self) -> float:
         """Of elements that it was reduced from; of a weighted loss, their weights."""
+        if self.parts:
+            return float(self.parts)
         total = getattr(self.node, "_saved_total_weight", None)
         return float(math.prod(shape_of(self.node))) if total is None else float(total)
 
 
-def terms(node: Any, divisors: tuple[float, ...] = (), factor: float = 1.0, depth: int = 0) -> Iterator[Term]:
-    """All that are found within DEPTH_MAX operations. Raises RuntimeError where the graph was freed."""
+def terms(node: Any) -> Iterator[Term]:
+    """All of them, in order, within DEPTH_MAX operations that are no sums, and NODES_MAX of all. Raises RuntimeError
+    where the graph was freed.
+    """
+    waiting: list[_Way] = [_Way(node)]
+    looked = 0
+    while waiting and looked < NODES_MAX:
+        way, looked = waiting.pop(), looked + 1
+        if way.depth > DEPTH_MAX:
+            continue
+        found = _term(way)
+        if isinstance(found, Term):
+            yield found
+        else:
+            waiting.extend(reversed(found))
+
+
+class _Way(NamedTuple):
+    """From the loss to an operation."""
+
+    node: Any
+    divisors: tuple[float, ...] = ()
+    factor: float = 1.0
+    depth: int = 0
+
+    def to(self, nodes: list[Any]) -> list[_Way]:
+        """Further on. A sum of many is as deep as it has terms, and no way is lost in it."""
+        deeper = 0 if self.node.name().startswith(("AddBackward", "SubBackward")) else 1
+        return [self._replace(node=one, depth=self.depth + deeper) for one in nodes]
+
+
+def _term(way: _Way) -> Term | list[_Way]:
+    """The term that this operation is, or where to look for those that it is made of."""
+    node, divisors, factor, _ = way
     name, before = node.name(), [one for one, _ in node.next_functions if one is not None]
     reduction = getattr(node, "_saved_reduction", None)
-    if depth > DEPTH_MAX:
-        return
-    if name.startswith(ADDED):
-        for one in before:
-            yield from terms(one, divisors, factor, depth + 1)
-    elif name.startswith(("MulBackward", "DivBackward")):
-        yield from _scaled(node, before, divisors, factor, depth)
-    elif reduction in (MEAN, SUM):
-        yield Term("mean" if reduction == MEAN else "sum", node, divisors, factor)
-    elif name.startswith(("SumBackward", "MeanBackward")):
+    if reduction in (MEAN, SUM):
+        return Term("mean" if reduction == MEAN else "sum", node, divisors, factor)
+    if name.startswith(("SumBackward", "MeanBackward", "NansumBackward")):
         if before and before[0].name().startswith(("StackBackward", "CatBackward")) and _is_of_numbers(before[0]):
-            yield from terms(before[0], divisors, factor, depth + 1)
-        else:
-            yield Term("mean" if name.startswith("Mean") else "sum", node, divisors, factor)
-    elif name.startswith("DotBackward"):
-        yield Term("sum", node, divisors, factor)
-    elif isinstance(node, BackwardCFunction) and name != GATHERED:
-        yield Term("hidden", node, divisors, factor)
-    elif name.startswith(BENT):
-        yield Term("bent", node, divisors, factor)
+            return way.to(before[:1])
+        return Term("mean" if name.startswith("Mean") else "sum", node, divisors, factor)
+    if name.startswith(("MulBackward", "DivBackward")):
+        return _scaled(way, before)
+    if isinstance(node, BackwardCFunction) and name != GATHERED:
+        return Term("hidden", node, divisors, factor)
+    if name.startswith(BENT):
+        return Term("bent", node, divisors, factor)
+    if name.startswith(ADDED) or (before and _is_of_numbers(node)):
+        return way.to(before)
+    if name.startswith(PRODUCTS):
+        return Term("sum", node, divisors, factor)
+    return Term("bent", node, divisors, factor) if before and name != GATHERED else []
 
 
-def _scaled(node: Any, before: list[Any], divisors: tuple[float, ...], factor: float, depth: int) -> Iterator[Term]:
+def _scaled(way: _Way, before: list[Any]) -> Term | list[_Way]:
     """By a constant, or by what follows from parameters alone (a learned weight of a term)."""
+    node, divisors, factor, _ = way
     divides, of_samples = node.name().startswith("DivBackward"), before
     if len(before) == 1:
         number = _number(node)
@@ -96,9 +134,27 @@ def _scaled(node: Any, before: list[Any], divisors: tuple[float, ...], factor: f
         of_samples = [one for one in before if not is_of_parameters(one)]
     divisor = node.next_functions[1][0] if divides and len(node.next_functions) > 1 else None
     if len(of_samples) > 1 or (divisor is not None and divisor in of_samples):
-        yield Term("bent", node, divisors, factor)
-    elif of_samples:
-        yield from terms(of_samples[0], divisors, factor, depth + 1)
+        return Term("bent", node, divisors, factor)
+    return way._replace(divisors=divisors, factor=factor).to(of_samples)
+
+
+def merged(found: list[Term], samples: int) -> list[Term]:
+    """Terms that a script adds up one by one, a sample each, are one sum over all of them."""
+    if samples < 2 or len(found) < samples:
+        return found
+    alike: dict[Any, list[Term]] = {}
+    for term in found:
+        alike.setdefault((term.name, term.divisors, term.factor, _is_of_one(term)), []).append(term)
+    out = list[Term]()
+    for (_, _, _, of_one), some in alike.items():
+        whole = of_one and len(some) == samples
+        out += [some[0]._replace(kind="sum", parts=samples)] if whole else some
+    return out
+
+
+def _is_of_one(term: Term) -> bool:
+    """Whether it is the loss of one sample."""
+    return term.kind in ("mean", "sum") and (shape_of(term.node)[:1] in ((), (1,)) or is_of_one_sample(term.node))
 
 
 def _number(node: Any) -> float | None:
