@@ -25,7 +25,7 @@ demo: install
 	$(BIN)/antdt demo $(ARGS)
 
 chaos: install
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m dear
+	$(BIN)/python -m pytest -n 2 --dist load -m dear
 	$(BIN)/antdt chaos --seeds $(SEEDS) $(ARGS)
 
 # Simulated worlds beyond those of the tests; ARGS: the first one.
@@ -42,7 +42,7 @@ lint: install
 # something dear. Many wait for processes rather than compute, and what is dearer, a broker and a process with torch, all
 # share: four at a time keep two cores busy.
 test: bytecode lint
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist loadgroup --no-loadscope-reorder -m "not dear" $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist load -m "not dear" $(ARGS)
 
 # Bytecode is kept, whatever the environment says, and made while a core is idle beside mypy: each of the four would write
 # its assertions anew, for more than two seconds.

@@ -21,7 +21,7 @@ from antdt_streams.broker.embedded import _free_ports
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
-pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("credentials")]  # one broker for all
+pytestmark = pytest.mark.kafka
 HERE, MODULE = "127.0.0.1", "org.apache.kafka.common.security.plain.PlainLoginModule"
 TIMEOUT_S = 10.0  # beside everything else that runs here
 SASL = {"sasl.mechanism": "PLAIN", "sasl.username": "ann"}

@@ -24,7 +24,6 @@ from tests.helpers.warm import Warm
 
 pytestmark = [
     pytest.mark.kafka,
-    pytest.mark.xdist_group("hosts"),  # one broker for all
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and `ip`"),
 ]
 CLONE_NEWNET = 0x40000000

@@ -13,7 +13,6 @@ from pathlib import Path
 import confluent_kafka
 import pytest
 
-pytestmark = pytest.mark.xdist_group("wheel")  # it is built once
 HERE = Path(__file__).parents[2]
 SITE = Path(confluent_kafka.__file__).parents[1]
 # What the wheel depends on; everything else that is installed here is hidden from it.

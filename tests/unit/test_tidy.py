@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("tidy")  # all modules are parsed once
 ROOT = Path(__file__).parents[2]
 SIDES = ("schemas/antdt_schemas", "streams/antdt_streams", "trainer/antdt")
 MODULE_LINES_MAX = 400
