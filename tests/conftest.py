@@ -76,6 +76,8 @@ SECONDS = {
     "test_rows": 1.0,
     "test_tidy": 0.5,
 }
+# Of those that compute: others read the logs of its worlds, and would make them anew.
+FIRST = "test_worlds"
 # Files whose tests one worker takes: what they share is dear, a broker with other listeners, a wheel, parsed modules.
 TOGETHER = ("test_credentials", "test_hosts", "test_wheel", "test_tidy")
 SPEAK_S = 0.5
@@ -141,8 +143,8 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that wait between those that compute, of each kind the longest first. Tests of one file that compute follow
-    each other, but for those of several seconds.
+    """Those that wait between those that compute, of each kind the longest first, but for the worlds. Tests of one file
+    that compute follow each other, but for those of several seconds.
     """
     waiting = [[item] for item in items if WAITS in item.path.parts]
     others = [item for item in items if WAITS not in item.path.parts]
@@ -164,7 +166,8 @@ def part_of(item: pytest.Item) -> object:
 
 def spread(parts: list[list[pytest.Item]]) -> list[Place]:
     """Each with its place between 0 and 1: the share of the time that has passed when it begins."""
-    weighed = sorted(((sum(map(takes_s, part)), part) for part in parts), key=lambda one: -one[0])
+    weighed = [(sum(map(takes_s, part)), part) for part in parts]
+    weighed.sort(key=lambda one: (one[1][0].path.stem != FIRST, -one[0]))
     before = [0.0, *itertools.accumulate(seconds for seconds, _ in weighed)]
     return [(start / before[-1], part) for start, (_, part) in zip(before, weighed, strict=False)]
 
