@@ -6,7 +6,7 @@ ARGS ?=
 SEEDS ?= 20
 WORLDS ?= 5000
 
-.PHONY: install demo chaos sim test lint unit clean
+.PHONY: install demo chaos sim test bytecode lint unit clean
 install: $(VENV)/.installed
 
 # uv installs in half a minute what takes pip several; pip stands in where uv cannot be had. Bytecode is compiled
@@ -25,7 +25,7 @@ demo: install
 	$(BIN)/antdt demo $(ARGS)
 
 chaos: install
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m dear
+	$(BIN)/python -m pytest -n 2 --dist load -m dear
 	$(BIN)/antdt chaos --seeds $(SEEDS) $(ARGS)
 
 # Simulated worlds beyond those of the tests; ARGS: the first one.
@@ -38,11 +38,16 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The longest come first (tests/conftest.py), and each goes to whoever is free. Many wait for processes rather than
-# compute, and what is dear, a broker and a process with torch, all share: four at a time keep two cores busy. Bytecode
-# is kept, whatever the environment says: each of the four would write its assertions anew, for more than a second.
-test: lint
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist load --maxschedchunk 1 -m "not dear" $(ARGS)
+# What waits runs beside what computes (tests/conftest.py), and each goes to whoever is free, but for those that share
+# something dear. Many wait for processes rather than compute, and what is dearer, a broker and a process with torch, all
+# share: four at a time keep two cores busy.
+test: bytecode lint
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist load -m "not dear" $(ARGS)
+
+# Bytecode is kept, whatever the environment says, and made while a core is idle beside mypy: each of the four would write
+# its assertions anew, for more than two seconds.
+bytecode: install
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --collect-only -qq >/dev/null 2>&1 &
 
 unit: install
 	$(BIN)/python -m pytest -m "not kafka and not dear" $(ARGS)

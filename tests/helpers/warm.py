@@ -21,6 +21,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from antdt.host.child import leave
+
 from tests.helpers.shared import ask
 from tests.helpers.warm_server import SERVICES, TRAINER
 
@@ -88,6 +90,19 @@ class Warm:
         self.send_signal(signal.SIGTERM)
 
 
+def python(
+    code: str, *arguments: str, folder: Path, environ: Mapping[str, str] = os.environ, kind: str = TRAINER
+) -> subprocess.CompletedProcess[str]:
+    """`python -c CODE ARGUMENTS`, to its end; what it says lies in the folder."""
+    said = folder / "stdout", folder / "stderr"
+    process = Warm(_python, (code, arguments, str(said[1].absolute())), environ, said[0], kind=kind)
+    try:
+        status = process.wait(START_S)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess([code, *arguments], status, *(one.read_text() for one in said))
+
+
 def launched(arguments: Sequence[str], environ: Mapping[str, str], output: Path) -> Warm:
     """`antdt launch` with these arguments."""
     return Warm(_launch, (list(arguments),), environ, output)
@@ -103,6 +118,15 @@ def started(command: Sequence[str], environ: Mapping[str, str], output: Path) ->
     assert list(command[:2]) == [sys.executable, "-m"], command
     name, *arguments = command[2:]
     return launched(arguments, environ, output) if name == LAUNCH else module([name, *arguments], environ, output)
+
+
+def _python(code: str, arguments: Sequence[str], errors: str) -> None:
+    handle = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 2)
+    os.close(handle)
+    sys.argv = ["-c", *arguments]
+    exec(code, {"__name__": "__main__"})
+    leave(0)
 
 
 def _run(command: list[str]) -> None:

@@ -22,7 +22,10 @@ from antdt_streams.local.place import Place
 from antdt_streams.local.services import environment_of, start_services
 from antdt_streams.views.job import audit_of
 
+from tests.helpers.warm import python, started
+
 HERE = Path(__file__).parents[2]
+LAUNCH = "from antdt.launch.launcher import main; main(prog_name='antdt launch')"
 WITHIN_S = 90
 # What a reader has before the loop of the README begins.
 BEFORE_THE_LOOP = """\
@@ -135,16 +138,10 @@ def test_the_commands_of_the_readme_with_its_loop(tmp_path: Path) -> None:
 def test_the_example_trains(connection: Connection, job: str, tmp_path: Path) -> None:
     place = Place(connection, True, tmp_path, None)
     topics_admin.create(connection, job)
-    supervisor = start_services(job, place, connection, ("ledger",))
+    supervisor = start_services(job, place, connection, ("ledger",), start=started)
     try:
-        done = subprocess.run(
-            antdt(f"antdt launch --job {job} -n 2 {HERE / 'examples' / 'train.py'}"),
-            env={**os.environ, **environment_of(connection, place)},
-            capture_output=True,
-            text=True,
-            timeout=WITHIN_S,
-            check=False,
-        )
+        command = "--job", job, "-n", "2", str(HERE / "examples" / "train.py")
+        done = python(LAUNCH, *command, folder=tmp_path, environ=os.environ | environment_of(connection, place))
     finally:
         supervisor.stop()
     assert (done.returncode, done.stderr) == (0, "")

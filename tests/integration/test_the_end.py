@@ -79,7 +79,8 @@ def test_a_folder_that_takes_no_files_ends_nothing_and_is_owed_all_of_them(
         launcher = run.launch(2, *options, restarts=0)
         run.until_committed(12)
         assert [c.file for c in run.now().line.checkpoints] == [INIT_FILE]
-        assert "Training goes on; there is no checkpoint of a step yet." in run.output.read_text()
+        said = "Training goes on; there is no checkpoint of a step yet."
+        run.until(lambda: said in run.output.read_text(), "nobody says that no checkpoint is written")
         blocked.unlink()
         run.until(lambda: len(run.now().line.checkpoints) > 1, "what is owed is not written")
         blocked.rename(tmp_path / "away")

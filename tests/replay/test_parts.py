@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import zlib
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +19,10 @@ from antdt_streams.proof.waypoints import Waypoint
 from antdt_streams.storage.snapshots import pack, unpack
 
 from tests.helpers.logs import entries, simulated
+from tests.helpers.warm import python
+from tests.helpers.warm_server import SERVICES
 
+ANTDT = "from antdt_streams.cli.main import main; main()"
 IDENTITY = Identity("memory", "topic-1")
 EVERY = 15
 # Among them: roll-backs, void entries, quarantine, and an accepted loss of the log's tail.
@@ -70,8 +71,11 @@ def test_processes_give_it_too_and_the_commands_say_the_same(tmp_path: Path) -> 
     assert report_of(account, None) == in_one_piece(path)
     told = []
     for command in ("audit", "replay"):
-        line = [sys.executable, "-m", "antdt_streams", command, "--file", str(path), "--json", "--processes"]
-        done = [subprocess.run([*line, n], capture_output=True, text=True, timeout=60, check=False) for n in "12"]
+        done = []
+        for processes in "12":
+            (folder := tmp_path / f"{command}-{processes}").mkdir()
+            line = [command, "--file", str(path), "--json", "--processes", processes]
+            done.append(python(ANTDT, *line, folder=folder, kind=SERVICES))
         assert done[0].stdout == done[1].stdout and not done[1].stderr, done[1].stderr
         told.append(json.loads(done[1].stdout))
     assert told[0]["digest"] == told[1]["digest"]

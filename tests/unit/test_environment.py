@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from antdt.connect.settings import Settings
 from antdt.launch.environment import TORCH, Meeting, Where, hint_of, meeting, of_worker, torch_of_launch
 from antdt_schemas.errors import UsageError
+
+from tests.helpers.warm import python
 
 WHERE = Where(rank=5, world=6, local_rank=2, here=3, node=1)
 OWN = {"ANTDT_WORKER": "w5", "ANTDT_JOB": "j"}
@@ -75,19 +78,18 @@ def test_a_script_that_misses_them_is_told_how_to_get_them(error: Exception, nam
 
 
 @pytest.mark.kafka
-def test_a_group_of_the_scripts_own_forms() -> None:
+def test_a_group_of_the_scripts_own_forms(tmp_path: Path) -> None:
     torch = torch_of_launch(meeting({}, 2, 2), "run", 3)
     script = (
         "import torch, torch.distributed as d; d.init_process_group('gloo'); t = torch.ones(1) * (1 + d.get_rank()); "
         "d.all_reduce(t); print(int(t), d.get_world_size(), flush=True); d.destroy_process_group()"
     )
-    members = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            env=of_worker({"PATH": "/usr/bin:/bin"}, {}, Where(rank, 2, rank, 2, 0), 0, torch),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    assert [member.communicate(timeout=90)[0].split() for member in members] == [["3", "2"]] * 2
+
+    def member(rank: int) -> subprocess.CompletedProcess[str]:
+        (folder := tmp_path / str(rank)).mkdir()
+        environ = of_worker({"PATH": "/usr/bin:/bin"}, {}, Where(rank, 2, rank, 2, 0), 0, torch)
+        return python(script, folder=folder, environ=environ)
+
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(member, range(2)))
+    assert [one.stdout.split() for one in done] == [["3", "2"]] * 2, [one.stderr for one in done]

@@ -20,6 +20,7 @@ from antdt_schemas.launch_locks import Holder, ask_to_leave, is_free, this_proce
 
 from tests.helpers.job_processes import is_feed
 from tests.helpers.loading import children, gone
+from tests.helpers.warm import python
 
 # -- locks
 
@@ -165,7 +166,7 @@ def test_nothing_is_lost_when_a_worker_ends(tmp_path: Path) -> None:
     )
     script = tmp_path / "says.py"
     script.write_text("import sys\nfor n in range(20_000): print('line', n)\nsys.stderr.write('last words')\n")
-    done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, check=True)
+    done = python(code, str(script), folder=tmp_path)
     assert done.stdout.splitlines() == [f"[w0] line {n}" for n in range(20_000)]
     assert done.stderr == "[w0] last words\n"
 
@@ -190,7 +191,7 @@ def test_a_worker_leaves_also_when_it_is_told_where_python_swallows_exceptions(t
         "one = process.start([sys.argv[1]], dict(os.environ), process.Life(whereabouts.shared()))\n"
         "one.join(20); print(one.exitcode); one.kill()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, check=True)
+    done = python(code, str(script), folder=tmp_path)
     assert done.stdout.split() == ["143"], done.stderr
     assert "ignored" not in done.stderr
 
@@ -207,7 +208,7 @@ def test_a_worker_is_told_to_leave_from_its_first_moment_on(tmp_path: Path) -> N
         "    time.sleep(0.0005 * n); os.kill(one.pid, signal.SIGTERM); one.join(20); print(one.exitcode)\n"
         "assert not heard"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, check=True)
+    done = python(code, str(script), folder=tmp_path)
     assert done.stdout.split() == ["143"] * 20, done.stderr
 
 
@@ -218,7 +219,7 @@ def lived(script: Path) -> subprocess.CompletedProcess[str]:
         "one = process.start([sys.argv[1]], dict(os.environ), process.Life(whereabouts.shared()))\n"
         "one.join(20); print(one.exitcode)"
     )
-    return subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, check=True)
+    return python(code, str(script), folder=script.parent)
 
 
 def test_who_is_told_to_leave_while_it_ends_does_all_that_belongs_to_its_end(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ class Cluster:
         self._stop.set()
         for thread in self._threads:
             thread.join(10)
+            assert not thread.is_alive(), "a server does not end"
 
     def end(self) -> None:
         self.stop()
