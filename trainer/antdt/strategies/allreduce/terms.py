@@ -59,17 +59,19 @@ class Term(NamedTuple):
 
 def terms(node: Any, divisors: tuple[float, ...] = (), factor: float = 1.0, depth: int = 0) -> Iterator[Term]:
     """All that are found within DEPTH_MAX operations. Raises RuntimeError where the graph was freed."""
-    name, before = node.name(), [one for one, _ in node.next_functions if one is not None]
-    reduction = getattr(node, "_saved_reduction", None)
     if depth > DEPTH_MAX:
         return
+    # At every step: most losses are torch's, and what the others ask is not asked of them.
+    reduction = getattr(node, "_saved_reduction", None)
+    if reduction in (MEAN, SUM):
+        yield Term("mean" if reduction == MEAN else "sum", node, divisors, factor)
+        return
+    name, before = node.name(), [one for one, _ in node.next_functions if one is not None]
     if name.startswith(ADDED):
         for one in before:
             yield from terms(one, divisors, factor, depth + 1)
     elif name.startswith(("MulBackward", "DivBackward")):
         yield from _scaled(node, before, divisors, factor, depth)
-    elif reduction in (MEAN, SUM):
-        yield Term("mean" if reduction == MEAN else "sum", node, divisors, factor)
     elif name.startswith(("SumBackward", "MeanBackward")):
         if before and before[0].name().startswith(("StackBackward", "CatBackward")) and _is_of_numbers(before[0]):
             yield from terms(before[0], divisors, factor, depth + 1)
