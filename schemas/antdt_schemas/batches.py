@@ -63,14 +63,18 @@ class Layout:
         """The positions of the next step, and where the one behind it begins; None at the end. tail: all that was
         readmitted so far. made: steps before it.
         """
-        at = self.due(at, made)
-        if at.epoch < self.epochs:
-            size = self.size(self.samples - at.position)
-            return (Piece(at.epoch, at.position, size),), self.behind(at.epoch, at.position, size)
-        size = min(self.batch_size, total(tail) - at.position)
+        return self.step_due(self.due(at, made), tail)
+
+    def step_due(self, at: Cursor, tail: Sequence[Piece] = ()) -> tuple[tuple[Piece, ...], Cursor] | None:
+        """The same, for who knows already where it begins."""
+        epoch, position = at
+        if epoch < self.epochs:
+            size = self.size(self.samples - position)
+            return (Piece(epoch, position, size),), self.behind(epoch, position, size)
+        size = min(self.batch_size, total(tail) - position)
         if size <= 0:
             return None
-        return cut(tail, at.position, size), self.behind(at.epoch, at.position, size)
+        return cut(tail, position, size), self.behind(epoch, position, size)
 
     def due(self, at: Cursor, made: int) -> Cursor:
         """Where the next step begins, with so many made: in the next epoch, where what is left of this one fills none
@@ -78,10 +82,10 @@ class Layout:
         """
         epoch, position = at
         if epoch < self.epochs and not self.steps_of(self.samples - position):
-            epoch, position = epoch + 1, 0
-        if self.steps and made >= self.steps and epoch < self.epochs:
-            epoch, position = self.epochs, 0
-        return Cursor(epoch, position)
+            at = Cursor(epoch + 1)
+        if self.steps and made >= self.steps and at.epoch < self.epochs:
+            at = Cursor(self.epochs)
+        return at
 
     def behind(self, epoch: int, start: int, length: int) -> Cursor:
         """Where the step behind this place begins."""

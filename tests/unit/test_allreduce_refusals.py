@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakSet
 
 import pytest
 import torch
@@ -81,7 +80,7 @@ def test_the_optimizer_is_stepped_by_the_agent_only_and_by_anybody_afterwards() 
 def test_another_optimizer_on_the_same_parameters_is_refused_and_one_on_others_is_warned_of(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "_open", WeakSet())  # other tests of this process may have left members, which warn too
+    monkeypatch.setattr(guard, "_open", [])  # other tests of this process may have left members, which warn too
     with training() as (member,):
         other = torch.optim.SGD(member.model.head.parameters())
         with pytest.raises(UsageError, match="give the Agent all optimizers"):

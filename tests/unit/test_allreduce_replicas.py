@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,16 @@ import torch
 from antdt.strategies.allreduce import AllReduce, AllReduceReplica, ReplicasDiffer, fingerprint
 from antdt.strategies.allreduce.composition import outlier
 from antdt.strategies.allreduce.state import parse
+from antdt.worker import checkpoint
+from antdt.worker.model_files import ModelFiles
+from antdt.worker.session import Session, Where
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from tests.helpers.allreduce import each, generation_of, mean_loss, replica, take
 from tests.unit.test_allreduce_gradient import Normed
+from tests.unit.test_session import SPEC
 
 OFTEN = AllReduce(128, 512, compare_every=1)
 Change = Callable[[AllReduceReplica], None]
@@ -157,18 +162,63 @@ def test_an_adoption_does_not_hide_that_two_members_differ() -> None:
         all_raise(everybody, lambda m: m.adopt(0), r"After step 6, .*head\.weight\[1, 3\].*\(rank 0\).*\(rank 1\)")
 
 
-def test_the_final_file_does_not_hide_that_a_member_had_another_model() -> None:
+def test_the_final_file_does_not_hide_that_a_member_had_another_model(tmp_path: Path) -> None:
     members = [replica(build=Normed) for _ in range(2)]
     with generation_of(members):
         each(2, lambda rank: learn(members[rank]))
-    file = members[0].snapshot()
-    members[1].restore(file, lambda saved: members[1].check_equal(saved, "step-1.pt"))  # the very same
+    checkpoint.write(tmp_path, "step-1.pt", members[0].save)
+    file = tmp_path / "step-1.pt"
+    assert members[1].holds(file), "the very same"
     clamp(members[1])
     with pytest.raises(ReplicasDiffer, match=r"head\.weight\[1, 3\] .*\(step-1\.pt\), found .*\(here\)"):
-        members[1].restore(file, lambda saved: members[1].check_equal(saved, "step-1.pt"))
+        members[1].holds(file)
     assert not members[1].void, "nothing was overwritten"
     members[1].lineage = b"another history."
-    members[1].restore(file, lambda saved: members[1].check_equal(saved, "step-1.pt"))
+    assert not members[1].holds(file), "what it has to load"
+    assert not replica(build=Normed).holds(file), "before any step"
+
+
+def test_who_has_made_the_last_step_has_no_second_model_in_memory_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, load = list[torch.Tensor](), torch.load
+
+    def loaded(*args: Any, **named: Any) -> Any:
+        found = load(*args, **named)
+        read.extend(found["model"].values())
+        read.extend(value for of in found["optimizer"]["state"].values() for value in of.values())
+        return found
+
+    monkeypatch.setattr(torch, "load", loaded)
+    members = [replica(build=Normed) for _ in range(2)]
+    files = [ModelFiles(tmp_path, "job", member) for member in members]
+    with generation_of(members):
+        each(2, lambda rank: learn(members[rank]))
+    session = Session("w0", "w0.0", SPEC, Where("h", 1))
+    session.generation = 1
+    event = files[0].write(session, [])
+    assert event is not None
+    assert files[0].take_final(event.file) == ""
+    assert not read, "who has written it reads nothing"
+    assert files[1].take_final(event.file).endswith("UTC")
+    in_file = sum(one.nbytes for one in read if is_of_file(one, tmp_path / event.file))
+    assert in_file == sum(one.nbytes for one in read) > 0, "who only compares has no copy of it"
+    read.clear()
+    late = replica(build=Normed, seed=2)
+    assert ModelFiles(tmp_path, "job", late).take_final(event.file).endswith("UTC")
+    assert late.step_number == 1
+    assert read, "who is behind loads it"
+    assert not any(is_of_file(one, tmp_path / event.file) for one in read), "and it keeps none of the file"
+
+
+def is_of_file(tensor: torch.Tensor, path: Path) -> bool:
+    """Whether the kernel has this memory as a part of that file."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        place, *_, name = line.split()
+        low, high = (int(one, 16) for one in place.split("-"))
+        if low <= tensor.data_ptr() < high:
+            return name == str(path)
+    return False
 
 
 def test_who_finds_a_difference_says_so_although_the_others_have_ended() -> None:

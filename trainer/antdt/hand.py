@@ -82,12 +82,14 @@ class Hand:
         if asked.units:
             yield from self._apart(asked.units)
             return
-        steps = self._split(asked.ranges, -(-self.count(asked.ranges) // asked.batch_size))
+        samples = self.count(asked.ranges)
+        steps = self._split(asked.ranges, -(-samples // asked.batch_size))
         self._clock.optimizer_steps = len(steps)
         for number, step in enumerate(steps):
             if number and not self._loader.is_here:
                 self._load_ahead([r for later in steps[number:] for r in later], asked.batch_size)
-            parts = self._split(step, self._parts(asked.accumulation, self.count(step)))
+            mine = samples if len(steps) == 1 else self.count(step)
+            parts = self._split(step, self._parts(asked.accumulation, mine))
             for at, part in enumerate(parts, 1):
                 last = at == len(parts)
                 yield part, last, last and step is steps[-1]
@@ -116,8 +118,8 @@ class Hand:
 
     def _parts(self, accumulation: int, samples: int) -> int:
         """How many to make of so many samples."""
-        limits = self._micro_batch_size_max, self.holds.limit
-        limit = min((one for one in limits if one), default=0)  # before there is a plan that fits
+        stated, learned = self._micro_batch_size_max or 0, self.holds.limit
+        limit = min(stated or learned, learned or stated)  # before there is a plan that fits
         return max(accumulation, -(-samples // limit) if limit else 1)
 
     def load(self, part: list[Range], samples: int) -> Any:

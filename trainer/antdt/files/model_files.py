@@ -122,22 +122,22 @@ class ModelFiles:
         return True
 
     def take_final(self, file: str) -> str:
-        """The job ended without this worker: it started later, or was behind. The final model is that file. Returns
-        since when it is.
+        """The job ended, perhaps without this worker: it started later, or was behind. The final model is that file.
+        Whoever made its step holds it, and loads nothing: beside its own, another model may have no room. Returns
+        since when it is; empty for whoever has written it.
 
         Raises ReplicasDiffer where this worker has that very step and another model: the file would hide it.
         """
+        strategy, since = self.strategy, list[str]()
+        # No step is made behind that file, and no other model is adopted, before a generation begins, which forgets it.
+        if (file, strategy.step_number) == (self.written_name, self.written_step) and not strategy.void:
+            return ""
         # Names are unique, and one who never was granted anything does not know the run.
         found = next(self.root.glob(f"*/{file}"), self.root / file)
-        since = list[str]()
-
-        def check(saved: Any) -> None:
-            self.strategy.check_equal(saved, file)
-            since.append(saved.labels.get(WRITTEN, ""))
-
         with checkpoint.read(found.parent, file, self.job) as data:
-            self.strategy.restore(data, check, f"Checkpoint {found}")
-        return since[0] or _utc(found.stat().st_mtime)
+            if not strategy.holds(found):
+                strategy.restore(data, lambda saved: since.append(saved.labels.get(WRITTEN, "")), f"Checkpoint {found}")
+        return "".join(since) or _utc(found.stat().st_mtime)
 
     @property
     def may_try(self) -> bool:

@@ -18,6 +18,8 @@ from antdt_schemas.errors import AntdtError, UsageError
 from antdt_schemas.ranges import Range
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from antdt.strategies.once import Once
@@ -173,7 +175,7 @@ class Model(Head, Protocol):
     def snapshot(self, random: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> bytes: ...
     def restore(self, data: Any, check: Callable[[Any], None] | None = None, of: str = "The state") -> None: ...
     def check_finite(self) -> None: ...
-    def check_equal(self, saved: Any, file: str) -> None: ...
+    def holds(self, path: Path) -> bool: ...
 
 
 class Restores(Protocol):

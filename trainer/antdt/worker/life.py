@@ -69,7 +69,8 @@ class Life(Leaving):
                 self.saved = self._loses_nothing
                 return self._exit_code()
             try:
-                yield from self._enter(self.options.join_timeout_s)
+                if self.generation is None or self.session.phase is Phase.FAILED:
+                    yield from self._enter(self.options.join_timeout_s)
                 if not self.ended and self.generation is not None:
                     yield from self._round()
             except GenerationClosed as error:
@@ -238,7 +239,7 @@ class Life(Leaving):
         session, plans, strategy = self.session, self.plans, self.strategy
         split = plans.split(strategy.plan, self.workers)
         mine, whole = split.shares[session.rank], self.taking.whole
-        if not (yield from self._await_room(leaving)):
+        if len(strategy.pending) >= strategy.pending_max and not (yield from self._await_room(leaving)):
             self.saved, self.departed = False, True
             return
         idle = leaving or self._stopping or (self.draining and not whole)
@@ -251,8 +252,9 @@ class Life(Leaving):
         said = session.phase is Phase.ENDED, leaving, self._wants_file, taken.place
         part = Part(taken.ranges, plans.newest, taken.reference, *said, taken.empty)
         yield ask.Announce(part, mine.batch_size, lambda samples: self.taking.ahead(session, samples))
-        if part.samples:
-            at_once = max(mine.batch_size, whole * part.samples)
+        samples = part.samples
+        if samples:
+            at_once = max(mine.batch_size, whole * samples)
             yield ask.Train(taken.ranges, mine.accumulation, at_once, taken.units)
         outcome = yield ask.FINISH
         yield from self._account(outcome)

@@ -117,10 +117,10 @@ class _Granted:
     stop_step: int = 0
 
     def step(self, at: Cursor, made: int) -> tuple[tuple[Piece, ...], Cursor] | None:
-        """The next one; None at the end."""
+        """The next one, which is due at this place; None at the end."""
         if self.stop_step and made >= self.stop_step:
             return None
-        return self.layout.step(at, self.tail, made)
+        return self.layout.step_due(at, self.tail)
 
 
 class _Cut(NamedTuple):
@@ -161,12 +161,12 @@ class Stepped:
 
     def take(self, session: Session, at: Cursor, made: int, split: Split, *, idle: bool) -> Taken:
         """Its part of the next step; everybody knows of the whole step, whatever it takes."""
+        at = self.layout.due(at, made)
         step = self._granted.step(at, made)
         self._idle = step is None
         if step is None:
             return Taken((), 1)
         (live, self._behind), self._made = step, made + 1
-        at = self.layout.due(at, made)
         if split is not self._split:
             self._split, self._shares, self._cuts = split, [share.batch_size for share in split.shares], {}
         size = length = batches.total(live)
@@ -178,7 +178,7 @@ class Stepped:
         # In the tail it is the last epoch, where that is known; else the one that the model is at (Once.begins).
         epoch = at.epoch if at.epoch < self.layout.epochs else 0 if self.layout.steps else at.epoch - 1
         place = Place(where, self._behind, size, cut.mark, epoch)
-        mine, units = self._part(at, length, live, session.rank) if not idle else ((), [])
+        mine, units = self._part(at, length, live, size, session.rank) if not idle else ((), [])
         if self._granted.suspects and not self._unit:  # in parts a unit would give other bits
             units = self._units(mine)
         return Taken(self._ranges(mine), max(1, size), place, [self._ranges(unit) for unit in units])
@@ -187,12 +187,13 @@ class Stepped:
         """Its parts of the next steps, if plan and members stay the same."""
         found, at, made, missing = list[tuple[int, int, int]](), self._behind, self._made, samples
         while missing > 0 and not self._idle:
+            at = self.layout.due(at, made)
             step = self._granted.step(at, made)
             if step is None:
                 break
-            at = self.layout.due(at, made)
             length = batches.total(step[0])
-            mine, _ = self._part(at, length, self._live(at, length), session.rank)
+            live = self._live(at, length)
+            mine, _ = self._part(at, length, live, batches.total(live), session.rank)
             found += mine
             missing -= max(1, batches.total(mine))
             at, made = step[1], made + 1
@@ -232,14 +233,16 @@ class Stepped:
         return cut
 
     def _part(
-        self, at: Cursor, length: int, live: Sequence[Piece], rank: int
+        self, at: Cursor, length: int, live: Sequence[Piece], size: int, rank: int
     ) -> tuple[tuple[Piece, ...], list[Sequence[Piece]]]:
-        """That of this member; and the units that it is made of, which keep their places whatever is left out."""
+        """That of this member, of so many samples that are live; and the units that it is made of, which keep their
+        places whatever is left out.
+        """
         if not self._unit:
             if self._granted.suspects:  # one behind the other, so that two of them do not end two members in one step:
                 rest = batches.without(live, self._granted.suspects)  # who dies beside others speaks against nothing
                 live = (*batches.without(live, rest), *rest)
-            sizes = self._cut(batches.total(live)).sizes
+            sizes = self._cut(size).sizes
             return tuple(live) if len(sizes) == 1 else batches.share(
                 live, sizes, (rank + self._shift()) % len(sizes)
             ), []

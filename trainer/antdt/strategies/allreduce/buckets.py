@@ -75,8 +75,8 @@ def all_finite(grads: Sequence[torch.Tensor]) -> bool:
     """Whether every number is. Waits once for each device."""
     sums: dict[torch.device, torch.Tensor] = {}
     for one in grads:
-        sums[one.device] = total_of(one) + sums.get(one.device, 0)
-    if all(math.isfinite(total) for total in sums.values()):
+        sums[one.device] = sums[one.device] + total_of(one) if one.device in sums else total_of(one)
+    if all(math.isfinite(total.item()) for total in sums.values()):
         return True
     return all(bool(torch.isfinite(one).all()) for one in grads)
 

@@ -159,13 +159,15 @@ class Round(NamedTuple):
         The plan in effect is the newest that everybody has seen, and never older than the one in the model: a member
         may have joined with less read.
         """
-        first = _identity(next((row for row in rows if not row.talking), rows[0]))
+        model = next((row for row in rows if not row.talking), rows[0]) if rows[0].talking else rows[0]
+        first = _identity(model)
         weight, total, flags = 0.0, 0, 0
         for rank, row in enumerate(rows):
-            width = OF_THE_MODEL if row.talking else len(first)
-            if _identity(row)[:width] != first[:width]:
-                what = f"Model of rank {rank} in (lineage, step, plan, reference batch, split)"
-                raise ReplicasDiffer(what, _shown(first), _shown(_identity(row)))
+            if row is not model:
+                mine, width = _identity(row), OF_THE_MODEL if row.talking else len(first)
+                if mine[:width] != first[:width]:
+                    what = f"Model of rank {rank} in (lineage, step, plan, reference batch, split)"
+                    raise ReplicasDiffer(what, _shown(first), _shown(mine))
             weight, total = weight + row.weight, total + row.samples
             flags |= row.flags if row.weight else row.flags & ~SUMMED
         summed = bool(flags & SUMMED)
@@ -173,7 +175,7 @@ class Round(NamedTuple):
             raise UsageError(
                 "In one step some workers pass a loss with reduction='sum' and others a mean: pass the same kind."
             )
-        plan = max(rows[0].plan, min(row.plan_seen for row in rows))
+        plan = max(rows[0].plan, min([row.plan_seen for row in rows]))
         passed_over = bool(flags & PASSED_OVER) or (weight == 0 and not summed)
         ended, stopping, talking = bool(flags & ENDED), bool(flags & STOPPING), bool(flags & TALKING)
         return cls(tuple(rows), total, plan, ended, weight, summed, passed_over, stopping, talking)

@@ -54,9 +54,10 @@ SCHEDULED = (
 )
 
 _lock = threading.Lock()
-_open: weakref.WeakSet[Guard] = weakref.WeakSet()
+# Read at every step, as a copy and without the lock, for which a WeakSet has no way; written to under the lock.
+_open: list[weakref.ref[Guard]] = []
 _undo: list[Callable[[], None]] = []
-_scalers: weakref.WeakSet[Any] = weakref.WeakSet()
+_scalers: set[weakref.ref[Any]] = set()
 
 
 class Guard:
@@ -95,7 +96,8 @@ class Guard:
             cells = [module for module in self.model.modules() if isinstance(module, recurrent)]
             self._hooks = [one.register_forward_pre_hook(_refuse_carried, with_kwargs=True) for one in cells]
         with _lock:
-            _open.add(self)
+            if weakref.ref(self) not in _open:
+                _open.append(weakref.ref(self))
             if not _undo:
                 _watch()
 
@@ -104,7 +106,7 @@ class Guard:
         while self._hooks:
             self._hooks.pop().remove()
         with _lock:
-            _open.discard(self)
+            _open[:] = [weakref.ref(guard) for guard in _guards() if guard is not self]
             while _undo and not _open:
                 _undo.pop()()
 
@@ -139,8 +141,7 @@ class Guard:
 
 
 def _guards() -> list[Guard]:
-    with _lock:
-        return list(_open)
+    return [guard for one in _open[:] if (guard := one()) is not None]
 
 
 def _watch() -> None:
@@ -203,7 +204,7 @@ def _scaling(original: Any) -> Any:
     def scale(scaler: Any, outputs: Any) -> Any:
         owner = _owner_of(scaler)
         if owner is None:
-            _scalers.add(scaler)
+            _scalers.add(weakref.ref(scaler, _scalers.discard))
         elif not owner.applying:
             raise UsageError(SCALED.format("scaler.scale"))
         return original(scaler, outputs)
@@ -286,7 +287,8 @@ def check_loss(loss: Any) -> None:
 
 
 def _is_scaled(node: Any) -> bool:
-    scales = {scaler.get_scale() for scaler in list(_scalers) if scaler.is_enabled()} - {1.0}
+    alive = [scaler for one in list(_scalers) if (scaler := one()) is not None]
+    scales = {scaler.get_scale() for scaler in alive if scaler.is_enabled()} - {1.0}
     for _ in range(GRAPH_DEPTH_MAX):
         if node.name().startswith("Mul"):
             for name in ("_saved_self", "_saved_other"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -31,6 +32,7 @@ from antdt.strategies.allreduce.state import (
     load,
     misfit,
     parse,
+    read,
     saved_of,
     whole_of,
 )
@@ -214,11 +216,19 @@ class Holding:
         """Raises NotFinite for a model that nobody should go back to."""
         self._finite.check(self.step_number)
 
-    def check_equal(self, saved: Saved, file: str) -> None:
-        """Raises ReplicasDiffer where a saved state is of this very step, but of another model: loading hides that."""
-        at, mine = (saved.progress.step, saved.progress.lineage), (self.step_number, self.lineage)
-        if at == mine and self.step_number and not self.void and self.options.compares:
-            replicas.check_file(self._replica.parts(), saved.model, at[0], file)
+    def holds(self, path: Path) -> bool:
+        """Whether a file is of this very step, and of the model that is here, as far as models are compared at all. It
+        is compared where it lies: it is in memory only once.
+
+        Raises ReplicasDiffer where it is of this step, but of another model: loading hides that.
+        """
+        if not self.step_number or self.void or not self.options.compares:
+            return False
+        saved = saved_of(read(path))
+        if (saved.progress.step, saved.progress.lineage) != (self.step_number, self.lineage):
+            return False
+        replicas.check_file(self._replica.parts(), saved.model, self.step_number, path.name)
+        return True
 
     def drop_pending(self, up_to_step: int) -> None:
         """These are committed: nobody has to report them again."""

@@ -48,9 +48,9 @@ class Judging(LaidOut):
 
     def _passed_over(self, round_: Round, reason: str | None) -> tuple[tuple[str, ...] | None, str]:
         """Who wants the step skipped, or None, and why."""
-        named = zip(self._workers, round_.rows, strict=True)
         if not round_.passed_over:
             return None, ""
+        named = zip(self._workers, round_.rows, strict=True)
         who = tuple(worker for worker, row in named if row.passed_over)
         return who, reason or (f"{', '.join(who)} called agent.skip" if who else "it has no weight")
 
@@ -117,5 +117,5 @@ class Judging(LaidOut):
 
     def _check_unfrozen(self) -> None:
         """Raises GenerationClosed: the next generation has room for the gradients of what is trained from now on."""
-        if any(param.requires_grad for param in self._frozen):
+        if self._frozen and any(param.requires_grad for param in self._frozen):
             raise GenerationClosed("Parameters were unfrozen: the members meet anew, and reduce their gradients too.")

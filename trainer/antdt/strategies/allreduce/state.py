@@ -9,6 +9,7 @@ import io
 import pickle
 import struct
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -173,10 +174,12 @@ def _readable(value: Any) -> Any:
     return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 else value
 
 
-def read(source: BinaryIO) -> Any:
-    """What `torch.save` has written there. Runs no code out of it."""
+def read(source: BinaryIO | Path) -> Any:
+    """What `torch.save` has written there. Runs no code out of it. Of a path, numbers stay in the file until they are
+    looked at: nothing may keep them.
+    """
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=isinstance(source, Path))
     except pickle.UnpicklingError as error:
         raise UsageError(
             "The state of model or optimizer holds objects that torch.load(weights_only=True) refuses: name their "

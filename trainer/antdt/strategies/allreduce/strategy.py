@@ -122,7 +122,7 @@ class AllReduceReplica(Updating):
         generation.check()
         assert self._row is None, "the step before is still open"
         assert not self.void, "the state is void"
-        assert samples <= sum(taken[4] for taken in ranges) and reference > 0, (samples, reference, ranges)
+        assert samples <= sum([taken[4] for taken in ranges]) and reference > 0, (samples, reference, ranges)
         assert len(self.pending) < self.options.pending_max, "too many applied steps await their commit"
         self._check_unfrozen()
         (settings, state), self._place = self._fingerprints(generation, samples), place
@@ -280,7 +280,7 @@ class AllReduceReplica(Updating):
         if not bare:
             gradients.finish(round_.factor)
         self._buffers.wait(generation)
-        if not (bare or round_.passed_over):
+        if self.once.scales and not (bare or round_.passed_over):
             self._guard.within(self.once.unscale, optimizers_of(self.optimizer))
         times = started, composed, time.perf_counter()
         self._reduced, self._guard.reduced = Reduced(round_, row.reference / round_.total, times), True
@@ -313,7 +313,9 @@ class AllReduceReplica(Updating):
         if round_.plan != self.plan and on_plan is not None:
             on_plan(round_.plan)
         self.void = True
-        self._guard.within(self.once.begins, round_.epoch if place is None else place.epoch)
+        epoch = round_.epoch if place is None else place.epoch
+        if epoch > self.once.epoch:
+            self._guard.within(self.once.begins, epoch)
         if skipped is None:
             self._apply(reduced.factor)
         else:

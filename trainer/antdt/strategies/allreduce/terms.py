@@ -99,10 +99,11 @@ class _Way(NamedTuple):
 def _term(way: _Way) -> Term | list[_Way]:
     """The term that this operation is, or where to look for those that it is made of."""
     node, divisors, factor, _ = way
-    name, before = node.name(), [one for one, _ in node.next_functions if one is not None]
+    # At every step: most losses are torch's, and what the others ask is not asked of them.
     reduction = getattr(node, "_saved_reduction", None)
     if reduction in (MEAN, SUM):
         return Term("mean" if reduction == MEAN else "sum", node, divisors, factor)
+    name, before = node.name(), [one for one, _ in node.next_functions if one is not None]
     if name.startswith(("SumBackward", "MeanBackward", "NansumBackward")):
         if before and before[0].name().startswith(("StackBackward", "CatBackward")) and _is_of_numbers(before[0]):
             return way.to(before[:1])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
 
 import torch
@@ -366,8 +367,9 @@ class ServedMember:
     def check_finite(self) -> None:
         """Servers look at what they save."""
 
-    def check_equal(self, saved: Any, file: str) -> None:
-        """There is nothing to compare with."""
+    def holds(self, path: Path) -> bool:
+        """Servers hold the model."""
+        return False
 
     def gather_random(self) -> list[bytes]:
         """None is saved with the model."""
