@@ -17,7 +17,7 @@ from antdt.strategies.ps.layout import mixed
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 MISSING = -1
-PLAIN_MAX = 2**26  # ids: half a gigabyte if all are touched, beside the rows themselves
+PLAIN_MAX = 2**26  # ids: a quarter of a gigabyte if all are touched, beside the rows themselves
 # Slots of the old table for each id that is inserted: it is empty long before the new one is half full.
 MOVED_A_ROUND = 4
 NORESERVE = 0x4000  # of Linux; not every Python names it
@@ -27,11 +27,13 @@ class PlainIndex:
     """id -> place, for ids from 0 to `count` - 1. A place is kept with one added, as 0 is what nobody has touched."""
 
     def __init__(self, count: int) -> None:
-        self._places = zeros(count)
+        assert count <= PLAIN_MAX, count
+        # Half as long as ids are: looking up is waiting for memory.
+        self._places = zeros((count + 1) // 2).view(np.int32)[:count]
 
     def find(self, ids: Ids) -> Ids:
         """Of each id its place, or MISSING."""
-        found: Ids = self._places.take(ids)
+        found: Ids = self._places.take(ids).astype(np.int64)
         found -= 1
         return found
 

@@ -71,11 +71,12 @@ class Rows:
 
     def refuse(self, ids: torch.Tensor) -> str:
         """Why these ids are not rows of ours in ascending order, each once; empty if they are."""
-        if not len(ids):
+        numbers = ids.numpy()
+        if not len(numbers):
             return ""
-        if int(ids[0]) < 0 or int(ids[-1]) >= self.table.rows:
+        if numbers[0] < 0 or numbers[-1] >= self.table.rows:
             return f"table {self.table.name} has rows 0 to {self.table.rows - 1}, and was asked for others"
-        if not bool((ids[1:] > ids[:-1]).all()):
+        if not (numbers[1:] > numbers[:-1]).all():
             return f"ids of table {self.table.name} are not in ascending order"
         if self._servers > 1 and not bool((servers_of(ids, self._servers) == self._part).all()):
             return f"ids of table {self.table.name} are those of another server"
@@ -111,7 +112,7 @@ class Rows:
         places = self._places(ids)
         rows = self._taken(places)
         self.rule.step(rows, grads, self.settings, float(self.settings["lr"]) * factor)
-        self._records[places] = rows.numpy().view(self._records.dtype).reshape(-1)
+        np.put(self._records, places, rows.numpy().view(self._records.dtype))
 
     def _places(self, ids: torch.Tensor) -> Ids:
         """Where they are; those that are not there yet come into being."""
