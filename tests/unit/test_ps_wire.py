@@ -51,7 +51,7 @@ WELL = json.loads(wire.pack("job", 4, PUSH)[0])
 
 
 @pytest.mark.parametrize(
-    "at, value",
+    ("at", "value"),
     [
         ((0,), 99),
         ((0,), True),
