@@ -208,7 +208,9 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     assert tensor.is_contiguous(), "not contiguous"
     if not tensor.numel():
         return memoryview(b"")
-    return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy())
+    plain = tensor.detach() if tensor.requires_grad else tensor
+    numbers = plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain  # which numpy does not know
+    return memoryview(numbers.numpy()).cast("B")
 
 
 def tensor_of(frame: memoryview, dtype: torch.dtype) -> torch.Tensor:
