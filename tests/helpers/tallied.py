@@ -91,6 +91,8 @@ def main() -> None:
             record.write(step=agent.step_number, lineage=agent.lineage, samples=len(labels))
     if options.result is not None and worker == "w0":
         found = {"steps": agent.step_number, "lineage": agent.lineage, "tally": model.tally.weight.flatten().tolist()}
+        rows: Any = agent.strategy
+        found["held"], found["asked"] = rows._looked_up.held, rows._looked_up.asked
         options.result.write_text(json.dumps(found))
 
 

@@ -67,6 +67,8 @@ def test_a_job_on_servers_is_done_and_each_sample_is_in_the_model(
         processes.ended(run.launch(2, "--mode", mode))
         report = run.judged()
     assert report["committed"] == 480
+    found = json.loads(run.result.read_text())
+    assert found["held"] > 0, "rows come with the answer to the push before"
 
 
 LONG = ("--samples", "600", "--epochs", "3", "--delay-ms", "4", "--checkpoint-every", "12")

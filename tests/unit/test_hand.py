@@ -112,3 +112,50 @@ def test_micro_batches_that_have_passed_are_counted() -> None:
     batch = telemetry.batch(0.0, everything=True)
     assert batch is not None
     assert batch.micro_batches == (3,)
+
+
+class Peeking(Loading):
+    """What was loaded ahead up to a position. `fetched`: what it had to make when it was taken."""
+
+    def __init__(self, loaded: int) -> None:
+        super().__init__()
+        self.loaded, self.fetched = loaded, list[int]()
+
+    def peek(self, ranges: Any) -> Any:
+        samples = [at for r in ranges for at in range(r.start, r.start + r.length)]
+        return samples if samples[-1] < self.loaded else None
+
+    def fetch(self, ranges: Any) -> Any:
+        self.fetched += [r.start for r in ranges]
+        return [at for r in ranges for at in range(r.start, r.start + r.length)]
+
+
+def test_what_comes_next_is_looked_at_as_far_as_it_is_there_and_is_made_once() -> None:
+    loading = Peeking(16)
+    hand, _ = hand_of(loading, micro_batch_size_max=4)
+    shown = list[list[int]]()
+    hand.show = lambda batch, following: shown.append(batch)
+    leases = hand._client.session.leases
+    taken = [Range(*r) for r in leases.take(8, 8)]
+    hand.expect(Part(taken, 0, 8), 8, leases.ahead)
+    for part, _, _ in hand.micro_batches(Train(taken, 1, 8)):
+        hand.load(part, 4)
+    assert shown == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert hand.following() == [[8, 9, 10, 11], [12, 13, 14, 15]]
+    taken = [Range(*r) for r in leases.take(8, 8)]
+    hand.expect(Part(taken, 0, 8), 8, leases.ahead)
+    for part, _, _ in hand.micro_batches(Train(taken, 1, 8)):
+        hand.load(part, 4)
+    assert shown[2:] == [[8, 9, 10, 11], [12, 13, 14, 15]]
+    assert loading.fetched == [0, 4], "what was looked at is what the script is given"
+    assert hand.following() == [], "nothing is loaded so far"
+
+
+def test_a_batch_that_cannot_be_looked_at_is_accused_where_it_is_loaded() -> None:
+    class Failing(Peeking):
+        def peek(self, ranges: Any) -> Any:
+            raise ValueError("a sample that cannot be collated")
+
+    hand, _ = hand_of(Failing(100))
+    hand.expect(Part([], 0, 8), 8, hand._client.session.leases.ahead)
+    assert hand.following() == []

@@ -178,6 +178,22 @@ def test_what_is_not_wanted_any_more_is_dropped(make: Make) -> None:
     assert len(opened()) <= before, "and nothing is left"
 
 
+def test_what_has_come_is_looked_at_without_waiting_and_stays_there(make: Make) -> None:
+    loader, plain = make(Numbers(), 2), make(Numbers(), 0)
+    assert isinstance(loader, Loader)
+    wanted = [Range(1, 1, 0, 32, 32)]
+    assert plain.peek(wanted) is None, "it would run code of the data set"
+    assert loader.peek(wanted) is None, "nobody was told to load it"
+    loader.expect([(0, 0, 96)], 32)
+    until = time.monotonic() + 30
+    while (found := loader.peek(wanted)) is None:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    assert same(found, plain.fetch(wanted)) and same(loader.fetch(wanted), found)
+    whole = InThread(source_of(TensorDataset(torch.arange(300)), seed=5))
+    assert torch.equal(whole.peek(wanted)[0], whole.fetch(wanted)[0])
+
+
 def test_more_than_links_hold(make: Make) -> None:
     """Neither side may wait for the other to listen."""
     loader = make(Numbers(1200), 1, chunk_size=1, prefetch_factor=1)

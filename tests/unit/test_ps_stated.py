@@ -176,7 +176,7 @@ class Held:
     def __init__(self, rows: torch.Tensor) -> None:
         self.rows, self.asked = rows, list[list[int]]()
 
-    def look_up(self, table: Embedding, ids: torch.Tensor) -> torch.Tensor:
+    def look_up(self, table: Embedding, ids: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
         self.asked.append(ids.tolist())
         return self.rows[ids].requires_grad_()
 

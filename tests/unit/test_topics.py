@@ -174,6 +174,7 @@ def test_of_a_chunk_is_said_what_is_not_there_and_what_cannot_be_decoded() -> No
     assert [(one.position, one.key) for one in found.faulty] == [(112, "memory/0@12")]
     assert mine.name_of(0, 113) == "memory/0@13"
     assert mine.count([Range(5, 1, 0, 110, 10)]) == 3 and mine.count([Range(6, 1, 0, 110, 10)]) == 0
+    assert mine.peek([Range(0, 0, 0, 110, 8)]).tolist() == [[10.0], [13.0], [17.0]], "whatever lease it is in"
     assert mine.fetch([Range(5, 1, 0, 110, 4)]).tolist() == [[10.0], [13.0]]
     kept = mine.size_kept
     assert mine.fetch([Range(5, 1, 0, 114, 6)]).tolist() == [[17.0]]

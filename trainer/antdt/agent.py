@@ -44,7 +44,7 @@ from antdt.reading import Reading, reached
 from antdt.standing import Standing
 from antdt.stepping import Micro, Stepping
 from antdt.strategies.allreduce import AllReduce
-from antdt.strategies.base import GenerationClosed, Outcome, StrategyOptions
+from antdt.strategies.base import GenerationClosed, LooksAhead, Outcome, StrategyOptions
 from antdt.strategies.once import Once
 from antdt.strategies.together import one_model, one_optimizer
 from antdt.talking import Talking
@@ -190,6 +190,8 @@ class Agent(Standing, Stepping, Talking, Epochs):
         self._effects = Effects(self.plans, self.strategy, self.spec.strategy)
         self._hand = Hand(self._client, self.source, self.loader, self.options)
         self._hand.unit_seed = self.spec.seed if unit_of(self.spec.strategy) else None
+        if isinstance(self.strategy, LooksAhead):
+            self._hand.show = self.strategy.look_ahead
         self._page.numbers[whereabouts.ATTEMPTS] = self.options.max_attempts
         self._reading = Reading(self.source, self._client)
         self._weights = Weights(model, self._membership, self.options, self.pause)

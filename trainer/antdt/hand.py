@@ -64,10 +64,13 @@ class Hand:
         self.unit_seed: int | None = None
         self._has_stepped, self._clock = False, _Clock()
         self._comes: Callable[[int], list[tuple[int, int, int]]] = lambda _: []
+        self._batch_size, self._accumulation = 0, 1
+        self._known: dict[tuple[Range, ...], Any] = {}
+        self.show: Callable[[Any, Callable[[], list[Any]]], None] = lambda batch, following: None
 
     def expect(self, part: Part, batch_size: int, comes: Callable[[int], list[tuple[int, int, int]]]) -> None:
         """A step begins: data processes make the samples of this part, and what comes next."""
-        self._comes = comes
+        self._comes, self._batch_size = comes, batch_size
         if not self._loader.is_here and (not part.leaving or part.place is not None):
             self._load_ahead(part.ranges, batch_size)
         self._clock = _Clock(perf_counter())
@@ -82,7 +85,7 @@ class Hand:
         if asked.units:
             yield from self._apart(asked.units)
             return
-        samples = self.count(asked.ranges)
+        self._accumulation, samples = asked.accumulation, self.count(asked.ranges)
         steps = self._split(asked.ranges, -(-samples // asked.batch_size))
         self._clock.optimizer_steps = len(steps)
         for number, step in enumerate(steps):
@@ -130,7 +133,9 @@ class Hand:
         page.take(hand if self._loader.is_here else ())
         self.holds.tries(samples)
         try:
-            batch = self._loader.fetch(part)
+            batch = self._known.pop(_places(part), None)
+            if batch is None:
+                batch = self._loader.fetch(part)
         except Exception as error:
             self.ran_out(error)
             self.witness.saw(error, part, loading=True)
@@ -146,8 +151,31 @@ class Hand:
             page.enter(At.COMPUTING, "its first step", FIRST_STEP_S)
         if self.unit_seed is not None:
             seed_all(f"{self.unit_seed}/{part[0].epoch}/{part[0].start}".encode())
+        self.show(batch, self.following)
         self._clock.data_s += perf_counter() - started_s
         return batch
+
+    def following(self) -> list[Any]:
+        """The micro-batches of the next step, as far as they are known, and there without any code of the data set:
+        whole tensors, records of a topic that were read, what data processes have loaded.
+        """
+        self._known.clear()
+        with self._client.lock:
+            comes = [Range(0, 0, *span) for span in self._comes(self._batch_size)]
+        found = list[Any]()
+        try:
+            if isinstance(self._source, TopicSource):
+                return [self._source.peek(comes)]
+            for part in split(comes, self._parts(self._accumulation, self.count(comes))):
+                batch = self._loader.peek(part)
+                if batch is None:
+                    break
+                found.append(batch)
+                if not self._loader.is_here:  # of tensors it is cheap, and they may be changed meanwhile
+                    self._known[_places(part)] = batch
+        except Exception:  # it fails again when it is loaded, and is accused there
+            log.debug("the next batch cannot be looked at", exc_info=True)
+        return found
 
     def passed(self, first_bucket_at: float | None) -> None:
         """It went forward and backward."""
@@ -208,3 +236,8 @@ class Hand:
                 max(1, -(-clock.micro_batches // many)),
             )
         )
+
+
+def _places(part: Sequence[Range]) -> tuple[Range, ...]:
+    """Whose samples they are: whatever lease they are in, they are the same."""
+    return tuple(r._replace(lease=0, token=0) for r in part)

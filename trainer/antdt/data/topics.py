@@ -178,6 +178,15 @@ class TopicSource(IterableSource):
         with self._lock:
             return self.collate([sample for r in ranges for sample in self._take(r)])
 
+    def peek(self, ranges: Sequence[Range]) -> Any:
+        """A batch of what was read of these positions, whichever leases they are in; it stays here."""
+        with self._lock:
+            whole = [kept for kepts in self._kept.values() for kept in kepts]
+            samples = [
+                sample for r in ranges for kept in whole for sample in kept.samples[slice(*self._inside(kept, r))]
+            ]
+        return self.collate(samples)
+
     def _take(self, taken: Range) -> list[Any]:
         out, whole = list[Any](), self._kept.get(taken.lease, [])
         for kept in list(whole):

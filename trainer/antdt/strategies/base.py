@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from antdt_schemas import records
 from antdt_schemas.batches import Cursor
@@ -182,6 +182,14 @@ class Restores(Protocol):
     """Files that a model can be restored from."""
 
     def restore(self, grant: records.Grant, rank: int) -> None: ...
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A strategy that makes use of batches before the script has them."""
+
+    def look_ahead(self, batch: Any, following: Callable[[], Sequence[Any]]) -> None:
+        """The script is given this batch. following: gives those behind it, as far as they are known and loaded."""
 
 
 class Strategy(Model, Protocol):

@@ -59,6 +59,9 @@ class Loading(Protocol):
     def fetch(self, ranges: Sequence[Range]) -> Any:
         """The collated batch of these ranges."""
 
+    def peek(self, ranges: Sequence[Range]) -> Any:
+        """The same without waiting for a sample, or loading one; None where that cannot be."""
+
     def close(self) -> None:
         """The end."""
 
@@ -81,6 +84,10 @@ class InThread:
     def fetch(self, ranges: Sequence[Range]) -> Any:
         """The collated batch of these ranges."""
         return self.source.fetch(ranges)
+
+    def peek(self, ranges: Sequence[Range]) -> Any:
+        """Of tensors only: anything else runs code of the data set, whose turn it is not."""
+        return self.source.fetch(ranges) if isinstance(self.source, MapSource) and self.source.is_tensors else None
 
     def close(self) -> None:
         """Nothing to end."""
@@ -161,6 +168,22 @@ class Loader:
                 samples += self._cut(job, at - job.piece.start, end - job.piece.start)
                 at = end
         return self.source.collate(samples)
+
+    def peek(self, ranges: Sequence[Range]) -> Any:
+        """The collated batch of these ranges; None where some of it is not there yet, or has failed."""
+        samples: list[Any] = []
+        for r in ranges:
+            at, stop = r.start, r.start + r.length
+            while at < stop:
+                job = self._at(r.epoch, at)
+                while job is not None and not job.done and self.pool.receive(0):
+                    pass
+                if job is None or not job.done:
+                    return None
+                end, start = min(stop, job.piece.stop), job.piece.start
+                samples += job.looked_at().samples[at - start : end - start]
+                at = end
+        return self.source.collate(samples) if len(samples) == sum(r.length for r in ranges) else None
 
     def _cut(self, job: Job, first: int, last: int) -> list[Any]:
         until = monotonic() + self.options.timeout_s

@@ -150,8 +150,8 @@ class Pool:
         for process, numbers in by_process.items():
             self._tell(process, Order(dropped=tuple(numbers)))
 
-    def receive(self, timeout_s: float) -> None:
-        """Take what has come; waits for something where nothing has.
+    def receive(self, timeout_s: float) -> bool:
+        """Take what has come; waits for something where nothing has. Returns whether anything has.
 
         Raises:
             DataProcessDied: one of them is gone.
@@ -160,7 +160,8 @@ class Pool:
             self._send(process)
         if any(self._unsent):
             timeout_s = min(timeout_s, FULL_S)
-        for link in wait(self._links, timeout_s):
+        ready = wait(self._links, timeout_s)
+        for link in ready:
             assert isinstance(link, socket.socket)
             try:
                 data, descriptors, _, _ = socket.recv_fds(link, NUMBER_BYTES, 1)
@@ -174,6 +175,7 @@ class Pool:
                 os.close(descriptors[0])
             else:
                 job.descriptor = descriptors[0]
+        return bool(ready)
 
     def _no_more(self, number: int) -> Job | None:
         job = self._waiting.pop(number, None)

@@ -220,12 +220,11 @@ class Exchange:
         for server in asked:
             body = wire.AskRows(self.incarnation, self._asked, number, len(split.ids[server]))
             self._send(server, body, [split.ids[server]])
-        width = self.layout.tables[number].width
-        out = torch.empty(len(ids), width)
+        width, found = self.layout.tables[number].width, {}
         for server, message in self._answers(asked, lambda body: isinstance(body, wire.Rows)).items():
             assert message.body.number == self._asked, f"{message.body} answers {self._asked}"
-            split.put(server, out, wire.joined(message.segments[0], torch.float32).view(-1, width))
-        return out
+            found[server] = wire.joined(message.segments[0], torch.float32).view(-1, width)
+        return split.together(found, width)
 
     # -- without samples
 
@@ -261,18 +260,21 @@ class Exchange:
         everybody = list(range(len(self._links)))
         found = self._answers(everybody, lambda body: isinstance(body, wire.Params))
         first: wire.Params = found[0].body
-        said = {m.body._replace(rows=(), idle=first.idle) for m in found.values()}
-        assert len(said) == 1, f"servers answer {key} at different points: {said}"
+        if len(found) > 1:
+            said = {m.body._replace(rows=(), idle=first.idle) for m in found.values()}
+            assert len(said) == 1, f"servers answer {key} at different points: {said}"
         assert (first.n, first.attempt) == key[1:], f"{(first.n, first.attempt)} answers {key}"
         asked = pushed if first.outcome == "late" else wanted
-        dense = len(self.layout.blocks)
-        rows = [torch.empty(one.total, table.width) for one, table in zip(asked, self.layout.tables, strict=True)]
+        dense, rows = len(self.layout.blocks), dict[str, torch.Tensor]()
         for server, message in found.items():
+            assert len(message.segments) == dense + len(asked), f"{len(message.segments)} rows of numbers"
             self._fill(server, message.segments[:dense])
-            for one, out, segment in zip(asked, rows, message.segments[dense:], strict=True):
-                one.put(server, out, wire.joined(segment, torch.float32).view(-1, out.shape[1]))
-        named = zip(self.layout.tables, asked, rows, strict=True)
-        return first, {table.name: out for table, one, out in named if one.total}
+        for at, (table, one) in enumerate(zip(self.layout.tables, asked, strict=True), dense):
+            if one.total:
+                parts = {server: wire.joined(m.segments[at], torch.float32) for server, m in found.items()}
+                width = table.width
+                rows[table.name] = one.together({s: part.view(-1, width) for s, part in parts.items()}, width)
+        return first, rows
 
     def _fill(self, server: int, segments: Sequence[wire.Segment]) -> None:
         for block, flat, segment in zip(self.layout.blocks, self.parameters, segments, strict=True):

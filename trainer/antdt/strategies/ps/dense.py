@@ -34,7 +34,8 @@ class Outgoing:
     def of(self, params: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The copy of this version."""
         if self.current is None:
-            self.current = self._free() or self._new(params)
+            free = self._free()
+            self.current = self._new(params) if free is None else free
             for copy, param in zip(self.current, params, strict=True):
                 copy.copy_(param.detach())
         return self.current

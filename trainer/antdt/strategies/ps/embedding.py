@@ -20,8 +20,10 @@ from antdt.strategies.ps.tables import first_values
 class Rows(Protocol):
     """Where rows are. Called by the thread that owns the model."""
 
-    def look_up(self, table: Embedding, ids: torch.Tensor) -> torch.Tensor:
-        """Rows (n, width) of these ascending, unique ids (n,), to be trained on where gradients are made."""
+    def look_up(self, table: Embedding, unique: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Rows (n, width) of these ascending, unique ids (n,), to be trained on where gradients are made. ids: as the
+        script has them.
+        """
 
 
 class Embedding(nn.Module):  # type: ignore[misc]
@@ -73,7 +75,7 @@ class Embedding(nn.Module):  # type: ignore[misc]
         unique, inverse = torch.unique(ids, return_inverse=True)
         if unique.numel() and not 0 <= int(unique[0]) <= int(unique[-1]) < self.rows:
             raise UsageError(f"Row {int(unique[-1])} or {int(unique[0])} is not among {self.rows} of antdt.Embedding.")
-        return functional.embedding(inverse, self._source.look_up(self, unique))
+        return functional.embedding(inverse, self._source.look_up(self, unique.long(), ids))
 
     def extra_repr(self) -> str:
         """As torch's modules are shown."""

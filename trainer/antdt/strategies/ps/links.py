@@ -31,7 +31,10 @@ except ModuleNotFoundError as missing:
 
 QUEUE_MAX = 4_096  # messages for one peer; each has few open at a time, so a queue that is full is of a peer that hangs
 HEARTBEAT_MS, SILENT_MS = 2_000, 10_000  # of the connection, kept up by pyzmq's own thread
-COPIED_BYTES = 65_536  # below it a copy costs less than to be told when a buffer is free
+COPIED_BYTES = 2**20  # below it a copy costs less than to be told, by a thread, when a buffer is free
+NOW = int(zmq.NOBLOCK)
+NOW_AND_MORE = NOW | int(zmq.SNDMORE)
+POLLIN = int(zmq.POLLIN)
 
 
 # Whoever forgets to close one has it for ever: collected as garbage, it would wait for its sockets without end.
@@ -113,22 +116,31 @@ def _address(host: str) -> str:
 def send(link: zmq.Socket[Any], frames: Sequence[Any], to: bytes | None = None) -> Any | None:
     """Queue a message, without a copy of what is large; returns what tells when it has left, None if it cannot be."""
     whole = list(frames) if to is None else [to, *frames]
-    large = any(len(frame) >= COPIED_BYTES for frame in whole)
     try:
-        tracker = link.send_multipart(whole, zmq.NOBLOCK, copy=not large, track=large)
+        if max(map(len, whole)) >= COPIED_BYTES:
+            return link.send_multipart(whole, NOW, copy=False, track=True)
+        # As send_multipart does it, with flags that are numbers: enumerations cost more than small frames do.
+        for frame in whole[:-1]:
+            link.send(frame, NOW_AND_MORE)
+        link.send(whole[-1], NOW)
     except zmq.ZMQError as error:
         if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
             return None
         raise
-    return tracker if large else DONE
+    return DONE
 
 
 def receive(link: zmq.Socket[Any]) -> list[Any] | None:
     """The frames of one message as they lie in memory; None if there is none."""
     try:
-        return link.recv_multipart(zmq.NOBLOCK, copy=False)
+        frame = link.recv(NOW, copy=False)
     except zmq.Again:
         return None
+    frames = [frame]
+    while frame.more:
+        frame = link.recv(NOW, copy=False)
+        frames.append(frame)
+    return frames
 
 
 class Watch:
@@ -141,11 +153,10 @@ class Watch:
 
     def look(self) -> bool:
         """Whether it has broken since it was made."""
-        with suppress(zmq.Again):
-            while True:
-                event = recv_monitor_message(self.events, zmq.NOBLOCK)["event"]
-                self.was_made |= event == zmq.EVENT_HANDSHAKE_SUCCEEDED
-                self.is_broken |= event == zmq.EVENT_DISCONNECTED and self.was_made
+        while int(self.events.getsockopt(zmq.EVENTS)) & POLLIN:
+            event = recv_monitor_message(self.events, zmq.NOBLOCK)["event"]
+            self.was_made |= event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self.is_broken |= event == zmq.EVENT_DISCONNECTED and self.was_made
         return self.is_broken
 
     def close(self) -> None:

@@ -38,11 +38,11 @@ class Meter:
     def received(self, frames: Sequence[Any]) -> None:
         """One message."""
         self._messages += 1
-        self._in += sum(len(frame) for frame in frames)
+        self._in += sum(map(len, frames))
 
     def sent(self, frames: Sequence[Any]) -> None:
         """One message."""
-        self._out += sum(len(frame) for frame in frames)
+        self._out += sum(map(len, frames))
 
     def read(self) -> Load:
         """Since it was last read."""

@@ -169,6 +169,10 @@ class ServedMember:
     _is_idle = False
     _plan_told = 0
 
+    def look_ahead(self, batch: Any, following: Callable[[], Sequence[Any]]) -> None:
+        """See base.LooksAhead: rows of the next batch come with the answer to what is pushed of this one."""
+        self._looked_up.see(batch, following)
+
     def announce(self, part: Part) -> None:
         """It is begun, perhaps anew."""
         self._forget()
@@ -242,10 +246,11 @@ class ServedMember:
         weight = self._weights.total if finite else 0.0
         scale = part.samples / part.reference if self.options.mode != BSP else 1.0
         ranges = tuple(number for one in part.ranges for number in one)
-        answer = exchange.push(ranges, part.samples, weight, scale, flat, rows)
+        wanted = self._looked_up.upcoming()
+        answer = exchange.push(ranges, part.samples, weight, scale, flat, rows, wanted)
         late = isinstance(answer, Late)
         self._forget()
-        self._take(answer)
+        self._take(answer, {name: ids for name, (ids, _) in rows.items()} if late else wanted)
         if not late:
             self._count(finite)
         row = Contribution(part.samples, part.plan_seen, part.reference)
@@ -274,8 +279,9 @@ class ServedMember:
                 "look at the data of these steps."
             )
 
-    def _take(self, answer: Pulled | Included | Late) -> None:
-        """The model is that of this version from here on."""
+    def _take(self, answer: Pulled | Included | Late, ids: Mapping[str, torch.Tensor] | None = None) -> None:
+        """The model is that of this version from here on. ids: of the rows of the answer."""
+        self._looked_up.hold(ids or {}, answer.rows)
         with torch.no_grad():
             for flat, block in zip(answer.dense, self._blocks, strict=True):
                 for values, param in zip(flat.split([p.numel() for p in block]), block, strict=True):

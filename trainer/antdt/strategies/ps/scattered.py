@@ -5,6 +5,7 @@ Must not know what the numbers are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -25,12 +26,14 @@ class Scattered(NamedTuple):
         """The rows of the ids of a server, contiguous."""
         return values.index_select(0, self.places[server]) if self.places else values.contiguous()
 
-    def put(self, server: int, out: torch.Tensor, values: torch.Tensor) -> None:
-        """The inverse, into rows of all ids."""
-        if self.places:
+    def together(self, found: Mapping[int, torch.Tensor], width: int) -> torch.Tensor:
+        """The inverse: rows of all ids, of what each server has given; where one has all of them, as it has come."""
+        if not self.places:
+            return found[0] if found else torch.empty(0, width)
+        out = torch.empty(self.total, width)
+        for server, values in found.items():
             out.index_copy_(0, self.places[server], values)
-        else:
-            out.copy_(values)
+        return out
 
 
 def scattered(ids: torch.Tensor, servers: int) -> Scattered:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from antdt_schemas.errors import UsageError
 
-from antdt.strategies.ps.index import MISSING, Ids, index_of, zeros
+from antdt.strategies.ps.index import Ids, index_of, missing_of, zeros
 from antdt.strategies.ps.layout import Table, mixed, servers_of
 from antdt.strategies.ps.rules import rule_of
 
@@ -56,7 +56,9 @@ class Rows:
         self.rule = rule_of(optimizer, settings)
         self.stride = table.width + self.rule.state(table.width, settings)
         try:
-            words = zeros((table.rows * self.stride + 1) // 2)  # of 64 bits, which hold two numbers
+            words = zeros(
+                (table.rows * self.stride + 1) // 2, in_large_pages=True
+            )  # of 64 bits, which hold two numbers
             numbers = words.view(np.float32)[: table.rows * self.stride]
             self._slab = torch.from_numpy(numbers).view(table.rows, self.stride)
             # Whole rows are taken and put as records: in half the time that torch takes for it.
@@ -71,11 +73,12 @@ class Rows:
 
     def refuse(self, ids: torch.Tensor) -> str:
         """Why these ids are not rows of ours in ascending order, each once; empty if they are."""
-        if not len(ids):
+        numbers = ids.numpy()
+        if not len(numbers):
             return ""
-        if int(ids[0]) < 0 or int(ids[-1]) >= self.table.rows:
+        if numbers[0] < 0 or numbers[-1] >= self.table.rows:
             return f"table {self.table.name} has rows 0 to {self.table.rows - 1}, and was asked for others"
-        if not bool((ids[1:] > ids[:-1]).all()):
+        if not (numbers[1:] > numbers[:-1]).all():
             return f"ids of table {self.table.name} are not in ascending order"
         if self._servers > 1 and not bool((servers_of(ids, self._servers) == self._part).all()):
             return f"ids of table {self.table.name} are those of another server"
@@ -85,8 +88,9 @@ class Rows:
         """Of these rows, float32 of shape (len(ids), width), in memory of its own."""
         numbers = ids.numpy()
         places = self._index.find(numbers)
-        missing = np.flatnonzero(places == MISSING)
-        places[missing] = 0
+        missing = missing_of(places)
+        if len(missing):
+            places[missing] = 0
         if self.stride == self.table.width:
             out = self._taken(places)
         else:
@@ -111,13 +115,13 @@ class Rows:
         places = self._places(ids)
         rows = self._taken(places)
         self.rule.step(rows, grads, self.settings, float(self.settings["lr"]) * factor)
-        self._records[places] = rows.numpy().view(self._records.dtype).reshape(-1)
+        np.put(self._records, places, rows.numpy().view(self._records.dtype))
 
     def _places(self, ids: torch.Tensor) -> Ids:
         """Where they are; those that are not there yet come into being."""
         numbers = ids.numpy()
         places = self._index.find(numbers)
-        missing = np.flatnonzero(places == MISSING)
+        missing = missing_of(places)
         if len(missing):
             new = numbers[missing]
             places[missing] = np.arange(self.count, self.count + len(new))

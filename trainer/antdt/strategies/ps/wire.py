@@ -9,8 +9,8 @@ Owns what messages are as bytes. Must not know sockets, nor what a message is an
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -24,6 +24,8 @@ HEADER_MAX = 2**20
 SEGMENTS_MAX = 4_096
 
 Segment = list[memoryview]  # the frames of one row of numbers, in order
+
+_WORDS = {1: np.uint8, 2: np.int16, 4: np.float32, 8: np.int64}  # what a number of so many bytes is read as first
 
 
 class Hello(NamedTuple):
@@ -173,12 +175,12 @@ def unpack(job: str, frames: Sequence[memoryview]) -> Message:
         number, whose, generation, fields, sizes = json.loads(bytes(frames[0]))
         if whose != job:
             raise ValueError(f"it is of job {whose!r}")
-        kind = KINDS[_fit(int, number)]
-        body = _fit(kind, fields)
-        segments = _segments(_fit(tuple[int, ...], sizes), frames[1:])
+        body = _reading(KINDS[_reading(int)(number)])(fields)
+        generation = _reading(int)(generation)
+        segments = _segments(_numbers(sizes), frames[1:])
     except (ValueError, TypeError, IndexError, RecursionError) as error:
         raise Undecodable(f"A message to a server or a worker of job {job!r} cannot be read: {error}.") from error
-    return Message(_fit(int, generation), body, segments)
+    return Message(generation, body, segments)
 
 
 def _segments(sizes: tuple[int, ...], frames: Sequence[memoryview]) -> list[Segment]:
@@ -188,7 +190,7 @@ def _segments(sizes: tuple[int, ...], frames: Sequence[memoryview]) -> list[Segm
     for size in sizes:
         count = -(-size // FRAME_MAX)
         segment = list(frames[at : at + count])
-        expected = [min(FRAME_MAX, size - FRAME_MAX * index) for index in range(count)]
+        expected = [FRAME_MAX] * (count - 1) + [size - FRAME_MAX * (count - 1)] * (count > 0)
         if [len(frame) for frame in segment] != expected:
             raise ValueError(f"frames of {[len(frame) for frame in segment]} bytes instead of {expected}")
         out.append(segment)
@@ -203,22 +205,25 @@ def _segments(sizes: tuple[int, ...], frames: Sequence[memoryview]) -> list[Segm
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """Of a contiguous tensor on the CPU, without a copy."""
-    flat = tensor.detach().reshape(-1)
-    assert flat.numel() == 0 or flat.data_ptr() == tensor.data_ptr(), "not contiguous"
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    assert tensor.is_contiguous(), "not contiguous"
+    if not tensor.numel():
+        return memoryview(b"")
+    plain = tensor.detach() if tensor.requires_grad else tensor
+    numbers = plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain  # which numpy does not know
+    return memoryview(numbers.numpy()).cast("B")
 
 
 def tensor_of(frame: memoryview, dtype: torch.dtype) -> torch.Tensor:
     """The numbers of one frame, which the tensor refers to. Small frames may lie at any address: they are copied."""
-    size = torch.empty(0, dtype=dtype).element_size()
-    if len(frame) % size:
+    if len(frame) % dtype.itemsize:
         raise ValueError(f"{len(frame)} bytes are no row of {dtype}")
     if not len(frame):
         return torch.empty(0, dtype=dtype)
-    data = np.frombuffer(frame, np.uint8)
-    if data.ctypes.data % size or not data.flags.writeable:
+    data = np.frombuffer(frame, _WORDS[dtype.itemsize])
+    if not data.flags.aligned or not data.flags.writeable:
         data = data.copy()
-    return torch.from_numpy(data).view(dtype)
+    flat = torch.from_numpy(data)
+    return flat if flat.dtype == dtype else flat.view(dtype)
 
 
 def joined(segment: Segment, dtype: torch.dtype) -> torch.Tensor:
@@ -256,30 +261,51 @@ def order_of(message: Ordered) -> Order:
 
 # -- types
 
+Reading = Callable[[Any], Any]
+
 
 @cache
-def _hints(kind: Any) -> tuple[Any, ...]:
-    return tuple(get_type_hints(kind).values())
-
-
-def _fit(hint: Any, value: Any) -> Any:
-    """The value as what the hint says, or a ValueError."""
+def _reading(hint: Any) -> Reading:
+    """What makes of a value from JSON what the hint says, or raises ValueError: looked up once for each type."""
     if hint is float:
-        if type(value) not in (int, float):
-            raise ValueError(f"{value!r} is no number")
-        return float(value)
+        return _number
     if hint in (int, str, bool):
-        if type(value) is not hint:
-            raise ValueError(f"{value!r} is no {hint.__name__}")
-        return value
-    if type(value) is not list:
-        raise ValueError(f"{value!r} is no row")
+        return partial(_plain, hint)
     if get_origin(hint) is tuple:
         inner = get_args(hint)[0]
-        if inner is int and not all(type(one) is int for one in value):
-            raise ValueError("a row of other things than whole numbers")
-        return tuple(value) if inner is int else tuple(_fit(inner, one) for one in value)
-    hints = _hints(hint)
-    if len(value) != len(hints):
-        raise ValueError(f"{len(value)} fields instead of {len(hints)}")
-    return hint(*(_fit(one, field) for one, field in zip(hints, value, strict=True)))
+        return _numbers if inner is int else partial(_row, _reading(inner))
+    return partial(_fields, hint, tuple(map(_reading, get_type_hints(hint).values())))
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
+
+
+def _plain(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if type(value) is not list:
+        raise ValueError(f"{value!r} is no row")
+    return value
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    if not set(map(type, _list(value))) <= {int}:
+        raise ValueError("a row of other things than whole numbers")
+    return tuple(value)
+
+
+def _row(read: Reading, value: Any) -> tuple[Any, ...]:
+    return tuple(map(read, _list(value)))
+
+
+def _fields(kind: Any, reads: tuple[Reading, ...], value: Any) -> Any:
+    if len(_list(value)) != len(reads):
+        raise ValueError(f"{len(value)} fields instead of {len(reads)}")
+    return kind(*[read(field) for read, field in zip(reads, value, strict=True)])
