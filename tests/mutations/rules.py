@@ -505,7 +505,7 @@ MUTATIONS = (
     Mutation(
         "13",
         "replicas that differ go on",
-        (Edit(Round.of, "if _identity(row)[:width] != first[:width]:", "if False:"),),
+        (Edit(Round.of, "if mine[:width] != first[:width]:", "if False:"),),
         lambda: test_allreduce_composition.test_replicas_that_differ_are_named({"lineage": b"x" * 16}),
     ),
     Mutation(
@@ -574,7 +574,9 @@ MUTATIONS = (
         "the plan in the model is taken back",
         (
             Edit(
-                Round.of, "max(rows[0].plan, min(row.plan_seen for row in rows))", "min(row.plan_seen for row in rows)"
+                Round.of,
+                "max(rows[0].plan, min([row.plan_seen for row in rows]))",
+                "min([row.plan_seen for row in rows])",
             ),
         ),
         test_allreduce_composition.test_plan_in_the_model_is_never_taken_back,
@@ -582,7 +584,7 @@ MUTATIONS = (
     Mutation(
         "14",
         "a plan counts before everybody has seen it",
-        (Edit(Round.of, "min(row.plan_seen for row in rows)", "max(row.plan_seen for row in rows)"),),
+        (Edit(Round.of, "min([row.plan_seen for row in rows])", "max([row.plan_seen for row in rows])"),),
         test_allreduce_composition.test_plan_takes_effect_when_everybody_has_seen_it,
     ),
     Mutation(

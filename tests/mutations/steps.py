@@ -222,7 +222,7 @@ MUTATIONS = (
     Mutation(
         "steps",
         "members may cut a step each in its own way",
-        (Edit(Round.of, "if _identity(row)[:width] != first[:width]:", "if _identity(row)[:4] != first[:4]:"),),
+        (Edit(Round.of, "if mine[:width] != first[:width]:", "if mine[:4] != first[:4]:"),),
         test_taking.test_members_that_cut_a_step_otherwise_are_not_of_one_mind,
     ),
     Mutation(
@@ -264,7 +264,7 @@ MUTATIONS = (
     Mutation(
         "steps",
         "steps go on behind those that were asked for",
-        (Edit(Layout.due, "if self.steps and made >= self.steps and epoch < self.epochs:", "if False:"),),
+        (Edit(Layout.due, "if self.steps and made >= self.steps and at.epoch < self.epochs:", "if False:"),),
         lambda: test_batches.test_a_batch_size_may_change_anywhere_and_no_position_is_left_out_or_repeated(EVEN),
     ),
     Mutation(

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from antdt.files import checkpoint
+from antdt.files.model_files import ModelFiles
 from antdt.strategies.allreduce import AllReduce, AllReduceReplica, ReplicasDiffer, fingerprint
 from antdt.strategies.allreduce.composition import outlier
 from antdt.strategies.allreduce.state import parse
-from antdt.worker import checkpoint
-from antdt.worker.model_files import ModelFiles
 from antdt.worker.session import Session, Where
 from hypothesis import given
 from hypothesis import strategies as st

@@ -260,7 +260,7 @@ def test_last_words_and_numbers_outlive_each_other() -> None:
 
 
 def test_who_follows_the_decisions_begins_again_and_a_broker_that_is_away_is_said_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("antdt.launch.feed.REACH_S", 0.1)
     monkeypatch.setattr("antdt.launch.feed.PAUSE_S", 0.0)
@@ -274,6 +274,6 @@ def test_who_follows_the_decisions_begins_again_and_a_broker_that_is_away_is_sai
         feed.close()
     assert feed.handles == []
     assert gone(list(pids))
-    said = capsys.readouterr().err.splitlines()
+    said = capfd.readouterr().err.splitlines()
     assert len(said) == 1, "once"
     assert "orders to start a worker again are not heard for now: antdt.job.decisions/0 cannot be read" in said[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,7 +63,8 @@ def emit_json(value: Any) -> None:
 
 def note(message: str) -> None:
     """A line for people, on stderr."""
-    click.echo(message, err=True)
+    with suppress(OSError):  # the terminal is gone, or the disk is full that it goes to: that ends nothing
+        click.echo(message, err=True)
 
 
 class Group(click.Group):

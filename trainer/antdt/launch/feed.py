@@ -18,7 +18,6 @@ from multiprocessing.context import ForkProcess
 from time import monotonic
 from typing import Any, NoReturn
 
-import click
 from antdt_schemas import codec, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, ExitCode, how
@@ -27,6 +26,7 @@ from antdt_schemas.polling import Place, Reader
 from confluent_kafka import KafkaException
 
 from antdt.host.child import in_child
+from antdt.launch.output import say
 from antdt.launch.slots import Restart
 
 PROBE_S = 10.0  # of a broker that says nothing: whether it is there
@@ -101,13 +101,13 @@ class Feed:
     def _is_away(self, why: str) -> None:
         if not self._away:
             self._away = True
-            click.echo(f"antdt launch: orders to start a worker again are not heard for now: {why}", err=True)
+            say(f"antdt launch: orders to start a worker again are not heard for now: {why}")
 
     def _is_back(self) -> None:
         self._hears, self._pause_s = True, PAUSE_S
         if self._away:
             self._away = False
-            click.echo("antdt launch: orders to start a worker again are heard, those of before as well", err=True)
+            say("antdt launch: orders to start a worker again are heard, those of before as well")
 
 
 def _follow(connection: Connection, job: str, writing: int, closes: Sequence[int]) -> NoReturn:

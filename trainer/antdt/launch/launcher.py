@@ -34,7 +34,7 @@ from antdt.host import whereabouts as at
 from antdt.host.child import in_child, leave
 from antdt.launch import environment, nodes, process, slots, vouch
 from antdt.launch.feed import Feed
-from antdt.launch.output import Output, Stream
+from antdt.launch.output import Output, Stream, say
 from antdt.launch.places import Places
 
 POLL_S = 0.02
@@ -124,7 +124,7 @@ class Launcher:
         finally:
             self._stop(watch)
         if self._status == ExitCode.INCOMPLETE:
-            click.echo(vouch.missing((w.page for w in self.workers.values()), self.settings.job), err=True)
+            say(vouch.missing((w.page for w in self.workers.values()), self.settings.job))
         assert self._status is not None
         return self._status
 
@@ -174,7 +174,7 @@ class Launcher:
                 case slots.Report():
                     self._report(one)
                 case slots.Say(text):
-                    click.echo(text, err=True)
+                    say(text)
                 case slots.End(status):
                     self._status = status
 
@@ -209,10 +209,10 @@ class Launcher:
             if held and not self.options.take_over:
                 raise self.places.refusal(held)
             if held:
-                self.places.take_over(names, held, self._moment, lambda text: click.echo(text, err=True))
+                self.places.take_over(names, held, self._moment, say)
         except OSError as error:
             where = self.places.folder
-            click.echo(f"antdt launch: no locks in {where} ({error}): the ledger alone tells launches apart", err=True)
+            say(f"antdt launch: no locks in {where} ({error}): the ledger alone tells launches apart")
 
     def _moment(self) -> bool:
         sleep(POLL_S)
@@ -228,7 +228,7 @@ class Launcher:
                 connection.check_reachable(reach_s)
                 require_job(AdminClient(connection.admin()), job, reach_s)
             except AntdtError as error:
-                click.echo(f"antdt launch: {error}", err=True)
+                say(f"antdt launch: {error}")
                 sys.exit(int(error.exit_code))
 
         child = in_child(ask)
@@ -386,6 +386,6 @@ def main(
             signal.signal(number, lambda *_: launcher.tell())
         status = launcher.run()
     except AntdtError as error:
-        click.echo(f"antdt launch: {error}", err=True)
+        say(f"antdt launch: {error}")
         status = int(error.exit_code)
     leave(status)

@@ -91,12 +91,29 @@ class Output:
             stream.close()
 
 
+def say(text: str) -> None:
+    """A line of the launcher's own, on standard error."""
+    write(2, f"{text}\n".encode())
+
+
+_lost: dict[int, int] = {}  # lines, by where they were to go
+
+
 def write(target: int, data: bytes) -> None:
-    """All of it; where nobody listens any more, nothing."""
+    """All of it. Where nobody listens any more, or the disk is full, nothing, which ends no launch; what is written
+    later says how much is missing.
+    """
+    lost = _lost.get(target, 0)
+    if lost and data:
+        data = b"antdt launch: %d lines are missing here: they could not be written.\n" % lost + data
     while data:
         try:
             data = data[os.write(target, data) :]
         except BlockingIOError:
             sleep(0.01)
         except OSError:
+            _lost[target] = lost + max(1, data.count(b"\n")) - bool(lost)
             return
+        else:
+            _lost.pop(target, None)
+            lost = 0

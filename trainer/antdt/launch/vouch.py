@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from multiprocessing.context import ForkProcess
@@ -27,6 +26,7 @@ from antdt.connect.settings import Settings
 from antdt.host import whereabouts
 from antdt.host.child import in_child
 from antdt.host.whereabouts import Page
+from antdt.launch.output import say
 
 LOOK_S = 0.5
 SILENT_S = 2.0
@@ -128,7 +128,7 @@ class Voucher:
         pid = page.numbers[whereabouts.PID]
         if reply.incarnation == self._incarnation(reply.worker, page) and reply.worker in list(self._watch.silent()):
             what = f"{reply.worker} was given up, and lets no thread of it speak: it is ended, to be started again"
-            print(f"antdt launch: {what}. It was {page.phase.name.lower()}.", file=sys.stderr, flush=True)
+            say(f"antdt launch: {what}. It was {page.phase.name.lower()}.")
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
