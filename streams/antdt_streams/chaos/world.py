@@ -55,6 +55,7 @@ class World:
         self.poison: dict[str, str] = {}
         self._broker_starts: threading.Thread | None = None
         self._readmits: threading.Thread | None = None
+        self.mended_at_s = 0.0  # when the data were, and the job launched once more; 0: never
         self._error: AntdtError | None = None
         self._brokers: set[int] = set()
 
@@ -106,6 +107,7 @@ class World:
         """All is done but what is in quarantine: mend the data and ask for it, as people do. Returns at once."""
         (self.launches.faults / "poison").unlink(missing_ok=True)
         self.launches.running.clear()
+        self.mended_at_s = monotonic()
         self._readmits = self._in_thread("readmit", self._ask_for_all)
 
     def _ask_for_all(self) -> None:
