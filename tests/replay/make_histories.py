@@ -1,8 +1,8 @@
 """Records histories: logs of simulated jobs as files, with the digests that a replay of them must reach.
 
-`python -m tests.replay.make_histories` adds what is missing; a file that is there is never written again. When the
-rules of the log change, a newer fold still reads these files, by the FOLD_VERSION they name, to the digests of then.
-Histories of the new rules are added beside them.
+`python -m tests.replay.make_histories` adds the kinds of which there is none; a file that is there is never written
+again. When the rules of the log change, a newer fold still reads these files, by the FOLD_VERSION they name, to the
+digests of then. Histories of the new rules are added beside them, as a kind of their own.
 """
 
 from __future__ import annotations
@@ -34,6 +34,13 @@ WANTED: dict[str, tuple[int, Callable[[World], bool]]] = {
     "skipped": (40, lambda w: w.counts["step_skipped"] > 6 and w.counts["rolled_back"] > 0),
     "zombies": (60, lambda w: w.counts["void_entry"] > 1 and w.counts["zombie_ledger_superseded"] > 1),
 }
+# So of steps of a fixed size.
+STEPS: dict[str, tuple[int, Callable[[World], bool]]] = {
+    "steps-evidence": (80, lambda w: w.counts["poison_excluded"] > 1 and w.counts["readmitted_after_the_end"] > 0),
+    "steps-resized": (60, lambda w: w.counts["resized_midway"] > 1 and w.counts["rollback_undid_steps"] > 0),
+    "steps-stopped": (40, lambda w: w.counts["stopped"] > 0 and w.counts["worker_killed"] > 0),
+    "steps-asked-for": (40, lambda w: w.spec.steps > 3 and w.counts["worker_killed"] > 1),
+}
 
 
 def expected_of(path: Path) -> dict[str, Any]:
@@ -58,12 +65,12 @@ def main() -> None:
     """Add the histories that are not there."""
     FOLDER.mkdir(exist_ok=True)
     expected = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else {}
-    for name, (entries_min, wanted) in WANTED.items():
+    for name, (entries_min, wanted) in (WANTED | STEPS).items():
         path = FOLDER / f"{name}-{FOLD_VERSION}.avro"
-        if path.exists():
+        if list(FOLDER.glob(f"{name}-*.avro")):
             continue
         for seed in range(SEEDS):
-            world = World(seed)
+            world = World(seed, steps=name in STEPS)
             budget = world.faults.budget
             world.run()
             world.faults.budget = budget
