@@ -499,6 +499,8 @@ class World:
             return
         try:
             for _ in worker.thread:
+                if worker.ended:  # the process is over, and whoever still waits for it in a group finds it gone
+                    self.ends(worker.incarnation)
                 return
         except Died as reason:
             self.say(worker.incarnation, reason)
