@@ -122,12 +122,23 @@ def test_tries_come_ever_later_up_to_a_bound_and_each_is_said(
 
 
 def test_who_leaves_tries_for_a_while_and_then_leaves(
-    files: ModelFiles, session: Session, caplog: pytest.LogCaptureFixture
+    files: ModelFiles, session: Session, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    now, slept = 100.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        slept.append(seconds)
+
+    monkeypatch.setattr(model_files, "RETRY_S", 1.0)
+    monkeypatch.setattr(model_files, "monotonic", lambda: now)
+    monkeypatch.setattr(model_files, "sleep", sleep)
     with generation_of([files.strategy]), full_disk():
         step(files.strategy)
-        assert files.write(session, [], patience_s=0.05) is None
-    assert 3 <= len(caplog.messages) <= 7
+        assert files.write(session, [], patience_s=10.0) is None
+    assert slept == [1, 2, 4], "the next one would be behind its patience"
+    assert len(caplog.messages) == 4
 
 
 def test_the_model_before_any_step_is_kept_until_it_is_a_file(files: ModelFiles, tmp_path: Path) -> None:
