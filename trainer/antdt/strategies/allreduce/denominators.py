@@ -132,6 +132,7 @@ class Denominators:
             found = [term for term in terms(loss.grad_fn) if not _is_of_no_sample(term)]
             for term in found:
                 self._refuse(term, samples, alone=alone)
+            found = _over_all(found, samples)
             counts = [self._count(at, term, samples, whole) for at, term in enumerate(found)]
             if counts and counts[0] is not None and counts.count(counts[0]) == len(counts):
                 return counts[0]
@@ -188,11 +189,26 @@ def _divided(found: Sequence[Term], counts: Sequence[float | None], samples: int
     """
     whole, single = list[float](), list[float]()
     for term, count in zip(found, counts, strict=True):
-        if term.kind == "sum" and count and count % samples and not any(_near(one, samples) for one in term.divisors):
+        if term.kind == "sum" and count and count % samples and not _is_divided_by(term, samples):
             (single if is_of_one_sample(term.node) else whole).append(count)
     if len(single) > 1 and single.count(single[0]) == len(single):
         whole.append(single[0])
     return [Seen("sum", count, samples) for count in whole]
+
+
+def _over_all(found: Sequence[Term], samples: int) -> list[Term]:
+    """Those over what all samples have. Left out are those of one sample each, which were divided by the number of
+    samples, where there are as many: together they are a mean over samples, whatever each of them is over.
+    """
+    each = [term.kind in ("mean", "sum") and _is_divided_by(term, samples) for term in found]
+    if sum(each) < samples:
+        return list(found)
+    return [term for term, one in zip(found, each, strict=True) if not one]
+
+
+def _is_divided_by(term: Term, samples: int) -> bool:
+    by_factor = samples > 1 and _near(1 / (term.factor or 1.0), samples)
+    return by_factor or any(_near(one, samples) for one in term.divisors)
 
 
 def _is_of_no_sample(term: Term) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.autograd.function import BackwardCFunction
 
-DEPTH_MAX = 8
+DEPTH_MAX, TERMS_MAX = 8, 256  # operations on the way to a term, but for the sums that a loop has added up
 BELOW_MAX, NEAR = 200, 8  # operations that are looked at
 MEAN, SUM = 1, 2  # as torch's loss functions save their reduction
 # Operations that leave a mean a mean, or a term of one.
@@ -57,22 +57,47 @@ class Term(NamedTuple):
         return float(math.prod(shape_of(self.node))) if total is None else float(total)
 
 
-def terms(node: Any, divisors: tuple[float, ...] = (), factor: float = 1.0, depth: int = 0) -> Iterator[Term]:
-    """All that are found within DEPTH_MAX operations. Raises RuntimeError where the graph was freed."""
+class _At(NamedTuple):
+    """A place on the way: see Term. depth: operations behind it, but for sums."""
+
+    node: Any
+    divisors: tuple[float, ...] = ()
+    factor: float = 1.0
+    depth: int = 0
+
+
+def terms(node: Any) -> Iterator[Term]:
+    """All that are found within DEPTH_MAX operations, TERMS_MAX at most. Raises RuntimeError where the graph was
+    freed.
+    """
+    waiting, seen = [_At(node)], 0
+    while waiting and seen < 2 * TERMS_MAX:
+        seen += 1
+        for one in _next(waiting.pop()):
+            if isinstance(one, Term):
+                yield one
+            else:
+                waiting.append(one)
+
+
+def _next(at: _At) -> Iterator[Term | _At]:
+    """What a place is made of, the first one last."""
+    node, divisors, factor, depth = at
     name, before = node.name(), [one for one, _ in node.next_functions if one is not None]
     reduction = getattr(node, "_saved_reduction", None)
     if depth > DEPTH_MAX:
         return
     if name.startswith(ADDED):
-        for one in before:
-            yield from terms(one, divisors, factor, depth + 1)
+        for one in reversed(before):
+            yield _At(one, divisors, factor, depth if len(before) > 1 else depth + 1)
     elif name.startswith(("MulBackward", "DivBackward")):
-        yield from _scaled(node, before, divisors, factor, depth)
+        yield from _scaled(at, before)
     elif reduction in (MEAN, SUM):
         yield Term("mean" if reduction == MEAN else "sum", node, divisors, factor)
     elif name.startswith(("SumBackward", "MeanBackward")):
         if before and before[0].name().startswith(("StackBackward", "CatBackward")) and _is_of_numbers(before[0]):
-            yield from terms(before[0], divisors, factor, depth + 1)
+            numbers = (float(math.prod(shape_of(node))),) if name.startswith("Mean") else ()
+            yield _At(before[0], divisors + numbers, factor, depth + 1)
         else:
             yield Term("mean" if name.startswith("Mean") else "sum", node, divisors, factor)
     elif name.startswith("DotBackward"):
@@ -83,8 +108,9 @@ def terms(node: Any, divisors: tuple[float, ...] = (), factor: float = 1.0, dept
         yield Term("bent", node, divisors, factor)
 
 
-def _scaled(node: Any, before: list[Any], divisors: tuple[float, ...], factor: float, depth: int) -> Iterator[Term]:
+def _scaled(at: _At, before: list[Any]) -> Iterator[Term | _At]:
     """By a constant, or by what follows from parameters alone (a learned weight of a term)."""
+    node, divisors, factor, depth = at
     divides, of_samples = node.name().startswith("DivBackward"), before
     if len(before) == 1:
         number = _number(node)
@@ -98,7 +124,7 @@ def _scaled(node: Any, before: list[Any], divisors: tuple[float, ...], factor: f
     if len(of_samples) > 1 or (divisor is not None and divisor in of_samples):
         yield Term("bent", node, divisors, factor)
     elif of_samples:
-        yield from terms(of_samples[0], divisors, factor, depth + 1)
+        yield _At(of_samples[0], divisors, factor, depth + 1)
 
 
 def _number(node: Any) -> float | None:
