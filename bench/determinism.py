@@ -8,8 +8,9 @@ batch every few steps. Compared are, over all runs on one data set,
   float_difference_max  the largest difference of final parameters from those of one worker, over the largest parameter
   bitwise_equal         whether final parameters are equal to the bit with deterministic="bitwise" in all of these runs;
                         without it (bitwise_equal_without) sums over other parts round otherwise
-A run takes ten seconds on an idle machine and minutes on a busy one, most of them for workers to come back. With
---keep DIR each is kept there once it has passed its audit, and is not made again: a bench that was cut goes on.
+A run takes up to a minute on a busy machine, most of it for workers to start and to come back (first_step_s,
+incomplete_s). With --keep DIR each is kept there once it has passed its audit, and is not made again: a bench that was
+cut goes on.
 """
 
 from __future__ import annotations
