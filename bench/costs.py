@@ -1,29 +1,44 @@
-"""What exactness costs a run beside the time of a step: comparing replicas, and memory at a checkpoint.
+"""What exactness costs a run beside the time of a step: comparing replicas, memory at a checkpoint, bytes of the log.
 
-`python -m bench.costs --json FILE`; `--only fingerprint` or `memory` measures one of them.
+`python -m bench.costs --json FILE`; `--only fingerprint`, `memory` or `log` measures one of them.
     fingerprint   a member's part of comparing a model of 40 million parameters at the default interval, spread over the
                   steps between two comparisons, as a share of a step of 100 ms
     memory        the largest resident size of a process that trains 41 million parameters with AdamW, and writes a
                   checkpoint every two steps as a job's first member does, over that of a plain loop with torch.save
+    log           bytes of values in `shard-log` and in `requests` for each step of 100 ms, of the same job of two and
+                  of eight workers (--workers), with steps of a fixed size and with leased samples. event_bytes: what
+                  events make of it from the first committed step to the last; the rest is the entries' own, one for
+                  whatever requests came together, and the job's beginning and end
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter, sleep
 from typing import Any
 
 import torch
-from antdt.agent import Agent
+from antdt.agent import Agent, AgentOptions
 from antdt.files import checkpoint
 from antdt.strategies.allreduce.memory import Buffers
 from antdt.strategies.allreduce.options import AllReduce
 from antdt.strategies.allreduce.replicas import Replica
+from antdt_schemas import codec, records
+from antdt_schemas.topics import REQUESTS
+from antdt_streams.broker import EmbeddedBroker
+from antdt_streams.chaos.judge import entries_of, judge_log
+from antdt_streams.kafka import topics_admin
+from antdt_streams.kafka.reader import TopicReader
+from antdt_streams.local.place import Place
+from antdt_streams.local.services import environment_of, start_services
+from antdt_streams.local.supervise import last_words, start_process
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -33,6 +48,8 @@ WITHIN_S = 300.0
 STEP_MS = 100.0  # that of which a comparison is a share
 WIDTH, LAYERS = 1024, 39
 MEMORY_STEPS, CHECKPOINT_EVERY = 8, 2
+ORDERS = ("steps", "shards")
+LOG_WORKERS, LOG_STEPS, LOG_BATCH, LOG_STEP_S = (2, 8), 200, 64, STEP_MS / 1000
 
 
 def model_of(width: int, layers: int) -> nn.Module:
@@ -125,10 +142,84 @@ def memory(folder: Path, repetitions: int) -> dict[str, Any]:
     return {"plain_mb": spread(plain), "agent_mb": spread(agent), "times_plain": spread(times, 3)}
 
 
+# -- bytes of the log
+
+
+def _log_worker(order: str) -> None:
+    """A process of its own: a member of the job whose log is measured."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = nn.Linear(8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    data = TensorDataset(torch.randn(LOG_STEPS * LOG_BATCH, 8))
+    agent = Agent(model, optimizer, data, batch_size=LOG_BATCH, options=AgentOptions(order=order))
+    for (x,) in agent:
+        sleep(LOG_STEP_S)  # what a batch takes
+        agent.step(model(x).square().mean())
+
+
+def log_of(broker: EmbeddedBroker, folder: Path, order: str, workers: int) -> dict[str, float]:
+    """Bytes and entries a step, of one job."""
+    job, connection, place = folder.name, broker.connection, Place(broker.connection, True, folder, None)
+    folder.mkdir(parents=True)
+    topics_admin.create(connection, job)
+    services = start_services(job, place, connection, ("ledger",))
+    command = [sys.executable, "-m", "antdt.launch", "--job", job, "-n", str(workers), "--"]
+    command += ["-m", "bench.costs", "--child", order]
+    launch = start_process(command, dict(os.environ) | environment_of(connection, place), folder / "workers.log")
+    until = monotonic() + WITHIN_S
+    try:
+        while launch.poll() is None and monotonic() < until:
+            services.poll()
+            sleep(0.02)  # between two looks
+        assert launch.poll() == 0, last_words(folder / "workers.log")
+    finally:
+        launch.kill()
+        launch.wait(10)
+        services.stop()
+    entries = entries_of(connection, job)
+    report, wrong = judge_log(entries)
+    assert not wrong, wrong
+    with TopicReader(connection, job, REQUESTS) as reader:
+        requests = sum(len(raw.value) for raw in reader.to_end())
+    topics_admin.delete(connection, job)
+    found = {
+        "log_bytes": sum(len(value) for _, value in entries),
+        "event_bytes": event_bytes([value for _, value in entries]),
+        "request_bytes": requests,
+        "entries": len(entries),
+    }
+    return {"steps": report["steps"], **{what: total / report["steps"] for what, total in found.items()}}
+
+
+def event_bytes(values: Sequence[bytes]) -> int:
+    """By how much events lengthen entries, from the first one with a committed step to the last."""
+    lengths = list[tuple[bool, int]]()
+    for value in values:
+        entry = codec.decode(value, records.Entry)
+        if isinstance(entry.body, records.Cycle):
+            commits = any(isinstance(event, records.Committed) for event in entry.body.events)
+            bare = replace(entry, body=replace(entry.body, events=()))
+            lengths.append((commits, len(value) - len(codec.encode(bare))))
+    at = [number for number, (commits, _) in enumerate(lengths) if commits]
+    return sum(length for _, length in lengths[at[0] : at[-1] + 1])
+
+
+def log_bytes(broker: EmbeddedBroker, folder: Path, repetitions: int, worlds: Sequence[int]) -> dict[str, Any]:
+    """A step's, for each order and number of workers, in turn."""
+    made: dict[str, list[dict[str, float]]] = {f"{order}, {n} workers": [] for n in worlds for order in ORDERS}
+    for number in range(repetitions):
+        for workers in worlds:
+            for order in ORDERS:
+                job = folder / f"bench-log-{order}-{workers}-{number}"
+                made[f"{order}, {workers} workers"].append(log_of(broker, job, order, workers))
+    return {kind: {name: spread([row[name] for row in rows], 2) for name in rows[0]} for kind, rows in made.items()}
+
+
 # -- the whole
 
 
-def measure(only: str, repetitions: int) -> dict[str, Any]:
+def measure(only: str, repetitions: int, worlds: Sequence[int]) -> dict[str, Any]:
     """What was asked for."""
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
@@ -148,6 +239,15 @@ def measure(only: str, repetitions: int) -> dict[str, Any]:
             f"memory: {r['agent_mb']['median']} MB, a plain loop {r['plain_mb']['median']}: {times['median']} times "
             f"[{times['min']} to {times['max']}]"
         )
+    if only in ("", "log"):
+        with (
+            tempfile.TemporaryDirectory(prefix="antdt-costs-") as name,
+            EmbeddedBroker(Path(name) / "kafka") as broker,
+        ):
+            results["log"] = log_bytes(broker, Path(name), repetitions, worlds)
+        for kind, r in results["log"].items():
+            shown = (f"{what} {one['median']} [{one['min']} to {one['max']}]" for what, one in r.items())
+            print(f"log of {kind}, a step: {', '.join(shown)}")
     return results
 
 
@@ -155,15 +255,18 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the results here")
-    parser.add_argument("--only", choices=("fingerprint", "memory"), default="")
+    parser.add_argument("--only", choices=("fingerprint", "memory", "log"), default="")
+    parser.add_argument("--workers", type=int, nargs="+", default=LOG_WORKERS, help="of the jobs whose log is measured")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
+    if options.child in ORDERS:
+        _log_worker(options.child)
+    elif options.child:
         _memory_of(options.child, options.folder)
     else:
-        write(options.json, {**measure(options.only, options.repetitions), "machine": machine()})
+        write(options.json, {**measure(options.only, options.repetitions, options.workers), "machine": machine()})
 
 
 if __name__ == "__main__":

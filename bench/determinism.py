@@ -8,6 +8,9 @@ batch every few steps. Compared are, over all runs on one data set,
   float_difference_max  the largest difference of final parameters from those of one worker, over the largest parameter
   bitwise_equal         whether final parameters are equal to the bit with deterministic="bitwise" in all of these runs;
                         without it (bitwise_equal_without) sums over other parts round otherwise
+A run takes up to a minute on a busy machine, most of it for workers to start and to come back (first_step_s,
+incomplete_s). With --keep DIR each is kept there once it has passed its audit, and is not made again: a bench that was
+cut goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import json
 import os
 import signal
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -39,7 +42,7 @@ from antdt_streams.views.progress import Progress
 
 from bench.common import machine, write
 
-WITHIN_S = 300.0
+WITHIN_S = 900.0  # a busy machine takes minutes for ten workers to come back
 EPOCHS, BATCH, UNIT_SIZE = 4, 32, 4
 CALM_MS, DISTURBED_MS = 0.5, 4.0  # a sample takes
 KILLS = tuple((15 * (at + 1), f"w{(1, 3, 0, 2)[at % 4]}") for at in range(10))  # once so many steps are committed
@@ -66,11 +69,12 @@ class Rotates:
 
 @dataclass(frozen=True)
 class Run:
-    """What came out of one: the final parameters, flat, and samples by step."""
+    """What came out of one: the final parameters, flat, samples by step, and what it was told to do."""
 
     parameters: torch.Tensor
     samples: dict[int, list[int]]
     row: dict[str, Any]
+    told: dict[str, Any]
 
 
 def plans_of(entries: Entries) -> dict[int, int]:
@@ -99,6 +103,12 @@ class Job:
         self.training = Training(workers, delay_ms=delay_ms, **same)
         self.place, self.progress = Place(self.connection, True, folder, None), Progress()
         self.left = list(KILLS) if disturbed else []
+        self.first_step_s, self.incomplete_s = 0.0, 0.0  # behind the launch; with fewer than all workers, from then on
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a run has to have in common with one that is kept, to be the same."""
+        return {**asdict(self.training), "kills": [list(kill) for kill in self.left]}
 
     def run(self) -> Run:
         """To its end."""
@@ -112,21 +122,30 @@ class Job:
         environ = dict(os.environ) | environment_of(self.connection, self.place)
         launches = Launches(self.name, training, folder, folder, environ, start_process)
         follow = Follow(self.connection, self.name, (SHARD_LOG,), self.progress)
-        until = monotonic() + WITHIN_S
+        told, began = self.told, monotonic()
         try:
             follow.start()
             launches.launch()
             while launches.look() is not ExitCode.DONE:
                 services.poll()
                 self._strike(launches)
-                assert monotonic() < until, f"{self.name} is at step {self.progress.step} after {WITHIN_S:g} s"
+                looked = monotonic()
+                assert looked < began + WITHIN_S, f"{self.name} is at step {self.progress.step} after {WITHIN_S:g} s"
                 sleep(0.02)  # between two looks
+                self._clock(looked - began, monotonic() - looked)
         finally:
             launches.kill()
             services.stop()
             follow.stop()
         assert not self.left, f"ended before these were killed: {self.left}"
-        return self._made(launches)
+        return self._made(launches, told, monotonic() - began)
+
+    def _clock(self, at_s: float, took_s: float) -> None:
+        """Where the time goes."""
+        if self.progress.step and not self.first_step_s:
+            self.first_step_s = at_s
+        elif self.progress.step and self.progress.members < self.workers:
+            self.incomplete_s += took_s
 
     def _strike(self, launches: Launches) -> None:
         """kill -9 of whose turn it is, once all are there."""
@@ -136,7 +155,7 @@ class Job:
                 os.kill(pid, signal.SIGKILL)
                 self.left.pop(0)
 
-    def _made(self, launches: Launches) -> Run:
+    def _made(self, launches: Launches, told: dict[str, Any], seconds: float) -> Run:
         entries = entries_of(self.connection, self.name)
         report, wrong = judge_log(entries)
         wrong += judge_records(entries, launches.records)
@@ -152,9 +171,12 @@ class Job:
             "plans": len(set(plans.values()) - {0}),
             "steps": report["steps"],
             "accuracy": json.loads(launches.result.read_text(encoding="utf-8"))["accuracy"],
+            "seconds": round(seconds, 1),
+            "first_step_s": round(self.first_step_s, 1),
+            "incomplete_s": round(self.incomplete_s, 1),
         }
         flat = torch.cat([value.reshape(-1) for value in model.values()])
-        return Run(flat, {number: step.samples[TOGETHER] for number, step in steps.items()}, row)
+        return Run(flat, {number: step.samples[TOGETHER] for number, step in steps.items()}, row, told)
 
 
 def compared(runs: list[Run]) -> dict[str, Any]:
@@ -171,14 +193,35 @@ def compared(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def run(broker: EmbeddedBroker, folder: Path, unit_size: int, data: str) -> list[Run]:
+def kept(file: Path, told: dict[str, Any]) -> Run | None:
+    """One that was made before, and was told the same."""
+    if not file.exists():
+        return None
+    run = Run(**torch.load(file, weights_only=True))
+    return run if run.told == told else None
+
+
+def keep(file: Path, run: Run) -> None:
+    """Whole, or not at all."""
+    beside = file.with_suffix(".part")
+    torch.save(vars(run), beside)
+    beside.replace(file)
+
+
+def runs(broker: EmbeddedBroker, folder: Path, keeps: Path, unit_size: int, data: str) -> list[Run]:
     """All of them, on one data set."""
     kind = f"{data.partition(':')[0]}-{'bitwise' if unit_size else 'plain'}"
     made = []
     for workers, disturbed in ((1, False), (2, False), (3, False), (4, False), (4, True)):
         name = f"{kind}-{'disturbed' if disturbed else 'calm'}-{workers}"
-        made.append(Job(broker, folder / name, workers, disturbed=disturbed, unit_size=unit_size, data=data).run())
-        print(", ".join(f"{what} {value}" for what, value in made[-1].row.items()), flush=True)
+        job = Job(broker, folder / name, workers, disturbed=disturbed, unit_size=unit_size, data=data)
+        file = keeps / f"{name}.pt"
+        run = kept(file, job.told)
+        if run is None:
+            run = job.run()
+            keep(file, run)
+        made.append(run)
+        print(", ".join(f"{what} {value}" for what, value in run.row.items()), flush=True)
     return made
 
 
@@ -187,12 +230,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--data", type=Path, metavar="DIR", help="of MNIST's idx files, which is trained as well")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="of runs that were made: they are not made again")
     options = parser.parse_args()
     sets = ["digits"] + ([f"mnist:{options.data.resolve()}"] if options.data else [])
     with tempfile.TemporaryDirectory(prefix="antdt-determinism-") as name:
         folder = Path(name)
+        keeps = options.keep or folder
+        keeps.mkdir(parents=True, exist_ok=True)
         with EmbeddedBroker(folder / "kafka") as broker:
-            made = [found_on(broker, folder, data) for data in sets]
+            made = [found_on(broker, folder, keeps, data) for data in sets]
     found: dict[str, Any] = {
         "same_samples": all(one["same_samples"] for one in made),
         "float_difference_max": max(one["float_difference_max"] for one in made),
@@ -203,9 +249,9 @@ def main() -> None:
     write(options.json, {"machine": machine(), **found, "runs": [row for one in made for row in one["runs"]]})
 
 
-def found_on(broker: EmbeddedBroker, folder: Path, data: str) -> dict[str, Any]:
+def found_on(broker: EmbeddedBroker, folder: Path, keeps: Path, data: str) -> dict[str, Any]:
     """On one data set."""
-    plain, bitwise = (run(broker, folder, unit_size, data) for unit_size in (0, UNIT_SIZE))
+    plain, bitwise = (runs(broker, folder, keeps, unit_size, data) for unit_size in (0, UNIT_SIZE))
     found, without = compared(bitwise), compared(plain)
     found["bitwise_equal_without"] = without["bitwise_equal"]
     found["float_difference_max"] = without["float_difference_max"]

@@ -25,7 +25,9 @@ SEED, SAMPLES, BATCH, EPOCHS = 5, 600, 30, 3
 STEPS_PER_EPOCH = SAMPLES // BATCH
 STEPS = EPOCHS * STEPS_PER_EPOCH
 KILLED_BEHIND, KILLED = 12, "w1"
-STEP_S, ALONE_S = 0.01, 0.15  # what a step takes; while the one that was killed is not back yet
+INTERRUPTED, ROLLED_BACK = "interrupted", "rolled back"
+BEFALLS_BEHIND = {INTERRUPTED: 27, ROLLED_BACK: 43}  # steps: within the second epoch, behind the second
+STEP_S, ALONE_S = 0.01, 0.15  # what a step takes; while what is to come is not over yet
 BAD = 7  # the sample that is no number, where there is one
 
 
@@ -68,7 +70,9 @@ class Habit:
     """scripts: of a Worker, and of a Single. differs: why one process has something else, where it has. bad: one sample
     is no number. refused: what the script does is to be refused. loader: it has a DataLoader.
 
-    build: model, optimizer or several, and further arguments of the Agent.
+    build: model, optimizer or several, and further arguments of the Agent. whole: a data set of its own. batch: x and y
+    of a step in one process, where they are not just those of its samples. befalls: what comes to the job beside the
+    kill and the plan: it is INTERRUPTED and launched again, or ROLLED_BACK by its operator.
     """
 
     scripts: tuple[Callable[[Worker], None], Callable[[Single], None] | None]
@@ -77,10 +81,13 @@ class Habit:
     refused: bool = False
     differs: str = ""
     loader: bool = False
+    whole: Callable[[], Any] | None = None
+    batch: Callable[[Single, list[int]], Any] | None = None
+    befalls: str = ""
 
     def data(self) -> Any:
         """What the Agent is given as data set."""
-        whole = data(bad=self.bad)
+        whole = data(bad=self.bad) if self.whole is None else self.whole()
         return DataLoader(whole, BATCH, shuffle=True) if self.loader else whole
 
 
@@ -92,8 +99,9 @@ class Worker:
 
     def __init__(self, habit: Habit, folder: Path, *, kills: bool) -> None:
         self.name, self.folder = os.environ.get("ANTDT_WORKER", "w0"), folder
-        self.first = os.environ.get("ANTDT_RESTARTS", "0") == "0"
-        self.back = folder / "back"
+        self.back, self.befallen = folder / "back", folder / "befallen"
+        self.first = os.environ.get("ANTDT_RESTARTS", "0") == "0" and not self.back.exists()
+        self.befalls_behind = BEFALLS_BEHIND.get(habit.befalls, STEPS)
         self.record = Record(folder, self.name)
         self.model, self.optimizer, words = habit.build()
         self.words = words
@@ -101,6 +109,7 @@ class Worker:
         given = {name: value for name, value in given.items() if value is not None}
         self.agent = antdt.Agent(self.model, self.optimizer, **given)
         self.models = all_of(self.model, words)
+        self.numbers = torch.empty(0)  # of the samples of the batch at hand
         self.step: int | None = None  # None: what is in the model was made before this life
         if "state" in words:
             self.agent.on_step(lambda: words["state"]["average"].update_parameters(self.model))
@@ -111,14 +120,15 @@ class Worker:
         self.record.write(changed=number, hash=hashed(self.models))
 
     def batches(self, of: Iterable[Any] | None = None) -> Iterator[Any]:
-        """(x, y) of every batch at hand."""
+        """(x, y) of every batch at hand. What else a collate_fn says of each sample is written down with its number."""
         agent: Any = self.agent
-        for x, y, numbers in agent if of is None else of:
+        for x, y, *said in agent if of is None else of:
             self._made()  # where single optimizers step, a step ends behind the loop's body
             before, generation = agent.step_number, agent.strategy.generation
             at = {"step": before + 1, "generation": generation.number, "rank": generation.rank}
-            self.record.write(**at, samples=numbers.tolist())
+            self.record.write(**at, samples=list(zip(*(one.tolist() for one in said), strict=True)))
             self._befalls(before)
+            self.numbers = said[0]
             yield x, y
             self._made()
         self._made()
@@ -129,7 +139,7 @@ class Worker:
         self.step = step
         if before is not None and step > before:
             made = {"hash": hashed(self.models), "parameters": flat(self.models).tolist()}
-            self.record.write(made=step, first=self.first, **made)
+            self.record.write(made=step, lineage=self.agent.lineage, first=self.first, **made)
 
     def _befalls(self, step: int) -> None:
         if not self.kills:
@@ -139,18 +149,21 @@ class Worker:
                 os.kill(os.getpid(), signal.SIGKILL)
             if not self.first:
                 self.back.touch()
-        time.sleep(STEP_S if step < KILLED_BEHIND or self.back.exists() else ALONE_S)
+        waits = step >= KILLED_BEHIND and not self.back.exists()
+        waits |= step >= self.befalls_behind and not self.befallen.exists()
+        time.sleep(ALONE_S if waits else STEP_S)
 
 
 @dataclass
 class Single:
     """A plain loop of one process over the same global batches, and its parameters after each: `history` by step.
 
-    samples: by step, in the order in which the workers had them.
+    samples: by step, in the order in which the workers had them. said: by step and sample, what else was written down.
     """
 
     habit: Habit
     samples: Mapping[int, list[int]]
+    said: Mapping[int, dict[int, list[Any]]]
     history: dict[int, torch.Tensor] = field(default_factory=dict)
     step: int = 0
 
@@ -164,9 +177,10 @@ class Single:
     def batches(self) -> Iterator[Any]:
         """(x, y) of every step."""
         x, y = tensors(bad=self.habit.bad)
+        batch = self.habit.batch or (lambda _, samples: (x[samples], y[samples]))
         for step in sorted(self.samples):
             self.step = step
-            yield x[self.samples[step]], y[self.samples[step]]
+            yield batch(self, self.samples[step])
             self.history[step] = flat(self.models)
             self._schedule("epoch" if step % STEPS_PER_EPOCH == 0 else "")
 

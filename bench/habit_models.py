@@ -10,12 +10,13 @@ from typing import Any
 
 import antdt
 import torch
+from antdt.data.seeding import seed_sample
 from torch import nn
 from torch.nn import functional
 from torch.optim import lr_scheduler
-from torch.utils.data import WeightedRandomSampler
+from torch.utils.data import Dataset, WeightedRandomSampler
 
-from bench.habit_loops import SAMPLES
+from bench.habit_loops import BATCH, SAMPLES, STEPS_PER_EPOCH, Single, tensors
 
 # -- models
 
@@ -105,17 +106,87 @@ def bucketed() -> Any:
     return sgd(mlp(), sampler=order)
 
 
+def checkpointed() -> Any:
+    """With checkpoints to go back to."""
+    model, optimizer, words = warm_up_cosine_average()
+    return model, optimizer, {**words, "options": antdt.AgentOptions(checkpoint_every_steps=15)}
+
+
+# -- mixup: in a batch of one worker, in a data set, and over the batch of all workers
+
+
+def classes() -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of all samples, and classes as shares of three."""
+    x, y = tensors()
+    return x, functional.one_hot(y, 3).float()
+
+
+def mixture(one: Any, other: Any, share: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of two samples, or of the rows of two batches: features, and shares of classes."""
+    (x, y), (x_other, y_other) = one, other
+    return share * x + (1 - share) * x_other, share * y + (1 - share) * y_other
+
+
 def mixed(samples: list[Any]) -> Any:
-    """A batch, each sample of which is mixed with another one."""
+    """A batch whose samples are mixed with each other, their numbers, and what was drawn: their others and shares."""
     x, y, numbers = (torch.stack(part) for part in zip(*samples, strict=True))
-    other, share = torch.randperm(len(x)), torch.rand(())
-    y = functional.one_hot(y, 3).float()
-    return share * x + (1 - share) * x[other], share * y + (1 - share) * y[other], numbers
+    others, share, y = torch.randperm(len(x)), torch.rand(()), functional.one_hot(y, 3).float()
+    return *mixture((x, y), (x[others], y[others]), share), numbers, numbers[others], share.expand(len(x))
+
+
+def as_drawn(single: Single, samples: list[int]) -> Any:
+    """The same of one process, with what workers have drawn."""
+    x, y = classes()
+    others, shares = zip(*(single.said[single.step][sample] for sample in samples), strict=True)
+    return mixture((x[samples], y[samples]), (x[list(others)], y[list(others)]), torch.tensor(shares)[:, None])
 
 
 def mixup() -> Any:
     model, optimizer, words = warm_up_cosine_average()
     return model, optimizer, {**words, "collate_fn": mixed}
+
+
+class Mixing(Dataset[Any]):  # type: ignore[misc]
+    """Mixes each sample with another one of the whole data set, as it draws."""
+
+    def __init__(self) -> None:
+        self.x, self.y = classes()
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> Any:
+        other, share = int(torch.randint(SAMPLES, ())), torch.rand(())
+        pair = (self.x[index], self.y[index]), (self.x[other], self.y[other])
+        return *mixture(*pair, share), torch.tensor(index)
+
+
+def as_seeded(single: Single, samples: list[int]) -> Any:
+    """The same of one process: a data process draws by the job's seed, epoch and position."""
+    whole, rows = Mixing(), []
+    epoch, at = divmod(single.step - 1, STEPS_PER_EPOCH)
+    for position, sample in enumerate(samples, at * BATCH):
+        seed_sample(0, epoch, position)
+        rows.append(whole[sample][:2])
+    x, y = zip(*rows, strict=True)
+    return torch.stack(x), torch.stack(y)
+
+
+def mixup_in_data() -> Any:
+    model, optimizer, words = warm_up_cosine_average()
+    return model, optimizer, {**words, "num_workers": 1}
+
+
+def mixed_at(step: int, x: torch.Tensor, y: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The batch of all workers. What is drawn follows from the step and the samples in it, whoever has which of them:
+    in a circle that goes by their numbers, each is mixed with the one that is so many behind it.
+    """
+    generator = torch.Generator().manual_seed(step)
+    distance, share = int(torch.randint(len(x), (), generator=generator)), torch.rand((), generator=generator)
+    order = numbers.argsort()
+    others = order.roll(distance)[order.argsort()]
+    y = functional.one_hot(y, 3).float()
+    return mixture((x, y), (x[others], y[others]), share)
 
 
 class Recurrent(nn.Module):  # type: ignore[misc]
@@ -205,3 +276,9 @@ def two_terms(model: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tenso
     out = model(x)
     later = y > 0
     return functional.cross_entropy(out, y, reduction="sum"), out.square().sum(1)[later].sum(), later.sum()
+
+
+def means_of_terms(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The same as a loss: each is divided by what this worker has of it."""
+    first, second, later = two_terms(model, x, y)
+    return first / len(x) + 0.1 * second / later

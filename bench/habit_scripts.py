@@ -16,12 +16,16 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import lr_scheduler
 
-from bench.habit_loops import EPOCHS, SEED, STEPS, Habit, Single, Worker, tensors
+from bench.habit_loops import EPOCHS, INTERRUPTED, ROLLED_BACK, SEED, STEPS, Habit, Single, Worker, tensors
 from bench.habit_models import (
+    Mixing,
     Recurrent,
+    as_drawn,
+    as_seeded,
     batch_norm,
     bucketed,
     build,
+    checkpointed,
     contrast,
     critic_loss,
     cross_entropy,
@@ -31,7 +35,10 @@ from bench.habit_models import (
     gan,
     generator_loss,
     lengths,
+    means_of_terms,
+    mixed_at,
     mixup,
+    mixup_in_data,
     overlap,
     packed,
     penalty,
@@ -150,6 +157,14 @@ def negatives(worker: Worker) -> None:
         queries, keys = worker.model(x + 0.1), agent.gather(worker.model(x))
         own = agent.own_rows
         agent.step(contrast(queries, keys, torch.arange(own.start, own.stop)))
+
+
+def mixing(worker: Worker) -> None:
+    agent = worker.agent
+    for batch in worker.batches():
+        x, y, numbers = map(agent.gather, (*batch, worker.numbers))
+        x, y = mixed_at(agent.step_number, x, y, numbers)
+        agent.step(cross_entropy(worker.model, x[agent.own_rows], y[agent.own_rows]))
 
 
 def unfreezing(worker: Worker) -> None:
@@ -276,10 +291,19 @@ HABITS: dict[str, Habit] = {
     "nested-epochs": Habit(nested(stops=False), PLAIN),
     "packed": Habit(by_loss(packed), PLAIN),
     "bucketed": Habit(USUAL, bucketed),
-    "mixup": Habit(USUAL, mixup, differs="each worker mixes the samples of its own part of the batch"),
+    "mixup": Habit(USUAL, mixup, batch=as_drawn),
+    "mixup-in-data": Habit(USUAL, mixup_in_data, whole=Mixing, batch=as_seeded),
+    "mixup-by-step": Habit(
+        (mixing, USUAL[1]),
+        warm_up_cosine_average,
+        batch=lambda single, which: mixed_at(single.step - 1, *(one[which] for one in tensors()), torch.tensor(which)),
+    ),
+    "interrupted": Habit(USUAL, warm_up_cosine_average, befalls=INTERRUPTED),
+    "rolled-back": Habit(USUAL, checkpointed, befalls=ROLLED_BACK),
     "truncated-backpropagation": Habit(USUAL, lambda: sgd(Recurrent()), refused=True),
     "root-of-mean": Habit(by_loss(root_of_mean), PLAIN, refused=True),
     "overlap": Habit(by_loss(overlap), PLAIN, refused=True),
+    "denominators-unsaid": Habit(by_loss(means_of_terms), PLAIN, refused=True),
     "sum-unsaid": Habit(by_loss(lambda m, x, y: m(x).square().sum()), PLAIN, refused=True),
     "lone-call": Habit((alone_all_reduce, None), PLAIN, refused=True),
     "scheduler-in-loop": Habit((own_scheduler, None), PLAIN, refused=True),

@@ -262,6 +262,16 @@ LOSSES: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., Any], str]] =
         lambda x, y: None,
         "mean",
     ),
+    "of one sample after the other, unsaid": (
+        lambda m, x, y: sum((m(x[at]).repeat(4) ** 2).sum() / 12 for at in range(len(x))) / len(x),
+        lambda x, y: None,
+        "mean",
+    ),
+    "of one sample after the other, stacked, unsaid": (
+        lambda m, x, y: torch.stack([(m(x[at]).repeat(4) ** 2).sum() / 5 for at in range(len(x))]).mean(),
+        lambda x, y: None,
+        "mean",
+    ),
     "sum": (lambda m, x, y: 0.05 * functional.cross_entropy(m(x), y, reduction="sum"), lambda x, y: None, "sum"),
 }
 
@@ -286,6 +296,26 @@ UNEQUAL: dict[str, Callable[..., torch.Tensor]] = {
     "a mean over what a mask leaves": lambda m, x, y: functional.cross_entropy(m(x), y, reduction="none")[y > 0].mean(),
     "boxes": lambda m, x, y: functional.l1_loss(m(x)[y > 0], torch.zeros(int((y > 0).sum()), 3).double()),
     "masked mse": lambda m, x, y: 0.5 * functional.mse_loss(m(x)[y > 0], torch.zeros(int((y > 0).sum()), 3).double()),
+    "a sum over boxes, beside a mean": lambda m, x, y: (
+        functional.cross_entropy(m(x), y) + 0.5 * m(x)[y > 0].square().sum() / max(1, int((y > 0).sum()))
+    ),
+    "a mask, beside a mean": lambda m, x, y: (
+        (m(x).square().sum(1) * (y > 0)).sum() / (y > 0).sum() + functional.cross_entropy(m(x), y)
+    ),
+    "boxes of one sample after the other, beside a mean": lambda m, x, y: (
+        sum((m(x[at]).expand(int(y[at]), 3) ** 2).sum() for at in range(len(x))) / max(1, int(y.sum()))
+        + functional.cross_entropy(m(x), y)
+    ),
+    "a mean, and boxes that are added to it one by one": lambda m, x, y: sum(
+        (
+            m(x[at : at + 1]).expand(1 + int(y[at]), 3).square().sum() / (len(x) + int(y.sum()))
+            for at in 10 * list(range(len(x)))
+        ),
+        functional.cross_entropy(m(x), y),
+    ),
+    "two masks": lambda m, x, y: (
+        (m(x).square().sum(1) * (y > 0)).sum() / (y > 0).sum() + m(x)[y < 1].sum() / (y < 1).sum()
+    ),
 }
 
 
@@ -326,7 +356,11 @@ def test_means_over_elements_and_over_parameters_are_nothing_else() -> None:
         penalty = sum(param.square().mean() for param in model.parameters())
         out = model(x)
         terms = functional.cross_entropy(out, y, label_smoothing=0.1), functional.mse_loss(out, out.detach() + 1)
-        return terms[0] + 0.1 * terms[1] - 0.01 * penalty
+        of_each = sum(model(x[at]).repeat(1 + int(y[at])).sum() / (3 + 3 * int(y[at])) for at in range(len(x))) / len(x)
+        means = [model(x[at]).repeat(1 + int(y[at])).square().mean() for at in range(len(x))]
+        of_each = of_each + sum(means) / len(x) + torch.stack([one.sum().exp() / 9 for one in out]).mean()
+        halves = out.square().sum() / (2 * len(x)) - out.sum() / (0.5 * len(x))
+        return terms[0] + 0.1 * terms[1] - 0.01 * penalty + 0.1 * of_each + 0.01 * halves
 
     def script(agent: InProcess) -> None:
         for x, y in agent:

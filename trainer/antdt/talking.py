@@ -119,6 +119,9 @@ class Talking:
 
         A loss over this worker's rows that looks at all of them (in-batch negatives) then has the gradient of the loss
         over the whole batch. It needs that batch at once: no micro-batches.
+
+        Which samples a rank has follows from plans and deaths. What a script draws for the rows of all (a permutation
+        for mixup) is the same for any split where it goes by the numbers of samples, which are gathered as well.
         """
         if not self._inside:
             raise UsageError("agent.gather(features) belongs into the body of the loop.")

@@ -146,8 +146,8 @@ def main(argv: list[str] | None = None) -> None:
     faults = Faults(options.faults, worker) if options.faults is not None else None
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    train, test = load(options.data)
-    x, y = (t[: options.samples or len(t)] for t in train.tensors)
+    train, test = load(options.data, options.samples)
+    x, y = train.tensors
     tensors = TensorDataset(x, y, torch.arange(len(y)))
     model = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 32), nn.ReLU(), nn.Linear(32, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -3,8 +3,9 @@
 A mean over tokens, boxes or class weights is no mean over samples: gradients that are weighed by samples then add up to
 another model than one process would make of the same batch. Where the loss itself is such a mean its weight is read off
 (`torch.nn.functional.cross_entropy` with `ignore_index` or `weight`, a sum that is divided). Where that cannot be, or
-no weight would make it right, it is refused as soon as it shows: a sum, a mean over elements, a root of a mean, samples
-that are compared with each other, and what a function of its own (torch.compile) has put together.
+no weight would make it right, it is refused as soon as it shows: a sum, a mean over elements, terms that are divided by
+different things, a root of a mean, samples that are compared with each other, and what a function of its own
+(torch.compile) has put together.
 
 Must not know members, nor what a weight is used for.
 """
@@ -12,6 +13,7 @@ Must not know members, nor what a weight is used for.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -70,7 +72,7 @@ SAME_MIN, ODD_MIN = 4, 8  # losses
 
 
 class Seen(NamedTuple):
-    """One mean in a loss: of which kind, over how many, for how many samples."""
+    """One mean in a loss, or a sum that is divided: of which kind, over how many or by what, for how many samples."""
 
     kind: str
     number: float
@@ -78,7 +80,7 @@ class Seen(NamedTuple):
 
     def is_like(self, other: Seen) -> bool:
         """As many for each sample, or as many whatever there are of them (a mean over parameters)."""
-        return self.number in (other.number, other.number * self.samples / other.samples)
+        return _near(self.number, other.number) or _near(self.number, other.number * self.samples / other.samples)
 
 
 class Constant:
@@ -104,11 +106,14 @@ class Constant:
 
 class Denominators:
     """Of the losses of one script, each of `samples`. `_surprise`: how unlikely it is by now that targets are numbers
-    of samples by chance. `_constants`: what was divided by one number so far, by its place among the terms.
+    of samples by chance. `_constants`: what was divided by one number so far, by its place among the terms. `_first`:
+    the means of the first loss. `_divided`: the sums of the first one with so many that were divided by no number of
+    samples.
     """
 
     def __init__(self) -> None:
         self._first: list[Seen] = []
+        self._divided: dict[int, list[Seen]] = {}
         self._surprise = 0.0
         self._constants: dict[int, Constant] = {}
         self._mixing = Mixing()
@@ -146,10 +151,13 @@ class Denominators:
                 name = self._mixing.found([term for term in found if not is_gathered(term.node)], samples)
                 if name:
                     raise UsageError(MIXES.format(name))
+            found = _over_all(found, samples)
             counts = [self._count(at, term, samples, whole) for at, term in enumerate(found)]
             if counts and counts[0] is not None and counts.count(counts[0]) == len(counts):
                 return counts[0]
             self._check([Seen(term.name, term.number, samples) for term in found if term.kind == "mean"])
+            divided = _divided(found, counts, samples)
+            _compare(divided, self._divided.setdefault(len(divided), divided))
         return None
 
     def _refuse(self, term: Term, samples: int, *, alone: bool) -> None:
@@ -184,9 +192,42 @@ class Denominators:
         if [one.kind for one in found] != [one.kind for one in self._first]:
             self._first = self._first or found
             return
-        for one, before in zip(found, self._first, strict=True):
-            if not one.is_like(before):
-                raise UsageError(OTHER.format(f"{one.number:g}", one.samples, f"{before.number:g}", before.samples))
+        _compare(found, self._first)
+
+
+def _compare(found: Sequence[Seen], first: Sequence[Seen]) -> None:
+    """Raises UsageError where one of them is over another number for each sample than before."""
+    for one, before in zip(found, first, strict=True):
+        if not one.is_like(before):
+            raise UsageError(OTHER.format(f"{one.number:g}", one.samples, f"{before.number:g}", before.samples))
+
+
+def _divided(found: Sequence[Term], counts: Sequence[float | None], samples: int) -> list[Seen]:
+    """The sums in a loss of several terms that were divided by what is no number of samples, nor a multiple. Those of
+    single samples count as one, where all of them were divided by the same: else each has a number of its own.
+    """
+    whole, single = list[float](), list[float]()
+    for term, count in zip(found, counts, strict=True):
+        if term.kind == "sum" and count and count % samples and not _is_divided_by(term, samples):
+            (single if is_of_one_sample(term.node) else whole).append(count)
+    if len(single) > 1 and single.count(single[0]) == len(single):
+        whole.append(single[0])
+    return [Seen("sum", count, samples) for count in whole]
+
+
+def _over_all(found: Sequence[Term], samples: int) -> list[Term]:
+    """Those over what all samples have. Left out are those of one sample each, which were divided by the number of
+    samples, where there are as many: together they are a mean over samples, whatever each of them is over.
+    """
+    each = [term.kind in ("mean", "sum") and _is_divided_by(term, samples) for term in found]
+    if sum(each) < samples:
+        return list(found)
+    return [term for term, one in zip(found, each, strict=True) if not one]
+
+
+def _is_divided_by(term: Term, samples: int) -> bool:
+    by_factor = samples > 1 and _near(1 / (term.factor or 1.0), samples)
+    return by_factor or any(_near(one, samples) for one in term.divisors)
 
 
 def _is_of_no_sample(term: Term) -> bool:

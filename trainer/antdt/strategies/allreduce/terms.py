@@ -106,7 +106,8 @@ def _term(way: _Way) -> Term | list[_Way]:
     name, before = node.name(), [one for one, _ in node.next_functions if one is not None]
     if name.startswith(("SumBackward", "MeanBackward", "NansumBackward")):
         if before and before[0].name().startswith(("StackBackward", "CatBackward")) and _is_of_numbers(before[0]):
-            return way.to(before[:1])
+            numbers = (float(math.prod(shape_of(node))),) if name.startswith("Mean") else ()
+            return way._replace(divisors=divisors + numbers).to(before[:1])
         return Term("mean" if name.startswith("Mean") else "sum", node, divisors, factor)
     if name.startswith(("MulBackward", "DivBackward")):
         return _scaled(way, before)
