@@ -48,7 +48,9 @@ class ServedWorld(World):
         super().draw(rng)
         own = random.Random(f"servers/{self.seed}")
         kind = own.choice(("bsp", "bsp", "asp", "ssp=1", "ssp=3"))
-        strategy = f"ps-{kind}/servers={own.choice((1, 2, 2, 3))}"
+        # In two worlds of five samples are dealt out ahead; the others are what they were.
+        dealt = random.Random(f"sharding/{self.seed}").choice(("", "", "", "/even", "/colony"))
+        strategy = f"ps-{kind}{dealt}/servers={own.choice((1, 2, 2, 3))}"
         # Where there are many samples, few would be a step too many for so slow a world.
         batch_size = max(self.spec.batch_size, self.spec.samples * self.spec.epochs * self.spec.workers_min // 60)
         self.spec = replace(self.spec, strategy=strategy, batch_size=batch_size)

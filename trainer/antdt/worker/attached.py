@@ -95,6 +95,7 @@ class AttachedLife(Life):
     def _take(self) -> Steps:
         """Samples for one contribution; None where there are none now, or none any more."""
         session, leases = self.session, self.session.leases
+        session.moves.parameters = self.plans.colony
         if not leases.untaken:
             if not self._idle and leases.answered:
                 self._idle = True

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 
 from antdt_schemas import records
 from antdt_schemas.errors import Mismatch
-from antdt_schemas.strategies import kind_of, server_name
+from antdt_schemas.strategies import COLONY, EVEN, kind_of, server_name
 
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.members import SERVER, Incarnation
@@ -220,10 +220,12 @@ class BoundedStaleness(ParameterServer):
     name: ClassVar[str] = "ps-ssp=N/servers=N"
 
 
-_ALL: tuple[GroupRules, ...] = (
-    AllReduce(), InUnits(), LocalSGD(), ParameterServer(), Asynchronous(), BoundedStaleness(),
-)  # fmt: skip
-RULES: Mapping[str, GroupRules] = {rules.name: rules for rules in _ALL}
+_SERVED: tuple[GroupRules, ...] = (ParameterServer(), Asynchronous(), BoundedStaleness())
+_ALL: tuple[GroupRules, ...] = (AllReduce(), InUnits(), LocalSGD(), *_SERVED)
+# How samples are dealt out ahead is nothing to a group.
+RULES: Mapping[str, GroupRules] = {rules.name: rules for rules in _ALL} | {
+    rules.name.replace("/", f"/{sharding}/", 1): rules for rules in _SERVED for sharding in (EVEN, COLONY)
+}
 
 
 def rules_of(strategy: str) -> GroupRules:

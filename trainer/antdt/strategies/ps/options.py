@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from antdt_schemas.errors import UsageError
+from antdt_schemas.strategies import COLONY, EVEN
 
 from antdt.strategies.base import Here, Strategy, StrategyOptions
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 BSP, ASP, SSP = "bsp", "asp", "ssp"
 MODES = (BSP, ASP, SSP)
+SHARDINGS = ("", EVEN, COLONY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,10 @@ class ParameterServer:
     `AgentOptions(checkpoint_every_steps=)` says how much that is at most. antdt.Embedding holds tables whose rows
     travel only where they are used.
 
+    sharding: to whom samples are leased. "": to whoever asks for the next ones. "even": those of an epoch are dealt out
+    evenly ahead, and each worker trains its own part, also while others have nothing left. "colony": so, and whoever
+    has nothing left to begin takes shards over from others that have not begun them, from whom it chooses by itself.
+
     Optimizers that work element by element run on servers (SGD, Adam, AdamW, Adagrad and the like). What needs all
     gradients at one place, or a step that all workers make together, is refused: clip_grad_norm, scaler, state, several
     optimizers, BatchNorm, agent.skip, stop, reduce, gather and all_reduce.
@@ -48,6 +54,7 @@ class ParameterServer:
     mode: Literal["bsp", "asp", "ssp"] = "bsp"
     staleness: int = 3
     backup: int = 0
+    sharding: Literal["", "even", "colony"] = ""
     pending_max: int = 4096
     unreachable_s: float = 60.0
     servers: int = 0
@@ -63,6 +70,9 @@ class ParameterServer:
                 f'ParameterServer(mode={self.mode!r}, backup={self.backup}): only mode="bsp" waits for workers, so '
                 "only there is somebody not to wait for: leave backup out."
             )
+        if self.sharding not in SHARDINGS:
+            known = ", ".join(map(repr, SHARDINGS))
+            raise UsageError(f"ParameterServer(sharding={self.sharding!r}): take one of {known}.")
         if self.pending_max < 1 or not self.unreachable_s > 0:
             raise UsageError("ParameterServer: pending_max >= 1, unreachable_s > 0.")
 
@@ -70,7 +80,8 @@ class ParameterServer:
     def name(self) -> str:
         """That of the job's records: other servers hold other parts."""
         mode = f"{SSP}={self.staleness}" if self.mode == SSP else self.mode
-        return f"ps-{mode}/servers={self.servers}"
+        dealt = f"/{self.sharding}" if self.sharding else ""
+        return f"ps-{mode}{dealt}/servers={self.servers}"
 
     def placed(self, servers: int, *, alone: bool) -> StrategyOptions:
         """With the servers of the launch; without a job the process steps the optimizer itself."""
