@@ -69,6 +69,7 @@ class DealtShards(Shards):
                 self._hand(name, NOBODY, e.epoch, start, end)
         for name in e.incarnations:
             self._part(name).todo.setdefault(e.epoch, IntervalSet())
+            self._mark(name)
         values = iter(e.pieces)
         for number, start, length in zip(values, values, values, strict=True):
             self._hand(NOBODY, e.incarnations[number], e.epoch, start, start + length)

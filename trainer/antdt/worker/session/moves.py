@@ -15,9 +15,10 @@ Rules
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import accumulate
 
 from antdt_schemas import records
 from antdt_schemas.colony import ColonyParameters
@@ -55,7 +56,7 @@ class Moves:
     def __init__(self, incarnation: str, options: SessionOptions) -> None:
         self.options, self.parameters = options, ColonyParameters()
         self.rate = 0.0
-        self._rng = random.Random(incarnation)
+        self._incarnation, self._choices = incarnation, 0
         self.begin()
 
     def begin(self) -> None:
@@ -121,12 +122,20 @@ class Moves:
         if not found:
             return None
         weights = [self._peers[load.incarnation].trail + AT_ALL for load, _ in found]
-        return self._rng.choices(found, weights)[0]
+        sums = list(accumulate(weights))
+        at = self._chance() * sums[-1]
+        return next(one for one, until in zip(found, sums, strict=True) if at < until)
+
+    def _chance(self) -> float:
+        """In [0, 1), another one each time, and by incarnation: the same worker would choose the same again."""
+        self._choices += 1
+        drawn = blake2b(f"{self._incarnation}/{self._choices}".encode(), digest_size=4).digest()
+        return int.from_bytes(drawn, "big") / 2**32
 
     def _from(self, load: records.Load, size: int) -> int | None:
         other = self._rate_of(load.incarnation)
         own, end = self.rate or other, load.start + load.length
-        share = min(load.length, int(load.left * own / (own + other)))
-        start = max(load.start, -(-(end - share) // size) * size)
+        share = round(load.left * own / (own + other))
+        start = load.start if share >= load.length else max(load.start, -(-(end - share) // size) * size)
         shards = -(-end // size) - start // size if start < end else 0
         return start if shards >= self.parameters.shards_min else None
