@@ -312,7 +312,7 @@ class Log:
                 self.grows = body["spec"].get("growing", False)
                 strategy, _, servers = body["spec"]["strategy"].partition("/servers=")
                 self.servers = int(servers) if strategy.startswith("ps-") else 0
-                self.parts = Parts() if self.servers and "/" in strategy else None
+                self.parts = Parts() if self.servers and strategy.endswith(("/even", "/colony")) else None
                 self.doubts = [doubt for doubt in self.doubts if doubt[4]]
                 return
             self.void.append(offset)

@@ -175,6 +175,22 @@ def trained_by(worker: str, events: Sequence[records.Event]) -> int:
 
 
 @pytest.mark.dear
+def test_what_is_late_may_be_dropped_and_log_and_model_say_so(connection: Connection, job: str, tmp_path: Path) -> None:
+    slow = ("--samples", "300", "--epochs", "2", "--delay-ms", "3", "--slow", "w2:5", "--backup", "1", "--late", "drop")
+    with job_processes(connection, job, tmp_path) as processes:
+        run = Run(processes, tmp_path)
+        processes.ended(run.launch(3, *slow), ExitCode.INCOMPLETE)  # done, except what is in quarantine
+        report, _ = judge_log(processes.entries())
+        state, events = processes.now(), processes.events()
+    lost = sum(end - start for _, start, end in report["quarantined"])
+    assert lost > 0 and not report["exactly_once"]
+    assert (report["committed"] + lost, report["missing"], report["repeated"]) == (600, [], [])
+    assert {fault.reason for fault in state.shards.faults.values()} == {"a late contribution, dropped"}
+    tally = json.loads(run.result.read_text())["tally"]
+    assert tally == pytest.approx(expected(events, state.spec), abs=1e-4)
+
+
+@pytest.mark.dear
 def test_who_is_told_to_leave_saves_all_and_the_next_launch_goes_on(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:

@@ -204,6 +204,14 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class Drop:
+    """A worker was too late with these samples, and throws them away. ranges: flat quintuples as in a composition."""
+
+    generation: int
+    ranges: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a worker asks of the ledger (topic requests, keyed by worker). Idempotent by content: any old one may
     arrive again.
@@ -310,4 +318,4 @@ class Reply:
 
 _OfTopics = Examined | Grown | End
 _OfWorkers = Join | Regroup | Lease | Release | Commit | Checkpoint | Heartbeat | Leave | Exited | Failed | Stop
-RequestBody = _OfWorkers | Readmit | Rollback | Resize | _OfTopics | Move
+RequestBody = _OfWorkers | Readmit | Rollback | Resize | _OfTopics | Move | Drop

@@ -55,7 +55,10 @@ class ServedWorld(World):
         batch_size = max(self.spec.batch_size, self.spec.samples * self.spec.epochs * self.spec.workers_min // 60)
         self.spec = replace(self.spec, strategy=strategy, batch_size=batch_size)
         mode, _, staleness = kind.partition("=")
-        self.mode = Mode(mode, int(staleness or 0))  # type: ignore[arg-type]
+        drops = kind == "bsp" and not dealt and random.Random(f"late/{self.seed}").random() < 0.2
+        if drops:
+            self.spec = replace(self.spec, strategy=strategy.replace("/", "/drop/", 1))
+        self.mode = Mode(mode, int(staleness or 0), drops)  # type: ignore[arg-type]
         self.backup = own.choice((0, 0, 1, 2)) if self.mode.kind == "bsp" else 0
         self.session_options = replace(self.session_options, reenter_s=own.choice((50, 400)) * self.tick_s)
         self.ledger_options = replace(self.ledger_options, stuck_ms=int(4_000 * 1_000 * self.tick_s))

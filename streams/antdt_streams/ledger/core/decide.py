@@ -29,7 +29,7 @@ from antdt_schemas.records import Status
 from antdt_schemas.space import TOPIC, Space
 from antdt_schemas.strategies import kind_of, servers_of
 
-from antdt_streams.ledger.core import changing, committing, dealing, evidence, joining, leasing, reading
+from antdt_streams.ledger.core import changing, committing, dealing, dropping, evidence, joining, leasing, reading
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.groups import REASON_CHARS_MAX, RULES
 from antdt_streams.ledger.core.turn import AUTHOR_CHARS_MAX, Refusal, Turn, close, refuse
@@ -165,4 +165,5 @@ _DECIDE: dict[type, Callable[[Turn, records.Request, Any], None]] = {
     records.Grown: reading.grown,
     records.End: reading.end,
     records.Move: dealing.move,
+    records.Drop: dropping.drop,
 }

@@ -214,6 +214,12 @@ class Asynchronous(ParameterServer):
     name: ClassVar[str] = "ps-asp/servers=N"
 
 
+class Dropping(ParameterServer):
+    """What comes too late is thrown away. Which samples that costs is decided elsewhere (`dropping`)."""
+
+    name: ClassVar[str] = "ps-bsp/drop/servers=N"
+
+
 class BoundedStaleness(ParameterServer):
     """So, and workers wait for each other at some distance."""
 
@@ -221,7 +227,7 @@ class BoundedStaleness(ParameterServer):
 
 
 _SERVED: tuple[GroupRules, ...] = (ParameterServer(), Asynchronous(), BoundedStaleness())
-_ALL: tuple[GroupRules, ...] = (AllReduce(), InUnits(), LocalSGD(), *_SERVED)
+_ALL: tuple[GroupRules, ...] = (AllReduce(), InUnits(), LocalSGD(), *_SERVED, Dropping())
 # How samples are dealt out ahead is nothing to a group.
 RULES: Mapping[str, GroupRules] = {rules.name: rules for rules in _ALL} | {
     rules.name.replace("/", f"/{sharding}/", 1): rules for rules in _SERVED for sharding in (EVEN, COLONY)
