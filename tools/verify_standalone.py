@@ -13,6 +13,8 @@ another way: it keeps every committed range and sorts them in the end. It checks
   - the steps: dense, each range from the front of a live lease, the lineage hash of each step recomputed
   - where the model lies on servers: each generation is all of them and begins with a checkpoint of the newest step that
     counts, and what a lost worker holds returns only once the first of them has said that it refuses it
+  - where samples are dealt out ahead: a worker begins with what it was dealt, and takes over what its owner has not
+    begun; what a worker has not begun that is gone is dealt again
   - the end: each sample of each epoch in exactly one step that was not rolled back, or in quarantine
 
 It does not check the digests of the ledger's state: they need its rules. `antdt replay --file` does.
@@ -26,6 +28,7 @@ import struct
 import sys
 import zlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from itertools import pairwise
@@ -186,6 +189,53 @@ def blocks(file: BinaryIO, codec: bytes, sync: bytes) -> Iterator[tuple[bytes, i
 # -- the log
 
 
+class Parts:
+    """Of each epoch what is not begun, as runs (start, end, owner), in order; the owner "" is nobody."""
+
+    def __init__(self) -> None:
+        self.runs: dict[int, tuple[list[int], list[list[Any]]]] = {}
+        self.known: dict[int, int] = {}
+
+    def add(self, epoch: int, start: int, end: int, owner: str) -> None:
+        starts, runs = self.runs.setdefault(epoch, ([], []))
+        at = bisect_right(starts, start)
+        if at and runs[at - 1][1:] == [start, owner]:
+            at -= 1
+            runs[at][1] = end
+        else:
+            starts.insert(at, start)
+            runs.insert(at, [start, end, owner])
+        if at + 1 < len(runs) and runs[at + 1][0] == end and runs[at + 1][2] == owner:
+            runs[at][1] = runs[at + 1][1]
+            del starts[at + 1], runs[at + 1]
+
+    def take(self, epoch: int, start: int, end: int, owner: str) -> None:
+        starts, runs = self.runs.get(epoch, ([], []))
+        at = bisect_right(starts, start) - 1
+        if at < 0 or not start < end <= runs[at][1] or runs[at][2] != owner:
+            whose = f"of {owner}" if owner else "nobody's"
+            raise Broken(f"[{start}, {end}) of epoch {epoch} is not {whose}, or was begun")
+        low, high, _ = runs[at]
+        del starts[at], runs[at]
+        for a, b in ((low, start), (end, high)):
+            if a < b:
+                self.add(epoch, a, b, owner)
+
+    def free(self, owner: str | None, epochs: list[int]) -> None:
+        """What this one has not begun is nobody's. None: what anybody has not."""
+        for epoch in epochs:
+            for start, end, of in [list(run) for run in self.runs.get(epoch, ([], []))[1]]:
+                if of and owner in (of, None):
+                    self.take(epoch, start, end, of)
+                    self.add(epoch, start, end, "")
+
+    def reach(self, epoch: int, samples: int) -> None:
+        """What of an epoch was never dealt."""
+        known, self.known[epoch] = self.known.get(epoch, 0), samples
+        if known < samples:
+            self.add(epoch, known, samples, "")
+
+
 class Log:
     """What counts, and the books of it."""
 
@@ -226,6 +276,7 @@ class Log:
         self.gone: set[str] = set()
         self.losses: dict[str, int] = {}
         self.holders: dict[int, tuple[str, int]] = {}
+        self.parts: Parts | None = None  # where samples are dealt out ahead
 
     @property
     def step(self) -> int:
@@ -261,6 +312,7 @@ class Log:
                 self.grows = body["spec"].get("growing", False)
                 strategy, _, servers = body["spec"]["strategy"].partition("/servers=")
                 self.servers = int(servers) if strategy.startswith("ps-") else 0
+                self.parts = Parts() if self.servers and strategy.endswith(("/even", "/colony")) else None
                 self.doubts = [doubt for doubt in self.doubts if doubt[4]]
                 return
             self.void.append(offset)
@@ -330,12 +382,41 @@ class Log:
         self.leases[e["lease"]] = [e["epoch"], e["start"], e["start"] + e["length"]]
         if self.servers:
             self.holders[e["lease"]] = e["incarnation"], e["generation"]
+        if self.parts is not None:
+            self.parts.take(*self.leases[e["lease"]], e["incarnation"])
+
+    def back(self, epoch: int, start: int, end: int, owner: str = "") -> None:
+        """This is to be done again."""
+        if self.parts is not None:
+            self.parts.add(epoch, start, end, owner)
+
+    def on_dealt(self, e: dict[str, Any]) -> None:
+        who, pieces = e["incarnations"], iter(e["pieces"])
+        if self.parts is None or self.genesis is None:
+            raise Broken("samples are dealt out ahead in a job that does not say so")
+        if any(name in self.gone or self.roles.get(name, "server") == "server" for name in who):
+            raise Broken(f"samples are dealt to somebody who is gone, or a server: {who}")
+        self.parts.reach(e["epoch"], self.genesis["spec"]["samples"] + self.added)
+        if e["anew"]:
+            self.parts.free(None, [e["epoch"]])
+        for number, start, length in zip(pieces, pieces, pieces, strict=True):
+            self.parts.take(e["epoch"], start, start + length, "")
+            self.parts.add(e["epoch"], start, start + length, who[number])
+
+    def on_moved(self, e: dict[str, Any]) -> None:
+        source, target, where = e["source"], e["target"], (e["epoch"], e["start"], e["start"] + e["length"])
+        if self.parts is None or not source or target in self.gone or self.roles.get(target, "server") == "server":
+            raise Broken(f"{target} takes over samples of {source}, and cannot")
+        self.parts.take(*where, source)
+        self.parts.add(*where, target)
 
     def on_joined(self, e: dict[str, Any]) -> None:
         self.roles[e["incarnation"]] = e["role"]
 
     def on_lost(self, e: dict[str, Any]) -> None:
         self.gone.add(e["incarnation"])
+        if self.parts is not None:
+            self.parts.free(e["incarnation"], list(self.parts.runs))
         if self.roles[e["incarnation"]] != "server":
             self.losses[e["incarnation"]] = len(self.losses) + 1
 
@@ -452,6 +533,8 @@ class Log:
         self.take(e["lease"], e["epoch"], e["start"], e["length"])
         if e["quarantined"]:
             self.apart.append((e["epoch"], e["start"], e["start"] + e["length"], 1))
+        else:
+            self.back(e["epoch"], e["start"], e["start"] + e["length"], "" if holder in self.gone else holder)
 
     def on_vacant(self, e: dict[str, Any]) -> None:
         held, places = self.leases.get(e["lease"], [-1, 0, 0]), e["places"]
@@ -464,6 +547,8 @@ class Log:
         held, start, end = self.leases.get(e["lease"], [-1, 0, 0]), e["start"], e["start"] + e["length"]
         if held[0] != e["epoch"] or not held[1] <= start < end <= held[2]:
             raise Broken(f"[{start}, {end}) is set aside, and is not in lease {e['lease']}: {held}")
+        if end < held[2]:
+            self.back(e["epoch"], end, held[2])
         held[2] = start
         if held[1] == start:
             del self.leases[e["lease"]]
@@ -477,6 +562,7 @@ class Log:
 
     def on_readmitted(self, e: dict[str, Any]) -> None:
         self.apart.append((e["epoch"], e["start"], e["start"] + e["length"], -1))
+        self.back(e["epoch"], e["start"], e["start"] + e["length"])
         self.tail.append((e["epoch"], e["start"], e["start"] + e["length"], len(self.excluded)))
         self.file = None
 
@@ -491,6 +577,9 @@ class Log:
         if step not in self.checkpoints or step > self.step:
             raise Broken(f"a roll-back to step {step}, of which there is no checkpoint")
         self.rolled_back += self.step - step
+        undone = iter(self.ranges[self.ends[step] :])
+        for epoch, start, end in zip(undone, undone, undone, strict=True):
+            self.back(epoch, start, end)
         del self.ranges[self.ends[step] :], self.ends[step + 1 :], self.lineages[16 * step + 16 :]
         del self.places[step + 1 :]
         self.checkpoints = {s: h for s, h in self.checkpoints.items() if s <= step}

@@ -6,13 +6,20 @@ local-sgd/every=8       each member takes 8 by itself, then all average: one ste
 ps-bsp/servers=2        the model is spread over 2 servers: what all workers push is one step of the log
 ps-asp/servers=2        so, and what one worker pushes is one
 ps-ssp=3/servers=2      so, and no worker is more than 3 pushes ahead of another
+ps-asp/even/servers=2   samples of an epoch are dealt out evenly ahead; so with the other two
+ps-asp/colony/servers=2 so, and whoever has nothing left to begin takes over from others what they have not begun
+ps-bsp/drop/servers=2   what comes too late for its version is thrown away, and its samples with it
 """
 
 from __future__ import annotations
 
 import re
 
-_SERVERS = re.compile(r"ps-(?:bsp|asp|ssp=[1-9][0-9]*)/servers=([1-9][0-9]*)")
+EVEN, COLONY = "even", "colony"
+DROP = "drop"
+_SERVERS = re.compile(
+    r"(?:ps-bsp/drop|ps-(?:bsp|asp|ssp=[1-9][0-9]*)(?:/(even|colony))?)/servers=([1-9][0-9]*)", flags=re.ASCII
+)
 ASYNCHRONOUS = ("ps-asp", "ps-ssp")
 
 
@@ -37,7 +44,18 @@ def unit_of(strategy: str) -> int:
 def servers_of(strategy: str) -> int:
     """Servers that the model is spread over; 0: the workers hold it."""
     found = _SERVERS.fullmatch(strategy)
-    return int(found[1]) if found else 0
+    return int(found[2]) if found else 0
+
+
+def sharding_of(strategy: str) -> str:
+    """How samples are dealt out ahead: EVEN or COLONY; empty: not at all, whoever asks first takes the next ones."""
+    found = _SERVERS.fullmatch(strategy)
+    return (found[1] or "") if found else ""
+
+
+def drops(strategy: str) -> bool:
+    """Whether late contributions are thrown away."""
+    return servers_of(strategy) > 0 and strategy.startswith("ps-bsp/drop/")
 
 
 def server_name(part: int) -> str:

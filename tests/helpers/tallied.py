@@ -57,6 +57,8 @@ def main() -> None:
     parser.add_argument("--mode", default="bsp")
     parser.add_argument("--backup", type=int, default=0)
     parser.add_argument("--staleness", type=int, default=3)
+    parser.add_argument("--sharding", default="")
+    parser.add_argument("--late", default="recompute")
     parser.add_argument("--checkpoint-every", type=int, default=10)
     parser.add_argument("--result", type=Path)
     options = parser.parse_args()
@@ -78,7 +80,7 @@ def main() -> None:
         batch_size=options.batch_size,
         epochs=options.epochs,
         options=AgentOptions(checkpoint_every_steps=options.checkpoint_every, max_attempts=1000),
-        strategy=antdt.ParameterServer(options.mode, options.staleness, options.backup),
+        strategy=antdt.ParameterServer(options.mode, options.staleness, options.backup, options.sharding, options.late),
     )
     record = Record(options.record, worker)
     (options.record / f"{worker}.pid").write_text(str(os.getpid()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,53 @@ def test_the_slowest_need_not_be_waited_for_and_what_comes_late_is_not_lost(
         report = run.judged()
     assert report["committed"] == 600
     assert report["steps"] > 600 // 24, "versions of fewer than all workers"
+
+
+@pytest.mark.dear
+@pytest.mark.parametrize("sharding", ["even", "colony"])
+def test_what_is_dealt_ahead_is_trained_once_and_a_colony_moves_it_to_who_has_nothing_left(
+    connection: Connection, job: str, tmp_path: Path, sharding: str
+) -> None:
+    slow = ("--mode", "asp", "--samples", "600", "--epochs", "2", "--delay-ms", "4", "--slow", "w2:4")
+    with job_processes(connection, job, tmp_path) as processes:
+        run = Run(processes, tmp_path)
+        launcher = run.launch(3, *slow, "--sharding", sharding)
+        processes.until_committed(10)
+        os.kill(run.pid_of("w0"), signal.SIGKILL)
+        run.again("w0")
+        processes.ended(launcher)
+        report = run.judged()
+        events = processes.events()
+    assert report["committed"] == 1200
+    assert any(isinstance(e, records.Dealt) for e in events)
+    moved = [e for e in events if isinstance(e, records.Moved)]
+    assert bool(moved) == (sharding == "colony"), "who is idle takes over by itself"
+    slowest = trained_by("w2", events)
+    print(sharding, slowest, len(moved), "moves of", sum(e.length for e in moved), "samples")
+    assert (slowest < 330) == (sharding == "colony"), "its share is a third, and it is four times as slow"
+
+
+def trained_by(worker: str, events: Sequence[records.Event]) -> int:
+    """Samples that all lives of a worker have in the model, where nothing was undone."""
+    leases = {e.lease for e in events if isinstance(e, records.Leased) and e.incarnation.startswith(f"{worker}.")}
+    steps = [e.ranges for e in events if isinstance(e, records.Committed)]
+    return sum(r[i + 3] for r in steps for i in range(0, len(r), 4) if r[i] in leases)
+
+
+@pytest.mark.dear
+def test_what_is_late_may_be_dropped_and_log_and_model_say_so(connection: Connection, job: str, tmp_path: Path) -> None:
+    slow = ("--samples", "300", "--epochs", "2", "--delay-ms", "3", "--slow", "w2:5", "--backup", "1", "--late", "drop")
+    with job_processes(connection, job, tmp_path) as processes:
+        run = Run(processes, tmp_path)
+        processes.ended(run.launch(3, *slow), ExitCode.INCOMPLETE)  # done, except what is in quarantine
+        report, _ = judge_log(processes.entries())
+        state, events = processes.now(), processes.events()
+    lost = sum(end - start for _, start, end in report["quarantined"])
+    assert lost > 0 and not report["exactly_once"]
+    assert (report["committed"] + lost, report["missing"], report["repeated"]) == (600, [], [])
+    assert {fault.reason for fault in state.shards.faults.values()} == {"a late contribution, dropped"}
+    tally = json.loads(run.result.read_text())["tally"]
+    assert tally == pytest.approx(expected(events, state.spec), abs=1e-4)
 
 
 @pytest.mark.dear

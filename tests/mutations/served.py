@@ -319,7 +319,7 @@ MUTATIONS = (
     Mutation(
         "12",
         "all members share what is left, and workers are none",
-        (Edit(leasing.lease, "turn.rules.takers(state)", "len(state.members.group)"),),
+        (Edit(leasing._at_most, "turn.rules.takers(turn.state)", "len(turn.state.members.group)"),),
         test_ledger_servers.test_workers_share_what_is_left_however_many_servers_there_are,
     ),
 )

@@ -54,6 +54,7 @@ CAME_OF_SERVERS = (
     "ledger_killed", "ledger_superseded", "loss_accepted", "refused_Commit", "refused_Lease", "returned", "counted",
     "quarantined", "readmitted_after_the_end", "displaced", "taken_over", "worker_drained",
     "left_the_loop", "given_up_before_it_was_pushed", "others_idle", "occupied",
+    "Dealt", "dealt_anew", "Moved", "refused_Move", "contribution_dropped", "dropped",
 )  # fmt: skip
 
 

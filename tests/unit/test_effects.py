@@ -249,7 +249,7 @@ def test_what_operators_said_is_in_the_order_of_measurements_and_replayed() -> N
     ("policy", "said"),
     [
         (find("backup"), "policy backup works under ps-bsp only"),
-        (find("asp-dds"), "policy asp-dds works under ps-asp only"),
+        (find("asp-dds"), "policy asp-dds works under ps-asp/servers only"),
         (Script(w0=Proposal(Action.BACKUP_WORKERS, "late", backup_workers=1)), "nobody carries out BACKUP_WORKERS"),
     ],
 )

@@ -38,6 +38,9 @@ from tests.unit.test_session import SPEC
         ({}, "ps-bsp/servers=2"),
         ({"mode": "asp"}, "ps-asp/servers=2"),
         ({"mode": "ssp", "staleness": 5}, "ps-ssp=5/servers=2"),
+        ({"mode": "asp", "sharding": "even"}, "ps-asp/even/servers=2"),
+        ({"mode": "ssp", "sharding": "colony"}, "ps-ssp=3/colony/servers=2"),
+        ({"backup": 1, "late": "drop"}, "ps-bsp/drop/servers=2"),
     ],
 )
 def test_the_name_says_all_that_workers_and_servers_must_do_alike(options: Any, name: str) -> None:
@@ -53,6 +56,10 @@ def test_the_name_says_all_that_workers_and_servers_must_do_alike(options: Any, 
         ({"backup": -1}, "whole numbers"),
         ({"mode": "ssp", "staleness": 0}, "staleness >= 1"),
         ({"pending_max": 0}, "pending_max >= 1"),
+        ({"sharding": "odd"}, "take one of '', 'even', 'colony'"),
+        ({"late": "never"}, "take one of 'recompute', 'drop'"),
+        ({"mode": "asp", "late": "drop"}, "knows who is late"),
+        ({"sharding": "even", "late": "drop"}, "leave sharding out"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: Any, said: str) -> None:

@@ -193,6 +193,25 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """A worker that has nothing left to begin wants these samples, which `source` was dealt and has not begun."""
+
+    generation: int
+    source: str
+    epoch: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A worker was too late with these samples, and throws them away. ranges: flat quintuples as in a composition."""
+
+    generation: int
+    ranges: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a worker asks of the ledger (topic requests, keyed by worker). Idempotent by content: any old one may
     arrive again.
@@ -259,6 +278,20 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What a worker was dealt and has not finished. left: samples not committed, done: those that were, of all that it
+    was ever dealt. The last run of what it has not begun is [start, start + length) of `epoch`.
+    """
+
+    incarnation: str
+    left: int
+    done: int
+    epoch: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The ledger's answer to one worker, or its news to all (topic replies, keyed by worker). Only sent after the
     entry it rests on was read back.
@@ -280,8 +313,9 @@ class Reply:
     stopped: str = ""
     places: tuple[int, ...] = ()
     losses: tuple[Loss, ...] = ()
+    loads: tuple[Load, ...] = ()
 
 
 _OfTopics = Examined | Grown | End
 _OfWorkers = Join | Regroup | Lease | Release | Commit | Checkpoint | Heartbeat | Leave | Exited | Failed | Stop
-RequestBody = _OfWorkers | Readmit | Rollback | Resize | _OfTopics
+RequestBody = _OfWorkers | Readmit | Rollback | Resize | _OfTopics | Move | Drop

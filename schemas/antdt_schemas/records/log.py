@@ -345,6 +345,30 @@ class Fenced:
 
 
 @dataclass(frozen=True, slots=True)
+class Dealt:
+    """Samples of an epoch that nobody has begun belong to these workers, ahead of being leased. pieces: flat triples
+    (number of the incarnation in the list, start, length). anew: whatever of the epoch was dealt and not begun before
+    is dealt again with them.
+    """
+
+    epoch: int
+    incarnations: tuple[str, ...]
+    pieces: tuple[int, ...]
+    anew: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A worker has taken over what another one was dealt, and has not begun."""
+
+    source: str
+    target: str
+    epoch: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cycle:
     """One cycle of the ledger: all its events, atomically, with the input position that they reach."""
 
@@ -368,6 +392,7 @@ class Entry:
 _OfMembers = Joined | Lost | Left | Closed | Ready | Granted | RolledBack
 _OfSamples = Leased | Committed | Settled | Returned | Readmitted | Excluded | Resized | Stopped | Checkpointed | Done
 _OfTopics = Vacant | SetAside | Extended
+_OfParts = Dealt | Moved
 _OfOthers = Refused | Digested | Regressed | Blamed | StepSkipped | RequestsMoved | Fenced
-Event = _OfMembers | _OfSamples | _OfTopics | _OfOthers
+Event = _OfMembers | _OfSamples | _OfTopics | _OfOthers | _OfParts
 EntryBody = Genesis | Leader | Cycle

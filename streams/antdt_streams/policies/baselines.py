@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from statistics import median_low
 
+from antdt_schemas.colony import POLICY, ColonyParameters
 from antdt_schemas.errors import UsageError
 from antdt_schemas.records import Action, Assignment
 
@@ -121,7 +122,7 @@ class Asynchronous(NoMitigation):
     """The policy `asp-dds`: nobody waits for anybody, and whoever is fast takes more samples."""
 
     name = "asp-dds"
-    strategies = ("ps-asp",)
+    strategies = ("ps-asp/servers",)
 
 
 class AsynchronousEven(Asynchronous):
@@ -129,3 +130,29 @@ class AsynchronousEven(Asynchronous):
 
     name = "asp"
     strategies = ("ps-asp/even",)
+
+
+class AntColony:
+    """The policy `ant-colony`: workers take shards that others have not begun over from them, by pheromone trails.
+
+    Nothing is decided here. What is said, once for each change, are the parameters that workers go by: they read them
+    in the decision.
+    """
+
+    name = POLICY
+    version = 1
+    strategies = ("ps-bsp/colony", "ps-asp/colony", "ps-ssp=N/colony")
+
+    def __init__(self, parameters: ColonyParameters | None = None) -> None:
+        self.parameters = parameters or ColonyParameters()
+
+    def decide(self, view: ClusterView, memory: Memory) -> Decided:
+        p = self.parameters
+        said = [p.evaporation, p.reinforcement, p.shards_min]
+        if memory.get("said") == said:
+            return (), memory
+        reason = (
+            f"workers take over {p.shards_min} or more shards at a time from whom they choose: trails evaporate by "
+            f"{p.evaporation:g} at each reading, and gain up to {p.reinforcement:g}"
+        )
+        return (Proposal(Action.NONE, reason),), {**memory, "said": said}

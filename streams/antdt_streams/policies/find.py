@@ -15,6 +15,7 @@ from antdt_schemas.errors import UsageError
 from antdt_streams.policies import parameters
 from antdt_streams.policies.adjust_batch_size import AdjustBatchSize
 from antdt_streams.policies.baselines import (
+    AntColony,
     Asynchronous,
     AsynchronousEven,
     Backup,
@@ -31,7 +32,7 @@ GROUP = "antdt.policies"
 DEFAULT = NonDedicated.name
 OURS: tuple[Any, ...] = (
     *(NonDedicated, Dedicated, AdjustBatchSize, NoMitigation),
-    *(Even, LoadBalancedBsp, Backup, BackupDrop, Asynchronous, AsynchronousEven),
+    *(Even, LoadBalancedBsp, Backup, BackupDrop, Asynchronous, AsynchronousEven, AntColony),
 )
 READY: dict[str, Any] = {policy.name: policy for policy in OURS}
 FORMER = {"antdt-nd": NonDedicated.name, "antdt-dd": Dedicated.name}

@@ -6,11 +6,18 @@ from typing import Any
 
 from antdt.worker.session import SERVER
 from antdt_schemas import records
-from antdt_schemas.strategies import servers_of
+from antdt_schemas.strategies import drops, servers_of, sharding_of
 from antdt_streams.ledger.core import rows
+from antdt_streams.ledger.core.dropping import REASON
 from antdt_streams.ledger.core.state import State
+from antdt_streams.proof.audit import audit
 
-from tests.simulation.judge import Judge
+from tests.simulation.judge import Judge, checked
+
+
+def is_dropped(event: records.Event) -> bool:
+    """Whether this is in quarantine because it was too late."""
+    return isinstance(event, records.Returned) and event.quarantined and not event.counted
 
 
 class ServedJudge(Judge):
@@ -23,6 +30,10 @@ class ServedJudge(Judge):
             self.world.count("fenced")
         elif isinstance(event, records.Joined):
             self.world.count(f"joined_as_{event.role}")
+        elif isinstance(event, records.Dealt | records.Moved):
+            self.world.count("dealt_anew" if isinstance(event, records.Dealt) and event.anew else type(event).__name__)
+        elif drops(self.world.spec.strategy) and (is_dropped(event) or getattr(event, "reason", "") == REASON):
+            self.world.count("dropped" if isinstance(event, records.Returned) else "drop_blamed")
         else:
             super().event(event)
 
@@ -78,3 +89,12 @@ class ServedJudge(Judge):
                 for position in range(world.spec.samples):
                     due = not apart.overlaps(position, position + 1)
                     assert seen[epoch, position] == due, (rank, epoch, position)
+        if sharding_of(world.spec.strategy) or drops(world.spec.strategy):
+            self.follow_the_parts()
+
+    def follow_the_parts(self) -> None:
+        """An audit, and a checker that shares no code with it, follow what was dealt and moved, and say the same."""
+        report, theirs = audit(enumerate(self.world.broker.log)), checked(self.world.broker.log)
+        assert not (report["broken"] or report["missing"] or report["repeated"]), report["verdict"]
+        same = ("exactly_once", "committed", "missing", "repeated", "steps", "lineage")
+        assert all(theirs[name] == report[name] for name in same), [(n, theirs[n], report[n]) for n in same]

@@ -79,7 +79,11 @@ class Attached(Process, Loads):
         assert part is not None and self.attempt < 2, "nobody computes twice in vain"
         ranges = tuple(number for one in part.ranges for number in one)
         included = (yield from self.exchange(self.attempt, ranges)) == "included"
-        self.n, self.attempt = (self.n + 1, 0) if included else (self.n, self.attempt + 1)
+        if not included and self.world.mode.drops:
+            self.world.count("contribution_dropped")
+            self.n, self.attempt = self.n + 1, 0
+        else:
+            self.n, self.attempt = (self.n + 1, 0) if included else (self.n, self.attempt + 1)
         row = Row(part.samples, part.plan_seen, part.reference)
         return Outcome(part.samples, [row], included, False, Timings(0, 0, 0))
 

@@ -48,12 +48,17 @@ class ServedWorld(World):
         super().draw(rng)
         own = random.Random(f"servers/{self.seed}")
         kind = own.choice(("bsp", "bsp", "asp", "ssp=1", "ssp=3"))
-        strategy = f"ps-{kind}/servers={own.choice((1, 2, 2, 3))}"
+        # In two worlds of five samples are dealt out ahead; the others are what they were.
+        dealt = random.Random(f"sharding/{self.seed}").choice(("", "", "", "/even", "/colony"))
+        strategy = f"ps-{kind}{dealt}/servers={own.choice((1, 2, 2, 3))}"
         # Where there are many samples, few would be a step too many for so slow a world.
         batch_size = max(self.spec.batch_size, self.spec.samples * self.spec.epochs * self.spec.workers_min // 60)
         self.spec = replace(self.spec, strategy=strategy, batch_size=batch_size)
         mode, _, staleness = kind.partition("=")
-        self.mode = Mode(mode, int(staleness or 0))  # type: ignore[arg-type]
+        drops = kind == "bsp" and not dealt and random.Random(f"late/{self.seed}").random() < 0.2
+        if drops:
+            self.spec = replace(self.spec, strategy=strategy.replace("/", "/drop/", 1))
+        self.mode = Mode(mode, int(staleness or 0), drops)  # type: ignore[arg-type]
         self.backup = own.choice((0, 0, 1, 2)) if self.mode.kind == "bsp" else 0
         self.session_options = replace(self.session_options, reenter_s=own.choice((50, 400)) * self.tick_s)
         self.ledger_options = replace(self.ledger_options, stuck_ms=int(4_000 * 1_000 * self.tick_s))

@@ -5,7 +5,8 @@ what it is leased there. Must not know how anything is exchanged.
 
 Rules
     One contribution is open at a time. It is computed anew from the same samples until it is included, whoever asked
-    for that: the servers, as it was late, or this worker, whose memory was out.
+    for that: the servers, as it was late, or this worker, whose memory was out. Where what is late is dropped, that
+    is the end of it, and the next one is begun when the log has its samples in quarantine.
     Nobody waits for a worker that has no samples, or leaves.
     Whatever is open when the generation ends is nowhere: its samples are leased again.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import logging
 
 from antdt_schemas import records
+from antdt_schemas.strategies import drops
 
 from antdt.host.whereabouts import At
 from antdt.strategies.base import GenerationClosed, Outcome, Part
@@ -85,8 +87,22 @@ class AttachedLife(Life):
             self._again = taken  # given up here, before anything of it was handed in
             return
         outcome = yield ask.FINISH
-        self._again = None if outcome.applied else taken
+        if not outcome.applied and drops(self.session.spec.strategy):
+            yield from self._drop(taken)
+        else:
+            self._again = None if outcome.applied else taken
         yield from self._included(outcome)
+
+    def _drop(self, taken: Taken) -> Steps:
+        """It was late: its samples are lost. Nothing is taken before the log says so."""
+        session = self.session
+        with self._lock:
+            session.drops.add(tuple(number for one in taken.ranges for number in one))
+        self._again = None
+        lost = sum(one.length for one in taken.ranges)
+        self._say(logging.WARNING, f"a contribution came too late: its {lost} samples are dropped")
+        while session.drops.ranges and session.phase is Phase.MEMBER:
+            yield ask.Wait(lambda: not session.drops.ranges or session.phase is not Phase.MEMBER, SAMPLES_S)
 
     def _split(self) -> Split:
         options = self.options
@@ -95,6 +111,7 @@ class AttachedLife(Life):
     def _take(self) -> Steps:
         """Samples for one contribution; None where there are none now, or none any more."""
         session, leases = self.session, self.session.leases
+        session.moves.parameters = self.plans.colony
         if not leases.untaken:
             if not self._idle and leases.answered:
                 self._idle = True

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from antdt_schemas import records
+from antdt_schemas.colony import POLICY, ColonyParameters, parameters_of
 from antdt_schemas.errors import Undecodable
 
 PLANS_KEPT_MAX = 1024
@@ -56,13 +57,15 @@ class Split:
 class Plans:
     """The decisions read so far. Repeats are dropped by their cause, so a zombie's copy changes nothing.
 
-    `batch_size`: of the steps that are made now. `wish`: None while no plan has changed it.
+    `batch_size`: of the steps that are made now. `wish`: None while no plan has changed it. `colony`: how workers take
+    over from each other, where they do.
     """
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.newest = 0
         self.wish: Wish | None = None
+        self.colony = ColonyParameters()
         self._plans = {0: Plan()}
         self._marks: dict[int, tuple[int, int]] = {}
         self._split = Plan(), list[str](), Split((), 0)  # the last one that was asked for, and for whom
@@ -77,6 +80,8 @@ class Plans:
         if mark <= self._marks.get(cause.partition, (-1, -1)):
             return False
         self._marks[cause.partition] = mark
+        if decision.policy == POLICY and decision.parameters:
+            self.colony = parameters_of(decision.parameters)
         if decision.plan <= self.newest:
             return False
         factor = decision.learning_rate_factor

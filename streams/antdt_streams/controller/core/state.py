@@ -25,7 +25,7 @@ from antdt_schemas.records import (
     NodeMeasurement,
     Steering,
 )
-from antdt_schemas.strategies import carries_out
+from antdt_schemas.strategies import carries_out, kind_of
 
 from antdt_streams.controller.core.effects import Trials, told
 from antdt_streams.controller.core.steering import Told
@@ -176,7 +176,8 @@ class ControllerState:
 
     def _proposals(self, record: Measurement, now_ms: int) -> Sequence[Proposal]:
         under = getattr(self.policy, "strategies", ())
-        if under and record.strategy and not record.strategy.startswith(tuple(under)):
+        named = record.strategy, kind_of(record.strategy)
+        if under and record.strategy and not any(name.startswith(tuple(under)) for name in named):
             return self._refuse(f"policy {self.policy.name} works under {' or '.join(under)} only", record)
         proposals, memory = self.policy.decide(self.view(record, now_ms), self.memory)
         assert len(proposals) <= self.options.proposals_max, f"{self.policy.name} proposes {len(proposals)} at once"

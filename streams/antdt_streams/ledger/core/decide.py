@@ -10,6 +10,7 @@ Rules (numbers of the exactly-once protocol)
   12  Release names a lease that was never taken from (`leasing`)
   14  the batch size changes, and a job ends early, as `changing` says
   17  the end of a worker closes nothing where there are servers: the first of them is told whom to refuse (`turn`)
+  --  what is dealt out ahead, and moved (`dealing`)
   18  the end of a server closes the generation, and all of them go back to one file (`groups`)
   20  an attempt counts against samples by evidence only (see `evidence`); whatever is in quarantine can be readmitted,
       also when the job is done, which it then is no longer
@@ -28,7 +29,7 @@ from antdt_schemas.records import Status
 from antdt_schemas.space import TOPIC, Space
 from antdt_schemas.strategies import kind_of, servers_of
 
-from antdt_streams.ledger.core import changing, committing, evidence, joining, leasing, reading
+from antdt_streams.ledger.core import changing, committing, dealing, dropping, evidence, joining, leasing, reading
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.groups import REASON_CHARS_MAX, RULES
 from antdt_streams.ledger.core.turn import AUTHOR_CHARS_MAX, Refusal, Turn, close, refuse
@@ -163,4 +164,6 @@ _DECIDE: dict[type, Callable[[Turn, records.Request, Any], None]] = {
     records.Examined: reading.examined,
     records.Grown: reading.grown,
     records.End: reading.end,
+    records.Move: dealing.move,
+    records.Drop: dropping.drop,
 }

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 
 from antdt_schemas import records
 from antdt_schemas.errors import Mismatch
-from antdt_schemas.strategies import kind_of, server_name
+from antdt_schemas.strategies import COLONY, EVEN, kind_of, server_name
 
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.members import SERVER, Incarnation
@@ -214,16 +214,24 @@ class Asynchronous(ParameterServer):
     name: ClassVar[str] = "ps-asp/servers=N"
 
 
+class Dropping(ParameterServer):
+    """What comes too late is thrown away. Which samples that costs is decided elsewhere (`dropping`)."""
+
+    name: ClassVar[str] = "ps-bsp/drop/servers=N"
+
+
 class BoundedStaleness(ParameterServer):
     """So, and workers wait for each other at some distance."""
 
     name: ClassVar[str] = "ps-ssp=N/servers=N"
 
 
-_ALL: tuple[GroupRules, ...] = (
-    AllReduce(), InUnits(), LocalSGD(), ParameterServer(), Asynchronous(), BoundedStaleness(),
-)  # fmt: skip
-RULES: Mapping[str, GroupRules] = {rules.name: rules for rules in _ALL}
+_SERVED: tuple[GroupRules, ...] = (ParameterServer(), Asynchronous(), BoundedStaleness())
+_ALL: tuple[GroupRules, ...] = (AllReduce(), InUnits(), LocalSGD(), *_SERVED, Dropping())
+# How samples are dealt out ahead is nothing to a group.
+RULES: Mapping[str, GroupRules] = {rules.name: rules for rules in _ALL} | {
+    rules.name.replace("/", f"/{sharding}/", 1): rules for rules in _SERVED for sharding in (EVEN, COLONY)
+}
 
 
 def rules_of(strategy: str) -> GroupRules:

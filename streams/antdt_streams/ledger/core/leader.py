@@ -16,7 +16,7 @@ from antdt_schemas.records import Status
 from antdt_schemas.space import TOPIC
 from antdt_schemas.topics import RECORD_BYTES_MAX
 
-from antdt_streams.ledger.core import rows
+from antdt_streams.ledger.core import dealing, rows
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.callers import Callers
 from antdt_streams.ledger.core.decide import decide
@@ -270,6 +270,7 @@ class InOffice:
             stopped=state.why_stopped,
             places=places,
             losses=_losses(state.members, answer.incarnation),
+            loads=dealing.loads(state, answer.incarnation) if answer.loads else (),
         )
 
 
@@ -340,6 +341,8 @@ def _size(event: records.Event) -> int:
         return 64 + len(event.key) + len(event.reason)
     if isinstance(event, records.Extended):
         return 160 + 9 * len(event.blocks)
+    if isinstance(event, records.Dealt):
+        return 64 + 6 * len(event.pieces) + sum(map(len, event.incarnations))
     if isinstance(event, records.Granted):
         return 64 + sum(map(len, event.members))
     return 160

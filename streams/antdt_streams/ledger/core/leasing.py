@@ -8,7 +8,8 @@ from __future__ import annotations
 from antdt_schemas import records
 from antdt_schemas.records import Status
 
-from antdt_streams.ledger.core import evidence
+from antdt_streams.ledger.core import dealing, evidence
+from antdt_streams.ledger.core.dealt import DealtShards
 from antdt_streams.ledger.core.fences import open_member
 from antdt_streams.ledger.core.samples import Lease
 from antdt_streams.ledger.core.shards import Shards
@@ -28,11 +29,11 @@ def lease(turn: Turn, request: records.Request, body: records.Lease) -> None:
     state, shards, generation = turn.state, leased(turn.state), turn.state.members.generation
     missing = body.samples - shards.held_samples(request.incarnation, generation)
     room = RANGES_PER_REPLY_MAX - len(shards.held.get(request.incarnation, ()))
-    missing = min(missing, _fair_share(state, turn.rules.takers(state))) if state.stop is None else 0
+    missing = min(missing, _at_most(turn, shards, request.incarnation)) if state.stop is None and missing > 0 else 0
     # In pieces: what turns out to be too much is released by whole leases. A step takes a few of them at most.
     at_once = max(2 * state.spec.shard_size, state.spec.step_samples, missing // LEASES_AN_ANSWER)
     while missing > 0 and room > 0:
-        piece = _next_piece(shards, min(missing, at_once))
+        piece = _next_piece(turn, shards, request.incarnation, min(missing, at_once))
         if piece is None:
             break
         epoch, start, end = piece
@@ -46,7 +47,7 @@ def lease(turn: Turn, request: records.Request, body: records.Lease) -> None:
         if suspects:
             break  # the others are for somebody else
     status = Status.OK if shards.held.get(request.incarnation) else Status.WAIT
-    turn.answer(request, status, leases=True)
+    turn.answer(request, status, leases=True, loads=missing > 0)
 
 
 def leased(state: State) -> Shards:
@@ -56,15 +57,24 @@ def leased(state: State) -> Shards:
     return state.shards
 
 
-def _fair_share(state: State, takers: int) -> int:
-    """At the end of the data nobody takes what the others could do meanwhile."""
+def _at_most(turn: Turn, shards: Shards, who: str) -> int:
+    """At the end of the data nobody takes what the others could do meanwhile; nor all of a part that is its own."""
+    if isinstance(shards, DealtShards):
+        return dealing.half_of(dealing.own(turn, shards, who)[1], shards.spec.shard_size)
+    state, takers = turn.state, turn.rules.takers(turn.state)
     left = state.samples_total - state.shards.committed_total - state.shards.quarantined_total
     return max(state.spec.shard_size, -(-left // (2 * max(1, takers))))
 
 
-def _next_piece(shards: Shards, limit: int) -> tuple[int, int, int] | None:
-    """The first samples that nobody holds: (epoch, start, end), whole shards where nothing came back."""
+def _next_piece(turn: Turn, shards: Shards, who: str, limit: int) -> tuple[int, int, int] | None:
+    """The first samples that nobody holds: (epoch, start, end), whole shards where nothing came back. Where samples are
+    dealt ahead, of this worker's part.
+    """
     size, samples = shards.spec.shard_size, shards.samples
+    if isinstance(shards, DealtShards):
+        number, mine = dealing.own(turn, shards, who)
+        start, end = mine.first() if mine else (0, 0)
+        return (number, start, min(end, _shard_end(start, limit, size))) if mine else None
     for number in range(shards.first_epoch_with_work, shards.spec.epochs):
         epoch = shards.epochs.get(number)
         if epoch is not None and epoch.returned:

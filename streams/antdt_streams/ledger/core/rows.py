@@ -14,6 +14,7 @@ from antdt_schemas.batches import Cursor, Layouts, Piece
 from antdt_schemas.space import Space
 
 from antdt_streams.ledger.core.batches import Batches, Change, Clue, Suspicion
+from antdt_streams.ledger.core.dealt import NOBODY, DealtShards, Part
 from antdt_streams.ledger.core.holes import Appended, Exclusion, Holes
 from antdt_streams.ledger.core.intervals import IntervalSet
 from antdt_streams.ledger.core.line import Checkpoint, Step
@@ -57,6 +58,12 @@ def _few_rows(state: State) -> Iterator[tuple[bytes, bytes]]:
         ("stop", (0,) if state.stop else ()),
         ("space", (0,) if state.shards.is_extended else ()),
         ("fenced", (0,) if state.members.fenced else ()),
+        (
+            "part",
+            [n for n in sorted(state.shards.parts) if n or state.shards.parts[n].todo]
+            if isinstance(state.shards, DealtShards)
+            else (),
+        ),
     )
     for kind, keys in names:
         for name in keys:
@@ -308,6 +315,19 @@ def _load_fault(s: State, name: str, row: Any) -> None:
     s.shards.faults[int(epoch), int(start)] = Fault(*row)
 
 
+def _part(s: State, name: str) -> Any:
+    part = s.shards.parts.get(name) if isinstance(s.shards, DealtShards) else None
+    if part is None or (name == NOBODY and not part.todo):
+        return None
+    return [part.dealt, [[epoch, list(inside)] for epoch, inside in sorted(part.todo.items())]]
+
+
+def _load_part(s: State, name: str, row: Any) -> None:
+    assert isinstance(s.shards, DealtShards), name
+    dealt, todo = row
+    s.shards.parts[name] = Part(dealt, {epoch: IntervalSet((a, b) for a, b in inside) for epoch, inside in todo})
+
+
 _KINDS: dict[str, tuple[Callable[[State, Any], Any], Callable[[State, str, Any], None]]] = {
     "meta": (_meta, _load_meta),
     "grant": (_grant, _load_grant),
@@ -324,4 +344,5 @@ _KINDS: dict[str, tuple[Callable[[State, Any], Any], Callable[[State, str, Any],
     "blamed": (_blamed, _load_blamed),
     "fault": (_fault, _load_fault),
     "space": (_space, _load_space),
+    "part": (_part, _load_part),
 }

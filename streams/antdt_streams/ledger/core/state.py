@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 from antdt_schemas import records
 from antdt_schemas.space import TOPIC
-from antdt_schemas.strategies import servers_of
+from antdt_schemas.strategies import servers_of, sharding_of
 
 from antdt_streams.ledger.core.batches import Batches
+from antdt_streams.ledger.core.dealt import DealtShards
 from antdt_streams.ledger.core.dirty import Dirty
 from antdt_streams.ledger.core.line import Bounds, Inside, Line
 from antdt_streams.ledger.core.members import Members
@@ -42,7 +43,8 @@ class State:
     def __init__(self, spec: records.JobSpec, bounds: Bounds | None = None) -> None:
         self.spec, self.dirty = spec, Dirty()
         self.members = Members(self.dirty, servers_of(spec.strategy))
-        self.shards: Shards | Batches = Batches(spec, self.dirty) if spec.batches else Shards(spec, self.dirty)
+        leased = DealtShards if sharding_of(spec.strategy) else Shards
+        self.shards: Shards | Batches = Batches(spec, self.dirty) if spec.batches else leased(spec, self.dirty)
         self.line = Line(bounds or Bounds(), self.dirty)
         self.requests_next, self.sequence, self.now_ms = 0, 0, 0
         self.done: str | None = None
@@ -97,6 +99,8 @@ class State:
 
     def _gone(self, incarnation: str, status: str) -> None:
         self.members.end(incarnation, status)
+        if isinstance(self.shards, DealtShards):
+            self.shards.forget(incarnation)
         if self.shards.blamed and self.members.took_part(incarnation):
             self.shards.pardon(self.dead_beside(incarnation))
 
@@ -135,6 +139,16 @@ class State:
     def _returned(self, e: records.Returned) -> None:
         assert isinstance(self.shards, Shards), "nothing is leased where steps have a fixed size"
         self.shards.take_back(e)
+
+    def _dealt(self, e: records.Dealt) -> None:
+        assert isinstance(self.shards, DealtShards), "nothing is dealt ahead in this job"
+        assert all(name in self.members.attached for name in e.incarnations), e
+        self.shards.deal(e)
+
+    def _moved(self, e: records.Moved) -> None:
+        assert isinstance(self.shards, DealtShards), "nothing is dealt ahead in this job"
+        assert e.target in self.members.attached, e
+        self.shards.move(e)
 
     def _of_topic(self) -> Shards:
         assert isinstance(self.shards, Shards) and self.spec.order == TOPIC, "this is said of topics"
@@ -243,4 +257,6 @@ State.how = {
     records.Vacant: lambda s, e: s._of_topic().vacant(e),
     records.SetAside: lambda s, e: s._of_topic().set_aside(e),
     records.Extended: lambda s, e: s._of_topic().extend(e),
+    records.Dealt: State._dealt,
+    records.Moved: State._moved,
 }

@@ -22,7 +22,8 @@ AUTHOR_CHARS_MAX = 128
 class Answer:
     """To be turned into a Reply once the entry it rests on was read back. number -1: news, nobody asked. grant: the
     newest one, for everybody who reads what this worker reads. file: the final one, if there was one when it was
-    decided: a later request of the same cycle may readmit what is missing, and then there is none.
+    decided: a later request of the same cycle may readmit what is missing, and then there is none. loads: what others
+    were dealt, and have not begun.
     """
 
     worker: str
@@ -34,6 +35,7 @@ class Answer:
     warning: str = ""
     grant: bool = False
     file: str = ""
+    loads: bool = False
 
 
 @dataclass(slots=True)
@@ -77,10 +79,11 @@ class Turn:
         *,
         leases: bool = False,
         grant: bool = False,
+        loads: bool = False,
     ) -> None:
         """Answer whoever has asked. grant: if it is a member, or attached, it may not have heard of the newest one."""
         who = request.worker, request.incarnation, request.number
-        self.answers.append(Answer(*who, status, reason, leases, file=self.state.done or ""))
+        self.answers.append(Answer(*who, status, reason, leases, file=self.state.done or "", loads=loads))
         asker = self.state.members.incarnations.get(request.incarnation)
         if grant and asker is not None and (asker.status == "member" or (asker.status == "attached" and self._open)):
             self.grant_to.add(request.worker)

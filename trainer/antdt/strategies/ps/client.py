@@ -79,7 +79,10 @@ class Exchange:
     lie, so take them anew after GenerationClosed. `parameters`: what answers fill; a model's may be views of it.
     """
 
-    def __init__(self, layout: Layout, job: str, incarnation: str, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, layout: Layout, job: str, incarnation: str, patience_s: float = PATIENCE_S, *, drops: bool = False
+    ) -> None:
+        """drops: what is late is not computed anew."""
         self.layout, self.job, self.incarnation, self.generation = layout, job, incarnation, -1
         self.parameters = self._new()
         self.gradients = self._new()
@@ -92,7 +95,7 @@ class Exchange:
         self._closed: Callable[[], bool] = lambda: False
         self._n, self._attempt, self._asked, self._base = 0, 0, 0, -1
         self._ranges: tuple[int, ...] = ()
-        self._is_sending = False
+        self._is_sending, self._drops = False, drops
 
     def _new(self) -> list[torch.Tensor]:
         return [torch.zeros(block.size, dtype=DTYPES[block.dtype]) for block in self.layout.blocks]
@@ -183,7 +186,7 @@ class Exchange:
         self._base, self._is_sending = said.version, False
         at = said.version, bytes.fromhex(said.lineage), said.idle
         if said.outcome == "late":
-            self._attempt += 1
+            self._attempt = 0 if self._drops else self._attempt + 1
             return Late(*at, self._attempt, self.parameters, found)
         self._attempt = 0
         return Included(*at, said.staleness, self.parameters, found)

@@ -20,6 +20,7 @@ from antdt_schemas import records
 from antdt_schemas.batches import Cursor
 from antdt_schemas.errors import NotFinite, Unavailable, UsageError
 from antdt_schemas.lineage import ROOT
+from antdt_schemas.strategies import DROP
 
 from antdt.host import whereabouts
 from antdt.host.whereabouts import At
@@ -116,7 +117,8 @@ class ServedMember:
     def form(self, grant: records.Grant, rank: int, closed: Callable[[], bool]) -> None:
         """Connect to all servers. Raises GenerationClosed, Unavailable."""
         refuse_hooks(self.optimizer, self.once)
-        self._exchange = Exchange(self.layout, self._here.job, self.incarnation)
+        drops = self.options.late == DROP
+        self._exchange = Exchange(self.layout, self._here.job, self.incarnation, drops=drops)
         self._exchange.connect(grant.generation, [(m.host, m.port) for m in grant.members], closed=closed)
 
     def align(self, grant: records.Grant, rank: int, files: Restores) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from antdt_schemas.errors import UsageError
+from antdt_schemas.strategies import COLONY, DROP, EVEN
 
 from antdt.strategies.base import Here, Strategy, StrategyOptions
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 BSP, ASP, SSP = "bsp", "asp", "ssp"
 MODES = (BSP, ASP, SSP)
+SHARDINGS = ("", EVEN, COLONY)
+LATE = ("recompute", DROP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,14 @@ class ParameterServer:
     `AgentOptions(checkpoint_every_steps=)` says how much that is at most. antdt.Embedding holds tables whose rows
     travel only where they are used.
 
+    sharding: to whom samples are leased. "": to whoever asks for the next ones. "even": those of an epoch are dealt out
+    evenly ahead, and each worker trains its own part, also while others have nothing left. "colony": so, and whoever
+    has nothing left to begin takes shards over from others that have not begun them, from whom it chooses by itself.
+
+    late: "drop" is the classic form of backup workers: with bsp, a contribution that comes too late is thrown away, and
+    **its samples are lost**, in no model and in quarantine. It is here to be compared with: such a job is not exactly
+    once, and its audit names what it lost.
+
     Optimizers that work element by element run on servers (SGD, Adam, AdamW, Adagrad and the like). What needs all
     gradients at one place, or a step that all workers make together, is refused: clip_grad_norm, scaler, state, several
     optimizers, BatchNorm, agent.skip, stop, reduce, gather and all_reduce.
@@ -48,6 +59,8 @@ class ParameterServer:
     mode: Literal["bsp", "asp", "ssp"] = "bsp"
     staleness: int = 3
     backup: int = 0
+    sharding: Literal["", "even", "colony"] = ""
+    late: Literal["recompute", "drop"] = "recompute"
     pending_max: int = 4096
     unreachable_s: float = 60.0
     servers: int = 0
@@ -63,6 +76,13 @@ class ParameterServer:
                 f'ParameterServer(mode={self.mode!r}, backup={self.backup}): only mode="bsp" waits for workers, so '
                 "only there is somebody not to wait for: leave backup out."
             )
+        if self.sharding not in SHARDINGS:
+            known = ", ".join(map(repr, SHARDINGS))
+            raise UsageError(f"ParameterServer(sharding={self.sharding!r}): take one of {known}.")
+        if self.late not in LATE:
+            raise UsageError(f"ParameterServer(late={self.late!r}): take one of {', '.join(map(repr, LATE))}.")
+        if self.late == DROP and (self.mode != BSP or self.sharding):
+            raise UsageError('ParameterServer(late="drop"): only mode="bsp" knows who is late; leave sharding out.')
         if self.pending_max < 1 or not self.unreachable_s > 0:
             raise UsageError("ParameterServer: pending_max >= 1, unreachable_s > 0.")
 
@@ -70,7 +90,8 @@ class ParameterServer:
     def name(self) -> str:
         """That of the job's records: other servers hold other parts."""
         mode = f"{SSP}={self.staleness}" if self.mode == SSP else self.mode
-        return f"ps-{mode}/servers={self.servers}"
+        more = DROP if self.late == DROP else self.sharding
+        return f"ps-{mode}{'/' if more else ''}{more}/servers={self.servers}"
 
     def placed(self, servers: int, *, alone: bool) -> StrategyOptions:
         """With the servers of the launch; without a job the process steps the optimizer itself."""

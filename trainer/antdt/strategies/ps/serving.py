@@ -13,6 +13,7 @@ import torch
 from antdt_schemas import records
 from antdt_schemas.batches import Cursor
 from antdt_schemas.errors import UsageError
+from antdt_schemas.strategies import DROP
 
 from antdt.strategies.allreduce import guard
 from antdt.strategies.base import Here, Restores
@@ -126,7 +127,7 @@ class Serving:
 
     def bind(self) -> int:
         """Where the next generation finds it: another port, so that nothing of the last one arrives there."""
-        mode = Mode(self.options.mode, self.options.staleness)
+        mode = Mode(self.options.mode, self.options.staleness, self.options.late == DROP)
         if self._server is None:
             own = self.layout, self.model, self.optimizer, self.part, self.options.servers, self.once
             self._server = Server(ServerState(*own), mode, self._here.job, self._write, self.options.unreachable_s)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from antdt_schemas import records
 from antdt_schemas.records import Status
+from antdt_schemas.strategies import EVEN, sharding_of
 
 from antdt.worker.session.asking import ASKED_MAX, Due, Outbox, SessionOptions
 
@@ -39,6 +40,8 @@ class Leases:
 
     def __init__(self, spec: records.JobSpec, options: SessionOptions) -> None:
         self.spec, self.options = spec, options
+        # How samples are dealt out ahead; and whether somebody has run out of them, as was heard last.
+        self.sharding, self._short = sharding_of(spec.strategy), False
         self.held: deque[Held] = deque()
         self.untaken = 0
         self.empty = 0  # of what was taken last, positions without a sample
@@ -104,7 +107,8 @@ class Leases:
         leases go back, from the end. Only so may a worker hold many at all, whose speed nobody can foretell.
         """
         self._unleased = max(0, self._unleased - total)  # about so much was leased meanwhile, by all together
-        if total >= expected:
+        self._short = total < expected
+        if total >= expected or self.sharding == EVEN:  # nobody else may have what was dealt to this one
             return
         while len(self.held) > 1 and self.untaken - (last := self.held[-1]).length >= 2 * self._least():
             self.held.pop()
@@ -124,7 +128,7 @@ class Leases:
         """A generation begins: nothing is held, nothing was asked for."""
         self.drop()
         self._frontier, self._unleased = 0, self._samples_total
-        self._due, self._waiting, self.answered = Due(), False, False
+        self._due, self._waiting, self.answered, self._short = Due(), False, False, False
         self._newest_lease, self._asked = 0, set()
 
     # -- what comes
@@ -181,6 +185,10 @@ class Leases:
             del self._by_lease[number]
         return self._newest_lease > before
 
+    def again(self) -> None:
+        """There is something to be had: the next question need not wait."""
+        self._waiting = False
+
     # -- what goes
 
     def measure(self, now_s: float) -> None:
@@ -219,6 +227,11 @@ class Leases:
         if len(self._asked) > ASKED_MAX:
             self._asked.discard(min(self._asked))
 
+    @property
+    def runs_out(self) -> bool:
+        """Whether less is left than is used up until the next answer comes."""
+        return self.untaken < self._least()
+
     def _least(self) -> int:
         """Samples until the next answer: a step, and more of them where they are short."""
         return max(self.batch_size, int(self.rate * self.options.answer_s))
@@ -227,8 +240,11 @@ class Leases:
         """Samples to hold: some steps' worth, and what is used up in `prefetch_s`.
 
         Towards the end of the data everybody holds less, half of what nobody holds in proportion to the batches: who
-        holds many steps there makes the others wait, and the last steps small.
+        holds many steps there makes the others wait, and the last steps small. Of a part that was dealt to it a worker
+        holds as much as it may have, unless others have run out, and may take over what it does not hold.
         """
         o, spec = self.options, self.spec
         target = min(o.prefetch_samples_max, max(o.prefetch_steps * self.batch_size, int(o.prefetch_s * self.rate)))
+        if self.sharding:
+            return self._least() if self._waiting or self._short else max(self._least(), target)
         return max(self._least(), min(target, self._unleased * self.batch_size // (2 * spec.step_samples)))

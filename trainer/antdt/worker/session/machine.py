@@ -23,8 +23,10 @@ from antdt.host.whereabouts import Standing
 from antdt.worker.session.asking import Due, Outbox, SessionOptions
 from antdt.worker.session.changes import Changes
 from antdt.worker.session.commits import Commits, Composition
+from antdt.worker.session.drops import Drops
 from antdt.worker.session.files import Files
 from antdt.worker.session.leases import Leases
+from antdt.worker.session.moves import Moves
 from antdt.worker.session.reading import ReadLeases
 
 DETAIL_CHARS_MAX = 120
@@ -107,6 +109,7 @@ class Session:
         self.standing = Standing()
         leases = ReadLeases if spec.order == TOPIC else Leases
         self.leases, self.files = leases(spec, self.options), Files(self.options)
+        self.moves, self.drops = Moves(incarnation, self.options), Drops(self.options)
         self.outbox = Outbox(worker, incarnation)
         self._claim, self._commits, self.changes = _Claim(), Commits(self.options), Changes(self.options)
         self._join, self._beat = Due(), Due()
@@ -188,6 +191,8 @@ class Session:
             self._on_member(reply)
         if reply.generation == self.generation and self.phase is Phase.MEMBER:
             self.leases.take_answer(reply)
+            self.moves.on_reply(reply, self.leases)
+            self.drops.on_reply(reply)
             self.losses = tuple(loss for loss in reply.losses if loss.number > self._commits.obeyed)
 
     def _on_member(self, reply: records.Reply) -> None:
@@ -263,6 +268,8 @@ class Session:
         self.committed = grant.committed  # exact at the grant; after a rollback less than before
         self.files.begin(grant)
         self.leases.begin()
+        self.moves.begin()
+        self.drops.begin()
         self.changes.begin()
         self._commits, self.losses = Commits(self.options), ()
         self._void = self._void or grant.restore_file is not None
@@ -313,3 +320,5 @@ class Session:
         self.leases.release(now_s, self.generation, self.outbox)
         if not self.finished:
             self.leases.ask(now_s, self.generation, self.outbox)
+            self.moves.tick(now_s, self.generation, self.leases, self.outbox)
+        self.drops.tick(now_s, self.generation, self.outbox)

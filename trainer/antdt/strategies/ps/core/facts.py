@@ -84,10 +84,13 @@ class Mode:
     bsp     of a contribution of every active worker; of all but `backup` of them, where the plan says so
     asp     of each contribution by itself
     ssp     so too, and nobody is more than `staleness` contributions ahead of the slowest active worker
+
+    drops: with bsp, what is late is thrown away, and is in no version; else it is computed anew.
     """
 
     kind: Literal["bsp", "asp", "ssp"] = "bsp"
     staleness: int = 3
+    drops: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("bsp", "asp", "ssp") or self.staleness < 0:

@@ -5,6 +5,7 @@ Rules
     A contribution is included once: n is dense for each incarnation, and its attempts share the number.
     bsp: who comes too late for its version is told so once, and computes the same ranges on the newer parameters; a
     second time it is carried into the next version as it is. So no contribution is lost, and no worker starves.
+    Where what is late is dropped, that was the end of it: the next contribution has the next number.
     A worker that has asked for parameters counts from that point of the order on, so that it is never late at once.
     What a lost incarnation has pushed and no version holds is dropped, and nothing of it is included any more.
 
@@ -93,6 +94,8 @@ class Ordering:
         if key.attempt == PULL:
             return [self._order(answer=(key,))]
         if self.mode.kind == "bsp" and contribution.base < self.version and key.attempt == 0:
+            if self.mode.drops:
+                worker.included = key.n  # in no version, and nothing of this number follows
             return [self._order(late=(key,))]
         self._ready[key.incarnation] = contribution
         return self._close()
