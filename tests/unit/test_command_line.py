@@ -30,7 +30,7 @@ def test_every_command_is_there_and_knows_its_help() -> None:
     for name in COMMANDS:
         if name != "launch":  # which becomes another process
             done = CliRunner().invoke(main, [name, "-h"])
-            assert done.exit_code == 0 and done.output.startswith("Usage: "), name
+            assert done.exit_code == 0 and done.output.startswith("Usage: "), (name, done.output)
     done = CliRunner().invoke(main, ["topics", "-h"], terminal_width=80)
     assert "..." not in done.output.partition("Commands:")[2]
     assert CliRunner().invoke(main, ["nothing"]).exit_code == 2

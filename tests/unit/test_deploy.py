@@ -28,11 +28,13 @@ def test_every_command_is_understood(arguments: list[str]) -> None:
     """Names, options and arguments; nothing is run."""
     command: click.Command | None = main
     rest = [re.sub(r"\$\{JOB:.*\}", "my-job", word) for word in arguments]
+    # In a context of the whole command line: a command keeps for ever which help options its first context has.
+    context = click.Context(main, info_name="antdt", **main.context_settings)
     while isinstance(command, click.Group):
         name = rest.pop(0)
-        command = antdt.launch.launcher.main if name == "launch" else command.get_command(click.Context(command), name)
+        command = antdt.launch.launcher.main if name == "launch" else command.get_command(context, name)
     assert command is not None, arguments
-    command.make_context(name, rest)
+    command.make_context(name, rest, parent=context)
 
 
 def test_whatever_is_named_exists() -> None:
