@@ -644,7 +644,7 @@ class Log:
         ):
             if not (0 <= epoch < self.genesis["spec"]["epochs"] and 0 <= start < end <= samples):
                 raise Broken(f"[{start}, {end}) of epoch {epoch} is not in the data")
-            if reach and apart and start >= ends.get(epoch, samples):
+            if reach and apart and start >= ends.get(epoch, 0):
                 continue  # in quarantine, and not meant to be trained
             borders.setdefault(epoch, [])
             borders[epoch] += ((start, committed, apart), (end, -committed, -apart))
