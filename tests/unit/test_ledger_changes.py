@@ -26,6 +26,13 @@ def resize(bench: Steps, batch_size: int, author: str = "ann", plan: int = 0) ->
     return bench.say(who, records.Resize(batch_size, author, "there is room", plan))
 
 
+def back_to_the_begin(bench: Steps) -> None:
+    """An operator rolls back, and both members go on from there."""
+    bench.say(OPERATOR, records.Rollback(0, "ann", "again"))
+    bench.step, bench.lineage = 0, bytes(16)
+    bench.regroup(0)
+
+
 def places(bench: Steps) -> list[tuple[int, ...]]:
     return [e.ranges for e in bench.events() if isinstance(e, records.Committed)]
 
@@ -82,9 +89,7 @@ def test_a_roll_back_does_not_undo_it() -> None:
     resize(bench, 4)
     bench.regroup(1)
     bench.due()
-    bench.say(OPERATOR, records.Rollback(0, "ann", "diverged"))
-    bench.step, bench.lineage = 0, bytes(16)
-    bench.regroup(0)
+    back_to_the_begin(bench)
     bench.finish()
     assert {r[3] for r in places(bench)[2:]} <= {3, 4}
     assert bench.audited()["exactly_once"]
@@ -253,9 +258,7 @@ def test_a_job_that_has_no_such_step_any_more_ends_behind_its_epochs(tmp_path: P
     for _ in range(4):
         bench.due()
     bench.say("w0.0", records.Stop(bench.generation, 4, "enough"))
-    bench.say(OPERATOR, records.Rollback(0, "ann", "again"))
-    bench.step, bench.lineage = 0, bytes(16)
-    bench.regroup(0)
+    back_to_the_begin(bench)
     resize(bench, 8)
     bench.regroup(0)
     bench.finish()
@@ -306,9 +309,7 @@ def test_what_is_dropped_beside_a_sample_in_quarantine_is_no_miss(tmp_path: Path
     bench = Steps(replace(STEPS, samples=16, epochs=1, batch_size=6, max_attempts=1, batches="drop"))
     bench.due()
     bench.due()
-    bench.say(OPERATOR, records.Rollback(0, "ann", "again"))
-    bench.step, bench.lineage = 0, bytes(16)
-    bench.regroup(0)
+    back_to_the_begin(bench)
     bench.dies(0, 13, 1)
     resize(bench, 12)
     bench.regroup(0)
@@ -322,9 +323,7 @@ def test_what_is_in_quarantine_in_an_epoch_that_is_not_reached_any_more_is_not_m
     bench = Steps(replace(STEPS, samples=8, epochs=6, batch_size=8, max_attempts=1, steps=2))
     bench.due()
     bench.dies(1, 3, 1)
-    bench.say(OPERATOR, records.Rollback(0, "ann", "again"))
-    bench.step, bench.lineage = 0, bytes(16)
-    bench.regroup(0)
+    back_to_the_begin(bench)
     resize(bench, 4)
     bench.regroup(0)
     bench.finish()

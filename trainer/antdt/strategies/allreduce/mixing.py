@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from antdt.strategies.allreduce.terms import COPIES, OF_MANY, Term, is_of_parameters, shape_of
+from antdt.strategies.allreduce.terms import COPIES, OF_MANY, Term, is_of_parameters, name_of, shape_of
 
 BELOW_MAX = 200  # operations that are looked at
 FIRST, EVERY = 16, 64  # losses that are looked at: the first ones, and one of so many later on
@@ -90,14 +90,14 @@ def mixers(term: Term, samples: int) -> Iterator[Mixer]:
     """The operations below a term that mix samples."""
     adds = term.name in ADDING and term.kind != "bent"
     for node, linear in _ways(term.node, linear=adds):
-        found = _mixes(node, _name(node), samples, linear=linear)
+        found = _mixes(node, name_of(node), samples, linear=linear)
         if found is not None and not is_of_parameters(node):
             yield found
 
 
 def is_averaged(term: Term, samples: int) -> bool:
     """Whether what a sum adds up are means over samples, as of each feature."""
-    ways = ((node, linear) for node, linear in _ways(term.node, linear=True) if linear and _name(node) == "Mean")
+    ways = ((node, linear) for node, linear in _ways(term.node, linear=True) if linear and name_of(node) == "Mean")
     return any(_along(node, "Mean", samples) is not None for node, _ in ways)
 
 
@@ -108,17 +108,12 @@ def _ways(node: Any, *, linear: bool) -> Iterator[tuple[Any, bool]]:
     while waiting and len(seen) < BELOW_MAX:
         node, linear = waiting.popleft()
         yield node, linear
-        name = _name(node)
+        name = name_of(node)
         linear = linear and (name in LINEAR or _scales(node, name))
         for one, _ in node.next_functions:
             if one is not None and (one, linear) not in seen:
                 seen.add((one, linear))
                 waiting.append((one, linear))
-
-
-def _name(node: Any) -> str:
-    name: str = node.name()
-    return name.rstrip("0123456789").removesuffix("Backward").removeprefix("torch::autograd::")
 
 
 def _scales(node: Any, name: str) -> bool:
@@ -165,9 +160,9 @@ def _along(node: Any, name: str, samples: int) -> Mixer | None:
 def _given(node: Any) -> tuple[int, ...]:
     """The shape of what it was given."""
     result = getattr(node, "_saved_result", None)
-    if _name(node) in ("Softmax", "LogSoftmax", "Cumprod") and isinstance(result, torch.Tensor):
+    if name_of(node) in ("Softmax", "LogSoftmax", "Cumprod") and isinstance(result, torch.Tensor):
         return tuple(result.shape)
-    if _name(node) in ("Cumsum", "Logcumsumexp"):
+    if name_of(node) in ("Cumsum", "Logcumsumexp"):
         return tuple(node._input_metadata[0].shape)
     return shape_of(node)
 
@@ -204,7 +199,7 @@ def _is_weight(node: Any, at: int) -> bool:
         variable = getattr(one, "variable", None)
         if variable is not None and sorted(variable.shape) == sorted(shape) and len(shape) > 1:
             return True
-        if _name(one) not in PRODUCTS:
+        if name_of(one) not in PRODUCTS:
             waiting.extend(below for below, _ in one.next_functions if below is not None)
     return False
 

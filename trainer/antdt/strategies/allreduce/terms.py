@@ -53,8 +53,7 @@ class Term(NamedTuple):
     @property
     def name(self) -> str:
         """Of the operation, without its number."""
-        name: str = self.node.name()
-        return name.rstrip("0123456789").removesuffix("Backward").removeprefix("torch::autograd::")
+        return name_of(self.node)
 
     @property
     def number(self) -> float:
@@ -63,6 +62,12 @@ class Term(NamedTuple):
             return float(self.parts)
         total = getattr(self.node, "_saved_total_weight", None)
         return float(math.prod(shape_of(self.node))) if total is None else float(total)
+
+
+def name_of(node: Any) -> str:
+    """Of an operation, without its number."""
+    name: str = node.name()
+    return name.rstrip("0123456789").removesuffix("Backward").removeprefix("torch::autograd::")
 
 
 def terms(node: Any) -> Iterator[Term]:
