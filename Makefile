@@ -6,7 +6,7 @@ ARGS ?=
 SEEDS ?= 20
 WORLDS ?= 5000
 
-.PHONY: install demo chaos sim test bytecode lint unit clean
+.PHONY: install demo chaos sim gpu test bytecode lint unit clean
 install: $(VENV)/.installed
 
 # uv installs in half a minute what takes pip several; pip stands in where uv cannot be had. Bytecode is compiled
@@ -31,6 +31,10 @@ chaos: install
 # Simulated worlds beyond those of the tests; ARGS: the first one.
 sim: install
 	$(BIN)/python -m tests.simulation search $(or $(ARGS),1000) $(WORLDS)
+
+# All that needs a CUDA device, within eight minutes; the report is gpu.json.
+gpu: install
+	ANTDT_BENCH_DEVICE=cuda $(BIN)/python -m bench.gpu --json gpu.json $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

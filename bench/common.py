@@ -37,6 +37,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def tell_nccl_apart(name: str) -> None:
+    """Before NCCL is loaded: processes on one device are members all the same. It refuses two of one host, so each says
+    that it is a host of its own, and they meet by sockets.
+    """
+    os.environ |= {"NCCL_HOSTID": name, "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
+
+
 def write(path: Path | None, results: Any) -> None:
     """Write the results as JSON where a file was asked for."""
     if path is not None:

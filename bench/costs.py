@@ -43,8 +43,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from bench.common import machine, spread, write
+from bench.habit_loops import ENV_DEVICE
 
 WITHIN_S = 300.0
+DEVICE = torch.device(os.environ.get(ENV_DEVICE, "cpu"))  # of the model whose replicas are compared
 STEP_MS = 100.0  # that of which a comparison is a share
 WIDTH, LAYERS = 1024, 39
 MEMORY_STEPS, CHECKPOINT_EVERY = 8, 2
@@ -55,7 +57,7 @@ LOG_WORKERS, LOG_STEPS, LOG_BATCH, LOG_STEP_S = (2, 8), 200, 64, STEP_MS / 1000
 def model_of(width: int, layers: int) -> nn.Module:
     """layers * width * (width + 1) parameters."""
     torch.manual_seed(0)
-    return nn.Sequential(*[nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(layers)])
+    return nn.Sequential(*[nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(layers)]).to(DEVICE)
 
 
 # -- replicas compared

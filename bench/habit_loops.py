@@ -18,10 +18,13 @@ from typing import Any
 import antdt
 import torch
 from antdt.examples.recorded import Record
+from antdt.strategies.allreduce.options import GenerationOptions
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 SEED, SAMPLES, BATCH, EPOCHS = 5, 600, 30, 3
+ENV_DEVICE, ENV_BACKEND = "ANTDT_BENCH_DEVICE", "ANTDT_BENCH_BACKEND"
+DEVICE = torch.device(os.environ.get(ENV_DEVICE, "cpu"))  # of models and batches; data lie in CPU memory
 STEPS_PER_EPOCH = SAMPLES // BATCH
 STEPS = EPOCHS * STEPS_PER_EPOCH
 KILLED_BEHIND, KILLED = 12, "w1"
@@ -46,6 +49,12 @@ def data(*, bad: bool = False) -> TensorDataset:
     return TensorDataset(*tensors(bad=bad), torch.arange(SAMPLES))
 
 
+def strategy() -> antdt.AllReduce:
+    """That of all habits."""
+    backend: Any = os.environ.get(ENV_BACKEND, "gloo")
+    return antdt.AllReduce(generation=GenerationOptions(backend=backend))
+
+
 def all_of(model: Any, words: Mapping[str, Any]) -> list[Any]:
     """The model, and an average of it, where a habit has one."""
     return [model, *words.get("state", {}).values()]
@@ -53,7 +62,7 @@ def all_of(model: Any, words: Mapping[str, Any]) -> list[Any]:
 
 def flat(models: Iterable[Any]) -> torch.Tensor:
     """All parameters, one after the other."""
-    return torch.cat([param.detach().reshape(-1) for model in models for param in model.parameters()])
+    return torch.cat([param.detach().reshape(-1) for model in models for param in model.parameters()]).cpu()
 
 
 def hashed(models: Iterable[Any]) -> str:
@@ -61,7 +70,7 @@ def hashed(models: Iterable[Any]) -> str:
     whole = hashlib.blake2b(digest_size=8)
     for model in models:
         for name, value in model.state_dict().items():
-            whole.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+            whole.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return whole.hexdigest()
 
 
@@ -105,7 +114,8 @@ class Worker:
         self.record = Record(folder, self.name)
         self.model, self.optimizer, words = habit.build()
         self.words = words
-        given = {"dataset": habit.data(), "batch_size": BATCH, "epochs": EPOCHS, **words}
+        given = {"dataset": habit.data(), "batch_size": BATCH, "epochs": EPOCHS, "strategy": strategy(), **words}
+        given |= {} if DEVICE.type == "cpu" or habit.loader else {"pin_memory": True}
         given = {name: value for name, value in given.items() if value is not None}
         self.agent = antdt.Agent(self.model, self.optimizer, **given)
         self.models = all_of(self.model, words)
@@ -129,7 +139,7 @@ class Worker:
             self.record.write(**at, samples=list(zip(*(one.tolist() for one in said), strict=True)))
             self._befalls(before)
             self.numbers = said[0]
-            yield x, y
+            yield x.to(DEVICE, non_blocking=True), y.to(DEVICE, non_blocking=True)
             self._made()
         self._made()
 
@@ -176,11 +186,12 @@ class Single:
 
     def batches(self) -> Iterator[Any]:
         """(x, y) of every step."""
-        x, y = tensors(bad=self.habit.bad)
-        batch = self.habit.batch or (lambda _, samples: (x[samples], y[samples]))
+        inputs, targets = tensors(bad=self.habit.bad)
+        batch = self.habit.batch or (lambda _, samples: (inputs[samples], targets[samples]))
         for step in sorted(self.samples):
             self.step = step
-            yield batch(self, self.samples[step])
+            x, y = batch(self, self.samples[step])
+            yield x.to(DEVICE), y.to(DEVICE)
             self.history[step] = flat(self.models)
             self._schedule("epoch" if step % STEPS_PER_EPOCH == 0 else "")
 

@@ -16,18 +16,19 @@ from torch.nn import functional
 from torch.optim import lr_scheduler
 from torch.utils.data import Dataset, WeightedRandomSampler
 
-from bench.habit_loops import BATCH, SAMPLES, STEPS_PER_EPOCH, Single, tensors
+from bench.habit_loops import BATCH, DEVICE, SAMPLES, STEPS_PER_EPOCH, Single, tensors
 
 # -- models
 
 
 def mlp() -> nn.Module:
     """6 features to 3 classes."""
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(DEVICE)
 
 
 def sgd(model: Any, **words: Any) -> Any:
     """What a build returns."""
+    model = model.to(DEVICE)
     return model, torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9), words
 
 
@@ -58,7 +59,7 @@ def warm_up_cosine_average() -> Any:
 def scaled() -> Any:
     """Its scale is far too large at first, and falls."""
     model, optimizer, _ = sgd(mlp())
-    scaler = torch.amp.GradScaler("cpu", 2.0**127, backoff_factor=2.0**-20, growth_interval=1000)
+    scaler = torch.amp.GradScaler(DEVICE.type, 2.0**127, backoff_factor=2.0**-20, growth_interval=1000)
     return model, optimizer, {"scaler": scaler, "clip_grad_norm": 0.5}
 
 
@@ -70,7 +71,7 @@ def two_optimizers() -> Any:
 
 def gan() -> Any:
     critic = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
-    group = antdt.Group(generator=nn.Linear(4, 6), critic=critic)
+    group = antdt.Group(generator=nn.Linear(4, 6), critic=critic).to(DEVICE)
     optimizers = [torch.optim.Adam(one.parameters(), 0.01, betas=(0.5, 0.9)) for one in (group.generator, group.critic)]
     return group, optimizers, {}
 
@@ -183,7 +184,7 @@ def mixed_at(step: int, x: torch.Tensor, y: torch.Tensor, numbers: torch.Tensor)
     """
     generator = torch.Generator().manual_seed(step)
     distance, share = int(torch.randint(len(x), (), generator=generator)), torch.rand((), generator=generator)
-    order = numbers.argsort()
+    order = numbers.argsort().to(x.device)
     others = order.roll(distance)[order.argsort()]
     y = functional.one_hot(y, 3).float()
     return mixture((x, y), (x[others], y[others]), share)
@@ -224,7 +225,7 @@ def cross_entropy(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def lengths(y: torch.Tensor) -> torch.Tensor:
     """Targets of "tokens": so many of each sample count, perhaps none."""
-    tokens = torch.arange(4).expand(len(y), 4)
+    tokens = torch.arange(4, device=y.device).expand(len(y), 4)
     return torch.where(tokens < y[:, None] * 2, tokens % 3, -100)
 
 

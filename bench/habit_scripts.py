@@ -6,6 +6,7 @@ antdt launch --job JOB -n 3 -- -m bench.habit_scripts NAME --record DIR
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import lr_scheduler
 
-from bench.habit_loops import EPOCHS, INTERRUPTED, ROLLED_BACK, SEED, STEPS, Habit, Single, Worker, tensors
+from bench.common import tell_nccl_apart
+from bench.habit_loops import DEVICE, EPOCHS, INTERRUPTED, ROLLED_BACK, SEED, STEPS, Habit, Single, Worker, tensors
 from bench.habit_models import (
     Mixing,
     Recurrent,
@@ -90,7 +92,7 @@ def nested(stops: bool) -> Any:
             for batch in worker.batches(epoch):
                 agent.step(cross_entropy(worker.model, *batch))
             with torch.no_grad():
-                loss = agent.all_reduce(float(cross_entropy(worker.model, x, y)), "mean")
+                loss = agent.all_reduce(float(cross_entropy(worker.model, x.to(DEVICE), y.to(DEVICE))), "mean")
             worse, best = loss > best, min(best, loss)
             if stops and (worse or epoch.number == EPOCHS - 2):
                 agent.stop("the loss is as good as it has to be")
@@ -156,7 +158,7 @@ def negatives(worker: Worker) -> None:
     for x, _ in worker.batches():
         queries, keys = worker.model(x + 0.1), agent.gather(worker.model(x))
         own = agent.own_rows
-        agent.step(contrast(queries, keys, torch.arange(own.start, own.stop)))
+        agent.step(contrast(queries, keys, torch.arange(own.start, own.stop, device=x.device)))
 
 
 def mixing(worker: Worker) -> None:
@@ -264,7 +266,10 @@ HABITS: dict[str, Habit] = {
     "grad-scaler": Habit(USUAL, scaled),
     "token-mean": Habit(by_loss(token_mean, lambda y: (lengths(y) != -100).sum()), PLAIN),
     "class-weights": Habit(
-        by_loss(lambda m, x, y: functional.cross_entropy(m(x), y, weight=CLASSES), lambda y: CLASSES[y].sum()),
+        by_loss(
+            lambda m, x, y: functional.cross_entropy(m(x), y, weight=CLASSES.to(x.device)),
+            lambda y: CLASSES.to(y.device)[y].sum(),
+        ),
         PLAIN,
     ),
     "sum": Habit(by_loss(lambda m, x, y: 0.02 * sum_of_losses(m, x, y), reduction="sum"), PLAIN),
@@ -274,7 +279,8 @@ HABITS: dict[str, Habit] = {
     "two-optimizers": Habit(USUAL, two_optimizers),
     "gan": Habit((adversaries, adversaries_alone), gan),
     "in-batch-negatives": Habit(
-        (negatives, by_loss(lambda m, x, y: contrast(m(x + 0.1), m(x), torch.arange(len(x))))[1]), PLAIN
+        (negatives, by_loss(lambda m, x, y: contrast(m(x + 0.1), m(x), torch.arange(len(x), device=x.device)))[1]),
+        PLAIN,
     ),
     "weighted-sampler": Habit(USUAL, weighted_sampler),
     "data-loader": Habit(USUAL, build(batch_size=None), loader=True),
@@ -324,6 +330,7 @@ def main() -> None:
     parser.add_argument("--calm", action="store_true", help="nobody is killed")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    tell_nccl_apart(os.environ.get("ANTDT_WORKER", ""))
     torch.manual_seed(SEED)
     habit = HABITS[options.name]
     habit.scripts[0](Worker(habit, options.record, kills=not options.calm))

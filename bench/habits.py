@@ -3,7 +3,7 @@
 Each habit of `bench.habit_scripts` is a job of two or three workers, in turn, and a plain loop of one process over the
 same global batches. In the middle of the job one worker is killed by SIGKILL and started again by its launcher, and a
 plan gives the workers uneven parts of the batch. One job is stopped by Ctrl-C as well and launched again, one is rolled
-back by its operator. Outcomes:
+back by its operator. Models and batches are on the device that ANTDT_BENCH_DEVICE names. Outcomes:
   equal    the members are equal to the bit after every step, each step has the samples that the log says, and the
            parameters are those of one process, to a relative tolerance; where that has something else, the row says why
   refused  the launch ends with exit status 2 and the sentence that says what to do
@@ -18,8 +18,10 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
@@ -42,7 +44,16 @@ from antdt_streams.views.lineage import TOGETHER
 from confluent_kafka import Producer
 
 from bench.common import machine, write
-from bench.habit_loops import BEFALLS_BEHIND, INTERRUPTED, KILLED, ROLLED_BACK, Habit, Single
+from bench.habit_loops import (
+    BEFALLS_BEHIND,
+    DEVICE,
+    ENV_BACKEND,
+    INTERRUPTED,
+    KILLED,
+    ROLLED_BACK,
+    Habit,
+    Single,
+)
 from bench.habit_scripts import HABITS
 
 MEMBERS = (2, 3)
@@ -53,6 +64,7 @@ TOLERANCE = 1e-4
 MOVED_MIN = 1e-2  # or nothing was trained
 WITHIN_S = 240.0
 LEDGER = ("--patience-ms", "5000", "--stuck-ms", "60000")
+_alone = threading.Lock()  # one process draws from one generator
 
 
 @dataclass
@@ -251,10 +263,11 @@ def judged(job: Job, habit: Habit, row: dict[str, Any]) -> list[str]:
 
 def compared(habit: Habit, steps: dict[int, Step], taken: dict[int, list[int]], row: dict[str, Any]) -> list[str]:
     """Against a plain loop of one process."""
-    single = Single(habit, taken, {number: step.said for number, step in steps.items()})
-    alone = habit.scripts[1]
-    assert alone is not None
-    alone(single)
+    with _alone:
+        single = Single(habit, taken, {number: step.said for number, step in steps.items()})
+        alone = habit.scripts[1]
+        assert alone is not None
+        alone(single)
     last = next(iter(steps[max(steps)].parameters.values()))
     row["moved"] = float((last - single.start).abs().max())
     wrong = [] if row["moved"] > MOVED_MIN else ["nothing was trained"]
@@ -317,21 +330,29 @@ def main() -> None:
     parser.add_argument("--members", type=int, choices=tuple(SHARES), help="of all jobs; by default 2 and 3 in turn")
     parser.add_argument("--calm", action="store_true", help="nobody is killed")
     parser.add_argument("--keep", type=Path, help="folder for what workers and services write")
+    parser.add_argument("--jobs", type=int, default=1, help="so many at a time")
+    parser.add_argument("--backend", choices=("gloo", "nccl"), default="gloo", help="of the gradients")
     options = parser.parse_args()
+    os.environ[ENV_BACKEND] = options.backend
     torch.set_num_threads(1)
-    rows = []
     with tempfile.TemporaryDirectory(prefix="antdt-habits-") as name:
         folder = options.keep or Path(name)
         with EmbeddedBroker(folder / "kafka") as broker:
-            for number, habit in enumerate(HABITS):
-                if options.only and habit not in options.only:
-                    continue
+
+            def row(numbered: tuple[int, str]) -> dict[str, Any]:
+                number, habit = numbered
                 members = options.members or MEMBERS[number % len(MEMBERS)]
-                rows.append(measured(Job(broker, habit, members, folder / habit, not options.calm)))
-                print(shown(rows[-1]), flush=True)
+                made = measured(Job(broker, habit, members, folder / habit, not options.calm))
+                print(shown(made), flush=True)
+                return made
+
+            chosen = [one for one in enumerate(HABITS) if not options.only or one[1] in options.only]
+            with ThreadPoolExecutor(options.jobs) as pool:
+                rows = list(pool.map(row, chosen))
     counted = Counter(row["outcome"] for row in rows)
     print(", ".join(f"{counted[outcome]} {outcome}" for outcome in ("equal", "refused", "wrong")))
-    write(options.json, {"machine": machine(), "tolerance": TOLERANCE, "outcomes": counted, "habits": rows})
+    told = {"device": DEVICE.type, "backend": options.backend, "machine": machine(), "tolerance": TOLERANCE}
+    write(options.json, told | {"outcomes": counted, "habits": rows})
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ class Talking:
     # -- helpers
 
     def _others(self, value: Any, call: str) -> list[torch.Tensor]:
-        given = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value)
+        given = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value, device="cpu")
         if given.is_floating_point() and not isinstance(value, torch.Tensor):
             given = given.double()
         parts = self._exchange(given, call)

@@ -113,7 +113,7 @@ class MapSource:
         if self._drawn is not None:
             return self._drawn.list_of(epoch)[start : start + length]
         if self.order == SEQUENTIAL:
-            return torch.arange(start, start + length)
+            return torch.arange(start, start + length, device="cpu")
         first, last = start // BLOCK, (start + length - 1) // BLOCK
         block = self._block(epoch, first)
         if first == last:
@@ -134,7 +134,7 @@ class MapSource:
         key = (epoch, number)
         block = self._blocks.get(key)
         if block is None:
-            positions = torch.arange(number * BLOCK, min((number + 1) * BLOCK, self.size))
+            positions = torch.arange(number * BLOCK, min((number + 1) * BLOCK, self.size), device="cpu")
             block = permute(Permutation.of(self.seed, epoch, self.size), positions)
             self._blocks[key] = block
             while len(self._blocks) > BLOCKS_KEPT_MAX:

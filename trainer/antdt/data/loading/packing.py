@@ -42,7 +42,11 @@ class _Pickler(pickle.Pickler):
 
 def tensor_of(raw: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     """The tensor that these bytes are, without a copy."""
-    return torch.frombuffer(raw, dtype=dtype).view(shape) if 0 not in shape else torch.empty(shape, dtype=dtype)
+    return (
+        torch.frombuffer(raw, dtype=dtype).view(shape)
+        if 0 not in shape
+        else torch.empty(shape, dtype=dtype, device="cpu")
+    )
 
 
 def pack(value: Any) -> int:

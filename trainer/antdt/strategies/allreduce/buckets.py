@@ -131,7 +131,7 @@ class _Bucket:
         for slot in self.slots:
             if not slot.used:
                 slot.view.zero_()
-        self.flags.copy_(torch.tensor([float(slot.used) for slot in self.slots]))
+        self.flags.copy_(torch.tensor([float(slot.used) for slot in self.slots], device="cpu"))
 
 
 class ReducedGradients:

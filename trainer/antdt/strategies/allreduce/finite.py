@@ -47,8 +47,8 @@ def gather_authors(generation: Generation, workers: Sequence[str], own_is_finite
     """Which workers' own gradients are not finite; nobody's, if only the sum is too large."""
     if generation.world == 1:
         return tuple(workers)
-    found = torch.empty(generation.world, 1, dtype=torch.int64)
-    generation.wait(generation.gather(found, torch.tensor([int(own_is_finite)])))
+    found = torch.empty(generation.world, 1, dtype=torch.int64, device="cpu")
+    generation.wait(generation.gather(found, torch.tensor([int(own_is_finite)], device="cpu")))
     return tuple(w for w, is_finite in zip(workers, found.flatten().tolist(), strict=True) if not is_finite)
 
 

@@ -74,7 +74,7 @@ def _send(generation: Generation, tensor: torch.Tensor) -> None:
 
 def _receive(generation: Generation, source_rank: int, like: torch.Tensor) -> torch.Tensor:
     made = torch.empty_like(like, device="cpu")
-    flat = made if made.is_contiguous() else torch.empty(made.shape, dtype=made.dtype)
+    flat = made if made.is_contiguous() else torch.empty(made.shape, dtype=made.dtype, device="cpu")
     for piece in _bytes_of(flat):
         _exchange(generation, source_rank, piece)
     return made if flat is made else made.copy_(flat)

@@ -204,8 +204,8 @@ class Holding:
         generation = self._attached()
         if generation.world > 1 and self.options.compares:
             mine = self._replica.state(frozen=True)
-            found = torch.empty(generation.world, 1, dtype=torch.int64)
-            generation.wait(generation.gather(found, torch.tensor([mine])))
+            found = torch.empty(generation.world, 1, dtype=torch.int64, device="cpu")
+            generation.wait(generation.gather(found, torch.tensor([mine], device="cpu")))
             generation.settled()
             unequal = outlier(found.flatten().tolist())
             if unequal is not None:

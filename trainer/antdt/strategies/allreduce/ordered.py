@@ -80,7 +80,9 @@ class OrderedGradients:
 
     def _flat(self, group: Sequence[Parameter]) -> torch.Tensor:
         parts = [
-            torch.zeros(param.numel(), dtype=param.dtype) if param.grad is None else param.grad.reshape(-1).cpu()
+            torch.zeros(param.numel(), dtype=param.dtype, device="cpu")
+            if param.grad is None
+            else param.grad.reshape(-1).cpu()
             for param in group
         ]
         return torch.cat(parts)
@@ -88,19 +90,25 @@ class OrderedGradients:
     def launch_rest(self) -> None:
         """All units go to all members."""
         generation, world = self._generation, self._generation.world
-        users = sum(map(torch.tensor, self._used)) if self._used else torch.zeros(len(self._params), dtype=torch.int64)
-        mine = torch.cat([torch.tensor([len(self._units)]), torch.as_tensor(users, dtype=torch.int64)])
-        said = torch.empty(world, 1 + len(self._params), dtype=torch.int64)
+        users = (
+            sum(map(torch.tensor, self._used))
+            if self._used
+            else torch.zeros(len(self._params), dtype=torch.int64, device="cpu")
+        )
+        mine = torch.cat(
+            [torch.tensor([len(self._units)], device="cpu"), torch.as_tensor(users, dtype=torch.int64, device="cpu")]
+        )
+        said = torch.empty(world, 1 + len(self._params), dtype=torch.int64, device="cpu")
         self._wait(said, mine)
         self._counts, self._users = said[:, 0].tolist(), said[:, 1:].sum(0).tolist()
         most = max(self._counts)
         for at in range(len(self._groups)):
             units = [unit[at] for unit in self._units]
             like = self._flat(self._groups[at]) if not units else units[0]
-            row = torch.zeros(most, like.numel(), dtype=like.dtype)
+            row = torch.zeros(most, like.numel(), dtype=like.dtype, device="cpu")
             for number, unit in enumerate(units):
                 row[number] = unit
-            rows = torch.empty(world, row.numel(), dtype=like.dtype)
+            rows = torch.empty(world, row.numel(), dtype=like.dtype, device="cpu")
             work = generation.gather(rows, row.reshape(-1)) if world > 1 else None
             self._flight.append((rows if world > 1 else row.reshape(1, -1), work))
 
@@ -116,7 +124,7 @@ class OrderedGradients:
         for group, (rows, work) in zip(self._groups, self._flight, strict=True):
             if work is not None:
                 self._generation.wait(work)
-            total = torch.zeros(sum(param.numel() for param in group), dtype=rows.dtype)
+            total = torch.zeros(sum(param.numel() for param in group), dtype=rows.dtype, device="cpu")
             for count, row in zip(self._counts, rows.view(len(self._counts), -1, len(total)), strict=True):
                 for unit in row[:count]:
                     total += unit

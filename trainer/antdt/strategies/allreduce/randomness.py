@@ -21,12 +21,18 @@ def pack(devices: Sequence[torch.device]) -> bytes:
     state: dict[str, Any] = {
         "cpu": torch.get_rng_state(),
         "cuda": [torch.cuda.get_rng_state(device) for device in devices],
-        "python": (version, torch.tensor(words), gauss),
+        "python": (version, torch.tensor(words, device="cpu"), gauss),
     }
     numpy = _numpy()
     if numpy is not None:
         kind, words, position, has_gauss, cached = numpy.random.get_state()
-        state["numpy"] = (kind, torch.tensor(words.tolist()), int(position), int(has_gauss), float(cached))
+        state["numpy"] = (
+            kind,
+            torch.tensor(words.tolist(), device="cpu"),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        )
     out = io.BytesIO()
     torch.save(state, out)
     return out.getvalue()

@@ -170,5 +170,5 @@ def _shown(value: Any, left: bytes, right: bytes) -> tuple[str, object, object]:
     at = next((i // size for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), None)
     if at is None:
         return f" behind its first {len(flats[0]):,} numbers", "one", "another"
-    index = [int(i) for i in torch.unravel_index(torch.tensor(at), value.shape)] if value.dim() else []
+    index = [int(i) for i in torch.unravel_index(torch.tensor(at, device="cpu"), value.shape)] if value.dim() else []
     return f"[{', '.join(map(str, index))}]" if index else "", flats[0][at].item(), flats[1][at].item()

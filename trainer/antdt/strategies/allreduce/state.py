@@ -76,7 +76,7 @@ class Head(NamedTuple):
     def pack(self) -> torch.Tensor:
         """(HEAD_WIDTH,) int64."""
         flags = int(self.void), self.state, self.trained, int(self.talks)
-        return torch.tensor([self.step, *struct.unpack(">2q", self.lineage), self.plan, *flags])
+        return torch.tensor([self.step, *struct.unpack(">2q", self.lineage), self.plan, *flags], device="cpu")
 
     @classmethod
     def unpack(cls, columns: list[int]) -> Head:
@@ -278,7 +278,7 @@ def gather_heads(generation: Generation, head: Head) -> list[Head]:
     """Everybody's, in rank order."""
     if generation.world == 1:
         return [head]
-    rows = torch.empty(generation.world, HEAD_WIDTH, dtype=torch.int64)
+    rows = torch.empty(generation.world, HEAD_WIDTH, dtype=torch.int64, device="cpu")
     generation.wait(generation.gather(rows, head.pack()))
     return [Head.unpack(row) for row in rows.tolist()]
 
@@ -287,10 +287,10 @@ def gather_bytes(generation: Generation, mine: bytes) -> list[bytes]:
     """Everybody's, in rank order; they may differ in size."""
     if generation.world == 1:
         return [mine]
-    sizes = torch.empty(generation.world, 1, dtype=torch.int64)
-    generation.wait(generation.gather(sizes, torch.tensor([len(mine)])))
-    rows = torch.zeros(generation.world, int(sizes.max()), dtype=torch.uint8)
-    row = torch.zeros(rows.shape[1], dtype=torch.uint8)
+    sizes = torch.empty(generation.world, 1, dtype=torch.int64, device="cpu")
+    generation.wait(generation.gather(sizes, torch.tensor([len(mine)], device="cpu")))
+    rows = torch.zeros(generation.world, int(sizes.max()), dtype=torch.uint8, device="cpu")
+    row = torch.zeros(rows.shape[1], dtype=torch.uint8, device="cpu")
     if mine:
         row[: len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
     generation.wait(generation.gather(rows, row))
@@ -301,9 +301,9 @@ def gather_bytes(generation: Generation, mine: bytes) -> list[bytes]:
 def broadcast(generation: Generation, source_rank: int, data: bytes | None) -> bytes:
     """The source's bytes, whole, on every member; the others pass None. In pieces, to bound one operation."""
     assert (data is not None) == (generation.rank == source_rank)
-    size = torch.tensor([len(data or b"")])
+    size = torch.tensor([len(data or b"")], device="cpu")
     generation.wait(generation.broadcast(size, source_rank))
-    flat = torch.empty(int(size), dtype=torch.uint8)
+    flat = torch.empty(int(size), dtype=torch.uint8, device="cpu")
     if data is not None:
         flat.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     for piece in flat.split(CHUNK_SIZE_BYTES):

@@ -173,12 +173,12 @@ class AllReduceReplica(Updating):
             row.trained = self._replica.trained() if self.options.compares and generation.world > 1 else 0
         if generation.world == 1:
             return
-        columns = torch.tensor(row.pack(), dtype=torch.int64)
+        columns = torch.tensor(row.pack(), dtype=torch.int64, device="cpu")
         if self._inline and not bare:
             assert isinstance(gradients, ReducedGradients)
             gradients.announce(columns)
         else:
-            self._gathered = torch.empty(generation.world, ROW_WIDTH, dtype=torch.int64)
+            self._gathered = torch.empty(generation.world, ROW_WIDTH, dtype=torch.int64, device="cpu")
             self._gathering = generation.gather(self._gathered, columns)
 
     def backward(

@@ -78,7 +78,7 @@ class Said(NamedTuple):
     def pack(self) -> torch.Tensor:
         """(SAID_WIDTH,) int64."""
         (weight,) = struct.unpack(">q", struct.pack(">d", self.weight))
-        return torch.tensor([*self[:5], weight, *map(int, self[6:])])
+        return torch.tensor([*self[:5], weight, *map(int, self[6:])], device="cpu")
 
     @classmethod
     def unpack(cls, columns: list[int]) -> Said:
@@ -258,7 +258,7 @@ class Talk:
 def _gather(generation: Generation, mine: Said) -> list[Said]:
     if generation.world == 1:
         return [mine]
-    rows = torch.empty(generation.world, SAID_WIDTH, dtype=torch.int64)
+    rows = torch.empty(generation.world, SAID_WIDTH, dtype=torch.int64, device="cpu")
     generation.wait(generation.gather(rows, mine.pack()))
     return [Said.unpack(row) for row in rows.tolist()]
 

@@ -64,7 +64,7 @@ class _Gone(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, gone: Sequence[torch.Tensor], *params: torch.Tensor) -> torch.Tensor:
         ctx.gone = gone
-        return torch.zeros((), dtype=torch.float64)
+        return torch.zeros((), dtype=torch.float64, device="cpu")
 
     @staticmethod
     def backward(ctx: Any, weight: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -98,7 +98,7 @@ class Exchange:
         self._is_sending, self._drops = False, drops
 
     def _new(self) -> list[torch.Tensor]:
-        return [torch.zeros(block.size, dtype=DTYPES[block.dtype]) for block in self.layout.blocks]
+        return [torch.zeros(block.size, dtype=DTYPES[block.dtype], device="cpu") for block in self.layout.blocks]
 
     # -- generations
 
@@ -205,7 +205,7 @@ class Exchange:
             tensors.append(flat[block.piece(server, count)])
         for ids, values in brought:
             tensors.append(ids.ids[server])
-            tensors.append(torch.empty(0) if values is None else ids.of(server, values))
+            tensors.append(torch.empty(0, device="cpu") if values is None else ids.of(server, values))
         tensors.extend(one.ids[server] for one in wanted)
         counts = tuple(len(ids.ids[server]) for ids, _ in brought)
         body = wire.Push(facts, self.layout.digest, counts, tuple(len(one.ids[server]) for one in wanted))
@@ -248,7 +248,7 @@ class Exchange:
         """Of each table which ids go to which server."""
         unknown = set(rows) - {table.name for table in self.layout.tables}
         assert not unknown, f"{unknown} are no tables"
-        none = torch.empty(0, dtype=torch.int64)
+        none = torch.empty(0, dtype=torch.int64, device="cpu")
         return [scattered(rows.get(table.name, none), len(self._links)) for table in self.layout.tables]
 
     def _send(self, server: int, body: Any, tensors: Sequence[torch.Tensor] = ()) -> None:

@@ -50,8 +50,8 @@ class Embedding(nn.Module):  # type: ignore[misc]
         self.seed = int(torch.randint(2**62, ())) if seed is None else seed
         self._source: Rows | None = None
         self.is_remote = _has_servers()
-        first = torch.empty(0, width) if self.is_remote else first_values(self.seed, "", torch.arange(rows), width, std)
-        self.weight = nn.Parameter(first)
+        ids = torch.arange(0 if self.is_remote else rows, device="cpu")
+        self.weight = nn.Parameter(first_values(self.seed, "", ids, width, std).to(torch.get_default_device()))
 
     def connect(self, source: Rows | None) -> None:
         """Rows are looked up there; None: nowhere any more."""
@@ -73,9 +73,10 @@ class Embedding(nn.Module):  # type: ignore[misc]
                 "asked in the loop over the Agent only; behind it all are here if whole_bytes_max lets them."
             )
         unique, inverse = torch.unique(ids, return_inverse=True)
+        unique = unique.cpu()  # servers are asked in CPU memory; the rows go where the numbers are
         if unique.numel() and not 0 <= int(unique[0]) <= int(unique[-1]) < self.rows:
             raise UsageError(f"Row {int(unique[-1])} or {int(unique[0])} is not among {self.rows} of antdt.Embedding.")
-        return functional.embedding(inverse, self._source.look_up(self, unique.long(), ids))
+        return functional.embedding(inverse, self._source.look_up(self, unique.long(), ids).to(ids.device))
 
     def extra_repr(self) -> str:
         """As torch's modules are shown."""

@@ -58,7 +58,7 @@ def field_of(leaves: list[torch.Tensor], ids: torch.Tensor) -> Field | None:
 def ids_in(leaves: list[torch.Tensor], field: Field) -> torch.Tensor:
     """A flat row of whole numbers; empty where a batch has no such field."""
     if field.leaf >= len(leaves):
-        return torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
     leaf = leaves[field.leaf]
     chosen = leaf[..., field.first : field.last] if field.last else leaf
     return chosen.reshape(-1).cpu().long()

@@ -149,7 +149,7 @@ class LookedUp:
             elif used:
                 ids, inverse = torch.unique(torch.cat([ids for ids, _ in used]), return_inverse=True)
                 grads = torch.cat([grad for _, grad in used])
-                found[name] = ids, torch.zeros(len(ids), grads.shape[1]).index_add_(0, inverse, grads)
+                found[name] = ids, torch.zeros(len(ids), grads.shape[1], device="cpu").index_add_(0, inverse, grads)
         return found
 
     def forget(self) -> None:

@@ -29,8 +29,8 @@ class Scattered(NamedTuple):
     def together(self, found: Mapping[int, torch.Tensor], width: int) -> torch.Tensor:
         """The inverse: rows of all ids, of what each server has given; where one has all of them, as it has come."""
         if not self.places:
-            return found[0] if found else torch.empty(0, width)
-        out = torch.empty(self.total, width)
+            return found[0] if found else torch.empty(0, width, device="cpu")
+        out = torch.empty(self.total, width, device="cpu")
         for server, values in found.items():
             out.index_copy_(0, self.places[server], values)
         return out

@@ -30,7 +30,7 @@ def first_values(seed: int, table: str, ids: torch.Tensor, width: int, std: floa
     column (Box and Muller, of a counter that is mixed).
     """
     if std == 0.0 or len(ids) == 0:
-        return torch.zeros(len(ids), width)
+        return torch.zeros(len(ids), width, device="cpu")
     pairs = np.arange(1, (width + 1) // 2 + 1, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
     rows = mixed(ids.numpy().astype(np.uint64) ^ np.uint64(_salt(seed, table)))
     words = mixed(rows[:, None] + pairs[None, :])
@@ -163,9 +163,9 @@ def merged(gradients: Iterable[tuple[float, torch.Tensor, torch.Tensor]]) -> tup
     """Ids, each once, and the sums of their gradients in memory of their own."""
     some = [(ids, grads * times) for times, ids, grads in gradients if len(ids)]
     if len(some) <= 1:
-        return some[0] if some else (torch.empty(0, dtype=torch.int64), torch.empty(0, 0))
+        return some[0] if some else (torch.empty(0, dtype=torch.int64, device="cpu"), torch.empty(0, 0, device="cpu"))
     ids, place = torch.unique(torch.cat([ids for ids, _ in some]), return_inverse=True)
     grads = torch.cat([grads for _, grads in some])
-    sums = torch.zeros(len(ids), grads.shape[1])
+    sums = torch.zeros(len(ids), grads.shape[1], device="cpu")
     sums.scatter_add_(0, place[:, None].expand_as(grads), grads)
     return ids, sums

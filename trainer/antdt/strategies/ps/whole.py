@@ -27,9 +27,9 @@ def hold(model: torch.nn.Module, tables: Mapping[str, tuple[torch.Tensor, torch.
             said = "the table %s takes %d MB, more than whole_bytes_max: it is in the checkpoint only"
             log.warning(said, name, size_bytes >> 20)
             continue
-        weight = first_values(module.seed, name, torch.arange(module.rows), module.width, module.std)
+        weight = first_values(module.seed, name, torch.arange(module.rows, device="cpu"), module.width, module.std)
         ids, rows = tables[name]
-        module.hold(weight.index_copy_(0, ids, rows))
+        module.hold(weight.index_copy_(0, ids, rows).to(module.weight.device))
 
 
 def state_of(parts: Sequence[bytes], model: torch.nn.Module | None) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def tensor_of(frame: memoryview, dtype: torch.dtype) -> torch.Tensor:
     if len(frame) % dtype.itemsize:
         raise ValueError(f"{len(frame)} bytes are no row of {dtype}")
     if not len(frame):
-        return torch.empty(0, dtype=dtype)
+        return torch.empty(0, dtype=dtype, device="cpu")
     data = np.frombuffer(frame, _WORDS[dtype.itemsize])
     if not data.flags.aligned or not data.flags.writeable:
         data = data.copy()
@@ -230,7 +230,7 @@ def joined(segment: Segment, dtype: torch.dtype) -> torch.Tensor:
     """The numbers of a segment as one tensor; copied where they come in several frames."""
     parts = [tensor_of(frame, dtype) for frame in segment]
     if not parts:
-        return torch.empty(0, dtype=dtype)
+        return torch.empty(0, dtype=dtype, device="cpu")
     return torch.cat(parts) if len(parts) != 1 else parts[0]
 
 
