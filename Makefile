@@ -34,7 +34,7 @@ sim: install
 
 # All that needs a CUDA device, within eight minutes; the report is gpu.json.
 gpu: install
-	ANTDT_BENCH_DEVICE=cuda $(BIN)/python -m bench.gpu --json gpu.json $(ARGS)
+	BENCH_DEVICE=cuda $(BIN)/python -m bench.gpu --json gpu.json $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,5 +1,5 @@
 """Our AllReduce against torch's DistributedDataParallel: 2 and 4 members, the same model and data; by gloo
-on the CPU, or on the device that ANTDT_BENCH_DEVICE names.
+on the CPU, or on the device that BENCH_DEVICE names.
 
 `python -m bench.allreduce --json FILE`. Every member trains both in one process, in blocks that alternate, so what the
 machine does meanwhile hits both; compared are the blocks of a pair. DDP runs with gradient_as_bucket_view=True, ours
@@ -48,9 +48,9 @@ class Ours:
 
     def __init__(self, rank: int, world: int, host: str, port: int, backend: Any) -> None:
         self.model, optimizer = model_of()
-        options = GenerationOptions(backend=backend)
+        options, device = GenerationOptions(backend=backend), DEVICE if backend == "nccl" else None
         self.member, self.world, self.lease = AllReduceReplica(self.model, optimizer), world, 0
-        self.generation = Generation(1, world, rank, store_of(host, port), lambda: False, options)
+        self.generation = Generation(1, world, rank, store_of(host, port), lambda: False, options, device=device)
         self.member.attach(self.generation)
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> None:

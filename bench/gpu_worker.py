@@ -3,27 +3,39 @@
 antdt launch --job JOB -n 2 -- -m bench.gpu_worker KIND --out FILE
 Kinds: `float16`, autocast with a GradScaler whose first scale overflows; `memory`, a batch that is too large for what
 the process may take of the device; `bitwise`, in units; `default-device`, torch.set_default_device("cuda") before all
-else; `servers`, dense parameters and an antdt.Embedding on parameter servers; `compiled`, torch.compile.
+else; `servers`, dense parameters and an antdt.Embedding on parameter servers; `compiled` and `graphs`, torch.compile,
+the latter with CUDA graphs; `bfloat16`, parameters of that type; `images`, channels last; `shared`, NCCL between
+workers of one device, which is refused.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 import antdt
 import torch
+from antdt.strategies.allreduce.options import GenerationOptions
 from antdt.strategies.ps.tables import first_values
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from bench.common import tell_nccl_apart
 from bench.habit_loops import DEVICE
 
-KINDS = ("float16", "memory", "bitwise", "default-device", "servers", "compiled")
+KINDS = (
+    "float16",
+    "bfloat16",
+    "memory",
+    "bitwise",
+    "default-device",
+    "servers",
+    "compiled",
+    "graphs",
+    "images",
+    "shared",
+)
 SAMPLES, BATCH, EPOCHS, SEED = 512, 64, 3, 11
 FEATURES, CLASSES, ROWS = 16, 4, 1000
 BIG_FLOATS = 8 * 2**20  # of each sample, in kind `memory`: 32 MiB, kept for backward
@@ -35,6 +47,8 @@ def data(kind: str) -> TensorDataset:
     generator = torch.Generator().manual_seed(SEED)
     x = torch.randn(SAMPLES, FEATURES, generator=generator, device="cpu")
     y = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
+    if kind == "images":
+        return TensorDataset(x.repeat(1, 16).view(-1, 4, 8, 8), y)
     if kind == "servers":
         ids = torch.randint(ROWS, (SAMPLES, 3), generator=generator, device="cpu")
         return TensorDataset(x, ids, y)
@@ -58,13 +72,24 @@ def build(kind: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     if kind == "servers":
         model: nn.Module = Clicks(antdt.Embedding(ROWS, 8, std=0.1, seed=3)).to(DEVICE)
         return model, torch.optim.SGD(model.parameters(), lr=0.1)
-    model = nn.Sequential(nn.Linear(FEATURES, 32), nn.Tanh(), nn.Linear(32, CLASSES)).to(DEVICE)
+    if kind == "images":
+        torch.backends.cudnn.allow_tf32 = False
+        layers = nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, CLASSES)
+        model = nn.Sequential(*layers).to(DEVICE, memory_format=torch.channels_last)
+    else:
+        model = nn.Sequential(nn.Linear(FEATURES, 32), nn.Tanh(), nn.Linear(32, CLASSES)).to(DEVICE)
+    if kind == "bfloat16":
+        model.bfloat16()
     return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
 
 def loss_of(kind: str, model: nn.Module, batch: Any) -> torch.Tensor:
     """The mean over the samples of a batch, on the device."""
     *inputs, y = (one.to(DEVICE, non_blocking=True) for one in batch)
+    if kind == "bfloat16":
+        inputs = [one.bfloat16() for one in inputs]
+    if kind == "images":
+        inputs = [one.to(memory_format=torch.channels_last) for one in inputs]
     if kind == "float16":
         with torch.autocast(DEVICE.type, torch.float16):
             return functional.cross_entropy(model(*inputs), y)
@@ -86,6 +111,8 @@ def strategy_of(kind: str) -> Any:
     """Of the Agent."""
     if kind == "servers":
         return antdt.ParameterServer(mode="bsp")
+    if kind == "shared":
+        return antdt.AllReduce(generation=GenerationOptions(backend="nccl"))
     return antdt.AllReduce(deterministic="bitwise" if kind == "bitwise" else "")
 
 
@@ -119,7 +146,6 @@ def main() -> None:
     options = parser.parse_args()
     kind = options.kind
     torch.set_num_threads(1)
-    tell_nccl_apart(os.environ.get("ANTDT_WORKER", ""))
     if kind == "default-device":
         torch.set_default_device(DEVICE)
     model, optimizer = build(kind)
@@ -137,7 +163,8 @@ def main() -> None:
         pin_memory=DEVICE.type == "cuda",
         **({"scaler": scaler} if scaler else {}),
     )
-    runs = torch.compile(model) if kind == "compiled" else model
+    modes = {"compiled": "default", "graphs": "reduce-overhead"}
+    runs = torch.compile(model, mode=modes[kind]) if kind in modes else model
     for batch in agent:
         agent.step(loss_of(kind, runs, batch))
     if agent.is_main:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 SEED, SAMPLES, BATCH, EPOCHS = 5, 600, 30, 3
-ENV_DEVICE, ENV_BACKEND = "ANTDT_BENCH_DEVICE", "ANTDT_BENCH_BACKEND"
+ENV_DEVICE, ENV_BACKEND = "BENCH_DEVICE", "BENCH_BACKEND"
 DEVICE = torch.device(os.environ.get(ENV_DEVICE, "cpu"))  # of models and batches; data lie in CPU memory
 STEPS_PER_EPOCH = SAMPLES // BATCH
 STEPS = EPOCHS * STEPS_PER_EPOCH

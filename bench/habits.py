@@ -3,7 +3,7 @@
 Each habit of `bench.habit_scripts` is a job of two or three workers, in turn, and a plain loop of one process over the
 same global batches. In the middle of the job one worker is killed by SIGKILL and started again by its launcher, and a
 plan gives the workers uneven parts of the batch. One job is stopped by Ctrl-C as well and launched again, one is rolled
-back by its operator. Models and batches are on the device that ANTDT_BENCH_DEVICE names. Outcomes:
+back by its operator. Models and batches are on the device that BENCH_DEVICE names. Outcomes:
   equal    the members are equal to the bit after every step, each step has the samples that the log says, and the
            parameters are those of one process, to a relative tolerance; where that has something else, the row says why
   refused  the launch ends with exit status 2 and the sentence that says what to do

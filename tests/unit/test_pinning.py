@@ -28,9 +28,9 @@ class Memory:
         self.given: list[torch.Tensor] = []
         self.copies = 0
 
-    def empty(self, size: Any, *, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+    def empty(self, size: Any, *, dtype: torch.dtype, device: str, pin_memory: bool) -> torch.Tensor:
         """As torch.empty."""
-        assert pin_memory
+        assert pin_memory and device == "cpu", "whatever the default device is"
         self.given.append(torch.empty(size, dtype=dtype))
         return self.given[-1]
 
@@ -105,6 +105,14 @@ def test_what_a_collate_fn_gives_is_pinned_wherever_it_is(memory: Memory) -> Non
     assert len(tensors(batch)) == 3
     assert all(map(memory.holds, tensors(batch)))
     assert own.pinned
+
+
+def test_what_several_numbers_share_is_copied_apart(memory: Memory) -> None:
+    share, image = torch.rand(()), torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    batch = Pinning(memory.empty).collate(lambda _: {"share": share.expand(4), "image": image})([1])
+    assert batch["share"].tolist() == [float(share)] * 4
+    assert batch["share"].is_contiguous()
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_every_kind_of_data_set(memory: Memory) -> None:

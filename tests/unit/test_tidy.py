@@ -81,6 +81,28 @@ def test_the_ratchet_only_turns_one_way() -> None:
     assert [sentence.split()[0] for sentence in said] == ["done", "grown", "new", "shrunk", "gone"]
 
 
+# -- where tensors are made
+
+FACTORIES = ("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm")
+FACTORIES += ("tensor", "zeros")
+
+
+def test_tensors_of_ours_are_where_they_are_whatever_the_default_device_is() -> None:
+    """A script that calls torch.set_default_device("cuda") must not move what is sent, compared and written."""
+    found = [
+        f"{name}:{call.lineno}"
+        for name, (_, tree) in trees().items()
+        if name.startswith("trainer/antdt/") and "/examples/" not in name
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and isinstance(call.func.value, ast.Name)
+        and (call.func.value.id, call.func.attr) in [("torch", factory) for factory in FACTORIES]
+        and not any(word.arg == "device" for word in call.keywords)
+    ]
+    assert found == [], "say device="
+
+
 # -- circles
 
 OUTERMOST = tuple(Path(side).name for side in SIDES)

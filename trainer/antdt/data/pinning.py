@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 from torch.utils.data._utils.collate import collate, collate_tensor_fn, default_collate_fn_map
 from torch.utils.data._utils.pin_memory import pin_memory
 
@@ -33,21 +34,26 @@ class Pinning:
         """Like `given`, or like torch's default, and pinned."""
         if given is None:
             return lambda samples: pin_memory(collate(samples, collate_fn_map=self._map))
-        return lambda samples: pin_memory(given(samples))
+        return lambda samples: pin_memory(tree_map_only(torch.Tensor, _apart, given(samples)))
 
     def rows(self, tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """`tensor[index]`, pinned."""
         if not _is_plain(tensor, tensor.dtype):
-            return torch.as_tensor(pin_memory(tensor[index]))
-        out = self.empty((len(index), *tensor.shape[1:]), dtype=tensor.dtype, pin_memory=True)
+            return torch.as_tensor(pin_memory(tensor[index]), device=tensor.device)
+        out = self.empty((len(index), *tensor.shape[1:]), dtype=tensor.dtype, device="cpu", pin_memory=True)
         return torch.index_select(tensor, 0, index, out=out)
 
     def _stack(self, batch: Sequence[torch.Tensor], *, collate_fn_map: Any) -> Any:
         first = batch[0]
         if not all(_is_plain(x, first.dtype) for x in batch):
             return collate_tensor_fn(batch, collate_fn_map=collate_fn_map)  # pinned behind it, or refused there
-        out = self.empty((len(batch), *first.shape), dtype=first.dtype, pin_memory=True)
+        out = self.empty((len(batch), *first.shape), dtype=first.dtype, device="cpu", pin_memory=True)
         return torch.stack(list(batch), 0, out=out)
+
+
+def _apart(tensor: torch.Tensor) -> torch.Tensor:
+    """Itself; or a copy, where several of its numbers lie in one place, as behind `expand`: it could not be written."""
+    return tensor.contiguous() if tensor.layout == torch.strided and 0 in tensor.stride() else tensor
 
 
 def _is_plain(tensor: torch.Tensor, dtype: torch.dtype) -> bool:

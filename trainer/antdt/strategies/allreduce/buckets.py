@@ -275,9 +275,9 @@ class ReducedGradients:
         """Waits for everything; each gradient is then the sum times `factor`, None where no member used it."""
         for bucket in self.buckets:
             self._generation.wait(bucket.work)
+        for bucket in self.buckets:
             if factor != 1.0:
                 bucket.grads.mul_(factor)
-        for bucket in self.buckets:
             if not bucket.all_used:
                 for slot, users in zip(bucket.slots, bucket.flags.tolist(), strict=True):
                     slot.param.grad = slot.view if users else None

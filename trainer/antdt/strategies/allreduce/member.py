@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from antdt_schemas import records
 
+from antdt.strategies.allreduce import nccl
 from antdt.strategies.allreduce.composition import RANGES_MAX
 from antdt.strategies.allreduce.options import AllReduce
 from antdt.strategies.allreduce.rendezvous import Generation, Rendezvous, store_of
@@ -27,6 +28,7 @@ class AllReduceMember(AllReduceReplica):
         self.generation: Generation | None = None
         self.pending_max, self.form_patience_s = options.pending_max, options.generation.form_patience_s
         self._rendezvous = Rendezvous(here.advertise)
+        self._device = nccl.device_of(model.parameters()) if options.generation.backend == "nccl" else None
         self._how = replace(options.generation, host=options.generation.host or here.listens_at())
 
     @property
@@ -38,7 +40,7 @@ class AllReduceMember(AllReduceReplica):
         """Meet the members of the grant. Raises GenerationClosed, NotFormed."""
         first, names = grant.members[0], [m.worker for m in grant.members]
         store = store_of(first.host, first.port)
-        self.generation = Generation(grant.generation, len(names), rank, store, closed, self._how, names)
+        self.generation = Generation(grant.generation, len(names), rank, store, closed, self._how, names, self._device)
         self.attach(self.generation, names)
 
     def align(self, grant: records.Grant, rank: int, files: Restores) -> None:

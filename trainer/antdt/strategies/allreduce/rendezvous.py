@@ -5,7 +5,6 @@ Owns the store and the forming of the groups. Must not know models or gradients.
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
@@ -21,6 +20,7 @@ from antdt_schemas.errors import UsageError
 from torch.distributed import ProcessGroupGloo, ReduceOp, TCPStore
 
 from antdt.host import whereabouts
+from antdt.strategies.allreduce import nccl
 from antdt.strategies.allreduce.groups import Groups, sweep
 from antdt.strategies.allreduce.options import GenerationOptions
 from antdt.strategies.allreduce.sockets import Address, connections, listen, shut, unreachable
@@ -30,7 +30,6 @@ from antdt.strategies.base import GenerationClosed
 POLL_S = 0.002
 PROBE_S = 1.0
 LOOPBACK = "127.0.0.1"
-NCCL_ERRORS = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 
 
 class NotFormed(GenerationClosed):
@@ -82,16 +81,18 @@ class Generation:
         closed: Callable[[], bool],
         options: GenerationOptions | None = None,
         names: Sequence[str] = (),
+        device: torch.device | None = None,
     ) -> None:
         """Returns when the groups stand. closed: has the ledger closed it? Asked often, from this thread. names: of the
-        members in rank order, for people.
+        members in rank order, for people. device: of the gradients, where the backend is NCCL.
 
-        Raises GenerationClosed when it closed, NotFormed when it did not form within `form_timeout_s`.
+        Raises GenerationClosed when it closed, NotFormed when it did not form within `form_timeout_s`, and UsageError
+        where members share a device that each needs for itself.
         """
         assert 0 <= rank < world, (rank, world)
         self.number, self.world, self.rank = number, world, rank
         self.names = tuple(names) or tuple(f"rank {member}" for member in range(world))
-        self.options = options or GenerationOptions()
+        self.options, self.device = options or GenerationOptions(), device
         self._told, self._over, self.outlived = closed, threading.Event(), False
         self._groups = Groups(None, None, False, [])
         if world > 1:
@@ -113,6 +114,8 @@ class Generation:
                 raise NotFormed(f"Generation {self.number} did not form: {forming.why()}.")
         if forming.groups is None:
             self.check()
+            if isinstance(forming.failure, UsageError):
+                raise forming.failure
             raise NotFormed(f"Generation {self.number} did not form: {forming.why()}.") from forming.failure
         return forming.groups
 
@@ -194,6 +197,7 @@ class _Forming(threading.Thread):
         super().__init__(name=f"antdt-generation-{generation.number}", daemon=True)
         self.number, self.world, self.rank = generation.number, generation.world, generation.rank
         self.options, self.address, self.names = generation.options, address, generation.names
+        self.device, self.starts_nccl = generation.device, False
         self.host = self.options.host or LOOPBACK
         self.until = time.monotonic() + self.options.form_timeout_s
         self.done = threading.Event()
@@ -222,15 +226,14 @@ class _Forming(threading.Thread):
         self.client = client = StoreClient(self.address.host, self.address.port, self.number, self.until)
         device, self.listener = listen(self.host)
         self._meet(client)
-        nccl = self.options.backend == "nccl"
-        ctl = self._gloo(GroupStore(client, "ctl"), device)
-        data = self._nccl(client) if nccl else self._gloo(GroupStore(client, "data"), device)
+        ctl, card = self._gloo(GroupStore(client, "ctl"), device), self.device
+        data = self._gloo(GroupStore(client, "data"), device) if card is None else self._nccl(client, card)
         found = connections({self.listener}, self.peers)
-        needed = (self.world - 1) * (1 if nccl else 2)
+        needed = (self.world - 1) * (2 if card is None else 1)
         if len(found) < needed:  # abandoned meanwhile, or a member is gone: one that cannot be ended would hang another
             shut(found, socket.SHUT_RDWR)
             raise OSError(f"{needed - len(found)} of {needed} connections ended while it formed")
-        return Groups(ctl, data, nccl, found)
+        return Groups(ctl, data, card is not None, found)
 
     def _meet(self, client: StoreClient) -> None:
         client.set(f"here/{self.rank}", "{} {}".format(*self.listener).encode())
@@ -243,6 +246,9 @@ class _Forming(threading.Thread):
         store = f"the store of {self.names[0]} at {_shown(self.address.host, self.address.port)}"
         if self.client is None:
             return f"{store} could not be reached ({_brief(self.failure) if self.failure else 'no answer'})"
+        if self.starts_nccl:
+            lost = _brief(self.failure) if self.failure else f"no answer within {nccl.START_S:g} s"
+            return f"NCCL did not start between {', '.join(self.names)} ({lost}); NCCL_DEBUG=INFO lets it say more"
         missing = [self.names[rank] for rank in range(self.world) if rank not in self.met]
         if missing:
             lost = f" ({_brief(self.failure)})" if self.failure else ""
@@ -262,12 +268,10 @@ class _Forming(threading.Thread):
         group.set_timeout(timedelta(seconds=self.options.op_timeout_s))
         return group
 
-    def _nccl(self, client: StoreClient) -> Any:
-        """Not tried on a device yet: written from NCCL's documented behaviour. It needs torch's own store."""
-        if os.environ.setdefault(NCCL_ERRORS, "0") != "0":
-            raise UsageError(f"{NCCL_ERRORS} must be 0: otherwise a lost member tears this process down. Unset it.")
-        from torch.distributed import ProcessGroupNCCL
-
+    def _nccl(self, client: StoreClient, device: torch.device) -> Any:
+        """It needs torch's own store."""
+        client.set(f"card/{self.rank}", nccl.card_of(device).encode())
+        nccl.refuse_shared({self.names[rank]: client.get(f"card/{rank}").decode() for rank in range(self.world)})
         timeout = timedelta(seconds=self.options.form_timeout_s)
         if self.rank == 0:
             store = TCPStore(self.host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
@@ -275,9 +279,8 @@ class _Forming(threading.Thread):
         else:
             host, _, port = client.get("nccl/0").decode().rpartition(" ")
             store = TCPStore(host, int(port), is_master=False, timeout=timeout)
-        options = ProcessGroupNCCL.Options()
-        options._timeout = timedelta(seconds=self.options.op_timeout_s)
-        return ProcessGroupNCCL(store, self.rank, self.world, options)
+        self.until, self.starts_nccl = time.monotonic() + nccl.START_S, True
+        return nccl.started(store, self.rank, self.world, device, self.options.op_timeout_s)
 
     def abandon(self) -> None:
         """Frees the thread from whatever it waits for: the store's or a member's answer."""

@@ -47,7 +47,7 @@ class Embedding(nn.Module):  # type: ignore[misc]
         if rows < 1 or width < 1 or std < 0:
             raise UsageError(f"antdt.Embedding({rows}, {width}, std={std}): rows and width are at least 1, std 0.")
         self.rows, self.width, self.std, self.whole_bytes_max = rows, width, std, whole_bytes_max
-        self.seed = int(torch.randint(2**62, ())) if seed is None else seed
+        self.seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
         self._source: Rows | None = None
         self.is_remote = _has_servers()
         ids = torch.arange(0 if self.is_remote else rows, device="cpu")

@@ -81,6 +81,10 @@ class Layout:
         pieces = [block.piece(part, servers) for block in self.blocks]
         return [piece.stop - piece.start for piece in pieces]
 
+    def width(self, table: str) -> int:
+        """Of each row of that table."""
+        return next(one.width for one in self.tables if one.name == table)
+
 
 def layout_of(model: torch.nn.Module, optimizer: Any) -> Layout:
     """Of a script's model, and of its optimizer or optimizers.

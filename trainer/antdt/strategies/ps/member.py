@@ -302,9 +302,7 @@ class ServedMember:
                 said = f"The servers have gone while the script looked up rows of {table} between two batches: {closed}"
                 raise Unavailable(said, "This worker is to be started again; it loses no samples by that.") from closed
             self._gone = closed  # what the script's body comes to is given up in agent.step
-            return torch.zeros(
-                len(ids), next(one.width for one in self.layout.tables if one.name == table), device="cpu"
-            )
+            return torch.zeros(len(ids), self.layout.width(table), device="cpu")
         finally:
             page.enter(phase, standing.detail, standing.allowed_s)
 
