@@ -48,7 +48,10 @@ class Ours:
 
     def __init__(self, rank: int, world: int, host: str, port: int, backend: Any) -> None:
         self.model, optimizer = model_of()
-        options, device = GenerationOptions(backend=backend), DEVICE if backend == "nccl" else None
+        options, device = (
+            GenerationOptions(backend=backend),
+            next(self.model.parameters()).device if backend == "nccl" else None,
+        )
         self.member, self.world, self.lease = AllReduceReplica(self.model, optimizer), world, 0
         self.generation = Generation(1, world, rank, store_of(host, port), lambda: False, options, device=device)
         self.member.attach(self.generation)

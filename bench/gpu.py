@@ -242,7 +242,7 @@ def pinned() -> dict[str, Any]:
     weight = torch.randn(16 * 1024, 4096, device="cuda")
     found: dict[str, Any] = {}
     for name, pin in (("pinned", True), ("ordinary", False)):
-        agent = antdt.Agent(model := nn.Linear(1, 1).cuda(), torch.optim.SGD(model.parameters(), 0.1), data,
+        agent = antdt.Agent(model := nn.Linear(1, 1).cuda(), torch.optim.SGD(model.parameters(), 1e-9), data,
                             batch_size=256, epochs=4, pin_memory=pin)  # fmt: skip
         held, steps, began = [], [], perf_counter()
         for (x,) in agent:

@@ -11,6 +11,7 @@ workers of one device, which is refused.
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ def strategy_of(kind: str) -> Any:
 def alone(kind: str, steps: list[list[int]]) -> tuple[dict[str, torch.Tensor], float]:
     """State dict and scale of a plain loop that has these samples in each step."""
     tensors = data(kind).tensors
-    model, optimizer = build(kind)
+    with DEVICE if kind == "default-device" else nullcontext():  # first values are drawn there
+        model, optimizer = build(kind)
     if kind == "servers":  # which draw first values by the name of the table
         first = first_values(3, "table", torch.arange(ROWS), 8, 0.1)
         model.table.weight.data.copy_(first)
