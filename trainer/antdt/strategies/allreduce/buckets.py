@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from antdt_schemas.errors import UsageError
+from torch._utils import _flatten_dense_tensors
 from torch.nn import Parameter
 
 from antdt.strategies.allreduce.composition import ROW_WIDTH
@@ -315,7 +317,7 @@ class LocalGradients:
 
     def __init__(self, groups: Sequence[Sequence[Parameter]]) -> None:
         self._params = [param for group in groups for param in group]
-        self._first = len(groups[0])
+        self._alike, self._first = _alike(self._params), len(groups[0])
         self._hooks = [
             param.register_post_accumulate_grad_hook(partial(self._ready, place))
             for place, param in enumerate(groups[0])
@@ -373,21 +375,24 @@ class LocalGradients:
 
     def is_finite(self) -> bool:
         """Whether the finished gradients are."""
-        small: dict[Any, list[torch.Tensor]] = {}
         found: list[torch.Tensor] = []
-        for param in self._params:
-            grad = param.grad
-            if grad is not None:
-                values = grad.coalesce().values() if grad.is_sparse else grad
-                if values.numel() < SMALL_SIZE:
-                    small.setdefault((values.dtype, values.device), []).append(values.reshape(-1))
-                else:
-                    found.append(values)
-        return all_finite([*found, *map(torch.cat, small.values())])
+        for params in self._alike:
+            grads = [param.grad for param in params if param.grad is not None]
+            grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
+            found += [_flatten_dense_tensors(grads)] if len(grads) > 1 else grads
+        return all_finite(found)
 
     def own_is_finite(self) -> bool:
         """Of a step whose gradients are not finite: there is nobody else."""
         return False
+
+
+def _alike(params: Sequence[Parameter]) -> list[list[Parameter]]:
+    """Small ones of one type and device together, each other one by itself."""
+    alike = defaultdict[Any, list[Parameter]](list)
+    for param in params:
+        alike[(param.dtype, param.device) if param.numel() < SMALL_SIZE else id(param)].append(param)
+    return list(alike.values())
 
 
 def _require_dense(param: Parameter) -> None:
