@@ -78,7 +78,7 @@ def all_finite(grads: Sequence[torch.Tensor]) -> bool:
     sums: dict[torch.device, torch.Tensor] = {}
     for one in grads:
         sums[one.device] = sums[one.device] + total_of(one) if one.device in sums else total_of(one)
-    if all(math.isfinite(total.item()) for total in sums.values()):
+    if all(map(math.isfinite, sums.values())):
         return True
     return all(bool(torch.isfinite(one).all()) for one in grads)
 

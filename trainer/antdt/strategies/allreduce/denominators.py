@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -142,14 +141,16 @@ class Denominators:
 
         Raises UsageError where it is seen that samples are wrong, and not what is right.
         """
-        if loss.grad_fn is None:
+        node = loss.grad_fn
+        if node is None:
             return None
-        with suppress(RuntimeError):  # the graph was freed: backward says so
-            one = mean_of(loss.grad_fn)
+        try:
+            one = mean_of(node)
             if one is not None:
                 return self._of_mean(one, samples, alone=alone)
-            return self._of_terms(list(terms(loss.grad_fn)), samples, alone=alone, whole=whole)
-        return None
+            return self._of_terms(list(terms(node)), samples, alone=alone, whole=whole)
+        except RuntimeError:  # the graph was freed: backward says so
+            return None
 
     def _of_mean(self, term: Term, samples: int, *, alone: bool) -> float | None:
         """As `_of_terms` of this one alone, which nothing divides: most losses, at every step."""
