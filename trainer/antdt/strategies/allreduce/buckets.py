@@ -306,9 +306,10 @@ def put_back(params: Sequence[Parameter], kept: Kept) -> None:
     for param, (grad, version) in zip(params, kept or [(None, 0)] * len(params), strict=True):
         if grad is not None and grad._version != version:
             raise UsageError(CHANGED)
-        if param.grad is None:
+        now = param.grad
+        if now is None and grad is not None:
             param.grad = grad
-        elif param.grad is not grad:
+        elif now is not grad:
             raise UsageError(FOREIGN)
 
 
@@ -377,8 +378,7 @@ class LocalGradients:
         """Whether the finished gradients are."""
         found: list[torch.Tensor] = []
         for params in self._alike:
-            grads = [param.grad for param in params if param.grad is not None]
-            grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
+            grads = [g.coalesce().values() if g.is_sparse else g for one in params if (g := one.grad) is not None]
             found += [_flatten_dense_tensors(grads)] if len(grads) > 1 else grads
         return all_finite(found)
 
