@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 import torch
 from antdt.strategies.allreduce import AllReduce, AllReduceReplica
+from antdt.strategies.allreduce.buckets import SMALL_SIZE, LocalGradients
 from antdt.strategies.allreduce.state import parse
 from antdt_schemas.errors import NotFinite, UsageError
 from antdt_schemas.lineage import next_lineage
 
 from tests.helpers.allreduce import each, generation_of, mean_loss, replica, same, state_of, take
 from tests.unit.test_allreduce_gradient import Normed
+
+SIZES = [(3, torch.float32), (SMALL_SIZE, torch.float32), (5, torch.float64), (7, torch.float32), (1, torch.float32)]
+SIZES += [(2, torch.bfloat16), (4, torch.float32)]
 
 
 def learn(member: AllReduceReplica, factor: float = 1.0, samples: int = 2) -> Any:
@@ -93,6 +97,21 @@ def test_large_gradients_whose_sum_overflows_are_finite() -> None:
             member.model.body.weight.register_hook(lambda grad: torch.full_like(grad, 5e37))
         results = each(2, lambda rank: learn(members[rank]))
     assert [r.skipped for r in results] == [None, None]
+
+
+@pytest.mark.parametrize("bad", range(6))
+def test_a_worker_alone_finds_it_in_whichever_gradient_it_is(bad: int) -> None:
+    """Small ones and large ones, of two types, one of them sparse and one that got none."""
+    params = [torch.nn.Parameter(torch.zeros(size, dtype=dtype)) for size, dtype in SIZES]
+    gradients = LocalGradients([params])
+    for param in params[:-1]:
+        param.grad = torch.ones_like(param)
+    params[3].grad = torch.ones_like(params[3]).to_sparse()
+    assert gradients.is_finite()
+    grad = params[bad].grad
+    assert grad is not None
+    (grad._values() if grad.is_sparse else grad)[-1] = float("-inf")
+    assert not gradients.is_finite()
 
 
 @pytest.mark.parametrize("micro", [1, 2])

@@ -253,6 +253,27 @@ def test_in_one_piece_it_is_the_whole(name: str) -> None:
         train(loss_of, [[4]] * 12, whole=12)
 
 
+@pytest.mark.parametrize("name", [*RIGHT, *WRONG])
+def test_a_plain_mean_is_seen_as_among_other_terms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shorter way, at the root of most losses, comes to what the way through all terms comes to."""
+
+    def heard() -> list[Any]:
+        torch.manual_seed(1)
+        net, seen, out = Net(), Denominators(), list[Any]()
+        for split in (*SPLITS, *EQUAL):
+            loss = loss_of(net, *batch(split[0]))
+            try:
+                out.append(seen.of(loss, split[0], alone=False, whole=sum(split)))
+            except UsageError as error:
+                out.append(str(error))
+        return out
+
+    loss_of = RIGHT[name] if name in RIGHT else WRONG[name][0]
+    short = heard()
+    monkeypatch.setattr(denominators, "mean_of", lambda node: None)
+    assert short == heard()
+
+
 def test_classes_that_are_numbers_of_samples_by_chance_are_not_refused() -> None:
     net, seen = Net(), Denominators()
     for y in ([0, 1, 2], [0, 1, 2], [2, 1, 1], [0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2]):

@@ -47,6 +47,16 @@ def make() -> Iterator[Make]:
         one.close()
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 3, 1, 2)], ids=["contiguous", "channels last"])
+def test_a_batch_of_whole_tensors_is_what_an_index_gives(order: tuple[int, ...]) -> None:
+    """Also its strides: a convolution of other strides gives other bits."""
+    tensor = torch.arange(5 * 4 * 4 * 3).reshape(5, 4, 4, 3).permute(order)
+    source = source_of(TensorDataset(tensor), shuffle=False)
+    (found,) = source.fetch([Range(0, 0, 0, 1, 3)])
+    wanted = tensor[torch.arange(1, 4)]
+    assert torch.equal(found, wanted) and found.stride() == wanted.stride()
+
+
 @pytest.mark.parametrize(("workers", "chunk"), [(1, 0), (3, 0), (2, 7)])
 def test_batches_are_the_same_whoever_loads_them(make: Make, workers: int, chunk: int) -> None:
     plain, loader = make(Numbers(), 0), make(Numbers(), workers, chunk_size=chunk)

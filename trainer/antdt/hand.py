@@ -133,7 +133,7 @@ class Hand:
         page.take(hand if self._loader.is_here else ())
         self.holds.tries(samples)
         try:
-            batch = self._known.pop(_places(part), None)
+            batch = self._known.pop(_places(part), None) if self._known else None
             if batch is None:
                 batch = self._loader.fetch(part)
         except Exception as error:

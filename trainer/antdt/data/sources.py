@@ -146,7 +146,8 @@ class MapSource:
         parts = [self.indices(r.epoch, r.start, r.length) for r in ranges]
         index = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self._tensors is not None:
-            return [self._pinning.rows(t, index) if self._pinning else t[index] for t in self._tensors]
+            rows = self._pinning.rows if self._pinning else _rows
+            return [rows(tensor, index) for tensor in self._tensors]
         chosen = index.tolist()
         fetch_many = getattr(self.dataset, "__getitems__", None)
         return self.collate(fetch_many(chosen) if fetch_many else self._one_by_one(ranges, chosen))
@@ -162,6 +163,11 @@ class MapSource:
                 out.append(self.dataset[next(indices)])
         page.loaded()
         return out
+
+
+def _rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """`tensor[index]`, by what takes less time where the strides come out alike."""
+    return tensor.index_select(0, index) if tensor.is_cpu and tensor.is_contiguous() else tensor[index]
 
 
 def source_of(

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from antdt_schemas.errors import UsageError
+from torch._utils import _flatten_dense_tensors
 from torch.nn import Parameter
 
 from antdt.strategies.allreduce.composition import ROW_WIDTH
@@ -76,7 +78,7 @@ def all_finite(grads: Sequence[torch.Tensor]) -> bool:
     sums: dict[torch.device, torch.Tensor] = {}
     for one in grads:
         sums[one.device] = sums[one.device] + total_of(one) if one.device in sums else total_of(one)
-    if all(math.isfinite(total.item()) for total in sums.values()):
+    if all(map(math.isfinite, sums.values())):
         return True
     return all(bool(torch.isfinite(one).all()) for one in grads)
 
@@ -304,9 +306,10 @@ def put_back(params: Sequence[Parameter], kept: Kept) -> None:
     for param, (grad, version) in zip(params, kept or [(None, 0)] * len(params), strict=True):
         if grad is not None and grad._version != version:
             raise UsageError(CHANGED)
-        if param.grad is None:
+        now = param.grad
+        if now is None and grad is not None:
             param.grad = grad
-        elif param.grad is not grad:
+        elif now is not grad:
             raise UsageError(FOREIGN)
 
 
@@ -315,7 +318,7 @@ class LocalGradients:
 
     def __init__(self, groups: Sequence[Sequence[Parameter]]) -> None:
         self._params = [param for group in groups for param in group]
-        self._first = len(groups[0])
+        self._alike, self._first = _alike(self._params), len(groups[0])
         self._hooks = [
             param.register_post_accumulate_grad_hook(partial(self._ready, place))
             for place, param in enumerate(groups[0])
@@ -373,21 +376,23 @@ class LocalGradients:
 
     def is_finite(self) -> bool:
         """Whether the finished gradients are."""
-        small: dict[Any, list[torch.Tensor]] = {}
         found: list[torch.Tensor] = []
-        for param in self._params:
-            grad = param.grad
-            if grad is not None:
-                values = grad.coalesce().values() if grad.is_sparse else grad
-                if values.numel() < SMALL_SIZE:
-                    small.setdefault((values.dtype, values.device), []).append(values.reshape(-1))
-                else:
-                    found.append(values)
-        return all_finite([*found, *map(torch.cat, small.values())])
+        for params in self._alike:
+            grads = [g.coalesce().values() if g.is_sparse else g for one in params if (g := one.grad) is not None]
+            found += [_flatten_dense_tensors(grads)] if len(grads) > 1 else grads
+        return all_finite(found)
 
     def own_is_finite(self) -> bool:
         """Of a step whose gradients are not finite: there is nobody else."""
         return False
+
+
+def _alike(params: Sequence[Parameter]) -> list[list[Parameter]]:
+    """Small ones of one type and device together, each other one by itself."""
+    alike = defaultdict[Any, list[Parameter]](list)
+    for param in params:
+        alike[(param.dtype, param.device) if param.numel() < SMALL_SIZE else id(param)].append(param)
+    return list(alike.values())
 
 
 def _require_dense(param: Parameter) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -27,6 +26,7 @@ from antdt.strategies.allreduce.terms import (
     is_gathered,
     is_of_one_sample,
     is_of_parameters,
+    mean_of,
     merged,
     shape_of,
     terms,
@@ -141,24 +141,46 @@ class Denominators:
 
         Raises UsageError where it is seen that samples are wrong, and not what is right.
         """
-        if loss.grad_fn is None:
+        node = loss.grad_fn
+        if node is None:
             return None
-        with suppress(RuntimeError):  # the graph was freed: backward says so
-            found = merged([term for term in terms(loss.grad_fn) if not _is_of_no_sample(term)], samples)
-            for term in found:
-                self._refuse(term, samples, alone=alone)
-            if not alone and samples > 1 and self._mixing.is_due(found):
-                name = self._mixing.found([term for term in found if not is_gathered(term.node)], samples)
-                if name:
-                    raise UsageError(MIXES.format(name))
-            found = _over_all(found, samples)
-            counts = [self._count(at, term, samples, whole) for at, term in enumerate(found)]
-            if counts and counts[0] is not None and counts.count(counts[0]) == len(counts):
-                return counts[0]
-            self._check([Seen(term.name, term.number, samples) for term in found if term.kind == "mean"])
-            divided = _divided(found, counts, samples)
-            _compare(divided, self._divided.setdefault(len(divided), divided))
+        try:
+            one = mean_of(node)
+            if one is not None:
+                return self._of_mean(one, samples, alone=alone)
+            return self._of_terms(list(terms(node)), samples, alone=alone, whole=whole)
+        except RuntimeError:  # the graph was freed: backward says so
+            return None
+
+    def _of_mean(self, term: Term, samples: int, *, alone: bool) -> float | None:
+        """As `_of_terms` of this one alone, which nothing divides: most losses, at every step."""
+        self._refuse(term, samples, alone=alone)
+        self._refuse_mixed([term], samples, alone=alone)
+        weights = term.weights
+        if weights is None:
+            self._check([Seen(term.name, term.number, samples)])
+        return weights
+
+    def _of_terms(self, found: list[Term], samples: int, *, alone: bool, whole: int) -> float | None:
+        found = merged([term for term in found if not _is_of_no_sample(term)], samples)
+        for term in found:
+            self._refuse(term, samples, alone=alone)
+        self._refuse_mixed(found, samples, alone=alone)
+        found = _over_all(found, samples)
+        counts = [self._count(at, term, samples, whole) for at, term in enumerate(found)]
+        if counts and counts[0] is not None and counts.count(counts[0]) == len(counts):
+            return counts[0]
+        self._check([Seen(term.name, term.number, samples) for term in found if term.kind == "mean"])
+        divided = _divided(found, counts, samples)
+        _compare(divided, self._divided.setdefault(len(divided), divided))
         return None
+
+    def _refuse_mixed(self, found: list[Term], samples: int, *, alone: bool) -> None:
+        """Raises UsageError where a script puts samples of one batch together below these."""
+        if not alone and samples > 1 and self._mixing.is_due(found):
+            name = self._mixing.found([term for term in found if not is_gathered(term.node)], samples)
+            if name:
+                raise UsageError(MIXES.format(name))
 
     def _refuse(self, term: Term, samples: int, *, alone: bool) -> None:
         """Raises UsageError for what no weight makes right."""
@@ -178,7 +200,7 @@ class Denominators:
     def _count(self, at: int, term: Term, samples: int, whole: int) -> float | None:
         """What it was divided by, where that is seen. Raises UsageError where it is the same for all there is."""
         if term.kind == "mean":
-            return term.number if hasattr(term.node, "_saved_total_weight") else None
+            return term.weights
         if term.kind != "sum" or not term.divisors:
             return None
         if _is_of_elements(term, samples):
@@ -189,6 +211,8 @@ class Denominators:
         return number
 
     def _check(self, found: list[Seen]) -> None:
+        if found == self._first:
+            return
         if [one.kind for one in found] != [one.kind for one in self._first]:
             self._first = self._first or found
             return

@@ -278,12 +278,11 @@ def check_loss(loss: Any) -> None:
             "This loss depends on no trainable parameter (computed under torch.no_grad(), or detached?): compute it "
             "with gradients, and pass loss * 0.0 to learn nothing from a batch."
         )
-    if loss.grad_fn is not None:
-        if _scalers and _is_scaled(loss.grad_fn):
-            raise UsageError(
-                "This loss was scaled by a GradScaler, and nothing unscales its gradients: pass the loss itself, and "
-                "say antdt.Agent(..., scaler=scaler), which does the rest. torch.autocast with bfloat16 needs none."
-            )
+    if _scalers and loss.grad_fn is not None and _is_scaled(loss.grad_fn):
+        raise UsageError(
+            "This loss was scaled by a GradScaler, and nothing unscales its gradients: pass the loss itself, and say "
+            "antdt.Agent(..., scaler=scaler), which does the rest. torch.autocast with bfloat16 needs none."
+        )
 
 
 def _is_scaled(node: Any) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -60,14 +61,29 @@ class Term(NamedTuple):
         """Of elements that it was reduced from; of a weighted loss, their weights."""
         if self.parts:
             return float(self.parts)
+        weights = self.weights
+        return float(math.prod(shape_of(self.node))) if weights is None else weights
+
+    @property
+    def weights(self) -> float | None:
+        """Of all elements of a weighted loss together; None of another one."""
         total = getattr(self.node, "_saved_total_weight", None)
-        return float(math.prod(shape_of(self.node))) if total is None else float(total)
+        return None if total is None else float(total)
 
 
 def name_of(node: Any) -> str:
     """Of an operation, without its number."""
-    name: str = node.name()
+    return _without_number(node.name())
+
+
+@lru_cache(maxsize=1024)
+def _without_number(name: str) -> str:
     return name.rstrip("0123456789").removesuffix("Backward").removeprefix("torch::autograd::")
+
+
+def mean_of(node: Any) -> Term | None:
+    """The term of a loss that is one of torch's means, and nothing else; None of another one. Raises as `terms`."""
+    return Term("mean", node, (), 1.0) if getattr(node, "_saved_reduction", None) == MEAN else None
 
 
 def terms(node: Any) -> Iterator[Term]:
