@@ -190,6 +190,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
         self._effects = Effects(self.plans, self.strategy, self.spec.strategy)
         self._hand = Hand(self._client, self.source, self.loader, self.options)
         self._hand.unit_seed = self.spec.seed if unit_of(self.spec.strategy) else None
+        self._connect_watcher()
         if isinstance(self.strategy, LooksAhead):
             self._hand.show = self.strategy.look_ahead
         self._page.numbers[whereabouts.ATTEMPTS] = self.options.max_attempts
@@ -350,7 +351,11 @@ class Agent(Standing, Stepping, Talking, Epochs):
             batch = self._hand.load(part, samples)
             self._micro, self._losses, self._updates = Micro(samples, last, over), 0, 0
             self._whole, self._inside, whole = whole and over, True, False
-            yield batch
+            self._watch(batch, samples)
+            try:
+                yield batch
+            finally:
+                self._watcher.end()
             if self._micro is not None and self._updates and not self._losses:
                 self._end_updates()
             if self._micro is not None:

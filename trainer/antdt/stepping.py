@@ -19,7 +19,8 @@ from antdt_schemas.errors import UsageError
 
 from antdt.hand import Hand
 from antdt.host.whereabouts import At
-from antdt.strategies.base import GenerationClosed, Outcome, Strategy
+from antdt.strategies.allreduce.provenance.watcher import Watcher
+from antdt.strategies.base import GenerationClosed, Outcome, Strategy, Watches
 from antdt.strategies.once import weight_of
 from antdt.worker import instructions as ask
 from antdt.worker.instructions import Course
@@ -51,6 +52,8 @@ class Stepping:
     _broken: bool
     _perform: Callable[[ask.Instruction], Any]
     _page: Any
+    _watcher: Watcher
+    _watch: Callable[[Any, int], None]
     _outcome: Outcome | None = None
     _losses, _updates = 0, 0  # of the micro-batch at hand
     _whole = True  # it is the only one of its step
@@ -158,6 +161,12 @@ class Stepping:
 
     # -- helpers
 
+    def _connect_watcher(self) -> None:
+        """From here on the strategy may look at what the script computes of a batch."""
+        watches = self.strategy if isinstance(self.strategy, Watches) else None
+        self._watcher = Watcher() if watches is None else watches.watcher
+        self._watch = (lambda batch, samples: None) if watches is None else watches.watch
+
     def _update(self, optimizers: tuple[Any, ...]) -> bool:
         self._require_whole("agent.apply(optimizer)")
         self._losses, self._updates, made = 0, self._updates + 1, list[bool]()
@@ -212,6 +221,7 @@ class Stepping:
     def _carry_on(self, act: Callable[[], Any], *, over: bool = False) -> bool:
         """This, and what is left of the step if it is its end. Returns whether the model has changed."""
         self._outcome = None
+        self._watcher.leave()
         try:
             act()
             if over and not self._broken:
@@ -223,6 +233,8 @@ class Stepping:
         if self._micro is None:
             self._inside = not over or self._broken
             self._page.enter(At.USER)
+        else:
+            self._watcher.enter()
         made = self._outcome
         return made is not None and made.applied and made.skipped is None
 

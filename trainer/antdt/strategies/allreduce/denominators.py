@@ -22,6 +22,7 @@ from antdt_schemas.errors import UsageError
 
 from antdt.strategies.allreduce import guard
 from antdt.strategies.allreduce.mixing import Mixing, is_averaged
+from antdt.strategies.allreduce.provenance.watcher import Watcher
 from antdt.strategies.allreduce.terms import (
     Term,
     is_gathered,
@@ -46,6 +47,11 @@ MIXES = (
     "This loss puts the samples of this worker's part of a batch together ({}), so each split has another one: compute "
     "it over those of all workers, agent.gather(outputs) and agent.gather(targets). (Where it is one number for each "
     "sample, say agent.step(loss, weight=len(x)).)"
+)
+UNSEEN = (
+    "This loss depends on a value without a gradient that is of all samples of this worker's part of a batch ({}), so "
+    "each split has another one: make it of those of all workers, agent.all_reduce(value) or agent.gather(values). "
+    "(Where it is the same for each split, say agent.step(loss, weight=len(x)).)"
 )
 SUMMED = (
     "This loss is a sum over the micro-batch, agent.step(loss) weighs means by their samples: use reduction='mean', "
@@ -108,10 +114,11 @@ class Denominators:
     """Of the losses of one script, each of `samples`. `_surprise`: how unlikely it is by now that targets are numbers
     of samples by chance. `_constants`: what was divided by one number so far, by its place among the terms. `_first`:
     the means of the first loss. `_divided`: the sums of the first one with so many that were divided by no number of
-    samples.
+    samples. `watcher`: of what has no graph.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watcher: Watcher | None = None) -> None:
+        self.watcher = watcher or Watcher()
         self._first: list[Seen] = []
         self._divided: dict[int, list[Seen]] = {}
         self._surprise = 0.0
@@ -151,6 +158,8 @@ class Denominators:
                 name = self._mixing.found([term for term in found if not is_gathered(term.node)], samples)
                 if name:
                     raise UsageError(MIXES.format(name))
+            if not alone and samples > 1:
+                self._refuse_entered(loss)
             found = _over_all(found, samples)
             counts = [self._count(at, term, samples, whole) for at, term in enumerate(found)]
             if counts and counts[0] is not None and counts.count(counts[0]) == len(counts):
@@ -159,6 +168,13 @@ class Denominators:
             divided = _divided(found, counts, samples)
             _compare(divided, self._divided.setdefault(len(divided), divided))
         return None
+
+    def _refuse_entered(self, loss: torch.Tensor) -> None:
+        if self._mixing.is_new:
+            self.watcher.look_again()
+        entered = self.watcher.found(loss) if self.watcher.knows else ""
+        if entered:
+            raise UsageError(UNSEEN.format(entered))
 
     def _refuse(self, term: Term, samples: int, *, alone: bool) -> None:
         """Raises UsageError for what no weight makes right."""
