@@ -190,7 +190,6 @@ class Agent(Standing, Stepping, Talking, Epochs):
         self._effects = Effects(self.plans, self.strategy, self.spec.strategy)
         self._hand = Hand(self._client, self.source, self.loader, self.options)
         self._hand.unit_seed = self.spec.seed if unit_of(self.spec.strategy) else None
-        self._connect_watcher()
         if isinstance(self.strategy, LooksAhead):
             self._hand.show = self.strategy.look_ahead
         self._page.numbers[whereabouts.ATTEMPTS] = self.options.max_attempts

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -52,8 +53,6 @@ class Stepping:
     _broken: bool
     _perform: Callable[[ask.Instruction], Any]
     _page: Any
-    _watcher: Watcher
-    _watch: Callable[[Any, int], None]
     _outcome: Outcome | None = None
     _losses, _updates = 0, 0  # of the micro-batch at hand
     _whole = True  # it is the only one of its step
@@ -161,11 +160,14 @@ class Stepping:
 
     # -- helpers
 
-    def _connect_watcher(self) -> None:
-        """From here on the strategy may look at what the script computes of a batch."""
-        watches = self.strategy if isinstance(self.strategy, Watches) else None
-        self._watcher = Watcher() if watches is None else watches.watcher
-        self._watch = (lambda batch, samples: None) if watches is None else watches.watch
+    @cached_property
+    def _watcher(self) -> Watcher:
+        """Looks at what the script computes of a batch, as far as the strategy has it do so."""
+        return self.strategy.watcher if isinstance(self.strategy, Watches) else Watcher()
+
+    @cached_property
+    def _watch(self) -> Callable[[Any, int], None]:
+        return self.strategy.watch if isinstance(self.strategy, Watches) else (lambda _batch, _samples: None)
 
     def _update(self, optimizers: tuple[Any, ...]) -> bool:
         self._require_whole("agent.apply(optimizer)")

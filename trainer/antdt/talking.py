@@ -18,6 +18,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -64,13 +65,14 @@ class Talking:
         def step_number(self) -> int: ...
         @property
         def _has_made_all(self) -> bool: ...
+        @cached_property
+        def _watcher(self) -> Watcher: ...
 
     strategy: Strategy
     _membership: Membership
     _course: Course | None
     _broken: bool
     _spoke: bool
-    _watcher: Watcher
     _require_whole: Callable[[str], None]
     _page: Any
     _perform: Callable[[ask.Instruction], Any]

@@ -255,10 +255,10 @@ def _is_undivided(term: Term, samples: int) -> bool:
     """Whether it adds up what samples have, and nothing has divided it by what could be their number."""
     if samples == 1 or term.number % samples or (not term.parts and is_of_one_sample(term.node)):
         return False
-    if not term.parts and is_averaged(term, samples):
-        return False
     inverse = 1 / (term.factor or 1.0)
-    return not (term.divisors or _near(inverse, samples) or _near(inverse, term.number))
+    if term.divisors or _near(inverse, samples) or _near(inverse, term.number):
+        return False
+    return bool(term.parts) or not is_averaged(term, samples)
 
 
 def _is_of_elements(term: Term, samples: int) -> bool:

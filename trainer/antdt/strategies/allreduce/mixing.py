@@ -19,7 +19,7 @@ import torch
 
 from antdt.strategies.allreduce.terms import COPIES, OF_MANY, Term, is_of_parameters, name_of, shape_of
 
-BELOW_MAX = 200  # operations that are looked at
+BELOW_MAX = 8192  # operations that are looked at
 FIRST, EVERY = 16, 64  # losses that are looked at: the first ones, and one of so many later on
 KNOWN_MAX = 64  # kinds of losses, by their terms
 SAME_MIN = 4  # losses of one number of samples: then a length that equals it is no chance
