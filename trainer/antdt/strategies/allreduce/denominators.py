@@ -50,7 +50,7 @@ MIXES = (
 )
 UNSEEN = (
     "This loss depends on a value without a gradient that is of all samples of this worker's part of a batch ({}), so "
-    "each split has another one: make it of those of all workers, agent.all_reduce(value) or agent.gather(values). "
+    "each split has another one: make it of those of all workers, agent.gather(values), which need no gradient. "
     "(Where it is the same for each split, say agent.step(loss, weight=len(x)).)"
 )
 SUMMED = (
