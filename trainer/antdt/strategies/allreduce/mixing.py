@@ -4,8 +4,8 @@ A triplet that is mined in the batch, a similarity of all with all, a covariance
 mean, the hardest tenth: no weight makes of their parts what one process would make of the whole. They show in the graph
 by what they do along the first dimension, where its length is the number of samples.
 
-Must not know members, nor what a weight is used for. What is computed without a graph is not seen, but for a factor
-that was standardised over the batch.
+Must not know members, nor what a weight is used for. What is computed without a graph is `provenance`'s affair, but for
+a factor that was standardised over the batch, which shows wherever it was computed.
 """
 
 from __future__ import annotations
