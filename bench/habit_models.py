@@ -268,6 +268,15 @@ def overlap(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return 1 - (2 * (out * wanted).sum() + 1) / (out.sum() + wanted.sum() + 1)
 
 
+def above(model: Any, x: torch.Tensor, y: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
+    return (functional.cross_entropy(model(x), y, reduction="none") * reward.sigmoid()).mean()
+
+
+def of_the_hardest(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    each = functional.cross_entropy(model(x), y, reduction="none")
+    return (each * (each > each.detach().quantile(0.5))).mean()
+
+
 def sum_of_losses(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(model(x), y, reduction="sum")
 

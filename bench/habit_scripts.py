@@ -22,6 +22,7 @@ from bench.habit_loops import DEVICE, EPOCHS, INTERRUPTED, ROLLED_BACK, SEED, ST
 from bench.habit_models import (
     Mixing,
     Recurrent,
+    above,
     as_drawn,
     as_seeded,
     batch_norm,
@@ -41,6 +42,7 @@ from bench.habit_models import (
     mixed_at,
     mixup,
     mixup_in_data,
+    of_the_hardest,
     overlap,
     packed,
     penalty,
@@ -220,6 +222,24 @@ def two_denominators_alone(single: Single) -> None:
         single.apply()
 
 
+def common_baseline(worker: Worker) -> None:
+    """The samples of all workers are in it; and a metric is of this worker's."""
+    agent, seen = worker.agent, list[Any]()
+    for x, y in worker.batches():
+        reward = x.sum(1)
+        loss = above(worker.model, x, y, reward - agent.gather(reward).mean())
+        seen.append(((reward > reward.median()).float().mean(), loss / reward.std()))
+        agent.step(loss)
+
+
+def common_baseline_alone(single: Single) -> None:
+    for x, y in single.batches():
+        single.zero()
+        reward = x.sum(1)
+        above(single.model, x, y, reward - reward.mean()).backward()
+        single.apply()
+
+
 # -- what is refused: the call that is too many, behind or before agent.step
 
 
@@ -308,6 +328,8 @@ HABITS: dict[str, Habit] = {
     "rolled-back": Habit(USUAL, checkpointed, befalls=ROLLED_BACK),
     "truncated-backpropagation": Habit(USUAL, lambda: sgd(Recurrent()), refused=True),
     "root-of-mean": Habit(by_loss(root_of_mean), PLAIN, refused=True),
+    "common-baseline": Habit((common_baseline, common_baseline_alone), PLAIN),
+    "hard-examples": Habit(by_loss(of_the_hardest), PLAIN, refused=True),
     "overlap": Habit(by_loss(overlap), PLAIN, refused=True),
     "denominators-unsaid": Habit(by_loss(means_of_terms), PLAIN, refused=True),
     "sum-unsaid": Habit(by_loss(lambda m, x, y: m(x).square().sum()), PLAIN, refused=True),

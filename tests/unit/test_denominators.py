@@ -303,3 +303,38 @@ def test_a_loss_inside_of_torch_compile_is_refused_and_a_model_is_not() -> None:
     with pytest.raises(UsageError, match=r"by torch\.compile, .*weight=n"):
         train(lambda m, x, y: torch.compile(loss_of, backend="aot_eager")(m(x), y), [[8]], whole=8)
     train(lambda m, x, y: functional.cross_entropy(torch.compile(m, backend="aot_eager")(x), y), [[8]], whole=8)
+
+
+class Deep(Net):
+    """As many operations as a long recurrent net has, below which lies what a test is about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*[part for _ in range(150) for part in (nn.Linear(6, 6), nn.Tanh())]).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.body(self.layers(x))))
+
+
+@pytest.mark.parametrize(
+    ("loss_of", "why"),
+    [
+        (lambda m, x, y: m(x).square().sum(), "SUMMED"),
+        (lambda m, x, y: functional.cross_entropy(m((f := m.body(x)[:, :6]) - f.mean(0)), y), "MIXES"),
+        (lambda m, x, y: functional.cross_entropy(m(m.body(x).softmax(0)[:, :6]), y), "MIXES"),
+    ],
+    ids=["sum", "centered", "softmax"],
+)
+def test_what_lies_below_a_deep_net_is_found(loss_of: Loss, why: str) -> None:
+    net, seen = Deep(), Denominators()
+    with refused(why):
+        for split in SPLITS:
+            seen.of(loss_of(net, *batch(split[0])), split[0], alone=False, whole=30)
+
+
+def test_a_deep_net_and_a_broad_penalty_are_not_refused() -> None:
+    net, seen = Deep(), Denominators()
+    for split in SPLITS:
+        x, y = batch(split[0])
+        penalty = torch.stack([param.norm() for param in net.parameters()]).norm()
+        assert seen.of(functional.cross_entropy(net(x), y) + penalty, split[0], alone=False, whole=30) == split[0]

@@ -350,7 +350,11 @@ class Agent(Standing, Stepping, Talking, Epochs):
             batch = self._hand.load(part, samples)
             self._micro, self._losses, self._updates = Micro(samples, last, over), 0, 0
             self._whole, self._inside, whole = whole and over, True, False
-            yield batch
+            self._watch(batch, samples)
+            try:
+                yield batch
+            finally:
+                self._watcher.end()
             if self._micro is not None and self._updates and not self._losses:
                 self._end_updates()
             if self._micro is not None:

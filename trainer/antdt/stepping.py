@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,7 +20,8 @@ from antdt_schemas.errors import UsageError
 
 from antdt.hand import Hand
 from antdt.host.whereabouts import At
-from antdt.strategies.base import GenerationClosed, Outcome, Strategy
+from antdt.strategies.allreduce.provenance.watcher import Watcher
+from antdt.strategies.base import GenerationClosed, Outcome, Strategy, Watches
 from antdt.strategies.once import weight_of
 from antdt.worker import instructions as ask
 from antdt.worker.instructions import Course
@@ -158,6 +160,15 @@ class Stepping:
 
     # -- helpers
 
+    @cached_property
+    def _watcher(self) -> Watcher:
+        """Looks at what the script computes of a batch, as far as the strategy has it do so."""
+        return self.strategy.watcher if isinstance(self.strategy, Watches) else Watcher()
+
+    @cached_property
+    def _watch(self) -> Callable[[Any, int], None]:
+        return self.strategy.watch if isinstance(self.strategy, Watches) else (lambda _batch, _samples: None)
+
     def _update(self, optimizers: tuple[Any, ...]) -> bool:
         self._require_whole("agent.apply(optimizer)")
         self._losses, self._updates, made = 0, self._updates + 1, list[bool]()
@@ -212,6 +223,7 @@ class Stepping:
     def _carry_on(self, act: Callable[[], Any], *, over: bool = False) -> bool:
         """This, and what is left of the step if it is its end. Returns whether the model has changed."""
         self._outcome = None
+        self._watcher.leave()
         try:
             act()
             if over and not self._broken:
@@ -223,6 +235,8 @@ class Stepping:
         if self._micro is None:
             self._inside = not over or self._broken
             self._page.enter(At.USER)
+        else:
+            self._watcher.enter()
         made = self._outcome
         return made is not None and made.applied and made.skipped is None
 

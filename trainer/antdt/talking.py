@@ -18,6 +18,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from antdt_schemas.errors import Unavailable, UsageError
 
 from antdt.driving.membership import Membership
 from antdt.host.whereabouts import At
+from antdt.strategies.allreduce.provenance.watcher import Watcher
 from antdt.strategies.base import GenerationClosed, Strategy
 from antdt.worker import instructions as ask
 from antdt.worker.instructions import Course
@@ -63,6 +65,8 @@ class Talking:
         def step_number(self) -> int: ...
         @property
         def _has_made_all(self) -> bool: ...
+        @cached_property
+        def _watcher(self) -> Watcher: ...
 
     strategy: Strategy
     _membership: Membership
@@ -127,6 +131,7 @@ class Talking:
             raise UsageError("agent.gather(features) belongs into the body of the loop.")
         self._require_whole("agent.gather(features)")
         found: torch.Tensor = _Gathered.apply(features, self)  # type: ignore[no-untyped-call]
+        self._watcher.forget(found)
         return found
 
     @property
@@ -150,6 +155,7 @@ class Talking:
         if given.is_floating_point() and not isinstance(value, torch.Tensor):
             given = given.double()
         parts = self._exchange(given, call)
+        self._watcher.forget(parts)
         return [part.to(given.device) for part in parts if part is not None] or [given]
 
     def _exchange(self, value: torch.Tensor | None, call: str) -> list[torch.Tensor | None]:
@@ -165,7 +171,8 @@ class Talking:
             phase, standing = self._page.phase, self._page.standing()
             self._page.enter(At.REDUCING)
             try:
-                return self.strategy.exchange(value, inside=self._inside, call=f"{call} at {place_of()}")
+                with self._watcher.away():
+                    return self.strategy.exchange(value, inside=self._inside, call=f"{call} at {place_of()}")
             except GenerationClosed as closed:
                 if self._inside:
                     log.info("generation is over: %s", closed)

@@ -192,6 +192,19 @@ class LooksAhead(Protocol):
         """The script is given this batch. following: gives those behind it, as far as they are known and loaded."""
 
 
+@runtime_checkable
+class Watches(Protocol):
+    """A strategy that looks at what a script computes of its batch. watcher: a `Watcher`, which is told when the
+    script goes on, and when it is held up.
+    """
+
+    @property
+    def watcher(self) -> Any: ...
+
+    def watch(self, batch: Any, samples: int) -> None:
+        """The script is given this batch next."""
+
+
 class Strategy(Model, Protocol):
     """One worker's part. Only the thread that owns the model calls it, but for `close`. incarnation: as the ledger
     knows it, set before `form`.

@@ -21,6 +21,7 @@ from antdt_schemas.errors import UsageError
 
 from antdt.strategies.allreduce import guard
 from antdt.strategies.allreduce.mixing import Mixing, is_averaged
+from antdt.strategies.allreduce.provenance.watcher import Watcher
 from antdt.strategies.allreduce.terms import (
     Term,
     is_gathered,
@@ -46,6 +47,11 @@ MIXES = (
     "This loss puts the samples of this worker's part of a batch together ({}), so each split has another one: compute "
     "it over those of all workers, agent.gather(outputs) and agent.gather(targets). (Where it is one number for each "
     "sample, say agent.step(loss, weight=len(x)).)"
+)
+UNSEEN = (
+    "This loss depends on a value without a gradient that is of all samples of this worker's part of a batch ({}), so "
+    "each split has another one: make it of those of all workers, agent.gather(values), which need no gradient. "
+    "(Where it is the same for each split, say agent.step(loss, weight=len(x)).)"
 )
 SUMMED = (
     "This loss is a sum over the micro-batch, agent.step(loss) weighs means by their samples: use reduction='mean', "
@@ -108,10 +114,11 @@ class Denominators:
     """Of the losses of one script, each of `samples`. `_surprise`: how unlikely it is by now that targets are numbers
     of samples by chance. `_constants`: what was divided by one number so far, by its place among the terms. `_first`:
     the means of the first loss. `_divided`: the sums of the first one with so many that were divided by no number of
-    samples.
+    samples. `watcher`: of what has no graph.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watcher: Watcher | None = None) -> None:
+        self.watcher = watcher or Watcher()
         self._first: list[Seen] = []
         self._divided: dict[int, list[Seen]] = {}
         self._surprise = 0.0
@@ -147,25 +154,27 @@ class Denominators:
         try:
             one = mean_of(node)
             if one is not None:
-                return self._of_mean(one, samples, alone=alone)
-            return self._of_terms(list(terms(node)), samples, alone=alone, whole=whole)
+                return self._of_mean(loss, one, samples, alone=alone)
+            return self._of_terms(loss, list(terms(node)), samples, alone=alone, whole=whole)
         except RuntimeError:  # the graph was freed: backward says so
             return None
 
-    def _of_mean(self, term: Term, samples: int, *, alone: bool) -> float | None:
+    def _of_mean(self, loss: torch.Tensor, term: Term, samples: int, *, alone: bool) -> float | None:
         """As `_of_terms` of this one alone, which nothing divides: most losses, at every step."""
         self._refuse(term, samples, alone=alone)
-        self._refuse_mixed([term], samples, alone=alone)
+        self._refuse_mixed(loss, [term], samples, alone=alone)
         weights = term.weights
         if weights is None:
             self._check([Seen(term.name, term.number, samples)])
         return weights
 
-    def _of_terms(self, found: list[Term], samples: int, *, alone: bool, whole: int) -> float | None:
+    def _of_terms(
+        self, loss: torch.Tensor, found: list[Term], samples: int, *, alone: bool, whole: int
+    ) -> float | None:
         found = merged([term for term in found if not _is_of_no_sample(term)], samples)
         for term in found:
             self._refuse(term, samples, alone=alone)
-        self._refuse_mixed(found, samples, alone=alone)
+        self._refuse_mixed(loss, found, samples, alone=alone)
         found = _over_all(found, samples)
         counts = [self._count(at, term, samples, whole) for at, term in enumerate(found)]
         if counts and counts[0] is not None and counts.count(counts[0]) == len(counts):
@@ -175,12 +184,19 @@ class Denominators:
         _compare(divided, self._divided.setdefault(len(divided), divided))
         return None
 
-    def _refuse_mixed(self, found: list[Term], samples: int, *, alone: bool) -> None:
-        """Raises UsageError where a script puts samples of one batch together below these."""
-        if not alone and samples > 1 and self._mixing.is_due(found):
+    def _refuse_mixed(self, loss: torch.Tensor, found: list[Term], samples: int, *, alone: bool) -> None:
+        """Raises UsageError where a script puts samples of one batch together below these, with a graph or without."""
+        if alone or samples < 2:
+            return
+        if self._mixing.is_due(found):
             name = self._mixing.found([term for term in found if not is_gathered(term.node)], samples)
             if name:
                 raise UsageError(MIXES.format(name))
+        if self._mixing.is_new:
+            self.watcher.look_again()
+        entered = self.watcher.found(loss) if self.watcher.knows else ""
+        if entered:
+            raise UsageError(UNSEEN.format(entered))
 
     def _refuse(self, term: Term, samples: int, *, alone: bool) -> None:
         """Raises UsageError for what no weight makes right."""
@@ -263,10 +279,10 @@ def _is_undivided(term: Term, samples: int) -> bool:
     """Whether it adds up what samples have, and nothing has divided it by what could be their number."""
     if samples == 1 or term.number % samples or (not term.parts and is_of_one_sample(term.node)):
         return False
-    if not term.parts and is_averaged(term, samples):
-        return False
     inverse = 1 / (term.factor or 1.0)
-    return not (term.divisors or _near(inverse, samples) or _near(inverse, term.number))
+    if term.divisors or _near(inverse, samples) or _near(inverse, term.number):
+        return False
+    return bool(term.parts) or not is_averaged(term, samples)
 
 
 def _is_of_elements(term: Term, samples: int) -> bool:

@@ -4,8 +4,8 @@ A triplet that is mined in the batch, a similarity of all with all, a covariance
 mean, the hardest tenth: no weight makes of their parts what one process would make of the whole. They show in the graph
 by what they do along the first dimension, where its length is the number of samples.
 
-Must not know members, nor what a weight is used for. What is computed without a graph is not seen, but for a factor
-that was standardised over the batch.
+Must not know members, nor what a weight is used for. What is computed without a graph is `provenance`'s affair, but for
+a factor that was standardised over the batch, which shows wherever it was computed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import torch
 
 from antdt.strategies.allreduce.terms import COPIES, OF_MANY, Term, is_of_parameters, name_of, shape_of
 
-BELOW_MAX = 200  # operations that are looked at
+BELOW_MAX = 8192  # operations that are looked at
 FIRST, EVERY = 16, 64  # losses that are looked at: the first ones, and one of so many later on
+KNOWN_MAX = 64  # kinds of losses, by their terms
 SAME_MIN = 4  # losses of one number of samples: then a length that equals it is no chance
 WEIGHT_MAX = 16  # operations between a product and a parameter
 PAIRED = 2  # two views of each sample may lie in one tensor
@@ -52,12 +53,13 @@ class Mixer(NamedTuple):
 
 class Mixing:
     """What was found in the losses of one script. A length that does not follow the number of samples equals it by
-    chance.
+    chance. `is_new`: the loss that was asked for last has terms that none before had.
     """
 
     def __init__(self) -> None:
         self._losses = 0
         self._kinds: tuple[str, ...] = ()
+        self._known, self.is_new = set[tuple[str, ...]](), False
         self._found: dict[str, list[int]] = {}
         self._tokens: dict[str, float | None] = {}
         self._chance: set[str] = set()
@@ -65,8 +67,11 @@ class Mixing:
     def is_due(self, found: list[Term]) -> bool:
         """Whether another loss is looked at: one of the first, of terms that are new, or one of many."""
         kinds = tuple(term.name for term in found)
+        self.is_new = kinds != self._kinds and kinds not in self._known
         if kinds != self._kinds:
             self._kinds, self._losses = kinds, 0
+            if len(self._known) < KNOWN_MAX:
+                self._known.add(kinds)
         self._losses += 1
         return self._losses <= FIRST or self._losses % EVERY == 0
 

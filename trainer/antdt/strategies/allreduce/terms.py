@@ -20,7 +20,8 @@ import torch
 from torch.autograd.function import BackwardCFunction
 
 DEPTH_MAX, NODES_MAX = 8, 8192
-BELOW_MAX, NEAR = 200, 8  # operations that are looked at
+BELOW_MAX, NEAR = 8192, 8  # operations that are looked at
+PENALTY_DEPTH_MAX = 64  # operations between a penalty on parameters and one of them
 MEAN, SUM = 1, 2  # as torch's loss functions save their reduction
 # Operations that leave a mean a mean, or a term of one.
 COPIES = "ToCopy View ReshapeAlias UnsafeView Alias Clone Squeeze Unsqueeze Permute Transpose T Select Index Unbind"
@@ -220,13 +221,25 @@ def below(node: Any, count: int = BELOW_MAX) -> Iterator[Any]:
 
 
 def is_of_parameters(node: Any) -> bool:
-    """Whether no sample is in it: all that it was made of is parameters, and constants that are shaped like them."""
-    for one in below(node):
-        if isinstance(one, BackwardCFunction) or one.name().startswith(LOOKS_UP):
-            return False
-        if not hasattr(one, "variable") and (not one.next_functions or _has_samples(one)):
-            return False
-    return True
+    """Whether no sample is in it: all that it was made of is parameters, and constants that are shaped like them. What
+    is deeper than any penalty is a model.
+    """
+    seen, level = {node}, [node]
+    for _ in range(PENALTY_DEPTH_MAX):
+        following = list[Any]()
+        for one in level:
+            if hasattr(one, "variable"):
+                continue
+            if isinstance(one, BackwardCFunction) or one.name().startswith(LOOKS_UP):
+                return False
+            if not one.next_functions or _has_samples(one):
+                return False
+            following += [found for found, _ in one.next_functions if found is not None and found not in seen]
+            seen.update(following)
+        level = list(dict.fromkeys(following))
+        if not level or len(seen) > BELOW_MAX:
+            break
+    return not level
 
 
 def _has_samples(node: Any) -> bool:

@@ -21,6 +21,7 @@ from antdt_schemas.errors import UsageError
 from antdt.strategies.allreduce import finite
 from antdt.strategies.allreduce.denominators import Denominators
 from antdt.strategies.allreduce.judging import Judging
+from antdt.strategies.allreduce.provenance.watcher import Watcher
 from antdt.strategies.allreduce.state import Held, Saved
 from antdt.strategies.allreduce.talk import UPDATE, Said, Talk
 from antdt.strategies.allreduce.weights import Weights
@@ -55,10 +56,25 @@ class Updating(Judging):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._weights, self._denominators = Weights(rounded=bool(self.options.deterministic)), Denominators()
+        self._weights = Weights(rounded=bool(self.options.deterministic))
+        self._denominators = Denominators(Watcher(self.model.buffers))
         self._talk = Talk(self._carry_out)
         self._undo: Undo | None = None
         self._updated: list[bool] = []
+
+    @property
+    def watcher(self) -> Watcher:
+        """See base.Watches."""
+        return self._denominators.watcher
+
+    def watch(self, batch: Any, samples: int) -> None:
+        """See base.Watches. A batch that is the whole step of all has nothing wrong in it; and a step that must be the
+        same bit by bit is computed in the same way by all.
+        """
+        row = self._row
+        alone = row is None or (samples >= row.samples and self._attached().world == 1)
+        if not (alone or self.options.deterministic):
+            self.watcher.begin(batch, samples)
 
     def restore(self, data: bytes | BinaryIO | Saved, *more: Any, **named: Any) -> None:
         """See Holding: who has another model now has not made its last step."""

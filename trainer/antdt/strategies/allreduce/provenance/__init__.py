@@ -1,0 +1,1 @@
+"""Which values of a script all samples of its batch are in, although no graph says it."""
