@@ -22,6 +22,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "launch": ("launch", "Start the workers of a job on this machine."),
     },
     "Look": {
+        "jobs": ("jobs", "List the jobs of a broker."),
         "status": ("job", "Show a job: progress, members, plan, decisions."),
         "topics": ("topics", "Look at what a job wrote to Kafka, or create its topics."),
     },
@@ -35,6 +36,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "rollback": ("operator", "Go back to a checkpoint."),
         "readmit": ("operator", "Try samples in quarantine again."),
         "resize": ("operator", "Change the global batch."),
+        "archive": ("jobs", "Write all topics of a job to a zip archive."),
+        "delete": ("jobs", "Delete a job: topics, groups, state."),
         "end": ("operator", "End a topic that grows: the job finishes with what is known."),
         "recover": ("operator", "Accept a loss of the broker, on record."),
     },

@@ -217,6 +217,23 @@ def delete(connection: Connection, job: str) -> list[str]:
     return sorted(present)
 
 
+def groups(connection: Connection, job: str) -> list[str]:
+    """Consumer groups of a job that the broker knows."""
+    admin, prefix = _admin(connection), f"antdt.{check_job(job)}."
+    with _said(connection, f"list the consumer groups of job {job!r}", f"Describe on groups {prefix}*"):
+        listed = admin.list_consumer_groups(request_timeout=TIMEOUT_S).result(TIMEOUT_S).valid
+    return sorted(one.group_id for one in listed if one.group_id.startswith(prefix))
+
+
+def delete_groups(connection: Connection, job: str, names: list[str]) -> None:
+    """Delete these consumer groups; one that is gone already is no fault."""
+    if not names:
+        return
+    admin = _admin(connection)
+    with _said(connection, f"delete the consumer groups of job {job!r}", f"Delete on groups antdt.{check_job(job)}.*"):
+        _results(admin.delete_consumer_groups(names, request_timeout=TIMEOUT_S), KafkaError.GROUP_ID_NOT_FOUND)
+
+
 # -- underneath
 
 

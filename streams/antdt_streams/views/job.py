@@ -38,7 +38,7 @@ def audit_of(connection: Connection, job: str) -> dict[str, Any]:
 
 def status_of(connection: Connection, job: str) -> dict[str, Any]:
     """What `antdt status` shows, ready for JSON."""
-    fold, start = _newest_state(connection, job)
+    fold, start = newest_state(connection, job)
     state, control = fold.state, Control()
     with TopicReader(connection, job, DECISIONS) as reader:
         Feed(control).take(DECISIONS, reader.to_end())
@@ -93,7 +93,7 @@ def _topic(state: State) -> dict[str, Any] | None:
     return {"name": state.spec.dataset, "ends": dict(sorted(space.ends.items())), "ended": space.closed}
 
 
-def _newest_state(connection: Connection, job: str) -> tuple[Fold, int]:
+def newest_state(connection: Connection, job: str) -> tuple[Fold, int]:
     """What the log says at its end, and where reading it began: behind the newest snapshot that it agrees with."""
 
     with TopicReader(connection, job, SHARD_LOG) as reader:

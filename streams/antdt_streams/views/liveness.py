@@ -43,9 +43,11 @@ class Found:
     instances: int | None = None
 
 
-def services_of(connection: Connection, job: str) -> dict[str, dict[str, Any]]:
-    """Ledger, monitor and controller as they are now, ready for JSON."""
-    found = {"ledger": _ledger(connection, job)}
+def services_of(connection: Connection, job: str, *, sure: bool = False) -> dict[str, dict[str, Any]]:
+    """Ledger, monitor and controller as they are now, ready for JSON. sure: one that has just ended is not there; this
+    takes up to LOOK_AGAIN_S.
+    """
+    found = {"ledger": _ledger(connection, job, sure=sure)}
     admin = AdminClient(connection.admin())
     for service, topic in READS.items():
         found[service] = _processor(connection, admin, job, service, topic)
@@ -55,14 +57,14 @@ def services_of(connection: Connection, job: str) -> dict[str, dict[str, Any]]:
 # -- the ledger
 
 
-def _ledger(connection: Connection, job: str) -> Found:
+def _ledger(connection: Connection, job: str, *, sure: bool) -> Found:
     place = REQUESTS.name(job), 0
     with closing(new_consumer(connection.consumer(group_id=f"antdt.{job}.ledger"))) as consumer:
         low, end = watermarks(consumer, *place, ASK_S)
         try:
             position, sign = _committed(consumer, *place)
             waiting = max(0, end - max(position, low))
-            heard_s = _heard_s(sign, lambda: _committed(consumer, *place)[1], sure=bool(waiting))
+            heard_s = _heard_s(sign, lambda: _committed(consumer, *place)[1], sure=sure or bool(waiting))
         except KafkaException as error:
             return Found(None, None, f"cannot be told: {error.args[0].str()}")
         answers = heard_s is not None

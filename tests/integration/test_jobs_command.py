@@ -1,0 +1,62 @@
+"""antdt jobs, archive and delete on a real broker: a job that runs stays, one that does not leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import ExitCode
+from antdt_schemas.topics import TOPICS
+from antdt_streams.cli.main import main
+from antdt_streams.kafka import topics_admin
+from antdt_streams.kafka.reader import read_genesis
+from click.testing import CliRunner
+
+from tests.helpers.job_processes import job_processes
+
+pytestmark = pytest.mark.kafka
+
+
+def test_a_job_is_listed_archived_and_deleted(connection: Connection, job: str, tmp_path: Path) -> None:
+    def antdt(*words: str) -> tuple[int, str]:
+        place = ["--bootstrap-servers", connection.bootstrap, "--data-dir", str(tmp_path)]
+        done = CliRunner().invoke(main, [*words, *place])
+        return done.exit_code, done.output
+
+    with job_processes(connection, job, tmp_path, services=("ledger",)) as run:
+        run.ended(run.launch(1))
+        code, said = antdt("jobs", "--json")
+        (row,) = [row for row in json.loads(said)["jobs"] if row["job"] == job]
+        assert (code, row["state"], row["running"]) == (0, "done", ["ledger"])
+        assert row["committed"] == row["samples_total"] > 0
+        code, said = antdt("delete", job, "--yes")
+        assert code == ExitCode.NEVER_RETRY
+        assert said == f"antdt: Job {job} runs (ledger): end `antdt launch` and `antdt up` first.\n"
+    genesis = read_genesis(connection, job)
+    code, said = antdt("archive", job, str(tmp_path / "job.zip"))
+    assert code == 0, said
+    with zipfile.ZipFile(tmp_path / "job.zip") as archive:
+        archive.extractall(tmp_path / "out")
+    lines = (tmp_path / "out" / "requests.jsonl").read_text(encoding="utf-8").splitlines()
+    assert all("record" in json.loads(line) for line in lines) and lines
+    checked = subprocess.run(
+        [sys.executable, "-I", "verify_standalone.py", "shard-log.avro"],
+        cwd=tmp_path / "out", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert genesis is not None
+    assert json.loads(checked.stdout)["exactly_once"] and json.loads(checked.stdout)["run_id"] == genesis.run_id
+
+    code, said = antdt("delete", job)
+    assert (code, said.splitlines()[-1]) == (ExitCode.USAGE, "antdt: Nobody can be asked here: say --yes.")
+    code, said = antdt("delete", job, "--yes")
+    assert code == 0, said
+    assert all(f"topic {topic.name(job)}, " in said for topic in TOPICS)
+    assert job not in topics_admin.list_jobs(connection)
+    assert topics_admin.groups(connection, job) == []
+    assert not (tmp_path / "state" / job).exists()
+    assert antdt("delete", job, "--yes")[0] == ExitCode.USAGE
