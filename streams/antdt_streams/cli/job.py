@@ -1,8 +1,9 @@
-"""antdt status and antdt audit."""
+"""antdt status, why, audit."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,29 @@ def status(job: str, as_json: bool, place: Place) -> None:
         click.echo(f"  {found['accepted_losses']} losses of log entries were accepted: see `antdt audit {job}`")
     for decision in found["decisions"][-5:]:
         click.echo(f"  plan {decision['plan']}: {decision['reason']}")
+
+
+@click.command()
+@job_argument
+@click.argument("worker")
+@json_option
+@connection_options
+def why(job: str, worker: str, as_json: bool, place: Place) -> None:
+    """Say why a worker is slow, or is not: the Monitor's verdict, its evidence, what was done, and what is to be done.
+
+    WORKER is its name, w0 and so on, or that of a server. Each figure says where in its topic it comes from.
+    """
+    from antdt_streams.views.why import why_of
+
+    place.connection.check_reachable()
+    found = why_of(place.connection, job, worker)
+    if as_json:
+        emit_json(asdict(found))
+        return
+    click.echo(found.verdict)
+    for heading, lines in (("why", found.evidence), ("done", found.done or ("nothing",)), ("next", (found.next,))):
+        for number, line in enumerate(lines):
+            click.echo(f"  {heading if not number else '':<5} {line}")
 
 
 def _show_resizes(resizes: list[dict[str, Any]]) -> None:

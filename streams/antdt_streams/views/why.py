@@ -1,0 +1,170 @@
+"""Why a worker is slow, or is not, and what was done about it: a verdict, its evidence, and what comes next.
+
+Owns the words. What is measured is the Monitor's, what is decided the Controller's; nothing here judges anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from antdt_schemas import records
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import UsageError
+from antdt_schemas.records import Action, NodeClass
+from antdt_schemas.topics import DECISIONS, MEASUREMENTS, STEPS, Topic
+
+from antdt_streams.controller.core.effects import told
+from antdt_streams.kafka.reader import Raw, TopicReader, decoded
+from antdt_streams.views.control import Control
+from antdt_streams.views.standings import standings
+
+MEASUREMENTS_READ, STEPS_READ = 64, 2_000
+DECISIONS_SHOWN = 3
+PARTS = ("data", "compute", "communication", "wait")
+# What a class means, in the words of a person; what it asks of one.
+MEANS = {
+    NodeClass.UNKNOWN: ("is not known well enough yet", "The Monitor needs a few more windows of steps."),
+    NodeClass.HEALTHY: ("is as fast as its kind", "Nothing is to be done."),
+    NodeClass.TRANSIENT: (
+        "is slow at times",
+        "It is given fewer samples while that lasts; nothing else is to be done.",
+    ),
+    NodeClass.PERSISTENT: (
+        "is slow, and stays it",
+        "It is given fewer samples; look at its machine, or let the Controller start it again (`antdt policy show`).",
+    ),
+    NodeClass.DETERMINISTIC: (
+        "is of a slower kind",
+        "Its part fits its kind; a restart changes nothing.",
+    ),
+    NodeClass.LEADER: ("is of the fastest kind", "Nothing is to be done: it has a part that fits its kind."),
+    NodeClass.ABSENT: ("says nothing", "If it does not come back, its launcher starts it again, or it is given up."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The newest steps of one worker: seconds of each, by part, medians; how many, and where they lie in `steps`."""
+
+    parts: dict[str, float]
+    batch_size: int
+    count: int
+    first_offset: int
+    last_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Sentences, each with the offsets that it comes from."""
+
+    worker: str
+    verdict: str
+    evidence: tuple[str, ...]
+    done: tuple[str, ...]
+    next: str
+
+
+def why_of(connection: Connection, job: str, worker: str) -> Why:
+    """Raises UsageError where nothing is known of such a worker."""
+    measured: records.Measurement | None = None
+    at = -1
+    for raw, record in _tail(connection, job, MEASUREMENTS, MEASUREMENTS_READ):
+        if isinstance(record, records.Measurement):
+            measured, at = record, raw.offset
+    steps = steps_of(_tail(connection, job, STEPS, STEPS_READ))
+    control, effects = Control(), list[records.Effect]()
+    for raw, record in _tail(connection, job, DECISIONS, 1 << 40):
+        control.on_record(DECISIONS, record, raw.offset)
+        effects += [record.effect] if record.effect is not None else []
+    nodes = {node.worker: node for node in measured.nodes} if measured is not None else {}
+    if worker not in nodes and worker not in steps:
+        known = ", ".join(sorted({*nodes, *steps})) or "nobody: no step was made, or no Monitor runs"
+        raise UsageError(f"Nothing is known of {worker!r} in job {job}. What is known is of {known}.")
+    said = standings(connection, job, {nodes[worker].incarnation}) if worker in nodes else {}
+    return why(worker, nodes, at, steps, control.decisions, effects, next(iter(said.values()), None))
+
+
+def why(
+    worker: str,
+    nodes: Mapping[str, records.NodeMeasurement],
+    measured_at: int,
+    steps: Mapping[str, Steps],
+    decisions: Sequence[records.Decision],
+    effects: Sequence[records.Effect],
+    standing: Mapping[str, Any] | None,
+) -> Why:
+    """nodes: of the newest measurement, which lies at offset `measured_at`. decisions, effects: all, in order."""
+    node, evidence = nodes.get(worker), list[str]()
+    means, then = MEANS[node.node_class if node is not None else NodeClass.UNKNOWN]
+    verdict = f"{worker} {means}."
+    if node is not None:
+        others = [n.seconds_per_sample for n in nodes.values() if n.group == node.group and n.worker != worker]
+        if others and median(others) > 0:
+            times = node.seconds_per_sample / median(others)
+            verdict = f"{worker} {means}: a sample takes it {times:.2f} times what it takes the others of its group."
+        evidence.append(
+            f"{node.seconds_per_sample * 1e3:.3g} ms a sample (give or take {100 * node.rate_error:.0f} %), class "
+            f"{node.node_class} for {node.persistent_windows} windows (measurements@{measured_at})"
+        )
+    if worker in steps:
+        evidence.append(_parts(worker, steps))
+    if standing is not None:
+        detail = f" ({standing['detail']})" if standing["detail"] else ""
+        evidence.append(f"{standing['phase']} for {standing['phase_s']:.1f} s{detail}, {standing['age_s']:.0f} s ago")
+    found = [one for decision in decisions if (one := _decided(worker, decision, effects))]
+    return Why(worker, verdict, tuple(evidence), tuple(found[-DECISIONS_SHOWN:]), then)
+
+
+def steps_of(tail: Iterable[tuple[Raw, Any]]) -> dict[str, Steps]:
+    """By worker, from what they said last."""
+    columns: dict[str, list[tuple[tuple[float, ...], int]]] = {}
+    offsets: dict[str, list[int]] = {}
+    for raw, batch in tail:
+        if not isinstance(batch, records.StepBatch):
+            continue
+        rows = zip(batch.data_s, batch.compute_s, batch.communication_s, batch.wait_s, strict=True)
+        columns.setdefault(batch.worker, []).extend(zip(rows, batch.batch_size, strict=True))
+        offsets.setdefault(batch.worker, []).append(raw.offset)
+    found = {}
+    for worker, rows_ in columns.items():
+        parts = {name: median(row[at] for row, _ in rows_) for at, name in enumerate(PARTS)}
+        size, where = rows_[-1][1], offsets[worker]
+        found[worker] = Steps(parts, size, len(rows_), where[0], where[-1])
+    return found
+
+
+def _parts(worker: str, steps: Mapping[str, Steps]) -> str:
+    """Where its time goes, beside that of the others."""
+    mine = steps[worker]
+    others = [one for name, one in steps.items() if name != worker]
+    told = []
+    for name in PARTS:
+        beside = f" (others {median(o.parts[name] for o in others) * 1e3:.3g})" if others else ""
+        told.append(f"{name} {mine.parts[name] * 1e3:.3g}{beside}")
+    where = f"steps@{mine.first_offset} to {mine.last_offset}"
+    return (
+        f"of a step, in ms: {', '.join(told)}; {mine.batch_size} samples in it (median of {mine.count} steps, {where})"
+    )
+
+
+def _decided(worker: str, decision: records.Decision, effects: Sequence[records.Effect]) -> str:
+    """What a decision did to this worker, and what came of it; empty if it did nothing."""
+    if decision.action is Action.KILL_RESTART:
+        what = "it is started again" if decision.target.partition(".")[0] == worker else ""
+        came = [one for one in effects if one.action is Action.KILL_RESTART and one.worker == worker]
+    else:
+        mine = [one for one in decision.assignments if one.worker == worker]
+        what = f"plan {decision.plan} gives it {mine[0].batch_size} samples a step" if mine else ""
+        came = [one for one in effects if one.action is not Action.KILL_RESTART and one.plan == decision.plan]
+    if not what:
+        return ""
+    return f"{what}, as {decision.reason}" + (f"; {told(came[-1])}" if came else "")
+
+
+def _tail(connection: Connection, job: str, topic: Topic, last: int) -> Iterable[tuple[Raw, Any]]:
+    with TopicReader(connection, job, topic) as reader:
+        start = max(0, max(reader.ends(), default=0) - last)
+        yield from decoded(reader.to_end(start), *topic.kinds)
