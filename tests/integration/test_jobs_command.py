@@ -15,11 +15,18 @@ from antdt_schemas.topics import TOPICS
 from antdt_streams.cli.main import main
 from antdt_streams.kafka import topics_admin
 from antdt_streams.kafka.reader import read_genesis
+from antdt_streams.views.job import status_of
 from click.testing import CliRunner
 
 from tests.helpers.job_processes import job_processes
 
 pytestmark = pytest.mark.kafka
+
+
+def row_file(connection: Connection, job: str) -> str | None:
+    """The final model, as the log names it."""
+    found: str | None = status_of(connection, job)["file"]
+    return found
 
 
 def test_a_job_is_listed_archived_and_deleted(connection: Connection, job: str, tmp_path: Path) -> None:
@@ -34,6 +41,18 @@ def test_a_job_is_listed_archived_and_deleted(connection: Connection, job: str, 
         (row,) = [row for row in json.loads(said)["jobs"] if row["job"] == job]
         assert (code, row["state"], row["running"]) == (0, "done", ["ledger"])
         assert row["committed"] == row["samples_total"] > 0
+        code, said = antdt("top", job, "--json")
+        seen = json.loads(said)
+        assert (code, seen["done"], seen["members"]) == (0, row_file(connection, job), 1)
+        total, *parts = seen["samples"].values()
+        assert (total, sum(parts)) == (row["samples_total"],) * 2
+        assert [(one["worker"], one["own_ms"] > 0) for one in seen["workers"]] == [("w0", True)]
+        code, said = antdt("top", job)
+        assert code == 0 and said.startswith(f"{job}   step {row['step']}   done\n") and "in office: " in said, said
+        code, said = antdt("why", job, "w0")
+        assert code == 0 and said.startswith("w0 is not known well enough yet.\n") and " compute " in said, said
+        code, said = antdt("why", job, "w7")
+        assert code == ExitCode.USAGE and said.endswith(f"in job {job}. What is known is of w0.\n"), said
         code, said = antdt("delete", job, "--yes")
         assert code == ExitCode.NEVER_RETRY
         assert said == f"antdt: Job {job} runs (ledger): end `antdt launch` and `antdt up` first.\n"

@@ -27,6 +27,7 @@ NEEDS: Mapping[str, Sequence[str]] = {
     "monitor": STREAMS,
     "controller": STREAMS,
     "recover": LEDGER,
+    "top": ("rich",),
     "demo": (*STREAMS, "rich", "torch", "sklearn"),
     "chaos": (*STREAMS, "torch", "sklearn"),
     "launch": ("torch",),

@@ -21,6 +21,7 @@ from rich.text import Text
 from antdt_streams.demo.options import DemoOptions
 from antdt_streams.demo.run import Run, Screen, Watch
 from antdt_streams.views.control import WorkerView
+from antdt_streams.views.drawing import SLOW, has_unicode, line, speed_line
 
 WIDTH_MAX = 100
 BAR = 14
@@ -28,8 +29,6 @@ DECISIONS_SHOWN = 4
 DECISIONS_LISTED = 8
 LINE_EVERY_S = 5.0
 FRAMES_PER_S = 4
-LEVELS = "▁▂▃▄▅▆▇█"
-SLOW = ("persistent", "transient", "deterministic", "absent")
 
 
 @contextmanager
@@ -100,39 +99,24 @@ def frame(watch: Watch, title: str, options: DemoOptions, speeds_before: list[in
         head = f"starting {options.workers} workers …"
     else:
         head = f"{progress.train_s:5.1f} s   step {progress.step}   {done:,} of {total:,} samples"
-    lines = [_line(f"plan {d.plan}: {d.reason}", "yellow") for d in watch.control.decisions[-DECISIONS_SHOWN:]]
+    lines = [line(f"plan {d.plan}: {d.reason}", "yellow") for d in watch.control.decisions[-DECISIONS_SHOWN:]]
     lines += [Text("")] * (DECISIONS_SHOWN - len(lines))
     parts: list[RenderableType] = [
-        _line(head, "bold"),
+        line(head, "bold"),
         Padding(ProgressBar(total=total or 1, completed=done, width=width - 4), 0),
-        _speed(speeds, speeds_before, width - 4, _unicode(console)),
+        speed_line(
+            speeds,
+            width - 4,
+            has_unicode(console),
+            f" (static: {speeds_before[0]:,})" if speeds_before else "",
+            max(speeds_before, default=1),
+        ),
         Text(""),
-        _workers(watch.control.workers, options, _unicode(console)),
+        _workers(watch.control.workers, options, has_unicode(console)),
         Text(""),
         *lines,
     ]
     return Panel(Group(*parts), title=title, title_align="left", width=width)
-
-
-def _line(text: str, style: str) -> Text:
-    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
-
-
-def _unicode(console: Console) -> bool:
-    return not console.options.ascii_only
-
-
-def _speed(speeds: list[int], before: list[int], room: int, unicode: bool) -> Text:
-    """Samples a second now, and over the last minute as a line of bars."""
-    whole = speeds[:-1][-60:]  # the second at hand is not over
-    if not whole:
-        return Text("")
-    compared = f" (static: {before[0]:,})" if before else ""
-    text = f"{whole[-1]:,} samples/s{compared}"
-    highest = max(*whole, *before, 1)
-    if unicode:
-        text += "  " + "".join(LEVELS[min(7, speed * 8 // (highest + 1))] for speed in whole)
-    return _line(text[:room], "cyan")
 
 
 def _workers(views: dict[str, WorkerView], options: DemoOptions, unicode: bool) -> Table:

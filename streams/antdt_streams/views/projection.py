@@ -35,11 +35,11 @@ class Projection(Observer, Protocol[V_co]):
 
 
 class Feed:
-    """One reader of the topics of a job that feeds many projections."""
+    """One reader of the topics of a job that feeds many projections. fold: what was read before, if anything was."""
 
-    def __init__(self, *projections: Projection[Any]) -> None:
+    def __init__(self, *projections: Projection[Any], fold: Fold | None = None) -> None:
         self._projections = projections
-        self._walker = Walker(Fold(cached=False), observers=projections)
+        self._walker = Walker(Fold(cached=False) if fold is None else fold, observers=projections)
 
     def entries(self, entries: Iterable[Entry]) -> None:
         """The next entries of the shard log.
