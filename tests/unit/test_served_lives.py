@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +64,28 @@ class Files:
     written_step, owes, may_try, owes_init = -1, False, True, False
 
 
+class Lock(AbstractContextManager[None]):
+    """Knows whether it is held."""
+
+    held = 0
+
+    def __enter__(self) -> None:
+        self.held += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.held -= 1
+
+
+class Guarded(deque[Any]):
+    """What the connection's thread changes, so that nobody may go through it without the lock."""
+
+    lock: Lock
+
+    def __iter__(self) -> Iterator[Any]:
+        assert self.lock.held, "another thread may change it meanwhile"
+        return super().__iter__()
+
+
 class Driver:
     """Does what a life asks for. `asked`: all of it, by name. `happens`: what comes while it waits or serves, one at a
     time. `outcomes`: of the next contributions, whether each is included.
@@ -77,7 +100,8 @@ class Driver:
         self.happens: list[Callable[[], Any]] = []
         self.model, self.part, self.outcomes = Model(), Part((), 0, 1), list[bool]()
         self.orders: list[ask.Obey] = []
-        outside = Outside(lambda: self.now_s, nullcontext(), lambda level, what: self.said.append(what))
+        self.lock = Lock()
+        outside = Outside(lambda: self.now_s, self.lock, lambda level, what: self.said.append(what))
         options = LifeOptions("job", 2, 600.0, every, GRACE_S, rank=1)
         self.plans = Plans(PS.batch_size)
         self.life = self.life_of(self.session, self.plans, self.model, Files(), options, outside)  # type: ignore[arg-type]
@@ -365,6 +389,21 @@ def test_where_the_ledger_is_away_a_server_serves_up_to_a_bound() -> None:
     driver.session.committed = 2
     course = driver.run(course, until=ask.Serve)
     assert isinstance(course.asks, ask.Serve)
+    course.end()
+
+
+def test_what_awaits_its_commit_is_counted_under_the_lock() -> None:
+    driver = Primary()
+    turns(driver, 1).end()
+    found = Guarded(driver.session._commits.compositions)
+    found.lock = driver.lock
+    driver.session._commits.compositions = found
+    driver.happens = [driver.decide(1, 2, 3, 4)]
+    course = driver.run(until=ask.Serve)
+    course.carry_out(driver.perform)
+    course = driver.run(course, until=ask.Wait)
+    assert isinstance(course.asks, ask.Wait)
+    assert course.asks.met() is False
     course.end()
 
 

@@ -96,7 +96,7 @@ class ServingLife(Life):
             raise GenerationClosed(session.reason or "it was closed")
         if self._is_primary:
             yield from self._obey()
-        if session.unreported >= self.strategy.pending_max:
+        if self._unreported() >= self.strategy.pending_max:
             yield from self._await_commits()
             return
         turned = yield ask.Serve(TURN_S)
@@ -130,11 +130,15 @@ class ServingLife(Life):
         yield ask.Enter(At.FORMING, "waits for the ledger")
 
         def free() -> bool:
-            return session.unreported < self.strategy.pending_max or session.phase is not Phase.MEMBER
+            return self._unreported() < self.strategy.pending_max or session.phase is not Phase.MEMBER
 
         if not (yield ask.Wait(free, HINT_EVERY_S)):
-            said = f"{session.unreported} versions await their commit: waiting for the ledger"
+            said = f"{self._unreported()} versions await their commit: waiting for the ledger"
             self._say(logging.WARNING, said)
+
+    def _unreported(self) -> int:
+        with self._lock:  # what is counted is taken off by the connection's thread
+            return self.session.unreported
 
     # -- files and good-bye
 
