@@ -88,7 +88,7 @@ def test_what_an_operator_is_told_to_type_is_understood() -> None:
     """Commands that act upon a running job have tests of their own; here, that their options are called like that."""
     (block,) = [b for b in commands("README.md") if b[0].startswith("antdt rollback")]
     for line in block:
-        _, command, _, *options = shlex.split(line)
+        _, command, *options = shlex.split(line)
         told = subprocess.run(antdt(f"antdt {command} --help"), capture_output=True, text=True, check=True).stdout
         assert not [word for word in options if word.startswith("--") and word not in told], line
 
