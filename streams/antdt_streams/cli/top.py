@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from antdt_schemas.errors import ExitCode, Unavailable
@@ -15,7 +15,8 @@ from rich.text import Text
 
 from antdt_streams.cli.common import connection_options, emit_json, job_argument, json_option
 from antdt_streams.local.place import Place
-from antdt_streams.views.drawing import SLOW, has_unicode, line, speed_line
+from antdt_streams.views.control import SLOW
+from antdt_streams.views.drawing import has_unicode, line, speed_line
 from antdt_streams.views.top import Top
 
 EVERY_S = 1.0
@@ -42,12 +43,14 @@ def top(job: str, once: bool, as_json: bool, place: Place) -> None:
     watched.follow.start()
     try:
         _await(watched, READY_S)
-        if as_json:
-            emit_json(watched.document())
-        elif once or not console.is_terminal:
-            console.print(frame(watched.document(), watched.progress.speeds, console), soft_wrap=True)
-        else:
+        if console.is_terminal and not (once or as_json):
             _watch(watched, console)
+        with watched.follow.changed:  # another thread goes on reading
+            found, speeds = watched.document(), watched.progress.speeds
+        if as_json:
+            emit_json(found)
+        else:
+            console.print(frame(found, speeds, console), soft_wrap=True)
     except KeyboardInterrupt:
         raise SystemExit(ExitCode.DONE) from None
     finally:
@@ -63,7 +66,7 @@ def _await(watched: Top, within_s: float) -> None:
             raise Unavailable(f"The topics of job {watched.job} could not be read within {within_s:g} s.")
 
 
-def _watch(watched: Top, console: Console) -> None:
+def _watch(watched: Top, console: Console) -> NoReturn:
     with Live(console=console, auto_refresh=False, screen=True) as live:
         while watched.follow.failure is None:
             with watched.follow.changed:
@@ -84,7 +87,7 @@ def frame(found: dict[str, Any], speeds: list[int], console: Console) -> Rendera
     more = [line(f"and {hidden} more, faster ones", "dim")] if hidden > 0 else []
     decisions = [line(f"plan {d['plan']}: {d['reason']}", "yellow") for d in found["decisions"][-DECISIONS_SHOWN:]]
     void = f", {found['void_entries']} void entries" if found["void_entries"] else ""
-    slow = bool(found["workers"]) and "is slow" in found["verdict"]
+    slow = any(one["class"] in SLOW for one in found["workers"])
     return Group(
         line(f"{found['job']}   step {found['step']:,}   {state}", "bold"),
         line(found["verdict"], "red" if slow else "green"),

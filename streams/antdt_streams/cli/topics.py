@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from time import monotonic
 
 import click
-from antdt_schemas import codec
-from antdt_schemas.errors import Undecodable, UsageError
+from antdt_schemas.errors import UsageError
 from antdt_schemas.topics import BY_SUFFIX, TOPICS
 
 from antdt_streams.cli.common import connection_options, emit_json, job_argument, json_option, replication_option
 from antdt_streams.kafka import grants, topics_admin
 from antdt_streams.kafka.reader import TopicReader
+from antdt_streams.kafka.reader import told as told_record
 from antdt_streams.kafka.topic_rules import ABSENT, Difference
 from antdt_streams.local.place import Place
 from antdt_streams.views.costs import read_costs
@@ -131,12 +130,7 @@ def tail(
         until = monotonic() + seconds if seconds is not None else None
         while follow or reader.is_behind():
             for raw in reader.poll(0.2):
-                line = {"partition": raw.partition, "offset": raw.offset, "time_ms": raw.time_ms}
-                try:
-                    line["record"] = codec.to_json(codec.decode_one_of(raw.value, chosen.kinds))  # type: ignore[assignment]
-                except Undecodable as error:
-                    line["error"] = str(error)  # type: ignore[assignment]
-                click.echo(json.dumps(line, ensure_ascii=False))
+                emit_json(told_record(chosen, raw))
                 shown += 1
                 if limit is not None and shown >= limit:
                     return

@@ -20,8 +20,8 @@ from rich.text import Text
 
 from antdt_streams.demo.options import DemoOptions
 from antdt_streams.demo.run import Run, Screen, Watch
-from antdt_streams.views.control import WorkerView
-from antdt_streams.views.drawing import SLOW, has_unicode, line, speed_line
+from antdt_streams.views.control import SLOW, WorkerView
+from antdt_streams.views.drawing import has_unicode, line, speed_line
 
 WIDTH_MAX = 100
 BAR = 14

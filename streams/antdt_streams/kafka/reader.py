@@ -114,6 +114,15 @@ def read_genesis(connection: Connection, job: str) -> records.Genesis | None:
     return None
 
 
+def told(topic: Topic, raw: Raw) -> dict[str, Any]:
+    """A record of a topic for people, ready for JSON; or what is wrong with it, as `error`."""
+    line: dict[str, Any] = {"partition": raw.partition, "offset": raw.offset, "time_ms": raw.time_ms}
+    try:
+        return {**line, "record": codec.to_json(codec.decode_one_of(raw.value, topic.kinds))}
+    except Undecodable as error:
+        return {**line, "error": str(error)}
+
+
 def decoded(raws: Iterable[Raw], kind: type[R], *also: type[Any]) -> Iterator[tuple[Raw, R]]:
     """Each record with what it says. Those that are nothing of ours are passed over; the first one is told."""
     told = False

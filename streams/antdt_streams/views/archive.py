@@ -9,12 +9,12 @@ import time
 import zipfile
 from pathlib import Path
 
-from antdt_schemas import codec, container
+from antdt_schemas import container
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import Undecodable, UnknownJob, UsageError
+from antdt_schemas.errors import UnknownJob, UsageError
 from antdt_schemas.topics import SHARD_LOG, TOPICS, Topic
 
-from antdt_streams.kafka.reader import Raw, TopicReader
+from antdt_streams.kafka.reader import TopicReader, told
 from antdt_streams.proof import checker
 from antdt_streams.proof.source import open_topic
 
@@ -54,17 +54,10 @@ def _topic(out: zipfile.ZipFile, connection: Connection, job: str, topic: Topic)
         try:
             with TopicReader(connection, job, topic) as reader:
                 for raw in reader.to_end():
-                    lines.write(json.dumps(told(topic, raw), ensure_ascii=False).encode() + b"\n")
+                    line = told(topic, raw)
+                    line |= {"value": raw.value.hex()} if "error" in line else {}
+                    lines.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                     count += 1
         except UnknownJob:  # this topic is missing
             return 0
     return count
-
-
-def told(topic: Topic, raw: Raw) -> dict[str, object]:
-    """A record as JSON; what cannot be read is there in hexadecimal digits, and why."""
-    line: dict[str, object] = {"partition": raw.partition, "offset": raw.offset, "time_ms": raw.time_ms}
-    try:
-        return {**line, "record": codec.to_json(codec.decode_one_of(raw.value, topic.kinds))}
-    except Undecodable as error:
-        return {**line, "error": str(error), "value": raw.value.hex()}

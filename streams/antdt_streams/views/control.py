@@ -12,6 +12,7 @@ from antdt_schemas.topics import Topic
 from antdt_streams.views.projection import Projection
 
 STEPS_KEPT = 8
+SLOW = ("persistent", "transient", "deterministic", "absent")  # classes of nodes
 
 
 @dataclass(slots=True)

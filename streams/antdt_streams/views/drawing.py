@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.text import Text
 
 LEVELS = "▁▂▃▄▅▆▇█"
-SLOW = ("persistent", "transient", "deterministic", "absent")
 LAST_S = 60
 
 

@@ -8,12 +8,11 @@ from statistics import median_low
 from typing import Any
 
 from antdt_schemas.connection import Connection
-from antdt_schemas.records import NodeClass
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS, SHARD_LOG, STEPS
 
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.proof.walker import Read
-from antdt_streams.views.control import Control, WorkerView
+from antdt_streams.views.control import SLOW, Control, WorkerView
 from antdt_streams.views.follow import Follow
 from antdt_streams.views.job import newest_state
 from antdt_streams.views.progress import Progress
@@ -105,8 +104,7 @@ def verdict(workers: Sequence[Mapping[str, Any]]) -> str:
     """The one sentence on top. workers: the slowest first."""
     if not workers:
         return "No worker has said anything of a step yet."
-    calm = (str(NodeClass.HEALTHY), str(NodeClass.LEADER), str(NodeClass.UNKNOWN))
-    slow = [one for one in workers if one["class"] not in calm]
+    slow = [one for one in workers if one["class"] in SLOW]
     if not slow:
         return f"All {len(workers)} workers are as fast as their kind."
     middle = median_low(one["own_ms_a_sample"] for one in workers)
