@@ -240,6 +240,18 @@ def common_baseline_alone(single: Single) -> None:
         single.apply()
 
 
+def reduced_baseline(worker: Worker) -> None:
+    """As a sum over a number, of all workers each; and what is only logged."""
+    agent, seen = worker.agent, list[Any]()
+    for x, y in worker.batches():
+        seen.append(agent.all_reduce(len(x), of="batch"))
+        reward = x.sum(1)
+        baseline = agent.all_reduce(reward.sum()) / agent.all_reduce(len(x))
+        loss = above(worker.model, x, y, reward - baseline)
+        agent.step(loss)
+        seen.append(agent.all_reduce(loss.detach(), "mean"))
+
+
 # -- what is refused: the call that is too many, behind or before agent.step
 
 
@@ -329,6 +341,7 @@ HABITS: dict[str, Habit] = {
     "truncated-backpropagation": Habit(USUAL, lambda: sgd(Recurrent()), refused=True),
     "root-of-mean": Habit(by_loss(root_of_mean), PLAIN, refused=True),
     "common-baseline": Habit((common_baseline, common_baseline_alone), PLAIN),
+    "reduced-baseline": Habit((reduced_baseline, common_baseline_alone), PLAIN),
     "hard-examples": Habit(by_loss(of_the_hardest), PLAIN, refused=True),
     "overlap": Habit(by_loss(overlap), PLAIN, refused=True),
     "denominators-unsaid": Habit(by_loss(means_of_terms), PLAIN, refused=True),

@@ -12,8 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from antdt_schemas import records
@@ -32,11 +31,12 @@ from antdt.strategies.base import GenerationClosed, Here, Outcome, Part, Restore
 from antdt.strategies.once import Once
 from antdt.strategies.ps.client import Exchange, Included, Late, Pulled
 from antdt.strategies.ps.contribution import Contribution, Factor
+from antdt.strategies.ps.held import HeldByServers
 from antdt.strategies.ps.layout import layout_of
 from antdt.strategies.ps.looking_up import LookedUp
 from antdt.strategies.ps.options import BSP, ParameterServer
 from antdt.strategies.ps.parts import assemble
-from antdt.strategies.ps.refusals import CALLED, refuse, refuse_hooks
+from antdt.strategies.ps.refusals import refuse, refuse_hooks
 from antdt.strategies.ps.whole import hold
 from antdt.strategies.together import optimizers_of
 
@@ -54,7 +54,7 @@ def member_of(model: torch.nn.Module, optimizer: Any, options: ParameterServer, 
     return ServedMember(model, optimizer, options, here)
 
 
-class ServedMember:
+class ServedMember(HeldByServers):
     """A `Strategy`. others_idle: some worker has no samples, as the primary said last.
 
     Invariant: between `align` and `abort` the parameters are those of version `step_number`, whose
@@ -340,60 +340,6 @@ class ServedMember:
                 named[name].copy_(values)
         hold(self.model, tables)
         self.step_number, self.lineage, self.void = step, lineage, False
-
-    # -- what is for members that hold the model, or make steps together
-
-    def skip(self, samples: int, reason: str) -> None:
-        """Refused."""
-        raise UsageError(CALLED.format("skip(reason)", "use agent.step(loss, weight=0) for what shall not count"))
-
-    def reduce(self) -> NoReturn:
-        """Refused."""
-        raise UsageError(CALLED.format("reduce()", "leave it out, or use AllReduce"))
-
-    def update(self, optimizers: Sequence[Any]) -> bool:
-        """Refused."""
-        raise UsageError(CALLED.format("apply(optimizer)", "use agent.apply() and one optimizer, or AllReduce"))
-
-    def stop(self) -> None:
-        """Refused."""
-        raise UsageError(CALLED.format("stop(reason)", "end the launch with SIGTERM, which leaves a checkpoint"))
-
-    def exchange(self, value: torch.Tensor | None, *, inside: bool, call: str = "") -> list[torch.Tensor | None]:
-        """Refused."""
-        raise UsageError(CALLED.format("all_reduce, gather, broadcast or barrier", "use AllReduce, or leave it out"))
-
-    def verify(self) -> None:
-        """There is no other replica to compare with."""
-
-    def load_back(self) -> None:
-        """This worker writes no file of the model."""
-
-    def drop_pending(self, up_to_step: int) -> None:
-        """Nothing is pending here."""
-
-    def check_finite(self) -> None:
-        """Servers look at what they save."""
-
-    def holds(self, path: Path) -> bool:
-        """Servers hold the model."""
-        return False
-
-    def gather_random(self) -> list[bytes]:
-        """None is saved with the model."""
-        return []
-
-    def snapshot(self, random: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> bytes:
-        """Servers hold the model."""
-        raise AssertionError("a worker of servers has no model to save")
-
-    def save(self, out: Any, random: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> None:
-        """Servers hold the model."""
-        raise AssertionError("a worker of servers has no model to save")
-
-    def restore(self, data: Any, check: Callable[[Any], None] | None = None, of: str = "The state") -> None:
-        """Servers hold the model."""
-        raise AssertionError("a worker of servers restores nothing")
 
 
 def _is_finite(values: torch.Tensor) -> bool:
