@@ -4,6 +4,9 @@ Rules
     The parameters are those of the version that was pulled last, of all servers alike; nothing else ever changes them.
     What is pushed is the gradient of the sum over this worker's samples, and what its losses were divided by: servers
     divide once, by what all contributions of a version weigh, so the mean is over all of them.
+    With bsp contributions add up to a step, so what depends on which samples a worker has together is refused, as with
+    AllReduce. With asp and ssp each is a step of its own, and has what one process makes of that batch; but for one
+    that is cut into micro-batches.
     A gradient that is not finite is pushed as nothing: its samples count, and learn nothing.
 """
 
@@ -26,6 +29,7 @@ from antdt.host.whereabouts import At
 from antdt.strategies.allreduce import guard, randomness
 from antdt.strategies.allreduce.buckets import LocalGradients, partition
 from antdt.strategies.allreduce.denominators import Denominators
+from antdt.strategies.allreduce.provenance.watcher import Watcher
 from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import GenerationClosed, Here, Outcome, Part, Restores, Strategy, Timings
 from antdt.strategies.once import Once
@@ -78,7 +82,7 @@ class ServedMember(HeldByServers):
         named = dict(model.named_parameters())
         self._blocks = [[named[name] for name in block.names] for block in self.layout.blocks]
         self._trained = [param for block in self._blocks for param in block if param.requires_grad]
-        self._weights, self._denominators = Weights(), Denominators()
+        self._weights, self._denominators = Weights(), Denominators(Watcher(model.buffers))
         self._gradients: LocalGradients | None = None
         self._exchange: Exchange | None = None
         self._part: Part | None = None
@@ -175,6 +179,21 @@ class ServedMember(HeldByServers):
         """See base.LooksAhead: rows of the next batch come with the answer to what is pushed of this one."""
         self._looked_up.see(batch, following)
 
+    @property
+    def watcher(self) -> Watcher:
+        """See base.Watches."""
+        return self._denominators.watcher
+
+    def watch(self, batch: Any, samples: int) -> None:
+        """See base.Watches: nothing is wrong in a batch that is all of a step."""
+        if not self._is_all(samples):
+            self.watcher.begin(batch, samples)
+
+    def _is_all(self, samples: int) -> bool:
+        """Whether so many are a step; with bsp others have a part of it, too."""
+        part = self._part
+        return self.options.mode != BSP and part is not None and samples >= part.samples
+
     def announce(self, part: Part) -> None:
         """It is begun, perhaps anew."""
         self._forget()
@@ -209,7 +228,7 @@ class ServedMember(HeldByServers):
                 "ParameterServer divides by what all contributions weigh: pass the mean, and weight= where it was not "
                 "divided by the number of samples, instead of reduction='sum'."
             )
-        weight = self._denominators.weigh(weights, loss, samples, weight, alone=False)  # others have a part of it, too
+        weight = self._denominators.weigh(weights, loss, samples, weight, alone=self._is_all(samples))
         if any(param.requires_grad and not known for param, known in self._frozen_now()):
             raise UsageError("Parameters were unfrozen, which servers do not train: unfreeze before the Agent is made.")
         gradients.expect(last)
