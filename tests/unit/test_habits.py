@@ -816,6 +816,38 @@ def test_negatives_of_the_whole_batch(world: int, compositions: Any) -> None:
     equal(agents, alone)
 
 
+def mixed(model: Any, x: torch.Tensor, y: torch.Tensor, step: int, own: Any = slice(None)) -> torch.Tensor:
+    """Each sample with another one, which is drawn by the number of its row."""
+    drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(step))
+    out = model(0.7 * x + 0.3 * x[drawn])[own]
+    return 0.7 * functional.cross_entropy(out, y[own]) + 0.3 * functional.cross_entropy(out, y[drawn][own])
+
+
+@WORLDS
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_is_drawn_by_the_number_of_a_row_is_what_one_process_draws(world: int, dies: bool) -> None:
+    """Whichever member has which part: where samples are suspected, parts go round."""
+    firsts = set[int]()
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            if dies and agent.name == "w1" and agent.step_number == 5:
+                raise Died
+            firsts.add(agent._first_rank)
+            xs, ys = agent.gather(agent.model[0](x)), agent.gather(y)
+            agent.step(mixed(agent.model[1:], xs, ys, agent.step_number, agent.own_rows))
+
+    agents = run(world, script, turns=True, dies=(1, 5) if dies and world > 1 else None)
+    assert world == 1 or firsts - {0}, "no part went round"
+    alone = Alone(agents[0], build)
+    for step, (x, y) in enumerate(alone):
+        alone.optimizer.zero_grad()
+        mixed(alone.model[1:], alone.model[0](x), y, step).backward()
+        alone.optimizer.step()
+    equal(agents, alone)
+    assert world == 1 or {agent.strategy.undivided for agent in agents if agent.name != "w1"} == {True}
+
+
 @MEMBERS
 def test_losses_with_two_denominators(world: int, accumulation: int) -> None:
     """Each divided by what all have of it. With micro-batches, by what all have in these."""

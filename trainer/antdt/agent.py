@@ -289,6 +289,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
             case ask.Announce(part, batch_size, ahead):
                 self._page.numbers[whereabouts.STEP] = self.strategy.step_number + 1
                 self._hand.expect(part, batch_size, ahead)
+                self._first_rank = part.place.first if part.place is not None else 0
                 self.strategy.announce(part)
             case ask.Finish():
                 self._page.enter(At.REDUCING)

@@ -193,7 +193,7 @@ class Stepping:
                 f"smaller.{otherwise}"
             )
         log.info("%s needs the whole batch of a step: it is not cut any more", what)
-        self._needs_whole = self._broken = True
+        self._needs_whole = self._broken = self.strategy.wants_undivided = True
         self._hand.drop()
 
     def _end_updates(self) -> None:

@@ -110,6 +110,7 @@ class Talking:
     _over = False
     _stopped: str | None = None
     _own_rows = slice(0, 0)
+    _first_rank = 0  # whose part of the step at hand is the first one
 
     @property
     def is_main(self) -> bool:
@@ -153,16 +154,20 @@ class Talking:
         self._exchange(None, "barrier()")
 
     def gather(self, features: torch.Tensor) -> torch.Tensor:
-        """Rows of all workers, in rank order, with gradients: `own_rows` says where those of this worker are.
+        """Rows of all workers, with gradients: `own_rows` says where those of this worker are.
 
         A loss over this worker's rows that looks at all of them (in-batch negatives) then has the gradient of the loss
         over the whole batch. It needs that batch at once: no micro-batches.
 
-        Which samples a rank has follows from plans and deaths. What a script draws for the rows of all (a permutation
-        for mixup) is the same for any split where it goes by the numbers of samples, which are gathered as well.
+        Where steps have a fixed size, and each sample has a row, the rows are in the order of one process that has the
+        whole step, whoever has which of them: what a script draws by the number of a row (partners for mixup, say) is
+        the same for any split, behind a death as well. (It is not rank order then: parts go round until it is known
+        which sample ended a worker.) Where samples are leased (AgentOptions.order) they are in rank order; there it is
+        the samples' own numbers, gathered as well, that a draw should go by.
         """
         if not self._inside:
             raise UsageError("agent.gather(features) belongs into the body of the loop.")
+        self.strategy.wants_undivided = True
         self._require_whole("agent.gather(features)")
         found: torch.Tensor = _Gathered.apply(features, self)  # type: ignore[no-untyped-call]
         self._watcher.forget(found)
@@ -252,7 +257,11 @@ class _Gathered(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, agent: Any) -> torch.Tensor:
         parts = agent._exchange(features.detach(), "gather(features)")
-        at = agent.rank if len(parts) > 1 else 0
+        if len(parts) > 1:
+            first, world = agent._first_rank, len(parts)
+            parts, at = parts[first:] + parts[:first], (agent.rank - first) % world
+        else:
+            at = 0
         before = sum(len(part) for part in parts[:at] if part is not None)
         ctx.agent, ctx.rows = agent, slice(before, before + len(features))
         agent._own_rows = ctx.rows

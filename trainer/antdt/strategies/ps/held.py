@@ -19,6 +19,8 @@ from antdt.strategies.ps.refusals import CALLED
 class HeldByServers:
     """A part of ServedMember."""
 
+    undivided = wants_undivided = False
+
     # -- steps that are made together
 
     def skip(self, samples: int, reason: str) -> None:
