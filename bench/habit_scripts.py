@@ -171,6 +171,15 @@ def mixing(worker: Worker) -> None:
         agent.step(cross_entropy(worker.model, x[agent.own_rows], y[agent.own_rows]))
 
 
+def mixing_rows(worker: Worker) -> None:
+    """By where rows are, not by whose they are."""
+    agent = worker.agent
+    for batch in worker.batches():
+        x, y = map(agent.gather, batch)
+        x, y = mixed_at(agent.step_number, x, y, torch.arange(len(x)))
+        agent.step(cross_entropy(worker.model, x[agent.own_rows], y[agent.own_rows]))
+
+
 def unfreezing(worker: Worker) -> None:
     for x, y in worker.batches():
         if worker.agent.step_number == 20:
@@ -335,6 +344,13 @@ HABITS: dict[str, Habit] = {
         (mixing, USUAL[1]),
         warm_up_cosine_average,
         batch=lambda single, which: mixed_at(single.step - 1, *(one[which] for one in tensors()), torch.tensor(which)),
+    ),
+    "mixup-by-row": Habit(
+        (mixing_rows, USUAL[1]),
+        warm_up_cosine_average,
+        batch=lambda single, which: mixed_at(
+            single.step - 1, *(one[which] for one in tensors()), torch.arange(len(which))
+        ),
     ),
     "interrupted": Habit(USUAL, warm_up_cosine_average, befalls=INTERRUPTED),
     "rolled-back": Habit(USUAL, checkpointed, befalls=ROLLED_BACK),
