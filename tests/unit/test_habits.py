@@ -816,6 +816,29 @@ def test_negatives_of_the_whole_batch(world: int, compositions: Any) -> None:
     equal(agents, alone)
 
 
+def test_a_mean_over_workers_is_none_over_samples() -> None:
+    """Parts are uneven. Where it is only logged, it may be one; nor is anything wrong with a sum over a number."""
+
+    def common(agent: InProcess, x: torch.Tensor) -> torch.Tensor:
+        return agent.all_reduce(x.sum(0)).sum() / agent.all_reduce(len(x))
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            mean = agent.all_reduce(x.mean(0), "mean").sum()
+            loss = above(agent.model, x, y, mean if wrong else common(agent, x))
+            agent.all_reduce(loss.detach(), "mean")
+            agent.step(loss)
+
+    wrong = True
+    with pytest.raises(UsageError, match=r"a mean over workers, whose parts differ in size \(test_habits\.py:\d+\)"):
+        run(2, script)
+    wrong = False
+    agents = run(3, script)
+    alone = Alone(agents[0], build)
+    plain_alone(alone, lambda m, x, y: above(m, x, y, x.sum(1).mean()))
+    equal(agents, alone)
+
+
 def mixed(model: Any, x: torch.Tensor, y: torch.Tensor, step: int, own: Any = slice(None)) -> torch.Tensor:
     """Each sample with another one, which is drawn by the number of its row."""
     drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(step))

@@ -124,7 +124,8 @@ class Talking:
 
     def all_reduce(self, value: Any, op: Literal["sum", "mean", "max", "min"] = "sum", *, of: Of = "step") -> Any:
         """Of all workers that come by: a tensor (of one shape), or a number; bit by bit the same on all of them. No
-        gradient goes through it.
+        gradient goes through it. In a "mean" each worker counts the same; that over all samples is a sum over a number,
+        all_reduce(values.sum()) / all_reduce(len(values)).
 
         of: in the loop's body, what it is to be of: the whole "step", and then a loss that is made behind the call is
         refused where the step is cut, as it may depend on it; or the "batch" at hand, which may be a piece of it, where
@@ -137,7 +138,11 @@ class Talking:
             shapes = ", ".join(str(tuple(part.shape)) for part in parts)
             raise UsageError(f"all_reduce: workers gave tensors of {shapes}: use all_gather for what differs.")
         found = functools.reduce(COMBINE[op], parts)
-        return _as_given(found / len(parts) if op == "mean" else found, value)
+        if op == "mean":
+            found = found / len(parts)
+            if isinstance(value, torch.Tensor):
+                self._watcher.mean_of_workers(value, found)
+        return _as_given(found, value)
 
     def all_gather(self, value: Any, *, of: Of = "step") -> list[Any]:
         """What each worker gives, in rank order: tensors, which may differ in shape, or numbers. No gradient goes
