@@ -171,6 +171,15 @@ def mixing(worker: Worker) -> None:
         agent.step(cross_entropy(worker.model, x[agent.own_rows], y[agent.own_rows]))
 
 
+def mixing_rows(worker: Worker) -> None:
+    """By where rows are, not by whose they are."""
+    agent = worker.agent
+    for batch in worker.batches():
+        x, y = map(agent.gather, batch)
+        x, y = mixed_at(agent.step_number, x, y, torch.arange(len(x)))
+        agent.step(cross_entropy(worker.model, x[agent.own_rows], y[agent.own_rows]))
+
+
 def unfreezing(worker: Worker) -> None:
     for x, y in worker.batches():
         if worker.agent.step_number == 20:
@@ -238,6 +247,18 @@ def common_baseline_alone(single: Single) -> None:
         reward = x.sum(1)
         above(single.model, x, y, reward - reward.mean()).backward()
         single.apply()
+
+
+def reduced_baseline(worker: Worker) -> None:
+    """As a sum over a number, of all workers each; and what is only logged."""
+    agent, seen = worker.agent, list[Any]()
+    for x, y in worker.batches():
+        seen.append(agent.all_reduce(len(x), of="batch"))
+        reward = x.sum(1)
+        baseline = agent.all_reduce(reward.sum()) / agent.all_reduce(len(x))
+        loss = above(worker.model, x, y, reward - baseline)
+        agent.step(loss)
+        seen.append(agent.all_reduce(loss.detach(), "mean"))
 
 
 # -- what is refused: the call that is too many, behind or before agent.step
@@ -324,11 +345,19 @@ HABITS: dict[str, Habit] = {
         warm_up_cosine_average,
         batch=lambda single, which: mixed_at(single.step - 1, *(one[which] for one in tensors()), torch.tensor(which)),
     ),
+    "mixup-by-row": Habit(
+        (mixing_rows, USUAL[1]),
+        warm_up_cosine_average,
+        batch=lambda single, which: mixed_at(
+            single.step - 1, *(one[which] for one in tensors()), torch.arange(len(which))
+        ),
+    ),
     "interrupted": Habit(USUAL, warm_up_cosine_average, befalls=INTERRUPTED),
     "rolled-back": Habit(USUAL, checkpointed, befalls=ROLLED_BACK),
     "truncated-backpropagation": Habit(USUAL, lambda: sgd(Recurrent()), refused=True),
     "root-of-mean": Habit(by_loss(root_of_mean), PLAIN, refused=True),
     "common-baseline": Habit((common_baseline, common_baseline_alone), PLAIN),
+    "reduced-baseline": Habit((reduced_baseline, common_baseline_alone), PLAIN),
     "hard-examples": Habit(by_loss(of_the_hardest), PLAIN, refused=True),
     "overlap": Habit(by_loss(overlap), PLAIN, refused=True),
     "denominators-unsaid": Habit(by_loss(means_of_terms), PLAIN, refused=True),

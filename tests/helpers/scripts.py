@@ -104,7 +104,7 @@ class InProcess(Agent):
 
     def __init__(
         self, room: Room, name: str, model: Any, optimizer: Any, dataset: Any, batch_size: int, epochs: int = 1,
-        accumulation: int = 1, cut_at: int = -1, strategy: AllReduce = SMALL,
+        accumulation: int = 1, cut_at: int = -1, turns: bool = False, strategy: AllReduce = SMALL,
         before: Callable[[InProcess], None] | None = None, **once: Any,
     ) -> None:  # fmt: skip
         nothing: Any = lambda *_, **__: None  # noqa: E731
@@ -121,7 +121,7 @@ class InProcess(Agent):
         once["every"] = once.pop("scheduler_every", "step")
         self.strategy = AllReduceMember(self.model, self.whole, strategy, Here(HERE, lambda: HERE))
         self.strategy.accompany(Once(**once))
-        self.stopped, self.cut_at = False, cut_at
+        self.stopped, self.cut_at, self.turns = False, cut_at, turns
         life = SimpleNamespace(run=self._life, ended=True, workers=(), stop=nothing)
         self._membership = SimpleNamespace(  # type: ignore[assignment]
             life=life, drain_on_sigterm=nothing, finish=self._ends, perform=nothing, is_main=False
@@ -162,9 +162,10 @@ class InProcess(Agent):
                 step, world, rank = self.strategy.step_number, self.strategy.generation.world, self.rank
                 whole = self.global_ranges(step)
                 behind = Cursor(*divmod(step + 1, self.steps_per_epoch))
-                place = Place((1, 0, *whole[2:]), behind, whole.length, step + 1, whole.epoch)
-                sizes = shares(whole.length, world, step)
-                start, length = whole.start + sum(sizes[:rank]), sizes[rank]
+                turn = self.strategy.generation.number % world if self.turns else 0  # as while something is suspected
+                place = Place((1, 0, *whole[2:]), behind, whole.length, step + 1, whole.epoch, -turn % world)
+                sizes, part = shares(whole.length, world, step), (rank + turn) % world
+                start, length = whole.start + sum(sizes[:part]), sizes[part]
                 ranges = [Range(1 + step * world + rank, 1, whole.epoch, start, length)] if length else []
                 unit = self.strategy.options.unit_size if self.strategy.options.deterministic else 0
                 if unit:
@@ -207,6 +208,7 @@ class InProcess(Agent):
             case ask.Announce(part):
                 if self.before is not None:
                     self.before(self)
+                self._first_rank = part.place.first
                 self.strategy.announce(part)
             case ask.Finish():
                 self._outcome = self.strategy.finish(lambda _plan: None)

@@ -85,7 +85,7 @@ class Snapshot(NamedTuple):
 class Replica:
     """A model as the life of its worker sees it: what a `Strategy` says of its own."""
 
-    ranges_max, pending_max, form_patience_s = RANGES_MAX, 64, FOR_EVER_S
+    ranges_max, pending_max, form_patience_s, undivided = RANGES_MAX, 64, FOR_EVER_S, False
 
     def __init__(self, origin: str) -> None:
         self.model, self.pending, self.void = Model(origin), list[Composition](), False

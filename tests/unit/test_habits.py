@@ -816,6 +816,61 @@ def test_negatives_of_the_whole_batch(world: int, compositions: Any) -> None:
     equal(agents, alone)
 
 
+def test_a_mean_over_workers_is_none_over_samples() -> None:
+    """Parts are uneven. Where it is only logged, it may be one; nor is anything wrong with a sum over a number."""
+
+    def common(agent: InProcess, x: torch.Tensor) -> torch.Tensor:
+        return agent.all_reduce(x.sum(0)).sum() / agent.all_reduce(len(x))
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            mean = agent.all_reduce(x.mean(0), "mean").sum()
+            loss = above(agent.model, x, y, mean if wrong else common(agent, x))
+            agent.all_reduce(loss.detach(), "mean")
+            agent.step(loss)
+
+    wrong = True
+    with pytest.raises(UsageError, match=r"a mean over workers, whose parts differ in size \(test_habits\.py:\d+\)"):
+        run(2, script)
+    wrong = False
+    agents = run(3, script)
+    alone = Alone(agents[0], build)
+    plain_alone(alone, lambda m, x, y: above(m, x, y, x.sum(1).mean()))
+    equal(agents, alone)
+
+
+def mixed(model: Any, x: torch.Tensor, y: torch.Tensor, step: int, own: Any = slice(None)) -> torch.Tensor:
+    """Each sample with another one, which is drawn by the number of its row."""
+    drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(step))
+    out = model(0.7 * x + 0.3 * x[drawn])[own]
+    return 0.7 * functional.cross_entropy(out, y[own]) + 0.3 * functional.cross_entropy(out, y[drawn][own])
+
+
+@WORLDS
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_is_drawn_by_the_number_of_a_row_is_what_one_process_draws(world: int, dies: bool) -> None:
+    """Whichever member has which part: where samples are suspected, parts go round."""
+    firsts = set[int]()
+
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            if dies and agent.name == "w1" and agent.step_number == 5:
+                raise Died
+            firsts.add(agent._first_rank)
+            xs, ys = agent.gather(agent.model[0](x)), agent.gather(y)
+            agent.step(mixed(agent.model[1:], xs, ys, agent.step_number, agent.own_rows))
+
+    agents = run(world, script, turns=True, dies=(1, 5) if dies and world > 1 else None)
+    assert world == 1 or firsts - {0}, "no part went round"
+    alone = Alone(agents[0], build)
+    for step, (x, y) in enumerate(alone):
+        alone.optimizer.zero_grad()
+        mixed(alone.model[1:], alone.model[0](x), y, step).backward()
+        alone.optimizer.step()
+    equal(agents, alone)
+    assert world == 1 or {agent.strategy.undivided for agent in agents if agent.name != "w1"} == {True}
+
+
 @MEMBERS
 def test_losses_with_two_denominators(world: int, accumulation: int) -> None:
     """Each divided by what all have of it. With micro-batches, by what all have in these."""
@@ -866,7 +921,7 @@ def test_sums_over_all_workers(world: int, accumulation: int, where: str) -> Non
             return
         for x, y in agent:
             if where == "loop" and agent._micro is not None and agent._micro[1]:
-                agent.all_reduce(1.5, "mean")
+                agent.all_reduce(1.5, "mean", of="batch")
             made = agent.step(functional.cross_entropy(agent.model(x), y))
             if made and where == "behind the step":
                 tell()
@@ -1126,7 +1181,23 @@ WHOLE: dict[str, Callable[[InProcess, Any, Any], Any]] = {
     "a sum over all workers": lambda agent, x, y: agent.step(
         functional.cross_entropy(agent.model(x), y, reduction="sum") / agent.all_reduce(len(x)), reduction="sum"
     ),
+    "a mean of all workers in a mean": lambda agent, x, y: agent.step(
+        above(agent.model, x, y, agent.all_reduce(x.sum(0)).sum() / agent.all_reduce(len(x)))
+    ),
+    "a number of all workers in a mean": lambda agent, x, y: agent.step(
+        above(agent.model, x, y, max(agent.all_gather(float(x.sum(1).max()))))
+    ),
+    "in the second loss": lambda agent, x, y: (
+        agent.backward(functional.cross_entropy(agent.model(x), y)),
+        agent.backward(above(agent.model, x, y, agent.all_reduce(float(x.max()), "max"))),
+        agent.apply(),
+    ),
 }
+
+
+def above(model: Any, x: torch.Tensor, y: torch.Tensor, baseline: Any) -> torch.Tensor:
+    """A mean over samples, each of which counts by how far it is from what all have in common."""
+    return (functional.cross_entropy(model(x), y, reduction="none") * (x.sum(1) - baseline).sigmoid()).mean()
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -1144,6 +1215,65 @@ def test_what_needs_a_whole_batch_is_refused_in_micro_batches_and_not_where_a_sa
     assert len(agents[0].history) == len(whole[0].history) == STEPS
     for (step, found, _), (_, wanted, _) in zip(agents[0].history, whole[0].history, strict=True):
         assert torch.allclose(found, wanted), step
+
+
+def logs_behind_the_loss(agent: InProcess, x: Any, y: Any) -> None:
+    loss = functional.cross_entropy(agent.model(x), y)
+    agent.all_reduce(float(loss.detach()))
+    agent.step(loss)
+
+
+def logs_between_losses(agent: InProcess, x: Any, y: Any) -> None:
+    out = agent.model(x)
+    first, second = functional.cross_entropy(out, y), 0.1 * out.square().mean()
+    agent.backward(first, retain_graph=True)
+    agent.all_reduce(first.detach())
+    agent.backward(second)
+    agent.apply()
+
+
+def logs_of_the_batch(agent: InProcess, x: Any, y: Any) -> None:
+    agent.all_reduce(len(x), of="batch")
+    agent.all_gather(x.mean(), of="batch")
+    agent.broadcast(agent.rank, of="batch")
+    agent.barrier()
+    agent.step(functional.cross_entropy(agent.model(x), y))
+
+
+def logs_behind_the_step(agent: InProcess, x: Any, y: Any) -> None:
+    loss = functional.cross_entropy(agent.model(x), y)
+    agent.step(loss)
+    agent.all_reduce(loss.detach(), "mean")
+
+
+LOGS = logs_behind_the_loss, logs_between_losses, logs_of_the_batch, logs_behind_the_step
+
+
+@pytest.mark.parametrize("body", LOGS)
+def test_a_script_that_only_logs_what_all_have_is_cut_as_ever(body: Callable[..., None]) -> None:
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            body(agent, x, y)
+
+    for words in [{"accumulation": 3}, {"cut_at": 4}]:
+        agents = run(2, script, **words)
+        equal(agents)
+        assert len(agents[0].history) == STEPS
+        assert {agent._needs_whole for agent in agents} == {False}
+
+
+def test_the_call_that_a_loss_may_depend_on_is_named() -> None:
+    def script(agent: InProcess) -> None:
+        for x, y in agent:
+            agent.step(functional.cross_entropy(agent.model(x), y) / agent.all_reduce(1.0))
+
+    with pytest.raises(
+        UsageError,
+        match=r"behind agent\.all_reduce\(value, 'sum'\) at test_habits\.py:\d+ needs the whole batch .*of='batch'",
+    ):
+        run(2, script, accumulation=2)
+    with pytest.raises(UsageError, match="of is one of step, batch"):
+        run(1, lambda agent: [agent.all_reduce(1, of="all") for _ in agent])
 
 
 # -- the same bits

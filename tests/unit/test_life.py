@@ -30,7 +30,7 @@ GRACE_S = 30.0
 class Model:
     """In place of the strategy: at step 6, of which 5 are committed."""
 
-    pending_max, ranges_max, form_patience_s = 4, 8, 120.0
+    pending_max, ranges_max, form_patience_s, undivided = 4, 8, 120.0, False
 
     def __init__(self) -> None:
         self.step_number, self.lineage, self.plan, self.void, self.cursor = 6, bytes(16), 0, False, Cursor()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from antdt.files import checkpoint
 from antdt.files.part_files import PartFiles
-from antdt.strategies.base import GenerationClosed, Here, Outcome, Part
+from antdt.strategies.base import GenerationClosed, Here, Outcome, Part, Watches
 from antdt.strategies.once import Once
 from antdt.strategies.ps.core.facts import Version
 from antdt.strategies.ps.member import ServedMember
@@ -178,6 +178,59 @@ def test_two_workers_of_uneven_parts_make_the_steps_of_one_process(cluster: Call
     for worker in workers:
         assert worker.step_number == 8
         assert_equal(worker.model, alone)
+
+
+def baseline(m: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    reward = x.sum(1)
+    return (functional.cross_entropy(m(x), y, reduction="none") * (reward - reward.mean()).sigmoid()).mean()
+
+
+def negatives(m: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(m(x + 0.1) @ m(x).T, torch.arange(len(x)))
+
+
+TOGETHER: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
+    "without a graph": (baseline, "without a gradient"),
+    "with a graph": (lambda m, x, y: (m(x) - m(x).mean(0)).square().mean(), "puts the samples"),
+    "a root of a mean": (lambda m, x, y: functional.cross_entropy(m(x), y).sqrt(), "is not linear"),
+    "negatives": (negatives, "compares the samples"),
+}
+
+
+def train(worker: ServedMember, loss_of: Callable[..., torch.Tensor], parts: int = 1) -> None:
+    """A few steps of 16 samples, each in so many micro-batches, as an Agent has them made."""
+    for step in range(6):
+        worker.announce(Part([Range(1, 7, 0, 16 * step % 64, 16)], 0, 16))
+        for at in range(parts):
+            low = (16 * step + at * 16 // parts) % 64
+            x, y = X[low : low + 16 // parts], Y[low : low + 16 // parts]
+            worker.watch((x, y), len(x))
+            loss = loss_of(worker.model, x, y)
+            worker.watcher.leave()
+            try:
+                worker.backward(loss, len(x), at == parts - 1)
+            finally:
+                worker.watcher.end()
+        worker.finish(lambda _: None)
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_what_depends_on_the_samples_of_one_contribution_is_refused_where_several_make_a_step(
+    cluster: Callable[..., Cluster], name: str
+) -> None:
+    loss_of, match = TOGETHER[name]
+    with pytest.raises(UsageError, match=match):
+        train(cluster(mode="bsp").worker("w0"), loss_of)
+    own_steps = cluster(mode="asp")
+    train(own_steps.worker("w0"), loss_of)
+    with pytest.raises(UsageError, match=match):
+        train(own_steps.worker("w1"), loss_of, parts=2)
+
+
+def test_a_plain_loss_is_watched_and_not_refused(cluster: Callable[..., Cluster]) -> None:
+    worker = cluster(mode="bsp").worker("w0")
+    assert isinstance(worker, Watches)
+    train(worker, lambda m, x, y: functional.cross_entropy(m(x), y), parts=2)
 
 
 def test_lineage_is_that_of_what_is_in_a_version(cluster: Callable[..., Cluster]) -> None:

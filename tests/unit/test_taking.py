@@ -116,6 +116,25 @@ def test_two_suspects_do_not_end_two_members_in_one_step() -> None:
         assert [[(r.start, r.length) for r in unit] for unit in units][1:] == [[(1, 1)], [(6, 1)]]
 
 
+@pytest.mark.parametrize("sizes", [(1,), (4, 4), (2, 5, 1)])
+def test_where_scripts_need_them_undivided_parts_are_in_order_from_the_first_rank_on(sizes: tuple[int, ...]) -> None:
+    """And still go round: a machine that fails must not make one sample look guilty."""
+    firsts, world = set[int](), len(sizes)
+    for generation in range(world):
+        members = taking(world, generation=generation, suspects=(0, 1, 1, 0, 5, 2))
+        plan = split(*sizes)
+        parts = [one.take(session, Cursor(), 0, plan, idle=False, undivided=True) for one, session in members]
+        assert [one.units for one in parts] == [[]] * world
+        (place,) = {one.place for one in parts}
+        assert place is not None
+        firsts.add(place.first)
+        in_order = parts[place.first :] + parts[: place.first]
+        assert [p for one in in_order for p in positions(one)] == [(0, k) for k in range(8)]
+        cut = [one.take(session, Cursor(), 0, plan, idle=False) for one, session in members]
+        assert any(one.units for one in cut), "not where scripts need nothing"
+    assert firsts == set(range(world))
+
+
 def test_each_suspect_is_cut_wherever_the_others_lie() -> None:
     """Found by simulation: with one position alone beside it, a pair was always computed in one go."""
     (alone,) = taken(1, Cursor(), suspects=(0, 3, 1, 0, 5, 2))

@@ -289,6 +289,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
             case ask.Announce(part, batch_size, ahead):
                 self._page.numbers[whereabouts.STEP] = self.strategy.step_number + 1
                 self._hand.expect(part, batch_size, ahead)
+                self._first_rank = part.place.first if part.place is not None else 0
                 self.strategy.announce(part)
             case ask.Finish():
                 self._page.enter(At.REDUCING)
@@ -340,7 +341,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
 
     def _batches(self, asked: ask.Train) -> Iterator[Any]:
         """Micro-batches, each of which the script gives to `step`; the last one of them finishes the step."""
-        whole, self._spoke = True, False
+        whole = True
         self._cut = bool(asked.units) and self._hand.unit_seed is None
         if self._needs_whole and self._cut:
             asked = replace(asked, units=())
@@ -348,8 +349,8 @@ class Agent(Standing, Stepping, Talking, Epochs):
             self.epoch = part[0].epoch
             samples = self._hand.count(part)
             batch = self._hand.load(part, samples)
-            self._micro, self._losses, self._updates = Micro(samples, last, over), 0, 0
-            self._whole, self._inside, whole = whole and over, True, False
+            self._micro, self._losses, self._updates, self._heard = Micro(samples, last, over), 0, 0, None
+            self._whole, self._inside, self._between, whole = whole and over, True, False, False
             self._watch(batch, samples)
             try:
                 yield batch

@@ -23,6 +23,7 @@ from antdt.host.whereabouts import At
 from antdt.strategies.allreduce.provenance.watcher import Watcher
 from antdt.strategies.base import GenerationClosed, Outcome, Strategy, Watches
 from antdt.strategies.once import weight_of
+from antdt.talking import Heard
 from antdt.worker import instructions as ask
 from antdt.worker.instructions import Course
 from antdt.worker.plans import Plans
@@ -30,6 +31,9 @@ from antdt.worker.plans import Plans
 log = logging.getLogger("antdt")
 
 NO_BATCH = "agent.{} belongs into the loop over the Agent, once for every batch."
+ONLY_LOGGED = (
+    " (Where it does not depend on what that returns, make the call behind the loss, or say of='batch' in it.)"
+)
 
 
 class Micro(NamedTuple):
@@ -58,8 +62,9 @@ class Stepping:
     _whole = True  # it is the only one of its step
     _cut = False  # its step was cut to find out which sample fails
     _needs_whole = False  # the script has used what is wrong in parts
-    _spoke = False  # in the body of this step
+    _heard: Heard | None = None  # the first call in the body, of the micro-batch at hand
     _inside = False
+    _between = False  # behind the loss of a micro-batch, where others follow in its step
 
     def step(self, loss: torch.Tensor, *, weight: Any = None, reduction: Literal["mean", "sum"] = "mean") -> bool:
         """Backward for the micro-batch at hand; reduces and applies after the last one of a step.
@@ -176,19 +181,19 @@ class Stepping:
             self._carry_on(lambda: made.append(self.strategy.update(optimizers)))
         return made == [True]
 
-    def _require_whole(self, what: str) -> None:
+    def _require_whole(self, what: str, otherwise: str = "") -> None:
         """Where a step was cut to find a sample that fails, it is given up, and comes again in one piece: a script that
-        needs it so gets no other one from now on.
+        needs it so gets no other one from now on. otherwise: what else a script could do that may have micro-batches.
         """
         if self._whole or self._broken:
             return
         if not self._cut:
             raise UsageError(
                 f"{what} needs the whole batch of a step at once: leave out micro_batch_size_max, or make batch_size "
-                "smaller."
+                f"smaller.{otherwise}"
             )
         log.info("%s needs the whole batch of a step: it is not cut any more", what)
-        self._needs_whole = self._broken = True
+        self._needs_whole = self._broken = self.strategy.wants_undivided = True
         self._hand.drop()
 
     def _end_updates(self) -> None:
@@ -233,7 +238,7 @@ class Stepping:
             self._broken = True
             self._hand.drop()
         if self._micro is None:
-            self._inside = not over or self._broken
+            self._inside, self._between = not over or self._broken, not over
             self._page.enter(At.USER)
         else:
             self._watcher.enter()
@@ -247,8 +252,8 @@ class Stepping:
             self.strategy.see(self.plans.newest)
         samples, last, _ = micro
         weight = None if weight is None else weight_of(weight)
-        if reduction == "sum" and self._spoke:  # perhaps it was divided by what all workers have of this part
-            self._require_whole("A loss with reduction='sum' behind agent.all_reduce")
+        if self._heard is not None and self._heard.may_be_in(loss):
+            self._require_whole(f"A loss that is made behind {self._heard.call}", ONLY_LOGGED)
             if self._broken:
                 return
         try:

@@ -8,6 +8,11 @@ Members that come, go, or have no batch hold up nobody. A call that only some ma
 body of a step that is given up, each hears itself alone: nothing of that step counts. Between two steps a
 call is made again with whoever is there then.
 
+A step may be cut: into micro-batches (micro_batch_size_max, a plan, memory that ran out), or to find a sample that
+fails. Then the body runs for each piece, and a call in it hears of the pieces at hand, not of the step. So a loss that
+was made behind such a call needs the step whole, as it may depend on what was heard; not so where the call is behind
+the loss, or says of="batch".
+
 Owns the form in which a script says and hears. Must not know how it reaches others.
 """
 
@@ -19,7 +24,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from antdt_schemas.errors import Unavailable, UsageError
@@ -45,6 +50,7 @@ PARTED = (
     "agent.{} at the end of the last epoch: the workers have parted, as the job has ended. Where samples are leased "
     "(AgentOptions.order) nobody knows before that it is the end."
 )
+OF = ("step", "batch")
 OURS = ("antdt", "torch")
 COMBINE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "sum": torch.add,
@@ -52,6 +58,28 @@ COMBINE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "max": torch.maximum,
     "min": torch.minimum,
 }
+
+
+Of = Literal["step", "batch"]
+
+
+class Heard(NamedTuple):
+    """A script has heard of others in a piece of a step. call: which one it was. before: the number that autograd gave
+    to the next operation, by which a loss tells whether it was made before.
+    """
+
+    call: str
+    before: int
+
+    @classmethod
+    def now(cls, call: str) -> Heard:
+        """In this line of the script."""
+        return cls(f"agent.{call} at {place_of()}", torch.autograd._get_sequence_nr())
+
+    def may_be_in(self, loss: torch.Tensor) -> bool:
+        """Whether this loss was made later. (In another thread: nobody knows, and threads begin with small numbers.)"""
+        node = getattr(loss, "grad_fn", None)
+        return node is not None and bool(node._sequence_nr() >= self.before)
 
 
 class Talking:
@@ -72,7 +100,9 @@ class Talking:
     _membership: Membership
     _course: Course | None
     _broken: bool
-    _spoke: bool
+    _whole: bool
+    _between: bool
+    _heard: Heard | None
     _require_whole: Callable[[str], None]
     _page: Any
     _perform: Callable[[ask.Instruction], Any]
@@ -80,6 +110,7 @@ class Talking:
     _over = False
     _stopped: str | None = None
     _own_rows = slice(0, 0)
+    _first_rank = 0  # whose part of the step at hand is the first one
 
     @property
     def is_main(self) -> bool:
@@ -91,44 +122,57 @@ class Talking:
         if self.is_main:
             print(*values, **words)
 
-    def all_reduce(self, value: Any, op: Literal["sum", "mean", "max", "min"] = "sum") -> Any:
+    def all_reduce(self, value: Any, op: Literal["sum", "mean", "max", "min"] = "sum", *, of: Of = "step") -> Any:
         """Of all workers that come by: a tensor (of one shape), or a number; bit by bit the same on all of them. No
-        gradient goes through it.
+        gradient goes through it. In a "mean" each worker counts the same; that over all samples is a sum over a number,
+        all_reduce(values.sum()) / all_reduce(len(values)).
+
+        of: in the loop's body, what it is to be of: the whole "step", and then a loss that is made behind the call is
+        refused where the step is cut, as it may depend on it; or the "batch" at hand, which may be a piece of it, where
+        no loss does (it is only logged). Behind the loss it makes no difference.
         """
         if op not in COMBINE:
             raise UsageError(f"all_reduce: op is one of {', '.join(COMBINE)}, not {op!r}.")
-        parts = self._others(value, f"all_reduce(value, {op!r})")
+        parts = self._others(value, f"all_reduce(value, {op!r})", of)
         if any(part.shape != parts[0].shape for part in parts):
             shapes = ", ".join(str(tuple(part.shape)) for part in parts)
             raise UsageError(f"all_reduce: workers gave tensors of {shapes}: use all_gather for what differs.")
         found = functools.reduce(COMBINE[op], parts)
-        return _as_given(found / len(parts) if op == "mean" else found, value)
+        if op == "mean":
+            found = found / len(parts)
+            if isinstance(value, torch.Tensor):
+                self._watcher.mean_of_workers(value, found)
+        return _as_given(found, value)
 
-    def all_gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any, *, of: Of = "step") -> list[Any]:
         """What each worker gives, in rank order: tensors, which may differ in shape, or numbers. No gradient goes
-        through it.
+        through it. of: see `all_reduce`.
         """
-        return [_as_given(part, value) for part in self._others(value, "all_gather(value)")]
+        return [_as_given(part, value) for part in self._others(value, "all_gather(value)", of)]
 
-    def broadcast(self, value: Any) -> Any:
-        """The first worker's value, on all of them."""
-        return _as_given(self._others(value, "broadcast(value)")[0], value)
+    def broadcast(self, value: Any, *, of: Of = "step") -> Any:
+        """The first worker's value, on all of them. of: see `all_reduce`."""
+        return _as_given(self._others(value, "broadcast(value)", of)[0], value)
 
     def barrier(self) -> None:
         """Returns when all workers have come here."""
         self._exchange(None, "barrier()")
 
     def gather(self, features: torch.Tensor) -> torch.Tensor:
-        """Rows of all workers, in rank order, with gradients: `own_rows` says where those of this worker are.
+        """Rows of all workers, with gradients: `own_rows` says where those of this worker are.
 
         A loss over this worker's rows that looks at all of them (in-batch negatives) then has the gradient of the loss
         over the whole batch. It needs that batch at once: no micro-batches.
 
-        Which samples a rank has follows from plans and deaths. What a script draws for the rows of all (a permutation
-        for mixup) is the same for any split where it goes by the numbers of samples, which are gathered as well.
+        Where steps have a fixed size, and each sample has a row, the rows are in the order of one process that has the
+        whole step, whoever has which of them: what a script draws by the number of a row (partners for mixup, say) is
+        the same for any split, behind a death as well. (It is not rank order then: parts go round until it is known
+        which sample ended a worker.) Where samples are leased (AgentOptions.order) they are in rank order; there it is
+        the samples' own numbers, gathered as well, that a draw should go by.
         """
         if not self._inside:
             raise UsageError("agent.gather(features) belongs into the body of the loop.")
+        self.strategy.wants_undivided = True
         self._require_whole("agent.gather(features)")
         found: torch.Tensor = _Gathered.apply(features, self)  # type: ignore[no-untyped-call]
         self._watcher.forget(found)
@@ -150,12 +194,16 @@ class Talking:
 
     # -- helpers
 
-    def _others(self, value: Any, call: str) -> list[torch.Tensor]:
+    def _others(self, value: Any, call: str, of: Of) -> list[torch.Tensor]:
+        if of not in OF:
+            raise UsageError(f"agent.{call}: of is one of {', '.join(OF)}, not {of!r}.")
         given = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value, device="cpu")
         if given.is_floating_point() and not isinstance(value, torch.Tensor):
             given = given.double()
         parts = self._exchange(given, call)
         self._watcher.forget(parts)
+        if self._inside and not (self._whole or self._between or self._heard or of == "batch"):
+            self._heard = Heard.now(call)
         return [part.to(given.device) for part in parts if part is not None] or [given]
 
     def _exchange(self, value: torch.Tensor | None, call: str) -> list[torch.Tensor | None]:
@@ -167,12 +215,12 @@ class Talking:
         if self._course.asks is None and not self.strategy.stands:
             raise Unavailable(PARTED.format(call), "The job is finished, and its model is in its file.")
         while not (self._inside and self._broken):
-            self._spoke = self._spoke or self._inside
             phase, standing = self._page.phase, self._page.standing()
             self._page.enter(At.REDUCING)
             try:
+                how = {"inside": self._inside, "between": self._between}
                 with self._watcher.away():
-                    return self.strategy.exchange(value, inside=self._inside, call=f"{call} at {place_of()}")
+                    return self.strategy.exchange(value, **how, call=f"{call} at {place_of()}")
             except GenerationClosed as closed:
                 if self._inside:
                     log.info("generation is over: %s", closed)
@@ -214,7 +262,11 @@ class _Gathered(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, agent: Any) -> torch.Tensor:
         parts = agent._exchange(features.detach(), "gather(features)")
-        at = agent.rank if len(parts) > 1 else 0
+        if len(parts) > 1:
+            first, world = agent._first_rank, len(parts)
+            parts, at = parts[first:] + parts[:first], (agent.rank - first) % world
+        else:
+            at = 0
         before = sum(len(part) for part in parts[:at] if part is not None)
         ctx.agent, ctx.rows = agent, slice(before, before + len(features))
         agent._own_rows = ctx.rows

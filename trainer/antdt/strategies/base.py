@@ -46,7 +46,8 @@ class Place(NamedTuple):
     """A step of a fixed size, as every member derives it. ranges: (generation that executes it, 0, epoch, start,
     length), holes included. behind: where the model is after it. total: samples in it, without what is left out. split:
     a mark of the sizes of all parts, in their order: members with other marks would compute some samples twice. epoch:
-    the one at hand, for what happens once an epoch; behind the last one, that one.
+    the one at hand, for what happens once an epoch; behind the last one, that one. first: the rank whose part is the
+    first one; the others follow it in rank order, round.
     """
 
     ranges: tuple[int, int, int, int, int]
@@ -54,6 +55,7 @@ class Place(NamedTuple):
     total: int
     split: int = 0
     epoch: int = 0
+    first: int = 0
 
 
 class Part(NamedTuple):
@@ -210,10 +212,13 @@ class Strategy(Model, Protocol):
     knows it, set before `form`.
 
     pending_max: applied steps that may await their commit; whoever drives it waits before there are more. ranges_max:
-    of one part. form_patience_s: for how long generations may fail to form, one after the other.
+    of one part. form_patience_s: for how long generations may fail to form, one after the other. wants_undivided: the
+    script needs steps in one piece; undivided: some member's does, as all of this generation know.
     """
 
     first_bucket_at: float | None
+    wants_undivided: bool
+    undivided: bool
     ranges_max: ClassVar[int]
     incarnation: str
 
@@ -283,7 +288,9 @@ class Strategy(Model, Protocol):
     def stands(self) -> bool: ...
     def outlive(self) -> None: ...
     def stop(self) -> None: ...
-    def exchange(self, value: torch.Tensor | None, *, inside: bool, call: str = "") -> list[torch.Tensor | None]: ...
+    def exchange(
+        self, value: torch.Tensor | None, *, inside: bool, between: bool = False, call: str = ""
+    ) -> list[torch.Tensor | None]: ...
     def finish(self, on_plan: Callable[[int], None]) -> Outcome: ...
 
     # -- files

@@ -248,7 +248,8 @@ class Life(Leaving):
             yield from self.taking.wait(session)
         with self._lock:
             session.changes.wish = plans.wish
-            taken = self.taking.take(session, strategy.cursor, strategy.step_number, split, idle=idle)
+            at, undivided = (strategy.cursor, strategy.step_number), strategy.undivided
+            taken = self.taking.take(session, *at, split, idle=idle, undivided=undivided)
         said = session.phase is Phase.ENDED, leaving, self._wants_file, taken.place
         part = Part(taken.ranges, plans.newest, taken.reference, *said, taken.empty)
         yield ask.Announce(part, mine.batch_size, lambda samples: self.taking.ahead(session, samples))

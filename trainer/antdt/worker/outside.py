@@ -40,7 +40,8 @@ class Outside:
 
 class Lived(Head, Protocol):
     """The model that a worker lives with. pending_max: applied steps that may await their commit. ranges_max: of one
-    part. form_patience_s: for how long generations may fail to form.
+    part. form_patience_s: for how long generations may fail to form. undivided: all members of the generation know that
+    scripts need their parts of a step in one piece, and in order.
     """
 
     @property
@@ -49,6 +50,8 @@ class Lived(Head, Protocol):
     def ranges_max(self) -> int: ...
     @property
     def form_patience_s(self) -> float: ...
+    @property
+    def undivided(self) -> bool: ...
 
 
 class Attached(Lived, Protocol):

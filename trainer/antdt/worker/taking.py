@@ -49,9 +49,11 @@ class Taking(Protocol):
     def wait(self, session: Session) -> Generator[Wait, bool, None]:
         """A little, where there is nothing to take, and everybody else is idle, too."""
 
-    def take(self, session: Session, at: Cursor, made: int, split: Split, *, idle: bool) -> Taken:
+    def take(
+        self, session: Session, at: Cursor, made: int, split: Split, *, idle: bool, undivided: bool = False
+    ) -> Taken:
         """This member's part of the next step of a model that is at this place, with so many made. idle: it takes
-        none.
+        none. undivided: in one piece, whatever is suspected, and all parts in order; the same on all members.
         """
 
     def ahead(self, session: Session, samples: int) -> list[tuple[int, int, int]]:
@@ -85,7 +87,9 @@ class Leased:
         if patience_s:
             yield Wait(lambda: leases.takeable > 0 or session.phase is not Phase.MEMBER, patience_s)
 
-    def take(self, session: Session, at: Cursor, made: int, split: Split, *, idle: bool) -> Taken:
+    def take(
+        self, session: Session, at: Cursor, made: int, split: Split, *, idle: bool, undivided: bool = False
+    ) -> Taken:
         """At most what the plan gives this member."""
         reference = self._period * split.batch_size
         if idle:
@@ -142,7 +146,7 @@ class Stepped:
         self._unit = unit_of(spec.strategy)
         self._least = -(-spec.local_batch_min // self._unit) if self._unit else spec.local_batch_min
         self._granted = _Granted(0, self.layout)
-        self._behind, self._made, self._idle = Cursor(), 0, False
+        self._behind, self._made, self._idle, self._undivided = Cursor(), 0, False, False
         self._split: Split | None = None  # of the step before; what follows from it is kept, by the size of a step
         self._shares, self._cuts = list[int](), dict[int, _Cut]()
 
@@ -159,11 +163,13 @@ class Stepped:
         if self._idle and session.phase is Phase.MEMBER:
             yield Wait(lambda: session.phase is not Phase.MEMBER, IDLE_ROUND_S)
 
-    def take(self, session: Session, at: Cursor, made: int, split: Split, *, idle: bool) -> Taken:
+    def take(
+        self, session: Session, at: Cursor, made: int, split: Split, *, idle: bool, undivided: bool = False
+    ) -> Taken:
         """Its part of the next step; everybody knows of the whole step, whatever it takes."""
         at = self.layout.due(at, made)
         step = self._granted.step(at, made)
-        self._idle = step is None
+        self._idle, self._undivided = step is None, undivided
         if step is None:
             return Taken((), 1)
         (live, self._behind), self._made = step, made + 1
@@ -177,9 +183,9 @@ class Stepped:
         where = self._granted.generation, 0, at.epoch, at.position, length
         # In the tail it is the last epoch, where that is known; else the one that the model is at (Once.begins).
         epoch = at.epoch if at.epoch < self.layout.epochs else 0 if self.layout.steps else at.epoch - 1
-        place = Place(where, self._behind, size, cut.mark, epoch)
+        place = Place(where, self._behind, size, cut.mark, epoch, -self._shift() % len(cut.sizes))
         mine, units = self._part(at, length, live, size, session.rank) if not idle else ((), [])
-        if self._granted.suspects and not self._unit:  # in parts a unit would give other bits
+        if self._granted.suspects and not (self._unit or undivided):  # in parts a unit would give other bits
             units = self._units(mine)
         return Taken(self._ranges(mine), max(1, size), place, [self._ranges(unit) for unit in units])
 
@@ -239,8 +245,10 @@ class Stepped:
         places whatever is left out.
         """
         if not self._unit:
-            if self._granted.suspects:  # one behind the other, so that two of them do not end two members in one step:
-                rest = batches.without(live, self._granted.suspects)  # who dies beside others speaks against nothing
+            if self._granted.suspects and not self._undivided:
+                # One behind the other, so that two of them do not end two members in one step: who dies beside others
+                # speaks against nothing.
+                rest = batches.without(live, self._granted.suspects)
                 live = (*batches.without(live, rest), *rest)
             sizes = self._cut(size).sizes
             return tuple(live) if len(sizes) == 1 else batches.share(

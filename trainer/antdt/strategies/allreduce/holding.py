@@ -61,6 +61,7 @@ class Holding:
         self._trained: list[torch.nn.Parameter] = []
         self._workers: Sequence[str] = ()
         self._skips, self._state, self.talks = 0, 0, False
+        self.undivided = self.wants_undivided = False
         self._random = RandomState({param.device for param in model.parameters()})
         self._random_of_file: tuple[bytes, ...] = ()
         self._row: Row | None = None
@@ -97,8 +98,11 @@ class Holding:
         if generation.world > 1 and self.step_number and not self.void and self.options.compares:
             state = self._replica.state(frozen=True)
         mine = self.step_number, self.lineage, self.plan, self.void
-        heads = gather_heads(generation, Head(*mine, state, self._replica.trained(self.once.ended), self.talks))
+        script = self.talks, self.wants_undivided
+        heads = gather_heads(generation, Head(*mine, state, self._replica.trained(self.once.ended), *script))
         self.talks = any(head.talks for head in heads)
+        self.undivided = self.wants_undivided = any(head.undivided for head in heads)
+        heads = [head._replace(undivided=self.undivided) for head in heads]  # no reason to send a model
         assert not heads[source_rank].void, "the source of an adoption must hold a valid state"
         for at in {(head.step, head.lineage) for head in heads}:
             unequal = outlier([head.state if (head.step, head.lineage) == at else 0 for head in heads])

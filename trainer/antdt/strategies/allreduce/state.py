@@ -62,7 +62,7 @@ class Head(NamedTuple):
     """What a member says of its state before anybody takes over another's. Gathered as int64, HEAD_WIDTH wide.
 
     state: its fingerprint, or 0. trained: fingerprint of which parameters are trained. talks: whether the script uses
-    collectives of its own.
+    collectives of its own. undivided: whether it needs steps in one piece.
     """
 
     step: int
@@ -72,17 +72,19 @@ class Head(NamedTuple):
     state: int = 0
     trained: int = 0
     talks: bool = False
+    undivided: bool = False
 
     def pack(self) -> torch.Tensor:
         """(HEAD_WIDTH,) int64."""
-        flags = int(self.void), self.state, self.trained, int(self.talks)
+        flags = int(self.void), self.state, self.trained, int(self.talks) + 2 * self.undivided
         return torch.tensor([self.step, *struct.unpack(">2q", self.lineage), self.plan, *flags], device="cpu")
 
     @classmethod
     def unpack(cls, columns: list[int]) -> Head:
         """The inverse of `pack`."""
-        step, high, low, plan, void, state, trained, talks = columns
-        return cls(step, struct.pack(">2q", high, low), plan, bool(void), state, trained, bool(talks))
+        step, high, low, plan, void, state, trained, script = columns
+        talks, undivided = bool(script & 1), bool(script & 2)
+        return cls(step, struct.pack(">2q", high, low), plan, bool(void), state, trained, talks, undivided)
 
 
 HEAD_WIDTH = 8

@@ -8,9 +8,10 @@ Rules
     What was said between two steps is kept until the next one, for members who come there later: they hear the same.
     Nobody asks for places before some script has something to say; then the members meet anew, and all of them do.
     Scripts make the same calls. Whoever has run the body of a step makes as many there as the others who have, or as
-    many in each micro-batch; and whoever has made a step itself makes as many behind it. One that calls alone would
-    hear itself alone: that ends the run, and says where the call is. A member that has come later, has no batch, or
-    skips its own is no evidence.
+    many in each micro-batch; and whoever has made a step itself makes as many behind it. (Those behind the loss of a
+    micro-batch that is not the last one are of the latter kind, and not counted: others may have one micro-batch.) One
+    that calls alone would hear itself alone: that ends the run, and says where the call is. A member that has come
+    later, has no batch, or skips its own is no evidence.
 
 Must not know what is said, nor what a step is made of.
 """
@@ -49,7 +50,8 @@ class Said(NamedTuple):
     the losses weigh, whether they are sums, and of which epoch. bare: the step has no gradients left to reduce. Of a
     reduction, which is behind all calls, `optimizers` is how many there were; of a collective, which one it is. there:
     its script has made the last step itself; before: how many calls it has made behind that; parts: micro-batches of
-    this step, none where their number of calls says nothing.
+    this step, none where their number of calls says nothing; between: how many of its calls were behind the loss of one
+    of these.
     """
 
     kind: int
@@ -64,6 +66,7 @@ class Said(NamedTuple):
     there: bool = False
     before: int = 0
     parts: int = 0
+    between: int = 0
 
     @property
     def calls(self) -> int:
@@ -83,10 +86,10 @@ class Said(NamedTuple):
     @classmethod
     def unpack(cls, columns: list[int]) -> Said:
         """The inverse."""
-        kind, at, number, kept, optimizers, weight, summed, epoch, bare, there, before, parts = columns
+        kind, at, number, kept, optimizers, weight, summed, epoch, bare, there, before, parts, between = columns
         (weighs,) = struct.unpack(">d", struct.pack(">q", weight))
         first = kind, at, number, kept, optimizers, weighs
-        return cls(*first, bool(summed), epoch, bool(bare), bool(there), before, parts)
+        return cls(*first, bool(summed), epoch, bool(bare), bool(there), before, parts, between)
 
 
 SAID_WIDTH = len(Said._fields)
@@ -100,7 +103,7 @@ class Talk:
 
     def __init__(self, update: Update) -> None:
         self._update = update
-        self._at, self._number, self._made = -1, 0, -1
+        self._at, self._number, self._between, self._made = -1, 0, 0, -1
         self._heard: dict[int, list[bytes]] = {}
         self._calls: list[str] = []
         self._behind: list[str] = []
@@ -108,7 +111,7 @@ class Talk:
 
     def _come_to(self, at: int) -> None:
         if at != self._at:
-            self._at, self._number, self._calls = at, 0, []
+            self._at, self._number, self._between, self._calls = at, 0, 0, []
             self._heard.clear()
 
     def _calls_here(self, call: str) -> None:
@@ -130,10 +133,12 @@ class Talk:
             self._at = -1
 
     def exchange(
-        self, generation: Generation, at: int, value: torch.Tensor | None, call: str = ""
+        self, generation: Generation, at: int, value: torch.Tensor | None, call: str = "", *, between: bool = False
     ) -> list[torch.Tensor | None]:
         """What each member gives who comes to this call, by rank, None for others. call: what it is, and where in the
-        script. Raises GenerationClosed, and UsageError where others make no such call.
+        script. between: it is behind the loss of a micro-batch that others follow in this step.
+
+        Raises GenerationClosed, and UsageError where others make no such call.
         """
         self._come_to(at)
         which = zlib.crc32(call.partition(" at ")[0].encode())
@@ -141,7 +146,9 @@ class Talk:
         heard: list[bytes] = self._serve(generation, said, _packed(value), call)
         self._heard[self._number] = heard
         self._number += 1
-        self._calls_here(call)
+        self._between += between
+        if not between:
+            self._calls_here(call)
         return [_unpacked(one) if one else None for one in heard]
 
     def update(self, generation: Generation, said: Said) -> None:
@@ -156,9 +163,9 @@ class Talk:
         Said.
         """
         self._come_to(at)
-        mine = Said(
-            REDUCTION, at, LAST, self._kept, self._number, bare=bare, weight=float(not idle), parts=0 if idle else parts
-        )
+        place = REDUCTION, at, LAST, self._kept, self._number
+        parts = 0 if idle else parts
+        mine = Said(*place, bare=bare, weight=float(not idle), parts=parts, between=self._between)
         said = self._serve(generation, mine)
         found = {one.bare for one in said if one.weight}
         if len(found) > 1:
@@ -172,7 +179,7 @@ class Talk:
         if len({said[rank].before for rank in there}) > 1:
             self._complain(generation, {rank: said[rank].before for rank in there}, self._behind, "behind")
         ran = [rank for rank, one in enumerate(said) if one.parts]
-        calls = {rank: said[rank].calls for rank in ran}
+        calls = {rank: said[rank].calls - said[rank].between for rank in ran}
         if any(
             calls[a] != calls[b] and calls[a] * said[b].parts != calls[b] * said[a].parts for a in ran[:1] for b in ran
         ):

@@ -83,9 +83,11 @@ class Updating(Judging):
         if before != (self.step_number, self.lineage):
             self._talk.adopted()
 
-    def exchange(self, value: torch.Tensor | None, *, inside: bool, call: str = "") -> list[torch.Tensor | None]:
+    def exchange(
+        self, value: torch.Tensor | None, *, inside: bool, between: bool = False, call: str = ""
+    ) -> list[torch.Tensor | None]:
         """What the script of each member gives here, by rank; None of who does not come by. inside: in a step's body.
-        call: what it is, and where in the script.
+        between: there, behind the loss of a micro-batch. call: what it is, and where in the script.
 
         Raises UsageError where others make no such call, and GenerationClosed: between two steps it is then called
         again in the next generation; in a step, that is given up.
@@ -95,7 +97,7 @@ class Updating(Judging):
         if inside and self.options.deterministic:
             raise UsageError(f"A call in the loop's body that waits for other workers {WHOLE}")
         self._begin_to_talk(inside=inside)
-        return self._talk.exchange(generation, 2 * self.step_number + inside, value, call)
+        return self._talk.exchange(generation, 2 * self.step_number + inside, value, call, between=between)
 
     def _begin_to_talk(self, *, inside: bool) -> None:
         """Raises GenerationClosed for the first time: others do not ask yet, and learn it when they meet.

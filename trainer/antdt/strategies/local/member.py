@@ -134,11 +134,13 @@ class LocalMember(AllReduceMember):
         """See AllReduceReplica: it is for steps that are made together."""
         raise UsageError(ALONE.format("agent.apply(optimizer)", "one optimizer, or AllReduce"))
 
-    def exchange(self, value: torch.Tensor | None, *, inside: bool, call: str = "") -> list[torch.Tensor | None]:
+    def exchange(
+        self, value: torch.Tensor | None, *, inside: bool, between: bool = False, call: str = ""
+    ) -> list[torch.Tensor | None]:
         """See AllReduceReplica: between two averages."""
         if inside:
             raise UsageError(ALONE.format("A call that waits for other workers", "it between averages"))
-        return super().exchange(value, inside=inside, call=call)
+        return super().exchange(value, inside=inside, between=between, call=call)
 
     def _step_alone(self) -> None:
         own, weights = self._own, self._own_weights

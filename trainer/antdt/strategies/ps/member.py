@@ -4,6 +4,9 @@ Rules
     The parameters are those of the version that was pulled last, of all servers alike; nothing else ever changes them.
     What is pushed is the gradient of the sum over this worker's samples, and what its losses were divided by: servers
     divide once, by what all contributions of a version weigh, so the mean is over all of them.
+    With bsp contributions add up to a step, so what depends on which samples a worker has together is refused, as with
+    AllReduce. With asp and ssp each is a step of its own, and has what one process makes of that batch; but for one
+    that is cut into micro-batches.
     A gradient that is not finite is pushed as nothing: its samples count, and learn nothing.
 """
 
@@ -12,8 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from antdt_schemas import records
@@ -27,16 +29,18 @@ from antdt.host.whereabouts import At
 from antdt.strategies.allreduce import guard, randomness
 from antdt.strategies.allreduce.buckets import LocalGradients, partition
 from antdt.strategies.allreduce.denominators import Denominators
+from antdt.strategies.allreduce.provenance.watcher import Watcher
 from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import GenerationClosed, Here, Outcome, Part, Restores, Strategy, Timings
 from antdt.strategies.once import Once
 from antdt.strategies.ps.client import Exchange, Included, Late, Pulled
 from antdt.strategies.ps.contribution import Contribution, Factor
+from antdt.strategies.ps.held import HeldByServers
 from antdt.strategies.ps.layout import layout_of
 from antdt.strategies.ps.looking_up import LookedUp
 from antdt.strategies.ps.options import BSP, ParameterServer
 from antdt.strategies.ps.parts import assemble
-from antdt.strategies.ps.refusals import CALLED, refuse, refuse_hooks
+from antdt.strategies.ps.refusals import refuse, refuse_hooks
 from antdt.strategies.ps.whole import hold
 from antdt.strategies.together import optimizers_of
 
@@ -54,7 +58,7 @@ def member_of(model: torch.nn.Module, optimizer: Any, options: ParameterServer, 
     return ServedMember(model, optimizer, options, here)
 
 
-class ServedMember:
+class ServedMember(HeldByServers):
     """A `Strategy`. others_idle: some worker has no samples, as the primary said last.
 
     Invariant: between `align` and `abort` the parameters are those of version `step_number`, whose
@@ -78,7 +82,7 @@ class ServedMember:
         named = dict(model.named_parameters())
         self._blocks = [[named[name] for name in block.names] for block in self.layout.blocks]
         self._trained = [param for block in self._blocks for param in block if param.requires_grad]
-        self._weights, self._denominators = Weights(), Denominators()
+        self._weights, self._denominators = Weights(), Denominators(Watcher(model.buffers))
         self._gradients: LocalGradients | None = None
         self._exchange: Exchange | None = None
         self._part: Part | None = None
@@ -175,6 +179,21 @@ class ServedMember:
         """See base.LooksAhead: rows of the next batch come with the answer to what is pushed of this one."""
         self._looked_up.see(batch, following)
 
+    @property
+    def watcher(self) -> Watcher:
+        """See base.Watches."""
+        return self._denominators.watcher
+
+    def watch(self, batch: Any, samples: int) -> None:
+        """See base.Watches: nothing is wrong in a batch that is all of a step."""
+        if not self._is_all(samples):
+            self.watcher.begin(batch, samples)
+
+    def _is_all(self, samples: int) -> bool:
+        """Whether so many are a step; with bsp others have a part of it, too."""
+        part = self._part
+        return self.options.mode != BSP and part is not None and samples >= part.samples
+
     def announce(self, part: Part) -> None:
         """It is begun, perhaps anew."""
         self._forget()
@@ -209,7 +228,7 @@ class ServedMember:
                 "ParameterServer divides by what all contributions weigh: pass the mean, and weight= where it was not "
                 "divided by the number of samples, instead of reduction='sum'."
             )
-        weight = self._denominators.weigh(weights, loss, samples, weight, alone=False)  # others have a part of it, too
+        weight = self._denominators.weigh(weights, loss, samples, weight, alone=self._is_all(samples))
         if any(param.requires_grad and not known for param, known in self._frozen_now()):
             raise UsageError("Parameters were unfrozen, which servers do not train: unfreeze before the Agent is made.")
         gradients.expect(last)
@@ -340,60 +359,6 @@ class ServedMember:
                 named[name].copy_(values)
         hold(self.model, tables)
         self.step_number, self.lineage, self.void = step, lineage, False
-
-    # -- what is for members that hold the model, or make steps together
-
-    def skip(self, samples: int, reason: str) -> None:
-        """Refused."""
-        raise UsageError(CALLED.format("skip(reason)", "use agent.step(loss, weight=0) for what shall not count"))
-
-    def reduce(self) -> NoReturn:
-        """Refused."""
-        raise UsageError(CALLED.format("reduce()", "leave it out, or use AllReduce"))
-
-    def update(self, optimizers: Sequence[Any]) -> bool:
-        """Refused."""
-        raise UsageError(CALLED.format("apply(optimizer)", "use agent.apply() and one optimizer, or AllReduce"))
-
-    def stop(self) -> None:
-        """Refused."""
-        raise UsageError(CALLED.format("stop(reason)", "end the launch with SIGTERM, which leaves a checkpoint"))
-
-    def exchange(self, value: torch.Tensor | None, *, inside: bool, call: str = "") -> list[torch.Tensor | None]:
-        """Refused."""
-        raise UsageError(CALLED.format("all_reduce, gather, broadcast or barrier", "use AllReduce, or leave it out"))
-
-    def verify(self) -> None:
-        """There is no other replica to compare with."""
-
-    def load_back(self) -> None:
-        """This worker writes no file of the model."""
-
-    def drop_pending(self, up_to_step: int) -> None:
-        """Nothing is pending here."""
-
-    def check_finite(self) -> None:
-        """Servers look at what they save."""
-
-    def holds(self, path: Path) -> bool:
-        """Servers hold the model."""
-        return False
-
-    def gather_random(self) -> list[bytes]:
-        """None is saved with the model."""
-        return []
-
-    def snapshot(self, random: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> bytes:
-        """Servers hold the model."""
-        raise AssertionError("a worker of servers has no model to save")
-
-    def save(self, out: Any, random: Sequence[bytes] = (), labels: Mapping[str, str] | None = None) -> None:
-        """Servers hold the model."""
-        raise AssertionError("a worker of servers has no model to save")
-
-    def restore(self, data: Any, check: Callable[[Any], None] | None = None, of: str = "The state") -> None:
-        """Servers hold the model."""
-        raise AssertionError("a worker of servers restores nothing")
 
 
 def _is_finite(values: torch.Tensor) -> bool:

@@ -105,6 +105,15 @@ class Watcher:
             for _, tensor in _tensors(found, ()):
                 self._book.note(tensor, None)
 
+    def mean_of_workers(self, given: torch.Tensor, found: torch.Tensor) -> None:
+        """In this mean each worker counts the same, however many samples it has: of what each has of its part, it is
+        another one for each split.
+        """
+        trace = self._book.look(given) if self.knows else None
+        if trace is not None and trace.kind is not Kind.KEPT:
+            origin = f"a mean over workers, whose parts differ in size{_where()}"
+            self._book.note(found, Trace(Kind.MIXED, (), origin))
+
     def found(self, loss: torch.Tensor) -> str:
         """What has entered this loss, once it is no chance; empty where nothing is known."""
         trace = self._book.look(loss)
