@@ -51,6 +51,8 @@ class Judge:
         self.newest, self.gone_of = 0, dict[int, set[str]]()
         self.blamed: list[tuple[records.Blamed, int]] = []
         self.skipped: dict[int, tuple[str, ...]] = {}
+        # Samples that are out, where each was proven to fail: a position is the same sample in all epochs.
+        self.out: dict[int, records.Excluded] = {}
         for offset, payload in enumerate(self.world.broker.log):
             self.read(offset, payload)
         self.live = True
@@ -93,6 +95,11 @@ class Judge:
                 self.gone_of[self.newest].add(event.incarnation)
         elif isinstance(event, records.Blamed):
             self.blamed.append((event, self.newest))
+        elif isinstance(event, records.Excluded):
+            self.out.setdefault(event.start, event)
+        elif isinstance(event, records.Readmitted | records.Lifted):
+            for position in range(event.start, event.start + event.length):
+                self.out.pop(position, None)
 
     def event(self, event: records.Event) -> None:
         """One event that counts, held against what there is at this moment."""
@@ -120,8 +127,8 @@ class Judge:
             self.stopped(event)
         elif isinstance(event, records.Lost):
             self.world.count("displaced" if event.by else "lost")
-        elif isinstance(event, records.Readmitted):
-            self.world.count("readmitted")
+        elif isinstance(event, records.Readmitted | records.Lifted):
+            self.world.count(type(event).__name__.lower())
         elif isinstance(event, records.Regressed):
             self.world.loss = False
             self.world.count("loss_accepted")
@@ -209,6 +216,13 @@ class Judge:
         """Only what fails by itself, or what somebody died of alone, again and again, is left out."""
         self.world.count("excluded")
         assert event.length == 1, event
+        root = self.out.get(event.start)
+        if root is not None and root.epoch < event.epoch:
+            assert f"as position {root.start} of epoch {root.epoch}: " in event.reason, (event, root)
+            self.world.count("left_out_later")
+            return
+        if root is not None:
+            self.world.count("proven_again")
         if event.start in self.world.ever_poison:
             self.world.count("poison_excluded")
             return
@@ -216,6 +230,12 @@ class Judge:
         framed = [name for name, where in self.world.deaths.items() if tuple(where) == exactly]
         assert len(framed) >= self.world.spec.max_attempts, f"innocent: {event}"
         self.world.count("framed_by_the_adversary")
+
+    def may_fail(self, epoch: int, position: int, generation: int | None) -> None:
+        """Whoever fails at a sample in this generation is not one whose members know that it is out."""
+        root = self.out.get(position) if self.world.spec.batches else None
+        known = root is not None and generation is not None and root.generation <= generation
+        assert not known or root is None or epoch <= root.epoch, f"position {position} of epoch {epoch}: {root}"
 
     def verdict(self) -> None:
         """At the end: log, ledgers and the final model agree, and every sample is where it must be exactly once."""
@@ -277,7 +297,7 @@ class Judge:
         for epoch in range(last if stopped or spec.steps else spec.epochs):
             left = spec.samples - shards.epochs[epoch].cursor
             assert left < max(sizes) if spec.batches == DROP else left == 0, (epoch, left)
-        if self.world.changes.at or spec.steps:
+        if self.world.changes.at or spec.steps or self.world.counts["left_out_later"]:
             self.world.count("audited")
             report = audit(enumerate(self.world.broker.log))
             assert not (report["broken"] or report["missing"] or report["repeated"]), report["verdict"]
