@@ -11,7 +11,7 @@ from antdt_schemas import records
 from antdt_schemas.batches import DROP, Piece
 from antdt_schemas.order import FEISTEL, SAMPLED, SEQUENTIAL, Order
 from antdt_schemas.records import Status
-from antdt_streams.ledger.core import later
+from antdt_streams.ledger.core import evidence, later
 from antdt_streams.views.lineage import Lineage
 from antdt_streams.views.projection import Feed
 
@@ -66,6 +66,7 @@ def test_what_is_proven_in_one_epoch_is_left_out_of_all_later_ones(tmp_path: Pat
     found = agree(bench, tmp_path)
     assert (found["committed"], found["steps"]) == (EPOCHS * 21, EPOCHS * 3)
     assert found["quarantined"] == [[p.epoch, p.start, p.start + 1] for p in (BAD, *OTHERS)]
+    assert [fault["reason"] for fault in found["faults"]] == [e.reason for e in (first, *others)]
     made = [e.ranges[1:] for e in bench.events() if isinstance(e, records.Committed)]
     assert made == [(e, *step) for e in range(EPOCHS) for step in ((0, 8), (8, 7), (15, 7))], "places stay as they were"
 
@@ -203,6 +204,18 @@ def test_what_an_epoch_drops_is_not_left_out_of_it(tmp_path: Path) -> None:
     small = Steps(replace(KNOWN, order=SEQUENTIAL, batches=DROP))
     small.dies(0, 20, 1)
     assert in_quarantine(small) == [Piece(0, 20, 1)], "the last six of each epoch are trained in none"
+
+
+def test_what_was_proven_is_named_before_what_is_left_out_for_it() -> None:
+    bench = Steps(KNOWN)
+    bench.dies(*BAD)
+    to_epoch(bench, 2)
+    bench.dies(2, 20, 1)
+    said = evidence.in_quarantine(bench.state)
+    assert said.startswith(
+        "6 samples are in quarantine: position 3 of epoch 0: exit status -9 killed; position 20 of ep"
+    )
+    assert said.endswith(": as position 3 of epoch 0: exit status -9 killed; and 3 more")
 
 
 def test_a_stop_and_another_batch_size_stay_exact(tmp_path: Path) -> None:

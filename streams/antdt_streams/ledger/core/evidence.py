@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 A_LEASE_MAX = 64
 NAMED_MAX = 3
+ELSEWHERE = "as position "  # so begins the reason of what is left out for evidence in another epoch (`later`)
 TEXT_CHARS_MAX = 200
 HANGUP, INTERRUPT, TERMINATE = -1, -2, -15  # signals that ask a process to end
 NO_FAULT = frozenset(
@@ -135,8 +136,9 @@ def in_quarantine(state: State) -> str:
     """What is in quarantine and why, as one sentence; empty where nothing is."""
     if not state.shards.quarantined_total:
         return ""
-    named = []
-    for (epoch, start), fault in sorted(state.shards.faults.items())[:NAMED_MAX]:
+    named, faults = [], sorted(state.shards.faults.items())
+    faults.sort(key=lambda item: item[1].reason.startswith(ELSEWHERE))
+    for (epoch, start), fault in faults[:NAMED_MAX]:
         key = f" ({fault.key})" if fault.key else ""
         named.append(f"{_positions(start, fault.length)} of epoch {epoch}{key}: {fault.reason}")
     more = len(state.shards.faults) - len(named)

@@ -22,6 +22,7 @@ from antdt_schemas.batches import Cursor, Piece
 from antdt_schemas.order import Order
 
 from antdt_streams.ledger.core.batches import Batches
+from antdt_streams.ledger.core.evidence import ELSEWHERE
 from antdt_streams.ledger.core.holes import Holes
 from antdt_streams.ledger.core.samples import Fault
 from antdt_streams.ledger.core.state import State
@@ -52,7 +53,7 @@ def changes(
     faults = shards.faults | {(e.epoch, e.start): Fault(e.length, e.key, e.reason) for e in proven}
     for piece, root in islice(_left_out(s, shards, holes, out), LATER_MAX):
         fault = faults.get((root.epoch, root.start), Fault(1, "", "it failed there"))
-        reason = f"as position {root.start} of epoch {root.epoch}: {fault.reason[:TEXT_CHARS_MAX]}"
+        reason = f"{ELSEWHERE}{root.start} of epoch {root.epoch}: {fault.reason[:TEXT_CHARS_MAX]}"
         yield records.Excluded(generation, *piece, fault.key[:TEXT_CHARS_MAX], reason)
 
 
