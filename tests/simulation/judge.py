@@ -51,7 +51,7 @@ class Judge:
         self.newest, self.gone_of = 0, dict[int, set[str]]()
         self.blamed: list[tuple[records.Blamed, int]] = []
         self.skipped: dict[int, tuple[str, ...]] = {}
-        # Samples that are out, where each was proven to fail: a position is the same sample in all epochs.
+        # Where steps have a fixed size: samples that are out, by where each was proven to fail.
         self.out: dict[int, records.Excluded] = {}
         for offset, payload in enumerate(self.world.broker.log):
             self.read(offset, payload)
@@ -96,10 +96,10 @@ class Judge:
         elif isinstance(event, records.Blamed):
             self.blamed.append((event, self.newest))
         elif isinstance(event, records.Excluded):
-            self.out.setdefault(event.start, event)
+            self.out.setdefault(self.world.sample(event.epoch, event.start), event)
         elif isinstance(event, records.Readmitted | records.Lifted):
             for position in range(event.start, event.start + event.length):
-                self.out.pop(position, None)
+                self.out.pop(self.world.sample(event.epoch, position), None)
 
     def event(self, event: records.Event) -> None:
         """One event that counts, held against what there is at this moment."""
@@ -216,14 +216,15 @@ class Judge:
         """Only what fails by itself, or what somebody died of alone, again and again, is left out."""
         self.world.count("excluded")
         assert event.length == 1, event
-        root = self.out.get(event.start)
+        sample = self.world.sample(event.epoch, event.start)
+        root = self.out.get(sample)
         if root is not None and root.epoch < event.epoch:
             assert f"as position {root.start} of epoch {root.epoch}: " in event.reason, (event, root)
             self.world.count("left_out_later")
             return
         if root is not None:
             self.world.count("proven_again")
-        if event.start in self.world.ever_poison:
+        if sample in self.world.ever_poison:
             self.world.count("poison_excluded")
             return
         exactly = (event.epoch, event.start, 1)
@@ -233,7 +234,7 @@ class Judge:
 
     def may_fail(self, epoch: int, position: int, generation: int | None) -> None:
         """Whoever fails at a sample in this generation is not one whose members know that it is out."""
-        root = self.out.get(position) if self.world.spec.batches else None
+        root = self.out.get(self.world.sample(epoch, position)) if self.world.spec.batches else None
         known = root is not None and generation is not None and root.generation <= generation
         assert not known or root is None or epoch <= root.epoch, f"position {position} of epoch {epoch}: {root}"
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """These positions are left out of every step from this generation on: there is evidence against them, alone."""
+    """These positions are left out of every step from this generation on: there is evidence against their sample,
+    alone, here or in an epoch before.
+    """
 
     generation: int
     epoch: int

@@ -13,7 +13,7 @@ Rules (numbers of the exactly-once protocol)
   --  what is dealt out ahead, and moved (`dealing`)
   18  the end of a server closes the generation, and all of them go back to one file (`groups`)
   20  an attempt counts against samples by evidence only (see `evidence`); whatever is in quarantine can be readmitted,
-      also when the job is done, which it then is no longer
+      also when the job is done, which it then is no longer; what holds for later epochs is said by `later`
 
 Every request that is not carried out becomes a Refused event with its author.
 """
