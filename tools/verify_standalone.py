@@ -451,7 +451,8 @@ class Log:
     def on_lifted(self, e: dict[str, Any]) -> None:
         epoch, start, end = e["epoch"], e["start"], e["start"] + e["length"]
         gone = [n for n, found in enumerate(self.excluded) if found[1:] == (epoch, start, end)]
-        if not gone or self.places[-1][:2] > (epoch, start) or any(t[:3] == (epoch, start, end) for t in self.tail):
+        taken = any(of == epoch and low < end and start < high for of, low, high, _ in self.tail)
+        if not gone or taken or self.places[-1][:2] > (epoch, start):
             raise Broken(f"[{start}, {end}) of epoch {epoch} is lifted, and was not to be left out, or is passed")
         self.tail = [(*t[:3], t[3] - sum(n < t[3] for n in gone)) for t in self.tail]
         self.excluded = [found for n, found in enumerate(self.excluded) if n not in gone]

@@ -218,6 +218,14 @@ MUTATIONS = (
     ),
     Mutation(
         "steps",
+        "whatever was readmitted of a sample fails again",
+        (Edit(later._left_out_of_tail, "if sample in failed and", "if False and"),),
+        in_a_folder(
+            test_ledger_later.test_who_fails_again_behind_the_last_epoch_is_left_out_of_all_that_was_readmitted
+        ),
+    ),
+    Mutation(
+        "steps",
         "epochs that nobody comes to leave something out",
         (Edit(later._left_out, "if batches.within((at,), (ahead,)):", "if True:"),),
         in_a_folder(test_ledger_later.test_what_an_epoch_drops_is_not_left_out_of_it),

@@ -15,6 +15,7 @@ from antdt_schemas.batches import DROP
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.committing import AUTHORS_OF_SKIP_MAX
+from antdt_streams.ledger.core.evidence import ELSEWHERE
 from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.ledger.core.samples import Epoch
 from antdt_streams.ledger.core.state import State
@@ -52,7 +53,9 @@ class Judge:
         self.blamed: list[tuple[records.Blamed, int]] = []
         self.skipped: dict[int, tuple[str, ...]] = {}
         # Where steps have a fixed size: samples that are out, by where each was proven to fail.
+        # in_tail: the epochs of what was readmitted of a sample.
         self.out: dict[int, records.Excluded] = {}
+        self.in_tail: dict[int, set[int]] = {}
         for offset, payload in enumerate(self.world.broker.log):
             self.read(offset, payload)
         self.live = True
@@ -99,7 +102,10 @@ class Judge:
             self.out.setdefault(self.world.sample(event.epoch, event.start), event)
         elif isinstance(event, records.Readmitted | records.Lifted):
             for position in range(event.start, event.start + event.length):
-                self.out.pop(self.world.sample(event.epoch, position), None)
+                sample = self.world.sample(event.epoch, position)
+                self.out.pop(sample, None)
+                if isinstance(event, records.Readmitted):
+                    self.in_tail.setdefault(sample, set()).add(event.epoch)
 
     def event(self, event: records.Event) -> None:
         """One event that counts, held against what there is at this moment."""
@@ -218,8 +224,9 @@ class Judge:
         assert event.length == 1, event
         sample = self.world.sample(event.epoch, event.start)
         root = self.out.get(sample)
-        if root is not None and root.epoch < event.epoch:
-            assert f"as position {root.start} of epoch {root.epoch}: " in event.reason, (event, root)
+        if event.reason.startswith(ELSEWHERE):
+            assert root is not None and f" {root.start} of epoch {root.epoch}: " in event.reason, (event, root)
+            assert root.epoch < event.epoch or event.epoch in self.in_tail.get(sample, ()), (event, root)
             self.world.count("left_out_later")
             return
         if root is not None:
@@ -234,9 +241,12 @@ class Judge:
 
     def may_fail(self, epoch: int, position: int, generation: int | None) -> None:
         """Whoever fails at a sample in this generation is not one whose members know that it is out."""
-        root = self.out.get(self.world.sample(epoch, position)) if self.world.spec.batches else None
-        known = root is not None and generation is not None and root.generation <= generation
-        assert not known or root is None or epoch <= root.epoch, f"position {position} of epoch {epoch}: {root}"
+        sample = self.world.sample(epoch, position)
+        root, tail = self.out.get(sample), self.in_tail.get(sample, set())
+        if not self.world.spec.batches or root is None or generation is None or generation < root.generation:
+            return
+        both = {epoch, root.epoch} <= tail  # it failed where it was readmitted, or did not
+        assert not both and (epoch <= root.epoch or epoch in tail), f"position {position} of epoch {epoch}: {root}"
 
     def verdict(self) -> None:
         """At the end: log, ledgers and the final model agree, and every sample is where it must be exactly once."""

@@ -162,6 +162,26 @@ def test_who_fails_again_after_it_was_readmitted_is_out_again(tmp_path: Path) ->
     assert agree(bench, tmp_path)["committed"] == EPOCHS * 22
 
 
+def test_who_fails_again_behind_the_last_epoch_is_left_out_of_all_that_was_readmitted(tmp_path: Path) -> None:
+    bench = Steps(KNOWN)
+    bench.dies(*BAD)
+    bench.dies(0, 4, 1)
+    bench.finish()
+    for _ in range(2):
+        bench.say("operator", records.Readmit())
+        bench.regroup(bench.step)
+        before = len(excluded(bench))
+        assert in_quarantine(bench) == []
+        bench.dies(*BAD)
+        assert [Piece(e.epoch, e.start, 1) for e in excluded(bench)[before:]] == [BAD, *OTHERS]
+        bench.finish()
+        assert agree(bench, tmp_path)["committed"] == EPOCHS * 21, "the other sample is trained"
+    bench.say("operator", records.Readmit())
+    bench.regroup(bench.step)
+    bench.finish()
+    assert agree(bench, tmp_path)["exactly_once"]
+
+
 def test_a_roll_back_behind_a_readmission_takes_nothing_twice(tmp_path: Path) -> None:
     bench = Steps(KNOWN)
     bench.dies(*BAD)
@@ -257,9 +277,10 @@ def test_a_sample_that_a_model_has_after_all_is_not_out() -> None:
 
 def test_the_checker_refuses_to_lift_what_is_passed() -> None:
     log = Log({})
-    log.places, log.excluded = [(1, 8, 8)], [(1, 1, 7, 8), (1, 2, 7, 8)]
-    for epoch, start in ((1, 7), (2, 8)):
+    log.places, log.excluded = [(1, 8, 8)], [(1, 1, 7, 8), (1, 2, 7, 8), (1, 2, 9, 10)]
+    log.tail = [(2, 8, 11, 2)]
+    for epoch, start in ((1, 7), (2, 8), (2, 9)):
         with pytest.raises(Broken, match="is lifted"):
             log.on_lifted({"epoch": epoch, "start": start, "length": 1})
     log.on_lifted({"epoch": 2, "start": 7, "length": 1})
-    assert log.excluded == [(1, 1, 7, 8)]
+    assert (log.excluded, log.tail) == ([(1, 1, 7, 8), (1, 2, 9, 10)], [(2, 8, 11, 1)])

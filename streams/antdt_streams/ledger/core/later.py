@@ -7,6 +7,7 @@ Owns the way from positions to samples. Must not know evidence, nor what a step 
      there is none before such an epoch, the sample costs one more failure there, which brings one about.
   3. What was to be left out of a sample that is not out any more is lifted at the next grant, as far as no model can
      have a step that comes to it: it is trained in its place. What a step has left out comes behind the last epoch.
+  4. There, what else was readmitted of a sample that fails again is left out as well.
 Where a sampler draws the order (`Order.is_known`), positions say nothing of samples: each epoch has its own evidence.
 """
 
@@ -104,6 +105,21 @@ def _left_out(s: State, shards: Batches, holes: Holes, out: dict[int, Piece]) ->
                 at = Piece(ahead.epoch, order.position(ahead.epoch, sample), 1)
                 if batches.within((at,), (ahead,)):
                     yield at, root
+    yield from _left_out_of_tail(shards, holes, out)
+
+
+def _left_out_of_tail(shards: Batches, holes: Holes, out: dict[int, Piece]) -> Iterator[tuple[Piece, Piece]]:
+    """The same of what is ahead in the tail."""
+    order, newest = _order(shards), dict[tuple[int, int], int]()
+    for number, exclusion in enumerate(holes.exclusions):
+        newest.update(dict.fromkeys(_places((exclusion.piece,)), number))
+    places = [(at, found.exclusions) for found in holes.appended for at in _places((found.piece,))]
+    failed = {_sample(order, *at) for at, before in places if newest.get(at, -1) >= before}
+    passed = shards.cursor.position if shards.cursor.epoch == shards.spec.epochs else 0
+    for at, before in places[passed:]:
+        sample = _sample(order, *at)
+        if sample in failed and sample in out and newest.get(at, -1) < before:
+            yield Piece(*at, 1), out[sample]
 
 
 def _lifted(shards: Batches, out: dict[int, Piece], reach: Cursor) -> Iterator[Piece]:
