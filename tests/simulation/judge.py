@@ -15,9 +15,8 @@ from antdt_schemas.batches import DROP
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.committing import AUTHORS_OF_SKIP_MAX
-from antdt_streams.ledger.core.evidence import ELSEWHERE
 from antdt_streams.ledger.core.fold import Fold, Verdict
-from antdt_streams.ledger.core.samples import Epoch
+from antdt_streams.ledger.core.samples import ELSEWHERE, Epoch
 from antdt_streams.ledger.core.state import State
 from antdt_streams.proof.audit import audit
 

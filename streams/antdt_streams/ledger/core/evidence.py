@@ -18,6 +18,7 @@ from antdt_schemas.strategies import period_of
 
 from antdt_streams.ledger.core.batches import EVIDENCE_MAX, Batches
 from antdt_streams.ledger.core.intervals import IntervalSet
+from antdt_streams.ledger.core.samples import ELSEWHERE
 from antdt_streams.ledger.core.shards import Shards
 from antdt_streams.ledger.core.state import State
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 A_LEASE_MAX = 64
 NAMED_MAX = 3
-ELSEWHERE = "as position "  # so begins the reason of what is left out for evidence in another epoch (`later`)
 TEXT_CHARS_MAX = 200
 HANGUP, INTERRUPT, TERMINATE = -1, -2, -15  # signals that ask a process to end
 NO_FAULT = frozenset(

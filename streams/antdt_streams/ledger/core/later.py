@@ -23,9 +23,8 @@ from antdt_schemas.batches import Cursor, Piece
 from antdt_schemas.order import Order
 
 from antdt_streams.ledger.core.batches import Batches
-from antdt_streams.ledger.core.evidence import ELSEWHERE
 from antdt_streams.ledger.core.holes import Holes
-from antdt_streams.ledger.core.samples import Fault
+from antdt_streams.ledger.core.samples import ELSEWHERE, Fault
 from antdt_streams.ledger.core.state import State
 
 LATER_MAX = 1024  # of 200 bytes at most
