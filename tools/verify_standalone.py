@@ -448,6 +448,16 @@ class Log:
         self.excluded.append((e["generation"], e["epoch"], e["start"], e["start"] + e["length"]))
         self.apart.append((*self.excluded[-1][1:], 1))
 
+    def on_lifted(self, e: dict[str, Any]) -> None:
+        epoch, start, end = e["epoch"], e["start"], e["start"] + e["length"]
+        gone = [n for n, found in enumerate(self.excluded) if found[1:] == (epoch, start, end)]
+        taken = any(of == epoch and low < end and start < high for of, low, high, _ in self.tail)
+        if not gone or taken or self.places[-1][:2] > (epoch, start):
+            raise Broken(f"[{start}, {end}) of epoch {epoch} is lifted, and was not to be left out, or is passed")
+        self.tail = [(*t[:3], t[3] - sum(n < t[3] for n in gone)) for t in self.tail]
+        self.excluded = [found for n, found in enumerate(self.excluded) if n not in gone]
+        self.apart.append((epoch, start, end, -len(gone)))
+
     def on_resized(self, e: dict[str, Any]) -> None:
         if e["batch_size"] < 1 or (self.sizes and e["generation"] < self.sizes[-1][0]):
             raise Broken(f"a batch size of {e['batch_size']} from generation {e['generation']} on")

@@ -2,7 +2,7 @@
 
 A balanced Feistel network over the next even power of two, walked along its cycle until the result falls below the
 number of samples (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Any position maps to its sample
-in constant time and memory, so 10^9 samples cost nothing. This is the scalar reference; trainers vectorise it.
+and back in constant time and memory, so 10^9 samples cost nothing. This is the scalar reference; trainers vectorise it.
 """
 
 from __future__ import annotations
@@ -45,6 +45,48 @@ class Permutation:
             position = (left << self.half_bits) | right
             if position < self.size:
                 return position
+
+    def position(self, sample: int) -> int:
+        """The position of a sample, 0 <= sample < size: the inverse, back along the same cycle."""
+        assert 0 <= sample < self.size, (sample, self.size)
+        mask = (1 << self.half_bits) - 1
+        while True:
+            left, right = sample >> self.half_bits, sample & mask
+            for key in reversed(self.keys):
+                left, right = right ^ (mix(left + key) & mask), left
+            sample = (left << self.half_bits) | right
+            if sample < self.size:
+                return sample
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Which sample is where in every epoch of a job, as far as that follows from what its records say. Where a sampler
+    draws the order, a position is a place in a list that only workers have.
+    """
+
+    name: str
+    seed: int
+    size: int
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the methods may be called."""
+        return self.name in (FEISTEL, SEQUENTIAL)
+
+    def sample(self, epoch: int, position: int) -> int:
+        """The index of the sample at a position of an epoch."""
+        if self.name == SEQUENTIAL:
+            return position
+        assert self.name == FEISTEL, self.name
+        return Permutation.of(self.seed, epoch, self.size)(position)
+
+    def position(self, epoch: int, sample: int) -> int:
+        """Where a sample is in an epoch."""
+        if self.name == SEQUENTIAL:
+            return sample
+        assert self.name == FEISTEL, self.name
+        return Permutation.of(self.seed, epoch, self.size).position(sample)
 
 
 def mix(x: int) -> int:

@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--poison", type=Path, required=True)
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--max-attempts", type=int, default=2)
     parser.add_argument("--num-workers", type=int, default=0)
     options = parser.parse_args()
@@ -73,6 +74,7 @@ def main() -> None:
         torch.optim.SGD(model.parameters(), lr=0.01),
         Poisoned(options.samples, poison, options.poison.parent),
         batch_size=options.batch_size,
+        epochs=options.epochs,
         num_workers=options.num_workers,
         options=AgentOptions(max_attempts=options.max_attempts, checkpoint_every_steps=5),
     )

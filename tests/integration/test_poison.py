@@ -29,14 +29,15 @@ def test_only_what_no_worker_survives_is_missing_and_when_it_is_mended_nothing_i
     connection: Connection, job: str, tmp_path: Path
 ) -> None:
     with job_processes(connection, job, tmp_path) as run:
-        options = ("--poison", poison(tmp_path, n17="raise", n211="kill"))
+        options = ("--epochs", "3", "--poison", poison(tmp_path, n17="raise", n211="kill"))
         first = run.launch(2, *options, script=SCRIPT, restarts=3)
         run.ended(first, ExitCode.INCOMPLETE)
         said = run.output.read_text()
         state = run.now()
-        assert state.shards.quarantined_total == 2, state.shards.faults
-        assert sorted(fault.key for fault in state.shards.faults.values()) == ["img/17.png", "img/211.png"]
-        assert "2 samples are in quarantine: " in said and f"`antdt readmit {job}`" in said
+        assert state.shards.quarantined_total == 6, state.shards.faults
+        assert sorted(fault.key for fault in state.shards.faults.values()) == ["img/17.png"] * 3 + ["img/211.png"] * 3
+        assert {e.epoch for e in run.events() if isinstance(e, records.Blamed)} == {0}, "nobody fails at them again"
+        assert "6 samples are in quarantine: " in said and f"`antdt readmit {job}`" in said
         assert "img/17.png is truncated" in said and "ended by SIGKILL" in said
         poison(tmp_path)
         assert ask(connection, job, lambda _: records.Readmit(), None).status is records.Status.OK
@@ -44,7 +45,7 @@ def test_only_what_no_worker_survives_is_missing_and_when_it_is_mended_nothing_i
         report = run.judged()
         ends = [e for e in run.events() if isinstance(e, records.Done)]
     assert report["exactly_once"], report["verdict"]
-    assert (report["committed"], len(ends)) == (400, 2)
+    assert (report["committed"], len(ends)) == (1200, 2)
 
 
 @pytest.mark.dear

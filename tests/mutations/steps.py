@@ -12,7 +12,8 @@ from antdt.strategies.allreduce.strategy import AllReduceReplica
 from antdt.worker.life import Life
 from antdt.worker.taking import Stepped, _Granted
 from antdt_schemas.batches import EVEN, Layout, Layouts
-from antdt_streams.ledger.core import changing, committing, decide, evidence, groups
+from antdt_schemas.order import Order
+from antdt_streams.ledger.core import changing, committing, decide, evidence, groups, later
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.holes import Holes
 from antdt_streams.ledger.core.state import State
@@ -21,13 +22,18 @@ from antdt_streams.proof.coverage import Coverage
 
 from tests.mutations.mutate import Edit, Mutation
 from tests.mutations.worlds import worlds
-from tests.unit import test_batches, test_ledger_changes, test_ledger_steps, test_life, test_taking
+from tests.unit import test_batches, test_ledger_changes, test_ledger_later, test_ledger_steps, test_life, test_taking
 
 
 def in_folder(check: Callable[..., object], *arguments: object) -> None:
     """With a folder as its last argument."""
     with TemporaryDirectory() as folder:
         check(*arguments, Path(folder))
+
+
+def in_a_folder(check: Callable[[Path], object]) -> Callable[[], None]:
+    """The check, with a folder when it runs."""
+    return lambda: in_folder(check)
 
 
 NARROWING = test_ledger_steps.test_suspicion_narrows_down_to_the_sample_and_it_alone_is_left_out
@@ -168,8 +174,61 @@ MUTATIONS = (
     Mutation(
         "steps",
         "what is proven is not left out",
-        (Edit(groups.excluded, "if isinstance(s.shards, Batches) else ()", "if False else ()"),),
+        (Edit(groups.excluded, "if not isinstance(s.shards, Batches):", "if True:"),),
         NARROWING,
+    ),
+    Mutation(
+        "steps",
+        "what is proven in one epoch is tried anew in the next",
+        (Edit(later._left_out, "if ahead.epoch > root.epoch and", "if False and"),),
+        in_a_folder(test_ledger_later.test_what_is_proven_in_one_epoch_is_left_out_of_all_later_ones),
+    ),
+    Mutation(
+        "steps",
+        "what a sampler draws is left out where another epoch has another sample",
+        (Edit(later.changes, "or not order.is_known", ""), Edit(Order.sample, "self.name == SEQUENTIAL", "True")),
+        test_ledger_later.test_positions_of_an_order_that_a_sampler_draws_say_nothing_of_other_epochs,
+    ),
+    Mutation(
+        "steps",
+        "what was readmitted is left out of later epochs",
+        (Edit(later._out, "if number >= readmitted.get(sample, 0):", "if True:"),),
+        in_a_folder(test_ledger_later.test_readmitted_it_is_trained_in_its_place_where_that_is_ahead),
+    ),
+    Mutation(
+        "steps",
+        "what a model has left out is lifted",
+        (Edit(later._lifted, "(piece.epoch, piece.start) >= reach and", "piece.epoch and"),),
+        in_a_folder(test_ledger_later.test_what_the_model_of_the_source_may_have_left_out_is_not_lifted),
+    ),
+    Mutation(
+        "steps",
+        "what is appended is lifted as well",
+        (
+            Edit(later._lifted, "and not batches.within((piece,), tail)", ""),
+            Edit(Batches.lift, "not batches.within(self.holes.tail, (piece,))", "True"),
+        ),
+        in_a_folder(test_ledger_later.test_a_roll_back_behind_a_readmission_takes_nothing_twice),
+    ),
+    Mutation(
+        "steps",
+        "what is lifted shifts what the tail leaves out",
+        (Edit(Holes.lift, "a.exclusions - sum(n < a.exclusions for n in before)", "a.exclusions"),),
+        in_a_folder(test_ledger_later.test_who_fails_again_after_it_was_readmitted_is_out_again),
+    ),
+    Mutation(
+        "steps",
+        "whatever was readmitted of a sample fails again",
+        (Edit(later._left_out_of_tail, "if sample in failed and", "if False and"),),
+        in_a_folder(
+            test_ledger_later.test_who_fails_again_behind_the_last_epoch_is_left_out_of_all_that_was_readmitted
+        ),
+    ),
+    Mutation(
+        "steps",
+        "epochs that nobody comes to leave something out",
+        (Edit(later._left_out, "if batches.within((at,), (ahead,)):", "if True:"),),
+        in_a_folder(test_ledger_later.test_what_an_epoch_drops_is_not_left_out_of_it),
     ),
     Mutation(
         "steps",

@@ -37,6 +37,7 @@ WANTED: dict[str, tuple[int, Callable[[World], bool]]] = {
 # So of steps of a fixed size.
 STEPS: dict[str, tuple[int, Callable[[World], bool]]] = {
     "steps-evidence": (80, lambda w: w.counts["poison_excluded"] > 1 and w.counts["readmitted_after_the_end"] > 0),
+    "steps-later": (60, lambda w: w.counts["left_out_later"] > 1 and w.counts["lifted"] > 0),
     "steps-resized": (60, lambda w: w.counts["resized_midway"] > 1 and w.counts["rollback_undid_steps"] > 0),
     "steps-stopped": (40, lambda w: w.counts["stopped"] > 0 and w.counts["worker_killed"] > 0),
     "steps-asked-for": (40, lambda w: w.spec.steps > 3 and w.counts["worker_killed"] > 1),

@@ -16,7 +16,7 @@ from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.committing import AUTHORS_OF_SKIP_MAX
 from antdt_streams.ledger.core.fold import Fold, Verdict
-from antdt_streams.ledger.core.samples import Epoch
+from antdt_streams.ledger.core.samples import ELSEWHERE, Epoch
 from antdt_streams.ledger.core.state import State
 from antdt_streams.proof.audit import audit
 
@@ -51,6 +51,10 @@ class Judge:
         self.newest, self.gone_of = 0, dict[int, set[str]]()
         self.blamed: list[tuple[records.Blamed, int]] = []
         self.skipped: dict[int, tuple[str, ...]] = {}
+        # Where steps have a fixed size: samples that are out, by where each was proven to fail.
+        # in_tail: the epochs of what was readmitted of a sample.
+        self.out: dict[int, records.Excluded] = {}
+        self.in_tail: dict[int, set[int]] = {}
         for offset, payload in enumerate(self.world.broker.log):
             self.read(offset, payload)
         self.live = True
@@ -93,6 +97,14 @@ class Judge:
                 self.gone_of[self.newest].add(event.incarnation)
         elif isinstance(event, records.Blamed):
             self.blamed.append((event, self.newest))
+        elif isinstance(event, records.Excluded):
+            self.out.setdefault(self.world.sample(event.epoch, event.start), event)
+        elif isinstance(event, records.Readmitted | records.Lifted):
+            for position in range(event.start, event.start + event.length):
+                sample = self.world.sample(event.epoch, position)
+                self.out.pop(sample, None)
+                if isinstance(event, records.Readmitted):
+                    self.in_tail.setdefault(sample, set()).add(event.epoch)
 
     def event(self, event: records.Event) -> None:
         """One event that counts, held against what there is at this moment."""
@@ -120,8 +132,8 @@ class Judge:
             self.stopped(event)
         elif isinstance(event, records.Lost):
             self.world.count("displaced" if event.by else "lost")
-        elif isinstance(event, records.Readmitted):
-            self.world.count("readmitted")
+        elif isinstance(event, records.Readmitted | records.Lifted):
+            self.world.count(type(event).__name__.lower())
         elif isinstance(event, records.Regressed):
             self.world.loss = False
             self.world.count("loss_accepted")
@@ -209,13 +221,31 @@ class Judge:
         """Only what fails by itself, or what somebody died of alone, again and again, is left out."""
         self.world.count("excluded")
         assert event.length == 1, event
-        if event.start in self.world.ever_poison:
+        sample = self.world.sample(event.epoch, event.start)
+        root = self.out.get(sample)
+        if event.reason.startswith(ELSEWHERE):
+            assert root is not None and f" {root.start} of epoch {root.epoch}: " in event.reason, (event, root)
+            assert root.epoch < event.epoch or event.epoch in self.in_tail.get(sample, ()), (event, root)
+            self.world.count("left_out_later")
+            return
+        if root is not None:
+            self.world.count("proven_again")
+        if sample in self.world.ever_poison:
             self.world.count("poison_excluded")
             return
         exactly = (event.epoch, event.start, 1)
         framed = [name for name, where in self.world.deaths.items() if tuple(where) == exactly]
         assert len(framed) >= self.world.spec.max_attempts, f"innocent: {event}"
         self.world.count("framed_by_the_adversary")
+
+    def may_fail(self, epoch: int, position: int, generation: int | None) -> None:
+        """Whoever fails at a sample in this generation is not one whose members know that it is out."""
+        sample = self.world.sample(epoch, position)
+        root, tail = self.out.get(sample), self.in_tail.get(sample, set())
+        if not self.world.spec.batches or root is None or generation is None or generation < root.generation:
+            return
+        both = {epoch, root.epoch} <= tail  # it failed where it was readmitted, or did not
+        assert not both and (epoch <= root.epoch or epoch in tail), f"position {position} of epoch {epoch}: {root}"
 
     def verdict(self) -> None:
         """At the end: log, ledgers and the final model agree, and every sample is where it must be exactly once."""
@@ -277,7 +307,7 @@ class Judge:
         for epoch in range(last if stopped or spec.steps else spec.epochs):
             left = spec.samples - shards.epochs[epoch].cursor
             assert left < max(sizes) if spec.batches == DROP else left == 0, (epoch, left)
-        if self.world.changes.at or spec.steps:
+        if self.world.changes.at or spec.steps or self.world.counts["left_out_later"]:
             self.world.count("audited")
             report = audit(enumerate(self.world.broker.log))
             assert not (report["broken"] or report["missing"] or report["repeated"]), report["verdict"]

@@ -63,6 +63,7 @@ class Loads:
     session: Session
     model: Model
     at_hand: tuple[int, ...]
+    generation: int | None
 
     def compute(self, ranges: Sequence[Range]) -> Steps:
         """Load and compute."""
@@ -71,8 +72,10 @@ class Loads:
         yield
         for r in ranges:
             for position in range(r.start, r.start + r.length):
-                if position in world.poison:
-                    self.fail(world.poison[position], (r.epoch, position, 1))
+                sample = world.sample(r.epoch, position)
+                if sample in world.poison:
+                    world.judge.may_fail(r.epoch, position, self.generation)
+                    self.fail(world.poison[sample], (r.epoch, position, 1))
         self.at_hand = ()
 
     def fail(self, what: str, exactly: tuple[int, int, int]) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from antdt.worker.session import SessionOptions
 from antdt_schemas import codec, records
 from antdt_schemas.batches import DROP, EVEN, SMALL
+from antdt_schemas.order import FEISTEL, SEQUENTIAL, Order
 from antdt_schemas.ranges import Range
 from antdt_schemas.topics import replies_partition
 from antdt_streams.ledger.core.batches import Batches
@@ -67,18 +68,19 @@ def stepped(seed: int, spec: records.JobSpec) -> records.JobSpec:
     last, least = rng.choice((EVEN, EVEN, SMALL, DROP)), rng.choice((1, 1, 2))
     samples = max(spec.samples, spec.batch_size)
     spec = replace(spec, batches=last, samples=samples, local_batch_min=least, strategy="allreduce")
+    spec = replace(spec, order=(SEQUENTIAL, FEISTEL)[seed // 2 % 2])
     return replace(spec, steps=rng.randint(1, 12), epochs=12) if seed % 5 == 3 else spec
 
 
 def poisoned(seed: int, spec: records.JobSpec) -> dict[int, str]:
-    """Positions of samples that cannot be trained on, in some worlds, and what each does: it raises when it is loaded,
+    """Samples that cannot be trained on, in some worlds, and what each does: it raises when it is loaded,
     it raises in the step, or it kills.
     """
     rng = random.Random(-1 - seed)
     if spec.max_attempts > 2 or rng.random() < 0.5:
         return {}
-    positions = rng.sample(range(spec.samples), rng.choice((1, 1, 2)))
-    return {position: rng.choice(("sample_raises", "step_raises", "sample_kills")) for position in positions}
+    samples = rng.sample(range(spec.samples), rng.choice((1, 1, 2)))
+    return {sample: rng.choice(("sample_raises", "step_raises", "sample_kills")) for sample in samples}
 
 
 class World:
@@ -169,6 +171,10 @@ class World:
             self.add_worker()
 
     # -- what the parts use
+
+    def sample(self, epoch: int, position: int) -> int:
+        """Which sample is at this position of an epoch."""
+        return Order(self.spec.order, self.spec.seed, self.spec.samples).sample(epoch, position)
 
     def say(self, who: str, *what: Any) -> None:
         """One line of the story."""

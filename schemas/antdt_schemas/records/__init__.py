@@ -9,4 +9,5 @@ from __future__ import annotations
 
 from antdt_schemas.records.asking import *  # noqa: F403
 from antdt_schemas.records.control import *  # noqa: F403
+from antdt_schemas.records.fixed import *  # noqa: F403
 from antdt_schemas.records.log import *  # noqa: F403

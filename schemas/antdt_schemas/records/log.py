@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from antdt_schemas.records.fixed import Excluded, Lifted, Resized, Stopped
 from antdt_schemas.strategies import period_of
 
 
@@ -267,41 +268,6 @@ class RequestsMoved:
 
 
 @dataclass(frozen=True, slots=True)
-class Excluded:
-    """These positions are left out of every step from this generation on: there is evidence against them, alone."""
-
-    generation: int
-    epoch: int
-    start: int
-    length: int
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Resized:
-    """Steps that are executed from this generation on have another global batch. stated: what scripts state as theirs
-    from now on.
-    """
-
-    generation: int
-    batch_size: int
-    stated: int
-    author: str
-    reason: str
-    plan: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """The job ends behind this step: what is left is not meant to be trained."""
-
-    step: int
-    author: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Vacant:
     """At these positions of a lease there is no sample: whoever holds it has read past them, or its decoder says so."""
 
@@ -390,9 +356,10 @@ class Entry:
 
 
 _OfMembers = Joined | Lost | Left | Closed | Ready | Granted | RolledBack
-_OfSamples = Leased | Committed | Settled | Returned | Readmitted | Excluded | Resized | Stopped | Checkpointed | Done
+_OfSamples = Leased | Committed | Settled | Returned | Readmitted | Checkpointed | Done
+_OfSteps = Excluded | Lifted | Resized | Stopped
 _OfTopics = Vacant | SetAside | Extended
 _OfParts = Dealt | Moved
 _OfOthers = Refused | Digested | Regressed | Blamed | StepSkipped | RequestsMoved | Fenced
-Event = _OfMembers | _OfSamples | _OfTopics | _OfOthers | _OfParts
+Event = _OfMembers | _OfSamples | _OfTopics | _OfOthers | _OfParts | _OfSteps
 EntryBody = Genesis | Leader | Cycle

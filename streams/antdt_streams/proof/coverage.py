@@ -105,6 +105,9 @@ class Coverage:
             self.quarantined.setdefault(event.epoch, IntervalSet()).add(event.start, event.start + event.length)
         elif isinstance(event, records.Excluded) and self.holes is not None:
             self._exclude(self.holes, event)
+        elif isinstance(event, records.Lifted) and self.holes is not None:
+            self.holes = self.holes.lift(Piece(event.epoch, event.start, event.length))
+            self.quarantined[event.epoch].remove(event.start, event.start + event.length)
         elif isinstance(event, records.Resized) and self.layouts is not None:
             self.layouts = self.layouts.resized(event.generation, event.batch_size)
         elif isinstance(event, records.Stopped):

@@ -76,6 +76,8 @@ class Lineage(Projection["dict[int, StepSamples]"]):
         elif isinstance(event, records.Excluded) and self.holes is not None:
             self.holes = self.holes.exclude(event.generation, Piece(event.epoch, event.start, event.length))
             self.quarantined.update(self._sample(event.epoch, event.start + k) for k in range(event.length))
+        elif isinstance(event, records.Lifted) and self.holes is not None:
+            self.holes = self.holes.lift(Piece(event.epoch, event.start, event.length))
         elif isinstance(event, records.Readmitted) and self.holes is not None:
             self.holes = self.holes.append(Piece(event.epoch, event.start, event.length))
         elif isinstance(event, records.RolledBack):

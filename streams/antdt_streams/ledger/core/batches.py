@@ -221,6 +221,15 @@ class Batches(Samples):
         self._quarantine(piece)
         self._mark()
 
+    def lift(self, e: records.Lifted) -> None:
+        """It is taken in its place after all."""
+        piece = Piece(e.epoch, e.start, e.length)
+        assert self.cursor < (e.epoch, e.start + 1), (e, self.cursor)
+        assert not batches.within(self.holes.tail, (piece,)), (e, self.holes.tail)
+        self.holes = self.holes.lift(piece)
+        self._release(e.epoch, e.start, e.start + e.length)
+        self._mark()
+
     def _quarantine(self, piece: Piece) -> None:
         epoch, end = self.epoch(piece.epoch), piece.start + piece.length
         for low, high in epoch.committed.gaps(piece.start, end):

@@ -13,7 +13,7 @@ Rules (numbers of the exactly-once protocol)
   --  what is dealt out ahead, and moved (`dealing`)
   18  the end of a server closes the generation, and all of them go back to one file (`groups`)
   20  an attempt counts against samples by evidence only (see `evidence`); whatever is in quarantine can be readmitted,
-      also when the job is done, which it then is no longer
+      also when the job is done, which it then is no longer; what holds for later epochs is said by `later`
 
 Every request that is not carried out becomes a Refused event with its author.
 """
@@ -29,7 +29,17 @@ from antdt_schemas.records import Status
 from antdt_schemas.space import TOPIC, Space
 from antdt_schemas.strategies import kind_of, servers_of
 
-from antdt_streams.ledger.core import changing, committing, dealing, dropping, evidence, joining, leasing, reading
+from antdt_streams.ledger.core import (
+    changing,
+    committing,
+    dealing,
+    dropping,
+    evidence,
+    joining,
+    later,
+    leasing,
+    reading,
+)
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.groups import REASON_CHARS_MAX, RULES
 from antdt_streams.ledger.core.turn import AUTHOR_CHARS_MAX, Refusal, Turn, close, refuse
@@ -136,8 +146,8 @@ def _readmit(turn: Turn, request: records.Request, body: records.Readmit) -> Non
             turn.emit(records.Readmitted(*piece))
         if found and state.members.open:
             close(turn, "samples are readmitted")  # all members must know of it at the same step
-        if state.shards.quarantined_total:
-            ahead = state.shards.quarantined_total
+        ahead = state.shards.quarantined_total - (later.lifted(state.shards) if found else 0)
+        if ahead:
             said = f"{ahead:,} samples are still ahead of the steps: ask again once these have left them out."
     else:
         for number in sorted(state.shards.epochs):

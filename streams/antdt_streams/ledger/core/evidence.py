@@ -18,6 +18,7 @@ from antdt_schemas.strategies import period_of
 
 from antdt_streams.ledger.core.batches import EVIDENCE_MAX, Batches
 from antdt_streams.ledger.core.intervals import IntervalSet
+from antdt_streams.ledger.core.samples import ELSEWHERE
 from antdt_streams.ledger.core.shards import Shards
 from antdt_streams.ledger.core.state import State
 
@@ -135,8 +136,9 @@ def in_quarantine(state: State) -> str:
     """What is in quarantine and why, as one sentence; empty where nothing is."""
     if not state.shards.quarantined_total:
         return ""
-    named = []
-    for (epoch, start), fault in sorted(state.shards.faults.items())[:NAMED_MAX]:
+    named, faults = [], sorted(state.shards.faults.items())
+    faults.sort(key=lambda item: item[1].reason.startswith(ELSEWHERE))
+    for (epoch, start), fault in faults[:NAMED_MAX]:
         key = f" ({fault.key})" if fault.key else ""
         named.append(f"{_positions(start, fault.length)} of epoch {epoch}{key}: {fault.reason}")
     more = len(state.shards.faults) - len(named)

@@ -15,6 +15,7 @@ from antdt_schemas import records
 from antdt_schemas.errors import Mismatch
 from antdt_schemas.strategies import COLONY, EVEN, kind_of, server_name
 
+from antdt_streams.ledger.core import later
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.members import SERVER, Incarnation
 from antdt_streams.ledger.core.state import State
@@ -242,9 +243,12 @@ def rules_of(strategy: str) -> GroupRules:
     return RULES[kind]
 
 
-def excluded(s: State, generation: int, source_step: int) -> tuple[records.Excluded, ...]:
-    """What is left out from this generation on, which goes on behind that step."""
-    return tuple(s.shards.exclusions_due(generation, source_step)) if isinstance(s.shards, Batches) else ()
+def excluded(s: State, generation: int, source_step: int) -> tuple[records.Event, ...]:
+    """What is left out from this generation on, which goes on behind that step, and what is not any more."""
+    if not isinstance(s.shards, Batches):
+        return ()
+    proven = tuple(s.shards.exclusions_due(generation, source_step))
+    return (*proven, *later.changes(s, proven, generation, source_step))
 
 
 def ranked(asking: Mapping[str, Incarnation]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """What is left out of steps of a fixed size, and what is appended behind the last epoch instead.
 
 Owns which samples lie at a place of the order. Rules
-  1. An exclusion counts for steps that were executed from its generation on. It is never taken back.
+  1. An exclusion counts for steps that were executed from its generation on. Only one that no step has come to is ever
+     taken back.
   2. A readmitted piece is appended to the tail, where only later exclusions count for it.
   3. Neither is undone by a roll-back.
 """
@@ -46,6 +47,13 @@ class Holes:
     def exclude(self, generation: int, piece: Piece) -> Holes:
         """With one more exclusion."""
         return Holes(self.epochs, (*self.exclusions, Exclusion(generation, piece)), self.appended)
+
+    def lift(self, piece: Piece) -> Holes:
+        """Without an exclusion that nothing was executed under, nor appended for."""
+        kept = tuple(e for e in self.exclusions if e.piece != piece)
+        before = [number for number, e in enumerate(self.exclusions) if e.piece == piece]
+        appended = (Appended(a.piece, a.exclusions - sum(n < a.exclusions for n in before)) for a in self.appended)
+        return Holes(self.epochs, kept, tuple(appended))
 
     def append(self, piece: Piece) -> Holes:
         """With one more piece in the tail."""

@@ -15,6 +15,7 @@ from antdt_streams.ledger.core.dirty import Dirty
 from antdt_streams.ledger.core.intervals import IntervalSet
 
 NO_TOKEN = 0
+ELSEWHERE = "as position "  # so begins the reason of what is left out for evidence in another epoch (`later`)
 
 
 @dataclass(slots=True)

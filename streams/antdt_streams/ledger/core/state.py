@@ -159,6 +159,10 @@ class State:
         assert e.generation == self.members.generation + 1 and not self.members.open, (e, self.members.generation)
         self.shards.exclude(e)
 
+    def _lifted(self, e: records.Lifted) -> None:
+        assert isinstance(self.shards, Batches) and not self.members.open, (e, self.members.generation)
+        self.shards.lift(e)
+
     def _resized(self, e: records.Resized) -> None:
         assert isinstance(self.shards, Batches), "what is leased has no batches of a fixed size"
         assert e.generation == self.members.generation + 1 and not self.members.open, (e, self.members.generation)
@@ -252,6 +256,7 @@ State.how = {
     records.RequestsMoved: State._requests_moved,
     records.Blamed: State._blamed,
     records.Excluded: State._excluded,
+    records.Lifted: State._lifted,
     records.Resized: State._resized,
     records.Stopped: State._stopped,
     records.Vacant: lambda s, e: s._of_topic().vacant(e),
