@@ -14,6 +14,7 @@ ps-bsp/drop/servers=2   what comes too late for its version is thrown away, and 
 from __future__ import annotations
 
 import re
+from functools import cache
 
 EVEN, COLONY = "even", "colony"
 DROP = "drop"
@@ -31,6 +32,7 @@ def kind_of(strategy: str) -> str:
     return f"{kind}=N" if number.isdecimal() and int(number) else strategy
 
 
+@cache
 def period_of(strategy: str) -> int:
     """Steps of the optimizer in one step of the log."""
     return _number(strategy, "local-sgd/every") or 1

@@ -460,7 +460,7 @@ MUTATIONS = (
         (
             Edit(
                 decide.decide,
-                "if state.finished and state.line.checkpoints[-1].step == state.line.committed:",
+                "if state.line.checkpoints[-1].step == state.line.committed and state.finished:",
                 "if state.finished:",
             ),
         ),

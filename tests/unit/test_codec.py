@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import tracemalloc
 import types
 import typing
 from enum import StrEnum
 from typing import Any
 
+import fastavro
 import pytest
 from antdt_schemas import codec, records
 from antdt_schemas.errors import Undecodable
@@ -52,6 +54,18 @@ def test_every_record_comes_back_as_it_was(record: Any) -> None:
     assert codec.decode(data, type(record)) == record
     with pytest.raises(Undecodable, match="1 bytes follow"):
         codec.decode(data + b"\0", type(record))
+
+
+@given(st.one_of(*map(values, codec.TOP_LEVEL)))
+@settings(max_examples=200, deadline=None)
+def test_last_fields_that_have_their_defaults_are_written_as_any_others(record: Any) -> None:
+    name, known = type(record).__name__, codec.registry()
+    defaults = {f.name: f.default for f in dataclasses.fields(record) if f.default is not dataclasses.MISSING}
+    for one in (record, dataclasses.replace(record, **defaults)):
+        out = io.BytesIO(known.header[name])
+        out.seek(codec.HEADER_SIZE)
+        fastavro.schemaless_writer(out, known.current[name], codec._plain(type(one))(one))
+        assert codec.encode(one) == out.getvalue()
 
 
 def zigzag(value: int) -> bytes:

@@ -48,29 +48,34 @@ from antdt_streams.ledger.core.turn import AUTHOR_CHARS_MAX, Refusal, Turn, clos
 def decide(turn: Turn, request: records.Request) -> None:
     """Decide one request; its events are in `turn.events` and applied, its answers in `turn.answers`."""
     state, body = turn.state, request.body
-    mark = len(turn.events)
     try:
-        wished = isinstance(body, records.Rollback) or (isinstance(body, records.Resize) and not body.plan)
-        if state.done is not None and wished:
-            what = "nothing of it is undone" if isinstance(body, records.Rollback) else "no step is left to be resized"
-            raise Refusal(f"The job is done, its model is {state.done}: {what}. Start a new job.")
-        who = state.members.incarnations.get(request.incarnation)
-        # Who was given up is told so, also when all is done without it: it may hang, and has to be ended.
-        given_up = who is not None and who.gone and isinstance(body, records.Heartbeat)
-        if state.done is not None and not given_up and not isinstance(body, records.Leave | records.Readmit):
-            other = changing.other_job(state, body.spec, over=True) if isinstance(body, records.Join) else ""
-            missing = "" if isinstance(body, records.Join) else evidence.in_quarantine(state)
-            turn.answer(request, Status.OVER if other else Status.END, other or missing)
-        else:
+        if state.done is None or not _is_over(turn, request, state.done):
             _DECIDE[type(body)](turn, request, body)
     except Refusal as refusal:
         refuse(turn, request, str(refusal), refusal.status)
     if state.done is None:
-        turn.carry_out(turn.rules.grant(state)[0])
-        if state.finished and state.line.checkpoints[-1].step == state.line.committed:
+        if not state.members.open:
+            turn.carry_out(turn.rules.grant(state)[0])
+        if state.line.checkpoints[-1].step == state.line.committed and state.finished:
             turn.emit(records.Done(state.line.checkpoints[-1].file))
             turn.tell_members(Status.END, evidence.in_quarantine(state))
-    assert len(turn.events) >= mark
+
+
+def _is_over(turn: Turn, request: records.Request, done: str) -> bool:
+    """Whether all that is to be said to this request is that the job is done."""
+    state, body = turn.state, request.body
+    if isinstance(body, records.Rollback) or (isinstance(body, records.Resize) and not body.plan):
+        what = "nothing of it is undone" if isinstance(body, records.Rollback) else "no step is left to be resized"
+        raise Refusal(f"The job is done, its model is {done}: {what}. Start a new job.")
+    who = state.members.incarnations.get(request.incarnation)
+    # Who was given up is told so, also when all is done without it: it may hang, and has to be ended.
+    given_up = who is not None and who.gone and isinstance(body, records.Heartbeat)
+    if given_up or isinstance(body, records.Leave | records.Readmit):
+        return False
+    other = changing.other_job(state, body.spec, over=True) if isinstance(body, records.Join) else ""
+    missing = "" if isinstance(body, records.Join) else evidence.in_quarantine(state)
+    turn.answer(request, Status.OVER if other else Status.END, other or missing)
+    return True
 
 
 def check_spec(spec: records.JobSpec) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import ClassVar, Protocol
 
 from antdt_schemas import records
@@ -235,6 +236,7 @@ RULES: Mapping[str, GroupRules] = {rules.name: rules for rules in _ALL} | {
 }
 
 
+@cache
 def rules_of(strategy: str) -> GroupRules:
     """The rules of a strategy. Raises Mismatch: there are none here."""
     kind = kind_of(strategy)

@@ -7,8 +7,9 @@ object (no reply, no row) before the very bytes were read back in office. Supers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.errors import Superseded, Undecodable
@@ -331,18 +332,17 @@ def _places(state: State, leases: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(number for start, length in at for run in state.shards.space.runs(start, length) for number in run)
 
 
+_SIZES: dict[type[records.Event], Callable[[Any], int]] = {
+    records.Committed: lambda e: 64 + 6 * len(e.ranges),
+    records.Vacant: lambda e: 64 + 6 * len(e.places),
+    records.SetAside: lambda e: 64 + len(e.key) + len(e.reason),
+    records.Extended: lambda e: 160 + 9 * len(e.blocks),
+    records.Dealt: lambda e: 64 + 6 * len(e.pieces) + sum(map(len, e.incarnations)),
+    records.Granted: lambda e: 64 + sum(map(len, e.members)),
+}
+
+
 def _size(event: records.Event) -> int:
     """About how many bytes an event takes."""
-    if isinstance(event, records.Committed):
-        return 64 + 6 * len(event.ranges)
-    if isinstance(event, records.Vacant):
-        return 64 + 6 * len(event.places)
-    if isinstance(event, records.SetAside):
-        return 64 + len(event.key) + len(event.reason)
-    if isinstance(event, records.Extended):
-        return 160 + 9 * len(event.blocks)
-    if isinstance(event, records.Dealt):
-        return 64 + 6 * len(event.pieces) + sum(map(len, event.incarnations))
-    if isinstance(event, records.Granted):
-        return 64 + sum(map(len, event.members))
-    return 160
+    size = _SIZES.get(type(event))
+    return size(event) if size is not None else 160

@@ -84,8 +84,8 @@ class Turn:
         """Answer whoever has asked. grant: if it is a member, or attached, it may not have heard of the newest one."""
         who = request.worker, request.incarnation, request.number
         self.answers.append(Answer(*who, status, reason, leases, file=self.state.done or "", loads=loads))
-        asker = self.state.members.incarnations.get(request.incarnation)
-        if grant and asker is not None and (asker.status == "member" or (asker.status == "attached" and self._open)):
+        asker = self.state.members.incarnations.get(request.incarnation) if grant else None
+        if asker is not None and (asker.status == "member" or (asker.status == "attached" and self._open)):
             self.grant_to.add(request.worker)
 
     @property
