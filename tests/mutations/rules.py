@@ -469,11 +469,7 @@ MUTATIONS = (
     Mutation(
         "11",
         "the end is looked for only when a file comes",
-        (
-            Edit(
-                decide.decide, "if state.finished and", "if isinstance(body, records.Checkpoint) and state.finished and"
-            ),
-        ),
+        (Edit(decide.decide, "and state.finished:", "and isinstance(body, records.Checkpoint) and state.finished:"),),
         stories.the_end_is_noticed_whatever_brings_it,
     ),
     # -- 12: release

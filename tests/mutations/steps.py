@@ -162,7 +162,7 @@ MUTATIONS = (
     Mutation(
         "steps",
         "a plan that comes when all is done is refused",
-        (Edit(decide.decide, "and not body.plan)", ")"),),
+        (Edit(decide._is_over, "and not body.plan)", ")"),),
         test_ledger_changes.test_a_plan_that_comes_when_all_is_done_harms_nobody,
     ),
     Mutation(
