@@ -44,6 +44,8 @@ ENTRY_BYTES_MAX = 8 << 20
 DOUBTS_MAX = 64
 DAMAGED = (Broken, IndexError, UnicodeDecodeError, struct.error)
 LISTED_MAX = 1000
+NEWEST = 1 << 62  # a generation behind all others
+TAIL_SINCE_VERSION = 4  # of the rules; before it, a readmitted piece counted for steps of any generation
 Decode = Callable[[bytes, int], "tuple[Any, int]"]
 
 
@@ -259,13 +261,14 @@ class Log:
         self.apart: list[tuple[int, int, int, int]] = []
         self.rolled_back, self.skipped, self.file = 0, 0, None
         # Of steps of a fixed size: where each ends (epoch, position, batch size), which generation executed the newest,
-        # what is left out from which generation on, and what is appended, with how many exclusions it came after.
+        # what is left out from which generation on, and what is appended, with how many exclusions it came after and
+        # the first generation that knew of it.
         self.places, self.executed = [(0, 0, 0)], 0
         self.excluded: list[tuple[int, int, int, int]] = []
         # Of a topic: positions that were added, whether more may be, and (epoch, start, end) where no record is.
         self.added, self.grows = 0, False
         self.vacant: set[tuple[int, int, int]] = set()
-        self.tail: list[tuple[int, int, int, int]] = []
+        self.tail: list[tuple[int, int, int, int, int]] = []
         # (generation, batch size) of each change, and behind which step the job ends early, and why.
         self.sizes: list[tuple[int, int]] = []
         self.stop: tuple[int, str] | None = None
@@ -451,10 +454,10 @@ class Log:
     def on_lifted(self, e: dict[str, Any]) -> None:
         epoch, start, end = e["epoch"], e["start"], e["start"] + e["length"]
         gone = [n for n, found in enumerate(self.excluded) if found[1:] == (epoch, start, end)]
-        taken = any(of == epoch and low < end and start < high for of, low, high, _ in self.tail)
+        taken = any(of == epoch and low < end and start < high for of, low, high, *_ in self.tail)
         if not gone or taken or self.places[-1][:2] > (epoch, start):
             raise Broken(f"[{start}, {end}) of epoch {epoch} is lifted, and was not to be left out, or is passed")
-        self.tail = [(*t[:3], t[3] - sum(n < t[3] for n in gone)) for t in self.tail]
+        self.tail = [(*t[:3], t[3] - sum(n < t[3] for n in gone), t[4]) for t in self.tail]
         self.excluded = [found for n, found in enumerate(self.excluded) if n not in gone]
         self.apart.append((epoch, start, end, -len(gone)))
 
@@ -474,13 +477,14 @@ class Log:
         sizes = [(0, self.genesis["spec"]["batch_size"]), *self.sizes]
         return [size for since, size in sizes if since <= generation][-1]
 
-    def due(self, at: tuple[int, int, int], made: int, batch: int) -> tuple[int, int, int]:
-        """Where the step behind this place lies, with so many made: epoch, start, length, of at most `batch` samples.
+    def due(self, at: tuple[int, int, int], made: int, generation: int = NEWEST) -> tuple[int, int, int]:
+        """Where the step behind this place lies, with so many made, as this generation executes it: epoch, start,
+        length.
         Behind the epochs, and behind the steps that were asked for: along the tail. A length of 0: there is none. at:
         epoch, position, and the batch size of the step that ends there, which says what is dropped behind it.
         """
         assert self.genesis is not None
-        spec, (epoch, start, before) = self.genesis["spec"], at
+        spec, (epoch, start, before), batch = self.genesis["spec"], at, self.batch_of(generation)
         last, samples = spec["batches"], spec["samples"]
         if epoch < spec["epochs"] and samples - start < (max(batch, before) if last == "drop" else 1):
             epoch, start = epoch + 1, 0
@@ -488,14 +492,14 @@ class Log:
             epoch, start = spec["epochs"], 0
         left = samples - start
         if epoch >= spec["epochs"]:
-            left, last = sum(t[2] - t[1] for t in self.tail) - start, "small"
+            left, last = sum(t[2] - t[1] for t in self.tail if t[4] <= generation) - start, "small"
         return epoch, start, -(-left // -(-left // batch)) if last == "even" else max(0, min(batch, left))
 
     def take_step(self, generation: int, epoch: int, start: int, length: int) -> None:
         """The samples of a step: position by position where anything was ever left out."""
         assert self.genesis is not None
         batch = self.batch_of(generation)
-        due = self.due(self.places[-1], self.step, batch)
+        due = self.due(self.places[-1], self.step, generation)
         if (epoch, start, length) != due or length < 1:
             raise Broken(f"step {self.step + 1} is [{start}, {start + length}) of epoch {epoch}, not {due}")
         self.places.append((epoch, start + length, batch))
@@ -504,7 +508,7 @@ class Log:
             if not places:
                 self.ranges.extend((epoch, start, start + length))
         else:
-            whole = [(of, at, known) for of, low, high, known in self.tail for at in range(low, high)]
+            whole = [(of, at, known) for of, low, high, known, _ in self.tail for at in range(low, high)]
             places = whole[start : start + length]
         for of, at, known in places:
             if not any(g <= generation and e == of and a <= at < b for g, e, a, b in self.excluded[known:]):
@@ -573,7 +577,9 @@ class Log:
     def on_readmitted(self, e: dict[str, Any]) -> None:
         self.apart.append((e["epoch"], e["start"], e["start"] + e["length"], -1))
         self.back(e["epoch"], e["start"], e["start"] + e["length"])
-        self.tail.append((e["epoch"], e["start"], e["start"] + e["length"], len(self.excluded)))
+        assert self.genesis is not None
+        since = self.generation + 1 if self.genesis["fold_version"] >= TAIL_SINCE_VERSION else 0
+        self.tail.append((e["epoch"], e["start"], e["start"] + e["length"], len(self.excluded), since))
         self.file = None
 
     def on_checkpointed(self, e: dict[str, Any]) -> None:
@@ -619,9 +625,9 @@ class Log:
             return dict.fromkeys(range(epochs), samples + self.added), {}, set()
         # A later step of an epoch ends later.
         ends = {epoch: end for epoch, end, _ in self.places[1:] if epoch < epochs}
-        at, made, batch = self.places[-1], self.step, self.batch_of(1 << 62)
+        at, made, batch = self.places[-1], self.step, self.batch_of(NEWEST)
         rest: dict[int, tuple[int, int]] = {}
-        while (step := self.due(at, made, batch))[0] < epochs:
+        while (step := self.due(at, made))[0] < epochs:
             epoch, start, length = step
             if self.stop is not None and made >= self.stop[0]:
                 rest[epoch] = rest.get(epoch, (start, 0))[0], start + length
@@ -634,8 +640,8 @@ class Log:
         if self.stop is not None:
             while made < self.stop[0] and step[2]:
                 at, made = (epochs, step[1] + step[2], batch), made + 1
-                step = self.due(at, made, batch)
-            tail = [(epoch, position) for epoch, low, high, _ in self.tail for position in range(low, high)]
+                step = self.due(at, made)
+            tail = [(epoch, position) for epoch, low, high, *_ in self.tail for position in range(low, high)]
             late = {(e, p) for e, p in tail[step[1] :] if not rest.get(e, (0, 0))[0] <= p < rest.get(e, (0, 0))[1]}
         return ends, rest, late
 

@@ -179,6 +179,14 @@ MUTATIONS = (
     ),
     Mutation(
         "steps",
+        "what is readmitted counts for steps that were executed before",
+        (Edit(Holes.tail_of, " if found.since <= executed", ""),),
+        lambda: in_folder(
+            test_ledger_changes.test_a_step_behind_the_last_epoch_is_as_long_as_the_tail_was_when_it_was_executed, False
+        ),
+    ),
+    Mutation(
+        "steps",
         "what is proven in one epoch is tried anew in the next",
         (Edit(later._left_out, "if ahead.epoch > root.epoch and", "if False and"),),
         in_a_folder(test_ledger_later.test_what_is_proven_in_one_epoch_is_left_out_of_all_later_ones),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from antdt_schemas import container
+from antdt_schemas import codec, container, records
 from antdt_streams.ledger.core.versions import FOLD_VERSION
 from antdt_streams.proof.audit import audit
 from antdt_streams.proof.replay import document, replay
@@ -23,6 +23,23 @@ from tests.simulation.world import World
 FOLDER = Path(__file__).parent / "histories"
 EXPECTED = FOLDER / "expected.json"
 SEEDS = 2_000
+
+
+def _tail_grew(world: World) -> bool:
+    """A step behind the last epoch was committed when more was readmitted than who executed it had known."""
+    since, generation = list[int](), 0
+    for payload in world.broker.log:
+        body = codec.decode(payload, records.Entry).body
+        for event in body.events if isinstance(body, records.Cycle) else ():
+            if isinstance(event, records.Granted):
+                generation = event.generation
+            elif isinstance(event, records.Readmitted):
+                since.append(generation + 1)
+            elif isinstance(event, records.Committed) and event.ranges[1] == world.spec.epochs:
+                if any(first > event.ranges[0] for first in since):
+                    return True
+    return False
+
 
 # What makes a history worth keeping, and how many entries it must have at least.
 WANTED: dict[str, tuple[int, Callable[[World], bool]]] = {
@@ -39,6 +56,7 @@ STEPS: dict[str, tuple[int, Callable[[World], bool]]] = {
     "steps-evidence": (80, lambda w: w.counts["poison_excluded"] > 1 and w.counts["readmitted_after_the_end"] > 0),
     "steps-later": (60, lambda w: w.counts["left_out_later"] > 1 and w.counts["lifted"] > 0),
     "steps-resized": (60, lambda w: w.counts["resized_midway"] > 1 and w.counts["rollback_undid_steps"] > 0),
+    "steps-tail": (60, _tail_grew),
     "steps-stopped": (40, lambda w: w.counts["stopped"] > 0 and w.counts["worker_killed"] > 0),
     "steps-asked-for": (40, lambda w: w.spec.steps > 3 and w.counts["worker_killed"] > 1),
 }

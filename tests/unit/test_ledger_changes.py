@@ -343,3 +343,34 @@ def test_a_stop_ends_a_job_that_leases_its_samples_as_well(tmp_path: Path) -> No
     assert bench.state.done == "one.pt"
     mine, theirs = opinions(bench, tmp_path)
     assert (mine["exactly_once"], theirs["exactly_once"], mine["not_trained_samples"]) == (True, True, 92)
+
+
+@pytest.mark.parametrize("resized", [False, True])
+def test_a_step_behind_the_last_epoch_is_as_long_as_the_tail_was_when_it_was_executed(
+    resized: bool, tmp_path: Path
+) -> None:
+    """Found by simulation: executed, not yet committed, and more was readmitted meanwhile."""
+    bench = Steps(replace(STEPS, max_attempts=1))
+    for bad in ((0, 3, 1), (0, 12, 1)):
+        bench.dies(*bad)
+        bench.due()
+    if resized:
+        resize(bench, 4)
+        bench.regroup(bench.step)
+    while bench.shards.cursor.epoch < STEPS.epochs - 1:
+        bench.due()
+    bench.dies(1, 1, 1)
+    bench.say("operator", records.Readmit())
+    bench.regroup(bench.step)
+    while bench.shards.cursor.epoch < STEPS.epochs:
+        bench.due()
+    before = bench.generation
+    assert "still" not in bench.say("operator", records.Readmit()).reason
+    bench.regroup(bench.step + 1)
+    assert bench.made(2, 0, 3, generation=before).status is Status.REFUSED, "it knew of two"
+    assert bench.made(2, 0, 2, generation=before).status is Status.OK
+    bench.finish()
+    assert bench.state.done is not None
+    mine, theirs = opinions(bench, tmp_path)
+    assert (mine["exactly_once"], mine["committed"]) == (True, 44)
+    assert theirs["exactly_once"]

@@ -278,9 +278,9 @@ def test_a_sample_that_a_model_has_after_all_is_not_out() -> None:
 def test_the_checker_refuses_to_lift_what_is_passed() -> None:
     log = Log({})
     log.places, log.excluded = [(1, 8, 8)], [(1, 1, 7, 8), (1, 2, 7, 8), (1, 2, 9, 10)]
-    log.tail = [(2, 8, 11, 2)]
+    log.tail = [(2, 8, 11, 2, 0)]
     for epoch, start in ((1, 7), (2, 8), (2, 9)):
         with pytest.raises(Broken, match="is lifted"):
             log.on_lifted({"epoch": epoch, "start": start, "length": 1})
     log.on_lifted({"epoch": 2, "start": 7, "length": 1})
-    assert (log.excluded, log.tail) == ([(1, 1, 7, 8), (1, 2, 9, 10)], [(2, 8, 11, 1)])
+    assert (log.excluded, log.tail) == ([(1, 1, 7, 8), (1, 2, 9, 10)], [(2, 8, 11, 1, 0)])

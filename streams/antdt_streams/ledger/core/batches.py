@@ -104,6 +104,10 @@ class Batches(Samples):
         """Whether no step is left."""
         return self.place() is None
 
+    def nothing_left_for(self, generation: int) -> bool:
+        """Whether no step is left of the size that this generation's have."""
+        return self.layouts.of(generation).step(self.cursor, self.holes.tail, self.made) is None
+
     def resize(self, e: records.Resized) -> None:
         """What is executed from this generation on has another batch size."""
         self.layouts = self.layouts.resized(e.generation, e.batch_size)
@@ -144,7 +148,8 @@ class Batches(Samples):
     def place(self, executed: int | None = None) -> tuple[int, int, int] | None:
         """(epoch, start, length) of the next step; None at the end. executed: by this generation, else by the next."""
         layout = self.layout if executed is None else self.layouts.of(executed)
-        step = layout.step(self.cursor, self.holes.tail, self.made)
+        tail = self.holes.tail if executed is None else self.holes.tail_of(executed)
+        step = layout.step(self.cursor, tail, self.made)
         return None if step is None else (*layout.due(self.cursor, self.made), batches.total(step[0]))
 
     def commit(self, ranges: tuple[int, ...]) -> None:
@@ -266,10 +271,10 @@ class Batches(Samples):
         """Whether the position was appended, excluded again, and that place is not passed."""
         return bool(batches.within((Piece(epoch, start, 1),), _merged(self._rest_of_tail())))
 
-    def readmit(self, e: records.Readmitted) -> None:
-        """What is in quarantine is appended to the tail, to be tried again."""
+    def readmit(self, e: records.Readmitted, since: int = 0) -> None:
+        """What is in quarantine is appended to the tail, to be tried again. since: the first generation that knows."""
         self._release(e.epoch, e.start, e.start + e.length)
-        self.holes = self.holes.append(Piece(e.epoch, e.start, e.length))
+        self.holes = self.holes.append(Piece(e.epoch, e.start, e.length), since)
         self._mark()
 
     # -- evidence

@@ -255,7 +255,7 @@ def _batches(s: State, _: int) -> Any:
     b = s.shards
     assert isinstance(b, Batches)
     suspicions = [[x.pieces, [_clue(c) for c in x.failures]] for x in b.suspicions]
-    holes = b.holes.exclusions, b.holes.appended
+    holes = b.holes.exclusions, [found if found.since else found[:2] for found in b.holes.appended]
     row = [b.cursor, b.generation_of_steps, *holes, [_clue(c) for c in b.clues], suspicions]
     # As rows were before a batch size could change, where none did.
     return [*row, [b.changes, b.stated, b.plan]] if b.changes else row
@@ -270,7 +270,7 @@ def _load_batches(s: State, _: str, row: Any) -> None:
         b.layouts = Layouts(b.layouts.first, tuple((c.generation, c.batch_size) for c in b.changes))
     b.cursor = Cursor(*cursor)
     out = tuple(Exclusion(generation, Piece(*piece)) for generation, piece in exclusions)
-    b.holes = Holes(s.spec.epochs, out, tuple(Appended(Piece(*piece), count) for piece, count in appended))
+    b.holes = Holes(s.spec.epochs, out, tuple(Appended(Piece(*piece), *known) for piece, *known in appended))
     b.clues = tuple(map(_clue_of, clues))
     b.suspicions = tuple(
         Suspicion(tuple(Piece(*piece) for piece in pieces), tuple(map(_clue_of, failures)))

@@ -68,7 +68,7 @@ class State:
             # What is left may be no step of another size, while a model has steps that were executed before.
             grant = self.members.grant
             awaits = grant is not None and (grant.source_step or 0) > self.line.committed
-            return not awaits and self.shards.place(self.members.generation) is None
+            return not awaits and self.shards.nothing_left_for(self.members.generation)
         return self.shards.finished
 
     @property

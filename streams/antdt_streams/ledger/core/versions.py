@@ -50,9 +50,26 @@ class Surviving(State):
 
 Surviving.how = {**State.how, records.Blamed: Surviving._blamed}
 
+
+class TailSince(Surviving):
+    """What is readmitted counts from the next generation on: the last step behind the epochs that an older one has
+    executed is as long as the tail was then, whenever it is committed.
+    """
+
+    def _readmitted(self, e: records.Readmitted) -> None:
+        if isinstance(self.shards, Batches):
+            self.shards.readmit(e, self.members.generation + 1)
+            self.done = None  # there is something to do again
+        else:
+            super()._readmitted(e)
+
+
+TailSince.how = {**Surviving.how, records.Readmitted: TailSince._readmitted}
+
 # 2: steps of a fixed size may be meant, which a reader of version 1 would not know. 3: their size may change, a job may
-# end behind a step, topics may be meant, and members that die beside others are evidence.
-STATES: Mapping[int, type[State]] = {1: State, 2: State, 3: Surviving}
+# end behind a step, topics may be meant, and members that die beside others are evidence. 4: what is readmitted counts
+# from a generation on.
+STATES: Mapping[int, type[State]] = {1: State, 2: State, 3: Surviving, 4: TailSince}
 FOLD_VERSION = max(STATES)  # of the logs that begin now
 
 
