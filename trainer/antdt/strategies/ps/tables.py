@@ -105,8 +105,8 @@ class Rows:
         return torch.from_numpy(self._records.take(places).view(np.float32)).view(len(places), self.stride)
 
     def step(self, gradients: Sequence[tuple[float, torch.Tensor, torch.Tensor]], factor: float) -> None:
-        """One step by the sum of these (times, ids, gradients), with the learning rate times `factor`. Gradients are used
-        up: what is left of them means nothing.
+        """One step by the sum of these (times, ids, gradients), with the learning rate times `factor`. It uses the
+        gradients up: what is left of them means nothing.
 
         Raises UsageError if there are more rows than the table has.
         """
