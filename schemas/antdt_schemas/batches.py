@@ -209,10 +209,14 @@ def within(pieces: Iterable[Piece], others: Sequence[Piece]) -> tuple[Piece, ...
     return tuple(found)
 
 
-def split(size: int, weights: Sequence[int], least: int = 1) -> list[int]:
+def split(size: int, weights: Sequence[int], least: int = 1, *, spares: bool = False) -> list[int]:
     """Parts of a step in proportion to the weights, in rank order. Nobody gets less than `least` of it, as far as there
-    is enough; sizes follow from whole numbers alone, so they are the same everywhere.
+    is enough; sizes follow from whole numbers alone, so they are the same everywhere. spares: who has no weight gets
+    nothing, if anybody has any.
     """
+    if spares and 0 < sum(map(bool, weights)) < len(weights):
+        some = iter(split(size, [weight for weight in weights if weight], least))
+        return [next(some) if weight else 0 for weight in weights]
     world = len(weights)
     least = min(least, size // world)
     rest, whole = size - least * world, sum(weights)

@@ -70,9 +70,14 @@ def is_asynchronous(strategy: str) -> bool:
     return strategy.startswith(ASYNCHRONOUS)
 
 
+def is_collective(strategy: str) -> bool:
+    """Whether each step is one exchange of all workers with each other, so that nobody can come late to it."""
+    return strategy == "allreduce" or unit_of(strategy) > 0
+
+
 def carries_out(strategy: str, action: str) -> bool:
     """Whether the members of such a job can carry out an action; of a strategy that is not known it is believed."""
-    return action != "BACKUP_WORKERS" or not strategy or strategy.startswith("ps-bsp")
+    return action != "BACKUP_WORKERS" or not strategy or strategy.startswith("ps-bsp") or is_collective(strategy)
 
 
 def _number(strategy: str, kind: str) -> int:

@@ -16,6 +16,7 @@ import pytest
 from antdt_schemas import records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
+from antdt_streams.demo.topic import kill
 from antdt_streams.kafka.ask import ask
 from antdt_streams.local.services import environment_of
 from antdt_streams.proof.audit import audit
@@ -166,18 +167,27 @@ def test_a_topic_that_grows_is_trained_on_until_somebody_ends_it(
 
 
 @pytest.mark.dear
-def test_the_example_learns_who_clicks(connection: Connection, job: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["", "asp"])
+def test_the_example_learns_who_clicks(connection: Connection, job: str, tmp_path: Path, mode: str) -> None:
+    """Under servers with its tables on them, a worker and a server of which are killed."""
     name, result, script = f"{job}.clicks", tmp_path / "result.json", "antdt.examples.clicks"
     with job_processes(connection, job, tmp_path) as run:
         environ = dict(os.environ) | environment_of(connection, run.place)
         written = [sys.executable, "-m", script, "--topic", name, "--write", "6000"]
         subprocess.run(written, env=environ, timeout=60, check=True)
         command = ["--topic", name, "--epochs", "3", "--result", str(result)]
-        launcher = launched(["--job", job, "-n", "2", "--", "-m", script, *command], environ, run.output)
+        command += ["--mode", mode, "--delay-ms", "1"] if mode else []
+        servers = ["--servers", "2"] if mode else []
+        launch = ["--job", job, "-n", "2", *servers, "--logs", str(tmp_path / "logs"), "--", "-m", script, *command]
+        launcher = launched(launch, environ, run.output)
         run.launchers.append(launcher)
+        for worker in ("w1", "s1") if mode else ():
+            run.until_committed(run.now().line.committed + 20 if run.state() else 20)
+            kill(launcher, worker)
         run.ended(launcher)
-        report = audit(run.entries())
+        report, lost = audit(run.entries()), [e for e in run.events() if isinstance(e, records.Lost)]
     assert report["exactly_once"] and report["records"] == 18_000, report["verdict"]
+    assert {e.incarnation.partition(".")[0] for e in lost} == ({"w1", "s1"} if mode else set())
     assert json.loads(result.read_text())["loss"] < 0.6, "guessing has 0.693"
 
 

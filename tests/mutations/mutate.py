@@ -52,10 +52,11 @@ def _changed(function: Any, edits: list[Edit]) -> Any:
         assert text.count(edit.old) == 1, f"{edit.old!r} is {text.count(edit.old)} times in {function.__qualname__}"
         text = text.replace(edit.old, edit.new)
     scope: dict[str, Any] = {}
-    block = "if True:\n" if text[0] == " " else ""  # a method keeps its indentation
+    # A method keeps its indentation; one that says super() must know that it is in a class.
+    block = "" if text[0] != " " else "class Class:\n" if function.__closure__ else "if True:\n"
     source = "from __future__ import annotations\n" + block + text
     exec(compile(source, function.__code__.co_filename, "exec"), function.__globals__, scope)
-    made = scope[function.__name__]
+    made = (vars(scope["Class"]) if "Class" in scope else scope)[function.__name__]
     return getattr(getattr(made, "fget", made), "__func__", getattr(made, "fget", made)).__code__
 
 

@@ -10,9 +10,11 @@ from antdt.strategies.allreduce.composition import Round
 from antdt.strategies.allreduce.holding import Holding
 from antdt.strategies.allreduce.strategy import AllReduceReplica
 from antdt.worker.life import Life
-from antdt.worker.taking import Stepped, _Granted
+from antdt.worker.plans import Plans
+from antdt.worker.taking import Leased, Stepped, _Granted
 from antdt_schemas.batches import EVEN, Layout, Layouts
 from antdt_schemas.order import Order
+from antdt_streams.controller.core.state import _names_nobody
 from antdt_streams.ledger.core import changing, committing, decide, evidence, groups, later
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.holes import Holes
@@ -22,7 +24,16 @@ from antdt_streams.proof.coverage import Coverage
 
 from tests.mutations.mutate import Edit, Mutation
 from tests.mutations.worlds import worlds
-from tests.unit import test_batches, test_ledger_changes, test_ledger_later, test_ledger_steps, test_life, test_taking
+from tests.unit import (
+    test_batches,
+    test_effects,
+    test_ledger_changes,
+    test_ledger_later,
+    test_ledger_steps,
+    test_life,
+    test_sparing,
+    test_taking,
+)
 
 
 def in_folder(check: Callable[..., object], *arguments: object) -> None:
@@ -348,5 +359,38 @@ MUTATIONS = (
         "who comes behind a stop goes on",
         (Edit(_Granted.step, "if self.stop_step and made >= self.stop_step:", "if False:"),),
         test_taking.test_nothing_is_taken_behind_the_last_step,
+    ),
+    # -- backup workers of a collective
+    Mutation(
+        "14",
+        "a share of nothing is a sample all the same",
+        (Edit(Stepped._cut, "self._least, spares=spares)", "self._least)"),),
+        lambda: test_sparing.test_a_step_is_the_same_when_somebody_takes_none_of_it(0),
+    ),
+    Mutation(
+        "14",
+        "the first member takes nothing",
+        (Edit(Stepped.take, "max(1, self._shares[0])", "self._shares[0]"),),
+        test_sparing.test_the_first_member_always_runs_the_loops_body,
+    ),
+    Mutation(
+        "14",
+        "a share of nothing is empty under any plan",
+        (Edit(Plans._split_of, "spares=plan.backup_workers > 0", "spares=True"),),
+        test_sparing.test_a_plan_with_backup_workers_leaves_a_share_of_nothing_empty_and_others_do_not,
+    ),
+    Mutation(
+        "14",
+        "who holds samples on lease takes none",
+        (Edit(Leased.take, "max(1, split.shares[session.rank].batch_size)", "split.shares[session.rank].batch_size"),),
+        test_sparing.test_who_holds_samples_on_lease_takes_one_a_step,
+    ),
+    Mutation(
+        "14",
+        "backup workers that a plan does not name are commanded",
+        (Edit(_names_nobody, "return all(", "return False and all("),),
+        lambda: test_effects.test_what_the_jobs_strategy_cannot_do_is_refused_once(
+            test_effects.UNNAMED, "nobody carries out"
+        ),
     ),
 )

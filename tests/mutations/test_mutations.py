@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mutations import rules, served, steps, topics
+from tests.mutations import dealt, rules, served, steps, topics
 from tests.mutations.mutate import Mutation, fails, taken_out
 from tests.mutations.worlds import Worlds
 
@@ -12,7 +12,7 @@ from tests.mutations.worlds import Worlds
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "mutation",
-    rules.MUTATIONS + steps.MUTATIONS + topics.MUTATIONS + served.MUTATIONS,
+    rules.MUTATIONS + steps.MUTATIONS + topics.MUTATIONS + served.MUTATIONS + dealt.MUTATIONS,
     ids=lambda m: f"{m.rule}-{m.name}".replace(" ", "-"),
 )
 def test_a_rule_that_is_taken_out_is_noticed(mutation: Mutation) -> None:

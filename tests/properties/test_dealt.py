@@ -160,6 +160,13 @@ def as_stored(log: Sequence[bytes]) -> dict[bytes, bytes]:
     return out
 
 
+def test_rows_of_who_gives_and_who_takes_are_written() -> None:
+    bench = Servers(replace(PS, strategy="ps-asp/colony/servers=2")).formed()
+    bench.lease("w0.0", 10)
+    assert bench.say("w0.0", records.Move(1, "w1.0", 0, 80, 20)).status is Status.OK
+    assert as_stored(bench.broker.log) == dict(rows.all_rows(bench.state))
+
+
 @settings(max_examples=100, deadline=None)
 @given(cuts=st.sets(st.integers(0, 300), min_size=2, max_size=12), parts=st.integers(1, 9), size=st.integers(1, 20))
 def test_what_is_dealt_is_all_of_it_and_even(cuts: set[int], parts: int, size: int) -> None:

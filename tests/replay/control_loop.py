@@ -163,7 +163,7 @@ class Loop:
     def _own_s(self, number: int, worker: Worker) -> float:
         jitter = self.random.lognormvariate(0.0, self.noise)
         own = self.fixed_s + worker.batch_size * self.seconds_per_sample
-        return own * jitter * self.slowness(number, self.now_s)
+        return own * jitter * self.slowness(number, self.now_s) if worker.batch_size else 0.0
 
     def _report(self, worker: Worker) -> None:
         of = {"incarnation": f"{worker.name}-{worker.life + 1}", "generation": self.generation}

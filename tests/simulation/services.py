@@ -5,16 +5,20 @@ They may crash at any moment of a commit; in the end they are compared with serv
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from antdt_schemas import codec, records
+from antdt_schemas.records import Action, Assignment
 from antdt_schemas.topics import DEAD_LETTERS, DECISIONS, MEASUREMENTS, STEPS
 from antdt_streams.controller import service as controller
+from antdt_streams.controller.core.state import ControllerState
 from antdt_streams.monitor import service as monitor
 from antdt_streams.monitor.core import DetectorOptions, MonitorState
-from antdt_streams.policies.policy import CHANGES
+from antdt_streams.policies.policy import CHANGES, ClusterView, Memory, Proposal
 from antdt_streams.runtime.memory import MemoryTopics
 from antdt_streams.runtime.service import Service
 
@@ -39,12 +43,35 @@ def eager_monitor() -> Service:
     return replace(monitor.service(), new_state=lambda: MonitorState(EAGER), load_state=load)
 
 
+class Fickle:
+    """A policy that gives shares by chance, and often nobody or almost nobody any: backup workers of a collective."""
+
+    name, version = "fickle", 1
+
+    def decide(self, view: ClusterView, memory: Memory) -> tuple[tuple[Proposal, ...], Memory]:
+        rng = random.Random(f"{view.window}/{view.last_step}")
+        if view.pending or view.urgent or rng.random() < 0.5:
+            return (), memory
+        sizes = [rng.choice((0, 0, 1, 3)) for _ in view.workers]
+        given = tuple(Assignment(node.worker, size, 1) for node, size in zip(view.workers, sizes, strict=True))
+        return (Proposal(Action.BACKUP_WORKERS, "by chance", 0.0, given, backup_workers=sizes.count(0)),), memory
+
+
+def fickle_controller() -> Service:
+    """The Controller by that policy."""
+    policy = Fickle()
+    new, load = partial(ControllerState, policy), partial(ControllerState.load, policy=policy)
+    return replace(controller.service(), new_state=new, load_state=load)
+
+
 class Services:
     """Both services of a job, and their topics."""
 
-    def __init__(self, world: World, monitor: Service) -> None:
+    def __init__(self, world: World, monitor: Service, *, spares: bool = False) -> None:
+        """spares: some workers take part with no samples."""
         self.world, self.topics = world, MemoryTopics()
-        self.drivers = [MemoryDriver(service, JOB, self.topics) for service in (monitor, controller.service())]
+        decides = fickle_controller() if spares else controller.service()
+        self.drivers = [MemoryDriver(service, JOB, self.topics) for service in (monitor, decides)]
         self._decoded: list[records.Decision] = []
 
     def report(self, batch: records.StepBatch) -> bool:

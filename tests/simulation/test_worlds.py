@@ -40,7 +40,7 @@ CAME_OF_STEPS = (
     "rollback_undid_steps", "loss_accepted", "refused_Commit", "blamed_dead", "blamed_alive",
     "readmitted_after_the_end", "left_the_loop", "worker_drained", "decision",
     "resized", "resized_by_plan", "resized_by_launch", "resized_midway", "round_that_stops", "stopped", "audited",
-    "refused_Resize", "left_out_later",
+    "refused_Resize", "left_out_later", "spared",
 )  # fmt: skip
 
 

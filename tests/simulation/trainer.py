@@ -22,7 +22,7 @@ from antdt.worker import instructions as ask
 from antdt.worker.leaving import LEAVE_SHARE
 from antdt.worker.life import Life
 from antdt.worker.outside import LifeOptions, Outside
-from antdt.worker.plans import Plans
+from antdt.worker.plans import Plans, Share
 from antdt.worker.session import Composition, Phase, Session, Where
 from antdt.worker.telemetry import StepTiming, Telemetry
 from antdt_schemas import records
@@ -358,7 +358,9 @@ class Worker(Replica, Loads):
 
     def measure(self, mine: Any) -> None:
         """How long the own part took."""
-        samples = -(-mine.samples // self.optimizer_steps)
+        samples, plan = -(-mine.samples // self.optimizer_steps), self.plans.of(mine.plan)
+        if not samples and plan is not None and plan.shares.get(self.name) == Share(0):
+            self.world.count("spared")
         own_s, made = 0.02 + samples * self.seconds_per_sample, (self.session.generation, self.model.step)
         self.telemetry.add(StepTiming(*made, samples, mine.plan, 0.0, own_s, 0.0, 0.0))
 

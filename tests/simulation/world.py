@@ -106,7 +106,9 @@ class World:
         self.groups: dict[tuple[int, tuple[str, ...]], Group] = {}
         self.groups_with: dict[str, list[Group]] = {}
         self.files: dict[str, Snapshot] = {}
-        self.services, self.judge = Services(self, self.new_monitor()), self.new_judge(self)
+        # In one world of five with steps of a fixed size some workers take part with no samples.
+        spares = steps and random.Random(f"spares/{seed}").random() < 0.2
+        self.services, self.judge = Services(self, self.new_monitor(), spares=spares), self.new_judge(self)
         self.faults = self.new_faults(self, moves(seed))
         self.stores = list[MemoryStore]()
         self.ledgers: list[LedgerProcess] = []

@@ -244,13 +244,15 @@ def test_what_operators_said_is_in_the_order_of_measurements_and_replayed() -> N
 
 # -- what cannot be carried out
 
+UNNAMED = Script(w0=Proposal(Action.BACKUP_WORKERS, "late", backup_workers=1))
+
 
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
-        (find("backup"), "policy backup works under ps-bsp only"),
+        (find("backup-drop"), "policy backup-drop works under ps-bsp/drop only"),
         (find("asp-dds"), "policy asp-dds works under ps-asp/servers only"),
-        (Script(w0=Proposal(Action.BACKUP_WORKERS, "late", backup_workers=1)), "nobody carries out BACKUP_WORKERS"),
+        (UNNAMED, "nobody carries out BACKUP_WORKERS that gives nobody 0 samples"),
     ],
 )
 def test_what_the_jobs_strategy_cannot_do_is_refused_once(policy: Policy, said: str) -> None:

@@ -9,7 +9,7 @@ from antdt_schemas import codec, records
 from antdt_schemas.records import Status
 from antdt_schemas.strategies import kind_of, servers_of, sharding_of
 from antdt_streams.ledger.core import rows
-from antdt_streams.ledger.core.dealing import evenly
+from antdt_streams.ledger.core.dealing import LOADS_PER_REPLY_MAX, evenly, loads
 from antdt_streams.ledger.core.dealt import NOBODY, DealtShards
 from antdt_streams.ledger.core.groups import RULES
 from antdt_streams.ledger.core.state import State
@@ -106,6 +106,14 @@ def test_what_a_worker_gives_back_is_still_its_own() -> None:
     assert todo(bench, "w0.0") == [(0, 50)]
 
 
+def test_what_goes_into_quarantine_is_nobodys_part() -> None:
+    bench = Servers(EVEN).formed()
+    number, _, epoch, front, length = bench.lease("w0.0", 10)[:5]
+    bench.state.apply(records.Returned(number, epoch, front, length, False, True))
+    assert todo(bench, "w0.0") == [(10, 50)] and todo(bench, NOBODY) == []
+    bench.state.check()
+
+
 def test_what_a_lost_server_undoes_is_dealt_again() -> None:
     bench = Servers(EVEN).formed()
     held = bench.lease("w0.0", 10)
@@ -118,6 +126,34 @@ def test_what_a_lost_server_undoes_is_dealt_again() -> None:
     assert todo(bench, NOBODY) == [(0, 10)]
     bench.state.check()
     assert leased(bench, "w1.0") + leased(bench, "w0.0") == 100
+
+
+def test_what_comes_back_goes_to_who_has_least_first() -> None:
+    bench = Servers(EVEN)
+    bench.join("w2.0")
+    bench.formed()
+    leased(bench, "w1.0")
+    bench.lease("w2.0", 10)
+    bench.exited("w0.0")
+    bench.lease("w2.0", 20)
+    dealt = [e for e in bench.events() if isinstance(e, records.Dealt)][-1]
+    assert dealt.incarnations == ("w1.0", "w2.0") and dealt.pieces[0] == 0
+
+
+def test_who_was_dealt_nothing_has_nothing_and_is_not_dealt_anew() -> None:
+    bench = Servers(replace(EVEN, samples=8)).formed()
+    for who in ("w1.0", "w0.0", "w1.0", "w0.0"):
+        bench.lease(who, 10)
+    assert len([e for e in bench.events() if isinstance(e, records.Dealt)]) == 1
+
+
+def test_parts_of_what_is_begun_whole_are_forgotten() -> None:
+    bench = Servers(replace(COLONY, epochs=2)).formed()
+    for who in ("w0.0", "w1.0", "w0.0"):
+        leased(bench, who)
+    shards = bench.state.shards
+    assert isinstance(shards, DealtShards)
+    assert [sorted(part.todo) for name, part in sorted(shards.parts.items()) if name != NOBODY] == [[1], [1]]
 
 
 # -- a colony
@@ -168,6 +204,35 @@ def test_what_is_no_move_is_refused_and_recorded(move: records.Move, status: Sta
     assert said in bench.refused()[-1].reason
 
 
+def test_what_is_nobodys_is_dealt_and_not_taken_over() -> None:
+    bench = Servers(COLONY).formed()
+    bench.lease("w0.0", 10)
+    bench.exited("w1.0")
+    assert todo(bench, NOBODY) == [(50, 100)]
+    reply = bench.say("w0.0", records.Move(1, NOBODY, 0, 60, 20))
+    assert (reply.status, bench.refused()[-1].kind) == (Status.WAIT, "Move")
+
+
+def test_what_is_moved_is_not_done_by_who_gives_it() -> None:
+    bench = Servers(COLONY).formed()
+    bench.lease("w0.0", 10)
+    bench.say("w0.0", records.Move(1, "w1.0", 0, 80, 20))
+    (told,) = loads(bench.state, "w0.0")
+    assert (told.left, told.done) == (30, 0)
+
+
+def test_nobody_hears_of_its_own_part_and_of_so_many_others_at_most() -> None:
+    bench = Servers(replace(COLONY, samples=1_000))
+    bench.join(*(f"w{number}.0" for number in range(2, 50)))
+    bench.formed()
+    bench.lease("w0.0", 10)
+    told = loads(bench.state, "w1.0")
+    assert "w1.0" not in [load.incarnation for load in told] and len(told) == LOADS_PER_REPLY_MAX
+    even = Servers(EVEN).formed()
+    even.lease("w0.0", 10)
+    assert loads(even.state, "w1.0") == (), "where nobody may take over"
+
+
 @pytest.mark.parametrize("spec", [EVEN, PS])
 def test_nothing_is_moved_where_no_colony_is_meant(spec: records.JobSpec) -> None:
     bench = Servers(spec).formed()
@@ -178,7 +243,8 @@ def test_nothing_is_moved_where_no_colony_is_meant(spec: records.JobSpec) -> Non
 def test_servers_take_nothing_over() -> None:
     bench = Servers(COLONY).formed()
     bench.lease("w0.0", 10)
-    assert bench.say("s0.0", records.Move(1, "w1.0", 0, 60, 20)).status is Status.REFUSED
+    reply = bench.say("s0.0", records.Move(1, "w1.0", 0, 60, 20))
+    assert reply.status is Status.REFUSED and "samples are leased to workers" in reply.reason
 
 
 def test_a_newcomer_of_a_colony_takes_over_its_part_itself() -> None:

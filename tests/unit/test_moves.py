@@ -55,6 +55,7 @@ class Idle:
 def test_of_a_worker_that_is_not_known_yet_half_is_taken_in_whole_shards_from_its_end() -> None:
     assert Idle().hears(SLOW) == [records.Move(1, "w1.0", 0, 200, 100)]
     assert Idle().hears(replace(SLOW, start=103, length=9, left=30)) == [records.Move(1, "w1.0", 0, 103, 9)]
+    assert Idle().hears(Load("w1.0", 50, 0, 0, 100, 50)) == [records.Move(1, "w1.0", 0, 130, 20)], "not 25"
     assert Idle(rate=0.0).hears(SLOW) == [records.Move(1, "w1.0", 0, 200, 100)], "a newcomer"
 
 
@@ -109,6 +110,21 @@ def test_one_move_is_asked_for_at_a_time_and_again_after_a_while() -> None:
     assert idle.turn(0.4), "it was lost"
 
 
+def test_what_was_heard_is_gone_by_once() -> None:
+    idle = Idle()
+    assert idle.hears(SLOW)
+    idle.answered(Status.WAIT)
+    assert idle.turn(1.0) == [], "it is as old as the last move"
+
+
+def test_a_rate_is_not_measured_over_a_moment() -> None:
+    idle = Idle()
+    idle.hears(SLOW)
+    idle.answered(Status.WAIT)
+    idle.hears(replace(SLOW, left=199, done=101), after_s=0.1)
+    assert idle.moves._peers["w1.0"].rate is None
+
+
 @pytest.mark.parametrize(("status", "at_once"), [(Status.OK, True), (Status.WAIT, False)])
 def test_what_was_taken_over_is_leased_at_once(status: Status, at_once: bool) -> None:
     idle = Idle()
@@ -151,6 +167,14 @@ def test_nothing_that_was_dealt_is_given_back_where_nobody_else_may_have_it() ->
         idle.session.leases.observe(1, 2)
         found = [r for r in idle.session.tick(idle.now_s) if isinstance(r.body, records.Release)]
         assert bool(found) == released
+
+
+def test_who_is_told_that_others_are_idle_holds_little() -> None:
+    leases = Idle().session.leases
+    leases.rate, leases.batch_size = 1000.0, 10
+    much = leases._target()
+    leases.observe(1, 2)
+    assert leases._target() == leases._least() < much
 
 
 # -- the policy

@@ -129,6 +129,22 @@ def test_backup_workers_are_not_carried_out_which_is_said_once(caplog: pytest.Lo
     assert model.factor == 0.5, "the rest of the plan is carried out"
 
 
+def test_under_all_reduce_it_is_said_who_takes_no_samples_once(caplog: pytest.LogCaptureFixture) -> None:
+    plans, spared = Plans(8), (records.Assignment("w0", 8, 1), records.Assignment("w1", 0, 1))
+    effects = Effects(plans, Model(), "allreduce")
+    plans.add(decision(1, Action.BACKUP_WORKERS, assignments=spared, backup_workers=1))
+    plans.add(decision(2, Action.ADJUST_LR, assignments=spared, backup_workers=1))
+    plans.add(decision(3, Action.BACKUP_WORKERS, backup_workers=0))
+    plans.add(decision(4, Action.BACKUP_WORKERS, backup_workers=1))
+    with caplog.at_level(logging.INFO, "antdt"):
+        for number in (1, 2, 3, 4):
+            effects.on_plan(number)
+    assert caplog.messages[0] == "plan 1: w1 takes no samples from step 7 on, the others take all"
+    assert [message.partition(": step")[0] for message in caplog.messages[1:]] == [
+        "plan 4 asks for 1 backup workers and does not say which"
+    ]
+
+
 def test_who_has_not_read_a_plan_does_not_guess_it() -> None:
     with pytest.raises(Unavailable, match="Plan 3 comes into force, and this worker could not read it"):
         Effects(Plans(8), Model()).on_plan(3)

@@ -17,7 +17,7 @@ from antdt_schemas.errors import UsageError
 from antdt_schemas.records import Action, Assignment, NodeClass
 from antdt_schemas.strategies import is_asynchronous
 
-from antdt_streams.policies.policy import ClusterView, Memory, NodeView, Proposal
+from antdt_streams.policies.policy import ClusterView, Memory, NodeView, Proposal, spared
 from antdt_streams.policies.solver import solve_nd, step_s
 
 PREVIOUS = "previous"
@@ -71,7 +71,7 @@ class AdjustBatchSize:
             return (), memory
         sizes = [node.batch_size for node in movable]
         if any(0 < node.batch_size_max < node.batch_size for node in movable):
-            fitting = self._fitting(nodes, movable)
+            fitting = self._fitting(view, nodes, movable)
             if fitting is not None:
                 return (fitting,), {PREVIOUS: {node.worker: node.batch_size for node in nodes}}
         rates, fixed_s = self._rates(movable), [node.fixed_s for node in movable]
@@ -90,10 +90,10 @@ class AdjustBatchSize:
         big = step_s(best, rates, fixed_s) <= (1.0 - self.parameters.gain_urgent_min) * now_s
         plan = best if big else self._damped(movable, best, rates, fixed_s, memory.get(PREVIOUS, {}))
         gain = 1.0 - step_s(plan, rates, fixed_s) / now_s
-        proposal = _proposal(nodes, movable, plan, _reason(movable, plan, gain), gain)
+        proposal = _proposal(view, nodes, movable, plan, _reason(movable, plan, gain), gain)
         return (proposal,), {PREVIOUS: {node.worker: node.batch_size for node in nodes}}
 
-    def _fitting(self, nodes: list[NodeView], movable: list[NodeView]) -> Proposal | None:
+    def _fitting(self, view: ClusterView, nodes: list[NodeView], movable: list[NodeView]) -> Proposal | None:
         """The best split in which nobody takes more than it holds, at whatever cost; None if there is none. Then those
         who hold less go on in several micro-batches.
         """
@@ -108,7 +108,7 @@ class AdjustBatchSize:
         reason = (
             f"{node.worker} holds {node.batch_size_max} samples, not {node.batch_size}: step time {-100 * gain:+.0f} %"
         )
-        return _proposal(nodes, movable, plan, reason, gain)
+        return _proposal(view, nodes, movable, plan, reason, gain)
 
     def _rates(self, nodes: list[NodeView]) -> list[float]:
         rates = [node.seconds_per_sample or math.nan for node in nodes]
@@ -161,13 +161,15 @@ class AdjustBatchSize:
         return half
 
 
-def _proposal(nodes: list[NodeView], movable: list[NodeView], plan: list[int], reason: str, gain: float) -> Proposal:
+def _proposal(
+    view: ClusterView, nodes: list[NodeView], movable: list[NodeView], plan: list[int], reason: str, gain: float
+) -> Proposal:
     new = dict(zip((node.worker for node in movable), plan, strict=True))
     assignments = tuple(
         Assignment(node.worker, new.get(node.worker, node.batch_size), node.accumulation) for node in nodes
     )
     assert sum(a.batch_size for a in assignments) == sum(node.batch_size for node in nodes)
-    return Proposal(Action.ADJUST_BS, reason, gain, assignments)
+    return Proposal(Action.ADJUST_BS, reason, gain, (*assignments, *spared(view)))
 
 
 def is_movable(node: NodeView) -> bool:

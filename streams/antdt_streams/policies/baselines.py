@@ -9,10 +9,12 @@ from statistics import median_low
 from antdt_schemas.colony import POLICY, ColonyParameters
 from antdt_schemas.errors import UsageError
 from antdt_schemas.records import Action, Assignment
+from antdt_schemas.strategies import is_collective
 
 from antdt_streams.policies.adjust_batch_size import is_movable
-from antdt_streams.policies.policy import ClusterView, Memory, Proposal
+from antdt_streams.policies.policy import ClusterView, Memory, Proposal, spared
 from antdt_streams.policies.solver import solve_nd, step_s
+from antdt_streams.policies.sparing import Sparing, SparingParameters
 
 Decided = tuple[tuple[Proposal, ...], Memory]
 
@@ -34,12 +36,15 @@ class Even:
     version = 1
 
     def decide(self, view: ClusterView, memory: Memory) -> Decided:
-        nodes = [node for node in view.workers if node.batch_size > 0]
+        some_spared = view.backup_workers > 0 and is_collective(view.strategy)
+        nodes = [node for node in view.workers if node.batch_size > 0 or some_spared]
         if view.pending or not nodes or view.plan == 0:
             return (), memory
         base, more = divmod(sum(node.batch_size for node in nodes), len(nodes))
         even = tuple(Assignment(node.worker, base + (i < more), 1) for i, node in enumerate(nodes))
         uneven = max(n.batch_size for n in nodes) > min(n.batch_size for n in nodes) + 1
+        if some_spared:
+            return (Proposal(Action.BACKUP_WORKERS, "all take as much", 0.0, even, backup_workers=0),), memory
         if uneven or any(node.accumulation > 1 for node in nodes):
             return (Proposal(Action.ADJUST_BS, "all take as much", 0.0, even),), memory
         return (), memory
@@ -68,34 +73,41 @@ class LoadBalancedBsp:
         slow = max(nodes, key=lambda node: (node.seconds_per_sample or 0.0, node.worker))
         ratio = (slow.seconds_per_sample or 0.0) / median_low(node.seconds_per_sample or math.nan for node in nodes)
         reason = f"batches in proportion to speed: {slow.worker} needs {ratio:.1f}x the median time"
-        return (Proposal(Action.ADJUST_BS, reason, gain, shares),), memory
+        return (Proposal(Action.ADJUST_BS, reason, gain, (*shares, *spared(view))),), memory
 
 
-@dataclass(frozen=True, slots=True)
-class BackupParameters:
-    """workers: slowest contributions that a step does not wait for. adjust_lr: the global batch is smaller by them, and
-    learning rates with it, in proportion.
+@dataclass(frozen=True)
+class BackupParameters(SparingParameters):
+    """workers: slowest contributions that a step does not wait for. adjust_lr: under servers, where the global batch is
+    smaller by them, learning rates go with it, in proportion. The others are of AllReduce (`SparingParameters`).
     """
 
     workers: int = 1
     adjust_lr: bool = True
 
     def __post_init__(self) -> None:
+        SparingParameters.__post_init__(self)
         if self.workers < 0:
             raise UsageError("workers must not be negative.")
 
 
 class Backup:
-    """The policy `backup`: a step closes after all but k contributions; a late one is recomputed or carried over."""
+    """The policy `backup`: a step closes after all but k contributions; a late one is recomputed or carried over. Under
+    AllReduce the k slowest take no samples (`Sparing`).
+    """
 
     name = "backup"
-    version = 1
-    strategies = ("ps-bsp",)
+    version = 2
+    strategies: tuple[str, ...] = ("ps-bsp", "allreduce")
 
     def __init__(self, parameters: BackupParameters | None = None) -> None:
         self.parameters = parameters or BackupParameters()
+        self._sparing = Sparing(self.parameters.workers, self.parameters)
 
     def decide(self, view: ClusterView, memory: Memory) -> Decided:
+        """Of servers k of n, and the rates that go with it; else at most one proposal."""
+        if is_collective(view.strategy):
+            return self._sparing.decide(view, memory)
         many = len(view.workers)
         wanted = min(self.parameters.workers, max(many - 1, 0))
         if view.pending or not many:
@@ -115,6 +127,7 @@ class BackupDrop(Backup):
     """The policy `backup-drop`: the classic one, which throws late contributions away: their samples are lost."""
 
     name = "backup-drop"
+    version = 1
     strategies = ("ps-bsp/drop",)
 
 

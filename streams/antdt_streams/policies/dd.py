@@ -15,7 +15,7 @@ from antdt_schemas.records import Action, Assignment
 from antdt_schemas.strategies import is_asynchronous
 
 from antdt_streams.policies.adjust_batch_size import PREVIOUS, is_movable
-from antdt_streams.policies.policy import ClusterView, Memory, NodeView, Proposal
+from antdt_streams.policies.policy import ClusterView, Memory, NodeView, Proposal, spared
 from antdt_streams.policies.solver import ACCUMULATION_MAX, solve_dd
 
 Shares = list[tuple[int, int]]
@@ -78,7 +78,8 @@ class Dedicated:
             return (), memory
         shares = tuple(Assignment(n.worker, q, c) for n, (q, c) in zip(nodes, best, strict=True))
         before = {node.worker: node.batch_size for node in nodes}
-        return (Proposal(Action.ADJUST_BS, _reason(nodes, best, gain), gain, shares),), {PREVIOUS: before}
+        proposal = Proposal(Action.ADJUST_BS, _reason(nodes, best, gain), gain, (*shares, *spared(view)))
+        return (proposal,), {PREVIOUS: before}
 
 
 def _takes_back(nodes: list[NodeView], best: Shares, previous: Mapping[str, int]) -> bool:

@@ -113,7 +113,8 @@ class Proposal:
     its scheduler set are multiplied by it. 1.0 takes an earlier one back. batch_size: the global batch of all workers
     together, with an ADJUST_BS (whose assignments then say in which proportion they take it); it is in force from the
     step on that the shard log says, which is a moment later. What learning rates make of it is the script's
-    (`AgentOptions.learning_rate_with_batch`): the factor here may come into force at another step.
+    (`AgentOptions.learning_rate_with_batch`): the factor here may come into force at another step. backup_workers:
+    under AllReduce it comes with assignments, in which so many have 0 samples.
 
     Raises:
         UsageError: the action does not say what it changes, or changes what it must leave.
@@ -144,6 +145,11 @@ class Proposal:
             raise UsageError(f"batch_size={self.batch_size}: take 1 or more, with the action ADJUST_BS.")
         if self.backup_workers is not None and self.backup_workers < 0:
             raise UsageError(f"backup_workers={self.backup_workers}: take 0 or more.")
+
+
+def spared(view: ClusterView) -> tuple[Assignment, ...]:
+    """Workers that take part with no samples, as they stay where a plan is about the others."""
+    return tuple(Assignment(n.worker, 0, 1) for n in view.workers if not n.batch_size and view.backup_workers)
 
 
 @runtime_checkable

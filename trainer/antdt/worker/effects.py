@@ -9,7 +9,7 @@ import logging
 from typing import Protocol
 
 from antdt_schemas.errors import Unavailable
-from antdt_schemas.strategies import servers_of
+from antdt_schemas.strategies import is_collective, servers_of
 
 from antdt.strategies.base import Rates, Strategy
 from antdt.worker.plans import Plan, Plans
@@ -38,22 +38,33 @@ class LearningRate:
 
 
 class BackupWorkers:
-    """Is not carried out by a strategy in which every gradient counts, and says so, once for each number."""
+    """Says what becomes of them, once for each number. Under AllReduce the members' shares are all of it; who makes
+    averages or is not told who they are waits for everybody.
+    """
 
-    def __init__(self) -> None:
-        self._said = 0
+    def __init__(self, *, collective: bool) -> None:
+        self._collective, self._said = collective, (0, "")
 
     def apply(self, plan: Plan, step: int) -> None:
         """See Effect."""
-        if plan.backup_workers not in (0, self._said):
+        many = plan.backup_workers
+        spared = [worker for worker, share in sorted(plan.shares.items()) if not share.batch_size]
+        who = ", ".join(spared) if many and self._collective else ""
+        if (many, who) == self._said:
+            return
+        if who:
+            log.info("plan %d: %s takes no samples from step %d on, the others take all", plan.number, who, step)
+        elif many:
+            lacking = ", which ParameterServer(mode='bsp') and AllReduce alone have"
             log.warning(
-                "plan %d asks for %d backup workers, which ParameterServer(mode='bsp') alone has: step %d and those "
-                "behind it wait for every worker, and the rest of the plan is carried out",
+                "plan %d asks for %d backup workers%s: step %d and those behind it wait for every worker, and the rest "
+                "of the plan is carried out",
                 plan.number,
-                plan.backup_workers,
+                many,
+                " and does not say which" if self._collective else lacking,
                 step,
             )
-        self._said = plan.backup_workers
+        self._said = many, who
 
 
 class Effects:
@@ -64,7 +75,7 @@ class Effects:
         self.plans, self.strategy = plans, strategy
         self._all: tuple[Effect, ...] = (LearningRate(strategy.rates),)
         if not servers_of(named):  # the first of the servers obeys it
-            self._all += (BackupWorkers(),)
+            self._all += (BackupWorkers(collective=is_collective(named)),)
 
     def on_plan(self, number: int) -> None:
         """The step that is about to be applied is the first one under this plan.

@@ -27,8 +27,9 @@ class Plan:
     """Everything that is in force under this number; 0 is what the workers begin with.
 
     shares: by worker; without any the global batch is split evenly. learning_rate_factor: multiplies the rates that the
-    script and its scheduler set. backup_workers: slowest members that a step need not wait for. (A global batch that a
-    plan changes is in force when the ledger has recorded it: see `Wish`.)
+    script and its scheduler set. backup_workers: slowest members that a step need not wait for; under AllReduce those
+    whose share is 0, who take part with no samples. (A global batch that a plan changes is in force when the ledger has
+    recorded it: see `Wish`.)
     """
 
     number: int = 0
@@ -48,10 +49,11 @@ class Wish(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A step among the members, in rank order. batch_size: of all of them together."""
+    """A step among the members, in rank order. batch_size: of all of them together. spares: a share of 0 is none."""
 
     shares: Sequence[Share]
     batch_size: int
+    spares: bool = False
 
 
 class Plans:
@@ -109,8 +111,8 @@ class Plans:
         """Shares of the members under a plan. The same as in the step before, as a rule.
 
         A plan made for other members does not fit: then the global batch is split evenly, until the Controller has
-        seen the new members. Every member computes the same from the same decisions. Nobody takes less than one
-        sample, even where there are more members than the batch has: what it holds would be held for ever.
+        seen the new members. Every member computes the same from the same decisions. Without such a plan nobody takes
+        less than one sample, even where there are more members than the batch has.
         """
         plan = self.of(number) or Plan(number)
         of, members, split = self._split
@@ -131,7 +133,7 @@ class Plans:
     def _split_of(self, plan: Plan, workers: Sequence[str]) -> Split:
         if plan.shares.keys() == set(workers):
             shares = [plan.shares[w] for w in workers]
-            return Split(shares, sum(s.batch_size for s in shares))
+            return Split(shares, sum(s.batch_size for s in shares), spares=plan.backup_workers > 0)
         base, more = divmod(self.batch_size, len(workers))
         shares = [Share(max(1, base + 1))] * more + [Share(max(1, base))] * (len(workers) - more)
         return Split(shares, max(self.batch_size, len(workers)))

@@ -94,7 +94,8 @@ class Leased:
         reference = self._period * split.batch_size
         if idle:
             return Taken((), reference)
-        session.leases.batch_size = batch_size = self._period * split.shares[session.rank].batch_size
+        # Who is to take no samples takes one: what it holds on lease would be held for ever.
+        session.leases.batch_size = batch_size = self._period * max(1, split.shares[session.rank].batch_size)
         ranges = [Range(*r) for r in session.leases.take(batch_size, self._ranges_max)]
         return Taken(ranges, reference, empty=session.leases.empty)
 
@@ -175,6 +176,8 @@ class Stepped:
         (live, self._behind), self._made = step, made + 1
         if split is not self._split:
             self._split, self._shares, self._cuts = split, [share.batch_size for share in split.shares], {}
+            # What a script does once, it does in the first member's loop: that one always has something to take.
+            self._shares[0] = max(1, self._shares[0])
         size = length = batches.total(live)
         if self._granted.excluded:
             live = self._live(at, length)
@@ -232,7 +235,9 @@ class Stepped:
             world, shift = len(self._shares), self._shift()
             unit = self._unit or 1
             weights = [self._shares[(part - shift) % world] for part in range(world)]
-            sizes = [unit * count for count in batches.split(-(-size // unit), weights, self._least)]
+            spares = self._split is not None and self._split.spares
+            counts = batches.split(-(-size // unit), weights, self._least, spares=spares)
+            sizes = [unit * count for count in counts]
             last = max((part for part in range(world) if sizes[part]), default=0)
             sizes[last] -= sum(sizes) - size  # the last unit of a step may be smaller
             cut = self._cuts[size] = _Cut(sizes, crc32(repr(sizes).encode()))

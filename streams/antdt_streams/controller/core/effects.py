@@ -213,8 +213,8 @@ def _error(rates: Sequence[float]) -> float:
 
 
 def verdict_of(predicted: float, gain: float, error: float) -> Verdict:
-    """What was measured against what was predicted."""
-    if gain < -ERRORS * error:
+    """What was measured against what was predicted, which may be a loss that is taken into account."""
+    if gain < min(predicted, 0.0) - ERRORS * error:
         return Verdict.HARMED
     if gain > ERRORS * error and gain >= HELPED * predicted:
         return Verdict.HELPED

@@ -25,7 +25,7 @@ from antdt_schemas.records import (
     NodeMeasurement,
     Steering,
 )
-from antdt_schemas.strategies import carries_out, kind_of
+from antdt_schemas.strategies import carries_out, is_collective, kind_of
 
 from antdt_streams.controller.core.effects import Trials, told
 from antdt_streams.controller.core.steering import Told
@@ -83,7 +83,8 @@ class InForce:
         """Shares in the same proportion, of the global batch as it is now."""
         workers = sorted(self.assignments)
         if workers and self.batch_size >= len(workers):
-            sizes = split(self.batch_size, [self.assignments[worker].batch_size for worker in workers])
+            weights = [self.assignments[worker].batch_size for worker in workers]
+            sizes = split(self.batch_size, weights, spares=self.backup_workers > 0)
             for worker, size in zip(workers, sizes, strict=True):
                 self.assignments[worker] = replace(self.assignments[worker], batch_size=size)
 
@@ -188,10 +189,11 @@ class ControllerState:
         if memory != self.memory:
             self.memory = memory
             self._dirty.add(MEMORY)
-        possible = [p for p in proposals if carries_out(record.strategy, p.action)]
+        possible = [p for p in proposals if carries_out(record.strategy, p.action) and not _names_nobody(p, record)]
         if len(possible) < len(proposals):
-            wanted = next(p.action for p in proposals if not carries_out(record.strategy, p.action))
-            return [*possible, *self._refuse(f"nobody carries out {wanted}", record)]
+            refused = next(p for p in proposals if p not in possible)
+            lacking = " that gives nobody 0 samples" if carries_out(record.strategy, refused.action) else ""
+            return [*possible, *self._refuse(f"nobody carries out {refused.action}{lacking}", record)]
         return possible
 
     def _refuse(self, why: str, record: Measurement) -> Sequence[Proposal]:
@@ -341,3 +343,10 @@ class ControllerState:
         state.memory = decode_row(rows[MEMORY]) if name == policy.name else {}
         state._dirty = set() if name == policy.name else {HEAD, IN_FORCE, MEMORY}
         return state
+
+
+def _names_nobody(proposal: Proposal, record: Measurement) -> bool:
+    """Whether it wants backup workers of a collective, to which nobody can be late, without saying who they are."""
+    if not proposal.backup_workers or not is_collective(record.strategy):
+        return False
+    return all(one.batch_size for one in proposal.assignments or ())

@@ -105,7 +105,8 @@ class Rows:
         return torch.from_numpy(self._records.take(places).view(np.float32)).view(len(places), self.stride)
 
     def step(self, gradients: Sequence[tuple[float, torch.Tensor, torch.Tensor]], factor: float) -> None:
-        """One step by the sum of these (times, ids, gradients), with the learning rate times `factor`.
+        """One step by the sum of these (times, ids, gradients), with the learning rate times `factor`. It uses the
+        gradients up: what is left of them means nothing.
 
         Raises UsageError if there are more rows than the table has.
         """
@@ -160,8 +161,10 @@ class Rows:
 
 
 def merged(gradients: Iterable[tuple[float, torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids, each once, and the sums of their gradients in memory of their own."""
-    some = [(ids, grads * times) for times, ids, grads in gradients if len(ids)]
+    """Ids, each once, and the sums of their gradients, which are made where the gradients lie: nobody reads a message
+    again, and a copy of it costs a fifth of a step.
+    """
+    some = [(ids, grads if times == 1.0 else grads.mul_(times)) for times, ids, grads in gradients if len(ids)]
     if len(some) <= 1:
         return some[0] if some else (torch.empty(0, dtype=torch.int64, device="cpu"), torch.empty(0, 0, device="cpu"))
     ids, place = torch.unique(torch.cat([ids for ids, _ in some]), return_inverse=True)
