@@ -1,0 +1,223 @@
+"""The manifests of deploy/kubernetes as local processes: the very command line and environment of each container, its
+probes, and pods that are started again by the rules of the manifest, on a real broker.
+
+What stands in for the cluster: volumes are folders, a pod is a process, and this file is the controller.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from antdt_schemas import codec, records
+from antdt_schemas.connection import Connection
+from antdt_schemas.errors import ExitCode
+from antdt_schemas.topics import DECISIONS
+from antdt_streams.views.avoided import avoided_of
+from antdt_streams.views.job import audit_of, newest_state
+from confluent_kafka import Producer
+
+from tests.helpers.manifests import (
+    BASE,
+    HERE,
+    KUBERNETES,
+    WORKERS,
+    Container,
+    Machine,
+    after,
+    at,
+    container,
+    document,
+    rules_of,
+    settings,
+)
+from tests.helpers.warm import Warm, launched, module
+
+pytestmark = [pytest.mark.kafka, pytest.mark.dear, pytest.mark.timeout(400)]
+WITHIN_S, LOOK_S = 120.0, 0.3
+PODS = 4
+SERVICES = ("ledger", "monitor", "controller")
+HOUR_MS = 3_600_000
+
+
+class Cluster:
+    """Starts containers, and ends all of them."""
+
+    def __init__(self, folder: Path, connection: Connection, job: str) -> None:
+        self.folder, self.processes = folder, list[Warm]()
+        self.settings = settings() | {"ANTDT_JOB": job, "ANTDT_KAFKA_BOOTSTRAP_SERVERS": connection.bootstrap}
+        self.checkpoints = folder / "checkpoints"  # one for all pods, as the claim is
+
+    def container(
+        self, template: Mapping[str, object], pod: str, node: str, index: int, adds: Mapping[str, str]
+    ) -> Container:
+        mounts = {}
+        for volume in template["spec"]["volumes"]:  # type: ignore[index]
+            claimed = "persistentVolumeClaim" in volume
+            mounts[volume["name"]] = self.checkpoints if claimed else self.folder / pod / volume["name"]
+            mounts[volume["name"]].mkdir(parents=True, exist_ok=True)
+        return container(template, Machine(mounts, self.settings, node, index, adds))
+
+    def start(self, one: Container, pod: str) -> Warm:
+        """With nothing in the environment but what an image has anyway, and the manifest says."""
+        image = {name: os.environ[name] for name in ("PATH", "HOME", "VIRTUAL_ENV") if name in os.environ}
+        environ, output = image | one.environ, self.folder / f"{pod}.log"
+        if one.arguments[0] == "launch":
+            process = launched(one.arguments[1:], environ, output)
+        else:
+            process = module(["antdt_streams", *one.arguments], environ, output)
+        self.processes.append(process)
+        return process
+
+    def said(self) -> str:
+        return "\n".join(f"-- {log.name}\n{log.read_text()[-2000:]}" for log in sorted(self.folder.glob("*.log")))
+
+    def until(self, holds: object, what: str) -> None:
+        end = time.monotonic() + WITHIN_S
+        while not holds():  # type: ignore[operator]
+            assert time.monotonic() < end, f"{what}\n{self.said()}"
+            time.sleep(LOOK_S)
+
+
+@contextmanager
+def cluster(folder: Path, connection: Connection, job: str) -> Iterator[Cluster]:
+    one = Cluster(folder, connection, job)
+    try:
+        yield one
+    finally:
+        for process in one.processes:
+            process.kill()
+        for process in one.processes:
+            process.wait(10)
+
+
+def services(here: Cluster) -> None:
+    """The base: the topics are made, every replica's probe of its start succeeds."""
+    topics = here.container(document(BASE / "topics.yaml", "Job")["spec"]["template"], "topics", "node-9", 0, {})
+    assert here.start(topics, "topics").wait(WITHIN_S) == 0, here.said()
+    for name in SERVICES:
+        spec = document(BASE / f"{name}.yaml", "Deployment")["spec"]
+        for replica in range(spec["replicas"]):
+            pod = f"{name}-{replica}"
+            one = here.container(spec["template"], pod, f"node-{replica}", 0, {})
+            here.start(one, pod)
+            for probe in ("startupProbe", "readinessProbe"):
+                command = one.probe(probe)
+                here.until(lambda: subprocess.run(command, check=False).returncode == 0, f"{pod} is not ready")  # noqa: B023
+
+
+class Workers:
+    """The pods of one manifest, and what follows when one has ended. seconds: lives of each pod by now."""
+
+    def __init__(self, here: Cluster, file: str) -> None:
+        self.here, self.file, self.rules = here, file, rules_of(file)
+        kind, path, self.adds = WORKERS[file]
+        self.template = at(document(KUBERNETES / file, kind), path)
+        self.nodes = {index: f"node-{index}" for index in range(PODS)}
+        self.lives, self.ends = dict.fromkeys(range(PODS), 0), list[tuple[int, int]]()
+        self.running = {index: self._start(index) for index in range(PODS)}
+
+    def _start(self, index: int) -> Warm:
+        pod = f"worker-{index}-{self.lives[index]}"
+        self.lives[index] += 1
+        return self.here.start(self.here.container(self.template, pod, self.nodes[index], index, self.adds), pod)
+
+    def look(self) -> bool:
+        """One turn of a controller: whether all pods have succeeded."""
+        for index, process in list(self.running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            self.ends.append((index, code))
+            del self.running[index]
+            if code == 0:
+                continue
+            assert after(self.rules, code) in ("Ignore", "Count", "RestartPod"), f"{code}\n{self.here.said()}"
+            if code == ExitCode.RESTART_ELSEWHERE:
+                self.nodes[index] = "node-8"
+            self.running[index] = self._start(index)
+        return not self.running
+
+
+def long_enough(script: str) -> str:
+    """The example, which takes its time until there is a file `go`."""
+    slow = "    if not os.path.exists('go'):\n        time.sleep(0.05)\n"
+    for before, now in (
+        ("import antdt\n", "import os\nimport time\n\nimport antdt\n"),
+        ("epochs=10", "epochs=100"),
+        ("for x, y in agent:\n", f"for x, y in agent:\n{slow}"),
+    ):
+        assert script.count(before) == 1, before
+        script = script.replace(before, now)
+    return script
+
+
+def committed(connection: Connection, job: str) -> int:
+    state = newest_state(connection, job)[0].state
+    return state.shards.committed_total if state else 0
+
+
+def order(connection: Connection, job: str, worker: str) -> None:
+    """What a Controller writes that has a worker started again."""
+    state = newest_state(connection, job)[0].state
+    assert state is not None
+    (who,) = [n for n, i in state.members.incarnations.items() if i.worker == worker and not i.gone]
+    cause = records.Cause(0, 1 << 40, 0)
+    decision = records.Decision(cause, 0, records.Action.KILL_RESTART, (), 1.0, 0, who, "test", 1, "slow", 0.3, 0, 0)
+    producer = Producer(connection.producer())
+    producer.produce(DECISIONS.name(job), codec.encode(decision))
+    assert producer.flush(20) == 0
+
+
+@pytest.mark.parametrize("file", WORKERS)
+def test_a_job_of_this_manifest_is_exact_though_a_pod_is_evicted_and_one_is_to_go_elsewhere(
+    file: str, connection: Connection, job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "train.py").write_text(long_enough((HERE / "examples" / "train.py").read_text()))
+    monkeypatch.chdir(app)  # as the image of workers does
+    with cluster(tmp_path, connection, job) as here:
+        services(here)
+        workers = Workers(here, file)
+        here.until(lambda: committed(connection, job) > 1500, "no training")
+        workers.running[1].send_signal(signal.SIGTERM)
+        here.until(lambda: workers.look() or workers.lives[1] == 2, "the evicted pod is not back")
+        here.until(lambda: members(connection, job) == PODS, "it is no member")
+        order(connection, job, "w2")
+        here.until(lambda: workers.look() or workers.lives[2] == 2, "nobody goes elsewhere")
+        here.until(lambda: members(connection, job) == PODS, "it is no member elsewhere")
+        (app / "go").touch()
+        here.until(workers.look, "no end")
+        assert (1, 143) in workers.ends and (2, 76) in workers.ends, here.said()
+        assert sorted(code for _, code in workers.ends) == [0, 0, 0, 0, 76, 143]
+        audit = audit_of(connection, job)
+        assert audit["exactly_once"], audit
+        ran = joined(connection, job)
+        assert ran == [
+            ("w0", "node-0"),
+            ("w1", "node-1"),
+            ("w1", "node-1"),
+            ("w2", "node-2"),
+            ("w2", "node-8"),
+            ("w3", "node-3"),
+        ]
+        found = avoided_of(connection, job, int(time.time() * 1000), HOUR_MS, None)
+        assert [(one.node, one.worker) for one in found.nodes] == [("node-2", "w2")]
+
+
+def members(connection: Connection, job: str) -> int:
+    state = newest_state(connection, job)[0].state
+    return len([m for m in state.members.group if not state.members.incarnations[m].gone]) if state else 0
+
+
+def joined(connection: Connection, job: str) -> list[tuple[str, str]]:
+    state = newest_state(connection, job)[0].state
+    assert state is not None
+    return sorted((i.worker, i.node) for i in state.members.incarnations.values())
