@@ -15,14 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
-from antdt_schemas.topics import DECISIONS
 from antdt_streams.views.avoided import avoided_of
-from antdt_streams.views.job import audit_of, newest_state
-from confluent_kafka import Producer
+from antdt_streams.views.job import audit_of
 
+from tests.helpers.in_progress import committed, joined, long_enough, members, order
 from tests.helpers.manifests import (
     BASE,
     HERE,
@@ -145,36 +143,6 @@ class Workers:
         return not self.running
 
 
-def long_enough(script: str) -> str:
-    """The example, which takes its time until there is a file `go`."""
-    slow = "    if not os.path.exists('go'):\n        time.sleep(0.05)\n"
-    for before, now in (
-        ("import antdt\n", "import os\nimport time\n\nimport antdt\n"),
-        ("epochs=10", "epochs=100"),
-        ("for x, y in agent:\n", f"for x, y in agent:\n{slow}"),
-    ):
-        assert script.count(before) == 1, before
-        script = script.replace(before, now)
-    return script
-
-
-def committed(connection: Connection, job: str) -> int:
-    state = newest_state(connection, job)[0].state
-    return state.shards.committed_total if state else 0
-
-
-def order(connection: Connection, job: str, worker: str) -> None:
-    """What a Controller writes that has a worker started again."""
-    state = newest_state(connection, job)[0].state
-    assert state is not None
-    (who,) = [n for n, i in state.members.incarnations.items() if i.worker == worker and not i.gone]
-    cause = records.Cause(0, 1 << 40, 0)
-    decision = records.Decision(cause, 0, records.Action.KILL_RESTART, (), 1.0, 0, who, "test", 1, "slow", 0.3, 0, 0)
-    producer = Producer(connection.producer())
-    producer.produce(DECISIONS.name(job), codec.encode(decision))
-    assert producer.flush(20) == 0
-
-
 @pytest.mark.parametrize("file", WORKERS)
 def test_a_job_of_this_manifest_is_exact_though_a_pod_is_evicted_and_one_is_to_go_elsewhere(
     file: str, connection: Connection, job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -210,14 +178,3 @@ def test_a_job_of_this_manifest_is_exact_though_a_pod_is_evicted_and_one_is_to_g
         ]
         found = avoided_of(connection, job, int(time.time() * 1000), HOUR_MS, None)
         assert [(one.node, one.worker) for one in found.nodes] == [("node-2", "w2")]
-
-
-def members(connection: Connection, job: str) -> int:
-    state = newest_state(connection, job)[0].state
-    return len([m for m in state.members.group if not state.members.incarnations[m].gone]) if state else 0
-
-
-def joined(connection: Connection, job: str) -> list[tuple[str, str]]:
-    state = newest_state(connection, job)[0].state
-    assert state is not None
-    return sorted((i.worker, i.node) for i in state.members.incarnations.values())

@@ -28,6 +28,12 @@ SETTINGS = {
     topic.name(JOB): (topic.partitions, 3, {k: str(v) for k, v in topic.settings(3).items()}) for topic in TOPICS
 }
 
+# Of the provider's resource kafka_acl; those of kafka_topic are in the test.
+ACL_ATTRIBUTES = {
+    "resource_name", "resource_type", "resource_pattern_type_filter",
+    "acl_principal", "acl_host", "acl_operation", "acl_permission_type",
+}  # fmt: skip
+
 
 def test_strimzi() -> None:
     told = FORMATS["strimzi"](Declared(JOB))
@@ -84,10 +90,12 @@ def test_terraform() -> None:
     for kind, _, body in blocks:
         said = dict(re.findall(r'^  (\w+) += "?(.*?)"?$', body, re.M))
         if kind == "kafka_topic":
+            assert said.keys() == {"name", "partitions", "replication_factor", "config"}
             config = dict(re.findall(r'^    "(\S+)" = "(.*)"$', body, re.M))
             topics[said["name"]] = int(said["partitions"]), int(said["replication_factor"]), config
             assert ("prevent_destroy = true" in body) is said["name"].endswith(("shard-log", "decisions"))
         else:
+            assert said.keys() == ACL_ATTRIBUTES
             assert (said["acl_host"], said["acl_permission_type"]) == ("*", "Allow")
             prefixed = said["resource_pattern_type_filter"] == "Prefixed"
             where = said["acl_principal"], said["resource_type"].lower(), said["resource_name"], prefixed
