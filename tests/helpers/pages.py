@@ -39,7 +39,7 @@ class Block:
 
 def blocks(page: str) -> list[Block]:
     """All that are code; directives of the documentation are none."""
-    found = re.findall(r"^```(\S+)[ ]*([^\n]*)\n(.*?)^```$", page, re.M | re.S)
+    found = re.findall(r"^```([^\s`]+)[ ]*([^\n]*)\n(.*?)^```$", page, re.M | re.S)
     return [Block(*one) for one in found if not DIRECTIVE.fullmatch(one[0])]
 
 
