@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -53,3 +54,14 @@ def test_the_reference_has_every_command_and_the_log_every_event(site: Path) -> 
     log = (site / "log-format.html").read_text(encoding="utf-8")
     events = records.Cycle.__annotations__["events"]
     assert events and all(name in log for name in ("Committed", "Checkpointed", "Moved", "lineage"))
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium here (Debian's package chromium)")
+def test_the_search_finds_in_a_browser_without_a_server(site: Path, tmp_path: Path) -> None:
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000", "--dump-dom"]
+    page = f"file://{site}/search.html?q=quarantine"
+    done = subprocess.run([*command, page], capture_output=True, text=True, check=True, timeout=100)
+    found = re.findall(r'<li[^>]*><a href="([^"]+)"', done.stdout)
+    assert {"guarantees.html", "operations.html", "log-format.html"} <= {link.partition("?")[0] for link in found}
