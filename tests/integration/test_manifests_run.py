@@ -6,6 +6,7 @@ What stands in for the cluster: volumes are folders, a pod is a process, and thi
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,8 +18,10 @@ from pathlib import Path
 import pytest
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
-from antdt_streams.views.avoided import avoided_of
+from antdt_streams.cli.main import main
+from antdt_streams.views.avoided import affinity, patch
 from antdt_streams.views.job import audit_of
+from click.testing import CliRunner
 
 from tests.helpers.in_progress import committed, joined, long_enough, members, order
 from tests.helpers.manifests import (
@@ -41,7 +44,6 @@ pytestmark = [pytest.mark.kafka, pytest.mark.dear, pytest.mark.timeout(400)]
 WITHIN_S, LOOK_S = 120.0, 0.3
 PODS = 4
 SERVICES = ("ledger", "monitor", "controller")
-HOUR_MS = 3_600_000
 
 
 class Cluster:
@@ -143,6 +145,22 @@ class Workers:
         return not self.running
 
 
+def avoided(connection: Connection, job: str) -> None:
+    """The node that w2 has left is named, in each of the forms."""
+
+    def said(*options: str) -> str:
+        done = CliRunner().invoke(main, ["avoid-nodes", job, "--bootstrap-servers", connection.bootstrap, *options])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    assert said() == "node-2\n"
+    (one,) = json.loads(said("--format", "json"))["nodes"]
+    assert (one["node"], one["worker"], one["reason"]) == ("node-2", "w2", "policy test: slow")
+    assert json.loads(said("--format", "nodeAffinity")) == affinity(["node-2"])
+    assert json.loads(said("--format", "patch", "--kind", "jobset")) == patch(["node-2"], "jobset")
+    assert said("--expire-h", "0.0001") == said("--max", "0") == ""
+
+
 @pytest.mark.parametrize("file", WORKERS)
 def test_a_job_of_this_manifest_is_exact_though_a_pod_is_evicted_and_one_is_to_go_elsewhere(
     file: str, connection: Connection, job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -176,5 +194,4 @@ def test_a_job_of_this_manifest_is_exact_though_a_pod_is_evicted_and_one_is_to_g
             ("w2", "node-8"),
             ("w3", "node-3"),
         ]
-        found = avoided_of(connection, job, int(time.time() * 1000), HOUR_MS, None)
-        assert [(one.node, one.worker) for one in found.nodes] == [("node-2", "w2")]
+        avoided(connection, job)
