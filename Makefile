@@ -6,7 +6,7 @@ ARGS ?=
 SEEDS ?= 20
 WORLDS ?= 5000
 
-.PHONY: install demo chaos sim gpu test bytecode lint unit clean
+.PHONY: install demo chaos sim gpu docs test bytecode lint unit clean
 install: $(VENV)/.installed
 
 # uv installs in half a minute what takes pip several; pip stands in where uv cannot be had. Bytecode is compiled
@@ -35,6 +35,14 @@ sim: install
 # All that needs a CUDA device, within eight minutes; the report is gpu.json.
 gpu: install
 	BENCH_DEVICE=cuda $(BIN)/python -m bench.gpu --json gpu.json $(ARGS)
+
+# The documentation as a site, in build/docs; a warning is an error. What it needs is not among what the tests need.
+docs: install
+	@$(BIN)/python -c "import sphinx, myst_parser, furo" 2>/dev/null \
+	  || $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[docs]' -c constraints.txt \
+	  || $(BIN)/python -m pip install --quiet -e '.[docs]' -c constraints.txt
+	$(BIN)/python -m sphinx -b html -W --keep-going -n docs build/docs
+	$(BIN)/python -m pytest -m dear tests/integration/test_site.py $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

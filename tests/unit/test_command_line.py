@@ -21,9 +21,10 @@ def test_commands_are_listed_in_groups_each_in_one_whole_line_and_none_is_import
     assert [line.removesuffix(":") for line in ["Try:", *listed] if line.endswith(":")] == list(GROUPS)
     assert [line.split()[0] for line in listed if line.startswith("  ")] == list(COMMANDS)
     assert all(line.endswith(".") and "..." not in line for line in listed if line.startswith("  "))
+    width = max(map(len, COMMANDS)) + 2
     for group in GROUPS.values():
         for name, (_, told) in group.items():
-            assert f"  {name:<12}{told}" in said
+            assert f"  {name:<{width}}{told}" in said
 
 
 def test_every_command_is_there_and_knows_its_help() -> None:

@@ -278,6 +278,18 @@ def test_where_nobody_is_started_again_an_order_ends_the_launch_so_that_it_is_st
     assert "it has left; it is to be started elsewhere, as ordered (--max-restarts 0)" in said(found)
 
 
+def test_whoever_is_to_restart_elsewhere_does_so_for_an_order_and_here_for_all_else() -> None:
+    slots = Slots(["w0", "w1"], "run", Rules(2, 10.0, elsewhere=True))
+    for name in ("w0", "w1"):
+        slots.start(name)
+    assert Start("w0", 1, False) in slots.on_exit("w0", 75, 0.0, NOTHING)
+    slots.on_order(order("w0.1.run"), 1.0)
+    found = slots.on_exit("w0", 143, 2.0, NOTHING)
+    assert done(found) == [Release("w0"), Terminate("w1")], "its node is slow for the others of it, too"
+    assert "it is to be started elsewhere, as ordered (--restart-elsewhere)" in said(found)
+    assert slots.on_exit("w1", 143, 3.0, NOTHING)[-1] == End(ExitCode.RESTART_ELSEWHERE)
+
+
 # -- decisions
 
 

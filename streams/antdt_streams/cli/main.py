@@ -40,6 +40,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "resize": ("operator", "Change the global batch."),
         "archive": ("jobs", "Write all topics of a job to a zip archive."),
         "delete": ("jobs", "Delete a job: topics, groups, state."),
+        "avoid-nodes": ("nodes", "Name the nodes that were too slow, for a scheduler."),
         "end": ("operator", "End a topic that grows: the job finishes with what is known."),
         "recover": ("operator", "Accept a loss of the broker, on record."),
     },
@@ -62,7 +63,7 @@ class Commands(Group):
         if cmd_name not in COMMANDS:
             return None
         try:
-            command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
+            command = getattr(import_module(COMMANDS[cmd_name]), cmd_name.replace("-", "_"))
         except ModuleNotFoundError as error:
             wrong = extras.missing_from(cmd_name, error)
             if wrong is None:

@@ -1,4 +1,4 @@
-"""antdt topics create | list | check | tail."""
+"""antdt topics create | grant | print | list | check | tail."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from time import monotonic
 
 import click
 from antdt_schemas.errors import UsageError
-from antdt_schemas.topics import BY_SUFFIX, TOPICS
+from antdt_schemas.topics import BY_SUFFIX, DURABLE_COPIES, TOPICS
 
 from antdt_streams.cli.common import connection_options, emit_json, job_argument, json_option, replication_option
-from antdt_streams.kafka import grants, topics_admin
+from antdt_streams.kafka import declared, grants, topics_admin
 from antdt_streams.kafka.reader import TopicReader
 from antdt_streams.kafka.reader import told as told_record
 from antdt_streams.kafka.topic_rules import ABSENT, Difference
@@ -50,6 +50,44 @@ def grant(job: str, place: Place) -> None:
     """
     for line in grants.grant(place.connection, job):
         click.echo(line)
+
+
+@topics.command("print", short_help="Print topics and rights for other tools.")
+@job_argument
+@click.option(
+    "--format",
+    "as_",
+    type=click.Choice(list(declared.FORMATS)),
+    default="strimzi",
+    show_default=True,
+    help="Strimzi's KafkaTopic and KafkaUser; a script of Kafka's own tools; or Terraform's Mongey/kafka.",
+)
+@click.option(
+    "--replication",
+    type=int,
+    default=DURABLE_COPIES,
+    show_default=True,
+    help="Copies of each partition.",
+)
+@click.option("--cluster", default="my-cluster", show_default=True, help="Strimzi: name of the Kafka resource.")
+@click.option(
+    "--authentication",
+    type=click.Choice(declared.AUTHENTICATIONS),
+    default="scram-sha-512",
+    show_default=True,
+    help="Strimzi: how users show who they are.",
+)
+def print_(job: str, as_: str, replication: int, cluster: str, authentication: str) -> None:
+    """Print the topics of a job, and what its processes may do, as other tools declare them. Asks no broker.
+
+    \b
+    antdt topics print my-job | kubectl apply -f -
+    antdt topics print my-job --format kafka-topics.sh > topics.sh
+    antdt topics print my-job --format terraform > my-job.tf
+
+    The job then goes on with topics that exist already: `antdt up my-job --resume`.
+    """
+    click.echo(declared.FORMATS[as_](declared.Declared(job, replication, cluster, authentication)), nl=False)
 
 
 @topics.command("list", short_help="List jobs, or the topics of one.")

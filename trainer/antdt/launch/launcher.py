@@ -329,6 +329,13 @@ HELP = {"help_option_names": ["-h", "--help"]}
     "again ends the launch with 76: start it elsewhere.",
 )
 @click.option(
+    "--restart-elsewhere",
+    "elsewhere",
+    is_flag=True,
+    help="A worker that is ordered to be started again ends the launch with 76, too, while others that die are started "
+    "again here: for whoever starts pods, or jobs of a cluster.",
+)
+@click.option(
     "--grace-s",
     type=click.FloatRange(min=0),
     envvar="ANTDT_GRACE_S",

@@ -10,8 +10,8 @@ Rules
   2. A worker that is done, was told to leave, or could not save its work on the way is let go; the others go on.
   3. Any other end, and one beyond rule 1, ends the launch: the others are told to leave.
   4. An order is for one incarnation. That is told to leave, and killed when its grace is over; once it is gone the next
-     one is started, which counts for nothing in rule 1. With restarts_max 0 nobody is started here for an order: the
-     launch ends with 76, so that it is started elsewhere. An order for any other incarnation does nothing.
+     one is started, which counts for nothing in rule 1. With restarts_max 0, or `elsewhere`, nobody is started here for
+     an order: the launch ends with 76, so that others start it elsewhere. One for any other incarnation does nothing.
   5. Servers work for workers: SERVERS_LINGER_S after the last worker of their launch has ended they are told to leave.
   6. A launch that is told to end, or that another one takes over from, starts nobody any more: whoever runs is told to
      leave for good, and killed when the grace is over, or when the launch is told once more.
@@ -51,12 +51,13 @@ SERVERS_LINGER_S = 10.0  # a job that is done tells its servers itself, a moment
 @dataclass(frozen=True, slots=True)
 class Rules:
     """restarts_max: of a worker, without progress in between (rule 1). grace_s: between SIGTERM and SIGKILL. take_over:
-    whoever runs these workers now is asked to leave.
+    whoever runs these workers now is asked to leave. elsewhere: whoever is ordered to start again does so elsewhere.
     """
 
     restarts_max: int = 3
     grace_s: float = 30.0
     take_over: bool = False
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,9 +309,10 @@ class Slots:
             words += ": it has left"
         elif slot.killed or code in LEFT:
             words += f": {slot.killed or 'it could not save its work'}; {_redone(last)}"
-        if self.rules.restarts_max == 0:
+        if self.rules.elsewhere or self.rules.restarts_max == 0:
             slot.state, slot.code = State.DONE, ExitCode.RESTART_ELSEWHERE
-            elsewhere = "; it is to be started elsewhere, as ordered (--max-restarts 0)"
+            option = "--restart-elsewhere" if self.rules.elsewhere else "--max-restarts 0"
+            elsewhere = f"; it is to be started elsewhere, as ordered ({option})"
             said = Say(f"{slot.name} {words}{elsewhere}")
             return [Release(slot.name), said, *self.end(ExitCode.RESTART_ELSEWHERE, now_s)]
         slot.restarts += 1
