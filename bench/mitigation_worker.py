@@ -26,11 +26,9 @@ def strategy_of(name: str) -> Any:
     """What the script names: further strategies are added here, by the name that `--strategies` has."""
     if name == "allreduce":
         return antdt.AllReduce()
-    kind, _, mode = name.partition("-")
-    server: Any = getattr(antdt, "ParameterServer", None)
-    if kind == "ps" and server is not None:
-        return server(mode=mode)
-    raise SystemExit(f"This version has no strategy {name}.")
+    mode, _, how = name.removeprefix("ps-").partition("/")
+    said: dict[str, Any] = {"late": "drop", "backup": 1} if how == "drop" else {"sharding": how} if how else {}
+    return antdt.ParameterServer(mode=mode, **said)
 
 
 class Pace:

@@ -265,6 +265,16 @@ def test_a_gradient_that_is_not_finite_counts_its_samples_and_learns_nothing(clu
     assert all(torch.equal(a, b) for a, b in zip(before, worker.model.parameters(), strict=True))
 
 
+def test_positions_without_a_record_are_in_a_version_that_learns_nothing(cluster: Callable[..., Cluster]) -> None:
+    here = cluster(mode="asp")
+    worker = here.worker("w0")
+    before = [param.clone() for param in worker.model.parameters()]
+    worker.announce(Part([Range(1, 7, 0, 0, 4)], 0, 8, empty=4))
+    outcome = worker.finish(lambda _: None)
+    assert (outcome.applied, outcome.skipped, outcome.total, worker.step_number) == (True, None, 0, 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, worker.model.parameters(), strict=True))
+
+
 def test_a_worker_that_waits_is_called_off_from_another_thread(cluster: Callable[..., Cluster]) -> None:
     here = cluster()
     first, other = here.worker("w0"), here.worker("w1")

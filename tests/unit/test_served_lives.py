@@ -19,12 +19,14 @@ from antdt.worker.outside import LifeOptions, Outside
 from antdt.worker.plans import Plans
 from antdt.worker.serving import FILED_S, QUIET_S, ServingLife
 from antdt.worker.session import Phase, Session
+from antdt.worker.session.reading import Found, ReadLeases
 from antdt_schemas import records
 from antdt_schemas.batches import Cursor
 from antdt_schemas.errors import ExitCode
 from antdt_schemas.limits import INIT_FILE
 from antdt_schemas.ranges import Range
 from antdt_schemas.records import Status
+from antdt_schemas.space import TOPIC
 
 from tests.unit.test_session import SPEC, Where
 
@@ -92,10 +94,10 @@ class Driver:
     """
 
     life_of: type[Life] = AttachedLife
-    worker, role = "w1", "worker"
+    worker, role, spec = "w1", "worker", PS
 
     def __init__(self, every: int = 0) -> None:
-        self.session = Session(self.worker, f"{self.worker}.0.x", PS, Where("h", 1), role=self.role)
+        self.session = Session(self.worker, f"{self.worker}.0.x", self.spec, Where("h", 1), role=self.role)
         self.now_s, self.said, self.asked = 100.0, list[str](), list[str]()
         self.happens: list[Callable[[], Any]] = []
         self.model, self.part, self.outcomes = Model(), Part((), 0, 1), list[bool]()
@@ -180,6 +182,56 @@ def test_a_worker_takes_an_even_share_of_what_it_is_leased_and_is_told_the_end()
     assert driver.asked == [*FORMED, *ROUND * 4, "Idle", "TakeFinal"]
     assert driver.part.samples == 32 and driver.part.reference == 32, "half of the batch, for each of two workers"
     assert driver.session.rank == -1
+
+
+class OfTopic(Driver):
+    """Samples are records of a topic."""
+
+    spec = replace(PS, order=TOPIC, blocks=(0, 100, 600, 1, 7, 507), samples=1000)
+
+    def lease_places(self) -> None:
+        (asked,) = [r for r in self.tick() if isinstance(r.body, records.Lease)]
+        places = (480, 0, 580, 20, 500, 1, 7, 20)
+        self.session.on_reply(reply(self.session, asked.number, leases=(1, 7, 0, 480, 40), places=places))
+
+    def read(self, found: Found) -> None:
+        """What comes next is read, and the ledger knows what is vacant."""
+        leases = self.session.leases
+        assert isinstance(leases, ReadLeases)
+        chunk = leases.to_read()
+        assert chunk is not None and leases.was_read(chunk, found)
+        for asked in [r for r in self.tick() if isinstance(r.body, records.Examined)]:
+            self.session.on_reply(reply(self.session, asked.number))
+
+
+def test_what_is_leased_of_a_topic_is_waited_for_until_it_is_read() -> None:
+    driver = OfTopic()
+    driver.happens = [driver.lease_places]
+    course = driver.run(until=ask.Wait)
+    for _ in range(4):  # leased, and not read
+        course.carry_out(driver.perform)
+        course = driver.run(course, until=(ask.Wait, ask.Announce))
+        assert isinstance(course.asks, ask.Wait), "there is nothing to take"
+    assert driver.session.leases.untaken == 40 and "Idle" not in driver.asked[len(FORMED) + 1 :]
+    driver.read(Found(500))
+    course = driver.run(course, until=ask.Train)
+    assert isinstance(course.asks, ask.Train) and course.asks.ranges == [Range(1, 7, 0, 480, 20)]
+    course.end()
+
+
+def test_positions_without_a_record_are_handed_in_and_nothing_is_computed_for_them() -> None:
+    driver = OfTopic()
+    driver.happens = [
+        driver.lease_places,
+        lambda: driver.read(Found(500, ((480, 20),))),
+        lambda: driver.read(Found(520, ((505, 10),))),
+    ]
+    course = driver.run(until=ask.Train)
+    assert driver.asked == [*FORMED, "Announce", "Finish", "Accounted", "Announce"]
+    assert isinstance(course.asks, ask.Train)
+    assert (course.asks.ranges, course.asks.batch_size) == ([Range(1, 7, 0, 500, 20)], 10)
+    assert driver.part.samples == 10, "which gradients are divided by"
+    course.end()
 
 
 def test_a_plan_says_what_this_worker_takes_at_once() -> None:

@@ -90,8 +90,6 @@ def _chosen(profile: str, kinds: tuple[str, ...], training: dict[str, Any], *, t
         raise UsageError(f"--kind {unknown[0]}: there is {', '.join(Kind)}.")
     chosen = PROFILES[profile]
     servers = training["servers"]
-    if servers and topic:
-        raise UsageError("--topic and --servers: try one after the other.")
     kept = tuple(map(Kind, kinds)) or (WITH_SERVERS if servers else chosen.schedule.kinds)
     if topic:  # what no worker survives is decided where samples are loaded one by one
         kept = tuple(kind for kind in kept if kind is not Kind.POISON_SAMPLE)

@@ -3,7 +3,10 @@
     python -m antdt.examples.clicks --topic clicks --write 20000      events into a new topic of three partitions
     antdt launch --job JOB -n 2 -- -m antdt.examples.clicks --topic clicks
 
-With --growing the job goes on with whatever is written to the topic later, until `antdt end JOB --reason …`.
+With --growing the job goes on with whatever is written to the topic later, until `antdt end JOB --reason …`. With
+--mode asp (or bsp, ssp) its tables lie on parameter servers:
+
+    antdt launch --job JOB -n 2 --servers 2 -- -m antdt.examples.clicks --topic clicks --mode asp
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class Clicks(nn.Module):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self.users, self.ads, self.hours = (nn.Embedding(rows, WIDTH) for rows in (USERS, ADS, HOURS))
+        self.users, self.ads, self.hours = (antdt.Embedding(rows, WIDTH, std=1.0) for rows in (USERS, ADS, HOURS))
         self.head = nn.Sequential(nn.Linear(3 * WIDTH, 32), nn.ReLU(), nn.Linear(32, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -96,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--topic", default="clicks")
     parser.add_argument("--write", type=int, default=0, help="append so many events, and train nothing")
     parser.add_argument("--growing", action="store_true", help="train on what is written later, too")
+    parser.add_argument("--mode", choices=("bsp", "asp", "ssp"), help="of parameter servers (antdt launch --servers N)")
     parser.add_argument("--batch-size", type=int, default=128, help="global batch")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--delay-ms", type=float, default=0.0, help="time that an event takes at least")
@@ -115,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
         antdt.Topic(options.topic, decode, bounded=not options.growing),
         batch_size=options.batch_size,
         epochs=options.epochs,
+        strategy=antdt.ParameterServer(options.mode) if options.mode else antdt.AllReduce(),
     )
     for x, clicked in agent:
         time.sleep(options.delay_ms / 1000 * len(x))

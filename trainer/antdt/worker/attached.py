@@ -77,10 +77,11 @@ class AttachedLife(Life):
             return
         plans, split = self.plans, self._split()
         share = split.shares[0]
-        part = Part(taken.ranges, plans.newest, taken.reference)
+        part = Part(taken.ranges, plans.newest, taken.reference, empty=taken.empty)
         yield ask.Announce(part, share.batch_size, lambda samples: self.taking.ahead(self.session, samples))
         try:
-            yield ask.Train(taken.ranges, share.accumulation, part.samples, taken.units)
+            if part.samples:  # of a topic there may be positions without a record alone, which count for nothing
+                yield ask.Train(taken.ranges, share.accumulation, part.samples, taken.units)
         except GenerationClosed:
             if self.session.phase is not Phase.MEMBER:
                 raise
@@ -112,19 +113,19 @@ class AttachedLife(Life):
         """Samples for one contribution; None where there are none now, or none any more."""
         session, leases = self.session, self.session.leases
         session.moves.parameters = self.plans.colony
-        if not leases.untaken:
-            if not self._idle and leases.answered:
+        if not leases.takeable:  # none is leased, or what is leased of a topic is not read yet
+            if not self._idle and leases.answered and not leases.untaken:
                 self._idle = True
                 yield ask.Idle()
             yield ask.Enter(At.FORMING, "waits for samples")
-            yield ask.Wait(lambda: leases.untaken > 0 or session.phase is not Phase.MEMBER, SAMPLES_S)
+            yield ask.Wait(lambda: leases.takeable > 0 or session.phase is not Phase.MEMBER, SAMPLES_S)
         if session.phase is Phase.ENDED:
             yield from self._take_final()
             self.ended = True
             return None
         if session.phase is not Phase.MEMBER:
             raise GenerationClosed(session.reason or "it was closed")
-        if self.draining or not leases.untaken:
+        if self.draining or not leases.takeable:
             return None
         self._idle = False
         with self._lock:
