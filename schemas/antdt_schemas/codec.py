@@ -161,8 +161,13 @@ def decode_one_of(data: bytes | None, expected: Sequence[type[Any]]) -> Any:
 
 def begins_as(data: bytes, expected: type[Any]) -> bool:
     """Whether these bytes begin with the header of such a record, of any age."""
+    return name_of(data) == expected.__name__
+
+
+def name_of(data: bytes) -> str | None:
+    """What record these bytes say that they are, of any age; None if of none that is known."""
     found = registry().writers.get(data[2:HEADER_SIZE]) if data[:2] == MARKER else None
-    return found is not None and found[0] == expected.__name__
+    return found[0] if found is not None else None
 
 
 def _peek(data: bytes | None) -> str:

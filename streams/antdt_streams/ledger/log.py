@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from time import monotonic
 
-from antdt_schemas import topics
+from antdt_schemas import cloud_events, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.delivering import flush
 from antdt_schemas.denied import WRITE, denied
@@ -62,9 +62,10 @@ class Log:
             LogTruncated: it landed among offsets that were read before.
         """
         box: list[tuple[KafkaError | None, int | None]] = []
+        headers = cloud_events.headers(self.topic, 0, payload, "ledger")
         try:
             self.producer.produce(
-                self.topic, payload, partition=0, on_delivery=lambda e, m: box.append((e, m.offset()))
+                self.topic, payload, partition=0, on_delivery=lambda e, m: box.append((e, m.offset())), headers=headers
             )
         except KafkaException as failure:
             raise self._unwritten(failure.args[0]) from failure

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
+from antdt_schemas import cloud_events
 from antdt_schemas.connection import Connection
 from antdt_schemas.delivering import flush
 from antdt_schemas.denied import WRITE, denied
@@ -35,10 +36,15 @@ class KafkaSink:
     """
 
     def __init__(
-        self, connection: Connection, halted: threading.Event, record_bytes_max: int = RECORD_BYTES_MAX
+        self,
+        connection: Connection,
+        halted: threading.Event,
+        record_bytes_max: int = RECORD_BYTES_MAX,
+        service: str = "antdt",
     ) -> None:
+        """service: who writes, for readers of the headers."""
         self._halted = halted
-        self._connection = connection
+        self._connection, self._service = connection, service
         self._failure: tuple[KafkaError, str] | None = None
         self._producer = Producer(
             connection.producer(
@@ -63,10 +69,11 @@ class KafkaSink:
             Unavailable: an earlier record, or this one, cannot be delivered.
             Halted: the process is to stop.
         """
-        patience = _Patience(self._halted)
+        patience, headers = _Patience(self._halted), cloud_events.headers(topic, partition, value, self._service)
+        told = self._on_delivery
         while True:
             try:
-                self._producer.produce(topic, value, partition=partition, on_delivery=self._on_delivery)
+                self._producer.produce(topic, value, partition=partition, on_delivery=told, headers=headers)
                 break
             except BufferError:
                 patience.check()
