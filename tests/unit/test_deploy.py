@@ -41,13 +41,19 @@ def test_whatever_is_named_exists() -> None:
     assert len(RUN) == 5
     assert f"apache/kafka:{KAFKA_VERSION}\n" in COMPOSE, "the version that these tests run with"
     sources = "".join(p.read_text() for part in ("schemas", "streams", "trainer") for p in (HERE / part).rglob("*.py"))
-    names = {name for file in DEPLOY.iterdir() for name in re.findall(r"\bANTDT_[A-Z_]+", file.read_text())}
+    names = {
+        name
+        for file in DEPLOY.rglob("*")
+        if file.is_file()
+        for name in re.findall(r"\bANTDT_[A-Z_]+", file.read_text())
+    }
     assert not {n for n in names if f'"{n}"' not in sources and not n.startswith(ENV_PREFIX)}
     image = (DEPLOY / "Dockerfile").read_text()
     for line in re.findall(r"^COPY (.*) \S+$", image, re.M):
         assert all((HERE / source).exists() for source in line.split()), line
     project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
-    assert set(re.findall(r"\.\[(\w+)\]", image)) <= project["optional-dependencies"].keys()
+    (extras,) = re.findall(r"\.\[([\w,]+)\]", image)
+    assert set(extras.split(",")) <= project["optional-dependencies"].keys()
     assert json.loads(re.findall(r"^ENTRYPOINT (.*)$", image, re.M)[0])[0] in project["scripts"]
 
 

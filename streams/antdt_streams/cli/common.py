@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 from antdt_schemas.errors import AntdtError, ExitCode
+from antdt_schemas.exporting import ENV_HOST, ENV_PORT, LOOPBACK, Where
 from antdt_schemas.topics import check_job
 
 from antdt_streams.cli import extras
@@ -37,6 +38,31 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
         place = place_of(bootstrap_servers, kafka_config, data_dir)
         connection = place.connection.named(rest.get("job") or "", "cli")
         return command(*args, place=replace(place, connection=connection), **rest)
+
+    return wrapped
+
+
+def metrics_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --metrics-port and --metrics-host; the command gets a Where as `metrics`."""
+
+    @click.option(
+        "--metrics-port",
+        type=int,
+        envvar=ENV_PORT,
+        help="Serve metrics for Prometheus here; 0: on a port that is free. Default: not at all.",
+    )
+    @click.option(
+        "--metrics-host",
+        envvar=ENV_HOST,
+        default=LOOPBACK,
+        show_default=True,
+        help="The address for that; 0.0.0.0: all of this machine.",
+    )
+    @functools.wraps(command)
+    def wrapped(*args: Any, metrics_port: int | None, metrics_host: str, **rest: Any) -> Any:
+        where = Where(metrics_port, metrics_host)
+        where.check()
+        return command(*args, metrics=where, **rest)
 
     return wrapped
 

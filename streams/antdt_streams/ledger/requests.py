@@ -10,7 +10,7 @@ from antdt_schemas import topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Mismatch, Unavailable
 from antdt_schemas.launch_locks import process_name
-from antdt_schemas.offsets import watermarks
+from antdt_schemas.offsets import known_end, watermarks
 from antdt_schemas.polling import Place, Reader, TopicGone
 from confluent_kafka import KafkaException, TopicPartition
 
@@ -28,6 +28,10 @@ class Requests:
 
     def end(self, timeout_s: float) -> int:
         return watermarks(self._reader.consumer, *self.place, timeout_s)[1]
+
+    def known_end(self) -> int | None:
+        """The same as was told last; nobody is asked."""
+        return known_end(self._reader.consumer, *self.place)
 
     def look(self) -> tuple[str, int, int]:
         """Kafka's id of the topic, its first offset, and that of the next record.

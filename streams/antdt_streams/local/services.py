@@ -11,6 +11,7 @@ from pathlib import Path
 from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE, Connection
 from antdt_schemas.data_folder import BROKER, ENV_DATA
 from antdt_schemas.errors import JobTaken
+from antdt_schemas.exporting import ENV_PORT
 from antdt_schemas.topics import check_worker
 
 from antdt_streams.broker.use import BrokerUse
@@ -89,6 +90,7 @@ def start_services(
     extra: further arguments by service. start: what starts a process. say: see Supervisor.
     """
     environ = dict(os.environ) | environment_of(connection, place)
+    environ.pop(ENV_PORT, None)  # one port is not for all of them
     supervisor = Supervisor(environ, start=start, say=say)
     for service in services:
         more = [*(extra or {}).get(service, ())]

@@ -15,11 +15,13 @@ from types import FrameType
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, ExitCode
+from antdt_schemas.exporting import Exporter, Where
 from antdt_schemas.topics import DEAD_LETTERS, SNAPSHOTS
 
 from antdt_streams.host.logs import log_to_stderr
 from antdt_streams.host.readiness import Readiness
 from antdt_streams.kafka import topics_admin
+from antdt_streams.runtime.figures import RuntimeFigures
 from antdt_streams.runtime.partitions import Partitions, Policy
 from antdt_streams.runtime.service import Service
 from antdt_streams.runtime.sink import Halted, KafkaSink
@@ -37,6 +39,7 @@ class RunOptions:
 
     instance, session_timeout_ms: see Membership.
     stop_timeout_s: a stop that takes longer is cut off; the state is that of the last commit, as after a kill.
+    metrics: where they are served, if they are.
     """
 
     instance: str | None = None
@@ -44,6 +47,7 @@ class RunOptions:
     policy: Policy = field(default_factory=Policy)
     reach_timeout_s: float = 10.0
     stop_timeout_s: float = 5.0
+    metrics: Where = field(default_factory=Where)
 
 
 def run_service(
@@ -54,6 +58,7 @@ def run_service(
     Logs go to stderr, one line each; the last one says why it ended.
     """
     options = options or RunOptions()
+    options.metrics.check()
     connection = connection.named(job, service.name, options.instance or "")
     log_to_stderr(job, service.name)
     readiness = Readiness.of(os.environ)
@@ -98,11 +103,18 @@ def _run(
 
     halted = threading.Event()
     membership = Membership(f"antdt.{identity.job}.{service.name}", options.instance, options.session_timeout_ms)
-    sink = KafkaSink(connection, halted, identity.record_bytes_max)
-    partitions = Partitions(service, identity, store, sink, shelf, options.policy)
+    sink = KafkaSink(connection, halted, identity.record_bytes_max, service.name)
+    wanted = options.metrics.port is not None
+    observer = service.figures() if wanted and service.figures is not None else None
+    partitions = Partitions(service, identity, store, sink, shelf, options.policy, observer)
     topic = service.input.name(identity.job)
     source = Source(connection, topic, identity.topic_id, membership, partitions, halted)
     source.on_joined = readiness.say
+    exporter = None
+    if wanted:
+        own = [observer] if observer is not None else []
+        exporter = Exporter(identity.job, service.name, RuntimeFigures(partitions, source), *own)
+        exporter.serve(options.metrics)
 
     def on_end() -> None:
         source.halt()
@@ -121,6 +133,8 @@ def _run(
         source.halt()
         sink.close()
         shelf.close()
+        if exporter is not None:
+            exporter.close()
 
 
 # -- stopping

@@ -16,7 +16,7 @@ from typing import Any
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ForeignState, LogTruncated, Superseded, Unavailable, UnknownJob, UsageError
 from antdt_schemas.hearing import AskedBroker, Watch
-from antdt_schemas.offsets import watermarks
+from antdt_schemas.offsets import known_end, watermarks
 from antdt_schemas.polling import Place, fetch, new_consumer, retire, sort_out
 from antdt_schemas.waiting import Waiting
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
@@ -115,6 +115,7 @@ class Source:
         self._waiting, self._in_group, self._group_error = Waiting(), False, ""
         self._joining = Joining(AskedBroker(connection), topic)
         self._copied_at_s = self._checked_at_s = 0.0
+        self.turned_s = time.monotonic()  # when it last came round
 
     def read(self, put: Callable[[Batch], bool]) -> None:
         """Join the group and hand over batches until halted, or until `put` says False; then leave the group.
@@ -129,6 +130,7 @@ class Source:
         self._join()
         try:
             while not self.halted.is_set():
+                self.turned_s = time.monotonic()
                 batches = list(self._batches())
                 if self._is_fenced or (not self._in_group and self._is_left_out()):
                     self._replace()
@@ -144,6 +146,11 @@ class Source:
 
     def halt(self) -> None:
         self.halted.set()
+
+    def known_ends(self) -> dict[int, int]:
+        """The end of each partition that is read, as the broker told with what was fetched last. Any thread may ask."""
+        ends = {p: known_end(self._consumer, self.topic, p) for p in list(self._assigned)}
+        return {partition: end for partition, end in ends.items() if end is not None}
 
     # -- the group
 
