@@ -1,23 +1,40 @@
 """Headers by which others tell what a record is without opening it: CloudEvents 1.0, binary mode of the Kafka binding.
 
-On topics with few records only; in steps, requests and replies they would be as large as what they are of. Nothing of
-ours reads them: what a record says, its hash and its place in a replay are those of its value.
+On topics with few records only; in steps, requests and replies they would be as large as what they are of. So they
+would be in the shard log, which is kept for ever: there, they are half of it (measured: 178 of 370 bytes an entry on
+disk), and only on request. Nothing of ours reads them: what a record says, its hash and its place in a replay are those
+of its value.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import UTC, datetime
+from functools import cache
 from hashlib import blake2b
 
 from antdt_schemas import codec
+from antdt_schemas.errors import UsageError
 from antdt_schemas.topics import DEAD_LETTERS, DECISIONS, MEASUREMENTS, SHARD_LOG
 
-ON = frozenset(topic.suffix for topic in (DECISIONS, MEASUREMENTS, SHARD_LOG, DEAD_LETTERS))
+ENV = "ANTDT_CLOUDEVENTS"
+FEW = (DECISIONS, MEASUREMENTS, DEAD_LETTERS)
+# Value of the environment -> the topics that have them; without one, those with few records.
+CHOICES = {"": FEW, "off": (), "all": (*FEW, SHARD_LOG)}
 VERSION = 1  # of the records: grows when a reader of old could not read one
 ID_BYTES = 8
 
 Headers = list[tuple[str, str | bytes | None]]
+
+
+@cache
+def chosen() -> frozenset[str]:
+    """Suffixes of the topics that have them, as the environment says. Raises UsageError."""
+    said = os.environ.get(ENV, "")
+    if said not in CHOICES:
+        raise UsageError(f"{ENV}={said} is not known: leave it out, or say off or all.")
+    return frozenset(topic.suffix for topic in CHOICES[said])
 
 
 def headers(
@@ -29,7 +46,7 @@ def headers(
     it another one where the same is said anew, by an operator.
     """
     _, job, suffix = topic.split(".", 2)
-    if suffix not in ON:
+    if suffix not in chosen():
         return []
     at = datetime.fromtimestamp(time.time() if now_s is None else now_s, UTC)
     name = codec.name_of(value) or "record"

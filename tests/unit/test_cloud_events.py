@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
 from antdt_schemas import cloud_events, codec, records
 from antdt_schemas.connection import KEY_BYTES
+from antdt_schemas.errors import UsageError
 from antdt_schemas.topics import TOPICS
 
 CAUSE = records.Cause(0, 7, 0)
@@ -37,14 +39,29 @@ def test_the_same_content_has_the_same_id_and_another_one_another() -> None:
     assert len({id_of(VALUE), id_of(VALUE + b"x"), id_of(VALUE, b"1"), id_of(VALUE, b"2")}) == 4
 
 
-@pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.suffix)
-def test_topics_with_many_records_have_none(topic: object) -> None:
-    name = topic.name("j")  # type: ignore[attr-defined]
-    found = cloud_events.headers(name, 0, VALUE, "controller")
-    assert bool(found) == (name.split(".")[2] in ("decisions", "measurements", "shard-log", "dead-letters"))
+@pytest.fixture(params=["", "off", "all"])
+def said(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv(cloud_events.ENV, request.param)
+    cloud_events.chosen.cache_clear()
+    yield request.param
+    cloud_events.chosen.cache_clear()
 
 
-def test_the_largest_record_still_fits_with_them() -> None:
+def test_topics_with_many_records_have_none_and_the_log_on_request(said: str) -> None:
+    found = {topic.suffix for topic in TOPICS if cloud_events.headers(topic.name("j"), 0, VALUE, "controller")}
+    few = {"decisions", "measurements", "dead-letters"}
+    assert found == {"": few, "off": set(), "all": few | {"shard-log"}}[said]
+
+
+def test_another_word_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cloud_events.ENV, "yes")
+    cloud_events.chosen.cache_clear()
+    with pytest.raises(UsageError, match="say off or all"):
+        cloud_events.headers("antdt.j.decisions", 0, VALUE, "controller")
+    cloud_events.chosen.cache_clear()
+
+
+def test_the_largest_record_still_fits_with_them(said: str) -> None:
     for topic in TOPICS:
         found = cloud_events.headers(topic.name(LONGEST), 0, VALUE, "controller")
         size = sum(len(name) + len(value) + 4 for name, value in found)
