@@ -11,10 +11,11 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Mismatch, Unavailable
 from antdt_schemas.launch_locks import process_name
 from antdt_schemas.offsets import known_end, watermarks
-from antdt_schemas.polling import Place, Reader, TopicGone
+from antdt_schemas.polling import Place, Reader, TopicGone, new_consumer
 from confluent_kafka import KafkaException, TopicPartition
 
 from antdt_streams.kafka import topics_admin
+from antdt_streams.kafka.copies import Copies
 from antdt_streams.ledger.core.leader import Incoming
 
 
@@ -24,7 +25,10 @@ class Requests:
     def __init__(self, connection: Connection, job: str) -> None:
         self.connection, self.job, self.place = connection, job, Place(topics.REQUESTS.name(job))
         self.topic_id = ""
-        self._reader = Reader(connection, group_id=f"antdt.{job}.ledger")
+        group = f"antdt.{job}.ledger"
+        copies = Copies(group)
+        told = {"on_commit": lambda error, _: copies.came_to(error)}
+        self._reader = Reader(connection, make=lambda settings: new_consumer({**settings, **told}), group_id=group)
 
     def end(self, timeout_s: float) -> int:
         return watermarks(self._reader.consumer, *self.place, timeout_s)[1]

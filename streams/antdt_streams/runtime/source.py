@@ -22,6 +22,7 @@ from antdt_schemas.waiting import Waiting
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from antdt_streams.kafka.copies import Copies
 from antdt_streams.runtime.joining import Joining
 from antdt_streams.runtime.service import Batch, Bounds, Owner, Raw
 
@@ -110,7 +111,7 @@ class Source:
         self._fenced_at_s, self._is_fenced = -FENCED_AGAIN_S, False
         self._doubtful = False
         self._away = False
-        self._copied: dict[int, int] = {}
+        self._copied, self._copies = dict[int, int](), Copies(membership.group)
         self.on_joined: Callable[[str], None] = lambda how: None  # told whenever the group has said what is ours
         self._waiting, self._in_group, self._group_error = Waiting(), False, ""
         self._joining = Joining(AskedBroker(connection), topic)
@@ -389,8 +390,9 @@ class Source:
             self._consumer.commit(offsets=offsets, asynchronous=True)
             self._copied.update(changed)
         except KafkaException as error:
-            log.info("event=offsets-not-copied reason=%r", error.args[0].str())  # lag tools see it later
+            self._copies.came_to(error.args[0])  # lag tools see it later
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        self._copies.came_to(error)
         if error is not None:
             self._copied.clear()  # the group was about to change: again, with what is current then
