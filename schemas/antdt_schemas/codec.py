@@ -124,7 +124,9 @@ def decode(data: bytes | None, expected: type[R]) -> R:
     """
     name = expected.__name__
     if not data or data[:2] != MARKER or len(data) < HEADER_SIZE:
-        raise Undecodable(f"Not a {name}: {_peek(data)} does not begin with the Avro single-object marker c301.")
+        framed = " It may be framed for a schema registry: see wire.framing." if data and data[0] == 0 else ""
+        what = f"{_peek(data)} does not begin with the Avro single-object marker c301"
+        raise Undecodable(f"Not a {name}: {what}.{framed}")
     if len(data) > MAX_BYTES:
         raise Undecodable(f"Not a {name}: {len(data)} bytes, more than the {MAX_BYTES} that a record may have.")
     known = registry()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from time import monotonic
 
 import click
+from antdt_schemas import framing
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode, JobTaken, UsageError
 from antdt_schemas.exporting import PORT_MAX, Where
@@ -101,6 +102,7 @@ def up(
 
     --metrics-port N serves the metrics of the first of them on port N, and those of the others on the ports behind it.
     """
+    framing.begin()  # a registry that is away is told once, and not by each service
     stopping = stop_on_signals()
     with alone_up(place, job), broker_of(place, note, stopping.is_set) as broker:
         connection = broker.connection.named(job, "cli")

@@ -9,7 +9,7 @@ import uuid
 from time import monotonic
 from typing import Any
 
-from antdt_schemas import cloud_events, codec, records, topics
+from antdt_schemas import cloud_events, codec, framing, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.delivering import flush
 from antdt_schemas.denied import WRITE, denied
@@ -42,6 +42,7 @@ def steer(connection: Connection, job: str, said: records.Steering, timeout_s: f
         producer, value = Producer(connection.producer(linger_ms=0)), codec.encode(said)
         with noted(wrong):
             headers = cloud_events.headers(topic, 0, value, "operator", uuid.uuid4().bytes)
+            value = framing.framed(topic, value)
             producer.produce(topic, value, partition=0, on_delivery=delivered, headers=headers)
             flush(producer, timeout_s)
         if not at:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from antdt_schemas import cloud_events, codec, records, topics
+from antdt_schemas import cloud_events, codec, framing, records, topics
 from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import Unavailable
 from confluent_kafka import KafkaException
@@ -44,7 +44,7 @@ class Replies:
 
     def _produce(self, topic: str, value: bytes, key: str | None, partition: int) -> None:
         """A reply may be lost, it is asked for again; the queue is librdkafka's, and bounded."""
-        headers = cloud_events.headers(topic, partition, value, "ledger")
+        headers, value = cloud_events.headers(topic, partition, value, "ledger"), framing.framed(topic, value)
         for _ in range(100):
             try:
                 self.log.producer.produce(topic, value, key, partition, headers=headers)

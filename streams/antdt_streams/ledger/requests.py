@@ -6,7 +6,7 @@ import json
 import time
 from contextlib import suppress
 
-from antdt_schemas import topics
+from antdt_schemas import framing, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Mismatch, Unavailable
 from antdt_schemas.launch_locks import process_name
@@ -68,7 +68,8 @@ class Requests:
             return []  # the driver looks at the topics now and then, and knows how long to wait
         except Unavailable as error:
             raise Unavailable(f"This ledger cannot read its requests, and resigns. {error}") from error
-        return [Incoming(m.offset(), m.timestamp()[1], m.value()) for m in messages]
+        topic = self.place.topic
+        return [Incoming(m.offset(), m.timestamp()[1], framing.unframed(topic, m.value())) for m in messages]
 
     def published(self) -> int | None:
         """The copy of the position, if there is one: Kafka forgets it with the topic."""

@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from time import monotonic
 
-from antdt_schemas import records, topics
+from antdt_schemas import framing, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.exporting import Exporter, Where
 from antdt_schemas.launch_locks import process_name
@@ -35,6 +35,7 @@ class Ledger:
     def __init__(self, connection: Connection, job: str, folder: Path, options: LedgerOptions | None = None) -> None:
         options = options or LedgerOptions()
         self.stopping, self.readiness, self.metrics = threading.Event(), Readiness(), Where()
+        framing.begin()
         found = topics_admin.fit(connection, job)
         identity = Identity(job, found.ids[topics.SHARD_LOG.suffix])
         self.cache = Cache(folder, identity)

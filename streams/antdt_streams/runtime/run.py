@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from antdt_schemas import framing
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, ExitCode
 from antdt_schemas.exporting import Exporter, Where
@@ -66,6 +67,7 @@ def run_service(
     with _signals() as asked, _cut_off(options.stop_timeout_s) as cut_off:
         try:
             connection.check_reachable(options.reach_timeout_s)
+            framing.begin()
             topics = topics_admin.fit(connection, job)
             for difference in topics.differences:
                 log.warning("event=topic-differs what=%r mend=%r", str(difference), difference.mend(job))

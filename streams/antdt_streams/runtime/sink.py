@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
-from antdt_schemas import cloud_events
+from antdt_schemas import cloud_events, framing
 from antdt_schemas.connection import Connection
 from antdt_schemas.delivering import flush
 from antdt_schemas.denied import WRITE, denied
@@ -70,7 +70,7 @@ class KafkaSink:
             Halted: the process is to stop.
         """
         patience, headers = _Patience(self._halted), cloud_events.headers(topic, partition, value, self._service)
-        told = self._on_delivery
+        told, value = self._on_delivery, framing.framed(topic, value)
         while True:
             try:
                 self._producer.produce(topic, value, partition=partition, on_delivery=told, headers=headers)
@@ -114,7 +114,7 @@ class KafkaSink:
             Unavailable: the topic cannot be read to its end.
         """
         for message in whole(self._connection, Place(topic, partition), READ_TIMEOUT_S, newest):
-            yield message.value()
+            yield framing.unframed(topic, message.value())
 
     def close(self) -> None:
         """Give up what is not acknowledged."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ForeignState, LogTruncated, Superseded, Unavailable, UnknownJob, UsageError
+from antdt_schemas.framing import unframed
 from antdt_schemas.hearing import AskedBroker, Watch
 from antdt_schemas.offsets import known_end, watermarks
 from antdt_schemas.polling import Place, fetch, new_consumer, retire, sort_out
@@ -297,7 +298,7 @@ class Source:
                     yield run[0]
                 raws, since = list[Raw](), min(received, offset)
                 run = open_runs[partition] = Batch(partition, offset, raws, self._assigned[partition], since), raws
-            run[1].append(Raw(message.value(), message.timestamp()[1]))
+            run[1].append(Raw(unframed(self.topic, message.value()), message.timestamp()[1]))
         for batch, _ in open_runs.values():
             yield batch
             self._away = False

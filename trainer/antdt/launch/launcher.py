@@ -20,7 +20,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import click
-from antdt_schemas import auth, codec, launch_locks, records, topics
+from antdt_schemas import auth, codec, framing, launch_locks, records, topics
 from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE
 from antdt_schemas.data_folder import ENV_DATA, data_folder
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError, how
@@ -287,9 +287,9 @@ class Launcher:
             producer = Producer(connection.producer(**{"linger.ms": 0}))
             body = records.Exited(ended.code, how(ended.code), ended.at, key if ended.at else "", ended.step)
             request = records.Request(ended.slot, ended.incarnation, 0, body, b"")
-            payload = codec.encode(auth.sign(request, settings.secret))
+            topic, payload = topics.REQUESTS.name(settings.job), codec.encode(auth.sign(request, settings.secret))
             with suppress(KafkaException):  # a hint: the ledger finds out by itself, later
-                producer.produce(topics.REQUESTS.name(settings.job), payload, ended.slot, 0)
+                producer.produce(topic, framing.framed(topic, payload), ended.slot, 0)
                 producer.flush(REPORT_S)
 
         child = in_child(tell)
