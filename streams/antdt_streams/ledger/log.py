@@ -15,6 +15,7 @@ from antdt_schemas.offsets import watermarks
 from antdt_schemas.polling import Place, Reader
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from antdt_streams.host.tracing import tracing
 from antdt_streams.ledger.options import LedgerOptions
 from antdt_streams.ledger.ports import LogRecord
 
@@ -54,6 +55,14 @@ class Log:
         return LogRecord(message.offset() or 0, message.value() or b"", self.leader_epoch)
 
     def append(self, payload: bytes, after: int) -> int:
+        """Write an entry; its offset. See `_append`."""
+        traced = tracing()
+        if traced is None:
+            return self._append(payload, after)
+        with traced.sending(self.topic, 0):
+            return self._append(payload, after)
+
+    def _append(self, payload: bytes, after: int) -> int:
         """Write an entry; returns its offset once the broker has acknowledged it. `after`: what was read is below.
 
         Raises:

@@ -21,10 +21,11 @@ from antdt_schemas.topics import DEAD_LETTERS, SNAPSHOTS
 
 from antdt_streams.host.logs import log_to_stderr
 from antdt_streams.host.readiness import Readiness
+from antdt_streams.host.tracing import tracing
 from antdt_streams.kafka import topics_admin
 from antdt_streams.runtime.figures import RuntimeFigures
 from antdt_streams.runtime.partitions import Partitions, Policy
-from antdt_streams.runtime.service import Service
+from antdt_streams.runtime.service import Batch, Service
 from antdt_streams.runtime.sink import Halted, KafkaSink
 from antdt_streams.runtime.source import Membership, Source
 from antdt_streams.storage.rocks import RowStore, open_or_rebuild
@@ -118,12 +119,20 @@ def _run(
         exporter = Exporter(identity.job, service.name, RuntimeFigures(partitions, source), *own)
         exporter.serve(options.metrics)
 
+    def take(batch: Batch) -> None:
+        traced = tracing()
+        if traced is None:
+            partitions.take(batch)
+            return
+        with traced.processing(topic, membership.group, batch.partition, len(batch.records)):
+            partitions.take(batch)
+
     def on_end() -> None:
         source.halt()
         cut_off.start()
 
     async def hosted() -> None:
-        host = Host(membership.group, store.folder.with_name("faust"), source.read, partitions.take, on_end)
+        host = Host(membership.group, store.folder.with_name("faust"), source.read, take, on_end)
         _on_signals(asyncio.get_running_loop(), host.end)
         if asked.is_set():
             host.end()

@@ -17,6 +17,8 @@ from antdt_schemas.polling import Place, whole
 from antdt_schemas.topics import RECORD_BYTES_MAX
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from antdt_streams.host.tracing import tracing
+
 SLICE_S = 0.1
 HALT_GRACE_S = 1.0
 READ_TIMEOUT_S = 30.0
@@ -70,6 +72,8 @@ class KafkaSink:
             Halted: the process is to stop.
         """
         patience, headers = _Patience(self._halted), cloud_events.headers(topic, partition, value, self._service)
+        if (traced := tracing()) is not None:
+            headers += traced.sent(topic, partition)
         told, value = self._on_delivery, framing.framed(topic, value)
         while True:
             try:
