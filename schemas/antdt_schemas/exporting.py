@@ -9,6 +9,7 @@ import logging
 import platform
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -77,6 +78,20 @@ class Exporter:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+
+@contextmanager
+def serving(where: Where, job: str, service: str, *figures: Figures | None) -> Iterator[None]:
+    """Serve these figures meanwhile, if that is wanted."""
+    if where.port is None:
+        yield
+        return
+    exporter = Exporter(job, service, *(one for one in figures if one is not None))
+    exporter.serve(where)
+    try:
+        yield
+    finally:
+        exporter.close()
 
 
 class _Collector:

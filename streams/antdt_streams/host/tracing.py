@@ -60,7 +60,7 @@ class Tracing:
                 self._sent.add(1, told)
 
     def sent(self, topic: str, partition: int) -> list[Header]:
-        """A record is handed over: the header that says of which trace it is. Others have no bound, and are left out."""
+        """A record is handed over: the header that says of which trace it is. Others would have no bound."""
         self._sent.add(1, attributes(topic, "send", partition))
         carrier: dict[str, str] = {}
         self._inject(carrier)

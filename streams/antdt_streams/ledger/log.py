@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from time import monotonic
 
 from antdt_schemas import cloud_events, topics
@@ -57,9 +57,7 @@ class Log:
     def append(self, payload: bytes, after: int) -> int:
         """Write an entry; its offset. See `_append`."""
         traced = tracing()
-        if traced is None:
-            return self._append(payload, after)
-        with traced.sending(self.topic, 0):
+        with traced.sending(self.topic, 0) if traced else nullcontext():
             return self._append(payload, after)
 
     def _append(self, payload: bytes, after: int) -> int:

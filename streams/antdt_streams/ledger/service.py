@@ -9,7 +9,7 @@ from time import monotonic
 
 from antdt_schemas import framing, records, topics
 from antdt_schemas.connection import Connection
-from antdt_schemas.exporting import Exporter, Where
+from antdt_schemas.exporting import Where, serving
 from antdt_schemas.launch_locks import process_name
 
 from antdt_streams.host.readiness import Readiness
@@ -68,13 +68,9 @@ class Ledger:
 
     def _run_measured(self) -> None:
         measured = LedgerFigures(self.requests.known_end, lambda: self.replies.buried)
-        exporter = Exporter(self.life.job, "ledger", measured)
-        exporter.serve(self.metrics)
-        try:
+        with serving(self.metrics, self.life.job, "ledger", measured):
             for moment in self.life.run():
                 measured.look(self.life, moment)
-        finally:
-            exporter.close()
 
     def recover(self, reason: str) -> records.Regressed:
         """Accept that acknowledged entries are gone, and record it. Raises as `Life.recover` does."""

@@ -8,15 +8,16 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from antdt_schemas import framing
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, ExitCode
-from antdt_schemas.exporting import Exporter, Where
+from antdt_schemas.exporting import Where, serving
 from antdt_schemas.topics import DEAD_LETTERS, SNAPSHOTS
 
 from antdt_streams.host.logs import log_to_stderr
@@ -113,25 +114,14 @@ def _run(
     topic = service.input.name(identity.job)
     source = Source(connection, topic, identity.topic_id, membership, partitions, halted)
     source.on_joined = readiness.say
-    exporter = None
-    if wanted:
-        own = [observer] if observer is not None else []
-        exporter = Exporter(identity.job, service.name, RuntimeFigures(partitions, source), *own)
-        exporter.serve(options.metrics)
-
-    def take(batch: Batch) -> None:
-        traced = tracing()
-        if traced is None:
-            partitions.take(batch)
-            return
-        with traced.processing(topic, membership.group, batch.partition, len(batch.records)):
-            partitions.take(batch)
+    figures = RuntimeFigures(partitions, source)
 
     def on_end() -> None:
         source.halt()
         cut_off.start()
 
     async def hosted() -> None:
+        take = partial(_take, partitions, topic, membership.group)
         host = Host(membership.group, store.folder.with_name("faust"), source.read, take, on_end)
         _on_signals(asyncio.get_running_loop(), host.end)
         if asked.is_set():
@@ -139,13 +129,18 @@ def _run(
         await host.run(lambda: log.info("event=started topic=%s instance=%s", topic, options.instance or "-"))
 
     try:
-        asyncio.run(hosted())
+        with serving(options.metrics, identity.job, service.name, figures, observer):
+            asyncio.run(hosted())
     finally:
         source.halt()
         sink.close()
         shelf.close()
-        if exporter is not None:
-            exporter.close()
+
+
+def _take(partitions: Partitions, topic: str, group: str, batch: Batch) -> None:
+    traced = tracing()
+    with traced.processing(topic, group, batch.partition, len(batch.records)) if traced else nullcontext():
+        partitions.take(batch)
 
 
 # -- stopping
