@@ -16,6 +16,7 @@ from tests.helpers.figures import served
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARDS = sorted((DEPLOY / "grafana").glob("*.json"))
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
+STORIES = Path(__file__).with_name("alerts_stories.yml")
 NAME = re.compile(r"\b((?:antdt|process)_[a-z0-9_]+)\b(?:\{([^}]*)\})?")
 LABEL = re.compile(r"(\w+)\s*=?[=~!]")
 BY = re.compile(r"\b(?:by|on|ignoring) \(([^)]*)\)")
@@ -118,10 +119,24 @@ def test_an_alert_says_what_to_do() -> None:
         assert "antdt_records_total" not in rule["expr"] and "absent" not in rule["expr"], rule
 
 
-def test_promtool_takes_the_rules() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
+@pytest.fixture
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
         pytest.skip("promtool is not installed (Debian: apt install prometheus)")
-    command = [promtool, "check", "rules", "--lint=all", str(ALERTS)]
+    return found
+
+
+def test_promtool_takes_the_rules(promtool: str) -> None:
+    ran(promtool, "check", "rules", "--lint=all", str(ALERTS))
+
+
+def test_rules_fire_when_they_should(promtool: str, tmp_path: Path) -> None:
+    stories = tmp_path / "stories.yml"
+    stories.write_text(STORIES.read_text().replace("{{RULES}}", str(ALERTS)))
+    ran(promtool, "test", "rules", str(stories))
+
+
+def ran(*command: str) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
