@@ -54,9 +54,9 @@ class Start:
             fold = self._head_start()
         except (ForeignState, LogTruncated) as error:
             fold = self._accepted(error)
-        end = self.log.end()
-        self.from_nothing = fold.position.next_offset == 0 < end
-        self.fold_to(fold, end)
+        begins = fold.position.next_offset
+        self.fold_to(fold, self.log.end())
+        self.from_nothing = begins == 0 < fold.position.next_offset
         return fold
 
     def fold_to(self, fold: Fold, end: int) -> None:
