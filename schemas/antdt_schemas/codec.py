@@ -160,7 +160,9 @@ def decode(data: bytes | None, expected: type[R]) -> R:
     """
     name = expected.__name__
     if not data or data[:2] != MARKER or len(data) < HEADER_SIZE:
-        raise Undecodable(f"Not a {name}: {_peek(data)} does not begin with the Avro single-object marker c301.")
+        framed = " It may be framed for a schema registry: see wire.framing." if data and data[0] == 0 else ""
+        what = f"{_peek(data)} does not begin with the Avro single-object marker c301"
+        raise Undecodable(f"Not a {name}: {what}.{framed}")
     if len(data) > MAX_BYTES:
         raise Undecodable(f"Not a {name}: {len(data)} bytes, more than the {MAX_BYTES} that a record may have.")
     known = registry()
@@ -197,8 +199,13 @@ def decode_one_of(data: bytes | None, expected: Sequence[type[Any]]) -> Any:
 
 def begins_as(data: bytes, expected: type[Any]) -> bool:
     """Whether these bytes begin with the header of such a record, of any age."""
+    return name_of(data) == expected.__name__
+
+
+def name_of(data: bytes) -> str | None:
+    """What record these bytes say that they are, of any age; None if of none that is known."""
     found = registry().writers.get(data[2:HEADER_SIZE]) if data[:2] == MARKER else None
-    return found is not None and found[0] == expected.__name__
+    return found[0] if found is not None else None
 
 
 def _peek(data: bytes | None) -> str:

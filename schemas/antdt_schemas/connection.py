@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from antdt_schemas.errors import UsageError
+from antdt_schemas.framing import FRAMING, URL, USER_INFO, Wire, wire_of
 from antdt_schemas.properties import parse_properties, to_librdkafka
 from antdt_schemas.reaching import Reaching
 from antdt_schemas.settings_ours import OURS
@@ -23,6 +24,7 @@ DEFAULT_BOOTSTRAP = "127.0.0.1:9092"
 ENV_PREFIX = "ANTDT_KAFKA_"
 ENV_FILE = "ANTDT_KAFKA_CONFIG"
 ENV_BOOTSTRAP = "ANTDT_KAFKA_BOOTSTRAP_SERVERS"
+ENV_FRAMING = "ANTDT_KAFKA_WIRE_FRAMING"
 BOOTSTRAP, ALIAS = "bootstrap.servers", "metadata.broker.list"
 
 SECRET = re.compile(r"password|secret|jaas|token(?!\.endpoint)|key\.pem|keystore\.key|credential", re.IGNORECASE)
@@ -70,13 +72,15 @@ class Connection:
     """Bootstrap servers and client properties, in librdkafka's names. Secrets never show in its repr.
 
     `origins` says where each property came from, for people who wonder. `client_id` is what brokers know its clients
-    by, in quotas, metrics and logs, unless the properties have one: a user's quotas are bound to it.
+    by, in quotas, metrics and logs, unless the properties have one: a user's quotas are bound to it. `wire`: how
+    records are framed, see `framing`; it is whoever begins a process who puts that into use.
     """
 
     bootstrap: str
     properties: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     client_id: str = "antdt"
+    wire: Wire = field(default_factory=Wire)
 
     def __post_init__(self) -> None:
         check_bootstrap(self.bootstrap)
@@ -106,6 +110,10 @@ class Connection:
         if bootstrap:
             found[BOOTSTRAP] = (bootstrap, "flag")
         servers, origin = found.pop(BOOTSTRAP)
+        wire = Wire()
+        if FRAMING in found:  # without a word of it, what other tools say of a registry is theirs
+            wire = wire_of(found)
+            found = {key: one for key, one in found.items() if key not in (FRAMING, URL, USER_INFO)}
         properties: dict[str, str] = {}
         origins = {BOOTSTRAP: origin}
         known, ignored = to_librdkafka(found)
@@ -115,7 +123,7 @@ class Connection:
             if line not in _said:
                 _said.add(line)
                 log.warning("%s", line)
-        return cls(servers.strip(), properties, origins)
+        return cls(servers.strip(), properties, origins, wire=wire)
 
     def named(self, job: str, service: str, instance: str = "") -> Connection:
         """The same for one of a job's processes: its clients are `antdt.JOB.SERVICE.INSTANCE`."""

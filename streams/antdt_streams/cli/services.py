@@ -7,14 +7,17 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from time import monotonic
 
 import click
+from antdt_schemas import framing
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import ExitCode, JobTaken
+from antdt_schemas.errors import ExitCode, JobTaken, UsageError
+from antdt_schemas.exporting import PORT_MAX, Where
 
 from antdt_streams.broker.use import BrokerUse
-from antdt_streams.cli.common import connection_options, job_argument, note, replication_option
+from antdt_streams.cli.common import connection_options, job_argument, metrics_options, note, replication_option
 from antdt_streams.cli.topics import told
 from antdt_streams.host.logs import log_to_stderr
 from antdt_streams.host.readiness import Readiness
@@ -34,6 +37,7 @@ from antdt_streams.local.services import (
 from antdt_streams.local.supervise import POLL_S, Supervisor
 
 BROKER_EVERY_S = 1.0
+LEDGERS = ("ledger", STANDBY)
 
 
 def stop_on_signals() -> threading.Event:
@@ -75,6 +79,7 @@ stuck_option = click.option(
     help="A service that does not answer within that many seconds ends the start.",
 )
 @stuck_option
+@metrics_options
 @connection_options
 def up(
     job: str,
@@ -85,6 +90,7 @@ def up(
     patience_ms: int,
     ready_timeout_s: float,
     stuck_ms: int,
+    metrics: Where,
     place: Place,
 ) -> None:
     """Start a job's services: ledger, monitor, controller, and a Kafka broker where none is named.
@@ -93,7 +99,10 @@ def up(
     data folder, and `--resume` goes on with them. Several jobs of one data folder share its broker, which ends with the
     last of them. A service that ends is started again, and that is told here; one that ends for good ends this command
     with its own exit status.
+
+    --metrics-port N serves the metrics of the first of them on port N, and those of the others on the ports behind it.
     """
+    framing.begin()  # a registry that is away is told once, and not by each service
     stopping = stop_on_signals()
     with alone_up(place, job), broker_of(place, note, stopping.is_set) as broker:
         connection = broker.connection.named(job, "cli")
@@ -104,16 +113,38 @@ def up(
         _check_topics(connection, job)
         services = (*SERVICES, STANDBY) if standby else SERVICES
         patience = ("--patience-ms", str(patience_ms), "--stuck-ms", str(stuck_ms))
-        extra = {"ledger": patience, STANDBY: patience}
+        served = metrics_of(services, metrics)
+        extra = {name: (*(patience if name in LEDGERS else ()), *served.get(name, ())) for name in services}
         supervisor = start_services(job, place, connection, services, policy, extra, say=_at_a_time)
         try:
             if supervisor.await_ready(ready_timeout_s, stopping):
                 note(f"Job {job} is up on {connection.bootstrap}. Logs: {place.data / 'logs' / job}")
+                for name, (_, port, *_) in served.items():
+                    note(
+                        f"Metrics of the {name}: http://{metrics.host}:{port}/metrics"
+                        if port != "0"
+                        else f"Metrics of the {name}: see its log"
+                    )
                 note(f"Start its workers in another terminal:  antdt launch --job {job} -n 4 train.py")
                 _look_after(supervisor, broker, stopping)
         finally:
             note("Stopping …")
             supervisor.stop()
+
+
+def metrics_of(services: Sequence[str], metrics: Where) -> dict[str, tuple[str, ...]]:
+    """Options of each service; a port of its own, one behind the other."""
+    if metrics.port is None:
+        return {}
+    ports = [metrics.port + i if metrics.port else 0 for i in range(len(services))]
+    if ports[-1] > PORT_MAX:
+        raise UsageError(
+            f"--metrics-port {metrics.port}: there are {len(services)} services; take one that has as many behind it."
+        )
+    return {
+        name: ("--metrics-port", str(port), "--metrics-host", metrics.host)
+        for name, port in zip(services, ports, strict=True)
+    }
 
 
 def _check_topics(connection: Connection, job: str) -> None:
@@ -151,8 +182,11 @@ def _who(connection: Connection, job: str) -> str:
 @stuck_option
 @click.option("--standby", is_flag=True, help="Follow the log, and take office when its leader falls silent.")
 @click.option("--instance", default="", help="Name of this ledger where one machine has several: a folder of its own.")
+@metrics_options
 @connection_options
-def ledger(job: str, patience_ms: int, stuck_ms: int, standby: bool, instance: str, place: Place) -> None:
+def ledger(
+    job: str, patience_ms: int, stuck_ms: int, standby: bool, instance: str, metrics: Where, place: Place
+) -> None:
     """Run a ledger of a job: one is in office, and writes the shard log; whoever is superseded stands by."""
     from antdt_streams.ledger.options import LedgerOptions
     from antdt_streams.ledger.service import Ledger
@@ -162,6 +196,6 @@ def ledger(job: str, patience_ms: int, stuck_ms: int, standby: bool, instance: s
     options = LedgerOptions(patience_ms=patience_ms, stuck_ms=stuck_ms, standby=standby, secret=place.secret)
     connection = place.connection.named(job, "ledger", instance or MAIN_INSTANCE)
     service = Ledger(connection, job, ledger_folder(place, job, instance), options)
-    service.stopping, service.readiness = stopping, Readiness.of(os.environ)
+    service.stopping, service.readiness, service.metrics = stopping, Readiness.of(os.environ), metrics
     service.run()
     sys.exit(ExitCode.DRAINED)

@@ -6,7 +6,7 @@ import time
 from typing import Any, NoReturn
 
 import click
-from antdt_schemas.errors import ExitCode, Unavailable
+from antdt_schemas.errors import ExitCode
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -17,7 +17,7 @@ from antdt_streams.cli.common import connection_options, emit_json, job_argument
 from antdt_streams.local.place import Place
 from antdt_streams.views.control import SLOW
 from antdt_streams.views.drawing import has_unicode, line, speed_line
-from antdt_streams.views.top import Top
+from antdt_streams.views.top import Top, await_current
 
 EVERY_S = 1.0
 READY_S = 30.0
@@ -42,7 +42,7 @@ def top(job: str, once: bool, as_json: bool, place: Place) -> None:
     watched, console = Top(place.connection, job), Console()
     watched.follow.start()
     try:
-        _await(watched, READY_S)
+        await_current(watched, READY_S)
         if console.is_terminal and not (once or as_json):
             _watch(watched, console)
         with watched.follow.changed:  # another thread goes on reading
@@ -55,15 +55,6 @@ def top(job: str, once: bool, as_json: bool, place: Place) -> None:
         raise SystemExit(ExitCode.DONE) from None
     finally:
         watched.follow.stop()
-
-
-def _await(watched: Top, within_s: float) -> None:
-    until = time.monotonic() + within_s
-    while not watched.follow.current.wait(0.1):
-        if watched.follow.failure is not None:
-            raise watched.follow.failure
-        if time.monotonic() > until:
-            raise Unavailable(f"The topics of job {watched.job} could not be read within {within_s:g} s.")
 
 
 def _watch(watched: Top, console: Console) -> NoReturn:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
-from antdt_schemas import auth, codec, records, topics
+from antdt_schemas import auth, codec, framing, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.delivering import flush
 from antdt_schemas.denied import WRITE, denied
@@ -34,8 +34,8 @@ def ask(connection: Connection, job: str, body: Body, secret: bytes | None) -> r
     """
     token = uuid.uuid4().hex[:8]
     request = records.Request(OPERATOR, f"{OPERATOR}.{token}", 1, body(f"{process_name()}#{token}"), b"")
-    payload = codec.encode(auth.sign(request, secret))
     topic, wrong = topics.REQUESTS.name(job), list[Any]()
+    payload = framing.framed(topic, codec.encode(auth.sign(request, secret)))
     producer = Producer(connection.producer(linger_ms=0))
 
     def delivered(error: Any, _: Any) -> None:

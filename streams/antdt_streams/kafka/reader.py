@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from antdt_schemas import codec, records
+from antdt_schemas import codec, framing, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, Unavailable, Undecodable, unknown_job
 from antdt_schemas.offsets import watermarks
@@ -102,7 +102,8 @@ def _said() -> Iterator[None]:
 
 def _raw(message: Message) -> Raw:
     key: Any = message.key()
-    return Raw(message.partition() or 0, message.offset() or 0, message.timestamp()[1], key, message.value() or b"")
+    value = framing.unframed(message.topic() or "", message.value()) or b""
+    return Raw(message.partition() or 0, message.offset() or 0, message.timestamp()[1], key, value)
 
 
 def read_genesis(connection: Connection, job: str) -> records.Genesis | None:

@@ -5,10 +5,11 @@ It is written into the Controller's input once, where its place among the measur
 
 from __future__ import annotations
 
+import uuid
 from time import monotonic
 from typing import Any
 
-from antdt_schemas import codec, records, topics
+from antdt_schemas import cloud_events, codec, framing, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.delivering import flush
 from antdt_schemas.denied import WRITE, denied
@@ -38,9 +39,11 @@ def steer(connection: Connection, job: str, said: records.Steering, timeout_s: f
 
     with TopicReader(connection, job, topics.DECISIONS) as reader:
         reader.follow(0)
-        producer = Producer(connection.producer(linger_ms=0))
+        producer, value = Producer(connection.producer(linger_ms=0)), codec.encode(said)
         with noted(wrong):
-            producer.produce(topic, codec.encode(said), partition=0, on_delivery=delivered)
+            headers = cloud_events.headers(topic, 0, value, "operator", uuid.uuid4().bytes)
+            value = framing.framed(topic, value)
+            producer.produce(topic, value, partition=0, on_delivery=delivered, headers=headers)
             flush(producer, timeout_s)
         if not at:
             refused = next((found for error in wrong if (found := denied(error, WRITE, topic)) is not None), None)

@@ -81,6 +81,7 @@ class Life:
         self.silence = Silence(options.standby_patience_s)
         self.looked = 0  # how often, as a standby, the log seemed silent
         self._office: InOffice | None = None
+        self.read: Fold | None = None  # what it goes by while it does not lead
         self._position_at = self._void_at = 0.0
         self._void_told = 0
 
@@ -90,6 +91,10 @@ class Life:
         assert self._office is not None
         return self._office
 
+    @property
+    def leads(self) -> bool:
+        return self._office is not None
+
     def run(self) -> Steps[None]:
         """Lead, or stand by, until told to stop.
 
@@ -98,7 +103,7 @@ class Life:
         """
         stands_by = self.options.standby
         while not self.ports.stopping():
-            fold = self.start.catch_up()
+            fold = self.read = self.start.catch_up()
             yield Moment.CAUGHT_UP
             if stands_by and not (yield from self._await_silence(fold)):
                 return

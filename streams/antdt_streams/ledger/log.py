@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from time import monotonic
 
-from antdt_schemas import topics
+from antdt_schemas import cloud_events, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.delivering import flush
 from antdt_schemas.denied import WRITE, denied
@@ -15,6 +15,7 @@ from antdt_schemas.offsets import watermarks
 from antdt_schemas.polling import Place, Reader
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from antdt_streams.host.tracing import tracing
 from antdt_streams.ledger.options import LedgerOptions
 from antdt_streams.ledger.ports import LogRecord
 
@@ -54,6 +55,12 @@ class Log:
         return LogRecord(message.offset() or 0, message.value() or b"", self.leader_epoch)
 
     def append(self, payload: bytes, after: int) -> int:
+        """Write an entry; its offset. See `_append`."""
+        traced = tracing()
+        with traced.sending(self.topic, 0) if traced else nullcontext():
+            return self._append(payload, after)
+
+    def _append(self, payload: bytes, after: int) -> int:
         """Write an entry; returns its offset once the broker has acknowledged it. `after`: what was read is below.
 
         Raises:
@@ -62,9 +69,10 @@ class Log:
             LogTruncated: it landed among offsets that were read before.
         """
         box: list[tuple[KafkaError | None, int | None]] = []
+        headers = cloud_events.headers(self.topic, 0, payload, "ledger")
         try:
             self.producer.produce(
-                self.topic, payload, partition=0, on_delivery=lambda e, m: box.append((e, m.offset()))
+                self.topic, payload, partition=0, on_delivery=lambda e, m: box.append((e, m.offset())), headers=headers
             )
         except KafkaException as failure:
             raise self._unwritten(failure.args[0]) from failure

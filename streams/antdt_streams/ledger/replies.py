@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from antdt_schemas import codec, records, topics
+from antdt_schemas import cloud_events, codec, framing, records, topics
 from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import Unavailable
 from confluent_kafka import KafkaException
@@ -23,6 +23,7 @@ class Replies:
     def __init__(self, shard_log: Log, job: str) -> None:
         self.log, self.asked = shard_log, topics.REQUESTS.name(job)
         self.topic, self.dead = topics.REPLIES.name(job), topics.DEAD_LETTERS.name(job)
+        self.buried = 0
 
     def send(self, reply: records.Reply) -> None:
         """Answer a worker. What is larger than its topic takes is refused instead."""
@@ -39,12 +40,14 @@ class Replies:
         payload, kept = incoming.payload or b"", min(LETTER_BYTES_MAX, self.log.record_bytes_max // 2)
         letter = records.DeadLetter("ledger", self.asked, 0, incoming.offset, reason, payload[:kept], len(payload))
         self._produce(self.dead, codec.encode(letter), None, 0)
+        self.buried += 1
 
     def _produce(self, topic: str, value: bytes, key: str | None, partition: int) -> None:
         """A reply may be lost, it is asked for again; the queue is librdkafka's, and bounded."""
+        headers, value = cloud_events.headers(topic, partition, value, "ledger"), framing.framed(topic, value)
         for _ in range(100):
             try:
-                self.log.producer.produce(topic, value, key, partition)
+                self.log.producer.produce(topic, value, key, partition, headers=headers)
             except BufferError:
                 self.log.serve(0.1)
             except KafkaException as error:

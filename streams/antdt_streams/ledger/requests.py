@@ -6,15 +6,16 @@ import json
 import time
 from contextlib import suppress
 
-from antdt_schemas import topics
+from antdt_schemas import framing, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Mismatch, Unavailable
 from antdt_schemas.launch_locks import process_name
-from antdt_schemas.offsets import watermarks
-from antdt_schemas.polling import Place, Reader, TopicGone
+from antdt_schemas.offsets import known_end, watermarks
+from antdt_schemas.polling import Place, Reader, TopicGone, new_consumer
 from confluent_kafka import KafkaException, TopicPartition
 
 from antdt_streams.kafka import topics_admin
+from antdt_streams.kafka.copies import Copies
 from antdt_streams.ledger.core.leader import Incoming
 
 
@@ -24,10 +25,17 @@ class Requests:
     def __init__(self, connection: Connection, job: str) -> None:
         self.connection, self.job, self.place = connection, job, Place(topics.REQUESTS.name(job))
         self.topic_id = ""
-        self._reader = Reader(connection, group_id=f"antdt.{job}.ledger")
+        group = f"antdt.{job}.ledger"
+        copies = Copies(group)
+        told = {"on_commit": lambda error, _: copies.came_to(error)}
+        self._reader = Reader(connection, make=lambda settings: new_consumer({**settings, **told}), group_id=group)
 
     def end(self, timeout_s: float) -> int:
         return watermarks(self._reader.consumer, *self.place, timeout_s)[1]
+
+    def known_end(self) -> int | None:
+        """The same as was told last; nobody is asked."""
+        return known_end(self._reader.consumer, *self.place)
 
     def look(self) -> tuple[str, int, int]:
         """Kafka's id of the topic, its first offset, and that of the next record.
@@ -60,7 +68,8 @@ class Requests:
             return []  # the driver looks at the topics now and then, and knows how long to wait
         except Unavailable as error:
             raise Unavailable(f"This ledger cannot read its requests, and resigns. {error}") from error
-        return [Incoming(m.offset(), m.timestamp()[1], m.value()) for m in messages]
+        topic = self.place.topic
+        return [Incoming(m.offset(), m.timestamp()[1], framing.unframed(topic, m.value())) for m in messages]
 
     def published(self) -> int | None:
         """The copy of the position, if there is one: Kafka forgets it with the topic."""

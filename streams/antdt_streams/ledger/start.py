@@ -40,6 +40,7 @@ class Start:
 
     def __init__(self, shard_log: LogPort, cache: Cache, snapshots: SnapshotsPort, options: LedgerOptions) -> None:
         self.log, self.cache, self.snapshots, self.options = shard_log, cache, snapshots, options
+        self.from_nothing = False  # the last time, though there was something to begin with
 
     def catch_up(self) -> Fold:
         """A fold that has read all of the log.
@@ -53,7 +54,9 @@ class Start:
             fold = self._head_start()
         except (ForeignState, LogTruncated) as error:
             fold = self._accepted(error)
+        begins = fold.position.next_offset
         self.fold_to(fold, self.log.end())
+        self.from_nothing = begins == 0 < fold.position.next_offset
         return fold
 
     def fold_to(self, fold: Fold, end: int) -> None:

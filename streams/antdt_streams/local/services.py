@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE, Connection
+from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE, ENV_FRAMING, Connection
 from antdt_schemas.data_folder import BROKER, ENV_DATA
 from antdt_schemas.errors import JobTaken
+from antdt_schemas.exporting import ENV_PORT
 from antdt_schemas.topics import check_worker
 
 from antdt_streams.broker.use import BrokerUse
@@ -89,6 +90,7 @@ def start_services(
     extra: further arguments by service. start: what starts a process. say: see Supervisor.
     """
     environ = dict(os.environ) | environment_of(connection, place)
+    environ.pop(ENV_PORT, None)  # one port is not for all of them
     supervisor = Supervisor(environ, start=start, say=say)
     for service in services:
         more = [*(extra or {}).get(service, ())]
@@ -102,6 +104,8 @@ def start_services(
 def environment_of(connection: Connection, place: Place) -> dict[str, str]:
     """What a child needs to find the broker; properties of the environment are there already."""
     named = {ENV_FILE: str(place.config.absolute())} if place.config is not None else {}
+    if place.framing:
+        named[ENV_FRAMING] = place.framing
     return {ENV_BOOTSTRAP: connection.bootstrap, ENV_DATA: str(place.data), **named}
 
 

@@ -20,7 +20,7 @@ from antdt_schemas.errors import AntdtError, LogTampered, Mismatch, UsageError
 from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Doubt, Fold
 from antdt_streams.ledger.core.state import State
-from antdt_streams.proof.walker import Anchors, Entries, Observer, Walker, chunks
+from antdt_streams.proof.walker import Anchors, Entries, Entry, Observer, Walker, chunks
 
 DOCUMENT = "antdt.replay/1"
 
@@ -70,7 +70,7 @@ class Break:
 
 def walk(
     fold: Fold,
-    entries: Entries,
+    entries: Iterable[Entry],
     *,
     at: int | None = None,
     anchors: Anchors | None = None,

@@ -14,8 +14,8 @@ from typing import Protocol
 
 from antdt_schemas.errors import ForeignState, LogTruncated, Unavailable
 
-from antdt_streams.runtime.runner import Runner
-from antdt_streams.runtime.service import Batch, Bounds, Service, Sink, Store
+from antdt_streams.runtime.runner import Counters, Runner
+from antdt_streams.runtime.service import Batch, Bounds, Observer, Service, Sink, Store
 from antdt_streams.storage.rows import Identity
 from antdt_streams.storage.snapshots import SnapshotFound
 
@@ -58,10 +58,18 @@ class Partitions:
     """The owner of a source's partitions; `take` and the rest may be called from two threads."""
 
     def __init__(
-        self, service: Service, identity: Identity, store: Store, sink: Sink, shelf: Shelf, policy: Policy
+        self,
+        service: Service,
+        identity: Identity,
+        store: Store,
+        sink: Sink,
+        shelf: Shelf,
+        policy: Policy,
+        observer: Observer | None = None,
     ) -> None:
         self._shelf, self._policy = shelf, policy
         self.service, self.identity, self.store, self.sink = service, identity, store, sink
+        self._observer, self.rebuilds = observer, 0
         self._owned: dict[int, _Owned] = {}
         self._failed = False
         self._lock = threading.Lock()
@@ -75,7 +83,7 @@ class Partitions:
             Unavailable: the snapshots cannot be read, or what was written before a state is rebuilt.
         """
         with self._lock:
-            runner = Runner(self.service, self.identity, self.store, self.sink, partition)
+            runner = Runner(self.service, self.identity, self.store, self.sink, partition, self._observer)
             found = self._shelf.newest(partition)
             origin = "rows" if runner.next_offset else "zero"
             if found is not None and self._adopted(runner, found):
@@ -83,6 +91,7 @@ class Partitions:
             if runner.outdated is not None:
                 log.warning("event=rebuilding partition=%d reason=%r", partition, runner.outdated.reason)
                 runner.rebuild()
+                self.rebuilds += 1
             self._check_position(runner, bounds)
             snapped = found.next_offset if found is not None else 0
             self._owned[partition] = _Owned(assignment, runner, snapped)
@@ -145,6 +154,12 @@ class Partitions:
 
     def positions(self) -> Mapping[int, int]:
         return {partition: owned.runner.committed for partition, owned in list(self._owned.items())}
+
+    def counted(self) -> dict[int, tuple[int, Counters]]:
+        """Next offset of each partition, committed, and what was done there. Whoever works is not waited for."""
+        return {
+            partition: (owned.runner.committed, owned.runner.counters) for partition, owned in list(self._owned.items())
+        }
 
     def _snapshot(self, owned: _Owned, timeout_s: float | None = None) -> None:
         at = owned.runner.committed

@@ -8,20 +8,25 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from antdt_schemas import framing
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, ExitCode
+from antdt_schemas.exporting import Where, serving
 from antdt_schemas.topics import DEAD_LETTERS, SNAPSHOTS
 
 from antdt_streams.host.logs import log_to_stderr
 from antdt_streams.host.readiness import Readiness
+from antdt_streams.host.tracing import tracing
 from antdt_streams.kafka import topics_admin
+from antdt_streams.runtime.figures import RuntimeFigures
 from antdt_streams.runtime.partitions import Partitions, Policy
-from antdt_streams.runtime.service import Service
+from antdt_streams.runtime.service import Batch, Service
 from antdt_streams.runtime.sink import Halted, KafkaSink
 from antdt_streams.runtime.source import Membership, Source
 from antdt_streams.storage.rocks import RowStore, open_or_rebuild
@@ -37,6 +42,7 @@ class RunOptions:
 
     instance, session_timeout_ms: see Membership.
     stop_timeout_s: a stop that takes longer is cut off; the state is that of the last commit, as after a kill.
+    metrics: where they are served, if they are.
     """
 
     instance: str | None = None
@@ -44,6 +50,7 @@ class RunOptions:
     policy: Policy = field(default_factory=Policy)
     reach_timeout_s: float = 10.0
     stop_timeout_s: float = 5.0
+    metrics: Where = field(default_factory=Where)
 
 
 def run_service(
@@ -54,6 +61,7 @@ def run_service(
     Logs go to stderr, one line each; the last one says why it ended.
     """
     options = options or RunOptions()
+    options.metrics.check()
     connection = connection.named(job, service.name, options.instance or "")
     log_to_stderr(job, service.name)
     readiness = Readiness.of(os.environ)
@@ -61,6 +69,7 @@ def run_service(
     with _signals() as asked, _cut_off(options.stop_timeout_s) as cut_off:
         try:
             connection.check_reachable(options.reach_timeout_s)
+            framing.begin()
             topics = topics_admin.fit(connection, job)
             for difference in topics.differences:
                 log.warning("event=topic-differs what=%r mend=%r", str(difference), difference.mend(job))
@@ -98,29 +107,40 @@ def _run(
 
     halted = threading.Event()
     membership = Membership(f"antdt.{identity.job}.{service.name}", options.instance, options.session_timeout_ms)
-    sink = KafkaSink(connection, halted, identity.record_bytes_max)
-    partitions = Partitions(service, identity, store, sink, shelf, options.policy)
+    sink = KafkaSink(connection, halted, identity.record_bytes_max, service.name)
+    wanted = options.metrics.port is not None
+    observer = service.figures() if wanted and service.figures is not None else None
+    partitions = Partitions(service, identity, store, sink, shelf, options.policy, observer)
     topic = service.input.name(identity.job)
     source = Source(connection, topic, identity.topic_id, membership, partitions, halted)
     source.on_joined = readiness.say
+    figures = RuntimeFigures(partitions, source)
 
     def on_end() -> None:
         source.halt()
         cut_off.start()
 
     async def hosted() -> None:
-        host = Host(membership.group, store.folder.with_name("faust"), source.read, partitions.take, on_end)
+        take = partial(_take, partitions, topic, membership.group)
+        host = Host(membership.group, store.folder.with_name("faust"), source.read, take, on_end)
         _on_signals(asyncio.get_running_loop(), host.end)
         if asked.is_set():
             host.end()
         await host.run(lambda: log.info("event=started topic=%s instance=%s", topic, options.instance or "-"))
 
     try:
-        asyncio.run(hosted())
+        with serving(options.metrics, identity.job, service.name, figures, observer):
+            asyncio.run(hosted())
     finally:
         source.halt()
         sink.close()
         shelf.close()
+
+
+def _take(partitions: Partitions, topic: str, group: str, batch: Batch) -> None:
+    traced = tracing()
+    with traced.processing(topic, group, batch.partition, len(batch.records)) if traced else nullcontext():
+        partitions.take(batch)
 
 
 # -- stopping

@@ -20,7 +20,7 @@ from antdt_schemas.records import Cause, DeadLetter
 from antdt_schemas.topics import DEAD_LETTERS
 
 from antdt_streams.runtime.rebuild import Outdated, Written
-from antdt_streams.runtime.service import Batch, Raw, Service, Sink, Store
+from antdt_streams.runtime.service import Batch, Observer, Raw, Service, Sink, Store
 from antdt_streams.storage.rows import NOWHERE, Identity, Marks, Position, decode_row, encode_row
 
 LAYOUT = 1
@@ -54,8 +54,16 @@ class Runner:
     outdated: what another version has stored, further than the state that is loaded; `rebuild` is called before `take`.
     """
 
-    def __init__(self, service: Service, identity: Identity, store: Store, sink: Sink, partition: int = 0) -> None:
-        """Load the partition from the store; nothing is written yet.
+    def __init__(
+        self,
+        service: Service,
+        identity: Identity,
+        store: Store,
+        sink: Sink,
+        partition: int = 0,
+        observer: Observer | None = None,
+    ) -> None:
+        """Load the partition from the store; nothing is written yet. observer: told of what is committed.
 
         Raises:
             ForeignState: the rows belong to another job, service or topic.
@@ -65,6 +73,7 @@ class Runner:
         self.service, self.identity, self.store, self.sink, self.partition = service, identity, store, sink, partition
         self.topic = service.input.name(identity.job)
         self.counters = Counters()
+        self._observer, self._unseen = observer, list[tuple[Any, Sequence[Any]]]()
         self._prefix = b"%05d/" % partition
         self._written: Written | None = None
         self.outdated: Outdated | None = None
@@ -74,6 +83,7 @@ class Runner:
         mark = dict(self.store.rows(self._prefix + POSITION)).get(self._prefix + POSITION)
         self.next_offset, self._now_ms, self._seen = 0, 0, Marks()
         self._replaced = dict[bytes, None]()
+        self._unseen.clear()
         found = None if mark is None else self._checked(mark)
         self.state, reason = self._state_of(found)
         if found is not None and reason:
@@ -256,6 +266,8 @@ class Runner:
         if (cause := getattr(record, "cause", None)) is not None:
             self._seen.note(cause.partition, (cause.offset, cause.index))
         self.next_offset += 1
+        if self._observer is not None:
+            self._unseen.append((record, outputs))
         encoded = [self._encoded(output, offset, index) for index, output in enumerate(outputs)]
         written = self._written
         if written is not None:
@@ -322,6 +334,10 @@ class Runner:
         self.counters.dead_letters += letters
         self.counters.outputs += len(outbox) - letters
         self.committed = self.next_offset
+        if self._observer is not None:
+            for record, outputs in self._unseen:
+                self._observer.observe(record, outputs)
+            self._unseen.clear()
 
     def _new_letter(self, offset: int, raw: Raw, reason: str) -> list[tuple[str, bytes]]:
         letter = self._letter(offset, raw, reason)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from antdt_schemas.figures import Family
 from antdt_schemas.topics import Topic
 
 from antdt_streams.storage.rows import Position
@@ -34,6 +35,7 @@ class Service:
     follow(state, record, position, now_ms, outputs) stands in for `process` while a state is rebuilt, for records that
     were answered: readers go on from these outputs, so the state must, too. The record is None if retention has removed
     it. A service whose state does not depend on what it has written needs none.
+    figures: makes what observes its records, in a process whose metrics somebody wants.
     """
 
     name: str
@@ -44,6 +46,17 @@ class Service:
     process: Callable[[Any, Any, Position, int], Sequence[Any]]
     outputs: Mapping[type, Topic] = field(default_factory=dict)
     follow: Callable[[Any, Any, Position, int, Sequence[Any]], None] | None = None
+    figures: Callable[[], Observer] | None = None
+
+
+class Observer(Protocol):
+    """Makes figures of what a service does. It changes nothing, and must not raise."""
+
+    def observe(self, record: Any, outputs: Sequence[Any]) -> None:
+        """A record is committed, with its outputs. Called by the thread that folds."""
+
+    def __call__(self) -> Iterable[Family]:
+        """The figures so far, for another thread."""
 
 
 class Store(Protocol):

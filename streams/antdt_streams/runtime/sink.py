@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
+from antdt_schemas import cloud_events, framing
 from antdt_schemas.connection import Connection
 from antdt_schemas.delivering import flush
 from antdt_schemas.denied import WRITE, denied
@@ -15,6 +16,8 @@ from antdt_schemas.errors import AntdtError, Unavailable
 from antdt_schemas.polling import Place, whole
 from antdt_schemas.topics import RECORD_BYTES_MAX
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from antdt_streams.host.tracing import tracing
 
 SLICE_S = 0.1
 HALT_GRACE_S = 1.0
@@ -35,10 +38,15 @@ class KafkaSink:
     """
 
     def __init__(
-        self, connection: Connection, halted: threading.Event, record_bytes_max: int = RECORD_BYTES_MAX
+        self,
+        connection: Connection,
+        halted: threading.Event,
+        record_bytes_max: int = RECORD_BYTES_MAX,
+        service: str = "antdt",
     ) -> None:
+        """service: who writes, for readers of the headers."""
         self._halted = halted
-        self._connection = connection
+        self._connection, self._service = connection, service
         self._failure: tuple[KafkaError, str] | None = None
         self._producer = Producer(
             connection.producer(
@@ -63,10 +71,13 @@ class KafkaSink:
             Unavailable: an earlier record, or this one, cannot be delivered.
             Halted: the process is to stop.
         """
-        patience = _Patience(self._halted)
+        patience, headers = _Patience(self._halted), cloud_events.headers(topic, partition, value, self._service)
+        if (traced := tracing()) is not None:
+            headers += traced.sent(topic, partition)
+        told, value = self._on_delivery, framing.framed(topic, value)
         while True:
             try:
-                self._producer.produce(topic, value, partition=partition, on_delivery=self._on_delivery)
+                self._producer.produce(topic, value, partition=partition, on_delivery=told, headers=headers)
                 break
             except BufferError:
                 patience.check()
@@ -107,7 +118,7 @@ class KafkaSink:
             Unavailable: the topic cannot be read to its end.
         """
         for message in whole(self._connection, Place(topic, partition), READ_TIMEOUT_S, newest):
-            yield message.value()
+            yield framing.unframed(topic, message.value())
 
     def close(self) -> None:
         """Give up what is not acknowledged."""

@@ -15,13 +15,15 @@ from typing import Any
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ForeignState, LogTruncated, Superseded, Unavailable, UnknownJob, UsageError
+from antdt_schemas.framing import unframed
 from antdt_schemas.hearing import AskedBroker, Watch
-from antdt_schemas.offsets import watermarks
+from antdt_schemas.offsets import known_end, watermarks
 from antdt_schemas.polling import Place, fetch, new_consumer, retire, sort_out
 from antdt_schemas.waiting import Waiting
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from antdt_streams.kafka.copies import Copies
 from antdt_streams.runtime.joining import Joining
 from antdt_streams.runtime.service import Batch, Bounds, Owner, Raw
 
@@ -110,11 +112,12 @@ class Source:
         self._fenced_at_s, self._is_fenced = -FENCED_AGAIN_S, False
         self._doubtful = False
         self._away = False
-        self._copied: dict[int, int] = {}
+        self._copied, self._copies = dict[int, int](), Copies(membership.group)
         self.on_joined: Callable[[str], None] = lambda how: None  # told whenever the group has said what is ours
         self._waiting, self._in_group, self._group_error = Waiting(), False, ""
         self._joining = Joining(AskedBroker(connection), topic)
         self._copied_at_s = self._checked_at_s = 0.0
+        self.turned_s = time.monotonic()  # when it last came round
 
     def read(self, put: Callable[[Batch], bool]) -> None:
         """Join the group and hand over batches until halted, or until `put` says False; then leave the group.
@@ -129,6 +132,7 @@ class Source:
         self._join()
         try:
             while not self.halted.is_set():
+                self.turned_s = time.monotonic()
                 batches = list(self._batches())
                 if self._is_fenced or (not self._in_group and self._is_left_out()):
                     self._replace()
@@ -144,6 +148,11 @@ class Source:
 
     def halt(self) -> None:
         self.halted.set()
+
+    def known_ends(self) -> dict[int, int]:
+        """The end of each partition that is read, as the broker told with what was fetched last. Any thread may ask."""
+        ends = {p: known_end(self._consumer, self.topic, p) for p in list(self._assigned)}
+        return {partition: end for partition, end in ends.items() if end is not None}
 
     # -- the group
 
@@ -289,7 +298,7 @@ class Source:
                     yield run[0]
                 raws, since = list[Raw](), min(received, offset)
                 run = open_runs[partition] = Batch(partition, offset, raws, self._assigned[partition], since), raws
-            run[1].append(Raw(message.value(), message.timestamp()[1]))
+            run[1].append(Raw(unframed(self.topic, message.value()), message.timestamp()[1]))
         for batch, _ in open_runs.values():
             yield batch
             self._away = False
@@ -382,8 +391,9 @@ class Source:
             self._consumer.commit(offsets=offsets, asynchronous=True)
             self._copied.update(changed)
         except KafkaException as error:
-            log.info("event=offsets-not-copied reason=%r", error.args[0].str())  # lag tools see it later
+            self._copies.came_to(error.args[0])  # lag tools see it later
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        self._copies.came_to(error)
         if error is not None:
             self._copied.clear()  # the group was about to change: again, with what is current then

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from statistics import median_low
 from typing import Any
 
+from antdt_schemas import records
 from antdt_schemas.connection import Connection
+from antdt_schemas.errors import Unavailable
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS, SHARD_LOG, STEPS
 
 from antdt_streams.ledger.core.fold import Fold
@@ -40,16 +42,21 @@ class Top:
 
     def __init__(self, connection: Connection, job: str) -> None:
         """Raises UnknownJob."""
-        self.job, self._fold = job, newest_state(connection, job)[0]
-        self.progress, self.control, self.newest = Progress(), Control(), Newest(self._fold)
+        self.job, self.fold = job, newest_state(connection, job)[0]
+        self.progress, self.control, self.newest = Progress(), Control(), Newest(self.fold)
         topics = (SHARD_LOG, DECISIONS, MEASUREMENTS, STEPS)
         lasts = {MEASUREMENTS.suffix: MEASUREMENTS_READ, STEPS.suffix: STEPS_READ}
         projections = (self.progress, self.control, self.newest)
-        self.follow = Follow(connection, job, topics, *projections, fold=self._fold, lasts=lasts)
+        self.follow = Follow(connection, job, topics, *projections, fold=self.fold, lasts=lasts)
+
+    @property
+    def genesis(self) -> records.Genesis | None:
+        """None while nobody has begun the job."""
+        return self.fold.genesis
 
     def document(self, now_s: float | None = None) -> dict[str, Any]:
         """All that is shown, ready for JSON. Every number of the log is as of `offset`."""
-        state, office = self._fold.state, self._fold.office
+        state, office = self.fold.state, self.fold.office
         workers = [row(name, view) for name, view in self.control.workers.items()]
         workers.sort(key=lambda one: (-one["own_ms_a_sample"], one["worker"]))
         now_s = time.time() if now_s is None else now_s
@@ -58,7 +65,7 @@ class Top:
             "job": self.job,
             "offset": self.newest.offset,
             "verdict": verdict(workers),
-            "samples": samples(self._fold),
+            "samples": samples(self.fold),
             "step": state.line.committed if state else 0,
             "generation": state.members.generation if state else 0,
             "members": len(state.members.group) if state else 0,
@@ -69,9 +76,19 @@ class Top:
                 for one in self.control.decisions[-DECISIONS_KEPT:]
             ],
             "leader": office.owner if office else None,
-            "void_entries": self._fold.void_entries,
+            "void_entries": self.fold.void_entries,
             "last_entry_s": age_s,
         }
+
+
+def await_current(watched: Top, within_s: float) -> None:
+    """Wait until all is read that was there. Raises Unavailable, or what ended the reading."""
+    until = time.monotonic() + within_s
+    while not watched.follow.current.wait(0.1):
+        if watched.follow.failure is not None:
+            raise watched.follow.failure
+        if time.monotonic() > until:
+            raise Unavailable(f"The topics of job {watched.job} could not be read within {within_s:g} s.")
 
 
 def samples(fold: Fold) -> dict[str, int]:

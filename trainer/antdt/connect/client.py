@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
-from antdt_schemas import auth, codec, records, topics
+from antdt_schemas import auth, codec, framing, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, ExitCode, Refused, Unavailable, UsageError, unknown_job
 from antdt_schemas.offsets import watermarks
@@ -69,6 +69,7 @@ class Client:
         self._halt = threading.Event()
         job, connection = options.job, options.connection
         connection.check_reachable(options.reach_s)
+        framing.begin()
         names = [topic.name(job) for topic in (topics.REQUESTS, topics.STEPS, topics.SHARD_LOG)]
         self._room = record_bytes_max(connection, names, options.reach_s)
         session.limit_commits((self._room - COMMIT_FIXED_BYTES) // COMMIT_NUMBER_BYTES)
@@ -202,7 +203,7 @@ class Client:
             self._go_on(self._decisions, watermarks(self._reader.consumer, *self._decisions)[0])
             return
         for message in messages:
-            self._take(message.topic(), message.value())
+            self._take(message.topic(), framing.unframed(message.topic(), message.value()))
 
     def _go_on(self, place: Place, offset: int) -> None:
         """Replies are asked for again, and plans that were removed are none."""

@@ -17,6 +17,7 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.delivering import flush
 from antdt_schemas.denied import WRITE, denied
 from antdt_schemas.errors import Unavailable, UsageError
+from antdt_schemas.framing import framed
 from antdt_schemas.topics import RECORD_BYTES_MAX
 from confluent_kafka import KafkaError, KafkaException, Producer
 
@@ -65,7 +66,7 @@ class Sender:
                 self._failure = self._failure or denied(error, WRITE, topic)
 
         try:
-            self._producer.produce(topic, payload, key, 0, on_delivery=delivered)
+            self._producer.produce(topic, framed(topic, payload), key, 0, on_delivery=delivered)
         except BufferError:
             return False
         except KafkaException as error:
@@ -86,7 +87,7 @@ class Sender:
 
         try:
             self._renew(topic)
-            self._producer.produce(topic, payload, key, 0, on_delivery=answered)
+            self._producer.produce(topic, framed(topic, payload), key, 0, on_delivery=answered)
         except BufferError:
             return False
         except KafkaException as error:

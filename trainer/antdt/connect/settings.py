@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from antdt_schemas import auth
+from antdt_schemas import auth, framing
 from antdt_schemas.connection import Connection, names_a_broker
 from antdt_schemas.data_folder import BROKER, data_folder, running
 from antdt_schemas.errors import UsageError
@@ -99,6 +99,7 @@ class Settings:
         folder = data_folder(environ)
         here = None if names_a_broker(environ) else running(folder / BROKER)  # the broker of `antdt up`
         connection = Connection.of(here, None, environ).named(job, "worker", worker)
+        framing.use(connection.wire)
         return cls(
             job=check_job(job),
             worker=worker,

@@ -18,7 +18,7 @@ from multiprocessing.context import ForkProcess
 from time import monotonic
 from typing import Any, NoReturn
 
-from antdt_schemas import codec, records, topics
+from antdt_schemas import codec, framing, records, topics
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, ExitCode, how
 from antdt_schemas.offsets import watermarks
@@ -136,7 +136,7 @@ def _heard(connection: Connection, job: str) -> Iterator[dict[str, Any]]:
     hears, asked_s = False, monotonic()
     while True:
         for message in reader.poll(WAIT_S):
-            order = order_of(message.value(), message.offset())
+            order = order_of(framing.unframed(place.topic, message.value()), message.offset())
             if order is not None:
                 yield {"order": order}
         if not hears and reader.position(place) >= end:

@@ -20,10 +20,11 @@ from time import monotonic, sleep
 from typing import Any
 
 import click
-from antdt_schemas import auth, codec, launch_locks, records, topics
+from antdt_schemas import auth, codec, framing, launch_locks, records, topics
 from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE
 from antdt_schemas.data_folder import ENV_DATA, data_folder
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError, how
+from antdt_schemas.exporting import ENV_HOST, ENV_PORT, LOOPBACK, Where
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
@@ -34,6 +35,7 @@ from antdt.host import whereabouts as at
 from antdt.host.child import in_child, leave
 from antdt.launch import environment, nodes, process, slots, vouch
 from antdt.launch.feed import Feed
+from antdt.launch.figures import Shown
 from antdt.launch.output import Output, Stream, say
 from antdt.launch.places import Places
 
@@ -56,6 +58,8 @@ class LaunchOptions(slots.Rules):
     node_rank: int = 0
     torch_env: bool = False
     servers: int = 0
+    metrics_port: int | None = None
+    metrics_host: str = LOOPBACK
 
 
 @dataclass(slots=True)
@@ -95,11 +99,11 @@ class Launcher:
         self.holder = launch_locks.this_process(self.run_id, options.grace_s)
         locks = launch_locks.folder_of(data_folder(environ), self.settings.job)
         self.places = Places(locks, self.settings.job, self.holder)
-        self.feed = Feed(self.connection, self.settings.job, lambda: self.places.handles)
+        self.feed = Feed(self.connection, self.settings.job, lambda: [*self.places.handles, *self.shown.handles])
+        self.shown = Shown(Where(options.metrics_port, options.metrics_host), self.settings.job)
         self.output, self.told = Output(), 0
         self._status: int | None = None
-        self._reports: list[ForkProcess] = []
-        self._kernel_kills = holds.KernelKills()
+        self._reports, self._kernel_kills = list[ForkProcess](), holds.KernelKills()
 
     def tell(self) -> None:
         """End, for a signal handler: once, with a grace; twice, at once."""
@@ -113,6 +117,7 @@ class Launcher:
         """
         self._take_places()
         self._check_reachable()
+        self.shown.begin(self.places.handles)
         process.preload(self.environ)
         watch = vouch.Watch({w.name: w.page for w in self.workers.values()}, self.slots.life, self.settings)
         try:
@@ -149,6 +154,7 @@ class Launcher:
             if code is not None:
                 self._has_ended(worker, code, now_s)
         self._do(self.slots.on_tick(now_s))
+        self.shown.tell(self.slots, watch.pages)
 
     def _stop(self, watch: vouch.Watch) -> None:
         """Whatever happened: whoever runs is told to leave and waited for, and what was to be said is."""
@@ -156,6 +162,7 @@ class Launcher:
         while any(worker.process is not None for worker in self.workers.values()):
             self._turn(watch)
         self.feed.close()
+        self.shown.close()
         until = monotonic() + REPORT_S + 1
         for report in self._reports:
             report.join(max(0.0, until - monotonic()))
@@ -245,7 +252,7 @@ class Launcher:
         else:
             worker.streams = self.output.open(worker.name)
             output = (worker.streams[0].writing, worker.streams[1].writing)
-        life = process.Life(worker.page, log, output, [*self.places.handles, *self.feed.handles])
+        life = process.Life(worker.page, log, output, [*self.places.handles, *self.feed.handles, *self.shown.handles])
         environ = self._environ(worker, restarts, take_over=take_over)
         worker.process = process.start(self.options.script, environ, life)
         vouch.began(worker.page, worker.process.pid, restarts)
@@ -280,9 +287,9 @@ class Launcher:
             producer = Producer(connection.producer(**{"linger.ms": 0}))
             body = records.Exited(ended.code, how(ended.code), ended.at, key if ended.at else "", ended.step)
             request = records.Request(ended.slot, ended.incarnation, 0, body, b"")
-            payload = codec.encode(auth.sign(request, settings.secret))
+            topic, payload = topics.REQUESTS.name(settings.job), codec.encode(auth.sign(request, settings.secret))
             with suppress(KafkaException):  # a hint: the ledger finds out by itself, later
-                producer.produce(topics.REQUESTS.name(settings.job), payload, ended.slot, 0)
+                producer.produce(topic, framing.framed(topic, payload), ended.slot, 0)
                 producer.flush(REPORT_S)
 
         child = in_child(tell)
@@ -355,6 +362,8 @@ HELP = {"help_option_names": ["-h", "--help"]}
 @click.option(
     "--torch-env", is_flag=True, help="Set RANK, WORLD_SIZE, MASTER_ADDR and the rest of torchrun's variables."
 )
+@click.option("--metrics-port", type=int, envvar=ENV_PORT, help="Serve metrics for Prometheus here; 0: on a free port.")
+@click.option("--metrics-host", envvar=ENV_HOST, default=LOOPBACK, show_default=True, help="The address for that.")
 @click.option("--logs", type=click.Path(path_type=Path), help="Folder for the workers' output; default: this terminal.")
 @click.argument("script", nargs=-1, required=True, type=click.UNPROCESSED)
 def main(

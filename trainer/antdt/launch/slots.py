@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 import signal
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -185,6 +186,7 @@ class Slots:
         self.run_id, self.rules, self.servers = run_id, rules, frozenset(servers)
         self.slots = {name: Slot(name) for name in names}
         self.ending = self.ended = False
+        self.ends = Counter[int]()  # how processes have ended, by exit status
         self._status, self._wanted_by = 0, ""
         self._told = self._told_before = 0
         self._idle_since_s = math.inf
@@ -235,6 +237,7 @@ class Slots:
         slot = self.slots[name]
         assert slot.lives, f"{name} has no process: it is {slot.state.value}"
         slot.joined = slot.joined or last.joined
+        self.ends[code] += 1
         out: list[Instruction] = []
         if code in (-signal.SIGTERM, -signal.SIGKILL) or not (self.ending or code in LEFT):
             asked = code == -signal.SIGKILL and not self.unkilled(name)

@@ -16,7 +16,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from time import monotonic
 
-from antdt_schemas import auth, codec, records, topics
+from antdt_schemas import auth, codec, framing, records, topics
 from antdt_schemas.errors import AntdtError
 from antdt_schemas.offsets import watermarks
 from antdt_schemas.polling import new_consumer
@@ -105,9 +105,10 @@ class Voucher:
         # The generation is not known here: an older one is answered with where the worker stands.
         body = records.Heartbeat(0, 0, standing.phase, max(standing.phase_s, silent_s), standing.allowed_s, detail)
         request = records.Request(name, self._incarnation(name, page), NEWS, body, b"")
-        payload = codec.encode(auth.sign(request, self._settings.secret))
+        topic = topics.REQUESTS.name(self._settings.job)
+        payload = framing.framed(topic, codec.encode(auth.sign(request, self._settings.secret)))
         with suppress(BufferError):  # the broker is away: so it is for the ledger
-            self._producer.produce(topics.REQUESTS.name(self._settings.job), payload, name, 0)
+            self._producer.produce(topic, payload, name, 0)
             self._producer.poll(0)
 
     def _incarnation(self, name: str, page: Page) -> str:
@@ -119,7 +120,7 @@ class Voucher:
         if message is None or message.error() is not None:
             return
         with suppress(AntdtError):
-            reply = codec.decode(message.value(), records.Reply)
+            reply = codec.decode(framing.unframed(message.topic() or "", message.value()), records.Reply)
             page = self._pages.get(reply.worker)
             if page is not None and reply.status in GIVEN_UP and reply.number == NEWS:
                 self._end(reply, page)
