@@ -26,6 +26,7 @@ from antdt_streams.local.services import (
     SERVICES,
     STANDBY,
     NamedBroker,
+    PageBeside,
     alone_up,
     broker_of,
     ledger_folder,
@@ -66,6 +67,7 @@ stuck_option = click.option(
 @click.option("--policy", default=None, help="Policy of the controller: a name, or FILE.py:CLASS.  [default: nd]")
 @replication_option
 @click.option("--standby", is_flag=True, help="A second ledger, which takes over within about a second.")
+@click.option("--web", "with_page", is_flag=True, help="Show the job in a browser, too: see `antdt web`.")
 @patience_option
 @click.option(
     "--ready-timeout-s",
@@ -82,6 +84,7 @@ def up(
     policy: str | None,
     replication: int | None,
     standby: bool,
+    with_page: bool,
     patience_ms: int,
     ready_timeout_s: float,
     stuck_ms: int,
@@ -106,14 +109,17 @@ def up(
         patience = ("--patience-ms", str(patience_ms), "--stuck-ms", str(stuck_ms))
         extra = {"ledger": patience, STANDBY: patience}
         supervisor = start_services(job, place, connection, services, policy, extra, say=_at_a_time)
+        page = PageBeside(job, place, connection, _at_a_time) if with_page else None
         try:
             if supervisor.await_ready(ready_timeout_s, stopping):
                 note(f"Job {job} is up on {connection.bootstrap}. Logs: {place.data / 'logs' / job}")
                 note(f"Start its workers in another terminal:  antdt launch --job {job} -n 4 train.py")
-                _look_after(supervisor, broker, stopping)
+                _look_after(supervisor, broker, stopping, page)
         finally:
             note("Stopping …")
             supervisor.stop()
+            if page is not None:
+                page.stop()
 
 
 def _check_topics(connection: Connection, job: str) -> None:
@@ -124,10 +130,14 @@ def _check_topics(connection: Connection, job: str) -> None:
         note(f"Mind: {told(difference, job)}")
 
 
-def _look_after(supervisor: Supervisor, broker: BrokerUse | NamedBroker, stopping: threading.Event) -> None:
+def _look_after(
+    supervisor: Supervisor, broker: BrokerUse | NamedBroker, stopping: threading.Event, page: PageBeside | None
+) -> None:
     looked = monotonic()
     while not stopping.wait(POLL_S):
         supervisor.poll()
+        if page is not None:
+            page.poll()
         if monotonic() - looked > BROKER_EVERY_S:
             broker.look()
             looked = monotonic()

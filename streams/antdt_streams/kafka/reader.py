@@ -12,9 +12,9 @@ from antdt_schemas import codec, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, Unavailable, Undecodable, unknown_job
 from antdt_schemas.offsets import watermarks
-from antdt_schemas.polling import OutOfRange, Place, Reader
+from antdt_schemas.polling import RECORDS_MAX, OutOfRange, Place, Reader
 from antdt_schemas.topics import SHARD_LOG, Topic
-from confluent_kafka import KafkaException, Message
+from confluent_kafka import KafkaException, Message, TopicPartition
 
 READ_TIMEOUT_S = 30.0
 R = TypeVar("R")
@@ -34,11 +34,11 @@ class Raw:
 
 
 class TopicReader:
-    """A reader of all partitions of one topic of a job."""
+    """A reader of all partitions of one topic of a job. over: settings of its client, with underscores for dots."""
 
-    def __init__(self, connection: Connection, job: str, topic: Topic) -> None:
+    def __init__(self, connection: Connection, job: str, topic: Topic, **over: Any) -> None:
         self.name = topic.name(job)
-        self._reader = Reader(connection, fetch_wait_max_ms=50)
+        self._reader = Reader(connection, **{"fetch_wait_max_ms": 50, **over})
         consumer = self._reader.consumer
         try:
             known = consumer.list_topics(self.name, timeout=10).topics[self.name]
@@ -85,10 +85,36 @@ class TopicReader:
         starts = {p: low if last is None else max(low, high - last) for p, (low, high) in self._ranges.items()}
         self._reader.assign({Place(self.name, partition): start for partition, start in starts.items()})
 
-    def poll(self, wait_s: float) -> list[Raw]:
-        """Records that are there; waits for the first one at most `wait_s`."""
+    def before(self, time_ms: int, last: int) -> Iterator[Raw]:
+        """Of each partition the newest `last` records that the broker had taken in by then."""
+        later = [TopicPartition(self.name, partition, time_ms + 1) for partition in self._ranges]
+        try:
+            found = self._reader.consumer.offsets_for_times(later, timeout=READ_TIMEOUT_S)
+        except KafkaException as error:
+            raise Unavailable(f"{self.name} cannot be read: {error.args[0].str()}.") from error
+        for place in found:
+            low, high = self._ranges[place.partition]
+            end = min(high, place.offset) if place.offset >= 0 else high  # negative: there is none that is later
+            self._ranges[place.partition] = max(low, min(end, high) - last), end
+        yield from self.to_end()
+
+    def leap(self, last: int) -> int:
+        """Go on with the newest `last` records of each partition where more are to be read; how many that passes over.
+        What the client has fetched ahead is dropped.
+        """
+        places, passed = self._reader.positions(), 0
+        for place, at in places.items():
+            _, high = watermarks(self._reader.consumer, self.name, place.partition)
+            passed += max(0, high - last - at)
+            places[place] = max(at, high - last)
+        if passed:
+            self._reader.assign(places)
+        return passed
+
+    def poll(self, wait_s: float, limit: int = RECORDS_MAX) -> list[Raw]:
+        """Records that are there, at most so many; waits for the first one at most `wait_s`."""
         with _said():
-            return [_raw(message) for message in self._reader.poll(wait_s)]
+            return [_raw(message) for message in self._reader.poll(wait_s, limit)]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE, Connection
@@ -15,11 +15,12 @@ from antdt_schemas.topics import check_worker
 
 from antdt_streams.broker.use import BrokerUse
 from antdt_streams.host import locks
+from antdt_streams.host.child import ServiceEnded
 from antdt_streams.local.place import Place
 from antdt_streams.local.supervise import Start, Supervisor, start_process
 
 SERVICES = ("ledger", "monitor", "controller")
-STANDBY = "standby"
+STANDBY, PAGE = "standby", "web"
 MAIN_INSTANCE = "main"
 
 
@@ -97,6 +98,41 @@ def start_services(
         log = place.data / "logs" / job / f"{service}.log"
         supervisor.add(service, service_command(service, job, place, more), log)
     return supervisor
+
+
+class PageBeside:
+    """The page of a job in a process of its own beside its services. Whatever becomes of it, they go on."""
+
+    def __init__(
+        self,
+        job: str,
+        place: Place,
+        connection: Connection,
+        say: Callable[[str], None],
+        start: Start = start_process,
+    ) -> None:
+        self._say, self._told = say, ""
+        # Any port: another job's page may have the usual one, and nobody has named this.
+        self._supervisor = start_services(job, place, connection, (PAGE,), extra={PAGE: ("--port", "0")}, start=start)
+
+    def poll(self) -> None:
+        """Start it again if it has ended; say where it is, once for each place."""
+        child = self._supervisor.children.get(PAGE)
+        if child is None:
+            return
+        try:
+            self._supervisor.poll()
+        except ServiceEnded as error:
+            self._say(f"There is no page any more. {error}")
+            self._supervisor.stop()
+            return
+        if child.ready_at is not None and not self._told:
+            with suppress(OSError):
+                self._told = child.ready_file.read_text(encoding="utf-8").strip()
+                self._say(f"The page is at {self._told}")
+
+    def stop(self) -> None:
+        self._supervisor.stop()
 
 
 def environment_of(connection: Connection, place: Place) -> dict[str, str]:

@@ -27,6 +27,7 @@ from antdt_streams.proof.walker import Entries, Walker, chunks
 from antdt_streams.storage.snapshots import newest
 from antdt_streams.views.control import Control
 from antdt_streams.views.liveness import services_of
+from antdt_streams.views.places import samples
 from antdt_streams.views.projection import Feed
 from antdt_streams.views.standings import standings
 
@@ -54,13 +55,13 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
 
 
 def standing_of(fold: Fold) -> dict[str, Any]:
-    state, genesis, office = fold.state, fold.genesis, fold.office
+    state, genesis, office, count = fold.state, fold.genesis, fold.office, samples(fold.state)
     return {
         "run_id": genesis.run_id if genesis else None,
-        "samples_total": state.samples_total if state else 0,
-        "committed": state.shards.committed_total if state else 0,
-        "leased": sum(x.end - x.front for x in state.shards.leases.values()) if state else 0,
-        "quarantined": state.shards.quarantined_total if state else 0,
+        "samples_total": count["total"],
+        "committed": count["committed"],
+        "leased": count["leased"],
+        "quarantined": count["quarantined"],
         "faults": evidence.faults(state) if state else [],
         "step": state.line.committed if state else 0,
         "skipped_steps": state.line.skipped if state else 0,
