@@ -115,7 +115,7 @@ class MemoryLive(Live):
         if offset > end:
             raise UsageError(f"The log of job {self.job} has no entry at offset {offset}: it has {end + 1}, from 0 on.")
         found = glance_of(self.workers, offset + 1).document(view)
-        return self._framed(found) | {"live": False, "end": end, "trouble": None, "health": None}
+        return self._framed(found) | {"live": False, "end": end, "trouble": None, "health": {}}
 
 
 def page_of(token: str | None = None, workers: int = 2, viewers: int = 8, **more: Any) -> Page:

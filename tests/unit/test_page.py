@@ -76,7 +76,7 @@ def test_of_4096_workers_only_those_in_sight_are_sent() -> None:
 def test_the_past_is_as_it_was_and_what_was_never_there_is_said() -> None:
     status, found = got(f"/api/jobs/{JOB}?at=2")
     assert (status, found["live"], found["offset"], found["step"]) == (200, False, 2, 0)
-    assert found["end"] > 2 and found["health"] is None
+    assert found["end"] > 2 and found["trouble"] is None
     status, found = got(f"/api/jobs/{JOB}?at=99999")
     assert (status, found) == (
         400,

@@ -8,7 +8,7 @@ import os
 import socket
 
 import click
-from antdt_schemas.errors import UsageError, unknown_job
+from antdt_schemas.errors import ExitCode, UsageError, unknown_job
 from antdt_schemas.topics import check_job
 
 from antdt_streams.cli.common import connection_options, note
@@ -16,15 +16,14 @@ from antdt_streams.cli.services import stop_on_signals
 from antdt_streams.host.logs import log_to_stderr
 from antdt_streams.host.readiness import Readiness
 from antdt_streams.local.place import Place
-
-PORT = 8780
+from antdt_streams.local.services import PAGE_PORT
 
 
 @click.command()
 @click.argument("job", required=False)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen: an address, or a name.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0: any port that is free."
+    "--port", type=click.IntRange(0, 65535), default=PAGE_PORT, show_default=True, help="0: any port that is free."
 )
 @click.option(
     "--allow-actions", is_flag=True, help="Whoever has the token that is printed may give orders from the page."
@@ -67,6 +66,7 @@ def web(job: str | None, host: str, port: int, allow_actions: bool, place: Place
         asyncio.run(run())
     finally:
         readiness.withdraw()
+    raise SystemExit(ExitCode.DRAINED)
 
 
 def is_loopback(host: str) -> bool:

@@ -87,16 +87,26 @@ class TopicReader:
 
     def before(self, time_ms: int, last: int) -> Iterator[Raw]:
         """Of each partition the newest `last` records that the broker had taken in by then."""
+        for partition, end in self.ends_by(time_ms).items():
+            low, _ = self._ranges[partition]
+            self._ranges[partition] = max(low, end - last), end
+        yield from self.to_end()
+
+    def ends_by(self, time_ms: int) -> dict[int, int]:
+        """The end of each partition as it was at that time of the broker."""
         later = [TopicPartition(self.name, partition, time_ms + 1) for partition in self._ranges]
         try:
             found = self._reader.consumer.offsets_for_times(later, timeout=READ_TIMEOUT_S)
         except KafkaException as error:
             raise Unavailable(f"{self.name} cannot be read: {error.args[0].str()}.") from error
-        for place in found:
-            low, high = self._ranges[place.partition]
-            end = min(high, place.offset) if place.offset >= 0 else high  # negative: there is none that is later
-            self._ranges[place.partition] = max(low, min(end, high) - last), end
-        yield from self.to_end()
+        # A negative one says that nothing is later.
+        ends = {place.partition: place.offset for place in found if place.offset >= 0}
+        return {partition: min(ends.get(partition, high), high) for partition, (_, high) in self._ranges.items()}
+
+    def count_by(self, time_ms: int) -> int:
+        """How many records there were at that time, of those that are still there."""
+        ends = self.ends_by(time_ms)
+        return sum(max(0, ends[partition] - low) for partition, (low, _) in self._ranges.items())
 
     def leap(self, last: int) -> int:
         """Go on with the newest `last` records of each partition where more are to be read; how many that passes over.

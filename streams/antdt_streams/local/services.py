@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from antdt_streams.local.supervise import Start, Supervisor, start_process
 
 SERVICES = ("ledger", "monitor", "controller")
 STANDBY, PAGE = "standby", "web"
+PAGE_PORT = 8780
 MAIN_INSTANCE = "main"
 
 
@@ -112,8 +114,9 @@ class PageBeside:
         start: Start = start_process,
     ) -> None:
         self._say, self._told = say, ""
-        # Any port: another job's page may have the usual one, and nobody has named this.
-        self._supervisor = start_services(job, place, connection, (PAGE,), extra={PAGE: ("--port", "0")}, start=start)
+        # One port for all its lives, so that open pages find it again; the usual one may be another job's.
+        port = ("--port", str(free_port(PAGE_PORT)))
+        self._supervisor = start_services(job, place, connection, (PAGE,), extra={PAGE: port}, start=start)
 
     def poll(self) -> None:
         """Start it again if it has ended; say where it is, once for each place."""
@@ -133,6 +136,17 @@ class PageBeside:
 
     def stop(self) -> None:
         self._supervisor.stop()
+
+
+def free_port(wanted: int) -> int:
+    """This port of the loopback, if nobody listens there now; else another one."""
+    for port in (wanted, 0):
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                one.bind(("127.0.0.1", port))
+                return int(one.getsockname()[1])
+    return 0
 
 
 def environment_of(connection: Connection, place: Place) -> dict[str, str]:

@@ -47,8 +47,8 @@ class View:
 class Newest(Projection["tuple[int, int]"]):
     """Offset and time of the newest entry."""
 
-    def __init__(self, offset: int) -> None:
-        self.offset, self.time_ms = offset, 0
+    def __init__(self, offset: int, time_ms: int = 0) -> None:
+        self.offset, self.time_ms = offset, time_ms
 
     def on_entry(self, read: Read) -> None:
         self.offset, self.time_ms = read.offset, read.time_ms
@@ -63,7 +63,7 @@ class Glance:
     def __init__(self, job: str, fold: Fold) -> None:
         self.job, self._fold = job, fold
         self.progress, self.control, self.pace = Progress(), Control(keep=DECISIONS_KEPT), Pace()
-        self.newest = Newest(fold.position.next_offset - 1)
+        self.newest = Newest(fold.position.next_offset - 1, fold.state.now_ms if fold.state else 0)
         # Several look at the same moment: what is the same for all is worked out once.
         self._order: tuple[int, list[dict[str, Any]], str] = (-1, [], "")
         self._whys: dict[str, tuple[int, float, Why]] = {}
@@ -93,7 +93,12 @@ class Glance:
             "last_entry_s": age_s,
         }
         if view.lanes:
-            out |= {"pace": self.pace.view(), "why": self._why(view, workers), "policy": self.control.policy}
+            out |= {
+                "pace": self.pace.view(),
+                "marks": marks(self.control),
+                "why": self._why(view, workers),
+                "policy": self.control.policy,
+            }
         return out
 
     def _ordered(self) -> tuple[list[dict[str, Any]], str]:
@@ -211,6 +216,11 @@ def decided(control: Control) -> list[dict[str, Any]]:
         _decided(command, earlier, control.effects.get(command.decision.cause))
         for command, earlier in list(zip(commands, before, strict=False))[-DECISIONS_TOLD:]
     ]
+
+
+def marks(control: Control) -> list[list[Any]]:
+    """All decisions that are kept, for a curve: the broker's time, plan, action, and where each lies."""
+    return [[one.time_ms, one.decision.plan, str(one.decision.action), one.offset] for one in control.commands]
 
 
 def _decided(command: Command, earlier: Command | None, effect: records.Effect | None) -> dict[str, Any]:

@@ -132,9 +132,11 @@ class Live(threading.Thread):
         """The job as it was after the entry at this offset. Raises UsageError where there is none."""
         if self._past is None:
             self._past = Past(self.connection, self.job)
-        found = self._past.glance(offset).document(view)
+        glance = self._past.glance(offset)
+        letters = {"count": self._past.dead_letters(glance.newest.time_ms), "newest": None}
         end = self.top.newest.offset if self.top is not None else offset
-        return self._framed(found) | {"live": False, "end": max(end, offset), "trouble": None, "health": None}
+        rest = {"live": False, "end": max(end, offset), "trouble": None, "health": {"dead_letters": letters}}
+        return self._framed(glance.document(view)) | rest
 
     def _framed(self, found: dict[str, Any]) -> dict[str, Any]:
         """Ages are for whoever looks at it to tell."""

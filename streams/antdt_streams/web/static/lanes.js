@@ -2,7 +2,7 @@
 
 import { byId, colour, count, element, ms } from "./words.js";
 
-export const ROW = 22;
+const ROW = 22, ROW_MAX = 72;
 const MARGIN = 8; // rows loaded beyond those in sight
 const ROWS_MAX = 100;
 const PARTS = ["data", "compute", "communication", "wait"];
@@ -18,13 +18,14 @@ export class Lanes {
     this.chosen = chosen;
     this.found = { workers: [], servers: [], first: 0, workers_found: 0 };
     this.worker = "";
+    this.tall = ROW; // of one row: few workers have more room
     this.scroll.addEventListener("scroll", () => this.moved());
     this.scroll.addEventListener("keydown", (event) => this.key(event));
     new ResizeObserver(() => this.moved()).observe(this.scroll);
   }
 
   inSight() {
-    const first = Math.max(0, Math.floor(this.scroll.scrollTop / ROW) - MARGIN);
+    const first = Math.max(0, Math.floor(this.scroll.scrollTop / this.tall) - MARGIN);
     const rows = Math.min(ROWS_MAX, Math.ceil(this.scroll.clientHeight / ROW) + 2 * MARGIN);
     return { first, rows: Math.max(rows, 2 * MARGIN) };
   }
@@ -33,8 +34,8 @@ export class Lanes {
     this.draw();
     const { first, rows } = this.inSight();
     const last = Math.min(first + rows, this.found.workers_found);
-    const seen = Math.max(0, Math.floor(this.scroll.scrollTop / ROW));
-    const below = Math.min(this.found.workers_found, seen + Math.ceil(this.scroll.clientHeight / ROW));
+    const seen = Math.max(0, Math.floor(this.scroll.scrollTop / this.tall));
+    const below = Math.min(this.found.workers_found, seen + Math.ceil(this.scroll.clientHeight / this.tall));
     const have = [this.found.first, this.found.first + this.found.workers.length];
     if (last > first && (seen < have[0] || below > have[1])) this.wants(first, rows);
   }
@@ -43,7 +44,8 @@ export class Lanes {
     this.found = found;
     this.worker = worker;
     const all = found.workers_found + found.servers.length;
-    this.rows.style.height = `${all * ROW}px`;
+    this.tall = Math.max(ROW, Math.min(ROW_MAX, Math.floor(this.scroll.clientHeight / Math.max(1, all))));
+    this.rows.style.height = `${all * this.tall}px`;
     const made = found.workers.map((one, at) => this.row(one, found.first + at));
     made.push(...found.servers.map((one, at) => this.row(one, found.workers_found + at, true)));
     const focused = document.activeElement?.dataset?.worker;
@@ -69,7 +71,8 @@ export class Lanes {
       element("span", { class: "n", text: server ? "" : ms(one.own_ms_a_sample) }),
       element("span", { class: "n", text: ms(one.wait_ms) }),
     );
-    made.style.transform = `translateY(${at * ROW}px)`;
+    made.style.transform = `translateY(${at * this.tall}px)`;
+    made.style.height = `${this.tall}px`;
     return made;
   }
 
@@ -80,9 +83,9 @@ export class Lanes {
     if (go !== undefined && rows.length) {
       const next = rows[Math.min(rows.length - 1, Math.max(0, at + go))];
       next.focus({ preventScroll: true });
-      const top = Number(next.dataset.at) * ROW;
+      const top = Number(next.dataset.at) * this.tall, end = top + this.tall;
       if (top < this.scroll.scrollTop) this.scroll.scrollTop = top;
-      if (top + ROW > this.scroll.scrollTop + this.scroll.clientHeight) this.scroll.scrollTop = top + ROW - this.scroll.clientHeight;
+      if (end > this.scroll.scrollTop + this.scroll.clientHeight) this.scroll.scrollTop = end - this.scroll.clientHeight;
       event.preventDefault();
     } else if ((event.key === "Enter" || event.key === " ") && at >= 0) {
       this.chosen(rows[at].dataset.worker);
@@ -107,17 +110,18 @@ export class Lanes {
     pen.clearRect(0, 0, width, height);
     if (width < 40) return;
     const top = this.scroll.scrollTop;
-    const at = (index) => index * ROW - top;
+    const at = (index) => index * this.tall - top;
     const shown = this.found.workers.map((one, index) => [one, at(this.found.first + index)]);
     const servers = this.found.servers.map((one, index) => [one, at(this.found.workers_found + index)]);
-    paint(pen, shown.filter(([, y]) => y > -ROW && y < height), width);
-    paint(pen, servers.filter(([, y]) => y > -ROW && y < height), width);
+    const inside = ([, y]) => y > -this.tall && y < height;
+    paint(pen, shown.filter(inside), width, this.tall);
+    paint(pen, servers.filter(inside), width, this.tall);
   }
 }
 
 // Steps that all have in common stand below each other, as wide as the longest of them; else each lane is by itself.
-function paint(pen, lanes, width) {
-  const fills = PARTS.map(colour);
+function paint(pen, lanes, width, tall) {
+  const fills = { colours: PARTS.map(colour), tall };
   const steps = new Map();
   for (const [one] of lanes)
     for (let i = 0; i < one.lane.length; i += 5) {
@@ -170,9 +174,9 @@ function segments(pen, lane, i, x, y, each, fills, gap = 0) {
   for (let part = 0; part < 4; part++) {
     const wide = lane[i + 1 + part] * each;
     if (wide <= 0) continue;
-    pen.fillStyle = fills[part];
-    const thin = part === 3 ? 5 : 3;
-    pen.fillRect(x, y + thin, Math.max(wide - (part === 3 ? gap : 0), 0.4), ROW - 2 * thin);
+    pen.fillStyle = fills.colours[part];
+    const thin = (part === 3 ? 0.24 : 0.14) * fills.tall;
+    pen.fillRect(x, y + thin, Math.max(wide - (part === 3 ? gap : 0), 0.4), fills.tall - 2 * thin);
     x += wide;
   }
 }

@@ -3,7 +3,7 @@
 import { Lanes } from "./lanes.js";
 import { Pace } from "./charts.js";
 import { Orders } from "./orders.js";
-import { ago, ask, byId, clock, count, element, ms, percent, setText, short } from "./words.js";
+import { ago, ask, byId, clock, count, element, percent, setText, short } from "./words.js";
 
 const job = decodeURIComponent(location.pathname.split("/")[2] || "");
 const url = new URL(location.href);
@@ -83,7 +83,7 @@ function show(found) {
   verdict(found);
   samples(found);
   lanes.show(found, seen.worker);
-  pace.show(found.pace, found.decisions);
+  pace.show(found.pace, found.marks);
   decisions(found);
   health(found);
   ages();
@@ -132,10 +132,10 @@ function verdict(found) {
   setText("verdict", found.verdict);
   const last = found.decisions.at(-1);
   const effect = last?.effect;
-  const came = effect ? ` It was to save ${percent(last.predicted_gain)} of the step time and saved ${percent(effect.measured_gain)} ± ${percent(effect.gain_error)}: ${effect.verdict.replaceAll("_", " ")}.` : last ? " What it saves is being measured." : "";
+  const came = effect ? ` It was to save ${percent(last.predicted_gain)} of the step time and saved ${percent(effect.measured_gain)} ± ${percent(effect.gain_error)}: ${effect.verdict.replaceAll("_", " ")}.` : last ? (found.done ? " What it saved was not measured." : " What it saves is being measured.") : "";
   setText("acted", last ? `${name(last)} (decisions@${last.offset}): ${last.reason}.${came}` : found.current === false ? "Reading what was decided …" : "Nothing was decided yet.");
   const why = found.why;
-  setText("why-verdict", why ? `${why.verdict}` : "");
+  setText("why-verdict", why && seen.worker ? why.verdict : "");
   byId("evidence").replaceChildren(...(why ? [...why.evidence, ...why.done].map((text) => element("li", { text })) : []));
   setText("next", why ? why.next : "");
 }
@@ -172,7 +172,6 @@ function decisions(found) {
   const slow = found.slow ? `${count(found.slow)} slow` : "none slow";
   const shown = found.workers_found !== found.workers_total ? `${count(found.workers_found)} of ` : "";
   setText("lanes-of", `${shown}${count(found.workers_total)} workers, ${slow}${found.servers.length ? `, ${found.servers.length} servers` : ""}${sampled}`);
-  setText("pace-of", found.pace.at_s.length ? `p50 ${ms(found.pace.p50_ms.at(-1))}, p99 ${ms(found.pace.p99_ms.at(-1))} ms; a point is ${found.pace.width_s} s` : "no step yet");
 }
 
 function decision(one, open) {
@@ -185,7 +184,7 @@ function decision(one, open) {
   return element(
     "li",
     { "data-offset": one.offset, class: open.has(String(one.offset)) ? "chosen" : "", tabindex: "0", onmouseenter: () => pace.mark(one.offset), onmouseleave: () => pace.mark(null), onfocus: () => pace.mark(one.offset), onblur: () => pace.mark(null) },
-    element("div", {}, element("b", { text: one.action === "KILL_RESTART" ? `↻ ${one.target.split(".")[0]}` : `plan ${one.plan}` }), element("span", { text: ` ${one.reason}` }), one.time_ms ? element("time", { text: clock(one.time_ms) }) : null),
+    element("div", { class: "said-so" }, element("span", {}, element("b", { text: one.action === "KILL_RESTART" ? `↻ ${one.target.split(".")[0]} ` : `plan ${one.plan} ` }), document.createTextNode(one.reason)), one.time_ms ? element("time", { text: clock(one.time_ms) }) : null),
     element("div", {}, gain, changes),
     source,
   );
