@@ -17,6 +17,7 @@ from antdt_schemas.topics import SHARD_LOG, Topic
 from confluent_kafka import KafkaException, Message, TopicPartition
 
 READ_TIMEOUT_S = 30.0
+LEAP_S = 1.0
 R = TypeVar("R")
 
 log = logging.getLogger("antdt.reader")
@@ -110,11 +111,14 @@ class TopicReader:
 
     def leap(self, last: int) -> int:
         """Go on with the newest `last` records of each partition where more are to be read; how many that passes over.
-        What the client has fetched ahead is dropped.
+        What the client has fetched ahead is dropped. While nobody can tell an end, nothing is passed over.
         """
         places, passed = self._reader.positions(), 0
         for place, at in places.items():
-            _, high = watermarks(self._reader.consumer, self.name, place.partition)
+            try:
+                _, high = watermarks(self._reader.consumer, self.name, place.partition, LEAP_S)
+            except Unavailable:
+                return 0
             passed += max(0, high - last - at)
             places[place] = max(at, high - last)
         if passed:

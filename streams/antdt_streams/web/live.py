@@ -13,8 +13,9 @@ from time import monotonic
 from typing import Any
 
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import AntdtError, UnknownJob
-from confluent_kafka import KafkaException
+from antdt_schemas.errors import AntdtError, UnknownJob, unknown_job
+from antdt_schemas.topics import SHARD_LOG
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from antdt_streams.views.glance import View
@@ -48,7 +49,7 @@ class Live(threading.Thread):
         self.unknown = False
         self.health: dict[str, Any] | None = None
         self._past: Past | None = None
-        self._version = 0
+        self._version = self._missing = 0
         self._payloads: dict[View, tuple[tuple[int, int, int], bytes]] = {}
         self._halt = threading.Event()
 
@@ -76,6 +77,7 @@ class Live(threading.Thread):
         """Until it fails, which is raised, or nobody looks any more."""
         admin = AdminClient(self.connection.admin())
         probe_at, health_at, answers = 0.0, 0.0, True
+        self._missing = 0
         while not self._halt.wait(LOOK_S):
             if top.follow.failure is not None:
                 raise top.follow.failure
@@ -90,12 +92,18 @@ class Live(threading.Thread):
                 health_at = monotonic() + HEALTH_EVERY_S
 
     def _probe(self, admin: AdminClient) -> bool:
+        """Whether the broker answers. Raises UnknownJob once it has said twice that there is no such job."""
+        name = SHARD_LOG.name(self.job)
         try:
-            admin.list_topics(f"antdt.{self.job}.shard-log", timeout=PROBE_S)
+            found = admin.list_topics(name, timeout=PROBE_S).topics[name]
         except KafkaException as error:
             self._say(f"The broker {self.connection.bootstrap} does not answer: {error.args[0].str()}.")
             return False
-        return True
+        gone = found.error is not None and found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART
+        self._missing = self._missing + 1 if gone else 0
+        if self._missing > 1:
+            raise unknown_job(self.job)
+        return not gone
 
     def _look_at_health(self) -> None:
         try:

@@ -95,8 +95,9 @@ function show(found) {
 function head(found) {
   document.title = `${job}: ${found.state}`;
   setText("job", job);
-  setText("state", found.live || found.done ? found.state : "as it was");
-  byId("state").className = `pill ${found.done ? "done" : found.state.startsWith("trains") ? "well" : "odd"}`;
+  const state = found.trouble ? (found.trouble.gone ? "gone" : "not known") : found.live || found.done ? found.state : "as it was";
+  setText("state", state);
+  byId("state").className = `pill ${state === "done" ? "done" : state === "trains" ? "well" : "odd"}`;
   setText("step", count(found.step));
   setText("rate", found.samples_per_s === null ? "-" : short(found.samples_per_s));
   setText("members", found.attached ? `${found.members} servers, ${count(found.attached)} workers` : count(found.members));
