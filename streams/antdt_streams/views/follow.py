@@ -18,6 +18,7 @@ from antdt_streams.views.projection import Feed, Projection
 
 POLL_S = 0.02  # for all topics together
 LEAP_EVERY_S = 1.0
+RECORD_BYTES, FETCH_BYTES_MIN = 400, 16 << 10  # of a record of `steps`, about
 EVERYTHING = 1 << 40
 
 
@@ -29,6 +30,12 @@ class Pacing:
 
     records_a_s: int
     share: float
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """Of a client that must not fetch ahead what will be passed over."""
+        ahead = {"queued_min_messages": self.records_a_s}
+        return ahead | {"max_partition_fetch_bytes": max(FETCH_BYTES_MIN, self.records_a_s * RECORD_BYTES)}
 
 
 class Source:
@@ -104,10 +111,9 @@ class Follow(threading.Thread):
 
     def _open(self, opened: ExitStack, topic: Topic) -> Source:
         pacing = self._pacing.get(topic.suffix)
-        # A client must not fetch ahead what will be passed over.
-        over = {} if pacing is None else {"queued_min_messages": pacing.records_a_s}
-        if self._poll_s > POLL_S:
-            over["fetch_wait_max_ms"] = int(1000 * self._poll_s)
+        over = {} if pacing is None else pacing.settings
+        if self._poll_s > POLL_S:  # whoever is not in a hurry asks seldom, instead of for each record
+            over |= {"fetch_wait_max_ms": int(1000 * self._poll_s), "fetch_min_bytes": FETCH_BYTES_MIN}
         reader = opened.enter_context(TopicReader(self.connection, self.job, topic, **over))
         behind = reader.ends()[0] - self._from if topic is SHARD_LOG else EVERYTHING
         reader.follow(self._lasts.get(topic.suffix, behind))

@@ -12,8 +12,8 @@ from antdt_streams.views.job import newest_state
 TOPICS = (SHARD_LOG, DECISIONS, MEASUREMENTS, STEPS)
 LASTS = {MEASUREMENTS.suffix: 64, STEPS.suffix: 2_000}
 # Who looks once a second needs neither every step of thousands of workers nor every measurement of them.
-PACING = {STEPS.suffix: Pacing(records_a_s=400, share=0.01), MEASUREMENTS.suffix: Pacing(records_a_s=4, share=0.01)}
-POLL_S = 0.4
+PACING = {STEPS.suffix: Pacing(records_a_s=200, share=0.003), MEASUREMENTS.suffix: Pacing(records_a_s=1, share=0.008)}
+POLL_S = 0.5
 
 
 class Top(Glance):
