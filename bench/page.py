@@ -209,8 +209,6 @@ async def first_paint_s(url: str) -> float:
     """In a browser that runs already: from the navigation until the numbers of the job are on the page, and painted."""
     async with chromium() as tab:
         await tab.size(1280, 800)
-        await tab.go(f"{url}/healthz")
-        await tab.until("document.readyState === 'complete'")
         await tab.go(f"{url}/jobs/{JOB}")
         seconds: float = await tab.until("(window.readyAt || 0) / 1000")
         assert await tab.value("Number(document.getElementById('step').textContent.replaceAll(',', ''))") > 0

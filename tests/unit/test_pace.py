@@ -32,6 +32,13 @@ def test_points_are_bounded_and_cover_twice_the_time_when_there_are_too_many() -
     assert (found["p50_ms"][0], found["p50_ms"][-1]) == (16.0, 17.0)
 
 
+def test_what_is_older_than_a_curve_covers_is_left_out() -> None:
+    pace, hour_ms = Pace(), 3600 * 1000
+    for hour in (0, 1, 3, 4, 2):
+        pace.on_record(STEPS, step_batch("w0", hour, 1, 0.1, 0.0), hour, hour * hour_ms)
+    assert [at / 3600 for at in pace.view()["at_s"]] == [2.0, 3.0, 4.0]
+
+
 def test_a_point_keeps_a_bounded_fair_sample() -> None:
     point, other = Point(), Point()
     for number in range(10_000):

@@ -39,6 +39,7 @@ def drawn(workers: list[dict[str, Any]], height: int, *, terminal: bool) -> list
     [
         ([], "No worker has said anything of a step yet."),
         ([worker("w1", 5), worker("w0", 4)], "All 2 workers are as fast as their kind."),
+        ([worker("w1", 5, "unknown")] * 2, "How fast the 2 workers are for their kind is not known yet."),
         (
             [worker("w1", 12, "persistent"), worker("w2", 4), worker("w0", 4), worker("w3", 4)],
             "w1 is slow (persistent, 3.0 times the median).",

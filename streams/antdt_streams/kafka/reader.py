@@ -104,6 +104,16 @@ class TopicReader:
         ends = {place.partition: place.offset for place in found if place.offset >= 0}
         return {partition: min(ends.get(partition, high), high) for partition, (_, high) in self._ranges.items()}
 
+    def some(self, start: int, count: int) -> list[Raw]:
+        """The first few records of partition 0 from an offset on; fewer where there are not so many."""
+        end, found = min(start + count, self.ends()[0]), list[Raw]()
+        place = Place(self.name, 0)
+        self._reader.assign({place: start})
+        with _said():
+            for message in self._reader.read_to(place, end, READ_TIMEOUT_S):
+                found.append(_raw(message))
+        return found[:count]
+
     def count_by(self, time_ms: int) -> int:
         """How many records there were at that time, of those that are still there."""
         ends = self.ends_by(time_ms)

@@ -14,6 +14,7 @@ from antdt_streams.views.projection import Projection
 
 STEPS_KEPT = 32  # of each worker or server
 MEANS_OF = 8  # of the newest of them, what is said in numbers
+UNKNOWN = "unknown"
 SLOW = ("persistent", "transient", "deterministic", "absent")  # classes of nodes
 WORKER = "worker"
 NODES_MAX = 8192  # names of each kind, as many as the Monitor takes in
@@ -54,7 +55,7 @@ class WorkerView:
 
     batch_size: int = 0
     plan: int = 0
-    node_class: str = "unknown"
+    node_class: str = UNKNOWN
     steps: deque[Step] = field(default_factory=lambda: deque(maxlen=STEPS_KEPT))
     measured_s: float = 0.0
     row: dict[str, Any] | None = None

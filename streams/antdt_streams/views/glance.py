@@ -19,7 +19,7 @@ from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.groups import rules_of
 from antdt_streams.proof.walker import Read
 from antdt_streams.views import places
-from antdt_streams.views.control import SLOW, Command, Control, WorkerView
+from antdt_streams.views.control import SLOW, UNKNOWN, Command, Control, WorkerView
 from antdt_streams.views.pace import Pace
 from antdt_streams.views.progress import Progress
 from antdt_streams.views.projection import Projection
@@ -263,6 +263,8 @@ def verdict(workers: Sequence[Mapping[str, Any]]) -> str:
     if not workers:
         return "No worker has said anything of a step yet."
     slow = [one for one in workers if one["class"] in SLOW]
+    if all(one["class"] == UNKNOWN for one in workers):
+        return f"How fast the {len(workers)} workers are for their kind is not known yet."
     if not slow:
         return f"All {len(workers)} workers are as fast as their kind."
     middle = median_low(one["own_ms_a_sample"] for one in workers)

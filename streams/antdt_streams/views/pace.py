@@ -1,7 +1,7 @@
 """How long steps take, over time: median and 99th percentile of the steps of all workers, by the broker's clock.
 
-A curve of a bounded number of points, whatever the length of a job: when there are too many, each point comes to cover
-twice the time. A point keeps a bounded sample of its steps, each with the same chance to be in it.
+A curve of a bounded number of points over the last hours, whatever the length of a job: when there are too many, each
+point comes to cover twice the time. A point keeps a bounded sample of its steps, each with the same chance to be in it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from antdt_streams.views.control import WORKER
 from antdt_streams.views.projection import Projection
 
 POINTS_MAX = 240
+SPAN_MS = 2 * 3600 * 1000  # a longer curve would have points too coarse to see a decision in
 VALUES_MAX = 256  # of one point
 
 
@@ -89,10 +90,13 @@ class Pace(Projection["dict[str, Any]"]):
         }
 
     def _new(self, time_ms: int) -> Point:
-        numbers = self.points.keys() | {time_ms // self.width_ms}
-        while len(numbers) > POINTS_MAX:
+        newest = max(self.points, default=0) * self.width_ms
+        if time_ms < newest - SPAN_MS:
+            return Point()  # it is too old to be shown
+        for number in [n for n in self.points if n * self.width_ms < time_ms - SPAN_MS]:
+            del self.points[number]
+        while len(self.points.keys() | {time_ms // self.width_ms}) > POINTS_MAX:
             self._coarsen()
-            numbers = self.points.keys() | {time_ms // self.width_ms}
         return self.points.setdefault(time_ms // self.width_ms, Point())
 
     def _coarsen(self) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ForeignState, LogTampered, UsageError
-from antdt_schemas.topics import DEAD_LETTERS, DECISIONS, SHARD_LOG
+from antdt_schemas.topics import DEAD_LETTERS, DECISIONS, SHARD_LOG, STEPS
 
 from antdt_streams.kafka import topics_admin
 from antdt_streams.kafka.reader import TopicReader
@@ -25,6 +25,7 @@ from antdt_streams.proof.walker import Walker, chunks
 from antdt_streams.proof.waypoints import Waypoint, stands
 from antdt_streams.storage.snapshots import newest
 from antdt_streams.views.glance import DECISIONS_KEPT, Glance
+from antdt_streams.views.history import sampled
 from antdt_streams.views.projection import Feed
 from antdt_streams.views.top import LASTS, TOPICS
 
@@ -96,6 +97,9 @@ class Past:
                 with TopicReader(self.connection, self.job, topic) as other:
                     last = DECISIONS_READ if topic is DECISIONS else LASTS[topic.suffix]
                     feed.take(topic, other.before(time_ms, last))
+        for some in sampled(self.connection, self.job, time_ms, LASTS[STEPS.suffix]):
+            for record, offset, at_ms in some:
+                found.pace.on_record(STEPS, record, offset, at_ms)
         return found
 
     def nearest(self, at: int) -> Fold:

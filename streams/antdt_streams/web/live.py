@@ -14,15 +14,16 @@ from typing import Any
 
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, UnknownJob, unknown_job
-from antdt_schemas.topics import SHARD_LOG
+from antdt_schemas.topics import SHARD_LOG, STEPS
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from antdt_streams.views.glance import View
 from antdt_streams.views.health import health_of
+from antdt_streams.views.history import sampled
 from antdt_streams.views.jobs import running_of, state_of
 from antdt_streams.views.past import Past
-from antdt_streams.views.top import Top
+from antdt_streams.views.top import LASTS, Top
 
 DOCUMENT = "antdt.page/1"
 LOOK_S = 0.5
@@ -77,7 +78,7 @@ class Live(threading.Thread):
         """Until it fails, which is raised, or nobody looks any more."""
         admin = AdminClient(self.connection.admin())
         probe_at, health_at, answers = 0.0, 0.0, True
-        self._missing = 0
+        self._missing, remembers = 0, False
         while not self._halt.wait(LOOK_S):
             if top.follow.failure is not None:
                 raise top.follow.failure
@@ -87,6 +88,9 @@ class Live(threading.Thread):
                 probe_at = monotonic() + PROBE_EVERY_S
                 if answers and top.follow.current.is_set():
                     self._say("")
+            if not remembers and top.follow.current.is_set():
+                remembers = True
+                self._remember(top)
             if answers and now >= health_at:
                 self._look_at_health()
                 health_at = monotonic() + HEALTH_EVERY_S
@@ -104,6 +108,17 @@ class Live(threading.Thread):
         if self._missing > 1:
             raise unknown_job(self.job)
         return not gone
+
+    def _remember(self, top: Top) -> None:
+        """How long steps took before this began to look."""
+        try:
+            for some in sampled(self.connection, self.job, int(time.time() * 1000), LASTS[STEPS.suffix]):
+                with top.follow.changed:
+                    for record, offset, time_ms in some:
+                        top.pace.on_record(STEPS, record, offset, time_ms)
+        except AntdtError as error:
+            log.info("event=history-not-known job=%s reason=%r", self.job, str(error))
+        self._version += 1
 
     def _look_at_health(self) -> None:
         try:

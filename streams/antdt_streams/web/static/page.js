@@ -95,7 +95,7 @@ function show(found) {
 function head(found) {
   document.title = `${job}: ${found.state}`;
   setText("job", job);
-  const state = found.trouble ? (found.trouble.gone ? "gone" : "not known") : found.live || found.done ? found.state : "as it was";
+  const state = found.trouble ? (found.trouble.gone ? "gone" : "not known") : found.current === false ? "reading" : found.live || found.done ? found.state : "as it was";
   setText("state", state);
   byId("state").className = `pill ${state === "done" ? "done" : state === "trains" ? "well" : "odd"}`;
   setText("step", count(found.step));
@@ -166,7 +166,7 @@ function part(place, all) {
 function decisions(found) {
   setText("decisions-of", found.decisions.length ? `the newest ${found.decisions.length}` : "none yet");
   const open = new Set([...document.querySelectorAll("#decisions li.chosen")].map((one) => one.dataset.offset));
-  byId("decisions").replaceChildren(...found.decisions.toReversed().map((one) => decision(one, open)));
+  byId("decisions").replaceChildren(...found.decisions.toReversed().map((one, at) => decision(one, open, at === 0 && !found.done)));
   const last = found.live && found.workers_total ? found : null;
   const read = last?.read?.steps;
   const sampled = read && read[1] > 0 ? `, ${((100 * read[0]) / (read[0] + read[1])).toFixed(0)} % of the step records are read` : "";
@@ -175,12 +175,12 @@ function decisions(found) {
   setText("lanes-of", `${shown}${count(found.workers_total)} workers, ${slow}${found.servers.length ? `, ${found.servers.length} servers` : ""}${sampled}`);
 }
 
-function decision(one, open) {
+function decision(one, open, newest) {
   const effect = one.effect;
   const gain = effect
     ? element("span", { class: `gain ${effect.verdict}`, title: effect.told, text: `predicted ${percent(-one.predicted_gain)}, measured ${percent(-effect.measured_gain)} ± ${percent(effect.gain_error)}: ${effect.verdict.replaceAll("_", " ")}` })
-    : element("span", { class: "gain", text: one.predicted_gain ? `predicted ${percent(-one.predicted_gain)}, not measured yet` : "no gain was predicted" });
-  const changes = one.changes.length ? element("span", { class: "changes", text: one.changes.map(([worker, before, now]) => `${worker} ${before ?? "?"}→${now}`).join("  ") }) : null;
+    : element("span", { class: "gain", text: one.predicted_gain ? `predicted ${percent(-one.predicted_gain)}, not measured ${newest ? "yet" : "by itself"}` : "no gain was predicted" });
+  const changes = element("span", { class: "changes" }, ...one.changes.map(([worker, before, now]) => element("span", { text: before === null ? `${worker} ${now}` : `${worker} ${before}→${now}` })));
   const source = element("span", { class: "source", text: `decisions@${one.offset}, measurements@${one.evidence[0]}${one.evidence[1] !== one.evidence[0] ? `–${one.evidence[1]}` : ""}, ${one.policy}${effect && effect.in_effect_step >= 0 ? `, in effect from step ${effect.in_effect_step} after ${effect.delay_s} s` : ""}` });
   return element(
     "li",
