@@ -223,11 +223,13 @@ def first_paints(connection: Connection, folder: Path, options: argparse.Namespa
     out: dict[str, Any] = {"entries": options.entries, "made_s": took, "browser": browser}
     for name, of in (("http_s", first_event_s), ("browser_s", first_paint_s)):
         if name == "http_s" or browser:
-            seconds = []
+            seconds, cpu = [], []
             for _ in range(options.paints):
-                with page_server(connection.bootstrap, folder) as (url, _pid):
+                with page_server(connection.bootstrap, folder) as (url, pid):
+                    before = cpu_s(pid)
                     seconds.append(asyncio.run(of(url)))
-            out[name] = spread(seconds, 3)
+                    cpu.append(cpu_s(pid) - before)
+            out[name], out[name.replace("_s", "_server_cpu_s")] = spread(seconds, 3), spread(cpu, 2)
     return out
 
 

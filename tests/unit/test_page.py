@@ -64,13 +64,20 @@ def test_the_document_says_where_each_number_comes_from() -> None:
 
 
 def test_of_4096_workers_only_those_in_sight_are_sent() -> None:
-    status, found = got(f"/api/jobs/{JOB}?first=4000&rows=500", workers=4096)
-    assert status == 200 and (found["workers_total"], found["workers_found"], found["first"]) == (4096, 4096, 4000)
-    assert len(found["workers"]) == 96  # 100 at most, and there are no more
-    assert len(to_json(found)) < PAYLOAD_MAX
-    status, found = got(f"/api/jobs/{JOB}?search=w40", workers=4096)
-    assert (found["workers_found"], found["workers_total"]) == (107, 4096)
-    assert {row["worker"][:3] for row in found["workers"]} == {"w40"}
+    async def of(client: Client) -> list[Any]:
+        session, url = client
+        found = []
+        for words in ("first=4000&rows=500", "search=w40"):
+            async with session.get(f"{url}/api/jobs/{JOB}?{words}") as answer:
+                found.append(await answer.json())
+        return found
+
+    last, searched = asked(of, workers=4096)
+    assert (last["workers_total"], last["workers_found"], last["first"]) == (4096, 4096, 4000)
+    assert len(last["workers"]) == 96  # 100 at most, and there are no more
+    assert len(to_json(last)) < PAYLOAD_MAX
+    assert (searched["workers_found"], searched["workers_total"]) == (107, 4096)
+    assert {row["worker"][:3] for row in searched["workers"]} == {"w40"}
 
 
 def test_the_past_is_as_it_was_and_what_was_never_there_is_said() -> None:

@@ -120,8 +120,8 @@ class Follow(threading.Thread):
         return Source(topic, reader, pacing)
 
     def _look(self, source: Source) -> None:
-        wait_s = self._poll_s / len(self.sources)
-        raws = source.poll(wait_s if self.current.is_set() else POLL_S, current=self.current.is_set())
+        wait_s = (self._poll_s if self.current.is_set() else POLL_S) / len(self.sources)
+        raws = source.poll(wait_s, current=self.current.is_set())
         if not raws:
             return
         began = thread_time()

@@ -7,7 +7,7 @@ from antdt_schemas.topics import DECISIONS, MEASUREMENTS, SHARD_LOG, STEPS
 
 from antdt_streams.views.follow import Follow, Pacing
 from antdt_streams.views.glance import Glance
-from antdt_streams.views.job import newest_state
+from antdt_streams.views.job import early_state, timed_state
 
 TOPICS = (SHARD_LOG, DECISIONS, MEASUREMENTS, STEPS)
 LASTS = {MEASUREMENTS.suffix: 64, STEPS.suffix: 2_000}
@@ -19,9 +19,17 @@ POLL_S = 0.5
 class Top(Glance):
     """One job, followed. Read `document` under `follow.changed`, or once it stands still."""
 
-    def __init__(self, connection: Connection, job: str) -> None:
-        """Raises UnknownJob."""
-        super().__init__(job, newest_state(connection, job)[0])
+    def __init__(self, connection: Connection, job: str, *, early: bool = False) -> None:
+        """early: there is something to show at once, which is not the newest before `follow.current` is set.
+
+        Raises UnknownJob.
+        """
+        if early:
+            super().__init__(job, early_state(connection, job))
+        else:
+            fold, _, time_ms = timed_state(connection, job)
+            super().__init__(job, fold)
+            self.newest.time_ms = time_ms
         self.follow = Follow(
             connection, job, TOPICS, *self.projections, fold=self._fold, lasts=LASTS, pacing=PACING, poll_s=POLL_S
         )

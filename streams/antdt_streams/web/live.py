@@ -58,7 +58,7 @@ class Live(threading.Thread):
         while not self._halt.is_set():
             top = None
             try:
-                top = Top(self.connection, self.job)
+                top = Top(self.connection, self.job, early=True)
                 top.follow.start()
                 self.top = top
                 self.begun.set()
