@@ -113,7 +113,7 @@ class Follow(threading.Thread):
         pacing = self._pacing.get(topic.suffix)
         over = {} if pacing is None else pacing.settings
         if self._poll_s > POLL_S:  # whoever is not in a hurry asks seldom, instead of for each record
-            over |= {"fetch_wait_max_ms": int(500 * self._poll_s), "fetch_min_bytes": FETCH_BYTES_MIN}
+            over |= {"fetch_wait_max_ms": int(1000 * self._poll_s), "fetch_min_bytes": FETCH_BYTES_MIN}
         reader = opened.enter_context(TopicReader(self.connection, self.job, topic, **over))
         behind = reader.ends()[0] - self._from if topic is SHARD_LOG else EVERYTHING
         reader.follow(self._lasts.get(topic.suffix, behind))

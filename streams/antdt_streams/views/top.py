@@ -12,7 +12,7 @@ from antdt_streams.views.job import early_state, timed_state
 TOPICS = (SHARD_LOG, DECISIONS, MEASUREMENTS, STEPS)
 LASTS = {MEASUREMENTS.suffix: 64, STEPS.suffix: 2_000}
 # Who looks once a second needs neither every step of thousands of workers nor every measurement of them.
-PACING = {STEPS.suffix: Pacing(records_a_s=200, share=0.003), MEASUREMENTS.suffix: Pacing(records_a_s=1, share=0.008)}
+PACING = {STEPS.suffix: Pacing(records_a_s=150, share=0.002), MEASUREMENTS.suffix: Pacing(records_a_s=1, share=0.005)}
 POLL_S = 0.5
 
 
