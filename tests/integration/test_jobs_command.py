@@ -53,7 +53,7 @@ def looked_at(connection: Connection, job: str, seen: dict[str, Any]) -> None:
         fold = Fold(cached=False)
         for offset, payload in entries:
             fold.read(offset, payload)
-            if offset % 7 and offset != seen["offset"]:
+            if offset not in (2, seen["offset"] // 2, seen["offset"]):
                 continue
             then = live.at(offset, View(rows=10, lanes=True))
             assert (then["live"], then["offset"], then["end"]) == (False, offset, seen["offset"])
