@@ -6,7 +6,7 @@ ARGS ?=
 SEEDS ?= 20
 WORLDS ?= 5000
 
-.PHONY: install demo chaos sim gpu docs test bytecode lint unit clean
+.PHONY: install demo chaos browser sim gpu docs test bytecode lint unit clean
 install: $(VENV)/.installed
 
 # uv installs in half a minute what takes pip several; pip stands in where uv cannot be had. Bytecode is compiled
@@ -27,6 +27,10 @@ demo: install
 chaos: install
 	$(BIN)/python -m pytest -n 2 --dist load -m dear
 	$(BIN)/antdt chaos --seeds $(SEEDS) $(ARGS)
+
+# The page in a real Chromium, which is Debian's package; without one, what is skipped says so. `make chaos` does it, too.
+browser: install
+	$(BIN)/python -m pytest -rs tests/integration/test_page_browser.py $(ARGS)
 
 # Simulated worlds beyond those of the tests; ARGS: the first one.
 sim: install

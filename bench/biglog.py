@@ -56,9 +56,9 @@ class Writer:
     that was taken when the next one was nearly due: the worst case for a start.
     """
 
-    def __init__(self, total: int, steps: int) -> None:
+    def __init__(self, total: int, steps: int, identity: Identity = IDENTITY) -> None:
         options = LedgerOptions()
-        self.total, self.steps, self.every = total, steps, behind_most(steps)
+        self.total, self.steps, self.every, self.identity = total, steps, behind_most(steps), identity
         samples = (total * steps + 2 * STEPS_A_LEASE) * BATCH * len(WORKERS)
         spec = records.JobSpec("big", samples, bytes(16), "sequential", 1, 0, BATCH, 4 * BATCH, 4, 3, "allreduce")
         self.genesis = records.Genesis(
@@ -85,7 +85,7 @@ class Writer:
             self.events += len(cycle.body.events)
             yield container.LogEntry(offset, 1_000 + offset, payload)
             if offset + 1 == self.total - self.every:
-                self.snapshot = pack(whole(self.fold, IDENTITY, 0))
+                self.snapshot = pack(whole(self.fold, self.identity, 0))
 
     def marked(self, keep: Callable[[Waypoint], None]) -> Iterator[container.LogEntry]:
         """The whole log, with waypoints as `antdt export` makes them, but of the writer's own fold."""

@@ -7,15 +7,21 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import ExitCode
+from antdt_schemas.errors import ExitCode, UsageError
 from antdt_schemas.topics import TOPICS
 from antdt_streams.cli.main import main
 from antdt_streams.kafka import topics_admin
 from antdt_streams.kafka.reader import read_genesis
+from antdt_streams.ledger.core.fold import Fold
+from antdt_streams.proof.source import open_topic
+from antdt_streams.views import places
+from antdt_streams.views.glance import View
 from antdt_streams.views.job import status_of
+from antdt_streams.web.live import Live
 from click.testing import CliRunner
 
 from tests.helpers.job_processes import job_processes
@@ -27,6 +33,36 @@ def row_file(connection: Connection, job: str) -> str | None:
     """The final model, as the log names it."""
     found: str | None = status_of(connection, job)["file"]
     return found
+
+
+def looked_at(connection: Connection, job: str, seen: dict[str, Any]) -> None:
+    """The page says what `antdt top` does, and at each moment of the past what a replay comes to."""
+    live = Live(connection, job)
+    live.start()
+    try:
+        assert live.begun.wait(30) and live.top is not None and live.top.follow.current.wait(30)
+        found = live.document(View(rows=10, lanes=True))
+        assert {name: found[name] for name in seen if name != "last_entry_s"} | {"last_entry_s": 0} == seen | {
+            "last_entry_s": 0,
+            "workers": found["workers"],
+        }
+        assert [{**row, "lane": 0} for row in found["workers"]] == [{**row, "lane": 0} for row in seen["workers"]]
+        assert all(len(row["lane"]) > 0 for row in found["workers"]) and found["pace"]["at_s"]
+        with open_topic(connection, job) as log:
+            entries = list(log)
+        fold = Fold(cached=False)
+        for offset, payload in entries:
+            fold.read(offset, payload)
+            if offset not in (2, seen["offset"] // 2, seen["offset"]):
+                continue
+            then = live.at(offset, View(rows=10, lanes=True))
+            assert (then["live"], then["offset"], then["end"]) == (False, offset, seen["offset"])
+            assert then["samples"] == places.samples(fold.state)
+        assert then["workers"] == found["workers"] and then["decisions"] == found["decisions"]
+        with pytest.raises(UsageError, match="has no entry at offset"):
+            live.at(seen["offset"] + 1, View())
+    finally:
+        live.stop()
 
 
 def test_a_job_is_listed_archived_and_deleted(connection: Connection, job: str, tmp_path: Path) -> None:
@@ -49,6 +85,7 @@ def test_a_job_is_listed_archived_and_deleted(connection: Connection, job: str, 
         assert [(one["worker"], one["own_ms"] > 0) for one in seen["workers"]] == [("w0", True)]
         code, said = antdt("top", job)
         assert code == 0 and said.startswith(f"{job}   step {row['step']}   done\n") and "in office: " in said, said
+        looked_at(connection, job, seen)
         code, said = antdt("why", job, "w0")
         assert code == 0 and said.startswith("w0 is not known well enough yet.\n") and " compute " in said, said
         code, said = antdt("why", job, "w7")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from antdt_schemas.connection import Connection
@@ -144,9 +146,12 @@ def test_up_says_what_becomes_of_its_services(connection: Connection, job: str, 
     assert not any("is up" in line for line in misspelt.said)
     assert topics_admin.list_jobs(connection)
 
-    one = Up(connection, tmp_path, job, "--resume")
+    one = Up(connection, tmp_path, job, "--resume", "--web")
     try:
         one.until_said("is up")
+        page = one.until_said("The page is at ").split()[-1]
+        with urlopen(page.replace("/jobs/", "/api/jobs/"), timeout=30) as answer:
+            assert json.load(answer)["state"] == "not begun"
         logs = tmp_path / "logs" / job
         assert "partition 0" in (logs / "monitor.ready").read_text()
         assert "waiting for the first worker" in (logs / "ledger.ready").read_text()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import confluent_kafka
 import pytest
+from antdt_streams.web import assets
 
 HERE = Path(__file__).parents[2]
 SITE = Path(confluent_kafka.__file__).parents[1]
@@ -52,6 +53,7 @@ def test_data_files_and_commands_are_inside(bare: tuple[Path, Path]) -> None:
     assert len(files) > 10
     assert files <= names
     assert "antdt_streams/tools/verify_standalone.py" in names
+    assert {f"antdt_streams/web/static/{name}" for name in (*assets.NAMES, *assets.PAGES)} <= names
     assert {f"{part}/py.typed" for part in ("antdt", "antdt_schemas", "antdt_streams")} <= names
     (scripts,) = (name for name in names if name.endswith(".dist-info/entry_points.txt"))
     assert "antdt = antdt_streams.cli.main:main" in zipfile.ZipFile(wheel).read(scripts).decode()
@@ -78,6 +80,7 @@ def test_without_the_extras_each_command_says_what_to_install_before_anything_st
         (["recover", "x", "--accept-loss", "--reason", "r"], "antdt[streams]"),
         (["demo"], "antdt[demo,streams]"),
         (["chaos"], "antdt[demo,streams]"),
+        (["web"], "antdt[streams]"),
         (["audit", "--file", "log.avro"], "antdt[streams]"),
         (["replay", "--file", "log.avro"], "antdt[streams]"),
     ):

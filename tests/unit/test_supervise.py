@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 
 import pytest
+from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
+from antdt_streams.host.child import Process
 from antdt_streams.host.readiness import ENV_READY_FILE, Readiness
 from antdt_streams.local import supervise
+from antdt_streams.local.place import Place
+from antdt_streams.local.services import PageBeside, free_port
 from antdt_streams.local.supervise import RestartPolicy, ServiceEnded, Supervisor, last_words
 
 WITHIN_S = 20.0
@@ -48,6 +53,33 @@ def test_what_must_not_be_retried_is_told_with_its_last_words(
     assert child.restarts == 0
     # Nobody may start again what must not be: 42 and 2 stay what they are.
     assert told.value.exit_code == (ExitCode.RESTART_HERE if code == ExitCode.DONE else code)
+
+
+def test_a_page_that_ends_for_good_ends_nothing_else(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def start(command: Sequence[str], environ: Mapping[str, str], output: Path) -> Process:
+        assert command[3:5] == ["web", "job"] and command[-2] == "--port"
+        return supervise.start_process(ends_with(ExitCode.USAGE), environ, output)
+
+    place = Place(Connection("localhost:9"), True, tmp_path, None)
+    page = PageBeside("job", place, place.connection, said.append, start)
+    end = time.monotonic() + WITHIN_S
+    while not said:
+        page.poll()
+        assert time.monotonic() < end
+    page.poll()
+    page.stop()
+    assert len(said) == 1 and said[0].startswith("There is no page any more. The web ended with status 2: last words")
+
+
+def test_a_port_that_is_taken_is_not_the_one() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        assert free_port(taken) not in (0, taken)
+    assert free_port(taken) == taken
 
 
 @pytest.mark.parametrize(

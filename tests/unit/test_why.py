@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from antdt_schemas import records
 from antdt_schemas.records import Action, Assignment, Cause, Decision, Effect, NodeClass, NodeMeasurement, Verdict
-from antdt_streams.kafka.reader import Raw
+from antdt_schemas.topics import STEPS as STEPS_TOPIC
+from antdt_streams.views.control import Control
 from antdt_streams.views.why import steps_of, why
 
 CAUSE = Cause(0, 9, 0)
@@ -32,8 +33,10 @@ def decision(plan: int, size: int) -> Decision:
 
 
 NODES = {one.worker: one for one in (node("w0", 4), node("w1", 12, NodeClass.PERSISTENT), node("w2", 4.2))}
-TAIL = [(Raw(0, at, 0, None, b""), batch(*said)) for at, said in enumerate([("w0", 40.0), ("w1", 144.0), ("w0", 44.0)])]
-STEPS = steps_of(TAIL)
+CONTROL = Control()
+for at, said in enumerate([("w0", 40.0), ("w1", 144.0), ("w0", 44.0)]):
+    CONTROL.on_record(STEPS_TOPIC, batch(*said), at)
+STEPS = steps_of(CONTROL)
 
 
 def test_steps_are_medians_of_each_worker_and_know_where_they_lie() -> None:

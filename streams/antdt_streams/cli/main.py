@@ -25,6 +25,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "jobs": ("jobs", "List the jobs of a broker."),
         "status": ("job", "Show a job: progress, members, plan, decisions."),
         "top": ("top", "Watch a job, its slowest workers first."),
+        "web": ("web", "Show a job, or all of them, in a browser."),
         "why": ("job", "Say why a worker is slow, and what was done."),
         "bridge": ("bridge", "Copy its figures to MLflow, W&B or TensorBoard."),
         "topics": ("topics", "Look at what a job wrote to Kafka, or create its topics."),

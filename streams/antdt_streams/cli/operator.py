@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import click
-from antdt_schemas import records
-from antdt_schemas.errors import ExitCode, Refused, UsageError
+from antdt_schemas.errors import ExitCode, UsageError
 from antdt_schemas.launch_locks import process_name
 
 from antdt_streams.cli.common import connection_options, job_argument, note
 from antdt_streams.host.logs import log_to_stderr
-from antdt_streams.kafka import ask
+from antdt_streams.kafka import operating
 from antdt_streams.ledger.options import LedgerOptions
 from antdt_streams.local.place import Place
 
@@ -24,10 +23,8 @@ def rollback(job: str, step: int, reason: str, place: Place) -> None:
 
     The workers that run load it and go on. `antdt status JOB` lists the checkpoints that are kept.
     """
-    if step < -1:
-        raise UsageError(f"--step {step}: name the step of a checkpoint, from 0.")
-    _ask(job, place, lambda author: records.Rollback(step, author, reason))
-    note(f"Job {job} goes back to {'its newest checkpoint' if step < 0 else f'step {step}'}.")
+    place.connection.check_reachable()
+    note(operating.rollback(place.connection, job, place.secret, step, reason))
 
 
 @click.command()
@@ -38,9 +35,8 @@ def readmit(job: str, place: Place) -> None:
 
     Mend them first. A job that was done is no longer: launch its workers again, they begin with its final model.
     """
-    _ask(job, place, lambda _: records.Readmit())
-    whom = "by the workers that run or by the next launch"
-    note(f"What was in quarantine in job {job} will be trained on again, {whom}.")
+    place.connection.check_reachable()
+    note(operating.readmit(place.connection, job, place.secret))
 
 
 @click.command()
@@ -54,8 +50,8 @@ def resize(job: str, batch_size: int, reason: str, place: Place) -> None:
     What is left of an epoch is shared out among steps of the new size; no sample is left out or repeated. The shard log
     says from which step on it counts (`antdt status`). Learning rates go with it where the script says so.
     """
-    _ask(job, place, lambda author: records.Resize(batch_size, author, reason))
-    note(f"Job {job} goes on with {batch_size} samples in a step.")
+    place.connection.check_reachable()
+    note(operating.resize(place.connection, job, place.secret, batch_size, reason))
 
 
 @click.command()
@@ -67,17 +63,8 @@ def end(job: str, reason: str, place: Place) -> None:
 
     What its workers have heard of until now is trained on, then the job is done; what comes later is not of this job.
     """
-    _ask(job, place, lambda author: records.End(author, reason))
-    note(
-        f"The data of job {job} end here: it finishes with what it knows of. `antdt status {job}` shows how far it is."
-    )
-
-
-def _ask(job: str, place: Place, body: ask.Body) -> None:
     place.connection.check_reachable()
-    reply = ask.ask(place.connection, job, body, place.secret)
-    if reply.status is not records.Status.OK:
-        raise Refused(f"The ledger refused: {reply.reason}")
+    note(operating.end(place.connection, job, place.secret, reason))
 
 
 @click.command()

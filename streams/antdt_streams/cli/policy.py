@@ -9,12 +9,13 @@ from typing import Any
 
 import click
 from antdt_schemas import codec, records
-from antdt_schemas.errors import ExitCode, Refused, Unavailable, UsageError
+from antdt_schemas.errors import ExitCode, Unavailable, UsageError
 from antdt_schemas.launch_locks import process_name
 from antdt_schemas.topics import DECISIONS
 
 from antdt_streams.cli.common import Group, connection_options, emit_json, job_argument, json_option, note
 from antdt_streams.cli.services import stop_on_signals
+from antdt_streams.kafka import operating
 from antdt_streams.local.place import Place
 
 EFFECTS_SHOWN = 10
@@ -51,8 +52,8 @@ def set_(job: str, changes: tuple[str, ...], name: str, reason: str, place: Plac
     pairs = [change.partition("=") for change in changes]
     if wrong := [given for given, (key, equals, _) in zip(changes, pairs, strict=True) if not equals or not key]:
         raise UsageError(f"{wrong[0]!r}: say NAME=VALUE.")
-    parameters = tuple(records.Parameter(key, value) for key, _, value in pairs)
-    _tell(place, job, records.Steering(process_name(), name, parameters, reason=reason))
+    place.connection.check_reachable()
+    click.echo(operating.set_policy(place.connection, job, {key: value for key, _, value in pairs}, reason, name))
 
 
 @policy.command()
@@ -173,10 +174,5 @@ def _word(cluster: records.Cluster, for_s: float, reason: str) -> records.Steeri
 
 
 def _tell(place: Place, job: str, said: records.Steering) -> None:
-    from antdt_streams.kafka.steer import steer
-
     place.connection.check_reachable()
-    answer = steer(place.connection, job, said)
-    if answer.reason.startswith("refused: "):
-        raise Refused(f"The Controller refuses: {answer.reason.removeprefix('refused: ')}")
-    click.echo(answer.reason)
+    click.echo(operating.tell(place.connection, job, said))

@@ -29,6 +29,7 @@ from antdt_streams.local.services import (
     SERVICES,
     STANDBY,
     NamedBroker,
+    PageBeside,
     alone_up,
     broker_of,
     ledger_folder,
@@ -70,6 +71,7 @@ stuck_option = click.option(
 @click.option("--policy", default=None, help="Policy of the controller: a name, or FILE.py:CLASS.  [default: nd]")
 @replication_option
 @click.option("--standby", is_flag=True, help="A second ledger, which takes over within about a second.")
+@click.option("--web", "with_page", is_flag=True, help="Show the job in a browser, too: see `antdt web`.")
 @patience_option
 @click.option(
     "--ready-timeout-s",
@@ -87,6 +89,7 @@ def up(
     policy: str | None,
     replication: int | None,
     standby: bool,
+    with_page: bool,
     patience_ms: int,
     ready_timeout_s: float,
     stuck_ms: int,
@@ -116,6 +119,7 @@ def up(
         served = metrics_of(services, metrics)
         extra = {name: (*(patience if name in LEDGERS else ()), *served.get(name, ())) for name in services}
         supervisor = start_services(job, place, connection, services, policy, extra, say=_at_a_time)
+        page = PageBeside(job, place, connection, _at_a_time) if with_page else None
         try:
             if supervisor.await_ready(ready_timeout_s, stopping):
                 note(f"Job {job} is up on {connection.bootstrap}. Logs: {place.data / 'logs' / job}")
@@ -126,10 +130,12 @@ def up(
                         else f"Metrics of the {name}: see its log"
                     )
                 note(f"Start its workers in another terminal:  antdt launch --job {job} -n 4 train.py")
-                _look_after(supervisor, broker, stopping)
+                _look_after(supervisor, broker, stopping, page)
         finally:
             note("Stopping …")
             supervisor.stop()
+            if page is not None:
+                page.stop()
 
 
 def metrics_of(services: Sequence[str], metrics: Where) -> dict[str, tuple[str, ...]]:
@@ -155,10 +161,14 @@ def _check_topics(connection: Connection, job: str) -> None:
         note(f"Mind: {told(difference, job)}")
 
 
-def _look_after(supervisor: Supervisor, broker: BrokerUse | NamedBroker, stopping: threading.Event) -> None:
+def _look_after(
+    supervisor: Supervisor, broker: BrokerUse | NamedBroker, stopping: threading.Event, page: PageBeside | None
+) -> None:
     looked = monotonic()
     while not stopping.wait(POLL_S):
         supervisor.poll()
+        if page is not None:
+            page.poll()
         if monotonic() - looked > BROKER_EVERY_S:
             broker.look()
             looked = monotonic()

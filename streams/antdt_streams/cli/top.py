@@ -70,7 +70,7 @@ def frame(found: dict[str, Any], speeds: list[int], console: Console) -> Rendera
     """found: what `Top.document` says. As many workers as the terminal has lines for."""
     count = found["samples"]
     share = f"{100 * count['committed'] / count['total']:.1f} %" if count["total"] else "-"
-    rest = ", ".join(f"{count[name]:,} {name}" for name in ("leased", "quarantined", "left"))
+    rest = ", ".join(f"{count[name]:,} {name}" for name in ("leased", "returned", "quarantined", "left"))
     state = "done" if found["done"] else f"generation {found['generation']}, {found['members']} members"
     age = "" if found["last_entry_s"] is None else f", {found['last_entry_s']:.0f} s ago"
     rows = max(ROWS_MIN, console.height - OTHER_LINES) if console.is_terminal else len(found["workers"])

@@ -25,7 +25,12 @@ TIMEOUT_S = 15.0
 Body = Callable[[str], records.RequestBody]
 
 
-def ask(connection: Connection, job: str, body: Body, secret: bytes | None) -> records.Reply:
+def author(who: str = "") -> str:
+    """Who says something, as records have it. who: a name that somebody gave; this process stands behind it."""
+    return f"{who} by {process_name()}" if who else process_name()
+
+
+def ask(connection: Connection, job: str, body: Body, secret: bytes | None, who: str = "") -> records.Reply:
     """Send the request that `body` makes of its author's name, which is new for every call.
 
     Raises:
@@ -33,7 +38,7 @@ def ask(connection: Connection, job: str, body: Body, secret: bytes | None) -> r
         Unavailable: no ledger answered in time. It may still carry the request out.
     """
     token = uuid.uuid4().hex[:8]
-    request = records.Request(OPERATOR, f"{OPERATOR}.{token}", 1, body(f"{process_name()}#{token}"), b"")
+    request = records.Request(OPERATOR, f"{OPERATOR}.{token}", 1, body(f"{author(who)}#{token}"), b"")
     topic, wrong = topics.REQUESTS.name(job), list[Any]()
     payload = framing.framed(topic, codec.encode(auth.sign(request, secret)))
     producer = Producer(connection.producer(linger_ms=0))

@@ -12,11 +12,12 @@ from antdt_schemas import codec, framing, records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError, Unavailable, Undecodable, unknown_job
 from antdt_schemas.offsets import watermarks
-from antdt_schemas.polling import OutOfRange, Place, Reader
+from antdt_schemas.polling import RECORDS_MAX, OutOfRange, Place, Reader
 from antdt_schemas.topics import SHARD_LOG, Topic
-from confluent_kafka import KafkaException, Message
+from confluent_kafka import KafkaException, Message, TopicPartition
 
 READ_TIMEOUT_S = 30.0
+LEAP_S = 1.0
 R = TypeVar("R")
 
 log = logging.getLogger("antdt.reader")
@@ -34,11 +35,11 @@ class Raw:
 
 
 class TopicReader:
-    """A reader of all partitions of one topic of a job."""
+    """A reader of all partitions of one topic of a job. over: settings of its client, with underscores for dots."""
 
-    def __init__(self, connection: Connection, job: str, topic: Topic) -> None:
+    def __init__(self, connection: Connection, job: str, topic: Topic, **over: Any) -> None:
         self.name = topic.name(job)
-        self._reader = Reader(connection, fetch_wait_max_ms=50)
+        self._reader = Reader(connection, **{"fetch_wait_max_ms": 50, **over})
         consumer = self._reader.consumer
         try:
             known = consumer.list_topics(self.name, timeout=10).topics[self.name]
@@ -85,10 +86,59 @@ class TopicReader:
         starts = {p: low if last is None else max(low, high - last) for p, (low, high) in self._ranges.items()}
         self._reader.assign({Place(self.name, partition): start for partition, start in starts.items()})
 
-    def poll(self, wait_s: float) -> list[Raw]:
-        """Records that are there; waits for the first one at most `wait_s`."""
+    def before(self, time_ms: int, last: int) -> Iterator[Raw]:
+        """Of each partition the newest `last` records that the broker had taken in by then."""
+        for partition, end in self.ends_by(time_ms).items():
+            low, _ = self._ranges[partition]
+            self._ranges[partition] = max(low, end - last), end
+        yield from self.to_end()
+
+    def ends_by(self, time_ms: int) -> dict[int, int]:
+        """The end of each partition as it was at that time of the broker."""
+        later = [TopicPartition(self.name, partition, time_ms + 1) for partition in self._ranges]
+        try:
+            found = self._reader.consumer.offsets_for_times(later, timeout=READ_TIMEOUT_S)
+        except KafkaException as error:
+            raise Unavailable(f"{self.name} cannot be read: {error.args[0].str()}.") from error
+        # A negative one says that nothing is later.
+        ends = {place.partition: place.offset for place in found if place.offset >= 0}
+        return {partition: min(ends.get(partition, high), high) for partition, (_, high) in self._ranges.items()}
+
+    def some(self, start: int, count: int) -> list[Raw]:
+        """The first few records of partition 0 from an offset on; fewer where there are not so many."""
+        end, found = min(start + count, self.ends()[0]), list[Raw]()
+        place = Place(self.name, 0)
+        self._reader.assign({place: start})
         with _said():
-            return [_raw(message) for message in self._reader.poll(wait_s)]
+            for message in self._reader.read_to(place, end, READ_TIMEOUT_S):
+                found.append(_raw(message))
+        return found[:count]
+
+    def count_by(self, time_ms: int) -> int:
+        """How many records there were at that time, of those that are still there."""
+        ends = self.ends_by(time_ms)
+        return sum(max(0, ends[partition] - low) for partition, (low, _) in self._ranges.items())
+
+    def leap(self, last: int) -> int:
+        """Go on with the newest `last` records of each partition where more are to be read; how many that passes over.
+        What the client has fetched ahead is dropped. While nobody can tell an end, nothing is passed over.
+        """
+        places, passed = self._reader.positions(), 0
+        for place, at in places.items():
+            try:
+                _, high = watermarks(self._reader.consumer, self.name, place.partition, LEAP_S)
+            except Unavailable:
+                return 0
+            passed += max(0, high - last - at)
+            places[place] = max(at, high - last)
+        if passed:
+            self._reader.assign(places)
+        return passed
+
+    def poll(self, wait_s: float, limit: int = RECORDS_MAX) -> list[Raw]:
+        """Records that are there, at most so many; waits for the first one at most `wait_s`."""
+        with _said():
+            return [_raw(message) for message in self._reader.poll(wait_s, limit)]
 
 
 @contextmanager

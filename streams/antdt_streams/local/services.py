@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE, ENV_FRAMING, Connection
@@ -16,11 +17,13 @@ from antdt_schemas.topics import check_worker
 
 from antdt_streams.broker.use import BrokerUse
 from antdt_streams.host import locks
+from antdt_streams.host.child import ServiceEnded
 from antdt_streams.local.place import Place
 from antdt_streams.local.supervise import Start, Supervisor, start_process
 
 SERVICES = ("ledger", "monitor", "controller")
-STANDBY = "standby"
+STANDBY, PAGE = "standby", "web"
+PAGE_PORT = 8780
 MAIN_INSTANCE = "main"
 
 
@@ -99,6 +102,53 @@ def start_services(
         log = place.data / "logs" / job / f"{service}.log"
         supervisor.add(service, service_command(service, job, place, more), log)
     return supervisor
+
+
+class PageBeside:
+    """The page of a job in a process of its own beside its services. Whatever becomes of it, they go on."""
+
+    def __init__(
+        self,
+        job: str,
+        place: Place,
+        connection: Connection,
+        say: Callable[[str], None],
+        start: Start = start_process,
+    ) -> None:
+        self._say, self._told = say, ""
+        # One port for all its lives, so that open pages find it again; the usual one may be another job's.
+        port = ("--port", str(free_port(PAGE_PORT)))
+        self._supervisor = start_services(job, place, connection, (PAGE,), extra={PAGE: port}, start=start)
+
+    def poll(self) -> None:
+        """Start it again if it has ended; say where it is, once for each place."""
+        child = self._supervisor.children.get(PAGE)
+        if child is None:
+            return
+        try:
+            self._supervisor.poll()
+        except ServiceEnded as error:
+            self._say(f"There is no page any more. {error}")
+            self._supervisor.stop()
+            return
+        if child.ready_at is not None and not self._told:
+            with suppress(OSError):
+                self._told = child.ready_file.read_text(encoding="utf-8").strip()
+                self._say(f"The page is at {self._told}")
+
+    def stop(self) -> None:
+        self._supervisor.stop()
+
+
+def free_port(wanted: int) -> int:
+    """This port of the loopback, if nobody listens there now; else another one."""
+    for port in (wanted, 0):
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                one.bind(("127.0.0.1", port))
+                return int(one.getsockname()[1])
+    return 0
 
 
 def environment_of(connection: Connection, place: Place) -> dict[str, str]:

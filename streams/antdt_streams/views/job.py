@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from antdt_schemas import codec
@@ -27,6 +28,7 @@ from antdt_streams.proof.walker import Entries, Walker, chunks
 from antdt_streams.storage.snapshots import newest
 from antdt_streams.views.control import Control
 from antdt_streams.views.liveness import services_of
+from antdt_streams.views.places import samples
 from antdt_streams.views.projection import Feed
 from antdt_streams.views.standings import standings
 
@@ -54,13 +56,13 @@ def status_of(connection: Connection, job: str) -> dict[str, Any]:
 
 
 def standing_of(fold: Fold) -> dict[str, Any]:
-    state, genesis, office = fold.state, fold.genesis, fold.office
+    state, genesis, office, count = fold.state, fold.genesis, fold.office, samples(fold.state)
     return {
         "run_id": genesis.run_id if genesis else None,
-        "samples_total": state.samples_total if state else 0,
-        "committed": state.shards.committed_total if state else 0,
-        "leased": sum(x.end - x.front for x in state.shards.leases.values()) if state else 0,
-        "quarantined": state.shards.quarantined_total if state else 0,
+        "samples_total": count["total"],
+        "committed": count["committed"],
+        "leased": count["leased"],
+        "quarantined": count["quarantined"],
         "faults": evidence.faults(state) if state else [],
         "step": state.line.committed if state else 0,
         "skipped_steps": state.line.skipped if state else 0,
@@ -95,18 +97,49 @@ def _topic(state: State) -> dict[str, Any] | None:
 
 def newest_state(connection: Connection, job: str) -> tuple[Fold, int]:
     """What the log says at its end, and where reading it began: behind the newest snapshot that it agrees with."""
+    return timed_state(connection, job)[:2]
+
+
+def timed_state(connection: Connection, job: str) -> tuple[Fold, int, int]:
+    """The same, and the broker's time of the newest entry, 0 where there is none."""
+    time_ms = 0
+
+    def entries(start: int) -> Entries:
+        nonlocal time_ms
+        for raw in reader.to_end(start):
+            time_ms = raw.time_ms
+            yield raw.offset, raw.value
 
     with TopicReader(connection, job, SHARD_LOG) as reader:
-        topic_id = topics_admin.topic_ids(connection, job)[SHARD_LOG.suffix]
-        snapshot = newest(connection, job, SERVICE, topic_id=topic_id, at_most=reader.ends()[0])
-        if snapshot is not None:
-            # One that belongs to other rules, or to what the log has lost, is no reason to show nothing.
-            with suppress(ForeignState, LogTampered):
-                fold, _ = fold_of(snapshot.rows, Identity(job, topic_id), "the newest snapshot")
+        # One that belongs to what the log has lost is no reason to show nothing.
+        with suppress(LogTampered):
+            if (fold := _of_snapshot(connection, job, reader)) is not None:
                 start = fold.position.next_offset
-                tail = ((raw.offset, raw.value) for raw in reader.to_end(start - 1))
-                return _read(fold, behind(fold, tail)), start
-        return _read(Fold(), ((raw.offset, raw.value) for raw in reader.to_end())), 0
+                return _read(fold, behind(fold, entries(start - 1))), start, time_ms
+        return _read(Fold(), entries(0)), 0, time_ms
+
+
+def early_state(connection: Connection, job: str) -> Fold:
+    """What the newest snapshot says, if the log agrees with it; nothing, where there is none. Whoever goes on reading
+    from there is soon at the end, and has something to show meanwhile.
+    """
+    with TopicReader(connection, job, SHARD_LOG) as reader:
+        with suppress(LogTampered):
+            if (fold := _of_snapshot(connection, job, reader)) is not None:
+                last = islice(reader.to_end(fold.position.next_offset - 1), 1)
+                list(behind(fold, ((raw.offset, raw.value) for raw in last)))
+                return fold
+        return Fold(cached=False)
+
+
+def _of_snapshot(connection: Connection, job: str, reader: TopicReader) -> Fold | None:
+    """None, too, where the newest one belongs to other rules."""
+    topic_id = topics_admin.topic_ids(connection, job)[SHARD_LOG.suffix]
+    snapshot = newest(connection, job, SERVICE, topic_id=topic_id, at_most=reader.ends()[0])
+    if snapshot is not None:
+        with suppress(ForeignState):
+            return fold_of(snapshot.rows, Identity(job, topic_id), "the newest snapshot")[0]
+    return None
 
 
 def _read(fold: Fold, entries: Entries) -> Fold:

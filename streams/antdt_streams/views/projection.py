@@ -26,8 +26,8 @@ class Projection(Observer, Protocol[V_co]):
         """An entry of the shard log."""
         return
 
-    def on_record(self, topic: Topic, record: Any, offset: int) -> None:
-        """A record of another topic, decoded."""
+    def on_record(self, topic: Topic, record: Any, offset: int, time_ms: int = 0) -> None:
+        """A record of another topic, decoded. time_ms: when the broker took it in."""
         return
 
     def view(self) -> V_co:
@@ -58,4 +58,4 @@ class Feed:
         kinds: tuple[type[Any], ...] = topic.kinds
         for raw, record in decoded(raws, *kinds):
             for projection in self._projections:
-                projection.on_record(topic, record, raw.offset)
+                projection.on_record(topic, record, raw.offset, raw.time_ms)

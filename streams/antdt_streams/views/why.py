@@ -23,6 +23,7 @@ from antdt_streams.views.standings import standings
 
 MEASUREMENTS_READ, STEPS_READ = 64, 2_000
 DECISIONS_SHOWN = 3
+OTHERS_MAX = 64  # of thousands of others some will do to compare with
 PARTS = ("data", "compute", "communication", "wait")
 # What a class means, in the words of a person; what it asks of one.
 MEANS = {
@@ -69,22 +70,28 @@ class Why:
 
 def why_of(connection: Connection, job: str, worker: str) -> Why:
     """Raises UsageError where nothing is known of such a worker."""
-    measured: records.Measurement | None = None
-    at = -1
-    for raw, record in _tail(connection, job, MEASUREMENTS, MEASUREMENTS_READ):
-        if isinstance(record, records.Measurement):
-            measured, at = record, raw.offset
-    steps = steps_of(_tail(connection, job, STEPS, STEPS_READ))
-    control, effects = Control(), list[records.Effect]()
-    for raw, record in _tail(connection, job, DECISIONS, 1 << 40):
-        control.on_record(DECISIONS, record, raw.offset)
-        effects += [record.effect] if record.effect is not None else []
+    control = Control()
+    for topic, last in ((MEASUREMENTS, MEASUREMENTS_READ), (STEPS, STEPS_READ), (DECISIONS, 1 << 40)):
+        for raw, record in _tail(connection, job, topic, last):
+            control.on_record(topic, record, raw.offset, raw.time_ms)
+    measured = control.measured
     nodes = {node.worker: node for node in measured.nodes} if measured is not None else {}
-    if worker not in nodes and worker not in steps:
-        known = ", ".join(sorted({*nodes, *steps})) or "nobody: no step was made, or no Monitor runs"
+    if worker not in nodes and not steps_of(control, [worker]):
+        known = ", ".join(sorted({*nodes, *steps_of(control)})) or "nobody: no step was made, or no Monitor runs"
         raise UsageError(f"Nothing is known of {worker!r} in job {job}. What is known is of {known}.")
     said = standings(connection, job, {nodes[worker].incarnation}) if worker in nodes else {}
-    return why(worker, nodes, at, steps, control.decisions, effects, next(iter(said.values()), None))
+    return why_from(control, worker, next(iter(said.values()), None))
+
+
+def why_from(control: Control, worker: str, standing: Mapping[str, Any] | None) -> Why:
+    """The same from what was read before."""
+    measured = control.measured
+    nodes = {node.worker: node for node in measured.nodes} if measured is not None else {}
+    names = sorted(control.servers if worker in control.servers else control.workers)
+    beside = names[:: max(1, len(names) // OTHERS_MAX)]
+    steps = steps_of(control, {worker, *beside})
+    effects = list(control.effects.values())
+    return why(worker, nodes, control.measured_at, steps, control.decisions, effects, standing)
 
 
 def why(
@@ -118,21 +125,15 @@ def why(
     return Why(worker, verdict, tuple(evidence), tuple(found[-DECISIONS_SHOWN:]), then)
 
 
-def steps_of(tail: Iterable[tuple[Raw, Any]]) -> dict[str, Steps]:
-    """By worker, from what they said last."""
-    columns: dict[str, list[tuple[tuple[float, ...], int]]] = {}
-    offsets: dict[str, list[int]] = {}
-    for raw, batch in tail:
-        if not isinstance(batch, records.StepBatch):
-            continue
-        rows = zip(batch.data_s, batch.compute_s, batch.communication_s, batch.wait_s, strict=True)
-        columns.setdefault(batch.worker, []).extend(zip(rows, batch.batch_size, strict=True))
-        offsets.setdefault(batch.worker, []).append(raw.offset)
+def steps_of(control: Control, names: Iterable[str] | None = None) -> dict[str, Steps]:
+    """By worker or server, from what they said last; of these names only."""
+    nodes = {**control.workers, **control.servers}
     found = {}
-    for worker, rows_ in columns.items():
-        parts = {name: median(row[at] for row, _ in rows_) for at, name in enumerate(PARTS)}
-        size, where = rows_[-1][1], offsets[worker]
-        found[worker] = Steps(parts, size, len(rows_), where[0], where[-1])
+    for name in nodes if names is None else names:
+        steps = nodes[name].steps if name in nodes else ()
+        if steps:
+            parts = {part: median(getattr(step, f"{part}_s") for step in steps) for part in PARTS}
+            found[name] = Steps(parts, steps[-1].samples, len(steps), steps[0].offset, steps[-1].offset)
     return found
 
 
