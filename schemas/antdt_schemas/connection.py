@@ -69,14 +69,16 @@ def names_a_broker(environ: Mapping[str, str]) -> bool:
 class Connection:
     """Bootstrap servers and client properties, in librdkafka's names. Secrets never show in its repr.
 
-    `origins` says where each property came from, for people who wonder. `client_id` is what brokers know its clients
-    by, in quotas, metrics and logs, unless the properties have one: a user's quotas are bound to it.
+    `origins` says where each property came from, for people who wonder; `ignored`, a line for each that was, and why.
+    `client_id` is what brokers know its clients by, in quotas, metrics and logs, unless the properties have one: a
+    user's quotas are bound to it.
     """
 
     bootstrap: str
     properties: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     client_id: str = "antdt"
+    ignored: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         check_bootstrap(self.bootstrap)
@@ -115,7 +117,7 @@ class Connection:
             if line not in _said:
                 _said.add(line)
                 log.warning("%s", line)
-        return cls(servers.strip(), properties, origins)
+        return cls(servers.strip(), properties, origins, ignored=tuple(ignored))
 
     def named(self, job: str, service: str, instance: str = "") -> Connection:
         """The same for one of a job's processes: its clients are `antdt.JOB.SERVICE.INSTANCE`."""

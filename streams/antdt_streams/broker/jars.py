@@ -73,6 +73,16 @@ def _may_write(folder: Path) -> bool:
     return os.access(next(part for part in (folder, *folder.parents) if part.exists()), os.W_OK)
 
 
+def is_cached(environ: Mapping[str, str]) -> bool:
+    """Whether they are here already; nothing is made or fetched."""
+    home = _home(environ)
+    caches = [Path(environ["XDG_CACHE_HOME"]) / "antdt"] if environ.get("XDG_CACHE_HOME") else []
+    if not caches and home is not None:
+        caches = [home / ".cache" / "antdt"]
+    caches.append(Path(tempfile.gettempdir()) / f"antdt-{os.getuid()}")
+    return any((cache / f"kafka-{KAFKA_VERSION}").is_dir() for cache in caches)
+
+
 def cached_jars(environ: Mapping[str, str]) -> Path:
     """Folder with every jar of the broker; the first call fetches them and says so on stderr."""
     folder = cache_folder(environ) / f"kafka-{KAFKA_VERSION}"

@@ -18,18 +18,28 @@ from antdt_streams.cli import extras
 from antdt_streams.local.place import place_of
 
 
-def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --bootstrap-servers, --kafka-config and --data-dir; the command gets a Place as `place`."""
+def connection_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --bootstrap-servers, --kafka-config and --data-dir as they are given."""
+    options = (
+        click.option("--bootstrap-servers", help="Kafka, HOST:PORT[,HOST:PORT]. Default: the broker of `antdt up`."),
+        click.option(
+            "--kafka-config",
+            type=click.Path(path_type=Path),
+            help="Java-style client.properties, or a folder with one file for each key (SASL, TLS, ...).",
+        ),
+        click.option(
+            "--data-dir", type=click.Path(path_type=Path), help="Folder of broker and state. Default ./antdt-data."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
-    @click.option("--bootstrap-servers", help="Kafka, HOST:PORT[,HOST:PORT]. Default: the broker of `antdt up`.")
-    @click.option(
-        "--kafka-config",
-        type=click.Path(path_type=Path),
-        help="Java-style client.properties, or a folder with one file for each key (SASL, TLS, ...).",
-    )
-    @click.option(
-        "--data-dir", type=click.Path(path_type=Path), help="Folder of broker and state. Default ./antdt-data."
-    )
+
+def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the same; the command gets a Place as `place`."""
+
+    @connection_flags
     @functools.wraps(command)
     def wrapped(
         *args: Any, bootstrap_servers: str | None, kafka_config: Path | None, data_dir: Path | None, **rest: Any

@@ -26,6 +26,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "status": ("job", "Show a job: progress, members, plan, decisions."),
         "top": ("top", "Watch a job, its slowest workers first."),
         "why": ("job", "Say why a worker is slow, and what was done."),
+        "stack": ("stack", "Print where a worker that hangs is, by its stacks."),
+        "doctor": ("doctor", "Say what would keep a job from running, and how to mend it."),
         "topics": ("topics", "Look at what a job wrote to Kafka, or create its topics."),
     },
     "Prove": {

@@ -13,7 +13,7 @@ import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from time import monotonic, sleep
@@ -34,8 +34,10 @@ from antdt.host import whereabouts as at
 from antdt.host.child import in_child, leave
 from antdt.launch import environment, nodes, process, slots, vouch
 from antdt.launch.feed import Feed
-from antdt.launch.output import Output, Stream, say
+from antdt.launch.output import Output, say
 from antdt.launch.places import Places
+from antdt.launch.stacks import Stacks, Subject, Wanted
+from antdt.launch.worker import Worker
 
 POLL_S = 0.02
 REPORT_S = 2.0
@@ -56,18 +58,6 @@ class LaunchOptions(slots.Rules):
     node_rank: int = 0
     torch_env: bool = False
     servers: int = 0
-
-
-@dataclass(slots=True)
-class Worker:
-    """Its process is replaced when it is started again; None where none runs."""
-
-    rank: int
-    local_rank: int
-    name: str
-    process: ForkProcess | None = None
-    streams: tuple[Stream, Stream] | None = None
-    page: at.Page = field(default_factory=at.shared)
 
 
 class Launcher:
@@ -96,6 +86,8 @@ class Launcher:
         locks = launch_locks.folder_of(data_folder(environ), self.settings.job)
         self.places = Places(locks, self.settings.job, self.holder)
         self.feed = Feed(self.connection, self.settings.job, lambda: self.places.handles)
+        who = self.holder.launcher
+        self.stacks = Stacks(self.connection, self.settings.job, who, self._subject, self.places.forget)
         self.output, self.told = Output(), 0
         self._status: int | None = None
         self._reports: list[ForkProcess] = []
@@ -143,7 +135,11 @@ class Launcher:
             if wanted_by:
                 self._do(self.slots.on_wanted(wanted_by, now_s))
             for order in self.feed.look():
-                self._do(self.slots.on_order(order, now_s))
+                if isinstance(order, Wanted):
+                    self.stacks.ask(order)
+                else:
+                    self._do(self.slots.on_order(order, now_s))
+            self.stacks.look()
         for worker in self.workers.values():
             code = worker.process.exitcode if worker.process is not None else None
             if code is not None:
@@ -245,12 +241,20 @@ class Launcher:
         else:
             worker.streams = self.output.open(worker.name)
             output = (worker.streams[0].writing, worker.streams[1].writing)
-        life = process.Life(worker.page, log, output, [*self.places.handles, *self.feed.handles])
+        others = [other.stacks for other in self.workers.values() if other is not worker]
+        closes = [*self.places.handles, *self.feed.handles, *others]
+        life = process.Life(worker.page, log, output, closes, worker.stacks)
         environ = self._environ(worker, restarts, take_over=take_over)
         worker.process = process.start(self.options.script, environ, life)
         vouch.began(worker.page, worker.process.pid, restarts)
         if worker.streams is not None:
             self.output.started(worker.streams)
+
+    def _subject(self, name: str) -> Subject | None:
+        worker = self.workers.get(name)
+        if worker is None:
+            return None
+        return Subject(name, self.slots.incarnation(name), worker.pid, worker.page, worker.stacks)
 
     def _environ(self, worker: Worker, restarts: int, *, take_over: bool) -> dict[str, str]:
         o = self.options
