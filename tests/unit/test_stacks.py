@@ -16,9 +16,11 @@ from antdt.host import stacks, whereabouts
 from antdt.host.child import in_child
 from antdt.host.whereabouts import THREADS_BYTES, Page, shared
 from antdt.launch import stacks as launch
-from antdt.launch.feed import wanted_of
+from antdt.launch.feed import Feed, wanted_of
+from antdt.launch.slots import Restart
 from antdt.launch.stacks import Subject, Wanted, taken
 from antdt_schemas import codec, records
+from antdt_schemas.connection import Connection
 from antdt_schemas.errors import Unavailable, UsageError
 from antdt_streams.controller.core.state import ControllerState
 from antdt_streams.ledger.core.members import Incarnation
@@ -217,10 +219,10 @@ def test_who_does_not_answer_is_told_and_since_when() -> None:
     said = str(silence("w0", known, heard, 15.0))
     assert "The launcher of w0, ann@elsewhere:12, has not answered for 15 s: it is of an older version, stopped" in said
     assert "w0 itself was heard 2 s ago: reducing for 40.0 s." in said
-    assert "its process runs: it is of an older version, or cut off" in str(silence("w1", known, {}, 15.0))
+    assert "its process runs, and is of an older version, or cut off" in str(silence("w1", known, {}, 15.0))
     torchrun = str(silence("w2", known, {}, 15.0))
     assert "was not started by `antdt launch`, but by torchrun or by hand, as ann@elsewhere:77" in torchrun
-    assert "w2 itself has not been heard lately" in torchrun and "`py-spy dump --pid 77`" in torchrun
+    assert "w2 itself has not said lately what it is at" in torchrun and "`py-spy dump --pid 77`" in torchrun
     assert "The launcher of w4" in str(silence("w4", known, {}, 15.0)), "it came back under another name by itself"
     assert absence("j", "w0", known) is None
     gone, none = absence("j", "w3", known), absence("j", "w9", known)
@@ -245,3 +247,44 @@ def test_without_py_spy_or_where_it_fails_the_stacks_are_those_of_python(monkeyp
     assert launch.native(1) == ""
     monkeypatch.setattr(launch.shutil, "which", lambda name: "/bin/false")
     assert launch.native(1) == "\n\nwith the frames of C, by py-spy:\nit says nothing"
+
+
+def test_a_launcher_answers_for_its_own_workers_one_question_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    go = os.pipe()
+
+    def answer(_: launch.Stacks, subject: Subject, wanted: Wanted) -> None:
+        os.write(writing, f"{subject.worker}@{wanted.asked} ".encode())
+        os.read(go[0], 1)
+
+    monkeypatch.setattr(launch.Stacks, "_answer", answer)
+    mine = {"w1": Subject("w1", "w1.0.run", 1, shared(), -1)}
+    launcher = launch.Stacks(Connection("h:1"), "j", "ann@host:1", mine.get, lambda: None)
+    for asked in (7, 8, 9):
+        launcher.ask(Wanted("w1", "ann asks", asked))
+        launcher.ask(Wanted("w2", "ann asks", asked))
+        launcher.look()
+        if asked == 7:
+            assert os.read(reading, 99) == b"w1@7 "
+    (first,) = launcher._children.values()
+    os.write(go[1], b"x")
+    first.join()
+    launcher.look()
+    assert os.read(reading, 99) == b"w1@9 ", "the newest of those that waited"
+    os.write(go[1], b"x")
+    for child_ in launcher._children.values():
+        child_.join()
+    launcher.look()
+    assert not launcher._children and not launcher._wanted
+    for one in (reading, writing, *go):
+        os.close(one)
+
+
+def test_a_feed_tells_orders_and_who_wants_stacks_apart() -> None:
+    feed = Feed(Connection("h:1"), "j", list)
+    feed._handle, writing = os.pipe()
+    os.set_blocking(feed._handle, False)
+    os.write(writing, b'{"hears": 3}\n{"stack": ["w1", "ann asks", 12]}\n{"order": ["w1.0.r", "nd", "slow"]}\n')
+    assert feed._read() == [Wanted("w1", "ann asks", 12), Restart("w1.0.r", "nd", "slow", True)]
+    os.close(feed._handle)
+    os.close(writing)

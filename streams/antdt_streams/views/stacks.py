@@ -53,7 +53,8 @@ def stack_of(
                 if (error := absence(job, worker, known)) is not None:
                     raise error
                 left_s = timeout_s - (monotonic() - began_s)
-                say(f"The launcher of {worker} has not answered yet: waiting for it, {left_s:.0f} s at most.")
+                if left_s > 1.0:
+                    say(f"The launcher of {worker} has not answered yet: waiting for it, {left_s:.0f} s at most.")
     known = _known(connection, job)
     raise absence(job, worker, known) or silence(worker, known, standings(connection, job, None), timeout_s)
 
@@ -92,30 +93,29 @@ def silence(
             f"launcher is beside it that could be asked. {heard}",
             f"On its machine, `py-spy dump --pid {one.launcher.rpartition(':')[2]}` tells its stacks.",
         )
-    return Unavailable(
-        f"The launcher of {worker}, {one.launcher}, has not answered for {waited_s:.0f} s: {_launcher(one.launcher)}. "
-        f"{heard}",
-        "Where it runs, its own output says whether it hears orders; launch again to have one that answers.",
-    )
+    why, then = _launcher(one.launcher)
+    silent = f"The launcher of {worker}, {one.launcher}, has not answered for {waited_s:.0f} s: {why}. {heard}"
+    return Unavailable(silent, then)
 
 
-def _launcher(launcher: str) -> str:
-    """What is known of its process from here."""
+def _launcher(launcher: str) -> tuple[str, str]:
+    """What is known of its process from here, and what is to be done."""
     place, _, pid = launcher.rpartition(":")
+    look = "Its own output, where it runs, says whether orders are heard."
     if place.rpartition("@")[2] != socket.gethostname() or not pid.isdigit():
-        return "it is of an older version, stopped, dead, or cut off from the broker"
+        return "it is of an older version, stopped, dead, or cut off from the broker", look
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return "its process is not on this machine any more"
+        return "its process is not on this machine any more", "Its workers have ended with it: launch again."
     if state in "tT":
-        return f"its process is stopped (continue it by `kill -CONT {pid}`)"
-    return "its process runs: it is of an older version, or cut off from the broker"
+        return "its process is stopped", f"Continue it by `kill -CONT {pid}`."
+    return "its process runs, and is of an older version, or cut off from the broker", look
 
 
 def _heard(worker: str, standing: Mapping[str, Any] | None) -> str:
     if standing is None:
-        return f"{worker} itself has not been heard lately."
+        return f"{worker} itself has not said lately what it is at."
     return f"{worker} itself was heard {standing['age_s']:.0f} s ago: {_at(standing)}."
 
 

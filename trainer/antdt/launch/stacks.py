@@ -76,10 +76,11 @@ class Stacks:
 
     def look(self) -> None:
         """Begins what waits. Cheap: call it as often as you like."""
+        for worker in [name for name, child in self._children.items() if child.exitcode is not None]:
+            del self._children[worker]
         for worker in list(self._wanted):
-            before = self._children.get(worker)
             subject = self._subject(worker)
-            if subject is not None and (before is None or before.exitcode is not None):
+            if subject is not None and worker not in self._children:
                 wanted = self._wanted.pop(worker)
                 say(f"antdt launch: {wanted.by}: they are taken and sent")
                 self._children[worker] = in_child(lambda s=subject, w=wanted: self._answer(s, w))  # type: ignore[misc]
