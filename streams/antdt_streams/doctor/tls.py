@@ -38,10 +38,7 @@ def tls_fault(server: str, properties: Mapping[str, str], timeout_s: float) -> F
     try:
         plain = socket.create_connection((host, port), timeout=timeout_s)
         with plain, context.wrap_socket(plain, server_hostname=host) as wire:
-            # A listener that speaks TLS 1.3 refuses a client's certificate only now.
-            body = HEAD.pack(API_VERSIONS, 0, 1, -1)
-            wire.sendall(struct.pack(">i", len(body)) + body)
-            wire.recv(4)
+            return _behind_handshake(server, wire, properties)
     except ssl.SSLCertVerificationError as error:
         return judged(server, host, error.verify_code, error.verify_message, properties)
     except ssl.SSLError as error:
@@ -50,7 +47,19 @@ def tls_fault(server: str, properties: Mapping[str, str], timeout_s: float) -> F
         if any(word in (error.reason or "") for word in NO_TLS):
             raise OSError(f"it does not speak TLS ({error.reason})") from error
         return f"No TLS connection with {server}: {error.reason or error}.", "Compare ssl.protocol and ciphers of both."
-    return None
+
+
+def _behind_handshake(server: str, wire: ssl.SSLSocket, properties: Mapping[str, str]) -> Fault | None:
+    """A listener that speaks TLS 1.3 refuses a client's certificate, or that it has none, only now: by an alert, which
+    may be lost with the connection.
+    """
+    body = HEAD.pack(API_VERSIONS, 0, 1, -1)
+    try:
+        wire.sendall(struct.pack(">i", len(body)) + body)
+        answered = bool(wire.recv(4))
+    except (ssl.SSLError, ConnectionError):
+        answered = False
+    return None if answered else wants(server, properties)
 
 
 def judged(server: str, host: str, code: int, said: str, properties: Mapping[str, str]) -> Fault:
@@ -74,7 +83,7 @@ def judged(server: str, host: str, code: int, said: str, properties: Mapping[str
 
 
 def wants(server: str, properties: Mapping[str, str]) -> Fault:
-    """The broker wants a certificate of its clients."""
+    """The broker ends connections right behind the handshake: it wants a certificate of its clients."""
     given = properties.get("ssl.certificate.location") or properties.get("ssl.keystore.location")
     if given:
         return (
