@@ -78,14 +78,20 @@ def sizes(setup: Setup) -> Iterator[Finding]:
 
 def rules(setup: Setup) -> Iterator[Finding]:
     """Whether this version knows the rules of the log: of its Genesis, and of whoever led it last."""
+    with TopicReader(setup.reached, setup.job, SHARD_LOG) as reader:
+        (first,), (end,) = reader.starts(), reader.ends()
+        if first:
+            yield fault(
+                f"the first {first:,} entries of the log are gone, and with its beginning nobody can read it",
+                "restore the topic from a copy, or take another name; a log is never to be cut (retention.ms=-1)",
+            )
+            return
+        bodies = [e.body for _, e in decoded(reader.to_end(max(0, end - TAIL_OF_LOG)), records.Entry)]
     genesis = read_genesis(setup.reached, setup.job)
     if genesis is None:
         yield ok("nobody has begun the job: any version may")
         return
     state_of(genesis)
-    with TopicReader(setup.reached, setup.job, SHARD_LOG) as reader:
-        start = max(0, max(reader.ends()) - TAIL_OF_LOG)
-        bodies = [entry.body for _, entry in decoded(reader.to_end(start), records.Entry)]
     leaders = [body for body in bodies if isinstance(body, records.Leader)]
     yield judged_leader(leaders[-1] if leaders else None, genesis)
 

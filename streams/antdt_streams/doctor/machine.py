@@ -131,7 +131,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def environment(setup: Setup) -> Iterator[Finding]:
     for name in variables.unknown(setup.environ):
-        like = difflib.get_close_matches(name, [*variables.NAMES, "ANTDT_KAFKA_CONFIG"], n=1)
+        like = difflib.get_close_matches(name, [*variables.NAMES, "ANTDT_KAFKA_CONFIG"], n=1, cutoff=0.8)
         meant = f"say {like[0]}, if that is meant" if like else "take it away"
         yield warning(f"{name} is set, and nothing of antdt reads a variable of that name", meant)
     for name in ("MASTER_ADDR", "RANK"):
