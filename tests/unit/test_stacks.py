@@ -288,3 +288,14 @@ def test_a_feed_tells_orders_and_who_wants_stacks_apart() -> None:
     assert feed._read() == [Wanted("w1", "ann asks", 12), Restart("w1.0.r", "nd", "slow", True)]
     os.close(feed._handle)
     os.close(writing)
+
+
+def test_of_what_py_spy_says_the_launchers_frames_are_left_out_and_long_names_cut() -> None:
+    said = (
+        f'Process 9: python\nPython v3.11\n\nThread 9 (idle): "MainThread"\n    {"c10d::Work" * 40} (libtorch.so)\n'
+        "    train (train.py:18)\n    _run_code (<frozen runpy>:88)\n    main (launcher.py:3)\n"
+        'Thread 10 (idle): "antdt-client"\n    run (threading.py:982)\n'
+    )
+    main, other = launch.inner(said).split("\n\n")
+    assert main.splitlines()[0] == 'Thread 9 (idle): "MainThread"' and main.endswith("…\n    train (train.py:18)")
+    assert other == 'Thread 10 (idle): "antdt-client"\n    run (threading.py:982)'

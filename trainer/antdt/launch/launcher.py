@@ -134,17 +134,22 @@ class Launcher:
             wanted_by = self.places.wanted_by()
             if wanted_by:
                 self._do(self.slots.on_wanted(wanted_by, now_s))
-            for order in self.feed.look():
-                if isinstance(order, Wanted):
-                    self.stacks.ask(order)
-                else:
-                    self._do(self.slots.on_order(order, now_s))
-            self.stacks.look()
+        if not self.slots.ending or self.feed.handles:
+            self._heed(now_s)
         for worker in self.workers.values():
             code = worker.process.exitcode if worker.process is not None else None
             if code is not None:
                 self._has_ended(worker, code, now_s)
         self._do(self.slots.on_tick(now_s))
+
+    def _heed(self, now_s: float) -> None:
+        """What the Controller says; of a launch that ends, only who wants to know at what it hangs."""
+        for order in self.feed.look():
+            if isinstance(order, Wanted):
+                self.stacks.ask(order)
+            elif not self.slots.ending:
+                self._do(self.slots.on_order(order, now_s))
+        self.stacks.look()
 
     def _stop(self, watch: vouch.Watch) -> None:
         """Whatever happened: whoever runs is told to leave and waited for, and what was to be said is."""

@@ -7,6 +7,7 @@ where it is installed, tells the frames of C as well, which stops it for a momen
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -29,7 +30,8 @@ FIELDS_BYTES = 2 << 10
 SEND_S, ROOM_S = 10.0, 3.0
 STILL_S, HANGS_S = 1.0, 5.0
 OUTSIDE = '  File "<frozen runpy>"'  # below it a worker is what its launcher has forked
-NATIVE, NATIVE_S = "py-spy", 15.0
+NATIVE, NATIVE_S = "py-spy", 8.0
+LINE_CHARS_MAX = 200  # names of C++ are longer than anybody reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,5 +130,13 @@ def native(pid: int) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=NATIVE_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"\n\n{NATIVE}: {error}"
-    said = done.stdout if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-    return f"\n\nwith the frames of C, by {NATIVE}:\n{said.strip()}"
+    said = inner(done.stdout) if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+    return f"\n\nwith the frames of C, by {NATIVE}:\n{said}"
+
+
+def inner(said: str) -> str:
+    """Of what py-spy says, the frames of the script and what it calls; whatever is very long is cut."""
+    threads = re.split(r"^(?=Thread )", said, flags=re.MULTILINE)
+    kept = [re.split(r"\n[^\n]*\(<frozen runpy>", thread)[0].strip() for thread in threads[1:]]
+    lines = "\n\n".join(kept).splitlines()
+    return "\n".join(line if len(line) <= LINE_CHARS_MAX else f"{line[:LINE_CHARS_MAX]}…" for line in lines)
