@@ -166,7 +166,8 @@ class Connection:
             said = str(inner.str()) if hasattr(inner, "str") else str(inner)
             named = [key for key in self.properties if re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.])", str(error))]
             culprit = "".join(f" It came from {self.origins.get(key, 'code')}." for key in named)
-            raise UsageError(f"The Kafka client refuses its settings: {said}{culprit}") from error
+            what = f"The Kafka client refuses its settings: {said.rstrip('.')}.{culprit}"
+            raise UsageError(what, "Correct that setting, or take it away.") from error
         reaching.check(client, self.properties.get("security.protocol", "plaintext").upper())
 
 
@@ -187,7 +188,8 @@ def read_properties(path: Path) -> dict[str, str]:
             return {p.name: _decoded(p.read_bytes()).rstrip("\r\n") for p in files}
         return parse_properties(_decoded(path.read_bytes()))
     except OSError as error:
-        raise UsageError(f"Kafka client properties cannot be read: {path}: {error.strerror}.") from error
+        what = f"Kafka client properties cannot be read: {path}: {error.strerror}."
+        raise UsageError(what, "Name a file, or a folder of files, that this user can read.") from error
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 

@@ -112,7 +112,8 @@ class Reaching:
                 )
             if error.code() == KafkaError._SSL:
                 came = set_by(self.origins, "ssl.")
-                return f"No TLS connection with the Kafka broker at {self.bootstrap}{came}: {text}.", ""
+                what = f"No TLS connection with the Kafka broker at {self.bootstrap}{came}: {text}."
+                return what, "`antdt doctor` says which certificate it is."
         return None
 
     def _asked(self, protocol: str) -> Fault | None:

@@ -124,6 +124,7 @@ def test_nobody_is_sent_a_signal_that_it_does_not_expect() -> None:
             time.sleep(0.01)
         assert "is stopped" in said and "kill -CONT" in said
         assert "descriptors" in stacks.refusal(pid, 999)
+        assert "memfd_create" in stacks.refusal(pid, -1)
     assert "its process is gone" in stacks.refusal(pid, handle)
     with child(forgets) as (process, handle):
         pid = process.pid or 0

@@ -32,7 +32,8 @@ def class_path(environ: Mapping[str, str]) -> str:
     if environ.get(ENV_JARS):
         folders = [Path(part) for part in environ[ENV_JARS].split(os.pathsep)]
         if not any(list(folder.glob("kafka_2.1*.jar")) for folder in folders):
-            raise UsageError(f"{ENV_JARS}={environ[ENV_JARS]} has no kafka_2.13….jar: name the `libs` folder of Kafka.")
+            what = f"{ENV_JARS}={environ[ENV_JARS]} has no kafka_2.13….jar."
+            raise UsageError(what, "Name the `libs` folder of Kafka.")
     else:
         folders = [cached_jars(environ)]
     return os.pathsep.join(f"{folder}/*" for folder in folders)

@@ -145,4 +145,4 @@ def of_error(error: AntdtError) -> Finding:
     said = str(error)
     if error.hint:
         return fault(said.removesuffix(error.hint).strip(), error.hint)
-    return fault(said, "That sentence says what to change.")
+    return fault(said, "change what it names")

@@ -30,8 +30,13 @@ THREAD = re.compile(r"^(?:Current t|T)hread 0x([0-9a-f]+)(?: \[[^\n]*\])? \(most
 
 
 def memory() -> int:
-    """Where a process that is forked from here writes them: never full, and gone with the last who has it."""
-    return os.memfd_create(NAME)
+    """Where a process that is forked from here writes them: never full, and gone with the last who has it. -1 where the
+    system gives none: that keeps nobody from training.
+    """
+    try:
+        return os.memfd_create(NAME)
+    except OSError:
+        return -1
 
 
 def listen(handle: int) -> None:
@@ -41,6 +46,8 @@ def listen(handle: int) -> None:
 
 def refusal(pid: int, handle: int) -> str:
     """Why a process is not sent the signal; empty if it may be. To one that does not listen it would be its end."""
+    if handle < 0:
+        return "the system of its machine gives no memory for them (memfd_create)"
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
         fields = dict(line.partition(":\t")[::2] for line in status.splitlines())

@@ -246,7 +246,7 @@ class Launcher:
         else:
             worker.streams = self.output.open(worker.name)
             output = (worker.streams[0].writing, worker.streams[1].writing)
-        others = [other.stacks for other in self.workers.values() if other is not worker]
+        others = [other.stacks for other in self.workers.values() if other is not worker and other.stacks >= 0]
         closes = [*self.places.handles, *self.feed.handles, *others]
         life = process.Life(worker.page, log, output, closes, worker.stacks)
         environ = self._environ(worker, restarts, take_over=take_over)
