@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -51,23 +53,24 @@ def doctor(
     settings of the Kafka clients as they were merged, secrets masked, with where each came from. Nothing is changed or
     left behind, and every check has a bound. Exit status 1 if a job would not run, else 0.
     """
-    setup = setup_of(job, roles, bootstrap_servers, kafka_config, data_dir)
 
     def say(some: Sequence[Result]) -> None:
         for line in lines(some) if not as_json else ():
             click.echo(line)
 
     results, silent = list[Result](), list[Result]()  # silent: in a row, for one reason
-    for result in examine(CHECKS, setup):
-        results.append(result)
-        if silent and result.findings != silent[0].findings:
-            say(silent)
-            silent = []
-        if [one.level for one in result.findings] == [Level.UNKNOWN]:
-            silent.append(result)
-        else:
-            say([result])
-    say(silent)
+    with quiet():
+        setup = setup_of(job, roles, bootstrap_servers, kafka_config, data_dir)
+        for result in examine(CHECKS, setup):
+            results.append(result)
+            if silent and result.findings != silent[0].findings:
+                say(silent)
+                silent = []
+            if [one.level for one in result.findings] == [Level.UNKNOWN]:
+                silent.append(result)
+            else:
+                say([result])
+        say(silent)
     settings = configuration(setup.connection) if setup.connection is not None else []
     count = counted(results)
     if as_json:
@@ -75,6 +78,18 @@ def doctor(
     else:
         _show(settings, count)
     sys.exit(1 if count[Level.FAULT] else 0)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What is logged meanwhile is a finding as well."""
+    ours = logging.getLogger("antdt")
+    before = ours.level
+    ours.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        ours.setLevel(before)
 
 
 def setup_of(
