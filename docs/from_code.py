@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import click
-from antdt.launch.launcher import main as launch
+from antdt.launch.command import main as launch
 from antdt_schemas import codec
 from antdt_streams.cli.main import GROUPS, main
 from docutils import nodes

@@ -42,6 +42,7 @@ TOP_LEVEL = (
     records.DeadLetter,
     records.Snapshot,
     records.Steering,
+    records.Stack,
 )
 
 R = TypeVar("R")

@@ -71,9 +71,10 @@ def names_a_broker(environ: Mapping[str, str]) -> bool:
 class Connection:
     """Bootstrap servers and client properties, in librdkafka's names. Secrets never show in its repr.
 
-    `origins` says where each property came from, for people who wonder. `client_id` is what brokers know its clients
-    by, in quotas, metrics and logs, unless the properties have one: a user's quotas are bound to it. `wire`: how
-    records are framed, see `framing`; it is whoever begins a process who puts that into use.
+    `origins` says where each property came from, for people who wonder; `ignored`, a line for each that was, and why.
+    `client_id` is what brokers know its clients by, in quotas, metrics and logs, unless the properties have one: a
+    user's quotas are bound to it. `wire`: how records are framed, see `framing`; whoever begins a process puts that
+    into use.
     """
 
     bootstrap: str
@@ -81,6 +82,7 @@ class Connection:
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     client_id: str = "antdt"
     wire: Wire = field(default_factory=Wire)
+    ignored: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         check_bootstrap(self.bootstrap)
@@ -123,7 +125,7 @@ class Connection:
             if line not in _said:
                 _said.add(line)
                 log.warning("%s", line)
-        return cls(servers.strip(), properties, origins, wire=wire)
+        return cls(servers.strip(), properties, origins, wire=wire, ignored=tuple(ignored))
 
     def named(self, job: str, service: str, instance: str = "") -> Connection:
         """The same for one of a job's processes: its clients are `antdt.JOB.SERVICE.INSTANCE`."""
@@ -172,7 +174,8 @@ class Connection:
             said = str(inner.str()) if hasattr(inner, "str") else str(inner)
             named = [key for key in self.properties if re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.])", str(error))]
             culprit = "".join(f" It came from {self.origins.get(key, 'code')}." for key in named)
-            raise UsageError(f"The Kafka client refuses its settings: {said}{culprit}") from error
+            what = f"The Kafka client refuses its settings: {said.rstrip('.')}.{culprit}"
+            raise UsageError(what, "Correct that setting, or take it away.") from error
         reaching.check(client, self.properties.get("security.protocol", "plaintext").upper())
 
 
@@ -193,7 +196,8 @@ def read_properties(path: Path) -> dict[str, str]:
             return {p.name: _decoded(p.read_bytes()).rstrip("\r\n") for p in files}
         return parse_properties(_decoded(path.read_bytes()))
     except OSError as error:
-        raise UsageError(f"Kafka client properties cannot be read: {path}: {error.strerror}.") from error
+        what = f"Kafka client properties cannot be read: {path}: {error.strerror}."
+        raise UsageError(what, "Name a file, or a folder of files, that this user can read.") from error
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 

@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass
 
 SASL_HANDSHAKE, VERSION = 17, 1
+API_VERSIONS = 18
 HEAD = struct.Struct(">hhih")  # which request, its version, its number, the length of a name that is left out
 UNSUPPORTED_MECHANISM, NO_SASL_HERE = 33, 34
 ANSWER_BYTES_MAX = 1 << 16
@@ -57,17 +58,35 @@ def connects(host: str, port: int, timeout_s: float) -> str:
     return ""
 
 
+def api_versions(server: str, *, tls: bool, timeout_s: float) -> dict[int, tuple[int, int]]:
+    """Number of each kind of request that a broker takes -> its oldest and newest version; empty if it does not say."""
+    data = _asked(host_port(server), tls, timeout_s, API_VERSIONS, 0, b"")
+    if data is None or len(data) < 10 or struct.unpack_from(">ih", data) != (1, 0):
+        return {}
+    (count,) = struct.unpack_from(">i", data, 6)
+    rows = [struct.unpack_from(">hhh", data, 10 + 6 * i) for i in range(min(count, (len(data) - 10) // 6))]
+    return {key: (oldest, newest) for key, oldest, newest in rows}
+
+
 def _mechanisms(address: tuple[str, int], tls: bool, timeout_s: float) -> tuple[str, ...] | None:
     """Ask to begin SASL with a mechanism that nobody has: the refusal lists those that there are."""
+    data = _asked(address, tls, timeout_s, SASL_HANDSHAKE, VERSION, struct.pack(">h", 1) + b"-")
+    return None if data is None else _answer(data)
+
+
+def _asked(
+    address: tuple[str, int], tls: bool, timeout_s: float, request: int, version: int, body: bytes
+) -> bytes | None:
+    """The answer to one request on a connection of its own; None if there is none."""
     try:
         with socket.create_connection(address, timeout=timeout_s) as plain:
             wire = _context().wrap_socket(plain) if tls else plain
-            body = HEAD.pack(SASL_HANDSHAKE, VERSION, 1, -1) + struct.pack(">h", 1) + b"-"
-            wire.sendall(struct.pack(">i", len(body)) + body)
+            whole = HEAD.pack(request, version, 1, -1) + body
+            wire.sendall(struct.pack(">i", len(whole)) + whole)
             with wire.makefile("rb") as answers:
                 (size,) = struct.unpack(">i", answers.read(4))
                 data = answers.read(size) if 10 <= size <= ANSWER_BYTES_MAX else b""
-            return _answer(data) if len(data) == size else None
+            return data if len(data) == size else None
     except (OSError, struct.error):
         return None
 

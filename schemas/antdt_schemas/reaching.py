@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from antdt_schemas.errors import Unavailable, UsageError
-from antdt_schemas.listener import connects, host_port, spoken
+from antdt_schemas.listener import Spoken, connects, host_port, spoken
 
 SLICE_S = 0.5
 PAUSE_S = 0.05
@@ -29,6 +29,7 @@ TEMPORARY, SILENT = "Temporary failure", "it does not answer"
 BOOTSTRAP_NAME = re.compile(r"/bootstrap: Failed to resolve '(.*?)': (.*)")
 ADVERTISED = re.compile(r"(\S+:\d+)/\d+: ")  # a broker that metadata named: ADDRESS/ID, where others have "bootstrap"
 T = TypeVar("T")
+Fault = tuple[str, str]  # what is wrong, and what mends it
 
 
 class Reaching:
@@ -89,15 +90,15 @@ class Reaching:
         if not self.away:
             self._reaches(self._learnt(), monotonic() + ASK_S)
         refusal = self._refusal() or self._unresolved() or self._asked(protocol)
-        if refusal:
-            raise UsageError(refusal)
+        if refusal is not None:
+            raise UsageError(*refusal)
         raise Unavailable(
             f"No Kafka broker answers at {self.bootstrap} within {self.timeout_s:g} s.{self._why()}",
             "Start one with `antdt up …` or name yours with --bootstrap-servers.",
         )
 
-    def _refusal(self) -> str:
-        """What a broker said that only other settings can change; empty if none did."""
+    def _refusal(self) -> Fault | None:
+        """What a broker said that only other settings can change, if one did."""
         from confluent_kafka import KafkaError
 
         for error in self.said:
@@ -105,12 +106,17 @@ class Reaching:
             if "in current SASL state" in text or "PLAINTEXT broker listener" in text or "Failed to acquire" in text:
                 continue  # a listener of another protocol; a token that somebody else did not give
             if error.code() == KafkaError._AUTHENTICATION:
-                return f"The Kafka broker at {self.bootstrap} refuses these credentials{self._from('sasl.')}: {text}."
+                came = set_by(self.origins, "sasl.")
+                return f"The Kafka broker at {self.bootstrap} refuses these credentials{came}: {text}.", credentials(
+                    text
+                )
             if error.code() == KafkaError._SSL:
-                return f"No TLS connection with the Kafka broker at {self.bootstrap}{self._from('ssl.')}: {text}."
-        return ""
+                came = set_by(self.origins, "ssl.")
+                what = f"No TLS connection with the Kafka broker at {self.bootstrap}{came}: {text}."
+                return what, "`antdt doctor` says which certificate it is."
+        return None
 
-    def _asked(self, protocol: str) -> str:
+    def _asked(self, protocol: str) -> Fault | None:
         """What the servers say without a client of Kafka: another protocol, or addresses that lead nowhere."""
         until_s = monotonic() + max(ASK_S, self.timeout_s / 2)  # whoever is slow to answer a client is so here
         for server in self.servers:
@@ -119,27 +125,17 @@ class Reaching:
             if found is None:
                 continue
             if found.protocol != protocol:
-                how = f" with sasl.mechanism {' or '.join(found.mechanisms)}" if found.mechanisms else ""
-                return (
-                    f"The Kafka broker at {server} speaks {found.protocol}{how}, and security.protocol is {protocol}"
-                    f"{self._from('security.protocol')}: set security.protocol={found.protocol} in client.properties."
-                )
+                return mismatch(server, found, protocol, self.origins)
             if self.away:
-                named = ", ".join(f"{address} ({why})" for address, why in self.away.items())
-                return (
-                    f"The Kafka broker at {server} answers, but advertises {named}, which cannot be reached from here: "
-                    "set the broker's advertised.listeners to an address that its clients can reach."
-                )
-        return ""
+                return unreachable(server, self.away)
+        return None
 
-    def _unresolved(self) -> str:
+    def _unresolved(self) -> Fault | None:
         """Every server has a name that is none."""
         names = self._names()
         if len(names) < len(self.servers) or any(TEMPORARY in why for why in names.values()):
-            return ""
-        came = self.origins.get("bootstrap.servers", "code")
-        what = ", ".join(f"{server} ({why})" for server, why in names.items())
-        return f"No Kafka broker can be found: {what}. The name came from {came}: write HOST:PORT as it is known here."
+            return None
+        return nameless(names, self.origins)
 
     def _names(self) -> dict[str, str]:
         found = (BOOTSTRAP_NAME.search(error.str()) for error in self.said)
@@ -151,10 +147,40 @@ class Reaching:
         tokens = [bare(error.str()) for error in self.said if "Failed to acquire" in error.str()]
         return "".join(f" {text}." for text in (*unresolved, *tokens[-1:]))
 
-    def _from(self, prefix: str) -> str:
-        """Which files and variables the settings of this kind came from."""
-        found = sorted({origin for key, origin in self.origins.items() if key.startswith(prefix)})
-        return f" (set by {', '.join(found)})" if found else ""
+
+def mismatch(server: str, found: Spoken, protocol: str, origins: Mapping[str, str]) -> Fault:
+    """A listener speaks another protocol than the settings say."""
+    how = f" with sasl.mechanism {' or '.join(found.mechanisms)}" if found.mechanisms else ""
+    came = set_by(origins, "security.protocol")
+    what = f"The Kafka broker at {server} speaks {found.protocol}{how}, and security.protocol is {protocol}{came}."
+    return what, f"Set security.protocol={found.protocol} in client.properties."
+
+
+def unreachable(server: str, away: Mapping[str, str]) -> Fault:
+    """What a broker advertises leads nowhere. away: addresses, and why not."""
+    named = ", ".join(f"{address} ({why})" for address, why in away.items())
+    what = f"The Kafka broker at {server} answers, but advertises {named}, which cannot be reached from here."
+    return what, "Set the broker's advertised.listeners to an address that its clients can reach."
+
+
+def nameless(names: Mapping[str, str], origins: Mapping[str, str]) -> Fault:
+    """Names that are none, and why not."""
+    came = origins.get("bootstrap.servers", "code")
+    what = ", ".join(f"{server} ({why})" for server, why in names.items())
+    return f"No Kafka broker can be found: {what}. The name came from {came}.", "Write HOST:PORT as it is known here."
+
+
+def credentials(text: str) -> str:
+    """What mends credentials that a broker refuses with this text."""
+    if "mechanism" in text:
+        return "Set sasl.mechanism to one that the broker offers."
+    return "Correct sasl.username and sasl.password, or have the broker's administrator set them."
+
+
+def set_by(origins: Mapping[str, str], prefix: str) -> str:
+    """Which files and variables the settings of this kind came from."""
+    found = sorted({origin for key, origin in origins.items() if key.startswith(prefix)})
+    return f" (set by {', '.join(found)})" if found else ""
 
 
 def bare(text: str) -> str:

@@ -69,7 +69,15 @@ BOUNDED = {"retention.bytes": str(STEPS_BYTES_MAX)}
 # Two slots a service are written in turn: compaction keeps the newest of each, and small segments let it.
 COMPACTED = {"cleanup.policy": "compact", "segment.bytes": str(16 << 20), "min.cleanable.dirty.ratio": "0.1"}
 
-STEPS = Topic("steps", records.StepBatch, 1, 7 * DAY_MS, "timings of every step, trainers to Monitor", BOUNDED)
+STEPS = Topic(
+    "steps",
+    records.StepBatch,
+    1,
+    7 * DAY_MS,
+    "timings of every step, trainers to Monitor; and stacks that operators ask for",
+    BOUNDED,
+    also=(records.Stack,),
+)
 MEASUREMENTS = Topic(
     "measurements",
     records.Measurement,

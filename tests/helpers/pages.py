@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-import antdt.launch.launcher
+import antdt.launch.command
 import click
 from antdt_streams.cli.main import main
 
@@ -66,7 +66,7 @@ def command_of(arguments: list[str]) -> tuple[click.Command, list[str], click.Co
     context = click.Context(main, info_name="antdt", **main.context_settings)
     while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
         name = rest.pop(0)
-        command = antdt.launch.launcher.main if name == "launch" else command.get_command(context, name)
+        command = antdt.launch.command.main if name == "launch" else command.get_command(context, name)
     assert command is not None, f"there is no command {' '.join(arguments)}"
     return command, rest, context
 

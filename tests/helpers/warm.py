@@ -135,6 +135,6 @@ def _run(command: list[str]) -> None:
 
 
 def _launch(arguments: list[str]) -> None:
-    from antdt.launch.launcher import main
+    from antdt.launch.command import main
 
     main(arguments, prog_name="antdt launch")

@@ -25,7 +25,7 @@ from antdt_streams.views.job import audit_of
 from tests.helpers.warm import python, started
 
 HERE = Path(__file__).parents[2]
-LAUNCH = "from antdt.launch.launcher import main; main(prog_name='antdt launch')"
+LAUNCH = "from antdt.launch.command import main; main(prog_name='antdt launch')"
 WITHIN_S = 90
 # What a reader has before the loop of the README begins.
 BEFORE_THE_LOOP = """\

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from antdt.launch.launcher import main
+from antdt.launch.command import main
 from antdt_schemas import records
 from antdt_schemas.connection import Connection
 from antdt_schemas.data_folder import HOST, PORTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from antdt.host.address import can_bind, is_loopback, own_address
+from antdt_schemas.address import can_bind, is_loopback, own_address
 from antdt_schemas.errors import UsageError
 
 

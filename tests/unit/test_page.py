@@ -105,7 +105,7 @@ def test_events_are_sent_at_once_and_again_when_something_changes() -> None:
                 seen.append(json.loads(line.removeprefix(b"data: "))["step"])
                 (live,) = page.watched
                 assert live.top is not None
-                live.top._fold.state.line.committed += 5  # type: ignore[union-attr]
+                live.top.fold.state.line.committed += 5  # type: ignore[union-attr]
                 live.top.follow.changes += 1
         return seen
 

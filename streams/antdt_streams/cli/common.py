@@ -22,24 +22,34 @@ from antdt_streams.local.place import place_of
 FRAMINGS = (SINGLE_OBJECT, REGISTRY)
 
 
-def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --bootstrap-servers, --kafka-config, --data-dir and --framing; the command gets a Place as `place`."""
+def connection_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --bootstrap-servers, --kafka-config, --data-dir and --framing as they are given."""
+    options = (
+        click.option("--bootstrap-servers", help="Kafka, HOST:PORT[,HOST:PORT]. Default: the broker of `antdt up`."),
+        click.option(
+            "--kafka-config",
+            type=click.Path(path_type=Path),
+            help="Java-style client.properties, or a folder with one file for each key (SASL, TLS, ...).",
+        ),
+        click.option(
+            "--data-dir", type=click.Path(path_type=Path), help="Folder of broker and state. Default ./antdt-data."
+        ),
+        click.option(
+            "--framing",
+            type=click.Choice(FRAMINGS),
+            help="How records are written: registry is for consoles that read Confluent's framing only, and needs "
+            "schema.registry.url (in the file, or ANTDT_KAFKA_SCHEMA_REGISTRY_URL). Default: wire.framing there.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
-    @click.option("--bootstrap-servers", help="Kafka, HOST:PORT[,HOST:PORT]. Default: the broker of `antdt up`.")
-    @click.option(
-        "--kafka-config",
-        type=click.Path(path_type=Path),
-        help="Java-style client.properties, or a folder with one file for each key (SASL, TLS, ...).",
-    )
-    @click.option(
-        "--data-dir", type=click.Path(path_type=Path), help="Folder of broker and state. Default ./antdt-data."
-    )
-    @click.option(
-        "--framing",
-        type=click.Choice(FRAMINGS),
-        help="How records are written: registry is for consoles that read Confluent's framing only, and needs "
-        "schema.registry.url (in the file, or ANTDT_KAFKA_SCHEMA_REGISTRY_URL). Default: wire.framing there.",
-    )
+
+def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the same; the command gets a Place as `place`."""
+
+    @connection_flags
     @functools.wraps(command)
     def wrapped(
         *args: Any,

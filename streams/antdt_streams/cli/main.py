@@ -28,6 +28,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "web": ("web", "Show a job, or all of them, in a browser."),
         "why": ("job", "Say why a worker is slow, and what was done."),
         "bridge": ("bridge", "Copy its figures to MLflow, W&B or TensorBoard."),
+        "stack": ("stack", "Print where a worker that hangs is, by its stacks."),
+        "doctor": ("doctor", "Say what would keep a job from running, and how to mend it."),
         "topics": ("topics", "Look at what a job wrote to Kafka, or create its topics."),
     },
     "Prove": {

@@ -134,8 +134,7 @@ def check(job: str, repair: bool, place: Place) -> None:
 
 def told(difference: Difference, job: str) -> str:
     """What differs, what comes of it, and what to do about it."""
-    why = f": {difference.why}" if difference.why else ""
-    return f"{difference}{why}. {difference.mend(job)}"
+    return f"{difference.said}. {difference.mend(job)}"
 
 
 @topics.command(short_help="Print a topic's records as JSON lines.")

@@ -74,6 +74,10 @@ class TopicReader:
         """End of each partition when the reader was made."""
         return [high for _, high in self._ranges.values()]
 
+    def starts(self) -> list[int]:
+        """First offset of each partition when the reader was made: what was before is removed."""
+        return [low for low, _ in self._ranges.values()]
+
     def positions(self) -> list[int]:
         return [self._reader.position(Place(self.name, partition)) for partition in self._ranges]
 

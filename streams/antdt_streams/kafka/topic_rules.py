@@ -31,6 +31,11 @@ class Difference:
     def __str__(self) -> str:
         return f"{self.what} of {self.topic}: expected {self.expected}, found {self.found}"
 
+    @property
+    def said(self) -> str:
+        """What differs, and what comes of it."""
+        return f"{self}: {self.why}" if self.why else str(self)
+
     def mend(self, job: str) -> str:
         if self.found == ABSENT:
             return f"`antdt topics create {job} --resume` creates it."

@@ -16,8 +16,9 @@ from antdt_streams.kafka.reader import TopicReader, decoded
 TAIL = 2_000
 
 
-def standings(connection: Connection, job: str, members: Collection[str]) -> dict[str, dict[str, Any]]:
-    """The newest heartbeat of each of these incarnations: phase, for how long, what in particular, and how old it is.
+def standings(connection: Connection, job: str, members: Collection[str] | None) -> dict[str, dict[str, Any]]:
+    """The newest heartbeat of each of these incarnations, or of whoever there is: phase, for how long, what in
+    particular, and how old it is.
 
     Who said nothing lately, or is of a version that does not say it, is left out; so is everybody where the requests
     may not be read.
@@ -28,7 +29,8 @@ def standings(connection: Connection, job: str, members: Collection[str]) -> dic
             tail = reader.to_end(max(0, max(reader.ends(), default=0) - TAIL))
             for raw, request in decoded(tail, records.Request):
                 body = request.body
-                if request.incarnation in members and isinstance(body, records.Heartbeat) and body.phase:
+                known = members is None or request.incarnation in members
+                if known and isinstance(body, records.Heartbeat) and body.phase:
                     said = {n: getattr(body, n) for n in ("phase", "phase_s", "allowed_s", "detail")}
                     out[request.incarnation] = said | {"age_s": max(0.0, time() - raw.time_ms / 1000)}
     except AntdtError:

@@ -33,6 +33,7 @@ from antdt.worker.session import Phase, Session
 from antdt.worker.telemetry import Telemetry
 
 POLL_S = 0.02
+NAME_EVERY_S = 1.0
 SLICE_S = 0.5
 RECORDS_MAX = 100
 # What a commit takes in a request and in the entry of the log that it becomes: steps, plans and names, and at most so
@@ -81,6 +82,7 @@ class Client:
         self._thread = threading.Thread(target=self._run, name="antdt-client", daemon=True)
         self._stopping, self._stopped = threading.Lock(), False
         self._page, self._told = whereabouts.mine(), ""
+        self._name_at_s = 0.0
         self._last_word = LastWord(self._page)
 
     def start(self) -> None:
@@ -151,6 +153,7 @@ class Client:
 
     def _run(self) -> None:
         ousted_at_s = 0.0
+        self._page.numbers[whereabouts.CLIENT] = threading.get_native_id()
         try:
             while not self._halt.is_set():
                 self._receive()
@@ -158,6 +161,7 @@ class Client:
                     ousted_at_s = ousted_at_s or monotonic()
                     self._end_if_stuck(monotonic() - ousted_at_s)
                 self._page.times[whereabouts.BEAT] = monotonic()
+                self._name_threads(monotonic())
                 with self.changed:
                     self.session.standing = self._page.standing()
                     requests = self.session.tick(monotonic())
@@ -175,6 +179,12 @@ class Client:
         except BaseException as error:  # noqa: BLE001  the training thread raises it
             self._page.times[whereabouts.BEAT] = 0.0
             self.fail(error)
+
+    def _name_threads(self, now_s: float) -> None:
+        """For whoever looks at the stacks of this process when it hangs."""
+        if now_s >= self._name_at_s:
+            self._name_at_s = now_s + NAME_EVERY_S
+            self._page.name_threads({thread.ident or 0: thread.name for thread in threading.enumerate()})
 
     def fail(self, error: BaseException) -> None:
         """The training thread raises this, from wherever it waits."""

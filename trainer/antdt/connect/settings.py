@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from antdt_schemas import auth, framing
+from antdt_schemas.address import LOOPBACK, own_address
 from antdt_schemas.connection import Connection, names_a_broker
 from antdt_schemas.data_folder import BROKER, data_folder, running
 from antdt_schemas.errors import UsageError
 from antdt_schemas.launch_locks import process_name
 from antdt_schemas.topics import check_job, check_worker
-
-from antdt.host.address import LOOPBACK, own_address
 
 # What a machine is, and where things lie on it: that speaks of no job.
 OURS = tuple(

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 from antdt_schemas import records
+from antdt_schemas.address import ENV_ADVERTISE, LOOPBACK, can_bind, own_address
 from antdt_schemas.errors import ExitCode
 
 from antdt.connect.alone import Alone
@@ -24,7 +25,6 @@ from antdt.connect.settings import SERVER, Settings
 from antdt.files.model_files import ModelFiles
 from antdt.files.no_files import NoFiles
 from antdt.host import told, whereabouts
-from antdt.host.address import ENV_ADVERTISE, LOOPBACK, can_bind, own_address
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions, batch_factor
 from antdt.strategies.base import Here, Strategy

@@ -9,7 +9,8 @@ makes of it.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from time import monotonic
@@ -18,14 +19,17 @@ WORD = 8
 RANGES_KEPT = 64
 TEXT_BYTES = 512
 MISSING, KEY, WORDS, NAME = range(4)
-# Numbers of words; SINCE, ALLOWED and BEAT are doubles.
+# Numbers of words; SINCE, ALLOWED and BEAT are doubles. MAIN: the identity of the process's main thread,
+# as Python has it; CLIENT: the number of its connection's, as the kernel has it; 0: it has none.
 CHANGES, PHASE, SINCE, ALLOWED, BEAT, EPOCH, POSITION, BLAMED, INCOMPLETE, ATTEMPTS, LIFE, PID = range(12)
-JOINED, TAKEN_PART, CHECKPOINT, SHRUNK, STEP, AT_HAND = range(12, 18)
+JOINED, TAKEN_PART, CHECKPOINT, SHRUNK, STEP, MAIN, CLIENT, AT_HAND = range(12, 20)
 # What a worker has learned that it can hold (`holds`): kept for its next life. LIMIT_UNTIL is a double.
 KEPT = range(AT_HAND + 1 + 3 * RANGES_KEPT, AT_HAND + 1 + 3 * RANGES_KEPT + 7)
 HELD, TRIED, PASSED, PASSES, LIMIT, LIMIT_UNTIL, STRIKES = KEPT
 TEXT = KEPT.stop
-SIZE = TEXT * WORD + 4 * TEXT_BYTES
+THREADS = TEXT * WORD + 4 * TEXT_BYTES  # where their names begin
+THREADS_BYTES = 4096
+SIZE = THREADS + THREADS_BYTES
 
 
 class At(IntEnum):
@@ -152,6 +156,17 @@ class Page:
         """
         at = TEXT * WORD + number * TEXT_BYTES
         self._bytes[at : at + TEXT_BYTES] = " ".join(text.split()).encode()[: TEXT_BYTES - 1].ljust(TEXT_BYTES, b"\0")
+
+    def name_threads(self, names: Mapping[int, str]) -> None:
+        """Names of this process's threads, by the identity that the stacks of a process that hangs have for them."""
+        lines = (f"{ident:x} {' '.join(name.split())}\n" for ident, name in names.items())
+        text = "".join(lines).encode()[: THREADS_BYTES - 1]
+        self._bytes[THREADS:SIZE] = text.ljust(THREADS_BYTES, b"\0")
+
+    def threads(self) -> dict[int, str]:
+        """As they were named last. The last one may be cut off where there are very many."""
+        text = bytes(self._bytes[THREADS:SIZE]).partition(b"\0")[0].decode(errors="ignore")
+        return {int(ident, 16): name for ident, name in re.findall(r"^([0-9a-f]+) (.+)$", text, re.MULTILINE)}
 
     def said(self, number: int) -> str:
         at = TEXT * WORD + number * TEXT_BYTES

@@ -1,5 +1,5 @@
 """python -m antdt.launch: the same as `antdt launch`."""
 
-from antdt.launch.launcher import main
+from antdt.launch.command import main
 
 main(prog_name="antdt launch")

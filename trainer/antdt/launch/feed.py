@@ -1,8 +1,9 @@
-"""Orders of the Controller to start a worker again, for a launcher, which has no threads and no Kafka client.
+"""What the Controller says that is for launchers, for one of them, which has no threads and no Kafka client.
 
 Owns a child process that follows the decisions from the first one there is, and a pipe from it: full, it makes the
-child wait. The child ends at whatever goes wrong and begins anew, from the start: an order names an incarnation, so
-reading it again does no harm. Must not know what an order does.
+child wait. The child ends at whatever goes wrong and begins anew, from the start: an order to start a worker again
+names an incarnation, so reading it again does no harm; who wanted stacks before somebody read of it does not wait.
+Must not know what an order does.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from confluent_kafka import KafkaException
 from antdt.host.child import in_child
 from antdt.launch.output import say
 from antdt.launch.slots import Restart
+from antdt.launch.stacks import Wanted
 
 PROBE_S = 10.0  # of a broker that says nothing: whether it is there
 REACH_S = 5.0
@@ -53,7 +55,7 @@ class Feed:
     def handles(self) -> list[int]:
         return [self._handle] if self._handle >= 0 else []
 
-    def look(self) -> list[Restart]:
+    def look(self) -> list[Restart | Wanted]:
         """The orders that have come. Starts who follows them where nobody does. Cheap: call it as often as you like."""
         if self._child is None:
             if monotonic() >= self._begin_at_s:
@@ -82,16 +84,18 @@ class Feed:
         self._child = in_child(lambda: _follow(self._connection, self._job, writing, closes))
         os.close(writing)
 
-    def _read(self) -> list[Restart]:
+    def _read(self) -> list[Restart | Wanted]:
         with suppress(BlockingIOError):
             self._rest += os.read(self._handle, PIPE_BYTES)
         *lines, self._rest = self._rest.split(b"\n")
-        found = []
+        found: list[Restart | Wanted] = []
         for line in lines:
             said = json.loads(line)
             if "order" in said:
                 incarnation, by, reason = said["order"]
                 found.append(Restart(incarnation, by, reason, self._hears))
+            elif "stack" in said:
+                found.append(Wanted(*said["stack"]))
             elif "away" in said:
                 self._is_away(said["away"])
             else:
@@ -139,6 +143,8 @@ def _heard(connection: Connection, job: str) -> Iterator[dict[str, Any]]:
             order = order_of(framing.unframed(place.topic, message.value()), message.offset())
             if order is not None:
                 yield {"order": order}
+            elif (message.offset() or 0) >= end and (wanted := wanted_of(message.value())) is not None:
+                yield {"stack": wanted}
         if not hears and reader.position(place) >= end:
             hears = True
             yield {"hears": end}
@@ -157,6 +163,17 @@ def order_of(payload: bytes | None, offset: int) -> tuple[str, str, str] | None:
         return None
     by = f"policy {_short(decision.policy)} (version {decision.policy_version}, decision {offset})"
     return _short(decision.target), by, _short(decision.reason)
+
+
+def wanted_of(payload: bytes | None) -> tuple[str, str, int] | None:
+    """What a Wanted is made of, if this decision is one: the worker, who wants its stacks, and where that is asked."""
+    try:
+        decision = codec.decode(payload, records.Decision)
+    except AntdtError:
+        return None
+    if decision.action is not records.Action.NONE or not decision.target:
+        return None
+    return _short(decision.target), _short(decision.reason), decision.cause.offset
 
 
 def _short(text: str) -> str:

@@ -7,37 +7,35 @@ says what that is. Of all launches on a machine one runs a worker (`places`).
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
 
-import click
 from antdt_schemas import auth, codec, framing, launch_locks, records, topics
-from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE
-from antdt_schemas.data_folder import ENV_DATA, data_folder
+from antdt_schemas.data_folder import data_folder
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError, how
-from antdt_schemas.exporting import ENV_HOST, ENV_PORT, LOOPBACK, Where
+from antdt_schemas.exporting import LOOPBACK, Where
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from antdt.connect.client import require_job
-from antdt.connect.settings import GRACE_S, SERVER, WORKER, Settings
+from antdt.connect.settings import SERVER, WORKER, Settings
 from antdt.driving import holds
 from antdt.host import whereabouts as at
-from antdt.host.child import in_child, leave
-from antdt.launch import environment, nodes, process, slots, vouch
+from antdt.host.child import in_child
+from antdt.launch import environment, process, slots, vouch
 from antdt.launch.feed import Feed
 from antdt.launch.figures import Shown
-from antdt.launch.output import Output, Stream, say
+from antdt.launch.output import Output, say
 from antdt.launch.places import Places
+from antdt.launch.stacks import Stacks, Subject, Wanted
+from antdt.launch.worker import Worker
 
 POLL_S = 0.02
 REPORT_S = 2.0
@@ -60,18 +58,6 @@ class LaunchOptions(slots.Rules):
     servers: int = 0
     metrics_port: int | None = None
     metrics_host: str = LOOPBACK
-
-
-@dataclass(slots=True)
-class Worker:
-    """Its process is replaced when it is started again; None where none runs."""
-
-    rank: int
-    local_rank: int
-    name: str
-    process: ForkProcess | None = None
-    streams: tuple[Stream, Stream] | None = None
-    page: at.Page = field(default_factory=at.shared)
 
 
 class Launcher:
@@ -101,6 +87,8 @@ class Launcher:
         self.places = Places(locks, self.settings.job, self.holder)
         self.feed = Feed(self.connection, self.settings.job, lambda: [*self.places.handles, *self.shown.handles])
         self.shown = Shown(Where(options.metrics_port, options.metrics_host), self.settings.job)
+        who = self.holder.launcher
+        self.stacks = Stacks(self.connection, self.settings.job, who, self._subject, self.places.forget)
         self.output, self.told = Output(), 0
         self._status: int | None = None
         self._reports, self._kernel_kills = list[ForkProcess](), holds.KernelKills()
@@ -147,14 +135,23 @@ class Launcher:
             wanted_by = self.places.wanted_by()
             if wanted_by:
                 self._do(self.slots.on_wanted(wanted_by, now_s))
-            for order in self.feed.look():
-                self._do(self.slots.on_order(order, now_s))
+        if not self.slots.ending or self.feed.handles:
+            self._heed(now_s)
         for worker in self.workers.values():
             code = worker.process.exitcode if worker.process is not None else None
             if code is not None:
                 self._has_ended(worker, code, now_s)
         self._do(self.slots.on_tick(now_s))
         self.shown.tell(self.slots, watch.pages)
+
+    def _heed(self, now_s: float) -> None:
+        """What the Controller says; of a launch that ends, only who wants to know at what it hangs."""
+        for order in self.feed.look():
+            if isinstance(order, Wanted):
+                self.stacks.ask(order)
+            elif not self.slots.ending:
+                self._do(self.slots.on_order(order, now_s))
+        self.stacks.look()
 
     def _stop(self, watch: vouch.Watch) -> None:
         """Whatever happened: whoever runs is told to leave and waited for, and what was to be said is."""
@@ -252,12 +249,20 @@ class Launcher:
         else:
             worker.streams = self.output.open(worker.name)
             output = (worker.streams[0].writing, worker.streams[1].writing)
-        life = process.Life(worker.page, log, output, [*self.places.handles, *self.feed.handles, *self.shown.handles])
+        others = [other.stacks for other in self.workers.values() if other is not worker and other.stacks >= 0]
+        closes = [*self.places.handles, *self.feed.handles, *self.shown.handles, *others]
+        life = process.Life(worker.page, log, output, closes, worker.stacks)
         environ = self._environ(worker, restarts, take_over=take_over)
         worker.process = process.start(self.options.script, environ, life)
         vouch.began(worker.page, worker.process.pid, restarts)
         if worker.streams is not None:
             self.output.started(worker.streams)
+
+    def _subject(self, name: str) -> Subject | None:
+        worker = self.workers.get(name)
+        if worker is None:
+            return None
+        return Subject(name, self.slots.incarnation(name), worker.pid, worker.page, worker.stacks)
 
     def _environ(self, worker: Worker, restarts: int, *, take_over: bool) -> dict[str, str]:
         o = self.options
@@ -297,111 +302,3 @@ class Launcher:
             self._reports.append(child)
         else:
             child.join(REPORT_S + 1)
-
-
-HELP = {"help_option_names": ["-h", "--help"]}
-
-
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, **HELP})
-@click.option(
-    "-n",
-    "--workers",
-    envvar="PET_NPROC_PER_NODE",
-    default="1",
-    show_default=True,
-    help="Workers here: a number; or gpu, cpu, one for each; or auto, gpu where there are any.",
-)
-@click.option(
-    "--servers",
-    type=click.IntRange(0),
-    default=0,
-    help="Parameter servers of the job, beside the workers (strategy=antdt.ParameterServer()). On several machines all "
-    "say the same, and the first one starts them.",
-)
-@click.option("--job", envvar="ANTDT_JOB", required=True, help="Name of the job, as given to `antdt up`.")
-@click.option("--bootstrap-servers", help="Kafka, HOST:PORT[,HOST:PORT]. Default: the broker of `antdt up`.")
-@click.option("--kafka-config", type=click.Path(), help="A client.properties file, or a folder of single keys.")
-@click.option("--data-dir", default=None, help="Data folder of `antdt up`; default ./antdt-data.")
-@click.option("--nnodes", envvar="PET_NNODES", default="1", help="Machines, all with as many workers: N or MIN:MAX.")
-@click.option("--node-rank", type=int, envvar="PET_NODE_RANK", default=0, help="Number of this machine, from 0 on.")
-@click.option("--first-rank", type=int, default=-1, help="Rank of the first worker here, where machines differ.")
-@click.option("--world-size", type=int, default=0, help="Workers on all machines, where machines differ.")
-@click.option(
-    "--max-restarts",
-    "restarts_max",
-    type=int,
-    default=3,
-    show_default=True,
-    help="How often a worker is started again without progress in between. With 0, one that is ordered to be started "
-    "again ends the launch with 76: start it elsewhere.",
-)
-@click.option(
-    "--restart-elsewhere",
-    "elsewhere",
-    is_flag=True,
-    help="A worker that is ordered to be started again ends the launch with 76, too, while others that die are started "
-    "again here: for whoever starts pods, or jobs of a cluster.",
-)
-@click.option(
-    "--grace-s",
-    type=click.FloatRange(min=0),
-    envvar="ANTDT_GRACE_S",
-    default=GRACE_S,
-    show_default=True,
-    help="Seconds that workers have to finish their step and leave when they are told to end.",
-)
-@click.option("--take-over", is_flag=True, help="Ask whoever runs these workers now to leave, and go on in its place.")
-@click.option(
-    "--broker-timeout",
-    "reach_s",
-    type=click.FloatRange(min=0, min_open=True),
-    default=10.0,
-    show_default=True,
-    help="Seconds to wait for a broker that does not answer.",
-)
-@click.option(
-    "--torch-env", is_flag=True, help="Set RANK, WORLD_SIZE, MASTER_ADDR and the rest of torchrun's variables."
-)
-@click.option("--metrics-port", type=int, envvar=ENV_PORT, help="Serve metrics for Prometheus here; 0: on a free port.")
-@click.option("--metrics-host", envvar=ENV_HOST, default=LOOPBACK, show_default=True, help="The address for that.")
-@click.option("--logs", type=click.Path(path_type=Path), help="Folder for the workers' output; default: this terminal.")
-@click.argument("script", nargs=-1, required=True, type=click.UNPROCESSED)
-def main(
-    workers: str,
-    job: str,
-    bootstrap_servers: str | None,
-    kafka_config: str | None,
-    data_dir: str | None,
-    nnodes: str,
-    node_rank: int,
-    first_rank: int,
-    world_size: int,
-    **options: Any,
-) -> None:
-    """Start the workers of a job on this machine, and stay until all of them have ended.
-
-    \b
-    antdt launch --job my-job -n 4 train.py --lr 0.1
-    antdt launch --job my-job -n 4 -- -m my.module --lr 0.1
-
-    Each worker runs SCRIPT with what follows it, and finds its place in ANTDT_RANK, ANTDT_LOCAL_RANK and
-    ANTDT_WORLD_SIZE. One that is killed is started again. On several machines, give each --nnodes and --node-rank, as
-    torchrun's variables PET_NNODES and PET_NODE_RANK do; or --first-rank and --world-size where they differ.
-
-    Ctrl-C (or SIGTERM) lets workers finish their step and leave within --grace-s; a second one ends them at once. A job
-    whose workers somebody else runs is left alone (42), unless --take-over asks that launch to leave.
-    """
-    named = {"ANTDT_JOB": job, ENV_BOOTSTRAP: bootstrap_servers, ENV_FILE: kafka_config, ENV_DATA: data_dir}
-    environ = dict(os.environ) | {key: value for key, value in named.items() if value}
-    try:
-        here = nodes.workers_here(workers)
-        first, world = nodes.first_and_world(here, nnodes, node_rank, first_rank, world_size)
-        found = LaunchOptions(workers=here, first_rank=first, world_size=world, node_rank=node_rank, **options)
-        launcher = Launcher(found, environ)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: launcher.tell())
-        status = launcher.run()
-    except AntdtError as error:
-        say(f"antdt launch: {error}")
-        status = int(error.exit_code)
-    leave(status)

@@ -13,6 +13,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from antdt_schemas.errors import ExitCode
 
-from antdt.host import told, whereabouts
+from antdt.host import stacks, told, whereabouts
 from antdt.host.child import SIGNALS, in_child, leave
 from antdt.launch import environment
 
@@ -28,13 +29,14 @@ from antdt.launch import environment
 @dataclass(frozen=True)
 class Life:
     """What a launcher gives to a worker beside its script: where its output goes (a file, or two descriptors), and the
-    page that both share. `closes`: descriptors that are the launcher's alone.
+    page that both share. `closes`: descriptors that are the launcher's alone. stacks: see there; -1: nowhere.
     """
 
     page: whereabouts.Page
     log: Path | None = None
     output: tuple[int, int] = (1, 2)
     closes: Sequence[int] = ()
+    stacks: int = -1
 
 
 def preload(environ: Mapping[str, str]) -> None:
@@ -67,8 +69,12 @@ def _become(script: Sequence[str], environ: Mapping[str, str], life: Life) -> No
     os.environ.clear()
     os.environ.update(environ)
     whereabouts.adopt(life.page)
+    life.page.numbers[whereabouts.MAIN] = threading.get_ident()
+    life.page.name_threads({threading.get_ident(): threading.current_thread().name})
     for handle in life.closes:
         os.close(handle)
+    if life.stacks >= 0:
+        stacks.listen(life.stacks)
     if life.log is not None:
         handle = os.open(life.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(handle, 1)

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from antdt_schemas.address import ENV_ADVERTISE, is_loopback
 from antdt_schemas.errors import Unavailable
-
-from antdt.host.address import ENV_ADVERTISE, is_loopback
 
 PAUSE_S, PAUSE_MAX_S = 0.2, 5.0
 CLOSED_SAID_FROM = 3  # a generation may be closed before it stands because somebody joins

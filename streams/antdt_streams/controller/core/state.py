@@ -120,7 +120,8 @@ class ControllerState:
     def process(self, record: Measurement | Steering, position: Position, now_ms: int) -> list[Decision]:
         """Take in one measurement and say what is to be done about it; or an operator's word, and answer it."""
         if isinstance(record, Steering):
-            return [self._said(Proposal(Action.NONE, self._steer(record, now_ms)), 0, position)]
+            answer = Proposal(Action.NONE, self._steer(record, now_ms), target=record.stack)
+            return [self._said(answer, 0, position)]
         out: list[Decision] = []
 
         def know(effects: Sequence[Effect]) -> None:

@@ -30,6 +30,8 @@ class Told:
     def take(self, steering: Steering, policy: Policy, now_ms: int) -> tuple[Policy, str]:
         """The policy from now on, and the answer: one sentence."""
         asked = {one.name: one.value for one in steering.parameters}
+        if steering.stack:
+            return policy, f"{steering.author} asks for the stacks of {steering.stack}"
         if steering.policy and steering.policy != policy.name:
             return policy, f"refused: the policy is {policy.name}, not {steering.policy}"
         try:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 
 from antdt_schemas.errors import Mismatch
-from antdt_schemas.records import Cause, Measurement, NodeClass, StepBatch
+from antdt_schemas.records import Cause, Measurement, NodeClass, Stack, StepBatch
 from antdt_schemas.strategies import is_asynchronous
 
 from antdt_streams.monitor.core.baselines import Window
@@ -61,12 +61,15 @@ class MonitorState:
         self.tick_ms = TICK_MS
         self._dirty = {HEAD, POOLED}
 
-    def process(self, record: StepBatch, position: Position, now_ms: int) -> list[Measurement]:
-        """Take in one record: one measurement for each window that it closed, else at most one urgent one.
+    def process(self, record: StepBatch | Stack, position: Position, now_ms: int) -> list[Measurement]:
+        """Take in one record: one measurement for each window that it closed, else at most one urgent one. Stacks,
+        which lie in the same topic, say nothing of speed.
 
         Raises:
             Undecodable: the record contradicts itself, or is of one node too many; nothing was changed.
         """
+        if isinstance(record, Stack):
+            return []
         check(record)
         if record.step and is_asynchronous(record.strategy):
             record = self._by_time(record, now_ms)

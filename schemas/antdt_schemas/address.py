@@ -84,4 +84,5 @@ def _of_interface(name: str) -> str:
         if found == name and scope in ("00", "10"):  # global, or of this host: a link's own needs more than an address
             return str(ip_address(bytes.fromhex(digits)))
     here = ", ".join(found for _, found in socket.if_nameindex())
-    raise UsageError(f"{ENV_INTERFACE}={name}: there is no such interface with an address here, there are {here}.")
+    what = f"{ENV_INTERFACE}={name}: there is no such interface with an address here, there are {here}."
+    raise UsageError(what, "Name one of them.")
