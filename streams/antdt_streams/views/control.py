@@ -17,13 +17,14 @@ SLOW = ("persistent", "transient", "deterministic", "absent")  # classes of node
 
 @dataclass(slots=True)
 class WorkerView:
-    """The newest steps of one worker. batch_size: the most it took in one step under the plan."""
+    """The newest steps of one worker, up to `step`. batch_size: the most it took in one step under the plan."""
 
     batch_size: int = 0
     plan: int = 0
     node_class: str = "unknown"
     own_s: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=STEPS_KEPT))
     wait_s: float = 0.0
+    step: int = 0
 
     @property
     def samples_per_s(self) -> float:
@@ -62,6 +63,7 @@ class Control(Projection["list[records.Decision]"]):
 
     def _steps(self, batch: records.StepBatch) -> None:
         view = self.workers.setdefault(batch.worker, WorkerView())
+        view.step = batch.step[-1] if batch.step else view.step
         for i in range(len(batch.step)):
             size, same = batch.batch_size[i], batch.plan[i] == view.plan
             view.plan, view.batch_size = batch.plan[i], max(size, view.batch_size if same else 0)

@@ -8,6 +8,7 @@ from statistics import median_low
 from typing import Any
 
 from antdt_schemas.connection import Connection
+from antdt_schemas.strategies import WATCHED
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS, SHARD_LOG, STEPS
 
 from antdt_streams.ledger.core.fold import Fold
@@ -53,13 +54,15 @@ class Top:
         workers = [row(name, view) for name, view in self.control.workers.items()]
         workers.sort(key=lambda one: (-one["own_ms_a_sample"], one["worker"]))
         now_s = time.time() if now_s is None else now_s
+        watched = state is not None and state.spec.strategy == WATCHED
         age_s = max(0.0, now_s - self.newest.time_ms / 1000) if self.newest.time_ms else None
         return {
             "job": self.job,
             "offset": self.newest.offset,
             "verdict": verdict(workers),
+            "watched": watched,
             "samples": samples(self._fold),
-            "step": state.line.committed if state else 0,
+            "step": self._step(),
             "generation": state.members.generation if state else 0,
             "members": len(state.members.group) if state else 0,
             "done": state.done if state else None,
@@ -72,6 +75,14 @@ class Top:
             "void_entries": self._fold.void_entries,
             "last_entry_s": age_s,
         }
+
+    def _step(self) -> int:
+        """The newest committed one; where nothing is committed, the newest that a worker has told of."""
+        state = self._fold.state
+        told = (view.step for view in self.control.workers.values())
+        if state is not None and state.spec.strategy == WATCHED:
+            return max(told, default=0)
+        return state.line.committed if state else 0
 
 
 def samples(fold: Fold) -> dict[str, int]:

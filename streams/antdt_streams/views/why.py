@@ -14,15 +14,17 @@ from antdt_schemas import records
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import UsageError
 from antdt_schemas.records import Action, NodeClass
+from antdt_schemas.strategies import WATCHED
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS, STEPS, Topic
 
 from antdt_streams.controller.core.effects import told
 from antdt_streams.kafka.reader import Raw, TopicReader, decoded
-from antdt_streams.views.control import Control
+from antdt_streams.views.control import SLOW, Control
 from antdt_streams.views.standings import standings
 
 MEASUREMENTS_READ, STEPS_READ = 64, 2_000
 DECISIONS_SHOWN = 3
+WATCHED_NEXT = "Look at its machine: this job is only watched, so nobody gives it fewer samples or starts it again."
 PARTS = ("data", "compute", "communication", "wait")
 # What a class means, in the words of a person; what it asks of one.
 MEANS = {
@@ -47,13 +49,19 @@ MEANS = {
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The newest steps of one worker: seconds of each, by part, medians; how many, and where they lie in `steps`."""
+    """The newest steps of one worker: seconds of each, by part, medians; how many, and where they lie in `steps`.
+
+    order, lineage: of one that is only watched, what draws its samples, and the hash of those up to the last step.
+    """
 
     parts: dict[str, float]
     batch_size: int
     count: int
     first_offset: int
     last_offset: int
+    watched: bool = False
+    order: str = ""
+    lineage: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,11 @@ def why(
         )
     if worker in steps:
         evidence.append(_parts(worker, steps))
+        if steps[worker].order:
+            hashed = f", lineage {steps[worker].lineage}" if steps[worker].lineage else ""
+            evidence.append(f"samples are drawn by {steps[worker].order}{hashed}")
+        if steps[worker].watched and node is not None and node.node_class in SLOW:
+            then = WATCHED_NEXT
     if standing is not None:
         detail = f" ({standing['detail']})" if standing["detail"] else ""
         evidence.append(f"{standing['phase']} for {standing['phase_s']:.1f} s{detail}, {standing['age_s']:.0f} s ago")
@@ -122,17 +135,21 @@ def steps_of(tail: Iterable[tuple[Raw, Any]]) -> dict[str, Steps]:
     """By worker, from what they said last."""
     columns: dict[str, list[tuple[tuple[float, ...], int]]] = {}
     offsets: dict[str, list[int]] = {}
+    newest: dict[str, records.StepBatch] = {}
     for raw, batch in tail:
         if not isinstance(batch, records.StepBatch):
             continue
         rows = zip(batch.data_s, batch.compute_s, batch.communication_s, batch.wait_s, strict=True)
         columns.setdefault(batch.worker, []).extend(zip(rows, batch.batch_size, strict=True))
         offsets.setdefault(batch.worker, []).append(raw.offset)
+        newest[batch.worker] = batch
     found = {}
     for worker, rows_ in columns.items():
         parts = {name: median(row[at] for row, _ in rows_) for at, name in enumerate(PARTS)}
         size, where = rows_[-1][1], offsets[worker]
-        found[worker] = Steps(parts, size, len(rows_), where[0], where[-1])
+        last = newest[worker]
+        said = last.strategy == WATCHED, last.order, last.lineage.hex()
+        found[worker] = Steps(parts, size, len(rows_), where[0], where[-1], *said)
     return found
 
 

@@ -17,6 +17,7 @@ from antdt_schemas.errors import UsageError
 from antdt_schemas.launch_locks import process_name
 from antdt_schemas.topics import check_job, check_worker
 
+from antdt.host import torchrun
 from antdt.host.address import LOOPBACK, own_address
 
 # What a machine is, and where things lie on it: that speaks of no job.
@@ -114,7 +115,7 @@ class Settings:
             secret=secret.encode() if secret else None,
             checkpoints=Path(environ.get("ANTDT_CHECKPOINTS") or folder / "checkpoints" / job),
             # A worker that was started by hand is a launch of its own.
-            launch=environ.get("ANTDT_LAUNCH") or uuid.uuid4().hex[:12],
+            launch=environ.get("ANTDT_LAUNCH") or torchrun.run_of(environ) or uuid.uuid4().hex[:12],
             launcher=environ.get("ANTDT_LAUNCHER") or process_name(),
             place=environ.get("ANTDT_PLACE", ""),
             take_over=environ.get("ANTDT_TAKE_OVER", "") not in ("", "0"),
