@@ -229,7 +229,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
                 if isinstance(course.asks, ask.Train):
                     yield from self._turn(course.asks.ranges[0].epoch)
                     yield from self._train(course)
-                elif isinstance(course.asks, ask.Between) and self._has_made_all:
+                elif isinstance(course.asks, ask.Between) and self.has_made_all:
                     yield from self._turn(self._epochs_begun, hold=True)
                     if isinstance(course.asks, ask.Between):
                         course.carry_out(self._perform)

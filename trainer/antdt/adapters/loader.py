@@ -44,23 +44,30 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         """What is left of the epoch at hand, if a framework that counts batches has left it before its end (it may have
-        more of them than steps, where the model went back); else the next one.
+        more of them than steps, where the model went back); else the next one. Nothing happens before the first batch
+        is asked for.
         """
         if self._epochs is None:
             self._epochs = iter(self.agent.epochs())
-        while (batch := next(self._batches, None)) is None:
+        while (first := next(self._batches, None)) is None:
             epoch = next(self._epochs, None)
             if epoch is None:
                 self.over = True
-                return iter(())
+                return
             self._batches = iter(epoch)
-        return self._given(batch)
-
-    def _given(self, first: Any) -> Iterator[Any]:
         for batch in chain((first,), self._batches):
             if self._expected:
                 self._compare()
             yield batch if self.device is None else moved(batch, self.device)
+        if self.agent.has_made_all:
+            self._come_to_an_end()
+
+    def _come_to_an_end(self) -> None:
+        """The last step is made: the Agent ends behind it, with a durable file, without being asked once more."""
+        assert self._epochs is not None
+        epoch = next(self._epochs, None)
+        self.over = epoch is None
+        self._batches = iter(()) if epoch is None else iter(epoch)
 
     def rest_of_step(self) -> Iterator[Any]:
         """Where a step is cut into micro-batches, those behind the one at hand, for a framework whose step is one
@@ -77,14 +84,19 @@ class Loader:
         """That of the batch at hand."""
         return self.agent.epoch
 
-    def finish(self, train: Callable[[Any], Any], reason: str = "") -> None:
-        """The framework makes no further step of its own. What is left is trained by `train`, a batch at a time, as the
-        Agent's epochs count and not the framework's; with a reason, the job is stopped before that, on record.
+    def finish(self, train: Callable[[Any], Any] | None = None, reason: str = "") -> None:
+        """The framework makes no further step of its own: the Agent ends as it does behind its loop. What is left is
+        trained by `train`, a batch at a time, as the Agent's epochs count and not the framework's; with a reason, the
+        job is stopped before that, on record. Without `train` what is left is left, and said.
         """
         if reason and not self.over:
             self.agent.stop(reason)
         while not self.over:
             for batch in self:
+                if train is None:
+                    self.over = True  # the Agent's iterations end with their last reference: it says good-bye
+                    self._batches, self._epochs = iter(()), None
+                    return
                 train(batch)
 
     # -- where the job is
