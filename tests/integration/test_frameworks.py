@@ -34,7 +34,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "FRAMEWORKS.md").read_text(encoding
 BLOCKS = dict(re.findall(r"^```python ([^\n]+)\n(.*?)^```", PAGE, re.M | re.S))
 LOOPS = Path(__file__).parents[1] / "helpers" / "framework_loops.py"
 NEEDS = {"hf": "transformers", "lightning": "lightning", "accelerate": "accelerate"}
-pytestmark = [pytest.mark.kafka, pytest.mark.adapters, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kafka, pytest.mark.adapters, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(params=NEEDS)
@@ -51,7 +51,7 @@ def losses(framework: str, how: str, environ: dict[str, str]) -> list[str]:
     plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTDT_")}
     done = subprocess.run(
         [sys.executable, str(LOOPS), framework, how],
-        env=plain | environ, capture_output=True, text=True, timeout=100, check=False,
+        env=plain | environ, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return next(line for line in done.stdout.splitlines() if line.startswith("losses")).split()[1:]

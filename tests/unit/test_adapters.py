@@ -330,36 +330,30 @@ class Titan:
         self.closed = True
 
 
-def test_what_titan_s_batches_hold_is_hashed_and_goes_with_its_checkpoints() -> None:
-    whole, first, second = (torchtitan.Noted(Titan()) for _ in range(3))
-    assert whole.lineage == ROOT
-    for _, _ in zip(range(5), whole, strict=False):
-        pass
-    for _, _ in zip(range(2), first, strict=False):
-        pass
-    assert first.lineage != whole.lineage
-    second.load_state_dict(first.state_dict())
-    for _, _ in zip(range(3), second, strict=False):
-        pass
-    assert second.lineage == whole.lineage
-    second.close()
-    assert second.inner.closed
-    second.load_state_dict({"at": 0})  # of before it was watched
-    assert second.lineage == ROOT
+def test_what_titan_s_batches_hold_is_hashed_and_its_state_stays_its_own() -> None:
+    one, same, other = (torchtitan.Noted(Titan()) for _ in range(3))
+    assert one.lineage == ROOT
+    for loader, count in ((one, 5), (same, 5), (other, 4)):
+        for _, _ in zip(range(count), loader, strict=False):
+            loader.took()
+    assert one.lineage == same.lineage != other.lineage
+    assert one.state_dict() == one.inner.state_dict() == {"at": 5}
+    other.load_state_dict({"at": 9})
+    other.close()
+    assert (other.inner.at, other.inner.closed) == (9, True)
 
 
 def test_titan_is_watched_and_never_steered(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Linear(2, 1)
     optimizer, loader = torch.optim.SGD(model.parameters(), 0.1), Titan()
     trainer = SimpleNamespace(model_parts=[model], optimizers=[optimizer], dataloader=loader, step=7)
-    trainer.checkpointer = SimpleNamespace(states={"dataloader": loader})
     monkeypatch.delenv("ANTDT_JOB", raising=False)
     assert torchtitan.watch(trainer) is None
     assert trainer.dataloader is loader
     found = SimpleNamespace(measuring=SimpleNamespace(), reporter=SimpleNamespace(telemetry=SimpleNamespace()))
     monkeypatch.setattr(torchtitan, "watch_loop", lambda *_, step: found if step == 7 else None)
     torchtitan.watch(trainer)
-    assert trainer.checkpointer.states["dataloader"] is trainer.dataloader is found.measuring.order
+    assert trainer.dataloader is found.measuring.order
     assert found.reporter.telemetry.order == "Titan, by what its batches hold"
     with pytest.raises(UsageError, match="watch it"):
         torchtitan.steer(trainer)

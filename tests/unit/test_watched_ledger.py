@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from antdt.connect.settings import Settings
 from antdt.watching.reporter import ROLE, spec_of
@@ -14,6 +15,8 @@ from antdt_streams.ledger.core.decide import check_spec
 from antdt_streams.proof.audit import audit
 
 from tests.helpers.ledger import Bench
+from tests.helpers.logs import export
+from tools import verify_standalone
 
 SPEC = spec_of(Settings.of({"ANTDT_JOB": "j", "WORLD_SIZE": "2", "RANK": "0"}))
 
@@ -80,6 +83,13 @@ def test_the_audit_vouches_for_nothing() -> None:
     assert not report["finished"]
     assert report["broken"] is None
     assert report["verdict"].startswith("NOT VOUCHED FOR.")
+
+
+def test_the_checker_of_auditors_vouches_for_nothing_either(tmp_path: Path) -> None:
+    export(tmp_path / "log.avro", joined().broker.log)
+    found = verify_standalone.verify(str(tmp_path / "log.avro"))
+    assert (found["exactly_once"], found["broken"]) == (False, None)
+    assert found["verdict"].startswith("NOT VOUCHED FOR")
 
 
 def test_a_session_of_a_watched_worker_asks_for_no_samples() -> None:

@@ -187,6 +187,20 @@ def test_what_draws_is_said_for_each_epoch() -> None:
     )
 
 
+def test_an_iterator_that_was_made_before_is_adopted_unless_it_has_drawn_ahead() -> None:
+    for workers, known in ((0, True), (1, False)):
+        mine = loader(workers=workers)
+        running = iter(mine)
+        order = Order(mine)
+        order.adopt(running)
+        expected = ROOT
+        for (x,) in running:
+            order.took()
+            expected = follow(expected, x.tolist())
+        assert (order.lineage == expected) is known
+        assert bool(order.lineage) is known
+
+
 def test_a_lineage_that_cannot_be_known_is_none() -> None:
     order = Order(loader())
     order.took()  # a batch that this loader has not drawn

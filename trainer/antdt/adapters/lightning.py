@@ -65,6 +65,9 @@ class Watching:
 
         loader = trainer.train_dataloader
         self.watch = watch(None, list(trainer.optimizers), loader, step=trainer.global_step)
+        if self.watch is not None and self.watch.measuring.order is not None:
+            for running in iterators_of(trainer):
+                self.watch.measuring.order.adopt(running)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Data are there, and compute begins."""
@@ -85,3 +88,9 @@ class Watching:
         if self.watch is not None:
             self.watch.close()
             self.watch = None
+
+
+def iterators_of(trainer: Any) -> list[Any]:
+    """Those that the first epoch goes through: Lightning makes them before it tells its callbacks of anything."""
+    combined = getattr(getattr(trainer, "fit_loop", None), "_combined_loader", None)
+    return list(getattr(getattr(combined, "_iterator", None), "iterators", ()))

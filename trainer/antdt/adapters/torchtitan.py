@@ -2,8 +2,8 @@
 
     trainer = config.build(); antdt.torchtitan.watch(trainer); trainer.train()
 
-Written against what torchtitan documents of its Trainer (`model_parts`, `optimizers`, `dataloader`, `step`) and of its
-loaders (`BaseDataLoader`: `__iter__`, `state_dict`, `load_state_dict`, `close`), and imports nothing of it. Its models
+Written against torchtitan 0.3's Trainer (`model_parts`, `optimizers`, `dataloader`, `step`) and its loaders'
+`BaseDataLoader` (`__iter__`, `state_dict`, `load_state_dict`, `close`), and imports nothing of it. Its models
 are spread over processes, so no Agent steps them: it is watched only. Must not know how a step is made.
 """
 
@@ -20,19 +20,14 @@ from antdt.watching import Watch
 from antdt.watching import watch as watch_loop
 from antdt.watching.order import ROOT
 
-STATE = "antdt"
-
 
 def watch(trainer: Any) -> Watch | None:
-    """Watch a Trainer that is about to train. Steps are counted from `trainer.step` on; the rolling hash of the batches
-    that its loader gives goes on where the checkpoint has left it. Returns None where nothing is watched.
+    """Watch a Trainer that is about to train. Returns None where nothing is watched. Its checkpoints stay as they are:
+    the rolling hash of the batches that its loader gives begins with the process.
     """
     found = watch_loop(trainer.model_parts[0], list(trainer.optimizers), step=int(getattr(trainer, "step", 0)))
     if found is not None:
         trainer.dataloader = loader = Noted(trainer.dataloader)
-        states = getattr(getattr(trainer, "checkpointer", None), "states", None)
-        if isinstance(states, dict) and "dataloader" in states:
-            states["dataloader"] = loader
         found.measuring.order = loader
         found.reporter.telemetry.order = f"{type(loader.inner).__name__}, by what its batches hold"
     return found
@@ -61,20 +56,6 @@ class Noted:
 
     def took(self) -> None:
         """A batch is trained on: the loop asks for no other one before that."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """That of the loader, with the hash beside it."""
-        return {**self.inner.state_dict(), STATE: {"lineage": self.lineage.hex()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there; a state of before it was watched begins anew."""
-        state = dict(state)
-        self.lineage = bytes.fromhex(state.pop(STATE, {}).get("lineage", ROOT.hex()))
-        self.inner.load_state_dict(state)
-
-    def close(self) -> None:
-        if hasattr(self.inner, "close"):
-            self.inner.close()
 
     def __getattr__(self, name: str) -> Any:
         if name == "inner":  # while it is unpickled

@@ -34,9 +34,7 @@ class Noted(BatchSampler):  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[list[int]]:
         self.order.begin()
-        for batch in self.inner:
-            self.order.drew(batch)
-            yield batch
+        yield from self.order._noted(iter(self.inner))
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -67,11 +65,27 @@ class Order:
         """What draws, in one line; empty where it is not known."""
         if not self._known:
             return ""
-        sampler = getattr(self._loader, "sampler", None)
+        draws = self._loader.batch_sampler.inner
+        while hasattr(draws, "batch_sampler"):  # Accelerate's are around torch's
+            draws = draws.batch_sampler
+        sampler = getattr(draws, "sampler", draws)
         traits = [f"{name}={getattr(sampler, name)}" for name in TRAITS if _is_plain(getattr(sampler, name, None))]
         dataset, many = type(self._loader.dataset).__name__, len(self._loader.dataset)
-        batch = getattr(self._loader, "batch_size", None)
+        batch = getattr(draws, "batch_size", None)
         return f"{type(sampler).__name__}({', '.join(traits)}) of {dataset}[{many}] in batches of {batch}"
+
+    def adopt(self, running: Any) -> None:
+        """An iterator that the loader has made before, and that has drawn nothing yet, is one of ours. One that has
+        drawn ahead, for processes, leaves the order unknown.
+        """
+        draws = getattr(running, "_sampler_iter", None)
+        if self._known and draws is not None and not getattr(running, "_num_workers", 1) and not running._num_yielded:
+            running._sampler_iter = self._noted(draws)
+
+    def _noted(self, draws: Iterator[list[int]]) -> Iterator[list[int]]:
+        for batch in draws:
+            self.drew(batch)
+            yield batch
 
     def begin(self) -> None:
         """An epoch: what one that was broken off has drawn ahead is given to nobody."""
