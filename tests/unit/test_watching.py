@@ -105,7 +105,7 @@ def test_a_closure_runs_inside_of_the_optimizer() -> None:
         optimizer.zero_grad()
         loss = model(torch.ones(4, 3)).mean()
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     optimizer.step(closure)
     assert (told[0].batch_size, told[0].compute_s) == (4, 3.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from antdt_schemas.errors import UsageError
 
 
 class Given(torch.optim.Optimizer):  # type: ignore[misc]
@@ -61,3 +62,27 @@ class Scheduled:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+
+class Later:
+    """A loader that is known when the Agent is made."""
+
+    _inner: Any = None
+
+    def become(self, loader: Any) -> None:
+        self._inner = loader
+
+    def __iter__(self) -> Any:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._known, name)
+
+    @property
+    def _known(self) -> Any:
+        if self._inner is None:
+            raise UsageError("The loader is there once the trainer fits: trainer.fit(model, trainer.strategy.loader).")
+        return self._inner

@@ -15,7 +15,7 @@ from typing import Any
 
 from antdt_schemas.errors import UsageError
 
-from antdt.adapters.given import Given
+from antdt.adapters.given import Given, Later
 from antdt.adapters.lightning import installed
 from antdt.adapters.loader import Loader
 from antdt.agent import Agent
@@ -34,94 +34,77 @@ def steer(dataset: Any, *, device: Any = "cpu", package: str = "", **of_agent: A
     def make(model: Any, optimizer: Any, **more: Any) -> Agent:
         return Agent(model, optimizer, dataset, **{**more, **of_agent})
 
+    steered = type("Steered", (Steering, pl.strategies.SingleDeviceStrategy), {"make": staticmethod(make)})
     epochs = {"max_steps": of_agent["steps"], "max_epochs": -1} if "steps" in of_agent else {}
     epochs = epochs or {"max_epochs": of_agent.get("epochs", 1)}
     environments: Any = import_module(f"{pl.__name__}.plugins.environments")
     return {
-        "strategy": _strategy_of(pl, device, make),
+        "strategy": steered(device),
         "plugins": [environments.LightningEnvironment()],  # not torchrun's, which counts workers that Lightning has not
         "use_distributed_sampler": False,
         **epochs,
     }
 
 
-def _strategy_of(pl: Any, device: Any, make: Callable[..., Agent]) -> Any:
-    class Steered(pl.strategies.SingleDeviceStrategy):  # type: ignore[misc, name-defined]
-        """The Agent is made when the optimizers are, and is given the model, them, and schedulers."""
+class Steering:
+    """What a strategy of Lightning's for one device becomes. The Agent is made when the optimizers are, and is given
+    the model, them, and schedulers. loader: what to pass to `trainer.fit`.
+    """
 
-        antdt_steered = True
-        agent: Agent
-        optimizers: list[Any]
-        lr_scheduler_configs: list[Any]
+    antdt_steered = True
+    agent: Agent
+    make: Callable[..., Agent]
+    optimizers: list[Any]
+    lr_scheduler_configs: list[Any]
+    lightning_module: Any
+    precision_plugin: Any
+    training_step: Callable[[Any, int], Any]
 
-        def __init__(self) -> None:
-            super().__init__(device=device)
-            self.loader: Any = Later()
+    def __init__(self, device: Any) -> None:
+        super().__init__(device=device)  # type: ignore[call-arg]
+        self.loader: Any = Later()
 
-        def setup(self, trainer: Any) -> None:
-            super().setup(trainer)
-            if self.lightning_module is not None and trainer.training:
-                self._hand_over(trainer)
+    def setup(self, trainer: Any) -> None:
+        """Lightning has made the optimizers."""
+        super().setup(trainer)  # type: ignore[misc]
+        if self.lightning_module is not None and trainer.training:
+            self._hand_over(trainer)
 
-        def _hand_over(self, trainer: Any) -> None:
-            refuse(trainer)
-            every, schedulers = _schedulers(self.lr_scheduler_configs)
-            more: dict[str, Any] = {"scheduler": schedulers, "scheduler_every": every} if schedulers else {}
-            if trainer.gradient_clip_val:
-                more["clip_grad_norm"], trainer.gradient_clip_val = float(trainer.gradient_clip_val), None
-            self.agent = make(self.lightning_module, self.optimizers[0], **more)
-            self.lr_scheduler_configs = []
-            self.optimizers = [Given(one) for one in self.optimizers]
-            self.loader.become(Loader(self.agent, self.root_device))
+    def _hand_over(self, trainer: Any) -> None:
+        refuse(trainer)
+        every, schedulers = _schedulers(self.lr_scheduler_configs)
+        more: dict[str, Any] = {"scheduler": schedulers, "scheduler_every": every} if schedulers else {}
+        if trainer.gradient_clip_val:
+            more["clip_grad_norm"], trainer.gradient_clip_val = float(trainer.gradient_clip_val), None
+        self.agent = self.make(self.lightning_module, self.optimizers[0], **more)
+        self.lr_scheduler_configs = []
+        self.optimizers = [Given(one) for one in self.optimizers]
+        self.loader.become(Loader(self.agent, self.root_device))  # type: ignore[attr-defined]
 
-        def backward(self, closure_loss: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-            self.pre_backward(closure_loss)
-            loss = self.precision_plugin.pre_backward(closure_loss, self.lightning_module)
-            self.agent.backward(loss)
-            return self.precision_plugin.post_backward(loss, self.lightning_module)
+    def backward(self, closure_loss: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        """The Agent's, between Lightning's hooks."""
+        loss = self.precision_plugin.pre_backward(closure_loss, self.lightning_module)
+        self.agent.backward(loss)
+        return self.precision_plugin.post_backward(loss, self.lightning_module)
 
-        def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
-            out = closure()
-            self.agent.apply()
-            for batch in self.loader.rest_of_step():
-                self.train(batch)
-            return out
+    def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        """The Agent's; further micro-batches of the step are trained here."""
+        out = closure()
+        self.agent.apply()
+        for batch in self.loader.rest_of_step():
+            self.train(batch)
+        return out
 
-        def train(self, batch: Any) -> None:
-            """A batch that Lightning does not know of."""
-            found = self.training_step(batch, 0)
-            self.agent.backward(found["loss"] if isinstance(found, dict) else found)
-            self.agent.apply()
+    def train(self, batch: Any) -> None:
+        """A batch that Lightning does not know of."""
+        found = self.training_step(batch, 0)
+        self.agent.backward(found["loss"] if isinstance(found, dict) else found)
+        self.agent.apply()
 
-        def on_train_end(self) -> None:
-            trainer = self.lightning_module.trainer
-            self.loader.finish(self.train, EARLY if trainer.should_stop else "")
-
-    return Steered()
-
-
-class Later:
-    """A loader that is known when the Agent is made."""
-
-    _inner: Loader | None = None
-
-    def become(self, loader: Loader) -> None:
-        self._inner = loader
-
-    def __iter__(self) -> Any:
-        return iter(self._known)
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._known, name)
-
-    @property
-    def _known(self) -> Loader:
-        if self._inner is None:
-            raise UsageError("The loader is there once the trainer fits: trainer.fit(model, trainer.strategy.loader).")
-        return self._inner
+    def on_train_end(self) -> None:
+        """Lightning makes no further step."""
+        trainer = self.lightning_module.trainer
+        self.loader.finish(self.train, EARLY if trainer.should_stop else "")
 
 
 def _schedulers(configs: list[Any]) -> tuple[str, list[Any]]:
