@@ -6,7 +6,7 @@ ARGS ?=
 SEEDS ?= 20
 WORLDS ?= 5000
 
-.PHONY: install demo chaos browser sim gpu docs test bytecode lint unit clean
+.PHONY: install demo chaos browser sim gpu docs adapters test bytecode lint unit clean
 install: $(VENV)/.installed
 
 # uv installs in half a minute what takes pip several; pip stands in where uv cannot be had. Bytecode is compiled
@@ -47,6 +47,19 @@ docs: install
 	  || $(BIN)/python -m pip install --quiet -e '.[docs]' -c constraints.txt
 	$(BIN)/python -m sphinx -b html -W --keep-going -n docs build/docs
 	$(BIN)/python -m pytest -m dear tests/integration/test_site.py $(ARGS)
+
+# The adapters, with the frameworks that they are for: installed into the same environment, once.
+adapters: $(VENV)/.adapters
+	$(BIN)/python -m pytest -n 2 --dist load -m adapters $(ARGS)
+
+$(VENV)/.adapters: $(VENV)/.installed constraints-adapters.txt
+	@if [ -x $(BIN)/uv ]; then \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -e '.[dev,adapters-dev]' \
+	    -c constraints.txt -c constraints-adapters.txt; \
+	else \
+	  $(BIN)/python -m pip install --quiet -e '.[dev,adapters-dev]' -c constraints.txt -c constraints-adapters.txt; \
+	fi
+	@touch $@
 
 lint: install
 	$(BIN)/ruff check .

@@ -782,10 +782,14 @@ def report(log: Log, broken: dict[str, Any] | None) -> dict[str, Any]:
     out["broken"] = broken
     out["last_proven"] = broken["last_proven"] if broken else log.next_offset - 1
     good = broken is None and log.genesis is not None
+    watched = good and log.genesis is not None and log.genesis["spec"]["strategy"] == "watched"
+    good = good and not watched  # nobody says what there was to be trained
     out["exactly_once"] = good and not (out["missing"] or out["repeated"] or out["quarantined"] or log.grows)
     out["verdict"] = (
         f"NOT PROVEN: the log breaks at offset {broken['offset']}: {broken['message']}."
         if broken
+        else "NOT VOUCHED FOR: the job is only watched, so its log says of no sample whether it was trained on."
+        if watched
         else "EXACTLY ONCE" + early(log)
         if out["exactly_once"]
         else f"NOT exactly once: see missing, repeated, quarantined{', and the topic has not ended' * log.grows}."

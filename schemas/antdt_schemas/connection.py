@@ -25,6 +25,7 @@ ENV_PREFIX = "ANTDT_KAFKA_"
 ENV_FILE = "ANTDT_KAFKA_CONFIG"
 ENV_BOOTSTRAP = "ANTDT_KAFKA_BOOTSTRAP_SERVERS"
 ENV_FRAMING = "ANTDT_KAFKA_WIRE_FRAMING"
+USERS_FILE = "antdt/client.properties"  # in ~/.config
 BOOTSTRAP, ALIAS = "bootstrap.servers", "metadata.broker.list"
 
 SECRET = re.compile(r"password|secret|jaas|token(?!\.endpoint)|key\.pem|keystore\.key|credential", re.IGNORECASE)
@@ -67,6 +68,13 @@ def names_a_broker(environ: Mapping[str, str]) -> bool:
     return bool(environ.get(ENV_BOOTSTRAP) or environ.get(ENV_FILE))
 
 
+def users_file(environ: Mapping[str, str]) -> Path | None:
+    """The properties that a user keeps for every job, where nothing else says where Kafka is; None: there are none."""
+    config = environ.get("XDG_CONFIG_HOME") or (f"{environ['HOME']}/.config" if environ.get("HOME") else "")
+    file = Path(config) / USERS_FILE
+    return file if config and file.is_file() else None
+
+
 @dataclass(frozen=True)
 class Connection:
     """Bootstrap servers and client properties, in librdkafka's names. Secrets never show in its repr.
@@ -93,7 +101,8 @@ class Connection:
 
         bootstrap: value of a flag, `host:port[,host:port]`.
         properties_file: Java-style `client.properties`, or a mounted folder with one file for each key; without it
-            the environment's ANTDT_KAFKA_CONFIG.
+            the environment's ANTDT_KAFKA_CONFIG; where that says nothing of a broker either, the user's own
+            ~/.config/antdt/client.properties.
         environ: read for ANTDT_KAFKA_CONFIG and for single keys, ANTDT_KAFKA_SASL_USERNAME for `sasl.username`.
 
         Raises:
@@ -102,6 +111,8 @@ class Connection:
         """
         found: dict[str, tuple[str, str]] = {BOOTSTRAP: (DEFAULT_BOOTSTRAP, "default")}
         file = properties_file or (Path(environ[ENV_FILE]) if environ.get(ENV_FILE) else None)
+        if file is None and not (bootstrap or names_a_broker(environ)):
+            file = users_file(environ)
         if file is not None:
             found.update({key: (value, str(file)) for key, value in read_properties(file).items()})
         if ALIAS in found:

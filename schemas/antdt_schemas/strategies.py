@@ -9,6 +9,7 @@ ps-ssp=3/servers=2      so, and no worker is more than 3 pushes ahead of another
 ps-asp/even/servers=2   samples of an epoch are dealt out evenly ahead; so with the other two
 ps-asp/colony/servers=2 so, and whoever has nothing left to begin takes over from others what they have not begun
 ps-bsp/drop/servers=2   what comes too late for its version is thrown away, and its samples with it
+watched                 somebody else trains: workers are known and measured, nothing is handed out or committed
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from functools import cache
 
 EVEN, COLONY = "even", "colony"
 DROP = "drop"
+WATCHED = "watched"
 _SERVERS = re.compile(
     r"(?:ps-bsp/drop|ps-(?:bsp|asp|ssp=[1-9][0-9]*)(?:/(even|colony))?)/servers=([1-9][0-9]*)", flags=re.ASCII
 )
@@ -77,6 +79,8 @@ def is_collective(strategy: str) -> bool:
 
 def carries_out(strategy: str, action: str) -> bool:
     """Whether the members of such a job can carry out an action; of a strategy that is not known it is believed."""
+    if strategy == WATCHED:
+        return action == "NONE"
     return action != "BACKUP_WORKERS" or not strategy or strategy.startswith("ps-bsp") or is_collective(strategy)
 
 

@@ -10,7 +10,7 @@ from antdt_streams.views.jobs import running_of, state_of
 
 TRAINS: dict[str, Any] = {
     "file": None, "stopped": "", "run_id": "r", "samples_total": 9, "open": True, "members": ["w0"],
-    "next_generation": "",
+    "next_generation": "", "watched": False,
 }  # fmt: skip
 ALL = ("ledger", "monitor", "controller")
 
@@ -26,6 +26,9 @@ ALL = ("ledger", "monitor", "controller")
         ({"members": []}, ALL, "waits: for workers"),
         ({"file": "f"}, (), "done"),
         ({"file": "f", "stopped": "was stopped at step 4"}, (), "stopped"),
+        ({"watched": True, "samples_total": 0}, ALL, "watched: 1 workers"),
+        ({"watched": True, "samples_total": 0, "members": []}, ALL, "watched: nobody is there"),
+        ({"watched": True, "samples_total": 0}, (), "watched, no ledger"),
         ({"run_id": None, "samples_total": 0}, ALL, "not begun"),
         ({"run_id": None, "samples_total": 0}, (), "not begun, no ledger"),
     ],

@@ -15,10 +15,10 @@ from antdt_schemas.errors import AntdtError, ExitCode, UsageError
 
 TRAINER = [
     "Agent", "AgentOptions", "AllReduce", "AntdtError", "Embedding", "ExitCode", "ForeignState", "GenerationOptions",
-    "Group", "JobTaken", "LoadingOptions", "LocalSGD", "LogTampered", "LogTruncated", "Mismatch", "NotFinite",
+    "Group", "JobTaken", "Loader", "LoadingOptions", "LocalSGD", "LogTampered", "LogTruncated", "Mismatch", "NotFinite",
     "Occupied", "ParameterServer", "Record", "RecordsLost", "Refused", "ReplicasDiffer", "SampleFailed",
     "SessionOptions", "Settings", "Superseded", "Topic", "Unavailable", "Undecodable", "UnknownJob", "UnknownSchema",
-    "UsageError", "load_model",
+    "UsageError", "accelerate", "hf", "lightning", "load_model", "torchtitan", "watch",
 ]  # fmt: skip
 POLICIES = [
     "Action", "AdjustBatchSize", "AdjustBatchSizeOptions", "Assignment", "ClusterView", "Dedicated",

@@ -21,8 +21,9 @@ def worker(name: str, ms: float, kind: str = "healthy") -> dict[str, Any]:
 def found(workers: list[dict[str, Any]]) -> dict[str, Any]:
     count = {"total": 100, "committed": 60, "leased": 8, "returned": 5, "quarantined": 2, "left": 25}
     return {
-        "job": "j", "offset": 41, "verdict": verdict(workers), "samples": count, "step": 7, "generation": 2,
-        "members": len(workers), "done": None, "workers": workers, "leader": "me@here:1", "void_entries": 0,
+        "job": "j", "watched": False, "offset": 41, "verdict": verdict(workers), "samples": count, "step": 7,
+        "generation": 2, "members": len(workers), "done": None, "workers": workers,
+        "leader": "me@here:1", "void_entries": 0,
         "decisions": [{"plan": n, "action": "ADJUST_BS", "reason": f"reason {n}"} for n in range(1, 7)],
         "last_entry_s": 2.0,
     }  # fmt: skip

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         UsageError,
     )
 
+    from antdt.adapters import accelerate, hf, lightning, torchtitan
+    from antdt.adapters.loader import Loader
     from antdt.agent import Agent
     from antdt.connect.settings import Settings
     from antdt.connect.topics import RecordsLost
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from antdt.strategies.ps import ParameterServer
     from antdt.strategies.ps.embedding import Embedding
     from antdt.strategies.together import Group
+    from antdt.watching import watch
     from antdt.weights import load_model
     from antdt.worker.session import SessionOptions
 
@@ -52,6 +55,7 @@ _WHERE = {
     "Embedding": "antdt.strategies.ps.embedding",
     "GenerationOptions": "antdt.strategies.allreduce",
     "Group": "antdt.strategies.together",
+    "Loader": "antdt.adapters.loader",
     "LoadingOptions": "antdt.data.loading",
     "LocalSGD": "antdt.strategies.local",
     "ParameterServer": "antdt.strategies.ps",
@@ -63,7 +67,10 @@ _WHERE = {
     "Settings": "antdt.connect.settings",
     "Topic": "antdt.data.topics",
     "load_model": "antdt.weights",
+    "watch": "antdt.watching",
 }
+# Modules of frameworks, imported when they are named.
+_ADAPTERS = ("accelerate", "hf", "lightning", "torchtitan")
 
 __all__ = [
     "Agent",
@@ -76,6 +83,7 @@ __all__ = [
     "GenerationOptions",
     "Group",
     "JobTaken",
+    "Loader",
     "LoadingOptions",
     "LocalSGD",
     "LogTampered",
@@ -98,11 +106,18 @@ __all__ = [
     "UnknownJob",
     "UnknownSchema",
     "UsageError",
+    "accelerate",
+    "hf",
+    "lightning",
     "load_model",
+    "torchtitan",
+    "watch",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ADAPTERS:
+        return import_module(f"antdt.adapters.{name}")
     if name in __all__:
         return getattr(import_module(_WHERE.get(name, "antdt_schemas.errors")), name)
     raise AttributeError(f"module 'antdt' has no attribute {name!r}")

@@ -46,7 +46,7 @@ from antdt.stepping import Micro, Stepping
 from antdt.strategies.allreduce import AllReduce
 from antdt.strategies.base import GenerationClosed, LooksAhead, Outcome, StrategyOptions
 from antdt.strategies.once import Once
-from antdt.strategies.together import one_model, one_optimizer
+from antdt.strategies.together import one_model, one_optimizer, optimizers_of
 from antdt.talking import Talking
 from antdt.weights import Mode, Weights
 from antdt.worker import instructions as ask
@@ -180,6 +180,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
 
     def _enroll(self, model: torch.nn.Module, optimizer: Any, chosen: StrategyOptions, once: Once) -> None:
         self.plans = Plans(self.spec.batch_size)
+        self.optimizers = optimizers_of(optimizer)
         self.strategy = chosen.member(model, optimizer, here_of(self.settings))
         self.strategy.accompany(once)
         kind = kind_of(self.settings, self.spec.strategy)
@@ -228,7 +229,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
                 if isinstance(course.asks, ask.Train):
                     yield from self._turn(course.asks.ranges[0].epoch)
                     yield from self._train(course)
-                elif isinstance(course.asks, ask.Between) and self._has_made_all:
+                elif isinstance(course.asks, ask.Between) and self.has_made_all:
                     yield from self._turn(self._epochs_begun, hold=True)
                     if isinstance(course.asks, ask.Between):
                         course.carry_out(self._perform)

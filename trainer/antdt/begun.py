@@ -17,6 +17,11 @@ _trained: WeakSet[Any] = WeakSet()
 _in_a_job: list[bool] = []
 
 
+def has_begun() -> bool:
+    """Whether an Agent trains, or has trained, in this process."""
+    return bool(_in_a_job) or bool(_trained)
+
+
 class Begun:
     """Of one Agent. model: as the script gave it, one or several. named: its settings were given by the script. alone:
     without a job.

@@ -159,7 +159,7 @@ class Epochs:
             yield Begins(to)
 
     @property
-    def _has_made_all(self) -> bool:
+    def has_made_all(self) -> bool:
         """Whether no step of any epoch is left, and the members that have made them are still together."""
         strategy, steps = self.strategy, self.spec.steps
         over = strategy.step_number >= steps if steps else strategy.cursor.epoch >= self.spec.epochs

@@ -66,6 +66,11 @@ class Standing:
         return self._session.incarnation
 
     @property
+    def run_id(self) -> str:
+        """What the log calls this run of the job; empty before this worker has taken part."""
+        return self._membership.files.run_id
+
+    @property
     def ended(self) -> bool:
         """Whether every sample of every epoch is in the model and in a durable file."""
         return self._membership.life.ended

@@ -165,6 +165,11 @@ class Stepping:
 
     # -- helpers
 
+    @property
+    def is_in_step(self) -> bool:
+        """Whether the batch at hand was passed on, and others of the same step follow."""
+        return self._inside and not self._broken and self._micro is None
+
     @cached_property
     def _watcher(self) -> Watcher:
         """Looks at what the script computes of a batch, as far as the strategy has it do so."""

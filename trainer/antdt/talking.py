@@ -92,7 +92,7 @@ class Talking:
         @property
         def step_number(self) -> int: ...
         @property
-        def _has_made_all(self) -> bool: ...
+        def has_made_all(self) -> bool: ...
         @cached_property
         def _watcher(self) -> Watcher: ...
 
@@ -248,7 +248,7 @@ class Talking:
 
     def _is_back(self, course: Course) -> bool:
         """Where a script may say something: before a batch, or behind the last one."""
-        return isinstance(course.asks, ask.Train) or (isinstance(course.asks, ask.Between) and self._has_made_all)
+        return isinstance(course.asks, ask.Train) or (isinstance(course.asks, ask.Between) and self.has_made_all)
 
     def _require_others(self, course: Course, closed: GenerationClosed) -> None:
         if course.asks is None:

@@ -29,6 +29,8 @@ class StepBatch:
     stage: int = 0
     strategy: str = ""
     micro_batches: tuple[int, ...] = ()
+    order: str = ""
+    lineage: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

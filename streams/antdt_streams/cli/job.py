@@ -18,6 +18,7 @@ from antdt_streams.proof.audit import audit as audit_log
 from antdt_streams.proof.audit import report_of
 
 FAULTS_SHOWN = 20
+WATCHED_ONLY = "only watched: a framework trains it, and this log vouches for no sample"
 
 
 @click.command()
@@ -87,11 +88,8 @@ def status(job: str, as_json: bool, place: Place) -> None:
     if as_json:
         emit_json(found)
         return
-    total = found["samples_total"] or 1
     click.echo(f"job {job}   run {found['run_id'] or '- (no worker has joined yet)'}")
-    done = f"{found['committed']:,} of {found['samples_total']:,} samples committed"
-    share = f"{100 * found['committed'] / total:.1f} %"
-    click.echo(f"  {done} ({share}), step {found['step']}, {found['leased']:,} leased")
+    click.echo(f"  {WATCHED_ONLY if found['watched'] else _done(found)}")
     if found["topic"]:
         ends = ", ".join(f"{partition}@{end}" for partition, end in found["topic"]["ends"].items())
         more = "" if found["topic"]["ended"] else f"; it grows until `antdt end {job}`"
@@ -107,16 +105,13 @@ def status(job: str, as_json: bool, place: Place) -> None:
     click.echo(f"  in office: {found['leader'] or 'nobody yet'}")
     for service, one in found["services"].items():
         click.echo(f"  {service:<10} {one['said']}")
-    for incarnation, said in found["standings"].items():
-        detail = f" ({said['detail']})" if said["detail"] else ""
-        allowed = f" of {said['allowed_s']:.0f} s announced" if said["allowed_s"] else ""
-        what = f"{said['phase']} for {said['phase_s']:.1f} s{allowed}{detail}"
-        click.echo(f"    {incarnation}: {what}, {said['age_s']:.0f} s ago")
+    _show_standings(found["standings"])
     if found["stopped"]:
         click.echo(f"  the job {found['stopped']}")
     _show_resizes(found["batch_sizes"])
     steps = ", ".join(str(c["step"]) for c in found["checkpoints"])
-    click.echo(f"  checkpoints at steps {steps or 'none'} (go back to one by `antdt rollback {job} --step STEP`)")
+    if not found["watched"]:
+        click.echo(f"  checkpoints at steps {steps or 'none'} (go back to one by `antdt rollback {job} --step STEP`)")
     if found["quarantined"]:
         click.echo(f"  {found['quarantined']:,} samples in quarantine (try them again by `antdt readmit {job}`)")
         _show_faults(found["faults"])
@@ -126,6 +121,20 @@ def status(job: str, as_json: bool, place: Place) -> None:
         click.echo(f"  {found['accepted_losses']} losses of log entries were accepted: see `antdt audit {job}`")
     for decision in found["decisions"][-5:]:
         click.echo(f"  plan {decision['plan']}: {decision['reason']}")
+
+
+def _show_standings(standings: dict[str, Any]) -> None:
+    for incarnation, said in standings.items():
+        detail = f" ({said['detail']})" if said["detail"] else ""
+        allowed = f" of {said['allowed_s']:.0f} s announced" if said["allowed_s"] else ""
+        what = f"{said['phase']} for {said['phase_s']:.1f} s{allowed}{detail}"
+        click.echo(f"    {incarnation}: {what}, {said['age_s']:.0f} s ago")
+
+
+def _done(found: dict[str, Any]) -> str:
+    share = f"{100 * found['committed'] / (found['samples_total'] or 1):.1f} %"
+    done = f"{found['committed']:,} of {found['samples_total']:,} samples committed ({share})"
+    return f"{done}, step {found['step']}, {found['leased']:,} leased"
 
 
 @click.command()

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from antdt_streams.cli.common import connection_options, emit_json, job_argument, json_option
+from antdt_streams.cli.job import WATCHED_ONLY
 from antdt_streams.local.place import Place
 from antdt_streams.views.control import SLOW
 from antdt_streams.views.drawing import has_unicode, line, speed_line
@@ -79,10 +80,11 @@ def frame(found: dict[str, Any], speeds: list[int], console: Console) -> Rendera
     decisions = [line(f"plan {d['plan']}: {d['reason']}", "yellow") for d in found["decisions"][-DECISIONS_SHOWN:]]
     void = f", {found['void_entries']} void entries" if found["void_entries"] else ""
     slow = any(one["class"] in SLOW for one in found["workers"])
+    committed = f"{count['committed']:,} of {count['total']:,} samples committed ({share}); {rest}"
     return Group(
         line(f"{found['job']}   step {found['step']:,}   {state}", "bold"),
         line(found["verdict"], "red" if slow else "green"),
-        line(f"{count['committed']:,} of {count['total']:,} samples committed ({share}); {rest}"),
+        line(WATCHED_ONLY if found["watched"] else committed),
         ProgressBar(total=count["total"] or 1, completed=count["committed"], width=min(100, console.width)),
         speed_line(speeds, console.width, has_unicode(console)),
         _table(found["workers"][:rows]),

@@ -11,6 +11,7 @@ from typing import Any
 
 from antdt_schemas import records
 from antdt_schemas.space import TOPIC
+from antdt_schemas.strategies import WATCHED
 
 from antdt_streams.ledger.core import evidence, rows
 from antdt_streams.ledger.core.batches import Batches
@@ -19,6 +20,11 @@ from antdt_streams.ledger.core.state import State
 from antdt_streams.proof.coverage import RANGES_LISTED_MAX, Coverage
 from antdt_streams.proof.replay import Break, walk
 from antdt_streams.proof.walker import Anchors, Entries
+
+WATCHED_SAID = (
+    "This job is only watched: a framework has handed out its samples, so this log says who took part, and of no "
+    "sample whether it was trained on."
+)
 
 
 @dataclass(slots=True)
@@ -65,13 +71,15 @@ def report_of(account: Account, broken: Break | None) -> dict[str, Any]:
         return report | {"verdict": f"NOT PROVEN. {broken.sentence() if broken else 'The log holds no job.'}"}
     counted = _counted(coverage, state.spec)
     wrong = any(counted[what] for what in ("missing", "repeated", "quarantined", "wrong_lineage"))
-    proven = not (broken or wrong or coverage.grows)
+    watched = state.spec.strategy == WATCHED
+    proven = not (broken or wrong or coverage.grows or watched)
     # Coverage and state are two pieces of code: they must agree.
     agree = broken is not None or coverage.agrees(state)
     report |= counted | _of_topic(coverage, state)
     report |= {
         "exactly_once": proven and agree,
-        "finished": not (counted["missing"] or broken or coverage.grows),
+        "watched": watched,
+        "finished": not (counted["missing"] or broken or coverage.grows or watched),
         "faults": evidence.faults(state),
         "batch_sizes": resizes(state),
         "skipped_steps": state.line.skipped,
@@ -125,6 +133,8 @@ def _verdict(report: dict[str, Any], broken: Break | None, agree: bool) -> str:
         return f"NOT PROVEN. {broken.sentence()}"
     if not agree:
         return "NOT PROVEN. What was counted and the state of the replay disagree: report this as a bug."
+    if report["watched"]:
+        return f"NOT VOUCHED FOR. {WATCHED_SAID}"
     if report["exactly_once"]:
         total = report["samples"] * report["epochs"]
         if _is_early(report) or report["steps_asked"]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from antdt_schemas import records
+from antdt_schemas.strategies import WATCHED
 from antdt_schemas.topics import Topic
 
 from antdt_streams.views.projection import Projection
@@ -50,7 +51,8 @@ class Command(NamedTuple):
 class WorkerView:
     """The newest steps of one worker. batch_size: the most it took in one step under the plan. measured_s: seconds a
     sample takes it, as the Monitor has it; 0 while that is not known. row, lane: what was told of it last, and of its
-    steps; None once that has changed.
+    steps; None once that has changed. watched, order, lineage: of one that is only watched, what draws its samples, and
+    the hash of those up to its newest step.
     """
 
     batch_size: int = 0
@@ -60,6 +62,9 @@ class WorkerView:
     measured_s: float = 0.0
     row: dict[str, Any] | None = None
     lane: list[int] | None = None
+    watched: bool = False
+    order: str = ""
+    lineage: str = ""
 
     @property
     def own_s(self) -> list[tuple[int, float]]:
@@ -87,6 +92,7 @@ class WorkerView:
             self.batch_size = max(step.samples, self.batch_size if plan == self.plan else 0)
             self.plan = plan
             self.steps.append(step)
+        self.watched, self.order, self.lineage = batch.strategy == WATCHED, batch.order, batch.lineage.hex()
         self.row = self.lane = None
 
     def judge(self, node: records.NodeMeasurement) -> None:

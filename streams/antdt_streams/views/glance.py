@@ -13,6 +13,7 @@ from statistics import median_low
 from typing import Any
 
 from antdt_schemas import records
+from antdt_schemas.strategies import WATCHED
 
 from antdt_streams.controller.core.effects import told
 from antdt_streams.ledger.core.fold import Fold
@@ -119,9 +120,10 @@ class Glance:
             "offset": self.newest.offset,
             "time_ms": self.newest.time_ms or None,
             "run_id": self.fold.genesis.run_id if self.fold.genesis else None,
+            "watched": self._watched,
             "samples": places.samples(state),
             "epochs": places.epochs(state),
-            "step": state.line.committed if state else 0,
+            "step": self._step(),
             "skipped_steps": state.line.skipped if state else 0,
             "generation": members.generation if members else 0,
             "open": bool(members and members.open),
@@ -140,6 +142,17 @@ class Glance:
             "samples_per_s": round(measured.samples_per_s, 1) if measured else None,
             "measured_at": self.control.measured_at if measured else None,
         }
+
+    @property
+    def _watched(self) -> bool:
+        state = self.fold.state
+        return state is not None and state.spec.strategy == WATCHED
+
+    def _step(self) -> int:
+        """The newest committed one; where nothing is committed, the newest that a worker has told of."""
+        if self._watched:
+            return max((view.steps[-1].step for view in self.control.workers.values() if view.steps), default=0)
+        return self.fold.state.line.committed if self.fold.state else 0
 
     def _rows(
         self, nodes: Mapping[str, WorkerView], shown: Iterable[dict[str, Any]], view: View

@@ -10,6 +10,7 @@ from antdt_schemas import codec
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ForeignState, LogTampered
 from antdt_schemas.space import TOPIC
+from antdt_schemas.strategies import WATCHED
 from antdt_schemas.topics import DECISIONS, SHARD_LOG
 
 from antdt_streams.kafka import topics_admin
@@ -59,6 +60,7 @@ def standing_of(fold: Fold) -> dict[str, Any]:
     state, genesis, office, count = fold.state, fold.genesis, fold.office, samples(fold.state)
     return {
         "run_id": genesis.run_id if genesis else None,
+        "watched": state is not None and state.spec.strategy == WATCHED,
         "samples_total": count["total"],
         "committed": count["committed"],
         "leased": count["leased"],
@@ -72,7 +74,7 @@ def standing_of(fold: Fold) -> dict[str, Any]:
         "generation": state.members.generation if state else 0,
         "open": bool(state and state.members.open),
         "next_generation": rules_of(state.spec.strategy).grant(state)[1] if state else "",
-        "members": [state.members.incarnations[m].worker for m in state.members.group] if state else [],
+        "members": _members(state) if state else [],
         "attached": [state.members.incarnations[m].worker for m in state.members.attached] if state else [],
         "plan": state.line.plan if state else 0,
         "file": state.done if state else None,
@@ -85,6 +87,12 @@ def standing_of(fold: Fold) -> dict[str, Any]:
         "refused_reports": state.refused if state else 0,
         "digest": rows.digest(state).hex() if state else None,
     }
+
+
+def _members(state: State) -> list[str]:
+    """Workers of the newest generation; of a job that is only watched, which has no end, those that live."""
+    named = [state.members.incarnations[m] for m in state.members.group]
+    return [who.worker for who in named if state.spec.strategy != WATCHED or not who.gone]
 
 
 def _topic(state: State) -> dict[str, Any] | None:

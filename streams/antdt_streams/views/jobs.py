@@ -71,6 +71,10 @@ def state_of(found: Mapping[str, Any], running: tuple[str, ...] | None) -> str:
     """found: what `standing_of` says."""
     if found["file"]:
         return "stopped" if found["stopped"] else "done"
+    if found["watched"]:
+        stands = running is not None and "ledger" not in running
+        here = f"{len(found['members'])} workers" if found["members"] else "nobody is there"
+        return "watched, no ledger" if stands else f"watched: {here}"
     if found["run_id"] is None or not found["samples_total"]:
         return "not begun" if running is None or "ledger" in running else "not begun, no ledger"
     if running is not None and "ledger" not in running:

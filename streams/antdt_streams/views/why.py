@@ -18,12 +18,13 @@ from antdt_schemas.topics import DECISIONS, MEASUREMENTS, STEPS, Topic
 
 from antdt_streams.controller.core.effects import told
 from antdt_streams.kafka.reader import Raw, TopicReader, decoded
-from antdt_streams.views.control import Control
+from antdt_streams.views.control import SLOW, Control
 from antdt_streams.views.standings import standings
 
 MEASUREMENTS_READ, STEPS_READ = 64, 2_000
 DECISIONS_SHOWN = 3
 OTHERS_MAX = 64  # of thousands of others some will do to compare with
+WATCHED_NEXT = "Look at its machine: this job is only watched, so nobody gives it fewer samples or starts it again."
 PARTS = ("data", "compute", "communication", "wait")
 # What a class means, in the words of a person; what it asks of one.
 MEANS = {
@@ -48,13 +49,19 @@ MEANS = {
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The newest steps of one worker: seconds of each, by part, medians; how many, and where they lie in `steps`."""
+    """The newest steps of one worker: seconds of each, by part, medians; how many, and where they lie in `steps`.
+
+    order, lineage: of one that is only watched, what draws its samples, and the hash of those up to the last step.
+    """
 
     parts: dict[str, float]
     batch_size: int
     count: int
     first_offset: int
     last_offset: int
+    watched: bool = False
+    order: str = ""
+    lineage: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +125,11 @@ def why(
         )
     if worker in steps:
         evidence.append(_parts(worker, steps))
+        if steps[worker].order:
+            hashed = f", lineage {steps[worker].lineage}" if steps[worker].lineage else ""
+            evidence.append(f"samples are drawn by {steps[worker].order}{hashed}")
+        if steps[worker].watched and node is not None and node.node_class in SLOW:
+            then = WATCHED_NEXT
     if standing is not None:
         detail = f" ({standing['detail']})" if standing["detail"] else ""
         evidence.append(f"{standing['phase']} for {standing['phase_s']:.1f} s{detail}, {standing['age_s']:.0f} s ago")
@@ -133,7 +145,8 @@ def steps_of(control: Control, names: Iterable[str] | None = None) -> dict[str, 
         steps = nodes[name].steps if name in nodes else ()
         if steps:
             parts = {part: median(getattr(step, f"{part}_s") for step in steps) for part in PARTS}
-            found[name] = Steps(parts, steps[-1].samples, len(steps), steps[0].offset, steps[-1].offset)
+            node, where = nodes[name], (steps[0].offset, steps[-1].offset)
+            found[name] = Steps(parts, steps[-1].samples, len(steps), *where, node.watched, node.order, node.lineage)
     return found
 
 

@@ -271,7 +271,7 @@ class Client:
         def delivered(arrived: bool) -> None:
             telemetry.acknowledged(steps, monotonic(), arrived=arrived)
 
-        telemetry.sent(monotonic())
+        telemetry.sent(monotonic(), steps)
         if not self._sender.tell(self._names[topics.STEPS.suffix], codec.encode(batch), batch.worker, delivered):
             delivered(False)
 

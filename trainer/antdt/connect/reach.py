@@ -6,6 +6,7 @@ sent. Its clock runs while somebody calls `word`: a process that slept was not l
 
 from __future__ import annotations
 
+from antdt_schemas.strategies import WATCHED
 from antdt_schemas.waiting import Waiting
 
 from antdt.worker.session import Phase, Session
@@ -59,6 +60,8 @@ class Reach:
         )
 
     def _how_far(self, session: Session) -> str:
+        if session.spec.strategy == WATCHED:
+            return "Training is not held up by it; what is measured waits here, and the oldest goes first."
         if session.phase is not Phase.MEMBER:
             return "Nothing is trained on until it does."
         return (

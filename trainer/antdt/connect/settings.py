@@ -18,6 +18,8 @@ from antdt_schemas.errors import UsageError
 from antdt_schemas.launch_locks import process_name
 from antdt_schemas.topics import check_job, check_worker
 
+from antdt.host import torchrun
+
 # What a machine is, and where things lie on it: that speaks of no job.
 OURS = tuple(
     f"ANTDT_{name}" for name in ("DATA", "CHECKPOINTS", "BROKER_JARS", "NODE", "HARDWARE", "ADVERTISE", "GRACE_S")
@@ -114,7 +116,7 @@ class Settings:
             secret=secret.encode() if secret else None,
             checkpoints=Path(environ.get("ANTDT_CHECKPOINTS") or folder / "checkpoints" / job),
             # A worker that was started by hand is a launch of its own.
-            launch=environ.get("ANTDT_LAUNCH") or uuid.uuid4().hex[:12],
+            launch=environ.get("ANTDT_LAUNCH") or torchrun.run_of(environ) or uuid.uuid4().hex[:12],
             launcher=environ.get("ANTDT_LAUNCHER") or process_name(),
             place=environ.get("ANTDT_PLACE", ""),
             take_over=environ.get("ANTDT_TAKE_OVER", "") not in ("", "0"),

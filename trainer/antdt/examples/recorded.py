@@ -142,7 +142,7 @@ def _strategy(options: argparse.Namespace) -> antdt.AllReduce | antdt.LocalSGD |
 def main(argv: list[str] | None = None) -> None:
     """Train, record; the first rank writes what came out to --result."""
     options = _parsed(argv)
-    worker = os.environ.get("ANTDT_WORKER", "w0")
+    worker = antdt.Settings.here().worker
     faults = Faults(options.faults, worker) if options.faults is not None else None
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)

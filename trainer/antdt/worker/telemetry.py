@@ -29,7 +29,9 @@ AWAY_S = 1.0
 
 
 class StepTiming(NamedTuple):
-    """One step of this worker; seconds by a monotonic clock."""
+    """One step of this worker; seconds by a monotonic clock. lineage: of a step that is only watched, the hash of which
+    samples this worker was given up to here; empty: not known.
+    """
 
     generation: int
     step: int
@@ -40,6 +42,7 @@ class StepTiming(NamedTuple):
     communication_s: float
     wait_s: float
     micro_batches: int = 1
+    lineage: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +98,19 @@ class Telemetry:
         self.identity, self.batch_size_max = (worker, incarnation), batch_size_max
         self.node, self.hardware = node, hardware
         self.dropped = 0
+        self.order = ""  # what draws the samples of a job that is only watched
         self._queue: deque[StepTiming] = deque()
         self._number = 0
-        self._in_flight, self._heard_at_s = 0, 0.0
+        self._in_flight, self._steps_in_flight, self._heard_at_s = 0, 0, 0.0
         self._sent_at_s = 0.0
         self._usual = _Usual()
         self._news = False
         self._early, self._early_at_s = float(EARLY_SAVED_MAX), 0.0
+
+    @property
+    def waiting(self) -> int:
+        """Steps that were not sent yet, and those that are on their way."""
+        return len(self._queue) + self._steps_in_flight
 
     def add(self, timing: StepTiming) -> None:
         """Called by the training thread after every step: appending to a deque is atomic."""
@@ -146,6 +155,8 @@ class Telemetry:
             stage=self.sort.stage,
             strategy=self.sort.strategy,
             micro_batches=tuple(r.micro_batches for r in rows) if any(r.micro_batches > 1 for r in rows) else (),
+            order=self.order,
+            lineage=rows[-1].lineage,
         )
 
     def _is_due(self, now_s: float) -> bool:
@@ -166,8 +177,9 @@ class Telemetry:
         self._early -= 1.0
         return True
 
-    def sent(self, now_s: float) -> None:
-        """A batch is on its way."""
+    def sent(self, now_s: float, steps: int = 0) -> None:
+        """A batch of so many steps is on its way."""
+        self._steps_in_flight += steps
         if not self._in_flight:
             self._heard_at_s = now_s
         self._in_flight += 1
@@ -175,6 +187,7 @@ class Telemetry:
     def acknowledged(self, steps: int, now_s: float, *, arrived: bool) -> None:
         """A batch of so many steps is not on its way any more; if it did not arrive, it is counted as dropped."""
         self._in_flight -= 1
+        self._steps_in_flight = max(0, self._steps_in_flight - steps)
         if arrived:
             self._heard_at_s = now_s
         else:

@@ -27,7 +27,7 @@ from antdt_schemas import records
 from antdt_schemas.batches import DROP, LASTS
 from antdt_schemas.records import Status
 from antdt_schemas.space import TOPIC, Space
-from antdt_schemas.strategies import kind_of, servers_of
+from antdt_schemas.strategies import WATCHED, kind_of, servers_of
 
 from antdt_streams.ledger.core import (
     changing,
@@ -84,10 +84,13 @@ def check_spec(spec: records.JobSpec) -> str | None:
         wrong = _wrong_topic(spec)
         if wrong:
             return wrong
+    none = spec.growing or spec.strategy == WATCHED
     for name in ("samples", "epochs", "shard_size", "batch_size", "workers_min", "max_attempts"):
-        least = 0 if name == "samples" and spec.growing else 1
+        least = 0 if name == "samples" and none else 1
         if getattr(spec, name) < least:
             return f"{name} is {getattr(spec, name)}: it must be at least {least}."
+    if spec.strategy == WATCHED:
+        return _wrong_watched(spec)
     if spec.samples < spec.workers_min and not spec.growing:
         return (
             f"The data set {spec.dataset!r} has {spec.samples} samples for {spec.workers_min} workers: "
@@ -112,6 +115,13 @@ def check_spec(spec: records.JobSpec) -> str | None:
     return None
 
 
+def _wrong_watched(spec: records.JobSpec) -> str | None:
+    """What it states must not look like an account of samples."""
+    if spec.samples or spec.batches or spec.steps or spec.order == TOPIC:
+        return "a job that is only watched has no samples, no steps and no topic of its own to account for."
+    return None
+
+
 def _wrong_topic(spec: records.JobSpec) -> str | None:
     flat = spec.blocks
     if len(flat) % 3 or any(flat[i + 1] > flat[i + 2] for i in range(0, len(flat), 3)):
@@ -130,6 +140,8 @@ def _rollback(turn: Turn, request: records.Request, body: records.Rollback) -> N
     state, author = turn.state, body.author[:AUTHOR_CHARS_MAX]
     if not author:
         raise Refusal("A roll-back names its author.")
+    if state.spec.strategy == WATCHED:
+        raise Refusal("This job is only watched: go back to a checkpoint of the framework that trains it.")
     if author not in state.authors:
         steps = sorted({0, *(c.step for c in state.line.checkpoints)})
         step = steps[-1] if body.step < 0 else body.step

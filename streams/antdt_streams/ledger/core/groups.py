@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 
 from antdt_schemas import records
 from antdt_schemas.errors import Mismatch
-from antdt_schemas.strategies import COLONY, EVEN, kind_of, server_name
+from antdt_schemas.strategies import COLONY, EVEN, WATCHED, kind_of, server_name
 
 from antdt_streams.ledger.core import later
 from antdt_streams.ledger.core.batches import Batches
@@ -150,6 +150,22 @@ class InUnits(AllReduce):
     name: ClassVar[str] = "allreduce/unit=N"
 
 
+class Watched(AllReduce):
+    """A framework trains, and the ledger only knows who takes part. A generation is those who are there at a time, so
+    that what they measure can be compared; nothing is handed out, reported or finished in it.
+    """
+
+    name: ClassVar[str] = WATCHED
+
+    def may_take(self, s: State, who: str) -> str | None:
+        """Nobody."""
+        return "This job is only watched: its samples are handed out by the framework that trains it."
+
+    def may_commit(self, s: State, who: str) -> str | None:
+        """Nobody."""
+        return "This job is only watched: no step of it is committed."
+
+
 class ParameterServer(AllOfThem):
     """Servers hold the model, each a part of it; workers only push to them, and are attached to any open generation.
 
@@ -229,7 +245,7 @@ class BoundedStaleness(ParameterServer):
 
 
 _SERVED: tuple[GroupRules, ...] = (ParameterServer(), Asynchronous(), BoundedStaleness())
-_ALL: tuple[GroupRules, ...] = (AllReduce(), InUnits(), LocalSGD(), *_SERVED, Dropping())
+_ALL: tuple[GroupRules, ...] = (AllReduce(), InUnits(), LocalSGD(), Watched(), *_SERVED, Dropping())
 # How samples are dealt out ahead is nothing to a group.
 RULES: Mapping[str, GroupRules] = {rules.name: rules for rules in _ALL} | {
     rules.name.replace("/", f"/{sharding}/", 1): rules for rules in _SERVED for sharding in (EVEN, COLONY)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from antdt_schemas import records
 from antdt_schemas.space import TOPIC
-from antdt_schemas.strategies import servers_of, sharding_of
+from antdt_schemas.strategies import WATCHED, servers_of, sharding_of
 
 from antdt_streams.ledger.core.batches import Batches
 from antdt_streams.ledger.core.dealt import DealtShards
@@ -61,7 +61,11 @@ class State:
 
     @property
     def finished(self) -> bool:
-        """Everything is committed or quarantined, or not meant to be trained."""
+        """Everything is committed or quarantined, or not meant to be trained. What is only watched never is: nobody
+        says what there is to be trained.
+        """
+        if self.spec.strategy == WATCHED:
+            return False
         if self.stop is not None and self.line.committed >= self.stop.step:
             return True  # there may be no such step any more, since steps are larger than they were when it was made
         if isinstance(self.shards, Batches) and self.shards.layouts.changes:
