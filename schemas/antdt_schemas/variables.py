@@ -8,7 +8,8 @@ PREFIX = "ANTDT_"
 KAFKA_PREFIX = "ANTDT_KAFKA_"  # of single settings of the Kafka client, whatever they are called
 # What people set; what a launcher, or a supervisor, sets for the processes that it starts.
 BY_PEOPLE = (
-    "ADVERTISE", "BROKER_JARS", "CHECKPOINTS", "DATA", "GRACE_S", "HARDWARE", "JOB", "NODE", "READY_FILE", "SECRET",
+    "ADVERTISE", "BROKER_JARS", "CHECKPOINTS", "CLOUDEVENTS", "DATA", "GRACE_S", "HARDWARE", "JOB", "METRICS_HOST",
+    "METRICS_PORT", "NODE", "READY_FILE", "SECRET",
 )  # fmt: skip
 BY_LAUNCHERS = (
     "INCARNATION", "LAUNCH", "LAUNCHER", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PLACE", "RANK", "RESTARTS", "ROLE",

@@ -86,4 +86,5 @@ def recognise(arguments: list[str]) -> None:
     """The command is there, and has these options."""
     command, rest, context = command_of(arguments)
     known = {option for param in command.get_params(context) for option in param.opts}
-    assert {word for word in rest if word.startswith("--")} <= known, arguments
+    ours = takewhile(lambda word: word != "--", rest)  # what is behind is the script's
+    assert {word for word in ours if word.startswith("--")} <= known, arguments

@@ -124,11 +124,8 @@ def up(
             if supervisor.await_ready(ready_timeout_s, stopping):
                 note(f"Job {job} is up on {connection.bootstrap}. Logs: {place.data / 'logs' / job}")
                 for name, (_, port, *_) in served.items():
-                    note(
-                        f"Metrics of the {name}: http://{metrics.host}:{port}/metrics"
-                        if port != "0"
-                        else f"Metrics of the {name}: see its log"
-                    )
+                    where = f"http://{metrics.host}:{port}/metrics" if port != "0" else "see its log"
+                    note(f"Metrics of the {name}: {where}")
                 note(f"Start its workers in another terminal:  antdt launch --job {job} -n 4 train.py")
                 _look_after(supervisor, broker, stopping, page)
         finally:

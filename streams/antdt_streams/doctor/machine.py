@@ -35,7 +35,7 @@ IN_MEMORY = ("tmpfs", "ramfs")
 
 # -- packages
 
-REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*([^;]*)(?:;.*extra\s*==\s*['\"](\w+)['\"])?")
+REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*([^;]*)(?:;.*extra\s*==\s*['\"]([\w.-]+)['\"])?")
 # What a part of a job needs that no machine has to have: what cannot be run without it.
 PARTS = {"streams": "`antdt up`", "ps": "parameter servers"}
 
