@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from antdt.connect.settings import Settings
@@ -33,13 +34,13 @@ def losses(kind: str, environ: dict[str, str], slow_s: float = 0.004) -> dict[st
     """Of each rank, to the bit."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTDT_")}
-    done = subprocess.run(
-        [*command, str(LOOP), kind, str(slow_s)],
-        env=plain | {"OMP_NUM_THREADS": "1"} | environ, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    said = [line.split() for line in done.stdout.splitlines() if line.startswith("losses")]
-    return {rank: found for _, rank, *found in said}
+    with TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [*command, str(LOOP), kind, str(slow_s), folder],
+            env=plain | {"OMP_NUM_THREADS": "1"} | environ, capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return {file.name: file.read_text(encoding="utf-8").split() for file in Path(folder).iterdir()}
 
 
 def told(one: JobProcesses, topic: object, kind: type) -> list:  # type: ignore[type-arg]
@@ -70,8 +71,11 @@ def test_a_loop_that_is_watched_learns_the_same_and_its_slow_worker_is_found(
             assert cost["w1"] > 1.5 * cost["w0"]
         report = audit(one.entries())
         assert (report["watched"], report["exactly_once"], report["broken"]) == (True, False, None)
+        one.until(lambda: not standing_of(newest_state(connection, job)[0])["members"], "they do not leave")
         found = standing_of(newest_state(connection, job)[0])
-        assert (found["watched"], found["members"], found["generation"]) == (True, [], 1), "they have left"
+        # Whoever is the last to leave may have been alone for a moment, which is a generation of its own.
+        assert found["watched"]
+        assert found["generation"] in (1, 2)
 
 
 def test_watched_workers_are_known_told_of_and_met_anew(connection: Connection, job: str, tmp_path: Path) -> None:
