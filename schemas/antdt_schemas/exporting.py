@@ -15,11 +15,11 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
+from antdt_schemas.address import LOOPBACK
 from antdt_schemas.errors import UsageError
 from antdt_schemas.figures import BUILD, Family, Figures, Histogram, Kind
 
 ENV_PORT, ENV_HOST = "ANTDT_METRICS_PORT", "ANTDT_METRICS_HOST"
-LOOPBACK = "127.0.0.1"
 PORT_MAX = 65535
 # Of all metrics of a process. Prometheus calls its own unit of scraping a job, and whoever discovers targets often
 # calls something a service: with these names nothing is renamed.

@@ -14,8 +14,6 @@ from antdt_streams.views.aggregate import about, numbers, proof
 from antdt_streams.views.top import Top, await_current
 from antdt_streams.views.trackers import TRACKERS, Tracker
 
-READY_S = 30.0
-
 
 @click.command()
 @job_argument
@@ -39,7 +37,7 @@ def bridge(job: str, target: str, every_s: float, folder: Path | None, place: Pl
     watched, stopping = Top(place.connection, job), stop_on_signals()
     watched.follow.start()
     try:
-        await_current(watched, READY_S)
+        await_current(watched)
         tracker = TRACKERS[target](about(watched), folder or Path("runs/antdt") / job)
         note(f"Job {job} is told to {target} every {every_s:g} s.")
         copier = Copier(watched, tracker)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from antdt_schemas.address import LOOPBACK
 from antdt_schemas.errors import AntdtError, ExitCode
-from antdt_schemas.exporting import ENV_HOST, ENV_PORT, LOOPBACK, Where
+from antdt_schemas.exporting import ENV_HOST, ENV_PORT, Where
 from antdt_schemas.framing import REGISTRY, SINGLE_OBJECT
 from antdt_schemas.topics import check_job
 

@@ -21,7 +21,6 @@ from antdt_streams.views.drawing import has_unicode, line, speed_line
 from antdt_streams.views.top import Top, await_current
 
 EVERY_S = 1.0
-READY_S = 30.0
 DECISIONS_SHOWN = 4
 OTHER_LINES = 13  # of a frame, beside its workers
 ROWS_MIN = 3
@@ -43,7 +42,7 @@ def top(job: str, once: bool, as_json: bool, place: Place) -> None:
     watched, console = Top(place.connection, job), Console()
     watched.follow.start()
     try:
-        await_current(watched, READY_S)
+        await_current(watched)
         if console.is_terminal and not (once or as_json):
             _watch(watched, console)
         with watched.follow.changed:  # another thread goes on reading

@@ -18,6 +18,7 @@ LASTS = {MEASUREMENTS.suffix: 64, STEPS.suffix: 2_000}
 # Who looks once a second needs neither every step of thousands of workers nor every measurement of them.
 PACING = {STEPS.suffix: Pacing(records_a_s=150, share=0.002), MEASUREMENTS.suffix: Pacing(records_a_s=1, share=0.005)}
 POLL_S = 0.5
+READY_S = 30.0
 
 
 class Top(Glance):
@@ -44,7 +45,7 @@ class Top(Glance):
         return self.fold.genesis
 
 
-def await_current(watched: Top, within_s: float) -> None:
+def await_current(watched: Top, within_s: float = READY_S) -> None:
     """Wait until all is read that was there. Raises Unavailable, or what ended the reading."""
     until = time.monotonic() + within_s
     while not watched.follow.current.wait(0.1):

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from antdt_schemas.address import LOOPBACK
 from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE
 from antdt_schemas.data_folder import ENV_DATA
 from antdt_schemas.errors import AntdtError
-from antdt_schemas.exporting import ENV_HOST, ENV_PORT, LOOPBACK
+from antdt_schemas.exporting import ENV_HOST, ENV_PORT
 
 from antdt.connect.settings import GRACE_S
 from antdt.host.child import leave

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from antdt_schemas.address import LOOPBACK
 from antdt_schemas.errors import UsageError
 
 # What torchrun sets, and what operators of clusters set for it.
@@ -19,7 +20,6 @@ TORCH = (
     "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT",
     "TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE",
 )  # fmt: skip
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)

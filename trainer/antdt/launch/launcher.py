@@ -18,9 +18,10 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from antdt_schemas import auth, codec, framing, launch_locks, records, topics
+from antdt_schemas.address import LOOPBACK
 from antdt_schemas.data_folder import data_folder
 from antdt_schemas.errors import AntdtError, ExitCode, UsageError, how
-from antdt_schemas.exporting import LOOPBACK, Where
+from antdt_schemas.exporting import Where
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
