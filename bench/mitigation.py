@@ -1,11 +1,12 @@
 """Patterns of slowness against policies and strategies: `python -m bench.mitigation [--quick] --json FILE`.
 
-Real processes on a real broker: ledger, Monitor, Controller, a launcher and four workers, for each run anew. Slowness
-is time asleep for each sample, so that two cores carry it. `time_s` is from the first step's samples to the last
-commit, by the broker's clock; `ideal_s` knows the pattern and pays what a step costs beside
-(`bench.mitigation_patterns`); samples are counted by the audit. The file is written after each run; runs that are in it
-are not done again. Beside it lies a picture, FILE with .svg. `overhead` is a step of the whole apparatus against plain
-DistributedDataParallel, paired, in one job (`bench.mitigation_overhead`).
+Real processes on a real broker: ledger, Monitor, Controller, a launcher, four workers and, as the strategy is, two
+servers, for each run anew. Slowness is time asleep for each sample, and for each gradient that a server takes, so that
+two cores carry it. `time_s` is from the first step's samples to the last commit, by the broker's clock; `ideal_s` knows
+the pattern and pays what a step costs beside (`bench.mitigation_patterns`); samples are counted by the audit. The file
+is written after each run; runs that are in it are not done again. Beside it lies a picture, FILE with .svg. `overhead`
+is a step of the whole apparatus against plain DistributedDataParallel, paired, in one job
+(`bench.mitigation_overhead`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from antdt_schemas import codec
 from antdt_schemas.connection import Connection
 from antdt_schemas.errors import ExitCode
 from antdt_schemas.records import Action, Decision, Parameter, Steering
+from antdt_schemas.strategies import is_asynchronous
 from antdt_schemas.topics import DECISIONS
 from antdt_streams.broker import EmbeddedBroker
 from antdt_streams.demo.run import Watch
@@ -42,21 +44,20 @@ from antdt_streams.views.job import audit_of
 
 from bench.common import machine, write
 from bench.mitigation_overhead import overhead
-from bench.mitigation_patterns import PATTERNS, WORKERS, Work, ideal_s
+from bench.mitigation_patterns import PATTERNS, SERVERS, WORKERS, Pattern, Work, ideal_s
 from bench.mitigation_picture import picture
 
 ROOT = Path(__file__).parents[1]
 POLICIES = ("even", "none", "lb-bsp", "adjust-bs", "nd", "dd", "backup")
-SERVERS = ["--servers", "2"]
-STRATEGIES: dict[str, list[str]] = {"allreduce": []} | dict.fromkeys(
-    ("ps-bsp", "ps-bsp/drop", "ps-asp", "ps-asp/even", "ps-asp/colony"), SERVERS
-)
-"""By name, what the launcher is told beside; `mitigation_worker.strategy_of` makes them."""
+ALLREDUCE = "allreduce"
+STRATEGIES = (ALLREDUCE, "ps-bsp", "ps-bsp/drop", "ps-asp", "ps-asp/even", "ps-asp/colony")
+"""`mitigation_worker.strategy_of` makes them; all but the first one have servers."""
 LOSES = "backup-drop"  # samples: it says so, and a launch of it ends with 3
 QUICK = ("none", "deterministic-3", "persistent")
 QUICK_POLICIES = ("even", "lb-bsp", "nd", "dd")
-# A restart here is a fork of a launcher that has imported torch; of a pod it is a minute.
-PARAMETERS = {"nd": {"restart_s": "4", "pause_s": "1", "cooldown_s": "30"}}
+# A restart here is a fork of a launcher that has imported torch; of a pod it is a minute. A server that is told to
+# leave saves its part first: what it takes back is a moment.
+PARAMETERS = {"nd": {"restart_s": "4", "pause_s": "1", "rollback_s": "2", "cooldown_s": "30"}}
 RESTART_S = 4.0
 LOOK_S, SAY_S, GRACE_S = 0.5, 15.0, 15.0
 
@@ -70,9 +71,18 @@ class Size:
     batch_size: int = 64
     sample_ms: float = 12.0
 
-    def work(self, fixed_ms: float, seed: int) -> Work:
-        steps = self.samples // self.batch_size * self.epochs
-        return Work(steps, self.batch_size, self.sample_ms / 1000, fixed_ms / 1000, RESTART_S, seed)
+    def work(self, pattern: Pattern, strategy: str, seed: int) -> Work:
+        servers = strategy != ALLREDUCE
+        return Work(
+            steps=self.samples // self.batch_size * self.epochs,
+            batch_size=self.batch_size,
+            sample_s=pattern.sample_ms(self.sample_ms, servers=servers) / 1000,
+            fixed_s=pattern.fixed_ms / 1000,
+            restart_s=RESTART_S,
+            seed=seed,
+            exchange_s=pattern.exchange_ms(servers=servers) / 1000,
+            waits=not is_asynchronous(strategy),
+        )
 
 
 class Bench:
@@ -130,7 +140,8 @@ class Bench:
     ) -> None:
         environ = dict(os.environ) | environment_of(self.connection, place)
         environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), environ.get("PYTHONPATH", "")])
-        command = [sys.executable, "-m", "antdt.launch", "--job", job, "-n", str(WORKERS), *STRATEGIES[strategy]]
+        command = [sys.executable, "-m", "antdt.launch", "--job", job, "-n", str(WORKERS)]
+        command += [] if strategy == ALLREDUCE else ["--servers", str(SERVERS)]
         command += ["--", "-m", "bench.mitigation_worker", *script]
         with log.open("ab") as out:
             process = spawn(
@@ -176,7 +187,7 @@ def actions_of(decisions: list[Decision]) -> list[dict[str, Any]]:
 def works(policy: str, strategy: str) -> bool:
     """Whether a policy does anything under a strategy."""
     under = tuple(getattr(find(policy), "strategies", ()))
-    return not under or (strategy if strategy == "allreduce" else f"{strategy}/servers=2").startswith(under)
+    return not under or (strategy if strategy == ALLREDUCE else f"{strategy}/servers={SERVERS}").startswith(under)
 
 
 def completed(runs: list[dict[str, Any]], size: Size) -> None:
@@ -184,8 +195,9 @@ def completed(runs: list[dict[str, Any]], size: Size) -> None:
     for run in runs:
         calm = [r for r in runs if (r["pattern"], r["policy"], r["strategy"]) == ("none", "even", run["strategy"])]
         even = [r for r in runs if r["policy"] == "even" and same(r, run, ("pattern", "strategy", "seed"))]
-        pattern, work = PATTERNS[run["pattern"]], size.work(PATTERNS[run["pattern"]].fixed_ms, run["seed"])
-        own_s = ideal_s(PATTERNS["none"], size.work(0.0, run["seed"]), 0.0) / work.steps
+        pattern, calmest = PATTERNS[run["pattern"]], PATTERNS["none"]
+        work = size.work(pattern, run["strategy"], run["seed"])
+        own_s = ideal_s(calmest, size.work(calmest, run["strategy"], run["seed"]), 0.0) / work.steps
         overhead_s = max(0.0, min(r["time_s"] for r in calm) / work.steps - own_s) if calm else 0.0
         run["overhead_s"] = round(overhead_s, 4)
         run["ideal_s"] = round(ideal_s(pattern, work, overhead_s), 2)
@@ -223,9 +235,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a few patterns and policies, short runs")
     parser.add_argument("--patterns", help=f"of {', '.join(PATTERNS)}")
     parser.add_argument("--policies", help="names as `antdt up --policy` takes them")
-    parser.add_argument("--strategies", default="allreduce", help=f"of {', '.join(STRATEGIES)}")
+    parser.add_argument("--strategies", default=ALLREDUCE, help=f"of {', '.join(STRATEGIES)}")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--data", default="digits", help="digits, or mnist:DIR")
+    parser.add_argument("--data", default="digits", help="digits, mnist:DIR, or adult:DIR (a model of clicks)")
     parser.add_argument("--epochs", type=int, default=0, help="of 20 steps each; default 20, 8 with --quick")
     parser.add_argument("--no-overhead", action="store_true")
     options = parser.parse_args(arguments)
@@ -238,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
         for strategy in options.strategies.split(",")
         for pattern in patterns
         for policy in policies
-        if (strategy != "allreduce" or not PATTERNS[pattern].servers) and works(policy, strategy)
+        if (strategy != ALLREDUCE or not PATTERNS[pattern].servers) and works(policy, strategy)
     ]
     results: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {"runs": []}
     results |= {"machine": machine(), "parameters": PARAMETERS}

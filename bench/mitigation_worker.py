@@ -1,5 +1,5 @@
-"""A worker of `bench.mitigation`: the digits, and for each sample the time that its pattern says, spent asleep, so that
-two cores carry any number of workers.
+"""A worker, or a server, of `bench.mitigation`: digits or clicks, and for each sample, or each gradient that a server
+takes, the time that its pattern says, spent asleep, so that two cores carry any number of them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from typing import Any
 
 import antdt
 import torch
-from antdt.examples.digits import LEARNING_RATE, accuracy, load, network
+from antdt.examples import digits
+from antdt.strategies.ps.core.facts import PULL, Contribution
+from antdt.strategies.ps.requests import Request
+from antdt.strategies.ps.server import Server
+from antdt_schemas.strategies import is_asynchronous
 from torch.nn import functional
-from torch.utils.data import TensorDataset
 
-from bench.mitigation_patterns import PATTERNS, Pattern
+from bench import adult
+from bench.mitigation_patterns import PATTERNS, WORKERS, Pattern
 
 SERVER = os.environ.get("ANTDT_ROLE") == "server"
 
@@ -32,19 +36,56 @@ def strategy_of(name: str) -> Any:
 
 
 class Pace:
-    """Sleeps as long as samples take here."""
+    """Of one life of a worker or a server. Sleeps as long as samples, or exchanges, take here."""
 
-    def __init__(self, pattern: Pattern, sample_s: float, seed: int) -> None:
-        self.pattern, self.sample_s, self.seed = pattern, sample_s, seed
+    def __init__(self, pattern: Pattern, sample_ms: float, seed: int, *, servers: bool) -> None:
+        self.pattern, self.seed = pattern, seed
+        self.sample_s = pattern.sample_ms(sample_ms, servers=servers) / 1000
+        self.exchange_s = pattern.exchange_ms(servers=servers) / 1000
         name, life, _ = os.environ["ANTDT_INCARNATION"].rsplit(".", 2)
-        self.worker, self.life, self.began_s = int(name[1:]), int(life), time.monotonic()
+        self.number, self.life, self.began_s = int(name[1:]), int(life), time.monotonic()
 
     def spend(self, samples: int, done: float, since_s: float) -> None:
         """Until the time of a micro-batch is over."""
-        now_s = since_s - self.began_s
-        factor = self.pattern.factor(self.worker, self.life, done, now_s, self.seed)
+        factor = self.pattern.factor(self.number, self.life, done, since_s - self.began_s, self.seed)
         until_s = since_s + factor * (self.pattern.fixed_ms / 1000 + samples * self.sample_s)
         time.sleep(max(0.0, until_s - time.monotonic()))
+
+    def serve(self, done: float) -> None:
+        """What this server takes for one gradient."""
+        if self.pattern.served is not None:
+            now_s = time.monotonic() - self.began_s
+            factor = self.pattern.served.factor(self.number, self.life, done, now_s, self.seed)
+            time.sleep(factor * self.exchange_s)
+
+
+def slow_down(pace: Pace, steps: float) -> None:
+    """From here on this server sleeps with each gradient that comes, in the thread that serves, as one that has too
+    little of a processor would.
+    """
+    stage = Server._stage
+
+    def slowly(server: Server, who: bytes, facts: Contribution, request: Request) -> None:
+        if facts.key.attempt != PULL:
+            pace.serve(server.version / steps)
+        stage(server, who, facts, request)
+
+    Server._stage = slowly  # type: ignore[method-assign]
+
+
+class Task:
+    """What is trained: a model of the digits, or of clicks. `train`, `test`: data sets of tensors."""
+
+    def __init__(self, data: str, samples: int) -> None:
+        if data.startswith("adult:"):
+            self.train, self.test, rows = adult.load(Path(data.removeprefix("adult:")), samples)
+            self.model: torch.nn.Module = adult.Earner(rows)
+            self.loss, self.quality = functional.binary_cross_entropy_with_logits, adult.accuracy
+        else:
+            self.train, self.test = digits.load(data, samples)
+            self.model = digits.network(self.train.tensors[0].shape[-1])
+            self.loss, self.quality = functional.cross_entropy, digits.accuracy
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=digits.LEARNING_RATE / 4)
 
 
 def main() -> None:
@@ -62,32 +103,30 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    train, test = load(options.data)
-    train = TensorDataset(*(t[: options.samples] for t in train.tensors))
-    pattern = PATTERNS[options.pattern]
-    model = network(train.tensors[0].shape[-1])
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE / 4)
-    pace = None if SERVER else Pace(pattern, options.sample_ms / 1000, options.seed)
-    holds = pattern.holds[pace.worker] if pattern.holds and pace is not None else 0
+    pattern, task = PATTERNS[options.pattern], Task(options.data, options.samples)
+    steps = len(task.train) * options.epochs / options.batch_size
+    if is_asynchronous(options.strategy):  # each worker's part of a batch is a step
+        steps *= WORKERS
+    pace = Pace(pattern, options.sample_ms, options.seed, servers=options.strategy != "allreduce")
+    if SERVER:
+        slow_down(pace, steps)
     agent = antdt.Agent(
-        model,
-        optimizer,
-        train,
+        task.model,
+        task.optimizer,
+        task.train,
         batch_size=options.batch_size,
         epochs=options.epochs,
         seed=options.seed,
         strategy=strategy_of(options.strategy),
-        options=antdt.AgentOptions(batch_size_max=holds),
+        options=antdt.AgentOptions(batch_size_max=pattern.holds[pace.number] if pattern.holds and not SERVER else 0),
     )
-    steps = len(train) * options.epochs / options.batch_size
     for x, y in agent:
         began_s = time.monotonic()
-        loss = functional.cross_entropy(model(x), y)
-        if pace is not None:
-            pace.spend(len(y), agent.step_number / steps, began_s)
+        loss = task.loss(task.model(x), y)
+        pace.spend(len(y), agent.step_number / steps, began_s)
         agent.step(loss)
     if agent.settings.rank == 0 and not SERVER:
-        options.result.write_text(json.dumps({"quality": accuracy(model, test)}))
+        options.result.write_text(json.dumps({"quality": task.quality(task.model, task.test)}))
 
 
 if __name__ == "__main__":
