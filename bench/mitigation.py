@@ -278,7 +278,9 @@ def main(arguments: list[str] | None = None) -> int:
     for one in (both, both["at_10_ms"]) if both else ():
         print(
             f"a step of {one['target_ms']} ms: {one['step_ms']:.2f} ms, DDP {one['ddp_ms']:.2f} ms, "
-            f"difference {one['difference_ms']:.2f} [{one['q1']:.2f} to {one['q3']:.2f}]"
+            f"difference {one['difference_ms']:.2f} [{one['q1']:.2f} to {one['q3']:.2f}], from a DataLoader's loop "
+            f"{one['difference_loaded_ms']:.2f} [{one['loaded_q1']:.2f} to {one['loaded_q3']:.2f}], "
+            f"processor {one['cpu_difference_ms']:.2f}"
         )
     return 0 if all(run["exactly_once"] or run["policy"] == LOSES for run in results["runs"]) else 1
 

@@ -1,7 +1,10 @@
 """What a step of the whole apparatus costs against plain DistributedDataParallel, paired, in one job of two workers.
 
 After each step by the Agent (from the end of the one before to its own end: the next batch, the plan, the reduction,
-telemetry, with ledger, Monitor and Controller at work) each worker makes the same step by DDP, on the same processes.
+telemetry, with ledger, Monitor and Controller at work) each worker makes the same step by DDP, on the same processes,
+with samples that it picks out of tensors at hand; and beside the pair it takes them from torch's DataLoader, as scripts
+do, which is what the Agent's part of fetching stands in for (`loader_ms`: by how much that is slower, in the main
+thread, without a process of its own; `difference_loaded_ms`: the difference to such a loop).
 Of both a part is time asleep, in place of an accelerator. Processor time is the whole process', threads included.
 """
 
@@ -64,13 +67,17 @@ def _measured(connection: Connection, folder: Path, target_ms: int) -> dict[str,
         raise SystemExit(f"The workers ended with status {code}: {last_words(log, 20)}")
     topics_admin.delete(connection, job)
     rows = json.loads(result.read_text())
-    difference = quartiles([1000 * (a - b) for a, b, _, _ in rows], 3)
-    cpu = quartiles([1000 * (a - b) for _, _, a, b in rows], 3)
+    ms = {name: [1000 * row[name] for row in rows] for name in rows[0]}
+    difference = quartiles([a - b for a, b in zip(ms["step"], ms["ddp"], strict=True)], 3)
+    loaded = quartiles([a - b - c for a, b, c in zip(ms["step"], ms["ddp"], ms["loader"], strict=True)], 3)
+    cpu = quartiles([a - b for a, b in zip(ms["step_cpu"], ms["ddp_cpu"], strict=True)], 3)
     return {
         "target_ms": target_ms, "pairs": len(rows),
-        "step_ms": quartiles([1000 * a for a, _, _, _ in rows], 3)["median"],
-        "ddp_ms": quartiles([1000 * b for _, b, _, _ in rows], 3)["median"],
+        "step_ms": quartiles(ms["step"], 3)["median"],
+        "ddp_ms": quartiles(ms["ddp"], 3)["median"],
         "difference_ms": difference["median"], "q1": difference["q1"], "q3": difference["q3"],
+        "loader_ms": quartiles(ms["loader"], 3)["median"],
+        "difference_loaded_ms": loaded["median"], "loaded_q1": loaded["q1"], "loaded_q3": loaded["q3"],
         "cpu_difference_ms": cpu["median"], "cpu_q1": cpu["q1"], "cpu_q3": cpu["q3"],
     }  # fmt: skip
 
@@ -81,7 +88,7 @@ def main() -> None:
     import torch
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
-    from torch.utils.data import TensorDataset
+    from torch.utils.data import DataLoader, TensorDataset
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--target-ms", type=int, required=True)
@@ -107,19 +114,29 @@ def main() -> None:
     plain, plain_optimizer = made()
     wrapped = DistributedDataParallel(plain)
     own = range(rank * BATCH_SIZE // WORKERS, (rank + 1) * BATCH_SIZE // WORKERS)
+    indices = [[step * BATCH_SIZE + i for i in own] for step in range(count)]
+    loader = iter(DataLoader(data, batch_sampler=indices))
     rows = []
     before_s, before_cpu_s = perf_counter(), process_time()
     for step, (x, y) in enumerate(agent):
         agent.step(loss_of(model, x, y))
         middle_s, middle_cpu_s = perf_counter(), process_time()
-        index = [step * BATCH_SIZE + i for i in own]
-        loss = loss_of(wrapped, *(t[index] for t in data.tensors))
+        batch = [t[indices[step]] for t in data.tensors]
+        picked_s = perf_counter()
+        loss = loss_of(wrapped, *batch)
         plain_optimizer.zero_grad()
         loss.backward()
         plain_optimizer.step()
         after_s, after_cpu_s = perf_counter(), process_time()
-        rows.append((middle_s - before_s, after_s - middle_s, middle_cpu_s - before_cpu_s, after_cpu_s - middle_cpu_s))
-        before_s, before_cpu_s = after_s, after_cpu_s
+        next(loader)
+        loaded_s = perf_counter() - after_s
+        rows.append(
+            {
+                "step": middle_s - before_s, "ddp": after_s - middle_s, "loader": loaded_s - (picked_s - middle_s),
+                "step_cpu": middle_cpu_s - before_cpu_s, "ddp_cpu": after_cpu_s - middle_cpu_s,
+            }
+        )  # fmt: skip
+        before_s, before_cpu_s = perf_counter(), process_time()
     if rank == 0:
         options.result.write_text(json.dumps(rows[WARM_UP_STEPS:]))
 
