@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def slow_down(pace: Pace, steps: float) -> None:
             pace.serve(server.version / steps)
         stage(server, who, facts, request)
 
-    Server._stage = slowly  # type: ignore[method-assign]
+    Server._stage = slowly  # type: ignore[method-assign, assignment]
 
 
 class Task:
@@ -80,7 +81,8 @@ class Task:
         if data.startswith("adult:"):
             self.train, self.test, rows = adult.load(Path(data.removeprefix("adult:")), samples)
             self.model: torch.nn.Module = adult.Earner(rows)
-            self.loss, self.quality = functional.binary_cross_entropy_with_logits, adult.accuracy
+            self.loss: Callable[..., Any] = functional.binary_cross_entropy_with_logits
+            self.quality: Callable[..., float] = adult.accuracy
         else:
             self.train, self.test = digits.load(data, samples)
             self.model = digits.network(self.train.tensors[0].shape[-1])
