@@ -190,7 +190,8 @@ class Worker(Replica, Loads):
         heard: Any = None
         match asked:
             case ask.Wait(met, patience_s):
-                heard = yield from self.wait(met, patience_s)
+                with self.session.waiting():
+                    heard = yield from self.wait(met, patience_s)
             case ask.Form(grant):
                 self.generation, self.round = grant.generation, 0
                 self.group = self.world.group_of(grant)

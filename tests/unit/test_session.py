@@ -187,3 +187,42 @@ def test_who_is_asked_to_leave_is_a_member_until_it_has(session: Session) -> Non
     session.on_reply(reply(-1, Status.LEAVE, reason="you@h:2 takes over w0."))
     assert (session.phase, session.told) == (Phase.MEMBER, "you@h:2 takes over w0.")
     assert samples(session, 1.0) == [3 * 32]
+
+
+def commits(session: Session, now_s: float) -> list[list[int]]:
+    """The steps of each commit that is sent now."""
+    bodies = [r.body for r in asked(session, now_s, records.Commit)]
+    return [list(range(b.first_step, b.first_step + len(b.plans))) for b in bodies if isinstance(b, records.Commit)]
+
+
+def made(session: Session, step: int) -> None:
+    session.applied(Composition(step, (1, 7, 0, 32 * step, 32), b"%016d" % step, 0))
+    session.proven(step)
+
+
+def test_steps_are_reported_together_unless_somebody_waits_for_the_ledger(session: Session) -> None:
+    made(session, 1)
+    assert commits(session, 1.0) == [[1]], "the first of a generation settles what those who are gone had"
+    session.on_reply(reply(session.outbox.number, committed=1))
+    for step, now_s in ((2, 1.1), (3, 1.2), (4, 1.3), (5, 1.4)):
+        made(session, step)
+        assert commits(session, now_s) == []
+    assert commits(session, 1.5) == [[2, 3, 4, 5]]
+    session.on_reply(reply(session.outbox.number, committed=5))
+    made(session, 6)
+    with session.waiting():
+        assert commits(session, 1.54) == []
+        assert commits(session, 1.56) == [[6]]
+    session.on_reply(reply(session.outbox.number, committed=6))
+    made(session, 7)
+    session.leaving = True
+    assert commits(session, 1.62) == [[7]]
+
+
+def test_many_fast_steps_do_not_wait_for_their_time(session: Session) -> None:
+    made(session, 1)
+    commits(session, 1.0)
+    session.on_reply(reply(session.outbox.number, committed=1))
+    for step in range(2, 2 + session.options.commit_steps_max + 1):
+        made(session, step)
+    assert len(commits(session, 1.01)[0]) == session.options.commit_steps_max

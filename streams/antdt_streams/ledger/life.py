@@ -26,6 +26,7 @@ from antdt_schemas import auth, codec, records, topics
 from antdt_schemas.errors import AntdtError, ForeignState, Superseded, Unavailable
 from antdt_schemas.hearing import OutOfRange, Recreated
 
+from antdt_streams.ledger import intake
 from antdt_streams.ledger.core import evidence
 from antdt_streams.ledger.core.decide import check_spec
 from antdt_streams.ledger.core.fold import Fold, Verdict
@@ -48,6 +49,7 @@ class Moment(Enum):
     FOUNDING = auto()  # it has found no worker that says what is trained on
     IN_OFFICE = auto()  # its Leader entry is the newest
     IDLE = auto()  # it leads, and has found no request
+    GATHERING = auto()  # it has found signs of life, and waits for what may share their entry
     DECIDED = auto()  # an entry is made, and nobody has it
     APPENDED = auto()  # the log has it
     READ = auto()  # an entry was read back
@@ -315,7 +317,7 @@ class Life:
 
     def _take(self) -> Steps[list[Incoming]]:
         try:
-            return self.requests.take(self.options.idle_s, self.options.requests_per_cycle_max)
+            return (yield from intake.take(self.requests, self.clock, self.options, Moment.GATHERING))
         except (OutOfRange, Recreated) as error:
             log.warning("event=requests-moved reason=%r", str(error))
             yield from self._begin_requests()

@@ -13,7 +13,8 @@ class LedgerOptions:
 
     patience_ms, digest_every: of a job that is founded here; an older one has its own in Genesis. stuck_ms: for how
     long one worker may hold up others, if it has not announced that, before it is given up. standby: take office
-    only once requests were left unanswered for standby_patience_s. missing_s: how long a topic may be missing.
+    only once requests were left unanswered for standby_patience_s. signs_s: how long mere signs of life wait for
+    something to share an entry with; well below that patience. missing_s: how long a topic may be missing.
     snapshot_every, snapshot_events: entries, and events, between two snapshots at most: they bound what a ledger
     without a folder has to read.
     """
@@ -25,6 +26,7 @@ class LedgerOptions:
     append_timeout_s: float = 30.0
     read_timeout_s: float = 30.0
     idle_s: float = 0.05
+    signs_s: float = 0.25
     position_every_s: float = 1.0
     standby: bool = False
     standby_patience_s: float = 1.0

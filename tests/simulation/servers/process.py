@@ -130,7 +130,8 @@ class Process:
             case ask.Enter(at):
                 self.enter(at.name.lower())
             case ask.Wait(met, patience_s):
-                return (yield from self.wait(met, patience_s))
+                with self.session.waiting():
+                    return (yield from self.wait(met, patience_s))
             case ask.Stands() | ask.Accounted() | ask.TakeFinal():
                 pass
             case ask.Between():

@@ -112,7 +112,8 @@ class Membership:
             case ask.Enter(at, detail):
                 page.enter(at, detail)
             case ask.Wait(met, patience_s):
-                return self.client.wait(met, patience_s)
+                with self.session.waiting():
+                    return self.client.wait(met, patience_s)
             case ask.Form(grant, closed):
                 self.strategy.incarnation = self.session.incarnation
                 self.strategy.form(grant, self.session.rank, closed)

@@ -99,6 +99,7 @@ class ServingLife(Life):
         if self._unreported() >= self.strategy.pending_max:
             yield from self._await_commits()
             return
+        session.waits = self.strategy.active == 0  # workers that have nothing left to train wait for the end
         turned = yield ask.Serve(TURN_S)
         with self._lock:
             for made in turned.decided:

@@ -20,8 +20,10 @@ class SessionOptions:
 
     What is not answered is asked again after retry_s, then ever later up to retry_max_s. Samples are leased ahead for
     prefetch_s, and again when half of them are left, so that training outlasts a broker that is away for half a minute;
-    for prefetch_steps while the own speed is not known. commit_numbers_max: of all ranges in one request. reenter_s:
-    whoever is attached, and left a generation that is open for so long after, comes back as another incarnation.
+    for prefetch_steps while the own speed is not known. What was made is reported together every commit_every_s, or
+    commit_steps_max of it; every hurried_s while somebody waits for the ledger. commit_numbers_max: of all ranges in
+    one request. reenter_s: whoever is attached, and left a generation that is open for so long after, comes back as
+    another incarnation.
     """
 
     retry_s: float = 0.5
@@ -29,7 +31,8 @@ class SessionOptions:
     wait_retry_s: float = 0.1
     heartbeat_s: float = 1.0
     heartbeat_leaving_s: float = 0.05
-    commit_every_s: float = 0.05
+    commit_every_s: float = 0.5
+    hurried_s: float = 0.05
     commit_steps_max: int = 64
     prefetch_s: float = 60.0
     prefetch_steps: int = 3

@@ -80,8 +80,12 @@ class Commits:
         if reply.number == self._sent.number or committed >= self._sent_step > 0:
             self._sent.answered()
 
-    def tick(self, now_s: float, generation: int, committed: int, outbox: Outbox) -> None:
-        """Report what is due."""
+    def tick(self, now_s: float, generation: int, committed: int, outbox: Outbox, *, hurried: bool = False) -> None:
+        """Report what is due. hurried: somebody waits for what comes of it.
+
+        An entry of the log for each step would be mostly the entry's own bytes, and nobody needs to hear sooner: what
+        was made and not reported is in the models of all, and goes on with them.
+        """
         sent, since = self._sent, now_s - self._sent.at_s
         ready = [c for c in self.compositions if c.step <= self._provable]
         new = bool(ready) and ready[-1].step > self._sent_step
@@ -90,7 +94,8 @@ class Commits:
         new = new or (obeys and self._obeys not in self._obeying.values())
         again = (bool(ready) or (self.settle and self._provable >= 0) or obeys) and since >= self.options.retry_s
         # One at a time: whatever comes meanwhile goes with the next one, however long the ledger is away.
-        pause_s = sent.pause_s(self.options) if sent.tries else self.options.commit_every_s
+        every_s = self.options.hurried_s if hurried else self.options.commit_every_s
+        pause_s = sent.pause_s(self.options) if sent.tries else every_s
         if len(ready) > self.options.commit_steps_max and not sent.tries:
             pause_s = 0.0
         if since < pause_s or not (new or first or again):

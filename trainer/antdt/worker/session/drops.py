@@ -37,6 +37,6 @@ class Drops:
 
     def tick(self, now_s: float, generation: int, outbox: Outbox) -> None:
         due = self._due
-        pause_s = due.pause_s(self.options) if due.tries else self.options.commit_every_s
+        pause_s = due.pause_s(self.options) if due.tries else self.options.hurried_s
         if self.ranges and now_s - due.at_s >= pause_s:
             outbox.post(records.Drop(generation, self.ranges), due, now_s)

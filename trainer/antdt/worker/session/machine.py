@@ -10,7 +10,8 @@ are chosen (`leases`), which steps may be reported (`commits`), or which answers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -79,7 +80,7 @@ class Session:
     """One incarnation. `told`: who wants its place, and waits for it to leave; empty while nobody does. `wanted_else`:
     the job has ended, and `reason` says in what it is not the one that this worker came for. `stopped`: the job ends
     before all is trained: where, and why; empty where it does not. `losses`: whom the first server is to refuse, and
-    has not said that it does.
+    has not said that it does. `waits`: somebody waits for the ledger, so what there is to report is reported at once.
 
     It is lost when it was given up for dead: the worker may come back as another one. It is ousted when somebody else
     is this worker: then it may not.
@@ -106,6 +107,7 @@ class Session:
         self.grant: records.Grant | None = None
         self.committed, self.finished = 0, False
         self.leaving, self.told, self.quarantined, self.stopped = False, "", 0, ""
+        self.waits = False
         self.standing = Standing()
         leases = ReadLeases if spec.order == TOPIC else Leases
         self.leases, self.files = leases(spec, self.options), Files(self.options)
@@ -158,6 +160,15 @@ class Session:
         before: the ledger hears of it with the last of these steps.
         """
         self._commits.obey(losses, self.committed)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While the training side waits for something to come."""
+        self.waits = True
+        try:
+            yield
+        finally:
+            self.waits = False
 
     @property
     def unreported(self) -> int:
@@ -313,7 +324,8 @@ class Session:
     def _tick_member(self, now_s: float) -> None:
         self.leases.measure(now_s)
         if self.rank == 0:
-            self._commits.tick(now_s, self.generation, self.committed, self.outbox)
+            hurried = self.waits or self.leaving
+            self._commits.tick(now_s, self.generation, self.committed, self.outbox, hurried=hurried)
         self.changes.tick(now_s, self.generation, self.rank, self.stopped, self.outbox)
         if self.spec.batches or self.role != WORKER:
             return
