@@ -25,7 +25,7 @@ from antdt.worker.session.commits import Commits
 from antdt.worker.session.files import Files
 from antdt.worker.session.leases import Leases
 from antdt_schemas.records import Action
-from antdt_streams.controller.core.state import InForce
+from antdt_streams.controller.core.in_force import InForce
 from antdt_streams.ledger import start
 from antdt_streams.ledger.core import committing, decide, evidence, fences, joining, leader, leasing, turn
 from antdt_streams.ledger.core.callers import Callers
