@@ -180,5 +180,4 @@ def _decided(worker: str, decision: records.Decision, effects: Sequence[records.
 
 def _tail(connection: Connection, job: str, topic: Topic, last: int) -> Iterable[tuple[Raw, Any]]:
     with TopicReader(connection, job, topic) as reader:
-        start = max(0, max(reader.ends(), default=0) - last)
-        yield from decoded(reader.to_end(start), *topic.kinds)
+        yield from decoded(reader.tail(last), *topic.kinds)

@@ -18,7 +18,7 @@ const lanes = new Lanes(
   (worker) => { seen.worker = seen.worker === worker ? "" : worker; look(); },
 );
 const pace = new Pace();
-const orders = new Orders(job, () => seen.found);
+const orders = new Orders(job, () => seen.found, () => seen.worker);
 
 function query() {
   const words = new URLSearchParams({ first: seen.first, rows: seen.rows });
