@@ -140,4 +140,4 @@ def test_a_launcher_hears_who_ordered_it_and_not_a_policy() -> None:
     word = Steering("Ada by root@host:7", restart="w1.0.run", reason="its disk\nis new.")
     (decision,) = ControllerState(find("nd")).process(word, Position(0, 3), 0)
     heard = order_of(codec.encode(decision), 12)
-    assert heard == ("w1.0.run", "Ada by root@host:7 (decision 12)", "orders it: its disk is new")
+    assert heard == ("w1.0.run", "Ada by root@host:7 (decision 12)", "its disk is new")

@@ -164,7 +164,10 @@ def order_of(payload: bytes | None, offset: int) -> tuple[str, str, str] | None:
     by = f"policy {_short(decision.policy)} (version {decision.policy_version}, decision {offset})"
     reason = decision.reason
     if decision.author:
-        by, reason = f"{_short(decision.author)} (decision {offset})", reason.removeprefix(f"{decision.author} ")
+        by, reason = (
+            f"{_short(decision.author)} (decision {offset})",
+            reason.removeprefix(f"{decision.author} orders it: "),
+        )
     return _short(decision.target), by, _short(reason)
 
 
