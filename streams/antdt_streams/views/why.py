@@ -36,7 +36,7 @@ MEANS = {
     ),
     NodeClass.PERSISTENT: (
         "is slow, and stays it",
-        "It is given fewer samples; look at its machine, or let the Controller start it again (`antdt policy show`).",
+        "It is given fewer samples; look at its machine, or have it started again (`antdt restart`), as a policy may.",
     ),
     NodeClass.DETERMINISTIC: (
         "is of a slower kind",

@@ -64,7 +64,7 @@ export class Orders {
       const names = element("datalist", { id: "policies" }, ...POLICIES.map((name) => element("option", { value: name })));
       const name = element("input", { name: "policy", required: "", maxlength: "63", placeholder: "nd", spellcheck: "false", list: "policies" });
       const parameters = element("input", { name: "parameters", maxlength: "500", placeholder: "gain_min=0.08 restart=off", spellcheck: "false" });
-      return [field("Policy", name), names, field("Parameters (none: its defaults)", parameters)];
+      return [field("Policy", name), names, field("Parameters", parameters)];
     }
     if (kind === "policy") return [field("Parameter", element("input", { name: "parameter", required: "", maxlength: "63", placeholder: "gain_min" })), field("Value", element("input", { name: "value", maxlength: "63", placeholder: "0.08" }))];
     if (kind === "cluster") return [field("The cluster is", element("select", { name: "cluster" }, element("option", { value: "busy", text: "busy" }), element("option", { value: "free", text: "free" }))), field("For seconds (0: until told)", element("input", { name: "for_s", type: "number", min: "0", value: "600" }))];
