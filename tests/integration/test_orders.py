@@ -14,6 +14,7 @@ from antdt_schemas.records import Action, Decision, Joined, Lost
 from antdt_schemas.topics import DECISIONS
 from antdt_streams.cli.main import main
 from antdt_streams.kafka.reader import TopicReader, decoded
+from antdt_streams.web.actions import Order, carry_out
 from click.testing import CliRunner
 
 from tests.helpers.job_processes import WITHIN_S, JobProcesses, job_processes
@@ -86,16 +87,20 @@ def test_a_worker_is_started_again_by_order_and_what_it_trained_is_trained_once(
     assert heard in run.output.read_text()
 
 
-def test_a_server_is_started_again_by_order(connection: Connection, job: str, tmp_path: Path) -> None:
+def test_a_server_is_started_again_by_an_order_of_the_page(connection: Connection, job: str, tmp_path: Path) -> None:
     with job_processes(connection, job, tmp_path, services=SERVICES, policy="none") as run:
         size = ("--samples", "700", "--epochs", "8", "--delay-ms", "10", "--mode", "bsp")
         launcher = ready(run).launch(2, *size, launcher=("--servers", "1"))
         run.until_committed(20)
-        code, said = antdt(run, "restart", job, "s0", *WHY)
-        assert code == 0, said
-        assert f"s0 is back as {lives_of(run, 's0')[1]}, after " in said
+        given = {"worker": "s0", "who": "Ada", "reason": "its disk is new"}
+        said = carry_out("restart", Order(run.connection, job, None, given))
+        run.until(lambda: len(lives_of(run, "s0")) == 2, "s0 is not back")
         run.ended(launcher)
         report = run.judged()
+        first, _ = lives_of(run, "s0")
+    assert said.startswith(f"{first} is to leave, and its launcher starts s0 again. Ada by ")
+    (ordered,) = [d for d in decided(run) if d.action is Action.KILL_RESTART]
+    assert (ordered.target, ordered.author.partition(" by ")[0]) == (first, "Ada")
     assert (report["exactly_once"], report["committed"]) == (True, 5600), report["verdict"]
 
 

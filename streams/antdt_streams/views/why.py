@@ -170,7 +170,8 @@ def _decided(worker: str, decision: records.Decision, effects: Sequence[records.
         what = "it is started again" if decision.target.partition(".")[0] == worker else ""
         came = [one for one in effects if one.action is Action.KILL_RESTART and one.worker == worker]
     else:
-        mine = [one for one in decision.assignments if one.worker == worker]
+        planned = decision.action is not Action.NONE
+        mine = [one for one in decision.assignments if planned and one.worker == worker]
         what = f"plan {decision.plan} gives it {mine[0].batch_size} samples a step" if mine else ""
         came = [one for one in effects if one.action is not Action.KILL_RESTART and one.plan == decision.plan]
     if not what:
