@@ -302,7 +302,9 @@ def test_a_rebuild_without_the_policy_that_was_promoted_stops(tmp_path: Path, mo
     world = World()
     assert world.hear(measured(1), Steering(WHO, promote="mine.py:Mine"))[-1].policy == "mine"
     (tmp_path / "mine.py").unlink()
-    with pytest.raises(Mismatch, match=r"Put it back, or name another policy by `antdt up --policy`"):
+    with pytest.raises(
+        Mismatch, match=r"The policy that Ada .* promoted differs: expected mine, .*there is no such file\. Put it back"
+    ):
         world.again("even", 98)
     (tmp_path / "mine.py").write_text(MINE)
     world.again("even", 98)

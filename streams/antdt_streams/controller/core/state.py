@@ -143,8 +143,8 @@ class ControllerState:
             named = record if isinstance(record, Steering) else Steering(written.author, promote=written.policy)
             answer = self._steer(named, now_ms)
             if self.policy.name != written.policy:
-                hint = "Put it back, or name another policy by `antdt up --policy` and remove this Controller's folder."
-                raise Mismatch(f"The policy that {written.author} promoted", written.policy, answer, hint)
+                hint = "Put it back: what was decided is read again with it. Another one can be promoted behind that."
+                raise Mismatch(f"The policy that {written.author} promoted", written.policy, answer.rstrip("."), hint)
 
     def _steer(self, record: Steering, now_ms: int) -> str:
         self._dirty.add(IN_FORCE)
