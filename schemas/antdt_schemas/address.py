@@ -36,11 +36,24 @@ def own_address(environ: Mapping[str, str], bootstrap: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether no other machine can reach it."""
+    """Whether it means this machine only, whoever resolves it: nothing is looked up."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_served_here_only(host: str) -> bool:
+    """Whether no other machine can reach what listens there: an address, or a name, which is looked up.
+
+    Raises:
+        UsageError: there is no such address.
+    """
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+    except OSError as error:
+        raise UsageError(f"{host}: there is no such address.") from error
+    return all(map(is_loopback, found))
 
 
 def can_bind(host: str) -> bool:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from antdt_streams.policies.find import READY
 
 from bench.chromium import Tab, chromium, program
 from tests.helpers.served_pages import JOB, page_of, served
@@ -113,6 +114,35 @@ def test_an_order_is_refused_without_the_token_and_the_index_leads_to_the_job() 
         await tab.value(f"((form) => ({fill}))(document.querySelector('dialog form'))")
         await tab.until("document.querySelector('dialog .said').textContent.startsWith('The token is not the one')")
         tab.errors = [error for error in tab.errors if "403" not in error]  # which is what it is to say
+
+    in_browser(of)
+
+
+def test_the_forms_of_a_restart_and_of_another_policy_ask_for_what_they_need() -> None:
+    async def of(tab: Tab, url: str) -> None:
+        await tab.until("!document.getElementById('orders').hidden")
+        await tab.value("document.querySelector('#rows .row').click()")
+        await tab.until("document.getElementById('why-verdict').textContent.startsWith('w1')")
+        await tab.value("document.getElementById('orders').click()")
+        choose = (
+            "((s) => (s.value = '{}', s.dispatchEvent(new Event('change'))))(document.querySelector('dialog select'))"
+        )
+        form = "document.querySelector('dialog form')"
+        await tab.value(choose.format("restart"))
+        assert await tab.value(f"{form}.worker.value") == "w1", "whoever is looked at"
+        send = "reason.value = 'a try', form.who.value = 'Ada', form.token.value = '{}', form.requestSubmit()"
+        await tab.value(f"((form) => (form.worker.value = '', form.{send.format(TOKEN)}))({form})")
+        assert await tab.value(f"{form}.worker.validity.valueMissing")
+        await tab.value(choose.format("promote"))
+        assert await tab.value("document.querySelectorAll('dialog datalist option').length") == len(READY)
+        for policy, parameters, said in (
+            ("nd", "gain_min", "gain_min: say NAME=VALUE."),
+            ("best", "", "No policy 'best'"),
+        ):
+            fill = f"form.policy.value = '{policy}', form.parameters.value = '{parameters}', form.{send.format(TOKEN)}"
+            await tab.value(f"((form) => ({fill}))({form})")
+            await tab.until(f"document.querySelector('dialog .said').textContent.startsWith(\"{said}\")")
+        tab.errors = [error for error in tab.errors if "400" not in error]  # which is what it is to say
 
     in_browser(of)
 

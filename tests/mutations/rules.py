@@ -25,7 +25,11 @@ from antdt.worker.session.commits import Commits
 from antdt.worker.session.files import Files
 from antdt.worker.session.leases import Leases
 from antdt_schemas.records import Action
-from antdt_streams.controller.core.state import InForce
+from antdt_streams.controller.core.deciding import Deciding
+from antdt_streams.controller.core.effects import Trial
+from antdt_streams.controller.core.in_force import InForce
+from antdt_streams.controller.core.lives import Lives
+from antdt_streams.controller.core.state import ControllerState
 from antdt_streams.ledger import start
 from antdt_streams.ledger.core import committing, decide, evidence, fences, joining, leader, leasing, turn
 from antdt_streams.ledger.core.callers import Callers
@@ -60,6 +64,7 @@ from tests.unit import (
     test_ledger_places,
     test_life,
     test_local_sgd,
+    test_orders,
     test_plans,
     test_rebuild,
     test_requests,
@@ -759,5 +764,48 @@ MUTATIONS = (
         "a repeated decision is taken again",
         (Edit(Plans.add, "if mark <= self._marks.get(cause.partition, (-1, -1)):", "if False:"),),
         stories.a_decision_counts_once,
+    ),
+    # -- orders: what people say lies in the Controller's one order
+    Mutation(
+        "orders",
+        "a rebuild carries out an order that was not understood",
+        (Edit(ControllerState.follow, "if not record.promote and not record.restart:", "if True:"),),
+        test_orders.test_an_order_that_an_older_controller_did_not_understand_changes_nothing_later,
+    ),
+    Mutation(
+        "orders",
+        "whoever is being started again is ordered to once more",
+        (Edit(Lives.refusal, "if worker in restarting:", "if False:"),),
+        test_orders.test_an_order_that_is_read_again_starts_nobody_again,
+    ),
+    Mutation(
+        "orders",
+        "a life that is over is ordered to be started again",
+        (Edit(Lives.refusal, "if measured != incarnation and", "if False and"),),
+        test_orders.test_an_order_that_is_read_again_starts_nobody_again,
+    ),
+    Mutation(
+        "orders",
+        "an earlier life acknowledges that a later one was started again",
+        (Edit(Trial.is_acknowledged, "is_later(node.incarnation, self.target)", "node.incarnation != self.target"),),
+        test_orders.test_a_life_before_the_one_that_is_to_go_acknowledges_nothing,
+    ),
+    Mutation(
+        "orders",
+        "a policy goes on from what another one remembers",
+        (Edit(ControllerState._begin, "policy, {}, ", "policy, self.memory, "),),
+        test_orders.test_a_policy_that_is_promoted_decides_from_that_record_on_without_what_another_remembers,
+    ),
+    Mutation(
+        "orders",
+        "what was promoted is gone with the process",
+        (Edit(Deciding.resume, "if not promoted or own != self.own.name:", "if True:"),),
+        test_orders.test_what_was_promoted_decides_after_a_restart_and_after_a_rebuild,
+    ),
+    Mutation(
+        "orders",
+        "a rebuild asks the policy before it says what was written of a decision",
+        (Edit(ControllerState._decide, "takewhile(lambda one: one.effect is not None, written)", "()"),),
+        test_orders.test_a_policy_is_told_the_verdict_that_was_written_whatever_these_rules_would_say,
     ),
 )

@@ -8,20 +8,23 @@ from hashlib import blake2b
 from typing import Any
 
 import pytest
-from antdt_schemas.records import Action, Decision, Measurement
+from antdt_schemas.records import Action, Cluster, Decision, Measurement, Parameter, Steering
 from antdt_schemas.topics import DECISIONS, MEASUREMENTS
 from antdt_streams.controller.core.state import ControllerState
+from antdt_streams.controller.service import VERSION as CONTROLLER_VERSION
 from antdt_streams.controller.service import service as controller_service
 from antdt_streams.monitor.core import DetectorOptions, MonitorState
 from antdt_streams.monitor.service import VERSION as MONITOR_VERSION
 from antdt_streams.monitor.service import service as monitor_service
 from antdt_streams.policies import AdjustBatchSize, AdjustBatchSizeOptions
+from antdt_streams.policies.find import find
 from antdt_streams.runtime.memory import MemoryTopics
 from antdt_streams.runtime.service import Service
 
 from tests.helpers.memory_service import Crashed, MemoryDriver
 from tests.replay.control_loop import Loop
 from tests.replay.test_control_loop import one_slow_one_in_bursts
+from tests.unit.test_effects import BALANCE, RESTART, Script, measured
 
 RECORDS = Loop.of(one_slow_one_in_bursts).run(900).records
 BEFORE = len(RECORDS) * 3 // 5
@@ -163,3 +166,32 @@ def test_a_monitor_that_says_or_keeps_something_else_has_another_version() -> No
     digest = blake2b(json.dumps(coarse([said, rows]), sort_keys=True).encode(), digest_size=8).hexdigest()
     assert max(SAID) == MONITOR_VERSION
     assert digest == SAID[MONITOR_VERSION]
+
+
+# What each version of the Controller makes of the same record, whatever the policy: its outputs and its rows.
+DECIDED = {3: "886d00fc8e0567ea"}
+
+
+def test_a_controller_that_says_or_keeps_something_else_has_another_version() -> None:
+    """A plan that saves, one whose loss was predicted, a restart, and each word of an operator."""
+    loss = replace(BALANCE, predicted_gain=-0.3)
+    driver = MemoryDriver(replace(controller_service(), new_state=lambda: ControllerState(
+        Script(w6=BALANCE, w18=loss, w30=RESTART), find=find)), "j")  # fmt: skip
+    said: dict[int, Steering] = {
+        40: Steering("ops", restart="w1.1.l", reason="its disk is new"),
+        50: Steering("ops", cluster=Cluster.BUSY, busy_s=9.0),
+        51: Steering("ops", promote="even"),
+        52: Steering("ops", promote="nd", parameters=(Parameter("restart", "off"),)),
+    }
+    for at in range(60):
+        life, plan = (at > 32) + (at > 44), (at > 7) + (at > 19)
+        rate = (1000.0, 1340.0, 1150.0)[plan] * (1.0 + 0.01 * (at % 3))
+        driver.topics.now_ms = 1000 * at
+        driver.feed(said[at] if at in said else measured(at, rate, plan, life))
+        driver.run()
+    decided = [asdict(decision) for decision in driver.outputs(DECISIONS)]
+    assert {d["effect"]["verdict"] for d in decided if d["effect"]} == {"helped", "no_effect", "unclear"}
+    rows = {key.hex(): json.loads(row) for key, row in driver.runner.state.rows().items()}
+    digest = blake2b(json.dumps(coarse([decided, rows]), sort_keys=True).encode(), digest_size=8).hexdigest()
+    assert max(DECIDED) == CONTROLLER_VERSION
+    assert digest == DECIDED[CONTROLLER_VERSION]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from antdt_schemas.address import can_bind, is_loopback, own_address
+from antdt_schemas.address import can_bind, is_loopback, is_served_here_only, own_address
 from antdt_schemas.errors import UsageError
 
 
@@ -44,6 +44,13 @@ def test_a_broker_elsewhere_is_reached_from_an_address_that_others_reach() -> No
 def test_ipv6() -> None:
     assert own_address({}, "[::1]:9092") == "::1"
     assert is_loopback("::1")
+
+
+def test_a_listener_is_reached_from_elsewhere_unless_all_its_addresses_are_of_this_machine() -> None:
+    assert is_served_here_only("127.0.0.1") and is_served_here_only("localhost")
+    assert not is_served_here_only("0.0.0.0") and not is_served_here_only("203.0.113.7")
+    with pytest.raises(UsageError, match=r"^no-such-host\.invalid: there is no such address\."):
+        is_served_here_only("no-such-host.invalid")
 
 
 def test_what_is_named_wins() -> None:

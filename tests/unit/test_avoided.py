@@ -49,6 +49,12 @@ def test_nobody_was_slow() -> None:
     assert nodes() == nodes((1, 0, plan)) == []
 
 
+def test_what_a_person_orders_says_nothing_of_a_node() -> None:
+    offset, time_ms, ordered = order(1, "w2.0")
+    assert nodes((offset, time_ms, ordered))
+    assert nodes((offset, time_ms, replace(ordered, author="Ada"))) == []
+
+
 def test_it_is_forgotten_after_a_while() -> None:
     at = [order(1, "w1.0", hours=0.0), order(2, "w2.0", hours=2.0)]
     assert [o.node for o in avoided(at, lives(*EIGHT), 24 * HOUR - 1, 24 * HOUR).nodes] == ["n2", "n1"]

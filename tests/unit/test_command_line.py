@@ -42,6 +42,7 @@ def test_a_command_that_lacks_an_extra_says_its_pip_line_before_it_begins(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs = extras.NEEDS[name]
+    main.get_command(click.Context(main), name)  # which may import what is then not there
     for module in needs:
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setattr(extras, "find_spec", lambda module: None if module in needs else object())

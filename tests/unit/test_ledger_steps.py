@@ -178,6 +178,17 @@ def test_suspicion_narrows_down_to_the_sample_and_it_alone_is_left_out() -> None
     assert bench.audited()["exactly_once"]
 
 
+def test_the_log_says_who_has_samples_tried_again() -> None:
+    bench = Steps()
+    for _ in range(2):
+        bench.dies(0, 3, 1)
+    bench.due()
+    bench.say("operator", records.Readmit("Ada by root@host:7#1f"))
+    closed, readmitted = [e for e in bench.events() if isinstance(e, records.Readmitted | records.Closed)][-1:-3:-1]
+    assert readmitted == records.Readmitted(0, 3, 1, "Ada by root@host:7#1f")
+    assert closed.reason == "Ada by root@host:7#1f readmits samples"
+
+
 def test_a_sample_fails_in_the_tail_as_anywhere() -> None:
     bench = Steps()
     for _ in range(2):

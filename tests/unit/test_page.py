@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
 import pytest
+from antdt_schemas.address import is_loopback
 from antdt_schemas.errors import Unavailable, UnknownJob
 from antdt_streams.kafka import operating
+from antdt_streams.policies.find import READY
+from antdt_streams.views import orders
 from antdt_streams.views.glance import View
 from antdt_streams.web import actions, server
+from antdt_streams.web.assets import asset
 from antdt_streams.web.live import to_json
-from antdt_streams.web.server import is_local
+from antdt_streams.web.server import name_of
 from antdt_streams.web.viewers import Viewers
 
 from tests.helpers.served_pages import JOB, page_of, served
@@ -181,7 +186,7 @@ def test_every_answer_has_its_headers_and_no_script_or_style_is_inline() -> None
     ],
 )  # fmt: skip
 def test_who_makes_another_name_mean_this_machine_is_not_answered(host: str, local: bool) -> None:
-    assert is_local(host) is local
+    assert is_loopback(name_of(host)) is local
 
 
 def test_a_page_from_elsewhere_reads_nothing() -> None:
@@ -234,9 +239,35 @@ def test_an_order_is_what_the_command_line_sends_and_names_who_gave_it(monkeypat
     assert (step, reason, who) == (40, "the loss went up", "Ada")
 
 
+def test_a_restart_and_another_policy_are_ordered_as_the_command_line_orders_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(orders, "restart", lambda *given: sent.append(given[1:]) or ("w1.0.x", "w1.0.x is to leave"))
+    monkeypatch.setattr(orders, "promote", lambda *given: sent.append(given[1:]) or "nd decides")
+    assert ordered("restart", {**ORDER, "worker": "w1"}) == (200, "w1.0.x is to leave")
+    assert ordered("promote", {**ORDER, "policy": "nd", "changes": {"gain_min": 0.08}}) == (200, "nd decides")
+    assert sent == [
+        (JOB, "w1", "the loss went up", "Ada"),
+        (JOB, "nd", {"gain_min": "0.08"}, "the loss went up", "Ada"),
+    ]
+
+
+def test_the_page_names_the_policies_that_there_are() -> None:
+    found = asset("orders.js")
+    assert found is not None
+    (listed,) = re.findall(r"^const POLICIES = (\[.*\]);$", found.body.decode(), flags=re.MULTILINE)
+    assert sorted(json.loads(listed)) == sorted(READY)
+
+
 @pytest.mark.parametrize(
     ("order", "given", "said"),
     [
+        ("restart", {**ORDER, "worker": ""}, "worker is to be a name, of 1 to 63 characters."),
+        ("promote", ORDER, "policy is to be a name, of 1 to 63 characters."),
+        ("promote", {**ORDER, "policy": "nd", "changes": [1]}, "changes are 0 to 16 parameters"),
+        ("promote", {**ORDER, "policy": "a.py:Mine"}, "The page promotes no policy of a file"),
+        ("promote", {**ORDER, "policy": "best"}, "No policy 'best': take one of"),
         ("rollback", {**ORDER, "who": ""}, "Say who you are"),
         ("rollback", {**ORDER, "who": "<script>"}, "Say who you are"),
         ("rollback", {**ORDER, "reason": " "}, "Say why"),

@@ -19,6 +19,7 @@ from antdt_streams.ledger.core.fold import Fold, Verdict
 from antdt_streams.proof.audit import audit
 from antdt_streams.proof.replay import document, replay
 from antdt_streams.proof.walker import Read, Walker
+from antdt_streams.views import glance
 from antdt_streams.views.control import Control
 from antdt_streams.views.job import standing_of
 from antdt_streams.views.progress import Progress
@@ -162,6 +163,15 @@ def test_a_restart_counts_once_beside_the_plans_and_what_came_of_it_is_no_decisi
     effect = replace(plan, cause=records.Cause(0, 3, 0), action=records.Action.NONE)
     control = fed(DECISIONS, plan, restart, effect, replace(restart, cause=records.Cause(0, 4, 0)))
     assert control.view() == [plan, restart]
+
+
+def test_another_policy_that_decides_is_shown_once_and_what_is_only_answered_is_not() -> None:
+    plan, none = decided(1, "slow"), records.Action.NONE
+    answer = replace(plan, cause=records.Cause(0, 2, 0), action=none)
+    promoted = replace(answer, cause=records.Cause(0, 3, 0), author="Ada", policy="dd", reason="dd decides")
+    control = fed(DECISIONS, plan, answer, promoted, promoted)
+    assert control.view() == [plan, promoted] and control.policy == "dd"
+    assert [one["changes"] for one in glance.decided(control)] == [[], []]
 
 
 def test_the_pace_of_a_worker_is_that_of_its_newest_steps_under_its_newest_plan() -> None:

@@ -89,7 +89,8 @@ def test_what_cannot_be_decoded_is_in_quarantine_and_the_rest_of_its_lease_retur
     assert shards.faults[0, 4].key == "clicks/0@4" and (shards.leases[1].front, shards.leases[1].end) == (0, 4)
     assert examined(bench, "w0.0", lease, (), 4, 7) is Status.OK, "it was asked again"
     assert shards.quarantined_total == 2
-    bench.say("operator", records.Readmit())
+    bench.say("operator", records.Readmit("Ada"))
+    assert {e.author for e in bench.events() if isinstance(e, records.Readmitted)} == {"Ada"}
     assert shards.quarantined_total == 0 and list(shards.epochs[0].returned) == [(4, 10)]
     bench.state.check()
 

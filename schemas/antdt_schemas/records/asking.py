@@ -130,9 +130,9 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Readmit:
-    """Try what is in quarantine again."""
+    """An operator asks to try what is in quarantine again."""
 
-    pass
+    author: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,7 @@ class Effect:
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What the Controller commands, absolute (topic decisions). An Agent reads the topic from its start; the newest
-    plan counts.
+    plan counts. author: who ordered it; empty: the policy did.
     """
 
     cause: Cause
@@ -156,6 +156,7 @@ class Decision:
     batch_size: int = 0
     parameters: str = ""
     effect: Effect | None = None
+    author: str = ""
 
 
 class Cluster(StrEnum):
@@ -173,7 +174,8 @@ class Parameter:
 @dataclass(frozen=True, slots=True)
 class Steering:
     """What an operator, or a scheduler, tells a Controller (topic measurements, which it reads in one order). stack:
-    the worker or server whose stacks its launcher is to send, which reads of it in the answer.
+    the worker or server whose stacks its launcher is to send, which reads of it in the answer. restart: the incarnation
+    that is to be started again. promote: the policy that decides from here on, with these parameters and no other ones.
     """
 
     author: str
@@ -183,6 +185,8 @@ class Steering:
     busy_s: float = 0.0
     reason: str = ""
     stack: str = ""
+    restart: str = ""
+    promote: str = ""
 
 
 @dataclass(frozen=True, slots=True)

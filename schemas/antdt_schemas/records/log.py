@@ -176,11 +176,12 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Readmitted:
-    """Quarantined samples are to be tried again."""
+    """Quarantined samples are to be tried again. author: who asked for it; empty in older logs."""
 
     epoch: int
     start: int
     length: int
+    author: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "policy": ("policy", "Look at the Controller's policy, steer it."),
         "rollback": ("operator", "Go back to a checkpoint."),
         "readmit": ("operator", "Try samples in quarantine again."),
+        "restart": ("operator", "Have a worker or server started again."),
         "resize": ("operator", "Change the global batch."),
         "archive": ("jobs", "Write all topics of a job to a zip archive."),
         "delete": ("jobs", "Delete a job: topics, groups, state."),

@@ -1,4 +1,4 @@
-"""antdt rollback, readmit, resize, end, recover: what only a person decides, recorded in the log with its author."""
+"""antdt rollback, readmit, restart, resize, end, recover: what only a person decides, on record with its author."""
 
 from __future__ import annotations
 
@@ -37,6 +37,33 @@ def readmit(job: str, place: Place) -> None:
     """
     place.connection.check_reachable()
     note(operating.readmit(place.connection, job, place.secret))
+
+
+@click.command()
+@job_argument
+@click.argument("worker")
+@click.option("--reason", required=True, help="Why, for whoever reads the log later.")
+@click.option(
+    "--wait-s",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="Seconds to wait until it is back; 0: do not wait.",
+)
+@connection_options
+def restart(job: str, worker: str, reason: str, wait_s: float, place: Place) -> None:
+    """Have a worker or server started again by its launcher: it leaves, and its next life joins.
+
+    WORKER is its name, w0 or s0 and so on. What it had in hand is trained on by the others, or by itself once it is
+    back; nothing is lost or repeated. The job's policy is not asked, and waits with restarts of its own meanwhile.
+    """
+    from antdt_streams.views import orders
+
+    place.connection.check_reachable()
+    incarnation, said = orders.restart(place.connection, job, worker, reason)
+    note(said)
+    if wait_s:
+        note(orders.await_next(place.connection, job, incarnation, wait_s, note))
 
 
 @click.command()

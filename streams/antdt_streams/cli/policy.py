@@ -30,6 +30,7 @@ def policy() -> None:
     \b
     antdt policy show my-job                              parameters, and what its decisions came to
     antdt policy set my-job gain_min=0.08 restart=off     at once, without a restart
+    antdt policy promote my-job dd                        another one decides from now on
     antdt policy busy my-job --for-s 600                  nobody is started again meanwhile
     antdt policy watch my-job --command 'pending-pods'    busy while that ends with 0
     """
@@ -49,11 +50,36 @@ def set_(job: str, changes: tuple[str, ...], name: str, reason: str, place: Plac
 
     They count from the next measurement on, and are stamped into each decision. NAME= takes one back to its default.
     """
+    pairs = _pairs(changes)
+    place.connection.check_reachable()
+    click.echo(operating.set_policy(place.connection, job, pairs, reason, name))
+
+
+def _pairs(changes: tuple[str, ...]) -> dict[str, str]:
     pairs = [change.partition("=") for change in changes]
     if wrong := [given for given, (key, equals, _) in zip(changes, pairs, strict=True) if not equals or not key]:
         raise UsageError(f"{wrong[0]!r}: say NAME=VALUE.")
+    return {key: value for key, _, value in pairs}
+
+
+@policy.command()
+@job_argument
+@click.argument("name")
+@click.argument("changes", nargs=-1, metavar="[NAME=VALUE...]")
+@click.option("--reason", required=True, help="Why, for whoever reads the log later.")
+@connection_options
+def promote(job: str, name: str, changes: tuple[str, ...], reason: str, place: Place) -> None:
+    """Let another policy decide from now on, with these parameters.
+
+    NAME is that of a policy, or FILE.py:CLASS, in the folder that `antdt up` was started in. What is in force stays
+    until it decides otherwise; it remembers nothing, and sees what was measured of earlier decisions. It decides until
+    another one is promoted, also after a restart; `antdt up --policy` with another policy than before ends that.
+    """
+    from antdt_streams.views import orders
+
+    pairs = _pairs(changes)
     place.connection.check_reachable()
-    click.echo(operating.set_policy(place.connection, job, {key: value for key, _, value in pairs}, reason, name))
+    click.echo(orders.promote(place.connection, job, name, pairs, reason))
 
 
 @policy.command()

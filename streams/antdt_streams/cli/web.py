@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
-import socket
 
 import click
-from antdt_schemas.errors import ExitCode, UsageError, unknown_job
+from antdt_schemas.address import is_served_here_only
+from antdt_schemas.errors import ExitCode, unknown_job
 from antdt_schemas.topics import check_job
 
 from antdt_streams.cli.common import connection_options, note
@@ -45,7 +44,7 @@ def web(job: str | None, host: str, port: int, allow_actions: bool, place: Place
     if job is not None and check_job(job) not in topics_admin.list_jobs(place.connection):
         raise unknown_job(job)
     stopping, token = stop_on_signals(), new_token() if allow_actions else None
-    readiness, loopback = Readiness.of(os.environ), is_loopback(host)
+    readiness, loopback = Readiness.of(os.environ), is_served_here_only(host)
     connection = place.connection.named(job or "", "web")
 
     def ready(at: int) -> None:
@@ -67,12 +66,3 @@ def web(job: str | None, host: str, port: int, allow_actions: bool, place: Place
     finally:
         readiness.withdraw()
     raise SystemExit(ExitCode.DRAINED)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches that. Raises UsageError where it is no address."""
-    try:
-        found = {ipaddress.ip_address(info[4][0]) for info in socket.getaddrinfo(host, None)}
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--host {host}: there is no such address.") from error
-    return all(address.is_loopback for address in found)

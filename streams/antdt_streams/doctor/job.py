@@ -112,8 +112,7 @@ def schemas(setup: Setup) -> Iterator[Finding]:
     seen, wrong = 0, list[Finding]()
     for topic in readable(setup):
         with TopicReader(setup.reached, setup.job, topic) as reader:
-            newest = max(0, max(reader.ends(), default=0) - TAIL)
-            for raw in reader.to_end(newest):
+            for raw in reader.tail(TAIL):
                 seen += 1
                 found = judged_record(topic, raw.partition, raw.offset, raw.value)
                 if found is not None:

@@ -25,7 +25,7 @@ def rollback(connection: Connection, job: str, secret: bytes | None, step: int, 
 
 def readmit(connection: Connection, job: str, secret: bytes | None, who: str = "") -> str:
     """Try again what is in quarantine."""
-    order(connection, job, lambda _: records.Readmit(), secret, who)
+    order(connection, job, records.Readmit, secret, who)
     whom = "by the workers that run or by the next launch"
     return f"What was in quarantine in job {job} will be trained on again, {whom}."
 

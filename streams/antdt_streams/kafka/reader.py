@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -61,8 +61,15 @@ class TopicReader:
 
     def to_end(self, start: int = 0) -> Iterator[Raw]:
         """Every record from offset `start` on that was there when the reader was made, partition by partition."""
-        for partition, (low, high) in sorted(self._ranges.items()):
-            at, place = max(low, start), Place(self.name, partition)
+        return self._from({partition: max(low, start) for partition, (low, _) in self._ranges.items()})
+
+    def tail(self, last: int) -> Iterator[Raw]:
+        """Of each partition the newest `last` records that were there when the reader was made."""
+        return self._from({partition: max(low, high - last) for partition, (low, high) in self._ranges.items()})
+
+    def _from(self, starts: Mapping[int, int]) -> Iterator[Raw]:
+        for partition, (_, high) in sorted(self._ranges.items()):
+            at, place = starts[partition], Place(self.name, partition)
             if at < high:
                 self._reader.assign({place: at})
                 with _said():

@@ -64,14 +64,20 @@ def _from_file(path: Path, class_name: str) -> Any:
     if spec is None or spec.loader is None:
         raise UsageError(f"No policy in {path}: a policy's file ends in .py.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file does
+        raise UsageError(f"No policy in {path}: it cannot be loaded: {type(error).__name__}: {error}.") from error
     if not hasattr(module, class_name):
         raise UsageError(f"No policy {class_name!r} in {path}.")
     return getattr(module, class_name)
 
 
 def _checked(name: str, found: Any) -> Policy:
-    policy = found() if isinstance(found, type) else found
+    try:
+        policy = found() if isinstance(found, type) else found
+    except Exception as error:
+        raise UsageError(f"{name} cannot be made without arguments: {type(error).__name__}: {error}.") from error
     if not isinstance(policy, Policy):
         raise UsageError(f"{name} is no policy: it needs name, version and decide(view, memory).")
     parameters.check(policy)

@@ -62,8 +62,9 @@ class ClusterView:
     global batch that a plan has asked for last; 0: none has. strategy: the job's, empty while not known. step_s:
     seconds of a step as measured, all waiting included; samples_per_s: of all workers together; both 0 while not known.
     effects: what has come of earlier decisions, the newest last. busy: why the cluster has no room for a node that is
-    started again, empty where it has. restarting: workers that were ordered to be started again and are not back;
-    restart_s: seconds that this has taken lately, 0 while not known.
+    started again, empty where it has. restarting: workers that were ordered to be started again, by whomever, and are
+    not back; restarted_ms: when the last one was ordered, 0 if none was; restart_s: seconds that this has taken lately,
+    0 while not known.
     """
 
     window: int
@@ -87,6 +88,7 @@ class ClusterView:
     busy: str = ""
     restarting: tuple[str, ...] = ()
     restart_s: float = 0.0
+    restarted_ms: int = 0
 
     @property
     def workers(self) -> tuple[NodeView, ...]:

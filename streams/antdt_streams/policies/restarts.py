@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from antdt_schemas.errors import UsageError
-from antdt_schemas.records import Action, NodeClass, Verdict
+from antdt_schemas.records import Action, Effect, NodeClass, Verdict
 from antdt_schemas.strategies import is_asynchronous
 
 from antdt_streams.policies.policy import SERVER, ClusterView, Memory, NodeView, Proposal
@@ -77,10 +77,7 @@ class Restarts:
         here = {node.incarnation for node in view.nodes}
         losses = {who: s for who, s in memory.get(LOSSES, {}).items() if who in here}
         well = [who for who in memory.get(WELL, ()) if who in here]
-        barred = sorted(
-            {*memory.get(BARRED, ())}
-            | {e.worker for e in view.effects if e.action is Action.KILL_RESTART and e.verdict in IN_VAIN}
-        )
+        barred = sorted({*memory.get(BARRED, ())} | {e.worker for e in view.effects if _is_in_vain(e)})
         out = {**memory, LOSSES: losses, WELL: well, BARRED: barred}
         if view.urgent:
             return out
@@ -122,7 +119,8 @@ class Restarts:
             return f"{view.restarting[0]} is being started again"
         if view.restart_s > p.busy_restart_s:
             return f"the cluster is busy: the last restart took {view.restart_s:.0f} s"
-        if ORDERED_MS in memory and view.now_ms - memory[ORDERED_MS] < 1000.0 * p.cooldown_s:
+        last_ms = max(memory.get(ORDERED_MS, 0), view.restarted_ms)  # people order restarts, too
+        if last_ms and view.now_ms - last_ms < 1000.0 * p.cooldown_s:
             return "the last one was a moment ago"
         return ""
 
@@ -140,6 +138,11 @@ class Restarts:
             return False
         factor = 1.0 if node.incarnation in memory[WELL] else p.from_start_factor
         return bool(memory[LOSSES].get(node.incarnation, 0.0) > factor * self.bill_s(node, view))
+
+
+def _is_in_vain(effect: Effect) -> bool:
+    """Whether a restart that was to save something has not. What a person orders predicts nothing."""
+    return effect.action is Action.KILL_RESTART and effect.predicted_gain > 0.0 and effect.verdict in IN_VAIN
 
 
 def _since(seen: Any, view: ClusterView) -> tuple[int, float]:

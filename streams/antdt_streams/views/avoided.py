@@ -77,7 +77,7 @@ def avoided(
     orders: dict[Cause, tuple[int, int, Decision]] = {}
     effects: dict[Cause, Effect] = {}
     for offset, time_ms, decision in decisions:
-        if decision.action is Action.KILL_RESTART:
+        if decision.action is Action.KILL_RESTART and not decision.author:  # people have reasons of their own
             orders.setdefault(decision.cause, (offset, time_ms, decision))
         elif decision.effect is not None and decision.effect.action is Action.KILL_RESTART:
             effects[decision.effect.decision] = decision.effect

@@ -105,9 +105,10 @@ class WorkerView:
 
 @dataclass(slots=True)
 class Control(Projection[Sequence[records.Decision]]):
-    """workers, servers: by name. commands: plans and restarts, each once; a repetition of one or what an older plan
-    says is none. effects: what has come of a decision, by its cause. measured: the newest measurement, at this offset.
-    keep: how many commands are kept, the newest; None: all. changes: how many records there were.
+    """workers, servers: by name. commands: plans, restarts and promotions of policies, each once; a repetition of one
+    or what an older plan says is none. effects: what has come of a decision, by its cause. measured: the newest
+    measurement, at this offset. keep: how many commands are kept, the newest; None: all. changes: how many records
+    there were.
     """
 
     keep: int | None = None
@@ -121,6 +122,7 @@ class Control(Projection[Sequence[records.Decision]]):
     changes: int = 0
     _plan: int = -1
     _targets: set[str] = field(default_factory=set)
+    _promoted: tuple[int, int] = (-1, -1)
 
     def on_record(self, topic: Topic, record: Any, offset: int, time_ms: int = 0) -> None:
         self.changes += 1
@@ -161,11 +163,17 @@ class Control(Projection[Sequence[records.Decision]]):
             self.effects.pop(self.commands.popleft().decision.cause, None)
 
     def _counts(self, decision: records.Decision) -> bool:
-        """A plan that is newer than all before, or an incarnation that is to go and was not to before."""
+        """A plan that is newer than all before, an incarnation that is to go and was not to before, or another policy
+        that decides, which nobody's action says but its author's.
+        """
         if decision.action is records.Action.KILL_RESTART:
             new = decision.target not in self._targets
             self._targets.add(decision.target)
             return new
+        if decision.action is records.Action.NONE and decision.author:
+            at = decision.cause.partition, decision.cause.offset
+            before, self._promoted = self._promoted, max(at, self._promoted)
+            return at > before
         newer = decision.action is not records.Action.NONE and decision.plan > self._plan
         if newer:
             self._plan = decision.plan

@@ -246,6 +246,7 @@ def _decided(command: Command, earlier: Command | None, effect: records.Effect |
         "offset": command.offset,
         "time_ms": command.time_ms or None,
         "policy": f"{one.policy}/{one.policy_version}",
+        "author": one.author,
         "evidence": [one.evidence_first, one.evidence_last],
         "predicted_gain": one.predicted_gain,
         "changes": _changes(one, earlier.decision if earlier else None),

@@ -80,14 +80,25 @@ def absence(job: str, worker: str, known: Mapping[str, Incarnation]) -> UsageErr
     )
 
 
+def newest_life(worker: str, known: Mapping[str, Incarnation]) -> str:
+    """Of a worker that has joined, the incarnation that joined last."""
+    return [name for name, one in known.items() if one.worker == worker][-1]
+
+
+def has_launcher(worker: str, known: Mapping[str, Incarnation]) -> bool:
+    """Whether an `antdt launch` started it. Whoever comes back under another name by itself was launched under one."""
+    launch = known[newest_life(worker, known)].launch
+    lives = [name for name, one in known.items() if (one.worker, one.launch) == (worker, launch)]
+    return any(name.endswith(f".{launch}") for name in lives)
+
+
 def silence(
     worker: str, known: Mapping[str, Incarnation], said: Mapping[str, Mapping[str, Any]], waited_s: float
 ) -> Unavailable:
     """Why nobody answers for a worker that is there. said: the last heartbeats."""
-    mine = [name for name, one in known.items() if one.worker == worker]
-    name, one = mine[-1], known[mine[-1]]
-    heard = _heard(worker, said.get(name))
-    if not any(each.endswith(f".{one.launch}") for each in mine if known[each].launch == one.launch):
+    name = newest_life(worker, known)
+    one, heard = known[name], _heard(worker, said.get(name))
+    if not has_launcher(worker, known):
         return Unavailable(
             f"{worker} ({name}) was not started by `antdt launch`, but by torchrun or by hand, as {one.launcher}: no "
             f"launcher is beside it that could be asked. {heard}",

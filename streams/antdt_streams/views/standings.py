@@ -26,8 +26,7 @@ def standings(connection: Connection, job: str, members: Collection[str] | None)
     out: dict[str, dict[str, Any]] = {}
     try:
         with TopicReader(connection, job, REQUESTS) as reader:
-            tail = reader.to_end(max(0, max(reader.ends(), default=0) - TAIL))
-            for raw, request in decoded(tail, records.Request):
+            for raw, request in decoded(reader.tail(TAIL), records.Request):
                 body = request.body
                 known = members is None or request.incarnation in members
                 if known and isinstance(body, records.Heartbeat) and body.phase:

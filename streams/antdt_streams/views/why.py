@@ -36,7 +36,7 @@ MEANS = {
     ),
     NodeClass.PERSISTENT: (
         "is slow, and stays it",
-        "It is given fewer samples; look at its machine, or let the Controller start it again (`antdt policy show`).",
+        "It is given fewer samples; look at its machine, or have it started again (`antdt restart`), as a policy may.",
     ),
     NodeClass.DETERMINISTIC: (
         "is of a slower kind",
@@ -170,7 +170,8 @@ def _decided(worker: str, decision: records.Decision, effects: Sequence[records.
         what = "it is started again" if decision.target.partition(".")[0] == worker else ""
         came = [one for one in effects if one.action is Action.KILL_RESTART and one.worker == worker]
     else:
-        mine = [one for one in decision.assignments if one.worker == worker]
+        planned = decision.action is not Action.NONE
+        mine = [one for one in decision.assignments if planned and one.worker == worker]
         what = f"plan {decision.plan} gives it {mine[0].batch_size} samples a step" if mine else ""
         came = [one for one in effects if one.action is not Action.KILL_RESTART and one.plan == decision.plan]
     if not what:
@@ -180,5 +181,4 @@ def _decided(worker: str, decision: records.Decision, effects: Sequence[records.
 
 def _tail(connection: Connection, job: str, topic: Topic, last: int) -> Iterable[tuple[Raw, Any]]:
     with TopicReader(connection, job, topic) as reader:
-        start = max(0, max(reader.ends(), default=0) - last)
-        yield from decoded(reader.to_end(start), *topic.kinds)
+        yield from decoded(reader.tail(last), *topic.kinds)

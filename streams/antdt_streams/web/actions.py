@@ -1,7 +1,7 @@
 """What may be ordered from the page, where that is allowed: by whoever has the token, from this page, under a name.
 
 Each order is sent as the command line sends it, and recorded with the name that was given. Owns who may, and the form
-of an order; what it does is `kafka.operating`'s.
+of an order; what it does is that of `kafka.operating` and `views.orders`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from antdt_schemas.errors import Refused, UsageError
 
 from antdt_streams.kafka import operating
 from antdt_streams.kafka.ask import author
+from antdt_streams.views import orders
 
 TOKEN_HEADER = "X-Antdt-Token"
 WHO = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._@+ ]{0,62}")
 REASON_MAX = 500
+NAME_MAX = 63
 CHANGES_MAX = 16
 BUSY_S_MAX = 7 * 86400.0
 
@@ -87,6 +89,20 @@ class Order:
             raise UsageError(f"{name} is to be a whole number, not {value!r}.")
         return value
 
+    def name(self, of: str) -> str:
+        value = self.given.get(of)
+        if not isinstance(value, str) or not 0 < len(value) <= NAME_MAX:
+            raise UsageError(f"{of} is to be a name, of 1 to {NAME_MAX} characters.")
+        return value
+
+    def changes(self, least: int) -> dict[str, str]:
+        """Parameters of a policy, as they are typed."""
+        changes = self.given.get("changes", {})
+        if not isinstance(changes, dict) or not least <= len(changes) <= CHANGES_MAX or not all(changes):
+            told = f"{least} to {CHANGES_MAX} parameters of the policy"
+            raise UsageError(f"changes are {told}: a name and a value for each.")
+        return {key: str(value) for key, value in changes.items()}
+
 
 def _rollback(o: Order) -> str:
     return operating.rollback(o.connection, o.job, o.secret, o.number("step", -1), o.reason, o.who)
@@ -96,11 +112,19 @@ def _readmit(o: Order) -> str:
     return operating.readmit(o.connection, o.job, o.secret, o.who)
 
 
+def _restart(o: Order) -> str:
+    return orders.restart(o.connection, o.job, o.name("worker"), o.reason, o.who)[1]
+
+
 def _policy(o: Order) -> str:
-    changes = o.given.get("changes")
-    if not isinstance(changes, dict) or not 0 < len(changes) <= CHANGES_MAX or not all(changes):
-        raise UsageError(f"changes are 1 to {CHANGES_MAX} parameters of the policy: a name and a value for each.")
-    return operating.set_policy(o.connection, o.job, {k: str(v) for k, v in changes.items()}, o.reason, who=o.who)
+    return operating.set_policy(o.connection, o.job, o.changes(1), o.reason, who=o.who)
+
+
+def _promote(o: Order) -> str:
+    policy = o.name("policy")
+    if ":" in policy:
+        raise UsageError("The page promotes no policy of a file: `antdt policy promote` does, on the machine of it.")
+    return orders.promote(o.connection, o.job, policy, o.changes(0), o.reason, o.who)
 
 
 def _cluster(o: Order) -> str:
@@ -116,7 +140,9 @@ def _cluster(o: Order) -> str:
 ORDERS: Mapping[str, Callable[[Order], str]] = {
     "rollback": _rollback,
     "readmit": _readmit,
+    "restart": _restart,
     "policy": _policy,
+    "promote": _promote,
     "cluster": _cluster,
 }
 

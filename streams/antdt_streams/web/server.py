@@ -8,7 +8,6 @@ this one. Knows aiohttp, which nothing else here does.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import threading
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from aiohttp import web
+from antdt_schemas.address import is_loopback
 from antdt_schemas.errors import AntdtError, Unavailable, UnknownJob, UsageError
 from antdt_schemas.topics import check_job
 
@@ -215,7 +215,7 @@ def guard(loopback: bool) -> Any:
 
     @web.middleware
     async def guarded(request: web.Request, handler: Any) -> web.StreamResponse:
-        if loopback and not is_local(request.host):
+        if loopback and not is_loopback(name_of(request.host)):
             return _wrong(403, f"This page is served to this machine only, and not under the name {request.host!r}.")
         try:
             response: web.StreamResponse = await handler(request)
@@ -241,15 +241,10 @@ async def _secured(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(HEADERS)
 
 
-def is_local(host: str) -> bool:
-    """Whether a Host header means this machine, whoever resolves it."""
+def name_of(host: str) -> str:
+    """What a Host header names, without its port."""
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    return name.strip("[]")
 
 
 def application(page: Page) -> web.Application:

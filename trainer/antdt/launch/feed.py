@@ -162,7 +162,13 @@ def order_of(payload: bytes | None, offset: int) -> tuple[str, str, str] | None:
     if decision.action is not records.Action.KILL_RESTART:
         return None
     by = f"policy {_short(decision.policy)} (version {decision.policy_version}, decision {offset})"
-    return _short(decision.target), by, _short(decision.reason)
+    reason = decision.reason
+    if decision.author:
+        by, reason = (
+            f"{_short(decision.author)} (decision {offset})",
+            reason.removeprefix(f"{decision.author} orders it: "),
+        )
+    return _short(decision.target), by, _short(reason)
 
 
 def wanted_of(payload: bytes | None) -> tuple[str, str, int] | None:

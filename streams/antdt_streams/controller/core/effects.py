@@ -18,6 +18,8 @@ from typing import Any
 
 from antdt_schemas.records import Action, Cause, Decision, Effect, Measurement, Verdict
 
+from antdt_streams.controller.core.lives import is_later, worker_of
+
 BEFORE_WINDOWS = 6
 AFTER_WINDOWS = 4
 SETTLED_WITHIN = 40  # windows behind a restart: what is there must do
@@ -60,7 +62,9 @@ class Trial:
         if self.action is not Action.KILL_RESTART:
             return record.plan >= self.plan
         return any(
-            node.worker == self.worker and node.incarnation != self.target and math.isfinite(node.seconds_per_sample)
+            node.worker == self.worker
+            and is_later(node.incarnation, self.target)
+            and math.isfinite(node.seconds_per_sample)
             for node in record.nodes
         )
 
@@ -95,12 +99,15 @@ class Trial:
 
 @dataclass(slots=True)
 class Trials:
-    """rates: of settled windows since something changed last. done: the newest effects."""
+    """rates: of settled windows since something changed last. done: the newest effects. restarted_ms: when the last
+    restart was ordered, by whomever.
+    """
 
     open: list[Trial] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     done: list[Effect] = field(default_factory=list)
     restarts_s: list[float] = field(default_factory=list)
+    restarted_ms: int = 0
     changed: bool = False
 
     def observe(self, record: Measurement, now_ms: int) -> list[Effect]:
@@ -142,6 +149,7 @@ class Trials:
             return []
         self.changed = True
         restart = decision.action is Action.KILL_RESTART
+        self.restarted_ms = now_ms if restart else self.restarted_ms
         over = [t for t in self.open if (restart and t.in_effect) or t.action is not Action.KILL_RESTART]
         gain, plan, before = decision.predicted_gain, decision.plan, list(self.rates)
         if len(before) < ENOUGH_WINDOWS and not restart and (plans := [t for t in over if t.before]):
@@ -180,23 +188,17 @@ class Trials:
 
     def to_row(self) -> list[Any]:
         done = [_effect_row(effect) for effect in self.done]
-        return [[trial.to_row() for trial in self.open], self.rates, done, self.restarts_s]
+        return [[trial.to_row() for trial in self.open], self.rates, done, self.restarts_s, self.restarted_ms]
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Trials:
-        trials, rates, done, restarts_s = row
+        trials, rates, done, *restarts = row
         effects = [_effect_of(one) for one in done]
-        return cls([Trial.from_row(one) for one in trials], rates, effects, restarts_s)
+        return cls([Trial.from_row(one) for one in trials], rates, effects, *restarts)
 
 
 def _patience_ms(trial: Trial) -> int:
     return RESTART_MS_MAX if trial.action is Action.KILL_RESTART else PLAN_MS_MAX
-
-
-def worker_of(incarnation: str) -> str:
-    """Whose life it is: NAME.LIFE.LAUNCH, or NAME-LIFE as tests and simulations have it."""
-    name = incarnation.rsplit(".", 2)[0]
-    return name if name != incarnation else incarnation.rsplit("-", 1)[0]
 
 
 def gain_of(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
@@ -227,6 +229,8 @@ def told(effect: Effect) -> str:
     """One sentence for people."""
     what = f"{effect.action} of {effect.worker}" if effect.worker else f"plan {effect.plan} ({effect.action})"
     wanted = f"{what} was to save {100 * effect.predicted_gain:.0f} % of the step time"
+    if effect.action is Action.KILL_RESTART and not effect.predicted_gain:
+        wanted = f"{what} was ordered without a prediction"
     if effect.verdict is Verdict.NOT_CARRIED_OUT:
         return f"{wanted}: nobody has carried it out"
     if not effect.windows:

@@ -4,16 +4,17 @@ Owns what is in force, the numbers of plans and the marks by which repeated meas
 policy's. Every Decision says all that is in force, so that the newest one is the whole truth; its action only says what
 has changed. An action that leaves the plan as it is leaves the number, too: no worker would ever report another one.
 What has come of earlier decisions, an answer to an operator, and why a policy cannot work are decisions of action NONE.
+What an operator orders to be started again is a KILL_RESTART like a policy's; the policy sees it, and is not asked.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
-from antdt_schemas.batches import split
 from antdt_schemas.errors import Mismatch, UsageError
 from antdt_schemas.records import (
     Action,
@@ -25,16 +26,20 @@ from antdt_schemas.records import (
     NodeMeasurement,
     Steering,
 )
-from antdt_schemas.strategies import carries_out, is_collective, kind_of
+from antdt_schemas.strategies import carries_out, is_collective
 
+from antdt_streams.controller.core.deciding import Deciding, Find, finds_none, misfit
 from antdt_streams.controller.core.effects import Trials, told
-from antdt_streams.controller.core.steering import Told
+from antdt_streams.controller.core.in_force import InForce
+from antdt_streams.controller.core.lives import Lives
+from antdt_streams.controller.core.steering import Told, why_of
 from antdt_streams.policies import parameters
-from antdt_streams.policies.policy import CHANGES, ClusterView, NodeView, Policy, Proposal
+from antdt_streams.policies.policy import ClusterView, NodeView, Policy, Proposal
 from antdt_streams.storage.rows import Marks, Position, decode_row, digest_rows, encode_row
 
-FORMAT = 2
-HEAD, IN_FORCE, MEMORY, TRIALS = b"head", b"in-force", b"memory", b"trials"
+FORMAT = 3
+HEAD, IN_FORCE, LIVES, MEMORY, TRIALS = b"head", b"in-force", b"lives", b"memory", b"trials"
+ROWS = (HEAD, IN_FORCE, LIVES, MEMORY, TRIALS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,89 +57,53 @@ class ControllerOptions:
             raise UsageError("patience_windows, patience_ms and proposals_max must be at least 1.")
 
 
-@dataclass(slots=True)
-class InForce:
-    """What was commanded last, in all. `plan` 0 is what the workers started with."""
-
-    plan: int = 0
-    window: int = 0
-    issued_ms: int = 0
-    learning_rate_factor: float = 1.0
-    backup_workers: int = 0
-    assignments: dict[str, Assignment] = field(default_factory=dict)
-    batch_size: int = 0
-
-    def take(self, proposal: Proposal, window: int, now_ms: int) -> None:
-        """Put a proposal into force, under a number of its own where it changes the plan."""
-        if proposal.action not in CHANGES:
-            return
-        self.plan, self.window, self.issued_ms = self.plan + 1, window, now_ms
-        if proposal.learning_rate_factor is not None:
-            self.learning_rate_factor = proposal.learning_rate_factor
-        if proposal.backup_workers is not None:
-            self.backup_workers = proposal.backup_workers
-        if proposal.assignments is not None:
-            self.assignments = {a.worker: a for a in proposal.assignments}
-        if proposal.batch_size is not None:
-            self.batch_size = proposal.batch_size
-            self._share_out()
-
-    def _share_out(self) -> None:
-        """Shares in the same proportion, of the global batch as it is now."""
-        workers = sorted(self.assignments)
-        if workers and self.batch_size >= len(workers):
-            weights = [self.assignments[worker].batch_size for worker in workers]
-            sizes = split(self.batch_size, weights, spares=self.backup_workers > 0)
-            for worker, size in zip(workers, sizes, strict=True):
-                self.assignments[worker] = replace(self.assignments[worker], batch_size=size)
-
-    def follow(self, decision: Decision, window: int, now_ms: int) -> None:
-        """Take over what was commanded, which is all that is in force."""
-        if decision.plan != self.plan:
-            self.plan, self.window, self.issued_ms = decision.plan, window, now_ms
-        self.learning_rate_factor, self.backup_workers = decision.learning_rate_factor, decision.backup_workers
-        self.batch_size = decision.batch_size
-        self.assignments = {a.worker: a for a in decision.assignments}
-
-    def to_row(self) -> list[Any]:
-        rows = [[a.worker, a.batch_size, a.accumulation] for _, a in sorted(self.assignments.items())]
-        numbers = [self.plan, self.window, self.issued_ms]
-        return [*numbers, self.learning_rate_factor, self.backup_workers, self.batch_size, rows]
-
-
 class ControllerState:
     """Everything the Controller remembers of a job. refused: the last word about what cannot be carried out.
 
     Invariants: plans are dense from 1; a cause at or below the mark of its partition changes nothing.
     """
 
-    def __init__(self, policy: Policy, options: ControllerOptions | None = None) -> None:
-        self.policy = self._own = policy
+    def __init__(self, policy: Policy, options: ControllerOptions | None = None, find: Find = finds_none) -> None:
+        """policy: the one that decides as long as no other one is promoted. find: has those by name."""
+        self.policy, self.deciding = policy, Deciding(policy, find)
         self.options = options or ControllerOptions()
-        self.marks = Marks()
+        self.marks, self.lives = Marks(), Lives()
         self.in_force = InForce()
         self.memory: Mapping[str, Any] = {}
         self.told, self.trials, self.refused = Told(), Trials(), ""
-        self._dirty = {HEAD, IN_FORCE, MEMORY, TRIALS}
+        self._dirty = set(ROWS)
 
     def process(self, record: Measurement | Steering, position: Position, now_ms: int) -> list[Decision]:
         """Take in one measurement and say what is to be done about it; or an operator's word, and answer it."""
-        if isinstance(record, Steering):
-            answer = Proposal(Action.NONE, self._steer(record, now_ms), target=record.stack)
-            return [self._said(answer, 0, position)]
         out: list[Decision] = []
-
-        def know(effects: Sequence[Effect]) -> None:
-            for effect in effects:
-                out.append(self._said(Proposal(Action.NONE, told(effect)), len(out), position, effect))
-
-        effects, proposals = self._decide(record, now_ms)
-        know(effects)
-        for proposal in proposals:
-            out.append(self._issue(proposal, len(out), record, position, now_ms))
-            know(self.trials.give(out[-1], now_ms))
+        if isinstance(record, Steering):
+            out.append(self._answer(record, position, now_ms))
+            self._know(out, self.trials.give(out[-1], now_ms), position)
+        else:
+            effects, proposals = self._decide(record, now_ms)
+            self._know(out, effects, position)
+            for proposal in proposals:
+                out.append(self._issue(proposal, len(out), record, position, now_ms))
+                self._know(out, self.trials.give(out[-1], now_ms), position)
         self._note_trials()
         return out
+
+    def _know(self, out: list[Decision], effects: Sequence[Effect], position: Position) -> None:
+        for effect in effects:
+            out.append(self._said(Proposal(Action.NONE, told(effect)), len(out), position, effect))
+
+    def _answer(self, record: Steering, position: Position, now_ms: int) -> Decision:
+        """To an operator. author: whose order is carried out."""
+        if record.restart:
+            if refusal := self.lives.refusal(record.restart, self.trials.restarting):
+                return self._said(Proposal(Action.NONE, f"refused: {refusal}"), 0, position)
+            reason = f"{record.author} orders it{why_of(record)}"
+            ordered = Proposal(Action.KILL_RESTART, reason, target=record.restart)
+            return self._said(ordered, 0, position, author=record.author)
+        before = self.policy
+        answer = Proposal(Action.NONE, self._steer(record, now_ms), target=record.stack)
+        promoted = bool(record.promote) and self.policy is not before
+        return self._said(answer, 0, position, author=record.author if promoted else "")
 
     def follow(
         self, record: Measurement | Steering | None, position: Position, now_ms: int, written: Sequence[Decision]
@@ -144,43 +113,88 @@ class ControllerState:
         """
         window = 0
         if isinstance(record, Steering):
-            self._steer(record, now_ms)
+            if not record.promote and not record.restart:
+                self._steer(record, now_ms)
         elif record is not None:
-            self._decide(record, now_ms)
+            self._decide(record, now_ms, written)
             window = record.window
         for decision in written:
+            self._follow_policy(record, decision, now_ms)
             self.in_force.follow(decision, window, now_ms)
             self._dirty.add(IN_FORCE)
             self.trials.give(decision, now_ms)
             if decision.effect is not None:
                 self.trials.know(decision.effect)
             elif record is None and decision.action is Action.NONE and decision.policy == self.policy.name:
-                self.policy = self.told.follow(decision.parameters, self._own)
+                self.policy = self.told.follow(decision.parameters, self.deciding.base)
         self._note_trials()
 
+    def _follow_policy(self, record: Measurement | Steering | None, written: Decision, now_ms: int) -> None:
+        """Let the policy decide that decided then, as far as it was promoted, or is the one of the start.
+
+        Raises:
+            Mismatch: what was promoted cannot be loaded any more.
+        """
+        own = self.deciding.own
+        if self.deciding.promoted and written.policy == own.name != self.policy.name and not written.author:
+            self.deciding.demote()  # the Controller was started with another policy than before
+            self._begin(own, {})
+        elif written.author and written.action is Action.NONE:
+            named = record if isinstance(record, Steering) else Steering(written.author, promote=written.policy)
+            answer = self._steer(named, now_ms)
+            if self.policy.name != written.policy:
+                hint = "Put it back: what was decided is read again with it. Another one can be promoted behind that."
+                raise Mismatch(f"The policy that {written.author} promoted", written.policy, answer.rstrip("."), hint)
+
     def _steer(self, record: Steering, now_ms: int) -> str:
-        self.policy, answer = self.told.take(record, self.policy, now_ms)
         self._dirty.add(IN_FORCE)
-        return answer
+        if not record.promote:
+            self.policy, answer = self.told.take(record, self.policy, now_ms)
+            return answer
+        former = self.policy
+        try:
+            policy = self.deciding.promote(record, former, self.lives.strategy)
+        except UsageError as error:
+            return f"refused: {error}"
+        asked = {one.name: one.value for one in record.parameters}
+        self._begin(policy, asked)
+        with_ = ", ".join(f"{name}={text}" for name, text in self.told.changes.items())
+        what = f"policy {policy.name}{with_ and f' with {with_}'} decides from here on, in place of {former.name}"
+        return f"{what}, says {record.author}{why_of(record)}"
+
+    def _begin(self, policy: Policy, asked: Mapping[str, str]) -> None:
+        """Another policy decides: what is in force stays, and what was measured of it; what the former one remembers
+        would be stale whenever it decides again.
+        """
+        self.policy, self.memory, self.refused = policy, {}, ""
+        self.told.begin(asked)
+        self._dirty |= {HEAD, IN_FORCE, MEMORY}
 
     def _note_trials(self) -> None:
         if self.trials.changed:
             self._dirty.add(TRIALS)
             self.trials.changed = False
 
-    def _decide(self, record: Measurement, now_ms: int) -> tuple[Sequence[Effect], Sequence[Proposal]]:
-        """What has come of earlier decisions, and what the policy proposes: once for each measurement."""
+    def _decide(
+        self, record: Measurement, now_ms: int, written: Sequence[Decision] = ()
+    ) -> tuple[Sequence[Effect], Sequence[Proposal]]:
+        """What has come of earlier decisions, and what the policy proposes: once for each measurement. written: what
+        was said then; the policy hears no other verdict now.
+        """
         if not self.marks.note(record.cause.partition, (record.cause.offset, record.cause.index)):
             return (), ()
         self._dirty.add(HEAD)
+        if self.lives.note(record):
+            self._dirty.add(LIVES)
         effects = self.trials.observe(record, now_ms)
+        for decision in takewhile(lambda one: one.effect is not None, written):
+            assert decision.effect is not None
+            self.trials.know(decision.effect)
         return effects, self._proposals(record, now_ms)
 
     def _proposals(self, record: Measurement, now_ms: int) -> Sequence[Proposal]:
-        under = getattr(self.policy, "strategies", ())
-        named = record.strategy, kind_of(record.strategy)
-        if under and record.strategy and not any(name.startswith(tuple(under)) for name in named):
-            return self._refuse(f"policy {self.policy.name} works under {' or '.join(under)} only", record)
+        if why := misfit(self.policy, record.strategy):
+            return self._refuse(why, record)
         proposals, memory = self.policy.decide(self.view(record, now_ms), self.memory)
         assert len(proposals) <= self.options.proposals_max, f"{self.policy.name} proposes {len(proposals)} at once"
         for proposal in proposals:
@@ -239,6 +253,7 @@ class ControllerState:
             busy=self.told.is_busy(now_ms),
             restarting=self.trials.restarting,
             restart_s=self.trials.restart_s,
+            restarted_ms=self.trials.restarted_ms,
         )
 
     def _pending(self, record: Measurement, now_ms: int) -> bool:
@@ -276,7 +291,9 @@ class ControllerState:
         self._dirty.add(IN_FORCE)
         return self._said(proposal, index, position)
 
-    def _said(self, proposal: Proposal, index: int, position: Position, effect: Effect | None = None) -> Decision:
+    def _said(
+        self, proposal: Proposal, index: int, position: Position, effect: Effect | None = None, author: str = ""
+    ) -> Decision:
         in_force = self.in_force
         return Decision(
             cause=Cause(position.partition, position.offset, index),
@@ -295,6 +312,7 @@ class ControllerState:
             batch_size=in_force.batch_size,
             parameters=parameters.stamp(self.policy),
             effect=effect,
+            author=author,
         )
 
     # -- rows
@@ -302,7 +320,10 @@ class ControllerState:
     def _row(self, key: bytes) -> bytes:
         if key == HEAD:
             marks = [[partition, *mark] for partition, mark in sorted(self.marks.items())]
-            return encode_row([FORMAT, self.policy.name, self.refused, marks])
+            names = [self.policy.name, self.deciding.own.name, self.deciding.promoted]
+            return encode_row([FORMAT, names, self.refused, marks])
+        if key == LIVES:
+            return encode_row(self.lives.to_row())
         if key == IN_FORCE:
             return encode_row([self.in_force.to_row(), self.told.to_row()])
         return encode_row(self.memory if key == MEMORY else self.trials.to_row())
@@ -314,35 +335,43 @@ class ControllerState:
         return out
 
     def rows(self) -> dict[bytes, bytes]:
-        return {key: self._row(key) for key in (HEAD, IN_FORCE, MEMORY, TRIALS)}
+        return {key: self._row(key) for key in ROWS}
 
     def digest(self) -> bytes:
         return digest_rows(self.rows())
 
     @classmethod
     def load(
-        cls, rows: Mapping[bytes, bytes], policy: Policy, options: ControllerOptions | None = None
+        cls,
+        rows: Mapping[bytes, bytes],
+        policy: Policy,
+        options: ControllerOptions | None = None,
+        find: Find = finds_none,
     ) -> ControllerState:
         """The state that these rows are of. Another policy takes over what is in force, but not the memory.
 
         Raises:
             Mismatch: the rows were written in another format.
+            UsageError: a policy was promoted that cannot be loaded any more.
         """
-        state = cls(policy, options)
+        state = cls(policy, options, find)
         if not rows:
             return state
-        found, name, *rest = decode_row(rows[HEAD])
+        found, names, *rest = decode_row(rows[HEAD])
         if found != FORMAT:
             raise Mismatch("Format of the Controller's state", FORMAT, found)
-        state.refused, marks = rest
+        (name, own, promoted), (state.refused, marks) = names, rest
+        state.deciding.resume(promoted, own)
+        same = name == state.deciding.base.name
+        state.lives = Lives.from_row(decode_row(rows[LIVES]))
         state.marks = Marks({partition: (offset, index) for partition, offset, index in marks})
         (*numbers, batch_size, assignments), heard = decode_row(rows[IN_FORCE])
-        state.in_force, state.told = InForce(*numbers), Told.from_row(heard, same_policy=name == policy.name)
+        state.in_force, state.told = InForce(*numbers), Told.from_row(heard, same_policy=same)
         state.in_force.batch_size = batch_size
-        state.policy, state.trials = state.told.applied(policy), Trials.from_row(decode_row(rows[TRIALS]))
+        state.policy, state.trials = state.told.applied(state.deciding.base), Trials.from_row(decode_row(rows[TRIALS]))
         state.in_force.assignments = {row[0]: Assignment(*row) for row in assignments}
-        state.memory = decode_row(rows[MEMORY]) if name == policy.name else {}
-        state._dirty = set() if name == policy.name else {HEAD, IN_FORCE, MEMORY}
+        state.memory = decode_row(rows[MEMORY]) if same else {}
+        state._dirty = set() if same and own == policy.name else {HEAD, IN_FORCE, MEMORY}
         return state
 
 

@@ -42,15 +42,13 @@ class Told:
         said = [", ".join(f"{name}={text or 'its default'}" for name, text in asked.items())] if asked else []
         if steering.cluster is not Cluster.UNCHANGED:
             busy = steering.cluster is Cluster.BUSY
-            why = f": {steering.reason}" if steering.reason else ""
-            self.busy = f"{steering.author} says so{why}" if busy else ""
+            self.busy = f"{steering.author} says so{why_of(steering)}" if busy else ""
             self.until_ms = now_ms + int(1000 * steering.busy_s) if busy and steering.busy_s > 0.0 else 0
             limit = f" for {steering.busy_s:g} s" if self.until_ms else ""
             said.append(f"the cluster is {steering.cluster}{limit}")
         if not said:
             return policy, f"policy {policy.name}, asked by {steering.author}"
-        why = f": {steering.reason}" if steering.reason else ""
-        return policy, f"{' and '.join(said)}, says {steering.author}{why}"
+        return policy, f"{' and '.join(said)}, says {steering.author}{why_of(steering)}"
 
     def follow(self, stamp: str, policy: Policy) -> Policy:
         """Parameters as a decision had them, where what was told is gone."""
@@ -67,6 +65,10 @@ class Told:
             self.changes = {}
             return policy
 
+    def begin(self, asked: Mapping[str, str]) -> None:
+        """Another policy decides, with these parameters: what was told of the one before is gone."""
+        self.changes = {name: text for name, text in asked.items() if text}
+
     def is_busy(self, now_ms: int) -> str:
         return "" if self.until_ms and now_ms >= self.until_ms else self.busy
 
@@ -77,6 +79,11 @@ class Told:
     def from_row(cls, row: Sequence[Any], *, same_policy: bool) -> Told:
         changes: Mapping[str, str] = row[0] if same_policy else {}
         return cls(dict(changes), row[1], row[2])
+
+
+def why_of(steering: Steering) -> str:
+    """The reason as the end of a sentence, where one is given."""
+    return f": {steering.reason}" if steering.reason else ""
 
 
 def _typed(value: Any) -> str:

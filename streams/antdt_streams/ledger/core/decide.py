@@ -154,22 +154,22 @@ def _rollback(turn: Turn, request: records.Request, body: records.Rollback) -> N
 
 
 def _readmit(turn: Turn, request: records.Request, body: records.Readmit) -> None:
-    state, said = turn.state, ""
+    state, author, said = turn.state, body.author[:AUTHOR_CHARS_MAX], ""
     if state.why_stopped:
         raise Refusal(f"The job {state.why_stopped}. What is in quarantine is not trained any more: start a new job.")
     if isinstance(state.shards, Batches):
         found = list(state.shards.readmittable())
         for piece in found:
-            turn.emit(records.Readmitted(*piece))
-        if found and state.members.open:
-            close(turn, "samples are readmitted")  # all members must know of it at the same step
+            turn.emit(records.Readmitted(*piece, author))
+        if found and state.members.open:  # all members must know of it at the same step
+            close(turn, f"{author} readmits samples" if author else "samples are readmitted")
         ahead = state.shards.quarantined_total - (later.lifted(state.shards) if found else 0)
         if ahead:
             said = f"{ahead:,} samples are still ahead of the steps: ask again once these have left them out."
     else:
         for number in sorted(state.shards.epochs):
             for start, end in list(state.shards.epochs[number].quarantined):
-                turn.emit(records.Readmitted(number, start, end - start))
+                turn.emit(records.Readmitted(number, start, end - start, author))
     turn.answer(request, Status.OK, said)
 
 

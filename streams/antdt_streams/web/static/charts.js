@@ -97,7 +97,7 @@ export class Pace {
       pen.stroke();
       if (x - before < 14 * scale && !chosen) continue;
       before = x;
-      pen.fillText(one.action === "KILL_RESTART" ? "↻" : String(one.plan), x, box.top + 9 * scale);
+      pen.fillText(({ KILL_RESTART: "↻", NONE: "P" })[one.action] ?? String(one.plan), x, box.top + 9 * scale);
     }
     pen.restore();
   }

@@ -5,14 +5,20 @@ import { ask, byId, element } from "./words.js";
 const FORMS = {
   rollback: { title: "Go back to a checkpoint", what: "The steps behind it are undone, and exactly their samples are trained on again.", reason: true },
   readmit: { title: "Try again what is in quarantine", what: "Mend the samples first. A job that was done goes on when its workers are launched again.", reason: false },
+  restart: { title: "Start a worker or server again", what: "It leaves, and its launcher starts its next life. Nothing is lost or repeated.", reason: true },
   policy: { title: "Change a parameter of the policy", what: "Counts from the next measurement on. An empty value is the default.", reason: true },
+  promote: { title: "Let another policy decide", what: "From now on, also after a restart. What is in force stays until it decides otherwise.", reason: true },
   cluster: { title: "Say whether the cluster is busy", what: "While it is busy, no node is started again.", reason: true },
 };
 
+// Those that come with antdt; one that is installed is typed.
+const POLICIES = ["nd", "dd", "adjust-bs", "even", "none", "lb-bsp", "backup", "backup-drop", "asp", "asp-dds", "ant-colony"];
+
 export class Orders {
-  constructor(job, found) {
+  constructor(job, found, chosen) {
     this.job = job;
     this.found = found;
+    this.chosen = chosen;
     this.token = "";
     this.who = "";
     this.dialog = byId("dialog");
@@ -53,6 +59,13 @@ export class Orders {
       const options = [element("option", { value: "-1", text: "the newest checkpoint" }), ...steps.map((step) => element("option", { value: step, text: `step ${step}` }))];
       return [field("To", element("select", { name: "step" }, ...options))];
     }
+    if (kind === "restart") return [field("Worker or server", element("input", { name: "worker", required: "", maxlength: "63", placeholder: "w1", spellcheck: "false", value: this.chosen() }))];
+    if (kind === "promote") {
+      const names = element("datalist", { id: "policies" }, ...POLICIES.map((name) => element("option", { value: name })));
+      const name = element("input", { name: "policy", required: "", maxlength: "63", placeholder: "nd", spellcheck: "false", list: "policies" });
+      const parameters = element("input", { name: "parameters", maxlength: "500", placeholder: "gain_min=0.08 restart=off", spellcheck: "false" });
+      return [field("Policy", name), names, field("Parameters", parameters)];
+    }
     if (kind === "policy") return [field("Parameter", element("input", { name: "parameter", required: "", maxlength: "63", placeholder: "gain_min" })), field("Value", element("input", { name: "value", maxlength: "63", placeholder: "0.08" }))];
     if (kind === "cluster") return [field("The cluster is", element("select", { name: "cluster" }, element("option", { value: "busy", text: "busy" }), element("option", { value: "free", text: "free" }))), field("For seconds (0: until told)", element("input", { name: "for_s", type: "number", min: "0", value: "600" }))];
     return [];
@@ -63,15 +76,12 @@ export class Orders {
     const given = Object.fromEntries(new FormData(event.target));
     this.token = given.token;
     this.who = given.who;
-    const order = { who: given.who, reason: given.reason };
-    if (kind === "rollback") order.step = Number(given.step);
-    if (kind === "policy") order.changes = { [given.parameter]: given.value };
-    if (kind === "cluster") Object.assign(order, { cluster: given.cluster, for_s: Number(given.for_s) });
     said.className = "said";
     said.textContent = "Sent; waiting for the answer …";
     const button = event.target.querySelector(".go");
     button.disabled = true;
     try {
+      const order = { who: given.who, reason: given.reason, ...asked(kind, given) };
       const headers = { "Content-Type": "application/json", "X-Antdt-Token": given.token };
       const answer = await ask(`/api/jobs/${encodeURIComponent(this.job)}/orders/${kind}`, { method: "POST", headers, body: JSON.stringify(order) });
       said.textContent = answer.said;
@@ -83,6 +93,24 @@ export class Orders {
       button.disabled = false;
     }
   }
+}
+
+// What an order says beside who gives it, and why.
+function asked(kind, given) {
+  if (kind === "rollback") return { step: Number(given.step) };
+  if (kind === "restart") return { worker: given.worker };
+  if (kind === "policy") return { changes: { [given.parameter]: given.value } };
+  if (kind === "promote") return { policy: given.policy, changes: pairs(given.parameters) };
+  if (kind === "cluster") return { cluster: given.cluster, for_s: Number(given.for_s) };
+  return {};
+}
+
+// Parameters as they are typed on a command line.
+function pairs(text) {
+  const words = text.split(/\s+/).filter(Boolean);
+  const wrong = words.find((word) => word.indexOf("=") < 1);
+  if (wrong) throw new Error(`${wrong}: say NAME=VALUE.`);
+  return Object.fromEntries(words.map((word) => [word.slice(0, word.indexOf("=")), word.slice(word.indexOf("=") + 1)]));
 }
 
 function field(label, input) {

@@ -18,7 +18,7 @@ const lanes = new Lanes(
   (worker) => { seen.worker = seen.worker === worker ? "" : worker; look(); },
 );
 const pace = new Pace();
-const orders = new Orders(job, () => seen.found);
+const orders = new Orders(job, () => seen.found, () => seen.worker);
 
 function query() {
   const words = new URLSearchParams({ first: seen.first, rows: seen.rows });
@@ -133,7 +133,7 @@ function verdict(found) {
   setText("verdict", found.verdict);
   const last = found.decisions.at(-1);
   const effect = last?.effect;
-  const came = effect ? ` It was to save ${percent(last.predicted_gain)} of the step time and saved ${percent(effect.measured_gain)} ± ${percent(effect.gain_error)}: ${effect.verdict.replaceAll("_", " ")}.` : last ? (found.done ? " What it saved was not measured." : " What it saves is being measured.") : "";
+  const came = effect ? ` ${last.author ? "It" : `It was to save ${percent(last.predicted_gain)} of the step time and`} saved ${percent(effect.measured_gain)} ± ${percent(effect.gain_error)}: ${effect.verdict.replaceAll("_", " ")}.` : last && last.action !== "NONE" ? (found.done ? " What it saved was not measured." : " What it saves is being measured.") : "";
   setText("acted", last ? `${name(last)} (decisions@${last.offset}): ${last.reason}.${came}` : found.current === false ? "Reading what was decided …" : "Nothing was decided yet.");
   const why = found.why;
   setText("why-verdict", why && seen.worker ? why.verdict : "");
@@ -141,7 +141,7 @@ function verdict(found) {
   setText("next", why ? why.next : "");
 }
 
-const name = (one) => (one.action === "KILL_RESTART" ? `Restart of ${one.target}` : `Plan ${one.plan}`);
+const name = (one) => ({ KILL_RESTART: `Restart of ${one.target}`, NONE: "Policy" })[one.action] || `Plan ${one.plan}`;
 
 function samples(found) {
   const all = found.samples;
@@ -178,15 +178,15 @@ function decisions(found) {
 function decision(one, open, newest) {
   const effect = one.effect;
   const gain = effect
-    ? element("span", { class: `gain ${effect.verdict}`, title: effect.told, text: `predicted ${percent(-one.predicted_gain)}, measured ${percent(-effect.measured_gain)} ± ${percent(effect.gain_error)}: ${effect.verdict.replaceAll("_", " ")}` })
-    : element("span", { class: "gain", text: one.predicted_gain ? `predicted ${percent(-one.predicted_gain)}, not measured ${newest ? "yet" : "by itself"}` : "no gain was predicted" });
+    ? element("span", { class: `gain ${effect.verdict}`, title: effect.told, text: `${one.author ? "ordered" : `predicted ${percent(-one.predicted_gain)}`}, measured ${percent(-effect.measured_gain)} ± ${percent(effect.gain_error)}: ${effect.verdict.replaceAll("_", " ")}` })
+    : one.action === "NONE" ? null : element("span", { class: "gain", text: one.predicted_gain ? `predicted ${percent(-one.predicted_gain)}, not measured ${newest ? "yet" : "by itself"}` : one.author ? `ordered, not measured ${newest ? "yet" : "by itself"}` : "no gain was predicted" });
   const changes = element("span", { class: "changes" }, ...one.changes.map(([worker, before, now]) => element("span", { text: before === null ? `${worker} ${now}` : `${worker} ${before}→${now}` })));
-  const source = element("span", { class: "source", text: `decisions@${one.offset}, measurements@${one.evidence[0]}${one.evidence[1] !== one.evidence[0] ? `–${one.evidence[1]}` : ""}, ${one.policy}${effect && effect.in_effect_step >= 0 ? `, in effect from step ${effect.in_effect_step} after ${effect.delay_s} s` : ""}` });
+  const source = element("span", { class: "source", text: `decisions@${one.offset}, measurements@${one.evidence[0]}${one.evidence[1] !== one.evidence[0] ? `–${one.evidence[1]}` : ""}, ${one.author ? "by order" : one.policy}${effect && effect.in_effect_step >= 0 ? `, in effect from step ${effect.in_effect_step} after ${effect.delay_s} s` : ""}` });
   return element(
     "li",
     { "data-offset": one.offset, class: open.has(String(one.offset)) ? "chosen" : "", tabindex: "0", onmouseenter: () => pace.mark(one.offset), onmouseleave: () => pace.mark(null), onfocus: () => pace.mark(one.offset), onblur: () => pace.mark(null) },
-    element("div", { class: "said-so" }, element("span", {}, element("b", { text: one.action === "KILL_RESTART" ? `↻ ${one.target.split(".")[0]} ` : `plan ${one.plan} ` }), document.createTextNode(one.reason)), one.time_ms ? element("time", { text: clock(one.time_ms) }) : null),
-    element("div", {}, gain, changes),
+    element("div", { class: "said-so" }, element("span", {}, element("b", { text: ({ KILL_RESTART: `↻ ${one.target.split(".")[0]} `, NONE: "" })[one.action] ?? `plan ${one.plan} ` }), document.createTextNode(one.reason)), one.time_ms ? element("time", { text: clock(one.time_ms) }) : null),
+    element("div", {}, ...[gain, changes].filter(Boolean)),
     source,
   );
 }
