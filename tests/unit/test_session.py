@@ -219,6 +219,26 @@ def test_steps_are_reported_together_unless_somebody_waits_for_the_ledger(sessio
     assert commits(session, 1.62) == [[7]]
 
 
+def test_what_a_file_waits_for_is_reported_at_once(session: Session) -> None:
+    made(session, 1)
+    commits(session, 1.0)
+    session.on_reply(reply(session.outbox.number, committed=1))
+    made(session, 2)
+    assert commits(session, 1.1) == []
+    session.files.wrote(records.Checkpoint(1, 2, b"2" * 16, "file", b"h" * 32))
+    assert commits(session, 1.11) == [[2]]
+
+
+def test_a_process_that_ends_reports_what_it_has_made_answered_or_not(session: Session) -> None:
+    made(session, 1)
+    assert commits(session, 1.0) == [[1]]
+    made(session, 2)
+    session.applied(Composition(3, (1, 7, 0, 96, 32), b"3" * 16, 0))
+    last = [r.body for r in session.last_words(1.01)]
+    assert [b.first_step + len(b.plans) - 1 for b in last if isinstance(b, records.Commit)] == [2], "3 is not proven"
+    assert session.last_words(1.02) == []
+
+
 def test_many_fast_steps_do_not_wait_for_their_time(session: Session) -> None:
     made(session, 1)
     commits(session, 1.0)

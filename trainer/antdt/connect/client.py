@@ -144,6 +144,8 @@ class Client:
         with suppress(UsageError, Unavailable):  # said before: it must not hide why the connection ends
             for batch in iter(lambda: self.telemetry.batch(monotonic(), everything=True), None):
                 self._send_telemetry(batch)
+            for request in self.session.last_words(monotonic()):
+                self._send(request)
             if leave and self.session.outbox.number:  # also who was not answered yet: it may be granted
                 self.say(records.Leave(self.session.generation))
         self._sender.close(5)

@@ -80,8 +80,8 @@ class Commits:
         if reply.number == self._sent.number or committed >= self._sent_step > 0:
             self._sent.answered()
 
-    def tick(self, now_s: float, generation: int, committed: int, outbox: Outbox, *, hurried: bool = False) -> None:
-        """Report what is due. hurried: somebody waits for what comes of it.
+    def tick(self, now_s: float, generation: int, committed: int, outbox: Outbox, *, every_s: float) -> None:
+        """Report what is due, every so many seconds.
 
         An entry of the log for each step would be mostly the entry's own bytes, and nobody needs to hear sooner: what
         was made and not reported is in the models of all, and goes on with them.
@@ -94,7 +94,6 @@ class Commits:
         new = new or (obeys and self._obeys not in self._obeying.values())
         again = (bool(ready) or (self.settle and self._provable >= 0) or obeys) and since >= self.options.retry_s
         # One at a time: whatever comes meanwhile goes with the next one, however long the ledger is away.
-        every_s = self.options.hurried_s if hurried else self.options.commit_every_s
         pause_s = sent.pause_s(self.options) if sent.tries else every_s
         if len(ready) > self.options.commit_steps_max and not sent.tries:
             pause_s = 0.0
@@ -117,6 +116,11 @@ class Commits:
         if obeys and len(self._obeying) < ASKED_MAX:
             self._obeying[number] = self._obeys
         self._sent_step = chosen[-1].step if chosen else self._sent_step
+
+    def last(self, now_s: float, generation: int, committed: int, outbox: Outbox) -> None:
+        """Report what was not reported, whether what was before is answered or not: nothing follows."""
+        self._sent.answered()
+        self.tick(now_s, generation, committed, outbox, every_s=0.0)
 
     def _fitting(self, ready: list[Composition]) -> list[Composition]:
         """As many as one request holds."""

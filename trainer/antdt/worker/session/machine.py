@@ -315,6 +315,12 @@ class Session:
             outbox.post(records.Heartbeat(self.generation, self.committed, *said), self._beat, now_s)
         return outbox.emptied()
 
+    def last_words(self, now_s: float) -> list[records.Request]:
+        """The process ends, for whatever reason: what there is to report, without waiting for its time."""
+        if self.phase is Phase.MEMBER and self.rank == 0:
+            self._commits.last(now_s, self.generation, self.committed, self.outbox)
+        return self.outbox.emptied()
+
     @property
     def _beats(self) -> bool:
         """Whether heartbeats are its signs of life; who asks for something gives others."""
@@ -324,8 +330,10 @@ class Session:
     def _tick_member(self, now_s: float) -> None:
         self.leases.measure(now_s)
         if self.rank == 0:
-            hurried = self.waits or self.leaving
-            self._commits.tick(now_s, self.generation, self.committed, self.outbox, hurried=hurried)
+            options = self.options
+            hurried = self.waits or self.leaving or self.files.newest is not None  # a file's event is behind its steps
+            every_s = options.hurried_s if hurried else options.commit_every_s
+            self._commits.tick(now_s, self.generation, self.committed, self.outbox, every_s=every_s)
         self.changes.tick(now_s, self.generation, self.rank, self.stopped, self.outbox)
         if self.spec.batches or self.role != WORKER:
             return
