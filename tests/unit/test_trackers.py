@@ -77,7 +77,7 @@ def test_each_is_told_the_same_numbers_as_one_run(library: Library, tmp_path: Pa
 
 
 def test_names_last_and_numbers_are_of_the_job() -> None:
-    told = numbers(document(), [5, 8])
+    told = numbers(document(), [100, 8, 7, 8, 9, 8, 2])
     assert told == {
         "antdt/step": 7, "antdt/generation": 2, "antdt/members": 3, "antdt/void_entries": 0,
         "antdt/samples_total": 100, "antdt/samples_committed": 60, "antdt/samples_leased": 8,

@@ -96,7 +96,9 @@ class Coverage:
             self._advance(event)
             self.first_lease_ms = now_ms if self.first_lease_ms is None else self.first_lease_ms
             self.last_commit_ms = now_ms
-        elif isinstance(event, records.Leased):
+        elif isinstance(
+            event, records.Leased | records.Settled
+        ):  # a group that leases nothing settles at its first step
             self.first_lease_ms = now_ms if self.first_lease_ms is None else self.first_lease_ms
         elif isinstance(event, records.RolledBack):
             self.rolled_back += self.step - event.step

@@ -7,13 +7,14 @@ than the job, and what single workers do is in the topics.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from antdt_streams.views.control import SLOW
 from antdt_streams.views.top import Top
 
 PREFIX = "antdt/"
+SECONDS = 5  # over which a rate is told: steps are reported together
 
 
 def numbers(found: Mapping[str, Any], speeds: list[int]) -> dict[str, float]:
@@ -26,7 +27,7 @@ def numbers(found: Mapping[str, Any], speeds: list[int]) -> dict[str, float]:
         "sample_ms_median": median(own) if own else 0.0,
         "sample_ms_slowest": max(own, default=0.0),
         "batch_size": sum(one["batch_size"] for one in found["workers"]),
-        "samples_per_second": speeds[-1] if speeds else 0,
+        "samples_per_second": mean(speeds[:-1][-SECONDS:] or speeds or [0]),  # the second at hand is not over
         "log_offset": found["offset"],
     }
     plans = {"plan": found["decisions"][-1]["plan"] if found["decisions"] else 0}

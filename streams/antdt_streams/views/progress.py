@@ -45,7 +45,7 @@ class Progress(Projection["Progress"]):
             if isinstance(event, records.Granted):
                 self.generation, self.members = event.generation, len(event.members)
                 self.source_step = event.committed if event.source_step is None else event.source_step
-            elif isinstance(event, records.Leased | records.Committed) and self.first_ms is None:
+            elif isinstance(event, records.Leased | records.Settled | records.Committed) and self.first_ms is None:
                 self.first_ms = body.now_ms
         commits = sum(isinstance(event, records.Committed) for event in read.events)
         self.commits += commits
@@ -62,7 +62,7 @@ class Progress(Projection["Progress"]):
 
     @property
     def train_s(self) -> float:
-        """Seconds from the first lease to the newest commit, as the audit counts them."""
+        """Seconds from the first lease, or step, to the newest commit, as the audit counts them."""
         return 0.0 if self.first_ms is None or not self.now_ms else (self.now_ms - self.first_ms) / 1000
 
     @property

@@ -73,7 +73,7 @@ class Membership:
         s = self.settings
         host, port = self.strategy.address
         where = Where(host, port, s.node, s.hardware, s.restarts, s.launch, s.launcher, s.place, s.take_over)
-        asking = replace(self.options.session, commit_every_s=0.0) if s.alone else self.options.session
+        asking = replace(self.options.session, commit_every_s=0.0, hurried_s=0.0) if s.alone else self.options.session
         session = Session(s.worker, s.incarnation, self.spec, where, asking, role=s.role)
         telemetry = self._telemetry(s.incarnation)
         if s.alone:
