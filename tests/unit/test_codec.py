@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import io
 import tracemalloc
 import types
@@ -128,3 +129,28 @@ def test_bytes_at_the_very_end_that_are_shorter_than_they_claim_are_undecodable(
     assert whole.endswith(b"sixteen bytes!!!"), "the last field"
     with pytest.raises(Undecodable, match="ends too early"):
         codec.decode(whole[:-1], records.Request)
+
+
+RECORDS = [kind for kind in vars(records).values() if dataclasses.is_dataclass(kind) and isinstance(kind, type)]
+
+
+@pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)
+def test_a_constructor_is_what_a_dataclass_has_and_looks_up_no_field(kind: Any) -> None:
+    twin = type(kind.__name__, (), {"__annotations__": {}})
+    for field in dataclasses.fields(kind):
+        twin.__annotations__[field.name] = field.type
+        if field.default is not dataclasses.MISSING:
+            setattr(twin, field.name, field.default)
+    usual = dataclasses.dataclass(frozen=True, slots=True)(twin)
+    assert inspect.signature(kind) == inspect.signature(usual)
+    assert "__setattr__" not in kind.__init__.__code__.co_names
+    numbers = range(len(dataclasses.fields(kind)))
+    assert dataclasses.astuple(kind(*numbers)) == tuple(numbers)
+
+
+def test_fastavro_is_given_no_table_of_types_but_of_those_that_a_schema_refers_to() -> None:
+    schemas = [schema for _, schema in codec.registry().writers.values()]
+    for schema in (*schemas, *codec.registry().current.values()):
+        text = {key: value for key, value in schema.items() if key != "__named_schemas"}
+        assert all(repr(text).count(f"'{name}'") > 1 for name in schema["__named_schemas"])
+    assert "dev.antdt.Cause" in codec.registry().current["Decision"]["__named_schemas"]

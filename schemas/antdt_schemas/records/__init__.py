@@ -7,7 +7,12 @@ durations are seconds.
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
+
 from antdt_schemas.records.asking import *  # noqa: F403
 from antdt_schemas.records.control import *  # noqa: F403
 from antdt_schemas.records.fixed import *  # noqa: F403
 from antdt_schemas.records.log import *  # noqa: F403
+from antdt_schemas.records.quick import quicken
+
+quicken(kind for kind in list(globals().values()) if isinstance(kind, type) and is_dataclass(kind))

@@ -102,6 +102,8 @@ def suspects(shards: Shards, epoch: int, start: int, end: int) -> int:
     would never be committed, and always the same batch would fail. (Found by simulation.)
     """
     size, attempts = shards.spec.shard_size, shards.epoch(epoch).attempts
+    if not attempts:
+        return 0
     first = last = start // size
     while last * size < end and attempts.get(last, 0) == attempts.get(first, 0):
         last += 1
