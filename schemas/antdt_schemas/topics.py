@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from antdt_schemas import records
 from antdt_schemas.errors import UsageError
@@ -102,6 +103,7 @@ def record_bytes(message_bytes: int) -> int:
     return min(RECORD_BYTES_MAX, message_bytes - HEADERS_BYTES)
 
 
+@lru_cache(maxsize=64)  # topics are named for each record that is written
 def check_job(job: str) -> str:
     """The name of a job, or UsageError: it becomes part of topic names and folders."""
     if not JOB_NAME.fullmatch(job):

@@ -17,10 +17,13 @@ from antdt_streams.ledger.core import rows
 from antdt_streams.ledger.core.fold import Doubt, Fold, Office, Position
 from antdt_streams.ledger.core.versions import FOLD_VERSION, state_of
 from antdt_streams.storage.rows import Identity as Identity  # noqa: PLC0414  handed on
+from antdt_streams.storage.rows import json_encoder
 
 POSITION = b"\0position"
 GENESIS = b"\0genesis"
 LAYOUT = 1
+# With spaces, as ever: waypoints of older versions are compared byte for byte.
+_ENCODE = json_encoder(separators=(", ", ": "))
 
 
 def position_row(fold: Fold, identity: Identity, leader_epoch: int | None) -> bytes:
@@ -48,7 +51,7 @@ def position_row(fold: Fold, identity: Identity, leader_epoch: int | None) -> by
         mark["holes"] = fold.position.holes
     if fold.doubts:
         mark["doubts"] = [astuple(doubt) for doubt in fold.doubts]
-    return json.dumps(mark).encode()
+    return _ENCODE(mark).encode()
 
 
 def whole(fold: Fold, identity: Identity, leader_epoch: int | None) -> dict[bytes, bytes]:

@@ -36,13 +36,16 @@ def changes(state: State) -> dict[bytes, bytes | None]:
 
 def all_rows(state: State) -> Iterator[tuple[bytes, bytes]]:
     """Every row, in a fixed order."""
-    yield from _few_rows(state)
+    for kind, name in _few(state):
+        row = _row(state, kind, name)
+        assert row is not None
+        yield _key(kind, name), row
     for step in state.line.steps:
         yield _key("step", step.step), _row_of(step)
 
 
-def _few_rows(state: State) -> Iterator[tuple[bytes, bytes]]:
-    """All but the steps."""
+def _few(state: State) -> Iterator[tuple[str, Any]]:
+    """(kind, name) of every row but those of steps."""
     names: tuple[tuple[str, Any], ...] = (
         ("checkpoints", (0,)),
         ("epoch", sorted(state.shards.epochs)),
@@ -67,17 +70,33 @@ def _few_rows(state: State) -> Iterator[tuple[bytes, bytes]]:
     )
     for kind, keys in names:
         for name in keys:
-            row = _row(state, kind, name)
-            assert row is not None
-            yield _key(kind, name), row
+            yield kind, name
 
 
 def digest(state: State) -> bytes:
     """Digest of the whole state, 16 bytes: each row with its key, lengths before both, in the order of `all_rows`."""
-    parts = [_framed(key, row) for key, row in _few_rows(state)]
+    parts = [_framed_row(state, kind, name) for kind, name in _few(state)]
     # A step never changes, so what it adds is made once: a digest covers thousands of them.
     parts += [step.framed or _frame(step) for step in state.line.steps]
     return blake2b(b"".join(parts), digest_size=16).digest()
+
+
+def _framed_row(state: State, kind: str, name: Any) -> bytes:
+    if kind in FLAT:
+        return _framed_flat(kind, name, tuple(_KINDS[kind][0](state, name)))
+    row = _row(state, kind, name)
+    assert row is not None
+    return _framed(_key(kind, name), row)
+
+
+# Rows of numbers and names alone, of which most are what they were when the last digest was made. What they are now is
+# looked at each time: a digest must not believe that a row is as it was written.
+FLAT, FLAT_KEPT = ("incarnation", "lease"), 1 << 13
+
+
+@lru_cache(maxsize=FLAT_KEPT)
+def _framed_flat(kind: str, name: Any, value: tuple[Any, ...]) -> bytes:
+    return _framed(_key(kind, name), _ENCODE(value).encode())
 
 
 def _framed(key: bytes, row: bytes) -> bytes:
