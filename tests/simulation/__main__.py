@@ -9,6 +9,7 @@ steps, before SEED or search: in worlds whose steps have a fixed size; servers: 
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import traceback
@@ -69,6 +70,7 @@ def large(workers: int) -> int:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what was imported is never garbage: nobody need look through it
     logging.getLogger("antdt").setLevel(logging.CRITICAL)  # ledgers tell of what the adversary does to them
     if sys.argv[1:3] == ["large", "--workers"]:
         sys.exit(large(int(sys.argv[3])))

@@ -138,7 +138,7 @@ class LedgerProcess:
                 self.world.count("ledger_superseded")
             elif moment is Moment.SAVED and self.moment is Moment.READ:
                 self.life.office.state.check()
-            elif self.stands_by and moment is not self.moment:
+            elif moment is not self.moment and self.stands_by:
                 self.world.count("standby_takes_office")
             self.moment = moment
             if moment not in OFTEN or rng.random() < PAUSES:

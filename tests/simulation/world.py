@@ -462,7 +462,7 @@ class World:
         elif luck < 0.62:
             self.step_training()
         elif luck < 0.80:
-            worker = self.choose(self.processes())
+            worker = self.some_process()
             if worker is not None:
                 worker.talk()
         elif luck < 0.95:
@@ -470,10 +470,18 @@ class World:
         else:
             self.services.step()
 
+    def some_process(self) -> Any:
+        """Of those that `processes` has, one that is awake."""
+        tick, found = self.tick, (*self.workers.values(), *self.rivals) if self.rivals else self.workers.values()
+        return self.one_of([w for w in found if w.alive and w.asleep_until <= tick and not w.life.ended])
+
     def choose(self, some: list[Any]) -> Any:
-        """One that is awake, by chance, or the favourite of this world."""
+        """One that is awake."""
         tick = self.tick
-        awake = [x for x in some if x.asleep_until <= tick]
+        return self.one_of([x for x in some if x.asleep_until <= tick])
+
+    def one_of(self, awake: list[Any]) -> Any:
+        """By chance, or the favourite of this world."""
         if len(awake) < 2:
             return awake[0] if awake else None
         if self.favours and self.rng.random() < 0.4:
@@ -498,7 +506,7 @@ class World:
 
     def step_training(self) -> None:
         """One step of one training thread."""
-        worker = self.choose(self.processes())
+        worker = self.some_process()
         if worker is None:
             if not any(w.alive for w in self.workers.values()) and not self.due:
                 self.start_worker("w0")

@@ -37,8 +37,11 @@ def minimise_slowest(
     low_q, high_q = np.asarray(least, np.int64), np.asarray(most, np.int64)
     if not low_q.size:
         return [] if total == 0 else None
-    if low_q.sum() > total or high_q.sum() < total or bool((low_q > high_q).any()):
+    rest = total - int(low_q.sum())
+    if rest < 0 or high_q.sum() < total or bool((low_q > high_q).any()):
         return None
+    if rest <= REST:  # as at the end of the bisection
+        return _hand_out(rest, low_q.tolist(), costs, cost, high_q)
     low, high = 0.0, float(costs(high_q).max())
     best, middle, stride = low_q, min(start_s, high), start_s / 64
     below = above = False  # what is known of the answer's cost: a bound

@@ -82,21 +82,23 @@ def digest(state: State) -> bytes:
 
 
 def _framed_row(state: State, kind: str, name: Any) -> bytes:
-    if kind in FLAT:
-        return _framed_flat(kind, name, tuple(_KINDS[kind][0](state, name)))
+    kept = KEPT.get(kind)
+    if kept is not None:
+        return kept(kind, name, tuple(_KINDS[kind][0](state, name)))
     row = _row(state, kind, name)
     assert row is not None
     return _framed(_key(kind, name), row)
 
 
-# Rows of numbers and names alone, of which most are what they were when the last digest was made. What they are now is
-# looked at each time: a digest must not believe that a row is as it was written.
-FLAT, FLAT_KEPT = ("incarnation", "lease"), 1 << 13
-
-
-@lru_cache(maxsize=FLAT_KEPT)
-def _framed_flat(kind: str, name: Any, value: tuple[Any, ...]) -> bytes:
+def _framed_value(kind: str, name: Any, value: tuple[Any, ...]) -> bytes:
     return _framed(_key(kind, name), _ENCODE(value).encode())
+
+
+# Rows of which most are what they were when the last digest was made, and how many are kept: some are long. What is in
+# them now is looked at each time: a digest must not believe that a row is as it was written.
+SMALL_KEPT, LARGE_KEPT = 1 << 13, 8
+_small, _large = lru_cache(SMALL_KEPT)(_framed_value), lru_cache(LARGE_KEPT)(_framed_value)
+KEPT = {"incarnation": _small, "lease": _small, "fault": _small, "grant": _large, "checkpoints": _large}
 
 
 def _framed(key: bytes, row: bytes) -> bytes:
@@ -244,7 +246,7 @@ def _load_step(s: State, name: str, row: Any) -> None:
 
 
 def _checkpoints(s: State, _: int) -> Any:
-    return [[c.step, c.lineage.hex(), c.file, c.committed] for c in s.line.checkpoints]
+    return [(c.step, c.lineage.hex(), c.file, c.committed) for c in s.line.checkpoints]
 
 
 def _load_checkpoints(s: State, _: str, row: Any) -> None:

@@ -212,11 +212,15 @@ class Leases:
 
     def ask(self, now_s: float, generation: int, outbox: Outbox) -> None:
         """Ask for more where half of what should be held is left."""
-        target, due = self._target(), self._due
-        pause_s = due.pause_s(self.options)
-        if not due.tries:  # the last question was answered
+        due = self._due
+        if due.tries:
+            pause_s = due.pause_s(self.options)
+        else:  # the last question was answered
             pause_s = self.options.wait_retry_s if self._waiting else 0.0
-        if self.untaken * 2 > target or now_s - due.at_s < pause_s:
+        if now_s - due.at_s < pause_s:
+            return
+        target = self._target()
+        if self.untaken * 2 > target:
             return
         # The ledger counts what is not committed. Fronts are as old as the last answer: what was taken lately is a
         # better guess, and one that is too low only while the ledger is far behind.
