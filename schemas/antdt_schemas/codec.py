@@ -58,10 +58,26 @@ def schema_fingerprint(schema: Any) -> bytes:
     return bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
 
 
+class Current(NamedTuple):
+    """What a record is written with: schema, and header."""
+
+    schema: Any
+    header: bytes
+
+
+@cache
+def current(name: str) -> Current:
+    """Of one record alone: nobody waits for schemas that it never meets."""
+    raw = json.loads(schema_text(name))
+    schema = _light(_with_bytes_defaults(parse_schema(raw, named_schemas={})))
+    return Current(schema, MARKER + schema_fingerprint(raw))
+
+
 class Registry:
     """Every schema that a record was ever written with, by fingerprint.
 
     Current schemas come from `avsc/`, older ones from `history/NAME/*.avsc`. Nothing is ever removed from there.
+    It is made when a header is not that of the record which is expected, as it is written now.
     """
 
     def __init__(self) -> None:
@@ -70,11 +86,8 @@ class Registry:
         self.writers: dict[bytes, tuple[str, Any]] = {}
         for record in TOP_LEVEL:
             name = record.__name__
-            raw = json.loads(schema_text(name))
-            self.current[name] = _light(_with_bytes_defaults(parse_schema(raw, named_schemas={})))
-            mark = schema_fingerprint(raw)
-            self.header[name] = MARKER + mark
-            self.writers[mark] = (name, self.current[name])
+            self.current[name], self.header[name] = current(name)
+            self.writers[self.header[name][len(MARKER) :]] = (name, self.current[name])
             for raw in _history(name):
                 self.writers.setdefault(schema_fingerprint(raw), (name, _light(parse_schema(raw, named_schemas={}))))
 
@@ -153,7 +166,7 @@ class _Writer(NamedTuple):
 
 @cache
 def _writer(kind: Any) -> _Writer:
-    schema, hints, known = registry().current[kind.__name__], typing.get_type_hints(kind), fields(kind)
+    (schema, header), hints, known = current(kind.__name__), typing.get_type_hints(kind), fields(kind)
     names, count = [f.name for f in known], len(known)
     assert names == [f["name"] for f in schema["fields"]], kind
     while count > 1 and known[count - 1].default is not MISSING and hints[names[count - 1]] is not float:
@@ -165,7 +178,6 @@ def _writer(kind: Any) -> _Writer:
     ]
     fastavro.schemaless_writer(out, parts[1][0], parts[1][1](usual))
     last_of = attrgetter(*names[count:]) if names[count:] else lambda _: ()
-    header = registry().header[kind.__name__]
     return _Writer(header, (schema, _plain(kind)), parts[0], last_of, last_of(usual), out.getvalue())
 
 
@@ -179,7 +191,9 @@ def decode(data: bytes | None, expected: type[R]) -> R:
     read = _reader(expected)  # type: ignore[arg-type]
     schemas = read.schemas.get(data[:HEADER_SIZE]) if data else None
     if data is None or schemas is None or len(data) > MAX_BYTES:
-        raise _not_a(expected.__name__, data)
+        schemas = _other_schemas(expected.__name__, data)
+        assert data is not None and schemas[1] is not None
+        read.schemas[data[:HEADER_SIZE]] = schemas
     # Over bytes in memory no length in the data can claim more than there is: a read of 2^62 bytes returns the rest,
     # and arrays grow item by item, each of which takes at least a byte.
     # But text that claims to be longer than the rest is cut short in silence: the byte behind the end shows it.
@@ -208,33 +222,35 @@ class _Reader(NamedTuple):
 
 @cache
 def _reader(kind: Any) -> _Reader:
-    known, name = registry(), kind.__name__
-    writers = {mark: schema for mark, (of, schema) in known.writers.items() if of == name}
-    reader = known.current[name]
-    schemas = {MARKER + mark: (writer, None if writer is reader else reader) for mark, writer in writers.items()}
-    return _Reader(schemas, _typed(kind))
+    schema, header = current(kind.__name__)
+    return _Reader({header: (schema, None)}, _typed(kind))
 
 
-def _not_a(name: str, data: bytes | None) -> Undecodable:
-    """Why these bytes are not even read as such a record."""
+def _other_schemas(name: str, data: bytes | None) -> tuple[Any, Any]:
+    """Of writer and reader, for a record that is not written as it is now. Errors: as `decode`."""
     if not data or data[:2] != MARKER or len(data) < HEADER_SIZE:
         framed = " It may be framed for a schema registry: see wire.framing." if data and data[0] == 0 else ""
         what = f"{_peek(data)} does not begin with the Avro single-object marker c301"
-        return Undecodable(f"Not a {name}: {what}.{framed}")
+        raise Undecodable(f"Not a {name}: {what}.{framed}")
     if len(data) > MAX_BYTES:
-        return Undecodable(f"Not a {name}: {len(data)} bytes, more than the {MAX_BYTES} that a record may have.")
+        raise Undecodable(f"Not a {name}: {len(data)} bytes, more than the {MAX_BYTES} that a record may have.")
     found = registry().writers.get(data[2:HEADER_SIZE])
     if found is None:
-        return UnknownSchema(
+        raise UnknownSchema(
             f"A {name} was written with schema fingerprint {data[2:HEADER_SIZE].hex()}, unknown to this version.",
             "Upgrade antdt to the writer's version or newer.",
         )
-    return Undecodable(f"Expected a {name}, found a {found[0]}.")
+    if found[0] != name:
+        raise Undecodable(f"Expected a {name}, found a {found[0]}.")
+    return found[1], current(name).schema
 
 
 def decode_one_of(data: bytes | None, expected: Sequence[type[Any]]) -> Any:
     """The record in `data`, of one of these types; of the first where the header says none. Errors: as `decode`."""
-    return decode(data, next((one for one in expected if data and begins_as(data, one)), expected[0]))
+    kind = expected[0]
+    if data and len(expected) > 1 and data[:HEADER_SIZE] != current(kind.__name__).header:
+        kind = next((one for one in expected if begins_as(data, one)), kind)
+    return decode(data, kind)
 
 
 def begins_as(data: bytes, expected: type[Any]) -> bool:

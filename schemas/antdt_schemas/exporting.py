@@ -6,12 +6,10 @@ Nothing of a service rests on it: a port that is taken is one line in its log, a
 from __future__ import annotations
 
 import logging
-import platform
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -109,6 +107,9 @@ class _Collector:
 
 
 def build() -> Family:
+    import platform
+    from importlib import metadata
+
     return BUILD, {(metadata.version("antdt"), platform.python_version()): 1}
 
 

@@ -9,16 +9,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
+from functools import wraps
 from typing import Any
 
 
 def quicken(kinds: Iterable[type[Any]]) -> None:
-    """Give these classes, which are frozen dataclasses with slots, such a constructor."""
+    """Give these classes, which are frozen dataclasses with slots, such a constructor, each when it is first used."""
     for kind in kinds:
-        usual = kind.__init__
-        kind.__init__ = _constructor(kind)  # type: ignore[method-assign]
+        kind.__init__ = _first(kind, kind.__init__)  # type: ignore[method-assign]
+
+
+def _first(kind: type[Any], usual: Any) -> Any:
+    @wraps(usual)
+    def first(self: Any, *args: Any, **named: Any) -> None:
+        made = _constructor(kind)
         for name in ("__module__", "__qualname__", "__annotations__", "__defaults__"):
-            setattr(kind.__init__, name, getattr(usual, name))
+            setattr(made, name, getattr(usual, name))
+        kind.__init__ = made  # type: ignore[method-assign]
+        made(self, *args, **named)
+
+    return first
 
 
 def _constructor(kind: type[Any]) -> Any:

@@ -24,7 +24,7 @@ from antdt_streams.host.files import write_whole
 from antdt_streams.kafka import topics_admin
 from antdt_streams.kafka.ask import ask
 from antdt_streams.local.place import Place
-from antdt_streams.local.services import STANDBY, environment_of, ledger_folder, service_command
+from antdt_streams.local.services import STANDBY, environment_of, service_command
 from antdt_streams.local.supervise import Child, RestartPolicy, Start, Supervisor, start_process
 from antdt_streams.views.follow import Follow
 from antdt_streams.views.progress import Progress
@@ -158,7 +158,7 @@ class World:
 
     def state_folder(self, child: str) -> Path:
         if child in LEDGERS:
-            return ledger_folder(self.place, self.job, "" if child == "ledger" else child)
+            return self.place.ledger_folder(self.job, "" if child == "ledger" else child)
         return self.place.service_folder(self.job, child)
 
     def deaf_file(self, name: str) -> Path:

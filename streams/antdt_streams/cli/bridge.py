@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from antdt_streams.cli.common import connection_options, job_argument, note
-from antdt_streams.cli.services import stop_on_signals
+from antdt_streams.cli.common import connection_options, job_argument, note, stop_on_signals
 from antdt_streams.local.place import Place
 from antdt_streams.views.aggregate import about, numbers, proof
 from antdt_streams.views.top import Top, await_current

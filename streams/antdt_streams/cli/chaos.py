@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from antdt_schemas.errors import UsageError
 
-from antdt_streams.cli.common import note
-from antdt_streams.cli.services import stop_on_signals
+from antdt_streams.cli.common import note, stop_on_signals
 
 if TYPE_CHECKING:
     from antdt_streams.chaos.run import Profile, Verdict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 
 import click
 
@@ -50,7 +50,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "recover": ("operator", "Accept a loss of the broker, on record."),
     },
     "Services": {
-        "ledger": ("services", "Run one ledger of a job, as `antdt up` does."),
+        "ledger": ("ledger", "Run one ledger of a job, as `antdt up` does."),
         "monitor": ("processors", "Run the Monitor of a job: it measures every worker."),
         "controller": ("processors", "Run the Controller of a job: it decides and commands."),
     },
@@ -86,7 +86,7 @@ class Commands(Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(metadata.version("antdt"), prog_name="antdt")
+@click.version_option(package_name="antdt", prog_name="antdt")  # looked up when somebody asks
 def main() -> None:
     """Straggler-proof, auditable distributed training on Kafka.
 

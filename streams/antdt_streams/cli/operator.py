@@ -107,13 +107,12 @@ def recover(job: str, accept_loss: bool, reason: str, instance: str, place: Plac
     that the log still knows of; the old state folder is kept under another name.
     """
     from antdt_streams.ledger.service import Ledger
-    from antdt_streams.local.services import ledger_folder
 
     if not accept_loss:
         raise UsageError("Say --accept-loss: what the lost entries recorded cannot be proven any more.")
     log_to_stderr(job, "ledger")
     options = LedgerOptions(secret=place.secret)
-    fact = Ledger(place.connection, job, ledger_folder(place, job, instance), options).recover(reason)
+    fact = Ledger(place.connection, job, place.ledger_folder(job, instance), options).recover(reason)
     lost = f"from offset {fact.first_lost}" if fact.first_lost >= 0 else "at offsets that are not known"
     note(f"Recorded by {process_name()}: entries {lost} up to {fact.next_offset} of run {fact.run_id} are lost.")
     raise SystemExit(ExitCode.DONE)

@@ -13,8 +13,15 @@ from antdt_schemas.errors import ExitCode, Unavailable, UsageError
 from antdt_schemas.launch_locks import process_name
 from antdt_schemas.topics import DECISIONS
 
-from antdt_streams.cli.common import Group, connection_options, emit_json, job_argument, json_option, note
-from antdt_streams.cli.services import stop_on_signals
+from antdt_streams.cli.common import (
+    Group,
+    connection_options,
+    emit_json,
+    job_argument,
+    json_option,
+    note,
+    stop_on_signals,
+)
 from antdt_streams.kafka import operating
 from antdt_streams.local.place import Place
 

@@ -15,8 +15,7 @@ from antdt_schemas.exporting import Where
 from antdt_schemas.topics import WORKER_NAME
 
 from antdt_streams.cli.common import connection_options, job_argument, metrics_options
-from antdt_streams.local.place import Place
-from antdt_streams.local.services import MAIN_INSTANCE
+from antdt_streams.local.place import MAIN_INSTANCE, Place
 from antdt_streams.runtime.service import Service
 
 

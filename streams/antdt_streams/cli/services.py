@@ -1,10 +1,7 @@
-"""antdt up, ledger."""
+"""antdt up."""
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -13,56 +10,35 @@ from time import monotonic
 import click
 from antdt_schemas import framing
 from antdt_schemas.connection import Connection
-from antdt_schemas.errors import ExitCode, JobTaken, UsageError
+from antdt_schemas.errors import JobTaken, UsageError
 from antdt_schemas.exporting import PORT_MAX, Where
 
 from antdt_streams.broker.use import BrokerUse
-from antdt_streams.cli.common import connection_options, job_argument, metrics_options, note, replication_option
+from antdt_streams.cli.common import (
+    connection_options,
+    job_argument,
+    metrics_options,
+    note,
+    replication_option,
+    stop_on_signals,
+)
+from antdt_streams.cli.ledger import patience_option, stuck_option
 from antdt_streams.cli.topics import told
-from antdt_streams.host.logs import log_to_stderr
-from antdt_streams.host.readiness import Readiness
 from antdt_streams.kafka import topics_admin
-from antdt_streams.ledger.core.holdups import STUCK_MS
 from antdt_streams.local.place import Place
 from antdt_streams.local.services import (
-    MAIN_INSTANCE,
     SERVICES,
     STANDBY,
     NamedBroker,
     PageBeside,
     alone_up,
     broker_of,
-    ledger_folder,
     start_services,
 )
 from antdt_streams.local.supervise import POLL_S, Supervisor
 
 BROKER_EVERY_S = 1.0
 LEDGERS = ("ledger", STANDBY)
-
-
-def stop_on_signals() -> threading.Event:
-    """An event that SIGINT and SIGTERM set."""
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
-    return stopping
-
-
-patience_option = click.option(
-    "--patience-ms",
-    type=int,
-    default=5_000,
-    show_default=True,
-    help="A worker that is silent for longer is given up, and the others go on. Counts when the job is new.",
-)
-stuck_option = click.option(
-    "--stuck-ms",
-    type=click.IntRange(min=1000),
-    default=STUCK_MS,
-    show_default=True,
-    help="A worker that lives, but holds up the others for longer without announcing it, is given up.",
-)
 
 
 @click.command()
@@ -181,28 +157,3 @@ def _who(connection: Connection, job: str) -> str:
 
     genesis = read_genesis(connection, job)
     return "" if genesis is None else f" Its run is {genesis.run_id}, begun by {genesis.owner}."
-
-
-@click.command()
-@job_argument
-@patience_option
-@stuck_option
-@click.option("--standby", is_flag=True, help="Follow the log, and take office when its leader falls silent.")
-@click.option("--instance", default="", help="Name of this ledger where one machine has several: a folder of its own.")
-@metrics_options
-@connection_options
-def ledger(
-    job: str, patience_ms: int, stuck_ms: int, standby: bool, instance: str, metrics: Where, place: Place
-) -> None:
-    """Run a ledger of a job: one is in office, and writes the shard log; whoever is superseded stands by."""
-    from antdt_streams.ledger.options import LedgerOptions
-    from antdt_streams.ledger.service import Ledger
-
-    log_to_stderr(job, "ledger")
-    stopping = stop_on_signals()
-    options = LedgerOptions(patience_ms=patience_ms, stuck_ms=stuck_ms, standby=standby, secret=place.secret)
-    connection = place.connection.named(job, "ledger", instance or MAIN_INSTANCE)
-    service = Ledger(connection, job, ledger_folder(place, job, instance), options)
-    service.stopping, service.readiness, service.metrics = stopping, Readiness.of(os.environ), metrics
-    service.run()
-    sys.exit(ExitCode.DRAINED)

@@ -10,8 +10,7 @@ from antdt_schemas.address import is_served_here_only
 from antdt_schemas.errors import ExitCode, unknown_job
 from antdt_schemas.topics import check_job
 
-from antdt_streams.cli.common import connection_options, note
-from antdt_streams.cli.services import stop_on_signals
+from antdt_streams.cli.common import connection_options, note, stop_on_signals
 from antdt_streams.host.logs import log_to_stderr
 from antdt_streams.host.readiness import Readiness
 from antdt_streams.local.place import Place

@@ -9,6 +9,9 @@ from pathlib import Path
 from antdt_schemas import auth, framing
 from antdt_schemas.connection import ENV_FRAMING, Connection, names_a_broker
 from antdt_schemas.data_folder import BROKER, data_folder, running
+from antdt_schemas.topics import check_worker
+
+MAIN_INSTANCE = "main"
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,10 @@ class Place:
 
     def service_folder(self, job: str, service: str) -> Path:
         return self.data / "state" / job / service
+
+    def ledger_folder(self, job: str, instance: str) -> Path:
+        """Of one of several ledgers, by its name; of the only one without."""
+        return self.service_folder(job, f"ledger-{check_worker(instance)}" if instance else "ledger")
 
 
 def place_of(bootstrap_servers: str | None, kafka_config: Path | None, data: Path | None, framed: str = "") -> Place:

@@ -7,24 +7,21 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from antdt_schemas.connection import ENV_BOOTSTRAP, ENV_FILE, ENV_FRAMING, Connection
 from antdt_schemas.data_folder import BROKER, ENV_DATA
 from antdt_schemas.errors import JobTaken
 from antdt_schemas.exporting import ENV_PORT
-from antdt_schemas.topics import check_worker
 
 from antdt_streams.broker.use import BrokerUse
 from antdt_streams.host import locks
 from antdt_streams.host.child import ServiceEnded
-from antdt_streams.local.place import Place
+from antdt_streams.local.place import MAIN_INSTANCE, Place
 from antdt_streams.local.supervise import Start, Supervisor, start_process
 
 SERVICES = ("ledger", "monitor", "controller")
 STANDBY, PAGE = "standby", "web"
 PAGE_PORT = 8780
-MAIN_INSTANCE = "main"
 
 
 class NamedBroker:
@@ -157,7 +154,3 @@ def environment_of(connection: Connection, place: Place) -> dict[str, str]:
     if place.framing:
         named[ENV_FRAMING] = place.framing
     return {ENV_BOOTSTRAP: connection.bootstrap, ENV_DATA: str(place.data), **named}
-
-
-def ledger_folder(place: Place, job: str, instance: str) -> Path:
-    return place.service_folder(job, f"ledger-{check_worker(instance)}" if instance else "ledger")

@@ -6,7 +6,6 @@ Imports code, so it is not part of the pure core; what it returns must be pure.
 from __future__ import annotations
 
 import importlib.util
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,8 @@ def find(name: str) -> Policy:
     name = FORMER.get(name, name)
     if name in READY:
         return _checked(name, READY[name])
+    from importlib.metadata import entry_points
+
     installed = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name in installed:
         return _checked(name, installed[name].load())
