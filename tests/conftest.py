@@ -44,6 +44,7 @@ SECONDS = {
     "test_who_is_told_to_go_finishes_its_step_and_when_all_are_nothing_has_to_be_done_again": 12.0,
     "test_workers_and_servers_are_killed_and_nothing_is_lost_or_repeated": 12.0,
     "test_who_leaves_the_loop_leaves_a_checkpoint_and_hangs_nobody": 12.0,
+    "test_a_job_is_listed_archived_and_deleted": 12.0,  # early: it looks at all jobs that there are by then
     "test_a_second_launch_ends_at_once_and_one_that_takes_over_does_it_once": 12.0,
     "test_the_example_trains": 8.0,
     "test_every_step_under_a_plan_has_its_learning_rate_on_all_members_whoever_is_killed": 8.0,

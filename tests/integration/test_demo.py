@@ -108,7 +108,7 @@ TRAINING = "checkpoints/*/*/*.pt"  # the model before the first step
     [
         (BROKER, signal.SIGINT),
         pytest.param(TRAINING, signal.SIGINT, marks=pytest.mark.dear),
-        (SERVICES, signal.SIGKILL),
+        pytest.param(SERVICES, signal.SIGKILL, marks=pytest.mark.dear),
     ],
 )
 def test_nothing_is_left_running(moment: str, number: signal.Signals, tmp_path: Path) -> None:

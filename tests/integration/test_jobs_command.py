@@ -107,8 +107,6 @@ def test_a_job_is_listed_archived_and_deleted(connection: Connection, job: str, 
     assert genesis is not None
     assert json.loads(checked.stdout)["exactly_once"] and json.loads(checked.stdout)["run_id"] == genesis.run_id
 
-    code, said = antdt("delete", job)
-    assert (code, said.splitlines()[-1]) == (ExitCode.USAGE, "antdt: Nobody can be asked here: say --yes.")
     code, said = antdt("delete", job, "--yes")
     assert code == 0, said
     assert all(f"topic {topic.name(job)}, " in said for topic in TOPICS)
@@ -116,3 +114,14 @@ def test_a_job_is_listed_archived_and_deleted(connection: Connection, job: str, 
     assert topics_admin.groups(connection, job) == []
     assert not (tmp_path / "state" / job).exists()
     assert antdt("delete", job, "--yes")[0] == ExitCode.USAGE
+
+
+def test_nobody_who_cannot_be_asked_deletes_a_job(connection: Connection, job: str, tmp_path: Path) -> None:
+    """One that never ran: where a ledger was, it is looked twice whether it is there."""
+    topics_admin.create(connection, job)
+    place = ["--bootstrap-servers", connection.bootstrap, "--data-dir", str(tmp_path)]
+    done = CliRunner().invoke(main, ["delete", job, *place])
+    assert done.exit_code == ExitCode.USAGE
+    first, *_, last = done.output.splitlines()
+    assert (first, last) == (f"Of job {job} these go:", "antdt: Nobody can be asked here: say --yes.")
+    assert job in topics_admin.list_jobs(connection)
