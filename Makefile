@@ -48,7 +48,8 @@ docs: install
 	$(BIN)/python -m sphinx -b html -W --keep-going -n docs build/docs
 	$(BIN)/python -m pytest -m dear tests/integration/test_site.py $(ARGS)
 
-# The adapters, with the frameworks that they are for: installed into the same environment, once.
+# The adapters, with the frameworks that they are for: installed into the same environment, once. Of torchtitan the
+# loaders are tried, without what its models need: its `datasets` cannot be beside the newest transformers.
 adapters: $(VENV)/.adapters
 	$(BIN)/python -m pytest -n 2 --dist load -m adapters $(ARGS)
 
@@ -56,8 +57,10 @@ $(VENV)/.adapters: $(VENV)/.installed constraints-adapters.txt
 	@if [ -x $(BIN)/uv ]; then \
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -e '.[dev,adapters-dev]' \
 	    -c constraints.txt -c constraints-adapters.txt; \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps torchtitan -c constraints-adapters.txt; \
 	else \
 	  $(BIN)/python -m pip install --quiet -e '.[dev,adapters-dev]' -c constraints.txt -c constraints-adapters.txt; \
+	  $(BIN)/python -m pip install --quiet --no-deps torchtitan -c constraints-adapters.txt; \
 	fi
 	@touch $@
 
