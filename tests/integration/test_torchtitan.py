@@ -1,6 +1,6 @@
 """torchtitan's own data loader, watched: its batches, and where it goes on, are what they are without us.
 
-`make adapters` installs it; without it this is skipped. Its Trainer wants accelerators, so the loader is all of it here.
+`make adapters` installs it; without it this is skipped. Its Trainer wants accelerators: the loader is all of it here.
 """
 
 from __future__ import annotations
