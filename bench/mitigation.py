@@ -31,6 +31,7 @@ from antdt_schemas.records import Action, Decision, Parameter, Steering
 from antdt_schemas.strategies import is_asynchronous
 from antdt_schemas.topics import DECISIONS
 from antdt_streams.broker import EmbeddedBroker
+from antdt_streams.controller.core.deciding import misfit
 from antdt_streams.demo.run import Watch
 from antdt_streams.host.child import end, spawn
 from antdt_streams.kafka import topics_admin
@@ -44,12 +45,11 @@ from antdt_streams.views.job import audit_of
 
 from bench.common import machine, write
 from bench.mitigation_overhead import overhead
-from bench.mitigation_patterns import PATTERNS, SERVERS, WORKERS, Pattern, Work, ideal_s
+from bench.mitigation_patterns import ALLREDUCE, PATTERNS, SERVERS, WORKERS, Pattern, Work, ideal_s
 from bench.mitigation_picture import picture
 
 ROOT = Path(__file__).parents[1]
 POLICIES = ("even", "none", "lb-bsp", "adjust-bs", "nd", "dd", "backup")
-ALLREDUCE = "allreduce"
 STRATEGIES = (ALLREDUCE, "ps-bsp", "ps-bsp/drop", "ps-asp", "ps-asp/even", "ps-asp/colony")
 """`mitigation_worker.strategy_of` makes them; all but the first one have servers."""
 LOSES = "backup-drop"  # samples: it says so, and a launch of it ends with 3
@@ -186,8 +186,7 @@ def actions_of(decisions: list[Decision]) -> list[dict[str, Any]]:
 
 def works(policy: str, strategy: str) -> bool:
     """Whether a policy does anything under a strategy."""
-    under = tuple(getattr(find(policy), "strategies", ()))
-    return not under or (strategy if strategy == ALLREDUCE else f"{strategy}/servers={SERVERS}").startswith(under)
+    return not misfit(find(policy), strategy if strategy == ALLREDUCE else f"{strategy}/servers={SERVERS}")
 
 
 def completed(runs: list[dict[str, Any]], size: Size) -> None:

@@ -16,6 +16,7 @@ from functools import cache
 from antdt_streams.policies.solver import solve_dd, solve_nd, step_s
 
 WORKERS, SERVERS = 4, 2
+ALLREDUCE = "allreduce"  # the one strategy without servers
 SLOT_S = 3.0  # a transient burst lasts so long
 BURST_SHARE = 0.12  # of all slots, of each worker
 ONSET = 0.2  # of the run

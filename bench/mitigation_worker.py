@@ -22,14 +22,14 @@ from antdt_schemas.strategies import is_asynchronous
 from torch.nn import functional
 
 from bench import adult
-from bench.mitigation_patterns import PATTERNS, WORKERS, Pattern
+from bench.mitigation_patterns import ALLREDUCE, PATTERNS, WORKERS, Pattern
 
 SERVER = os.environ.get("ANTDT_ROLE") == "server"
 
 
 def strategy_of(name: str) -> Any:
     """What the script names: further strategies are added here, by the name that `--strategies` has."""
-    if name == "allreduce":
+    if name == ALLREDUCE:
         return antdt.AllReduce()
     mode, _, how = name.removeprefix("ps-").partition("/")
     said: dict[str, Any] = {"late": "drop", "backup": 1} if how == "drop" else {"sharding": how} if how else {}
@@ -109,7 +109,7 @@ def main() -> None:
     steps = len(task.train) * options.epochs / options.batch_size
     if is_asynchronous(options.strategy):  # each worker's part of a batch is a step
         steps *= WORKERS
-    pace = Pace(pattern, options.sample_ms, options.seed, servers=options.strategy != "allreduce")
+    pace = Pace(pattern, options.sample_ms, options.seed, servers=options.strategy != ALLREDUCE)
     if SERVER:
         slow_down(pace, steps)
     agent = antdt.Agent(
