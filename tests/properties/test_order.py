@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from antdt.data.sources import permute
 from antdt_schemas.order import FEISTEL, SAMPLED, SEQUENTIAL, Order, Permutation
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +31,13 @@ def test_a_sample_is_found_where_it_is(seed: int, epoch: int, size: int, data: s
     order = Permutation.of(seed, epoch, size)
     assert order.position(order(at)) == at
     assert 0 <= order.position(at) < size and order(order.position(at)) == at
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 10**6), st.integers(1, HUGE**2 >> 18), st.data())
+def test_many_at_once_are_where_each_is(seed: int, epoch: int, size: int, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, size - 1))
+    order, positions = Permutation.of(seed, epoch, size), range(start, min(size, start + 300))
+    assert permute(order, torch.tensor(positions)).tolist() == list(map(order, positions))
 
 
 @given(st.integers(0, 99), st.integers(0, 9), st.integers(1, 500), st.data())

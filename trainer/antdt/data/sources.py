@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from antdt_schemas.errors import UsageError
-from antdt_schemas.order import FACTOR, FEISTEL, SEQUENTIAL, WORD, Permutation
+from antdt_schemas.order import FACTOR, FEISTEL, SEQUENTIAL, Permutation
 from antdt_schemas.ranges import Range
 from torch.utils.data import IterableDataset, TensorDataset, default_collate
 
@@ -30,24 +32,40 @@ __all__ = ["IterableSource", "MapSource", "Source", "manifest_digest", "position
 BLOCKS_KEPT_MAX = 64
 BLOCKS_AHEAD_MAX = 4
 BLOCK = 4096
+SHIFT = np.uint32(16)
+
+Numbers = npt.NDArray[np.int64]
 
 
 def permute(permutation: Permutation, positions: torch.Tensor) -> torch.Tensor:
-    """Sample indices of positions, int64: the vectorised form of `Permutation.__call__`."""
+    """Sample indices of positions, int64: the vectorised form of `Permutation.__call__`, in 32-bit words that wrap."""
+    out = positions.numpy().copy()
+    todo, at = np.arange(len(out)), out
+    while todo.size:
+        found = _once(permutation, at)
+        out[todo] = found
+        again = np.flatnonzero(found >= permutation.size)
+        todo, at = todo[again], found[again]
+    return torch.from_numpy(out)
+
+
+def _once(permutation: Permutation, at: Numbers) -> Numbers:
+    """Through the network once, whatever the result."""
     half, mask = permutation.half_bits, (1 << permutation.half_bits) - 1
-    out = positions.clone()
-    todo = torch.ones_like(out, dtype=torch.bool)
-    while bool(todo.any()):
-        at = out[todo]
-        left, right = at >> half, at & mask
-        for key in permutation.keys:
-            x = (right + key) & WORD
-            x = ((x ^ (x >> 16)) * FACTOR) & WORD
-            x = ((x ^ (x >> 16)) * FACTOR) & WORD
-            left, right = right, left ^ ((x ^ (x >> 16)) & mask)
-        out[todo] = (left << half) | right
-        todo = out >= permutation.size
-    return out
+    left, right = (at >> half).astype(np.uint32), (at & mask).astype(np.uint32)
+    x, shifted = np.empty_like(left), np.empty_like(left)
+    for key in permutation.keys:
+        np.add(right, np.uint32(key), out=x)
+        for _ in range(2):
+            np.right_shift(x, SHIFT, out=shifted)
+            np.bitwise_xor(x, shifted, out=x)
+            np.multiply(x, np.uint32(FACTOR), out=x)
+        np.right_shift(x, SHIFT, out=shifted)
+        np.bitwise_xor(x, shifted, out=x)
+        np.bitwise_and(x, np.uint32(mask), out=x)
+        np.bitwise_xor(left, x, out=left)
+        left, right = right, left
+    return (left.astype(np.int64) << half) | right
 
 
 class Source(Protocol):
