@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -101,6 +102,27 @@ def as_if_nobody_trained() -> None:
     last = guard.Guard(nn.Linear(1, 1), None)
     last.open()
     last.close()
+
+
+def test_a_member_that_the_collector_ends_while_another_one_opens_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The iteration of a loop that an error has left is part of a cycle: it is closed wherever a thread allocates."""
+    as_if_nobody_trained()
+    left, opens = guard.Guard(nn.Linear(1, 1), []), guard.Guard(nn.Linear(1, 1), [])
+    schedulers = guard._schedulers
+
+    def collected(kind: Any) -> Iterator[Any]:
+        left.close()
+        return schedulers(kind)
+
+    monkeypatch.setattr(guard, "_schedulers", collected)
+    thread = threading.Thread(target=opens.open, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive(), "it waits for a lock that it holds itself"
+    assert guard._guards() == [opens]
+    opens.close()
 
 
 @pytest.mark.parametrize("name", ["clip_grad_norm_", "clip_grad_value_"])

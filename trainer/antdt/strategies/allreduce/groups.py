@@ -23,7 +23,7 @@ WAIT_SLICE = timedelta(milliseconds=50)
 NCCL_POLL_S = 0.00005
 
 _stranded: list[Groups] = []
-_stranded_lock = threading.Lock()
+_stranded_lock = threading.RLock()  # also taken by what the garbage collector ends, while it is held
 
 
 class Groups:
