@@ -46,6 +46,7 @@ DAMAGED = (Broken, IndexError, UnicodeDecodeError, struct.error)
 LISTED_MAX = 1000
 NEWEST = 1 << 62  # a generation behind all others
 TAIL_SINCE_VERSION = 4  # of the rules; before it, a readmitted piece counted for steps of any generation
+TOGETHER_SINCE_VERSION = 5  # before it, each step had its lineage in the log; since, the last of those of an entry
 Decode = Callable[[bytes, int], "tuple[Any, int]"]
 
 
@@ -258,6 +259,7 @@ class Log:
         # Triples (epoch, start, end) of every step; `ends[s]` is where those of step s end, `lineages` 16 bytes a step.
         self.ranges, self.ends, self.lineages = array("q"), array("q", [0]), bytearray(16)
         self.checkpoints = {0: bytes(16)}
+        self.told = True  # whether the newest step has a lineage in the log
         self.apart: list[tuple[int, int, int, int]] = []
         self.rolled_back, self.skipped, self.file = 0, 0, None
         # Of steps of a fixed size: where each ends (epoch, position, batch size), which generation executed the newest,
@@ -373,6 +375,8 @@ class Log:
             book = getattr(self, "on_" + event["#"].lower(), None)
             if book is not None:
                 book(event)
+        if not self.told:
+            raise Broken(f"step {self.step} has no lineage, and is the last one of its entry")
         if body["requests_next"] < self.requests_next:
             raise Broken("the position in the requests goes back")
         self.sequence, self.requests_next, self.proven = body["sequence"], body["requests_next"], named
@@ -518,7 +522,9 @@ class Log:
         assert self.genesis is not None
         numbers = e["ranges"]
         lineage = hash16(bytes(self.lineages[-16:]) + struct.pack(f">{1 + len(numbers)}q", self.step + 1, *numbers))
-        if e["step"] != self.step + 1 or e["lineage"] != lineage or len(numbers) % 4:
+        together = self.genesis["fold_version"] >= TOGETHER_SINCE_VERSION and bool(self.genesis["spec"].get("batches"))
+        right = e["lineage"] == lineage or (together and not e["lineage"])
+        if e["step"] != self.step + 1 or not right or len(numbers) % 4:
             raise Broken(f"step {e['step']} has another number or lineage than follows from step {self.step}")
         if self.stop is not None and e["step"] > self.stop[0]:
             raise Broken(f"step {e['step']} is behind the end, which is step {self.stop[0]}")
@@ -534,6 +540,7 @@ class Log:
             self.ranges.extend((epoch, start, start + length))
         self.ends.append(len(self.ranges))
         self.lineages += lineage
+        self.told = bool(e["lineage"])
 
     def on_stepskipped(self, e: dict[str, Any]) -> None:
         if e["step"] != self.step:

@@ -17,7 +17,9 @@ from antdt_schemas.order import Order
 from antdt_streams.controller.core.state import _names_nobody
 from antdt_streams.ledger.core import changing, committing, decide, evidence, groups, later
 from antdt_streams.ledger.core.batches import Batches
+from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.holes import Holes
+from antdt_streams.ledger.core.line import Line
 from antdt_streams.ledger.core.state import State
 from antdt_streams.ledger.core.versions import Surviving
 from antdt_streams.proof.coverage import Coverage
@@ -30,6 +32,7 @@ from tests.unit import (
     test_ledger_changes,
     test_ledger_later,
     test_ledger_steps,
+    test_ledger_together,
     test_life,
     test_sparing,
     test_taking,
@@ -187,6 +190,27 @@ MUTATIONS = (
         "what is proven is not left out",
         (Edit(groups.excluded, "if not isinstance(s.shards, Batches):", "if True:"),),
         NARROWING,
+    ),
+    Mutation(
+        "steps",
+        "an entry's last step needs no lineage",
+        (Edit(Fold._apply, "assert last is None or last.lineage,", "assert True,"),),
+        lambda: in_folder(test_ledger_together.test_what_it_has_must_be_right_and_the_last_has_one, 3, b""),
+    ),
+    Mutation(
+        "steps",
+        "a lineage that the log has is not compared",
+        (
+            Edit(Line.commit, 'assert e.lineage in (self.lineage, b""), (e, self.lineage)', "pass"),
+            Edit(Coverage._advance, 'event.lineage not in (self.lineage, b"")', "False"),
+        ),
+        lambda: in_folder(test_ledger_together.test_what_it_has_must_be_right_and_the_last_has_one, 1, bytes(16)),
+    ),
+    Mutation(
+        "steps",
+        "logs of before may leave a lineage out",
+        (Edit(State._committed, "assert e.lineage or not self.tells_each, e", "pass"),),
+        lambda: in_folder(test_ledger_together.test_a_log_of_older_rules_has_that_of_each, False),
     ),
     Mutation(
         "steps",

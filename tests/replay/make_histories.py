@@ -41,6 +41,16 @@ def _tail_grew(world: World) -> bool:
     return False
 
 
+def _reported_together(world: World) -> bool:
+    """Several steps have one lineage, in many entries."""
+    bare = 0
+    for payload in world.broker.log:
+        body = codec.decode(payload, records.Entry).body
+        events = body.events if isinstance(body, records.Cycle) else ()
+        bare += any(isinstance(event, records.Committed) and not event.lineage for event in events)
+    return bare > 2 and world.counts["rollback_undid_steps"] > 0
+
+
 # What makes a history worth keeping, and how many entries it must have at least.
 WANTED: dict[str, tuple[int, Callable[[World], bool]]] = {
     "calm": (40, lambda w: w.faults.budget == 0 and not (w.counts["worker_killed"] or w.counts["ledger_killed"])),
@@ -57,6 +67,7 @@ STEPS: dict[str, tuple[int, Callable[[World], bool]]] = {
     "steps-later": (60, lambda w: w.counts["left_out_later"] > 1 and w.counts["lifted"] > 0),
     "steps-resized": (60, lambda w: w.counts["resized_midway"] > 1 and w.counts["rollback_undid_steps"] > 0),
     "steps-tail": (60, _tail_grew),
+    "steps-together": (40, _reported_together),
     "steps-stopped": (40, lambda w: w.counts["stopped"] > 0 and w.counts["worker_killed"] > 0),
     "steps-asked-for": (40, lambda w: w.spec.steps > 3 and w.counts["worker_killed"] > 1),
 }

@@ -83,7 +83,7 @@ class Judge:
         """The lineage of every step that counts, and who was a member of which generation."""
         if isinstance(event, records.Committed):
             assert event.step == len(self.chain), (event, len(self.chain))
-            self.chain.append(event.lineage)
+            self.chain.append(self.lineage_after(event))
         elif isinstance(event, records.StepSkipped):
             self.skipped[event.step] = event.authors
         elif isinstance(event, records.RolledBack):
@@ -105,6 +105,10 @@ class Judge:
                 self.out.pop(sample, None)
                 if isinstance(event, records.Readmitted):
                     self.in_tail.setdefault(sample, set()).add(event.epoch)
+
+    def lineage_after(self, event: records.Committed) -> bytes:
+        """That of the step which is committed next; the log has it of some steps only."""
+        return lineage.next_lineage(self.chain[-1], event.step, event.ranges)
 
     def event(self, event: records.Event) -> None:
         """One event that counts, held against what there is at this moment."""
@@ -164,10 +168,11 @@ class Judge:
 
     def committed(self, event: records.Committed) -> None:
         """Whoever is a member holds this very step."""
+        after = self.lineage_after(event)
         for name in self.members[event.generation]:
             model = self.model_of(name)
             made = model and model.at(event.step)
-            assert model is None or (made is not None and made.lineage == event.lineage), (
+            assert model is None or (made is not None and made.lineage == after), (
                 f"step {event.step} is committed, but not in the model of {name}"
             )
 

@@ -146,7 +146,9 @@ class Leased:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """Step `step` is in the model of every member."""
+    """Step `step` is in the model of every member. lineage: the model's behind it. Of steps of a fixed size that are
+    reported together, the last one has it, which holds those of the others; theirs is empty.
+    """
 
     generation: int
     step: int

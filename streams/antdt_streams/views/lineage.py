@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from antdt_schemas import records
 from antdt_schemas.batches import Piece
+from antdt_schemas.lineage import ROOT, next_lineage
 from antdt_schemas.order import FEISTEL, Permutation
 from antdt_schemas.space import TOPIC, Space, record_name
 
@@ -95,7 +96,9 @@ class Lineage(Projection["dict[int, StepSamples]"]):
             samples = [self._sample(*place) for place in places if place not in self.vacant]
             if samples:
                 taken.setdefault(self.leases[r[i]], []).extend(samples)
-        self.steps[event.step] = StepSamples(event.lineage.hex(), taken)
+        before = self.steps.get(event.step - 1)
+        after = next_lineage(bytes.fromhex(before.lineage) if before else ROOT, event.step, event.ranges)
+        self.steps[event.step] = StepSamples(after.hex(), taken)
 
     def expected(self) -> Counter[Sample]:
         """How often each sample is to be in the model."""

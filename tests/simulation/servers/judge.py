@@ -52,7 +52,7 @@ class ServedJudge(Judge):
                 continue
             made = server.model.at(event.step)
             assert rank or made is not None, f"{name} has not made version {event.step}"
-            assert made is None or made.lineage == event.lineage, f"{name} has another version {event.step}"
+            assert made is None or made.lineage == self.lineage_after(event), f"{name} has another version {event.step}"
 
     def granted(self, event: records.Granted) -> None:
         """All servers, and a file of what is committed."""

@@ -63,8 +63,8 @@ def _validated(state: State, body: records.Commit, new: range) -> list[records.C
             raise Refusal(f"The composition of step {step} has {len(flat)} numbers, not quintuples.")
         ranges = ranges_of(step, flat)
         at = lineage.next_lineage(at, step, ranges)
-        plan = body.plans[step - body.first_step]
-        events.append(records.Committed(state.members.generation, step, ranges, at, plan))
+        plan, tells = body.plans[step - body.first_step], state.tells_each or step == new[-1]
+        events.append(records.Committed(state.members.generation, step, ranges, at if tells else b"", plan))
     last = body.first_step + len(body.compositions) - 1
     if last >= state.line.committed and body.lineage and body.lineage != at:
         raise Refusal(f"After step {last} this model's lineage is {body.lineage.hex()}, the ledger's {at.hex()}.")

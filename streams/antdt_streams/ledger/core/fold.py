@@ -178,6 +178,8 @@ class Fold:
             elif isinstance(event, records.Regressed):
                 self._accept_loss(event.first_lost)
             self.state.apply(event)
+        last = next((event for event in reversed(body.events) if isinstance(event, records.Committed)), None)
+        assert last is None or last.lineage, f"step {last.step} has no lineage, and is the last one of its entry"
         self._seal(body)
 
     def confirm(self, offset: int, payload: bytes, body: records.Cycle) -> None:

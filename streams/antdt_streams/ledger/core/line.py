@@ -80,10 +80,10 @@ class Line:
         """The next step is in the model."""
         assert e.step == self.committed + 1, (e, self.committed)
         self.lineage = lineage.next_lineage(self.lineage, e.step, e.ranges)
-        assert self.lineage == e.lineage, (e, self.lineage)
+        assert e.lineage in (self.lineage, b""), (e, self.lineage)
         self.committed, self.plan = e.step, e.plan
         # One by one, as a ledger in office has them: `remember` without what it does for many.
-        self.steps.append(Step(e.step, e.ranges, e.lineage))
+        self.steps.append(Step(e.step, e.ranges, self.lineage))
         self.step_numbers += len(e.ranges)
         self.dirty.steps.add(e.step)
         if len(self.steps) > self.bounds.steps or self.step_numbers > self.bounds.step_numbers:

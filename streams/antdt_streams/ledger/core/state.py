@@ -33,6 +33,7 @@ class State:
     (`line`), and what is said of the job as a whole. how: what each event does; other rules are another class
     (see `versions`).
 
+    tells_each: whether every commit has its lineage, or, of steps of a fixed size, the last one of an entry.
     authors: whose roll-backs were carried out lately. accepted: losses that an operator has accepted, as (run, next
     offset of what was known then). requests_topic: Kafka's id of the topic, if it is not that of Genesis any more.
     stop: behind which step the job ends before all is trained, and why.
@@ -185,7 +186,12 @@ class State:
     def _blamed(self, e: records.Blamed) -> None:
         self.shards.blame(e, deadly=self.members.incarnations[e.incarnation].gone)
 
+    @property
+    def tells_each(self) -> bool:
+        return True
+
     def _committed(self, e: records.Committed) -> None:
+        assert e.lineage or not self.tells_each, e
         assert self.members.open and e.generation == self.members.generation, (e, self.members.generation)
         assert self.stop is None or e.step <= self.stop.step, (e, self.stop)
         self.shards.commit(e.ranges)

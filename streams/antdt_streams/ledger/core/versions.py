@@ -66,10 +66,19 @@ class TailSince(Surviving):
 
 TailSince.how = {**Surviving.how, records.Readmitted: TailSince._readmitted}
 
+
+class Together(TailSince):
+    """Steps of a fixed size that are reported together have one lineage, the last one's: it is the hash of theirs."""
+
+    @property
+    def tells_each(self) -> bool:
+        return not isinstance(self.shards, Batches)
+
+
 # 2: steps of a fixed size may be meant, which a reader of version 1 would not know. 3: their size may change, a job may
 # end behind a step, topics may be meant, and members that die beside others are evidence. 4: what is readmitted counts
-# from a generation on.
-STATES: Mapping[int, type[State]] = {1: State, 2: State, 3: Surviving, 4: TailSince}
+# from a generation on. 5: of steps that are reported together, the last one has a lineage.
+STATES: Mapping[int, type[State]] = {1: State, 2: State, 3: Surviving, 4: TailSince, 5: Together}
 FOLD_VERSION = max(STATES)  # of the logs that begin now
 
 
