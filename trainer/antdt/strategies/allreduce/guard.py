@@ -53,7 +53,7 @@ SCHEDULED = (
     "leave the call out: the Agent steps it on every worker, saves it, and restores it with the model."
 )
 
-# Reentrant: an Agent whose loop an error has left is ended by the garbage collector, whatever its thread does just then.
+# Reentrant: an Agent whose loop an error has left is ended by the garbage collector, whatever its thread does then.
 _lock = threading.RLock()
 # Read at every step, as a copy and without the lock, for which a WeakSet has no way; written to under the lock.
 _open: list[weakref.ref[Guard]] = []
