@@ -131,7 +131,7 @@ class InProcess(Agent):
         self._page = whereabouts.mine()
         self._hand = Hand(None, self.source, self.loader, self.options)  # type: ignore[arg-type]
         self._hand.unit_seed = 7 if strategy.deterministic else None
-        witness = SimpleNamespace(listen=nothing, saw=nothing, left_with=nothing, over=lambda: False)
+        witness = SimpleNamespace(listen=nothing, saw=nothing, left_with=nothing, over=lambda _said: False)
         self._hand.witness = witness  # type: ignore[assignment]
 
     @property

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from antdt.connect.last_word import LastWord
 from antdt.data.loading import DataProcessDied, LoadingOptions, SampleFailed, loader_of
 from antdt.data.sources import MapSource, position_key, source_of
+from antdt.driving import blame
 from antdt.driving.blame import Witness, narrowed
 from antdt.driving.holds import Holds
 from antdt.host import whereabouts
@@ -162,6 +164,30 @@ def test_an_exception_in_the_loops_body_is_heard_of_when_it_ends_the_process(
     sys.excepthook(RuntimeError, error, None)
     sys.excepthook(MemoryError, MemoryError(), None)
     assert (len(heard.bodies), holds.limit) == (1, 4), "it broke out of the loop, and something behind it has failed"
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_an_exception_that_the_script_has_caught_is_warned_of(
+    ends: bool, page: Page, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", lambda *_: None)
+    monkeypatch.setattr(blame, "UNHEARD_S", 30.0 if ends else 0.01)
+    at_exit = list[tuple[Any, ...]]()
+    monkeypatch.setattr(blame.atexit, "register", lambda *given: at_exit.append(given))
+    witness = Witness(Heard(), source_of(Numbers()), Holds(page))  # type: ignore[arg-type]
+    witness.listen()
+    witness.left_with(PART)
+    assert witness.over(lambda: "behind step 3: it is in a file.")
+    if ends:
+        sys.excepthook(RuntimeError, RuntimeError("no"), None)
+    else:
+        until = monotonic() + 10
+        while not caplog.records and monotonic() < until:
+            sleep(0.001)
+    for act, *given in at_exit:
+        act(*given)
+    said = "w0 left the loop by an exception that has not ended the script, behind step 3: it is in a file."
+    assert caplog.messages == ([] if ends else [said]), "once, or not at all"
 
 
 class Folder(Numbers):

@@ -249,7 +249,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
             self._over = True
             self._reading.stop()
             self.loader.close()
-            member.finish(linger=self._hand.witness.over())
+            member.finish(linger=self._hand.witness.over(lambda: f"behind step {self.step_number}: {member.kept()}"))
             self._page.enter(At.USER, "behind the loop")
         if told.at_s() is not None:  # while the last step was made: what a script does behind its loop is left undone
             sys.exit(int(ExitCode.DRAINED))

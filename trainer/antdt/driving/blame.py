@@ -5,9 +5,12 @@ Owns which exceptions speak against samples and against which. Must not know wha
 
 from __future__ import annotations
 
+import atexit
 import dis
 import inspect
+import logging
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
 from types import TracebackType
@@ -24,7 +27,10 @@ from antdt.data.sources import IterableSource, MapSource, position_key
 from antdt.driving import holds
 from antdt.host import whereabouts
 
+log = logging.getLogger("antdt")
+
 NARROWING_S = 5.0
+UNHEARD_S = 1.0  # an exception that ends the process has done so by then, or its handlers are slow
 RANGES_TOLD_MAX = 64
 # They say something of the script's arguments, or of the world outside: not of samples.
 NOT_OF_SAMPLES = (AntdtError, NotImplementedError, ImportError)
@@ -48,11 +54,26 @@ class Witness:
         if self._hook is None:
             self._hook, sys.excepthook = sys.excepthook, self._unhandled
 
-    def over(self) -> bool:
-        """The loop is over. Whether there may be a last word; if not, what is raised from now on is none of it."""
-        if not self._left and self._hook is not None and sys.excepthook == self._unhandled:
+    def over(self, said: Callable[[], str]) -> bool:
+        """The loop is over. Whether there may be a last word; if not, what is raised from now on is none of it.
+
+        said: where the worker and its model are. An exception that left the loop and does not end the process is warned
+        of: the script goes on as if all were trained.
+        """
+        if self._left:
+            atexit.register(self._warn, said)
+            timer = threading.Timer(UNHEARD_S, self._warn, (said,))
+            timer.daemon = True
+            timer.start()
+        elif self._hook is not None and sys.excepthook == self._unhandled:
             sys.excepthook, self._hook = self._hook, None
         return self.waits
+
+    def _warn(self, said: Callable[[], str]) -> None:
+        left, self._left = self._left, []
+        if left:
+            worker = self._client.session.worker
+            log.warning("%s left the loop by an exception that has not ended the script, %s", worker, said())
 
     def left_with(self, ranges: Sequence[Range]) -> None:
         """Somebody leaves the loop with this batch at hand."""
