@@ -274,13 +274,14 @@ class Judge:
         if isinstance(state.shards, Batches):
             self.whole(model, state.shards)
             self.ends(model, state, state.shards)
+        late, tail = self.late(state), self.tail(state)
         for epoch in range(world.spec.epochs):
             found = state.shards.epochs.get(epoch) or Epoch()  # this state is that of a reader, and stays as it is
             apart, trained = found.quarantined, found.cursor if world.spec.batches else world.spec.samples
-            late = self.late(state)
             for position in range(world.spec.samples):
                 taken_out = bool(apart.overlaps(position, position + 1)) or (epoch, position) in late
-                due = position < trained and not taken_out
+                # What was readmitted is, also where fewer epochs are reached since: a roll-back, and smaller steps.
+                due = (position < trained or (epoch, position) in tail) and not taken_out
                 assert seen[epoch, position] == due, (epoch, position)
         world.services.check()
 
@@ -290,8 +291,12 @@ class Judge:
         if state.stop is None or not isinstance(shards, Batches):
             return set()
         at = shards.cursor.position if shards.cursor.epoch == self.world.spec.epochs else 0
-        tail = [(piece.epoch, piece.start + number) for piece in shards.holes.tail for number in range(piece.length)]
-        return set(tail[at:])
+        return set(self.tail(state)[at:])
+
+    def tail(self, state: State) -> list[tuple[int, int]]:
+        """What was readmitted, in its order."""
+        pieces = state.shards.holes.tail if isinstance(state.shards, Batches) else ()
+        return [(piece.epoch, piece.start + number) for piece in pieces for number in range(piece.length)]
 
     def ends(self, model: Model, state: State, shards: Batches) -> None:
         """It has ended where it was to end: behind its epochs, as many steps as were asked for, or where it stopped.
