@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.helpers.hosts import NEEDS_HOSTS, Hosts, broker_of
 from tests.helpers.job_processes import RECORDED, JobProcesses, job_processes
 from tests.helpers.server_hosts import PLACES, ServerHosts
 from tests.helpers.warm import Warm
+from tests.integration.test_documents import commands
 
 pytestmark = [pytest.mark.kafka, NEEDS_HOSTS]
 
@@ -57,19 +59,20 @@ def test_members_on_other_hosts_meet_without_being_told_where(
         assert processes.judged()["exactly_once"]
 
 
-def test_workers_and_servers_are_on_hosts_of_their_own(
+def test_workers_and_servers_are_on_hosts_of_their_own_by_the_commands_of_the_readme(
     hosts: Hosts, far_broker: Connection, job: str, tmp_path: Path
 ) -> None:
-    """One with a worker and a server, one with a server alone, one with two workers alone."""
+    (block,) = [b for b in commands("README.md") if b[0].startswith("antdt launch --job my-job --world-size")]
     with job_processes(far_broker, job, tmp_path) as processes:
         run = ServerHosts(hosts, processes)
-        run.launch_all("--mode", "asp")
+        for host, line in zip(hosts.addresses, block, strict=True):
+            *words, script = shlex.split(line)[4:]
+            assert script == "train.py"
+            run.launches[host] = run.launch(host, words, "--mode", "asp")
         run.ended()
         assert run.judged()["committed"] == 480
-        where = {
-            name: {hosts.addresses[host]} for name, host in zip(("w0", "s0", "s1", "w1", "w2"), "aabdd", strict=True)
-        }
-        assert run.joined() == where
+        hosts_of = {"w0": "a", "w1": "a", "w2": "b", "s0": "b", "s1": "d"}
+        assert run.joined() == {name: {hosts.addresses[host]} for name, host in hosts_of.items()}
 
 
 def test_an_address_that_nobody_reaches_is_named(
