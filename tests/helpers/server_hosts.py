@@ -31,11 +31,13 @@ JOB = ("--world-size", "3", "--servers", "2")
 
 class ServerHosts:
     """Launches on hosts, each with a data folder of its own; what they have in common is the folder of checkpoints.
-    `launches`: by host. script: what is launched, if it is not `tallied`.
+    `launches`: by host. `hostname`: of all of them, where they have no names of their own. script: what is launched, if
+    it is not `tallied`.
     """
 
     def __init__(self, hosts: Hosts, job: JobProcesses, script: Sequence[str] = ()) -> None:
         self.hosts, self.job, self.launches = hosts, job, dict[str, Warm]()
+        self.hostname = ""
         self.result = job.folder / "tally.json"
         own = (*SCRIPT, "--record", str(job.record), "--result", str(self.result))
         self.script = tuple(script) or own
@@ -46,7 +48,7 @@ class ServerHosts:
         own = dict(os.environ) | environment_of(self.job.connection, self.job.place)
         own |= {"ANTDT_DATA": str(self.job.folder / host), "ANTDT_CHECKPOINTS": str(self.checkpoints), **environ}
         arguments = ["--job", self.job.job, *JOB, *place, "--", *self.script, *options]
-        found = self.hosts.launch(host, arguments, own, self.log(host), hostname=f"host-{host}")
+        found = self.hosts.launch(host, arguments, own, self.log(host), hostname=self.hostname or f"host-{host}")
         self.job.launchers.append(found)
         return found
 
