@@ -6,13 +6,14 @@ What is cut between them vanishes, as on a network: nobody is told that a packet
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from antdt_streams.broker import BrokerOptions, EmbeddedBroker
 
 from tests.helpers.warm import Warm
 
+_numbers = itertools.count()
 CLONE_NEWUTS, CLONE_NEWNET = 0x04000000, 0x40000000
 NEEDS_HOSTS = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and `ip`"
@@ -30,11 +32,12 @@ NEEDS_HOSTS = pytest.mark.skipif(
 
 
 class Hosts:
-    """A network 10.77.N.0/24 on a bridge of this machine, which has .1; hosts have the addresses that follow."""
+    """A network 10.M.N.0/24 on a bridge of this machine, which has .1; hosts have the addresses that follow."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self.tag = f"{os.getpid() % 100_000:x}"
-        self.net = f"10.77.{os.getpid() % 250}"
+        number = next(_numbers)  # the kernel takes away what a former network had when it comes to it
+        self.tag = f"{os.getpid() % 100_000:x}{number:x}"
+        self.net = f"10.{77 + number % 100}.{os.getpid() % 250}"
         self.addresses = {name: f"{self.net}.{number}" for number, name in enumerate(names, 2)}
         self.own = f"{self.net}.1"
 
@@ -44,6 +47,14 @@ class Hosts:
             ip(f"link add {bridge} type bridge")
         except subprocess.CalledProcessError:
             pytest.skip("this machine makes no bridges")
+        try:
+            self._make(bridge)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _make(self, bridge: str) -> None:
         ip(f"addr add {self.own}/24 dev {bridge}")
         ip(f"link set {bridge} up")
         for name, address in self.addresses.items():
@@ -55,7 +66,6 @@ class Hosts:
             ip(f"-n {space} addr add {address}/24 dev {inner}")
             ip(f"-n {space} link set lo up")
             ip(f"-n {space} link set {inner} up")
-        return self
 
     def space(self, name: str) -> str:
         """The name of its namespace."""
@@ -90,7 +100,8 @@ class Hosts:
 
     def __exit__(self, *_: object) -> None:
         for name in self.addresses:
-            ip(f"netns del {self.space(name)}")
+            with suppress(subprocess.CalledProcessError):  # of a network that could not be made
+                ip(f"netns del {self.space(name)}")
         ip(f"link del br{self.tag}")
 
 

@@ -89,7 +89,7 @@ def test_a_worker_that_does_not_reach_a_server_says_which_and_where_and_does_not
     assert "ANTDT_ADVERTISE" in str(raised.value)
     assert ("loopback" in str(raised.value)) == (host == HOST), "of another machine that is this one's own address"
     (said,) = [record.getMessage() for record in caplog.records]
-    assert said == f"w3.0.a: no connection to server s0 at {host}:1 could be made, it is waited for, 0.3 s at most"
+    assert said == f"w3.0.a: no connection to server s0 at {host}:1 could be made; it is waited for, 0.3 s at most"
 
 
 @pytest.mark.usefixtures("soon")

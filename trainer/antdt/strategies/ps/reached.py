@@ -56,21 +56,22 @@ class Reached:
         for said in wrong:
             if said not in self._said:
                 self._said.add(said)
-                log.warning("%s: %s, %g s at most", self._who, said, self._patience.seconds)
+                what = "the next generation" if said.endswith("broken") else "it"
+                log.warning("%s: %s; %s is waited for, %g s at most", self._who, said, what, self._patience.seconds)
         if wrong:
             self._patience.begins()
         elif all(peer.watch is None or peer.watch.was_made for peer in self._peers):
             self._patience.ends()
         if wrong and self._patience.is_over:
-            what = f"{self._who}: {'; '.join(wrong)}: in vain, for {self._patience.for_s:.0f} s"
+            what = f"{self._who}: {', and '.join(wrong)}, for {self._patience.for_s:.0f} s"
             raise Unavailable(f"{what}. It starts again as another incarnation.", unreached(self._hosts))
 
     def _wrong(self, peer: Peer) -> str:
         watch = peer.watch
         if peer.name in self._refuse or (watch is not None and watch.look()):
-            return f"the connection to server {peer.where} is broken, the next generation is waited for"
+            return f"the connection to server {peer.where} is broken"
         late = watch is not None and watch.is_late
-        return f"no connection to server {peer.where} could be made, it is waited for" if late else ""
+        return f"no connection to server {peer.where} could be made" if late else ""
 
     def blamed(self, names: Sequence[str]) -> str:
         """Of servers that do not answer those that are out of reach; where there are none, all of them, as servers
