@@ -58,6 +58,7 @@ SECONDS = {
     "test_a_stop_of_one_script_ends_all_at_one_step_with_a_checkpoint": 6.0,
     "test_scheduler_scaler_and_average_are_where_the_model_is": 6.0,
     "test_hosts": 6.0,
+    "test_server_hosts": 20.0,
     "test_deaf": 5.0,
     "test_broker": 1.5,
     "test_allreduce_processes": 1.5,
@@ -80,7 +81,7 @@ SECONDS = {
 # Of those that compute: others read the logs of its worlds, and would make them anew.
 FIRST = "test_worlds"
 # Files whose tests one worker takes: what they share is dear, a broker with other listeners, a wheel, parsed modules.
-TOGETHER = ("test_credentials", "test_hosts", "test_wheel", "test_tidy")
+TOGETHER = ("test_credentials", "test_hosts", "test_server_hosts", "test_wheel", "test_tidy")
 SPEAK_S = 0.5
 Place = tuple[float, list[pytest.Item]]
 

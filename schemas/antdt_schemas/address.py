@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -41,6 +41,14 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def unreached(hosts: Sequence[str]) -> str:
+    """What to do where members do not reach each other at these."""
+    loopback = [host for host in hosts if is_loopback(host)]
+    if loopback and len(loopback) < len(hosts):
+        return f"A member on another machine advertises a loopback address: name one of its own in {ENV_ADVERTISE}."
+    return f"Members must reach each other; where this machine is reached is named by {ENV_ADVERTISE}."
 
 
 def is_served_here_only(host: str) -> bool:

@@ -14,6 +14,7 @@ from antdt.strategies.once import Once
 from antdt.strategies.ps.client import Exchange
 from antdt.strategies.ps.core.facts import Mode, Version
 from antdt.strategies.ps.layout import layout_of
+from antdt.strategies.ps.links import Patience
 from antdt.strategies.ps.saving import Saved
 from antdt.strategies.ps.server import Server
 from antdt.strategies.ps.state import ServerState
@@ -92,7 +93,7 @@ class Group:
     def worker(self, name: str) -> Exchange:
         """Connected."""
         model, optimizer, _ = self.make()
-        exchange = Exchange(layout_of(model, optimizer), JOB, name, patience_s=5)
+        exchange = Exchange(layout_of(model, optimizer), JOB, name, Patience(5))
         exchange.connect(self.generation, self.peers, lambda: bool(self.wrong))
         return exchange
 

@@ -60,6 +60,10 @@ def main() -> None:
     parser.add_argument("--sharding", default="")
     parser.add_argument("--late", default="recompute")
     parser.add_argument("--checkpoint-every", type=int, default=10)
+    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=1, help="of the first weights")
+    parser.add_argument("--join-timeout", type=float, default=600.0, help="seconds to wait for the others")
+    parser.add_argument("--unreachable", type=float, default=60.0, help="seconds without a server that goes on")
     parser.add_argument("--result", type=Path)
     options = parser.parse_args()
     worker = os.environ.get("ANTDT_WORKER", "w0")
@@ -69,9 +73,10 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(1)
     x, y = torch.randn(options.samples, FEATURES), torch.arange(options.samples) % CLASSES
+    torch.manual_seed(options.seed)
     model = Tallied(options.samples)
     optimizer = torch.optim.SGD(
-        [{"params": model.tally.parameters(), "lr": 1.0}, {"params": model.linear.parameters(), "lr": 0.05}]
+        [{"params": model.tally.parameters(), "lr": 1.0}, {"params": model.linear.parameters(), "lr": options.lr}]
     )
     agent = antdt.Agent(
         model,
@@ -79,8 +84,17 @@ def main() -> None:
         TensorDataset(x, y, torch.arange(options.samples)),
         batch_size=options.batch_size,
         epochs=options.epochs,
-        options=AgentOptions(checkpoint_every_steps=options.checkpoint_every, max_attempts=1000),
-        strategy=antdt.ParameterServer(options.mode, options.staleness, options.backup, options.sharding, options.late),
+        options=AgentOptions(
+            checkpoint_every_steps=options.checkpoint_every, max_attempts=1000, join_timeout_s=options.join_timeout
+        ),
+        strategy=antdt.ParameterServer(
+            options.mode,
+            options.staleness,
+            options.backup,
+            options.sharding,
+            options.late,
+            unreachable_s=options.unreachable,
+        ),
     )
     record = Record(options.record, worker)
     (options.record / f"{worker}.pid").write_text(str(os.getpid()))

@@ -259,6 +259,16 @@ def test_a_message_that_is_lost_between_workers_and_servers_ends_the_generation(
     assert not [e for e in bench.events() if isinstance(e, records.Lost)]
 
 
+def test_what_was_said_of_waiting_in_the_last_generation_ends_no_other_one() -> None:
+    bench = Served()
+    while bench.state.members.open:
+        bench.idle_s(1, w0="reducing", w1="reducing")
+    bench.say("s0.0", records.Regroup(1, None, b"", "h", 2))  # before anybody looks again
+    assert bench.state.members.generation == 2
+    bench.idle_s(STUCK_S - 2, w0="reducing", w1="reducing")
+    assert (bench.state.members.generation, bench.state.members.open) == (2, True)
+
+
 def test_a_server_that_hangs_is_lost_also_where_only_workers_wait_for_the_next_generation() -> None:
     bench = Served()
     bench.say("operator", records.Rollback(0, "somebody", "the loss has diverged"))

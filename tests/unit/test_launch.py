@@ -11,7 +11,8 @@ import pytest
 from antdt.connect.settings import Settings
 from antdt.host import whereabouts
 from antdt.launch.feed import Feed
-from antdt.launch.nodes import first_and_world, workers_here
+from antdt.launch.launcher import Launcher, LaunchOptions
+from antdt.launch.nodes import first_and_world, servers_here, workers_here
 from antdt.launch.output import LINE_BYTES_MAX, Stream
 from antdt.launch.places import Places
 from antdt_schemas.connection import Connection
@@ -105,7 +106,8 @@ def test_a_worker_that_was_started_by_hand_is_a_launch_of_its_own() -> None:
 def test_workers_are_counted_as_torchrun_does() -> None:
     assert workers_here("3") == 3
     assert workers_here("cpu") == os.cpu_count()
-    for text in ("0", "-1", "all", ""):
+    assert workers_here("0") == 0, "a machine with servers only"
+    for text in ("-1", "all", ""):
         with pytest.raises(UsageError, match="auto, gpu or cpu"):
             workers_here(text)
 
@@ -129,6 +131,49 @@ def test_ranks_follow_from_the_number_of_this_machine(said: tuple[str, int, int,
 def test_a_machine_that_is_not_among_them_is_refused(nnodes: str, rank: int) -> None:
     with pytest.raises(UsageError, match="--n"):
         first_and_world(4, nnodes, rank, -1, 0)
+
+
+def test_a_machine_without_workers_says_how_many_there_are_elsewhere() -> None:
+    assert first_and_world(0, "1", 0, -1, 3) == (0, 3)
+    with pytest.raises(UsageError, match="--world-size"):
+        first_and_world(0, "1", 0, -1, 0)
+
+
+@pytest.mark.parametrize(
+    ("servers", "here", "first_server", "node_rank", "first_rank", "found"),
+    [
+        (2, -1, -1, 0, -1, [0, 1]),
+        (2, -1, -1, 1, -1, []),
+        (2, -1, -1, 0, 0, [0, 1]),
+        (2, -1, -1, 0, 3, []),  # a machine that is not the first one, and says so by the rank of its first worker
+        (4, 2, -1, 1, -1, [2, 3]),
+        (3, 1, 2, 0, 4, [2]),
+        (3, 0, -1, 0, 0, []),
+    ],
+)
+def test_servers_are_on_the_first_machine_or_where_they_are_said_to_be(
+    servers: int, here: int, first_server: int, node_rank: int, first_rank: int, found: list[int]
+) -> None:
+    assert list(servers_here(servers, here, first_server, node_rank, first_rank)) == found
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ((2, 1, 2), "s2 being the first: --servers 2 are s0 to s1"),
+        ((2, 3, 0), "--servers 2 are s0 to s1"),
+        ((0, 1, 0), "say with --servers how many"),
+        ((2, -1, 1), "--servers-here"),
+    ],
+)
+def test_a_server_that_the_job_does_not_have_is_refused(said: tuple[int, int, int], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        servers_here(*said, 0, 0)
+
+
+def test_a_launch_of_nobody_is_refused() -> None:
+    with pytest.raises(UsageError, match="--servers-here"):
+        Launcher(LaunchOptions(workers=0, world_size=2, servers=2, script=("train.py",)), {})
 
 
 # -- what they say

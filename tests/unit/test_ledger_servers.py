@@ -49,6 +49,18 @@ def test_the_first_generation_waits_for_servers_and_workers() -> None:
     assert [m.worker for m in grant.members] == ["s0", "s1"]
 
 
+def test_who_waits_for_a_generation_is_told_which_server_is_missing() -> None:
+    bench = Servers()
+    bench.join("s1.0", "w0.0", "w1.0")
+    said = bench.say("w0.0", bench.a_join()).reason
+    assert said == "1 of 2 servers ask for it: s0 is not there"
+    bench.join("s0.0")
+    assert bench.say("w0.0", records.Heartbeat(1, 0, "computing")).reason == ""
+    bench.exited("s1.0")
+    assert bench.say("w0.0", records.Heartbeat(1, 0)).reason.endswith(": s0 did not yet, s1 is not there")
+    assert bench.say("s0.0", records.Regroup(1, None, b"", "host", 1)).reason.endswith(": s1 is not there")
+
+
 def test_everybody_hears_of_a_grant_and_of_its_end() -> None:
     bench = Servers().formed()
     told = {r.incarnation for r in bench.exited("s1.0") if r.status is Status.CLOSED}

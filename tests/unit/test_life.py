@@ -224,6 +224,12 @@ def test_who_is_refused_or_ousted_or_never_answered_is_told_why() -> None:
     driver.session.phase = Phase.JOINING
     with pytest.raises(Unavailable, match="did not come within 600 s"):
         driver.run()
+    driver = Driver()
+    driver.session.phase = Phase.JOINING
+    driver.session.on_reply(reply(3, Status.OK, reason="1 of 2 servers ask for it: s1 is not there"))
+    with pytest.raises(Unavailable, match="s1 is not there: start what is missing"):
+        driver.run()
+    assert "1 of 2 servers ask for it: s1 is not there" in driver.said[-1][1]
 
 
 def test_steps_that_await_their_commit_are_bounded() -> None:

@@ -379,6 +379,19 @@ def test_the_primary_reports_what_is_decided() -> None:
     course.end()
 
 
+def test_servers_that_no_worker_needs_say_so_now_and_then() -> None:
+    driver = Primary()
+    course = turns(driver, 2)
+    driver.model.active = 0
+    for _ in range(30):
+        driver.now_s += 10.0
+        course = turns(driver, 1, course)
+    said = [text for text in driver.said if "no worker has been at anything" in text]
+    assert [int(text.split(" s: ")[0].rsplit(" ", 1)[1]) // 60 for text in said] == [1, 2, 4], "ever more seldom"
+    driver.model.active = 1
+    turns(driver, 1, course).end()
+
+
 def test_a_loss_is_answered_for_behind_all_that_was_decided_before() -> None:
     driver = Primary()
     driver.happens = [driver.decide(1)]

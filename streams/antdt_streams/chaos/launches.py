@@ -83,7 +83,7 @@ class Launches:
         t = self.training
         ranks = ["-n", "1", "--first-rank", which[1:]] if which != ALL else ["-n", str(t.workers)]
         if t.servers:  # only the launch of all starts them
-            ranks += ["--servers", str(t.servers), *(["--nnodes", "2", "--node-rank", "1"] if which != ALL else [])]
+            ranks += ["--servers", str(t.servers), *(["--servers-here", "0"] if which != ALL else [])]
         command = [sys.executable, "-m", "antdt.launch", "--job", self.job, *ranks, "--world-size", str(t.workers)]
         command += ["--max-restarts", str(RESTARTS_MAX), "--logs", str(self.logs), *options, "--"]
         command += ["-m", "antdt.examples.recorded", "--record", str(self.records), "--seed", str(t.seed)]

@@ -5,17 +5,20 @@ Owns how their instructions are carried out. Must not know in which order.
 
 from __future__ import annotations
 
+import logging
 from time import monotonic
 from typing import Any
 
 from antdt_schemas import records
+from antdt_schemas.errors import UsageError
+from antdt_schemas.strategies import server_name
 
 from antdt.connect.settings import Settings
 from antdt.driving.membership import Membership
 from antdt.files import checkpoint
 from antdt.files.model_files import ModelFiles
 from antdt.files.no_files import NoFiles
-from antdt.files.part_files import PartFiles, stem_of
+from antdt.files.part_files import SEEN_S, PartFiles, stem_of
 from antdt.host import whereabouts
 from antdt.host.whereabouts import At
 from antdt.job import AgentOptions
@@ -24,6 +27,7 @@ from antdt.strategies.ps.core.facts import Version
 from antdt.strategies.ps.member import ServedMember
 from antdt.strategies.ps.saving import Saved
 from antdt.strategies.ps.serving import Serving
+from antdt.strategies.ps.wire import Hello
 from antdt.worker import instructions as ask
 from antdt.worker.attached import AttachedLife
 from antdt.worker.instructions import Decided, Parts, Turned
@@ -32,6 +36,8 @@ from antdt.worker.plans import Plans
 from antdt.worker.serving import ServingLife
 from antdt.worker.telemetry import StepTiming
 
+log = logging.getLogger("antdt")
+
 REPORT_S = 0.25  # of service in one row of what a server says of itself
 
 
@@ -39,7 +45,9 @@ class WorkerOfServers(Membership):
     """See Membership: the model is on servers."""
 
     strategy: ServedMember
+    files: Any
     life_of: type[Life] = AttachedLife
+    _looked = False
 
     def _files(self) -> ModelFiles | NoFiles:
         s = self.settings
@@ -50,7 +58,22 @@ class WorkerOfServers(Membership):
         if isinstance(asked, ask.Idle):
             self.strategy.idle(leaving=asked.leaving)
             return None
-        return super().perform(asked)
+        heard = super().perform(asked)
+        if isinstance(asked, ask.Align) and not self._looked:
+            self._look_at_folder(asked.grant)
+        return heard
+
+    def _look_at_folder(self, grant: records.Grant) -> None:
+        """Servers that have answered have written into theirs: whether it is this worker's, too."""
+        self._looked = True
+        first = grant.members[0]
+        if not self.files.sees(server_name(0), first.incarnation, SEEN_S):
+            log.warning(
+                "%s has nothing of what the servers write into the folder of checkpoints: where it is not the same as "
+                "theirs this worker cannot load the final model, and ends with 75. Mount one everywhere, and name it "
+                "in ANTDT_CHECKPOINTS.",
+                self.files.folder,
+            )
 
     def kept(self) -> str:
         """Where the model is that this worker leaves the loop with."""
@@ -142,6 +165,19 @@ class _Parts(PartFiles):
         self.strategy.void = True
         found = self.part(grant, self.strategy.part)
         self.strategy.load(None if found is None else found[1])
+        # Not what was there before: a folder that was copied is not one that is shared.
+        self.strategy.sign = self.leave_sign(server_name(rank), self.strategy.incarnation)
+        self.strategy.sees = self._seen
+
+    def _seen(self, hello: Hello) -> Exception | None:
+        """What is wrong if another server writes elsewhere: a manifest here would name a part that nobody finds."""
+        server = server_name(hello.part)
+        if not hello.sign or self.sees(server, hello.sign, SEEN_S):
+            return None
+        return UsageError(
+            f"The folder of checkpoints is not the same on all machines: {self.folder} has nothing of what server "
+            f"{server} has just written into its own. Mount one everywhere, and name it in ANTDT_CHECKPOINTS."
+        )
 
 
 def _parts(saved: Saved, plan: int) -> Parts:

@@ -22,6 +22,7 @@ from antdt.worker.instructions import Parts
 from antdt.worker.session import Phase, Session
 
 KIND = "antdt.parts"
+SEEN_S, SEEN_EVERY_S = 3.0, 0.1
 
 
 class Manifest(NamedTuple):
@@ -96,6 +97,30 @@ class PartFiles(ModelFiles):
         parts = len(grant.members), len(manifest.files)
         self._check(name, manifest.labels, step=(grant.committed, manifest.step), parts=parts)
         return manifest, part_of(self.folder, manifest, number, self.job)
+
+    def leave_sign(self, server: str, sign: str) -> str:
+        """Write a sign of this server into the folder, for the others to see that it is theirs as well. Returns it;
+        empty where it could not be written, which is said when a file cannot be.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / f".{server}").write_text(sign, encoding="utf-8")
+        except OSError:
+            return ""
+        return sign
+
+    def sees(self, server: str, sign: str, patience_s: float = 0.0) -> bool:
+        """Whether there is the sign that this server says it has written; a folder of a network may be a bit late."""
+        until_s = monotonic() + patience_s
+        while True:
+            try:
+                if (self.folder / f".{server}").read_text(encoding="utf-8") == sign:
+                    return True
+            except OSError:
+                pass
+            if monotonic() >= until_s:
+                return False
+            sleep(SEEN_EVERY_S)
 
     def publish(self, session: Session, parts: Parts) -> records.Checkpoint | None:
         """All parts are durable: so is the file that names them when this returns. The event is for the caller to send.

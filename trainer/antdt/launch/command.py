@@ -36,8 +36,20 @@ HELP = {"help_option_names": ["-h", "--help"]}
     "--servers",
     type=click.IntRange(0),
     default=0,
-    help="Parameter servers of the job, beside the workers (strategy=antdt.ParameterServer()). On several machines all "
-    "say the same, and the first one starts them.",
+    help="Parameter servers of the whole job, beside the workers (strategy=antdt.ParameterServer()). On several "
+    "machines all say the same, and the first one starts them.",
+)
+@click.option(
+    "--servers-here",
+    type=int,
+    default=-1,
+    help="Servers that this machine starts, if they are to be on several, or on one without workers (-n 0).",
+)
+@click.option(
+    "--first-server",
+    type=int,
+    default=-1,
+    help="Number of the first server here, where machines differ.",
 )
 @click.option("--job", envvar="ANTDT_JOB", required=True, help="Name of the job, as given to `antdt up`.")
 @click.option("--bootstrap-servers", help="Kafka, HOST:PORT[,HOST:PORT]. Default: the broker of `antdt up`.")
@@ -97,6 +109,9 @@ def main(
     node_rank: int,
     first_rank: int,
     world_size: int,
+    servers: int,
+    servers_here: int,
+    first_server: int,
     **options: Any,
 ) -> None:
     """Start the workers of a job on this machine, and stay until all of them have ended.
@@ -107,7 +122,8 @@ def main(
 
     Each worker runs SCRIPT with what follows it, and finds its place in ANTDT_RANK, ANTDT_LOCAL_RANK and
     ANTDT_WORLD_SIZE. One that is killed is started again. On several machines, give each --nnodes and --node-rank, as
-    torchrun's variables PET_NNODES and PET_NODE_RANK do; or --first-rank and --world-size where they differ.
+    torchrun's variables PET_NNODES and PET_NODE_RANK do; or --first-rank and --world-size where they differ. Where
+    servers are to be on several machines, give each --servers-here; and --first-server where they differ.
 
     Ctrl-C (or SIGTERM) lets workers finish their step and leave within --grace-s; a second one ends them at once. A job
     whose workers somebody else runs is left alone (42), unless --take-over asks that launch to leave.
@@ -117,6 +133,8 @@ def main(
     try:
         here = nodes.workers_here(workers)
         first, world = nodes.first_and_world(here, nnodes, node_rank, first_rank, world_size)
+        parts = nodes.servers_here(servers, servers_here, first_server, node_rank, first_rank)
+        options |= {"servers": servers, "servers_here": parts}
         found = LaunchOptions(workers=here, first_rank=first, world_size=world, node_rank=node_rank, **options)
         launcher = Launcher(found, environ)
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -88,7 +88,7 @@ def of_worker(
             "WORLD_SIZE": str(where.world),
             "LOCAL_WORLD_SIZE": str(where.here),
             "GROUP_RANK": str(where.node),
-            "GROUP_WORLD_SIZE": str(max(1, where.world // where.here)),
+            "GROUP_WORLD_SIZE": str(max(1, where.world // max(1, where.here))),
             "ROLE_NAME": "default",
             "ROLE_RANK": str(where.rank),
             "ROLE_WORLD_SIZE": str(where.world),

@@ -45,7 +45,7 @@ REPORT_S = 2.0
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions(slots.Rules):
     """What to start, and by which rules. reach_s: how long to wait for a broker. torch_env: see `environment`. servers:
-    of the whole job; the first machine starts them.
+    of the whole job; servers_here: which of them this machine starts.
     """
 
     workers: int
@@ -57,6 +57,7 @@ class LaunchOptions(slots.Rules):
     node_rank: int = 0
     torch_env: bool = False
     servers: int = 0
+    servers_here: range = range(0)
     metrics_port: int | None = None
     metrics_host: str = LOOPBACK
 
@@ -65,8 +66,8 @@ class Launcher:
     """The workers of one machine. All of its work happens in `run`, in the calling thread."""
 
     def __init__(self, options: LaunchOptions, environ: Mapping[str, str]) -> None:
-        if options.workers < 1:
-            raise UsageError(f"-n {options.workers}: start at least one worker.")
+        if not options.workers and not options.servers_here:
+            raise UsageError("-n 0: start at least one worker, or a server (--servers-here).")
         self.options, self.environ = options, environ
         self.settings = Settings.of(environ)
         self.connection = self.settings.connection.named(self.settings.job, "launch")
@@ -77,9 +78,8 @@ class Launcher:
             self._torch = environment.torch_of_launch(meeting, self.run_id, options.restarts_max)
         ranks = range(options.first_rank, options.first_rank + options.workers)
         self.workers = {f"w{rank}": Worker(rank, i, f"w{rank}") for i, rank in enumerate(ranks)}
-        servers = range(options.servers if options.node_rank == 0 else 0)
         # Behind all workers, as whoever asks for its rank takes 0 for the one that speaks for all.
-        self.servers = {f"s{i}": Worker(self.world + i, i, f"s{i}") for i in servers}
+        self.servers = {f"s{i}": Worker(self.world + i, i, f"s{i}") for i in options.servers_here}
         self.workers |= self.servers
         with_us = list(self.servers) if self.world == options.workers else []  # other machines' workers may need them
         self.slots = slots.Slots(list(self.workers), self.run_id, options, with_us)

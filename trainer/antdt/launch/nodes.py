@@ -13,6 +13,7 @@ COUNT_S = 120.0
 
 def workers_here(text: str) -> int:
     """A number, or as torchrun has it: `cpu`, one for each core; `gpu`, for each device; `auto`, devices or else cores.
+    0 is for a machine that has servers only.
 
     Raises:
         UsageError: it is none of them, or there is no device.
@@ -24,8 +25,8 @@ def workers_here(text: str) -> int:
         return devices or os.cpu_count() or 1
     if text == "cpu":
         return os.cpu_count() or 1
-    if not text.isdigit() or int(text) < 1:
-        raise UsageError(f"-n {text}: start at least one worker, or say auto, gpu or cpu.")
+    if not text.isdigit():
+        raise UsageError(f"-n {text}: say how many workers, or auto, gpu or cpu.")
     return int(text)
 
 
@@ -61,4 +62,25 @@ def first_and_world(workers: int, nnodes: str, node_rank: int, first_rank: int, 
     if not 0 <= node_rank < int(most or fewest):
         raise UsageError(f"--node-rank {node_rank}: of {nnodes} machines the first one is 0.")
     first = first_rank if first_rank >= 0 else node_rank * workers
-    return first, world_size or max(int(fewest) * workers, first + workers if most else 0)
+    world = world_size or max(int(fewest) * workers, first + workers if most else 0)
+    if world < 1:
+        raise UsageError("-n 0: say with --world-size how many workers all machines start, as the others do.")
+    return first, world
+
+
+def servers_here(servers: int, here: int, first_server: int, node_rank: int, first_rank: int) -> range:
+    """Which servers of a job this machine starts. here: how many, -1: all of them if it is the first machine, and else
+    none. first_server: number of the first one, -1: the machines before have as many each.
+
+    Raises:
+        UsageError: the job has no such servers.
+    """
+    if here < 0:
+        if first_server >= 0:
+            raise UsageError(f"--first-server {first_server}: say with --servers-here how many this machine starts.")
+        return range(servers if node_rank == 0 and first_rank <= 0 else 0)
+    first = first_server if first_server >= 0 else node_rank * here
+    if here and first + here > servers:
+        of = f"--servers {servers} are s0 to s{servers - 1}" if servers else "say with --servers how many there are"
+        raise UsageError(f"--servers-here {here}, s{first} being the first: {of}, in the whole job.")
+    return range(first, first + here)

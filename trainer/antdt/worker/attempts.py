@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from antdt_schemas.address import ENV_ADVERTISE, is_loopback
+from antdt_schemas.address import is_loopback, unreached
 from antdt_schemas.errors import Unavailable
 
 PAUSE_S, PAUSE_MAX_S = 0.2, 5.0
@@ -34,11 +34,8 @@ class Attempts:
             Unavailable: none has formed for `patience_s`.
         """
         tried_s = self._count(now_s)
-        hint = ""
-        if any(map(is_loopback, hosts)) and not all(map(is_loopback, hosts)):
-            hint = f"A member on another machine advertises a loopback address: name one of its own in {ENV_ADVERTISE}."
-        elif self.number > 1:
-            hint = f"Members must reach each other; where this machine is reached is named by {ENV_ADVERTISE}."
+        mixed = any(map(is_loopback, hosts)) and not all(map(is_loopback, hosts))
+        hint = unreached(hosts) if mixed or self.number > 1 else ""
         if tried_s > self.patience_s:
             raise Unavailable(f"{what} This was tried {self.number} times in {tried_s:.0f} s.", hint)
         said = f"{what} Tried {self.number} times in {tried_s:.0f} s, for {self.patience_s:.0f} s at most. {hint}"

@@ -140,11 +140,13 @@ class Life(Leaving):
         slice_s = min(HINT_EVERY_S, max(patience_s, 0.1))
         while not (yield ask.Wait(lambda: session.phase not in asking or self.may_go, slice_s)):
             waited_for = "the ledger and the job's other workers" if session.generation == 0 else "the next generation"
-            why = session.reason and f": {session.reason}"
-            self._say(logging.WARNING, f"{session.worker} is waiting for {waited_for}{why}")
+            why = "; ".join(said for said in (session.reason, session.awaited) if said)
+            self._say(logging.WARNING, f"{session.worker} is waiting for {waited_for}{why and f': {why}'}")
             if self._now_s() > until_s:
                 job, workers = self.options.job, self.options.workers_min
                 hint = f"Is `antdt up {job}` running, and are all {workers} workers started?"
+                if session.awaited:
+                    hint = f"{session.awaited}: start what is missing, there or on another machine."
                 raise Unavailable(f"{waited_for} did not come within {patience_s:.0f} s.", hint)
 
     def _take_final(self) -> Steps:

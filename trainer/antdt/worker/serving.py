@@ -20,6 +20,7 @@ from typing import Any
 
 from antdt_schemas import records
 from antdt_schemas.errors import UsageError
+from antdt_schemas.waiting import Waiting
 
 from antdt.host.whereabouts import At
 from antdt.strategies.base import GenerationClosed
@@ -31,6 +32,7 @@ from antdt.worker.plans import Plan
 from antdt.worker.session import Composition, Phase
 
 TURN_S = 0.02
+UNUSED_S, UNUSED_MAX_S = 60.0, 600.0  # without a worker before it is said, and between two words of it
 QUIET_S = 2.0  # so long a server that is told to leave serves workers that may have been told as well
 LAST_S = 0.25
 FILED_S = 1.0  # what the primary may take from the last part to the file that names it
@@ -44,6 +46,7 @@ class ServingLife(Life):
     _orders: ask.Obey | None = None
     _owes_farewell: Callable[[], bool] | None = None
     _filed_s = 0.0
+    _unused: Waiting
 
     @property
     def _is_primary(self) -> bool:
@@ -68,6 +71,7 @@ class ServingLife(Life):
         self.workers = [m.worker for m in grant.members]
         yield ask.Stands(self.workers)
         self.files.written_step, self._marked, self._orders = -1, self.strategy.step_number, None
+        self._unused = Waiting(UNUSED_S, UNUSED_MAX_S)
         with self._lock:
             session.begin([], self.strategy.lineage)
             session.proven(self.strategy.step_number)
@@ -100,6 +104,8 @@ class ServingLife(Life):
             yield from self._await_commits()
             return
         session.waits = self.strategy.active == 0  # workers that have nothing left to train wait for the end
+        if self._is_primary:
+            self._say_if_unused(used=not session.waits)
         turned = yield ask.Serve(TURN_S)
         with self._lock:
             for made in turned.decided:
@@ -111,6 +117,16 @@ class ServingLife(Life):
             yield from self._mark()
         if self.draining:
             yield from self._say_farewell()
+
+    def _say_if_unused(self, *, used: bool) -> None:
+        """Workers may all be on other machines, and end there without a word to anybody here."""
+        now_s = self._now_s()
+        if used:
+            self._unused.over(now_s)
+        elif self._unused.is_due(now_s):
+            for_s, job = now_s - (self._unused.since_s or now_s), self.options.job
+            said = f"no worker has been at anything for {for_s:.0f} s: servers wait for them, see `antdt status {job}`"
+            self._say(logging.WARNING, said)
 
     def _obey(self) -> Steps:
         """The newest plan, and who is lost: those that have not been answered for are named again and again."""

@@ -22,6 +22,7 @@ from antdt_streams.ledger.core.members import SERVER, Incarnation
 from antdt_streams.ledger.core.state import State
 
 REASON_CHARS_MAX = 300
+NAMED_MAX = 4  # servers in a sentence
 
 
 class GroupRules(Protocol):
@@ -204,9 +205,7 @@ class ParameterServer(AllOfThem):
             return (), f"generation {who.generation} is open"
         asking = {n: i for n, i in who.incarnations.items() if i.role == SERVER and i.status in ("waiting", "ready")}
         if len(asking) < who.servers:
-            late = [m for m in who.group if who.incarnations[m].status == "member"]
-            not_yet = f": {', '.join(late)} did not yet" if late else ""
-            return (), f"{len(asking)} of {who.servers} servers ask for it{not_yet}"
+            return (), f"{len(asking)} of {who.servers} servers ask for it{self._missing(s, asking)}"
         if who.generation == 0 and len(who.attached) < s.spec.workers_min:
             return (), f"{len(who.attached)} of {s.spec.workers_min} workers have joined"
         newest = s.line.checkpoints[-1]
@@ -215,6 +214,17 @@ class ParameterServer(AllOfThem):
             reason = "servers go on from a file only"
             return (records.RolledBack(newest.step, reason), granted), reason
         return (granted,), f"{newest.file} holds step {newest.step}"
+
+    def _missing(self, s: State, asking: Mapping[str, Incarnation]) -> str:
+        """Which do not, by name: those that are in the last generation still, and those that are nowhere."""
+        there = {asker.worker for asker in asking.values()}
+        late = {
+            s.members.incarnations[m].worker for m in s.members.group if s.members.incarnations[m].status == "member"
+        }
+        names = [name for name in map(server_name, range(s.members.servers)) if name not in there]
+        said = [f"{name} did not yet" if name in late else f"{name} is not there" for name in names[:NAMED_MAX]]
+        more = len(names) - len(said)
+        return f": {', '.join(said)}{f', and {more} more' if more else ''}"
 
     def may_commit(self, s: State, who: str) -> str | None:
         """The first server decides the order of all steps, and knows them before anybody else."""

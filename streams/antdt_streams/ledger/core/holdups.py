@@ -57,6 +57,7 @@ class HoldUps:
         self._said: dict[str, Standing] = {}
         self._asking_ms: dict[str, int] = {}
         self._all_wait_ms: int | None = None
+        self._generation = 0
         self.named: dict[str, str] = {}  # who holds up others now, and what is said of it
         self._news: list[str] = []
 
@@ -74,6 +75,9 @@ class HoldUps:
         """What follows now."""
         live = {name: who for name, who in state.members.incarnations.items() if not who.gone}
         self._said = {n: s for n, s in self._said.items() if n in live and clock_ms - s.heard_ms <= FRESH_MS}
+        if state.members.generation != self._generation:  # whoever waited in the last one says so for a while yet
+            self._generation, self._all_wait_ms = state.members.generation, None
+            self._said = {n: said for n, said in self._said.items() if said.phase != WAITS}
         asking = [] if state.members.open else [n for n, who in live.items() if who.status in ASKS]
         self._asking_ms = {n: self._asking_ms.get(n, clock_ms) for n in asking}
         members = {m: None for m in state.members.group if m in live and live[m].status == "member"}

@@ -72,10 +72,16 @@ def _makes_room(turn: Turn, request: records.Request, body: records.Join, occupa
 
 
 def _answer_member(turn: Turn, request: records.Request, who: Incarnation) -> None:
-    """Where it stands: its grant, also that of a generation which closed before it had heard of it."""
+    """Where it stands: its grant, also that of a generation which closed before it had heard of it; and what is waited
+    for where there is none.
+    """
     over = who.status in ("member", "attached") and not turn.state.members.open
-    status = Status.CLOSED if over else Status.OK
-    turn.answer(request, status, grant=True)
+    turn.answer(request, Status.CLOSED if over else Status.OK, _awaited(turn, who), grant=True)
+
+
+def _awaited(turn: Turn, who: Incarnation) -> str:
+    """Why there is no next generation yet, for those that wait for it."""
+    return "" if turn.state.members.open or who.status == "member" else turn.rules.grant(turn.state)[1]
 
 
 def regroup(turn: Turn, request: records.Request, body: records.Regroup) -> None:
@@ -94,7 +100,8 @@ def regroup(turn: Turn, request: records.Request, body: records.Regroup) -> None
         if members.restoring:
             claim = None  # its model contains what was undone
         turn.emit(records.Ready(request.incarnation, claim, body.host, body.port))
-    turn.answer(request, Status.OK, grant=True)
+        who = members.incarnations[request.incarnation]
+    turn.answer(request, Status.OK, _awaited(turn, who), grant=True)
 
 
 def leave(turn: Turn, request: records.Request, body: records.Leave) -> None:

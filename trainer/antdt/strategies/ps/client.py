@@ -21,12 +21,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from antdt_schemas.errors import Mismatch, Refused, Unavailable
+from antdt_schemas.address import LOOPBACK
+from antdt_schemas.errors import Mismatch, Refused
+from antdt_schemas.strategies import server_name
 
 from antdt.strategies.base import GenerationClosed
 from antdt.strategies.ps import links, wire
 from antdt.strategies.ps.core.facts import PULL, Contribution, Key
 from antdt.strategies.ps.layout import DTYPES, Layout
+from antdt.strategies.ps.reached import Peer, Reached
 from antdt.strategies.ps.scattered import Scattered, scattered
 
 log = logging.getLogger("antdt")
@@ -80,9 +83,18 @@ class Exchange:
     """
 
     def __init__(
-        self, layout: Layout, job: str, incarnation: str, patience_s: float = PATIENCE_S, *, drops: bool = False
+        self,
+        layout: Layout,
+        job: str,
+        incarnation: str,
+        patience: links.Patience | None = None,
+        *,
+        own_host: str = LOOPBACK,
+        drops: bool = False,
     ) -> None:
-        """drops: what is late is not computed anew."""
+        """patience: how long servers may be out of reach, over several of these. own_host: where this worker's machine
+        is reached. drops: what is late is not computed anew.
+        """
         self.layout, self.job, self.incarnation, self.generation = layout, job, incarnation, -1
         self.parameters = self._new()
         self.gradients = self._new()
@@ -90,7 +102,8 @@ class Exchange:
         self._watches: list[links.Watch] = []
         self._links: list[Any] = []
         self._polling = links.Polling(self._bell)
-        self._patience = links.Patience(patience_s)
+        self._patience = links.Patience(PATIENCE_S) if patience is None else patience
+        self._own_host, self._reached = own_host, Reached(incarnation, own_host, (), self._patience)
         self._aborted = threading.Event()
         self._closed: Callable[[], bool] = lambda: False
         self._n, self._attempt, self._asked, self._base = 0, 0, 0, -1
@@ -110,14 +123,15 @@ class Exchange:
         self._aborted.clear()
         self.generation, self._closed = generation, closed
         self._n, self._attempt, self._base, self._ranges = 0, 0, -1, ()
-        self._patience = links.Patience(self._patience.seconds)
-        self._polling = links.Polling(self._bell)
-        for host, port in servers:
-            link = links.connect(self._context, host, port, f"worker/{self.incarnation}")
+        self._polling, peers = links.Polling(self._bell), list[Peer]()
+        for part, (host, port) in enumerate(servers):
+            link, watch = links.connect(self._context, host, port, f"worker/{self.incarnation}")
             self._links.append(link)
-            self._watches.append(links.Watch(link))
+            self._watches.append(watch)
             self._polling.add(link)
-            self._polling.add(self._watches[-1].events)
+            self._polling.add(watch.events)
+            peers.append(Peer(server_name(part), host, port, watch))
+        self._reached = Reached(self.incarnation, self._own_host, peers, self._patience)
 
     def abort(self) -> None:
         """From any thread: whoever waits gets GenerationClosed."""
@@ -254,7 +268,7 @@ class Exchange:
     def _send(self, server: int, body: Any, tensors: Sequence[torch.Tensor] = ()) -> None:
         self._check()
         if links.send(self._links[server], wire.pack(self.job, self.generation, body, tensors)) is None:
-            self._is_broken(server)
+            self._reached.refuses(server_name(server))
 
     def _params(
         self, key: Key, wanted: Sequence[Scattered], pushed: Sequence[Scattered] = ()
@@ -298,7 +312,7 @@ class Exchange:
                 self._check()
             if time.monotonic() > tell_at_s:
                 tell_at_s += TELL_S
-                missing = ", ".join(f"s{server}" for server in servers if server not in found)
+                missing = self._reached.blamed([server_name(s) for s in servers if s not in found])
                 log.warning("%s still waits for an answer of %s", self.incarnation, missing)
         return found
 
@@ -319,17 +333,4 @@ class Exchange:
             if self._is_sending:
                 self.gradients, self._is_sending = self._new(), False
             raise GenerationClosed("The servers' generation is over.")
-        for server, watch in enumerate(self._watches):
-            if watch.look():
-                self._is_broken(server)
-        if self._patience.is_over:
-            raise Unavailable(
-                f"The connection of {self.incarnation} to a server broke {self._patience.seconds:g} s ago, and the "
-                "generation goes on: this worker starts again as another incarnation."
-            )
-
-    def _is_broken(self, server: int) -> None:
-        if self._patience.begins():
-            log.warning(
-                "%s: the connection to server s%d is broken; it waits for the next generation", self.incarnation, server
-            )
+        self._reached.look()

@@ -3,7 +3,8 @@
 Rules
     A ROUTER that cannot deliver says so instead of dropping what it is given.
     A connection that breaks takes messages with it, and pyzmq would make a new one and go on in silence. So each is
-    watched: who finds one broken does not go on with it (`Watch.is_broken`).
+    watched: who finds one broken does not go on with it (`Watch.is_broken`). One that is not made takes nothing: it is
+    a trouble as long as it lasts, for a network drops packets without a word.
 
 Must not know what the messages are.
 """
@@ -101,12 +102,15 @@ def listen(made: zmq.Context[Any], host: str) -> tuple[zmq.Socket[Any], int]:
         raise Unavailable(f"A parameter server cannot listen at {host}: {error}.") from error
 
 
-def connect(made: zmq.Context[Any], host: str, port: int, identity: str) -> zmq.Socket[Any]:
-    """A DEALER to a server; the connection is made behind this call, or not."""
+def connect(made: zmq.Context[Any], host: str, port: int, identity: str) -> tuple[zmq.Socket[Any], Watch]:
+    """A DEALER to a server; the connection is made behind this call, or not. It is watched from before: one that is
+    made at once must not be made unseen, or nobody would see it break.
+    """
     link = _limited(made, zmq.DEALER, identity)
     link.setsockopt(zmq.IPV6, ":" in host)
+    watch = Watch(link)
     link.connect(f"tcp://{_address(host)}:{port}")
-    return link
+    return link, watch
 
 
 def _address(host: str) -> str:
@@ -148,7 +152,7 @@ class Watch:
 
     def __init__(self, link: zmq.Socket[Any]) -> None:
         self.is_broken, self.was_made = False, False
-        self._link = link
+        self._link, self._since_s = link, time.monotonic()
         self.events = link.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
 
     def look(self) -> bool:
@@ -158,6 +162,11 @@ class Watch:
             self.was_made |= event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             self.is_broken |= event == zmq.EVENT_DISCONNECTED and self.was_made
         return self.is_broken
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it was not made, and should have been."""
+        return not self.was_made and time.monotonic() - self._since_s > SILENT_MS / 1000
 
     def close(self) -> None:
         """With its connection."""
@@ -217,7 +226,9 @@ class Polling:
 
 
 class Patience:
-    """How long something may be broken before whoever needs it gives up."""
+    """How long something may be broken before whoever needs it gives up. It goes on over generations, or those that
+    follow each other fast would never come to an end of it; `ends` where all is well.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -230,7 +241,16 @@ class Patience:
             return True
         return False
 
+    def ends(self) -> None:
+        """Nothing is broken any more."""
+        self._since = None
+
+    @property
+    def for_s(self) -> float:
+        """For how long it has been so."""
+        return 0.0 if self._since is None else time.monotonic() - self._since
+
     @property
     def is_over(self) -> bool:
         """Whether it has been so for too long."""
-        return self._since is not None and time.monotonic() - self._since > self.seconds
+        return self._since is not None and self.for_s > self.seconds

@@ -33,6 +33,7 @@ from antdt.strategies.allreduce.provenance.watcher import Watcher
 from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import GenerationClosed, Here, Outcome, Part, Restores, Strategy, Timings
 from antdt.strategies.once import Once
+from antdt.strategies.ps import links
 from antdt.strategies.ps.client import Exchange, Included, Late, Pulled
 from antdt.strategies.ps.contribution import Contribution, Factor
 from antdt.strategies.ps.held import HeldByServers
@@ -85,6 +86,7 @@ class ServedMember(HeldByServers):
         self._weights, self._denominators = Weights(), Denominators(Watcher(model.buffers))
         self._gradients: LocalGradients | None = None
         self._exchange: Exchange | None = None
+        self._patience = links.Patience(options.unreachable_s)
         self._part: Part | None = None
         self._gone: GenerationClosed | None = None
         self._skips, self.others_idle = 0, False
@@ -121,8 +123,9 @@ class ServedMember(HeldByServers):
     def form(self, grant: records.Grant, rank: int, closed: Callable[[], bool]) -> None:
         """Connect to all servers. Raises GenerationClosed, Unavailable."""
         refuse_hooks(self.optimizer, self.once)
+        who = self._here.job, self.incarnation, self._patience
         drops = self.options.late == DROP
-        self._exchange = Exchange(self.layout, self._here.job, self.incarnation, drops=drops)
+        self._exchange = Exchange(self.layout, *who, own_host=self._here.advertise, drops=drops)
         self._exchange.connect(grant.generation, [(m.host, m.port) for m in grant.members], closed=closed)
 
     def align(self, grant: records.Grant, rank: int, files: Restores) -> None:

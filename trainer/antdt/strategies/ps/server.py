@@ -13,15 +13,20 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
-from antdt_schemas.errors import Mismatch, Unavailable, Undecodable
+from antdt_schemas.errors import Refused, Undecodable
+from antdt_schemas.strategies import server_name
+from antdt_schemas.waiting import Waiting
 
 from antdt.strategies.ps import links, wire
+from antdt.strategies.ps.agreeing import all_seen, unlike
 from antdt.strategies.ps.core.facts import PULL, Contribution, Key, Mode, Order, Version
 from antdt.strategies.ps.core.ordering import Ordering
 from antdt.strategies.ps.core.staging import Answer, Apply, Item, Save, Staging
 from antdt.strategies.ps.load import Load, Meter
+from antdt.strategies.ps.reached import Peer, Reached
 from antdt.strategies.ps.requests import Request, gradient_of, request_of, rows_of
 from antdt.strategies.ps.saving import Saved, Saving, Write
 from antdt.strategies.ps.state import ServerState
@@ -30,12 +35,15 @@ log = logging.getLogger("antdt")
 
 MESSAGES_A_TURN = 1_024
 PATIENCE_S = 60.0
+FAREWELL_MS = 1_000
+AWAITED_S = 10.0  # other servers, before it is said
 GIVEN_UP = "The ledger has given this worker up."
 
 
 class Server:
     """Its state outlives generations. mode: when versions are made. job: what every message must be of. write: makes a
-    durable file, and returns its digest.
+    durable file, and returns its digest. sign: what it has written into the folder of checkpoints; sees: what is wrong
+    if the primary does not find there what another server says that it has written.
     """
 
     def __init__(self, state: ServerState, mode: Mode, job: str, write: Write, patience_s: float = PATIENCE_S) -> None:
@@ -48,6 +56,9 @@ class Server:
         self._up: Any = None
         self._polling = links.Polling(self._bell)
         self._patience = links.Patience(patience_s)
+        self._reached, self._awaited = Reached("", "", (), self._patience), Waiting(AWAITED_S)
+        self.sign, self.sees = "", all_seen
+        self._peers, self._name = dict[int, Peer](), f"server {server_name(state.part)}"
         self._plan, self._factor, self._backup = 0, 1.0, 0
         self._ordering: Ordering | None = None
         self._staging = Staging(state.version, state.lineage)
@@ -72,7 +83,8 @@ class Server:
         self.generation, self.checkpoint_wanted = generation, False
         self._staging = Staging(state.version, state.lineage)
         self._present, self._orders = {state.part}, deque()
-        self._patience = links.Patience(self._patience.seconds)
+        own_host, watch = peers[state.part][0], None
+        self._awaited = Waiting(AWAITED_S)
         self._polling = links.Polling(self._bell)
         self._polling.add(self._router)
         if state.part == 0:
@@ -80,11 +92,14 @@ class Server:
             self._ordering.plan, self._ordering.factor = self._plan, self._factor
             self._carry_out(self._ordering.set_backup(self._backup))
         else:
-            self._up = links.connect(self._context, *peers[0], f"server/{state.part}")
-            self._primary = links.Watch(self._up)
+            self._up, watch = links.connect(self._context, *peers[0], f"server/{state.part}")
+            self._primary = watch
             self._polling.add(self._up)
             self._polling.add(self._primary.events)
-            self._report(wire.Hello(state.part, state.version, state.lineage.hex(), state.layout.digest))
+            self._report(self._hello())
+        needed = range(1, state.servers) if state.part == 0 else (0,)
+        self._peers = {part: Peer(server_name(part), *peers[part], watch) for part in needed}
+        self._reached = Reached(self._name, own_host, list(self._peers.values()), self._patience)
 
     def leave(self) -> None:
         """The generation is over: what is staged is dropped, the state stays."""
@@ -93,7 +108,7 @@ class Server:
         if self._primary is not None:
             self._primary.close()
         if self._router is not None:
-            self._router.close(0)
+            self._router.close()
         self._router = self._primary = self._up = None
         self._orders.clear()
         self._out.clear()
@@ -210,19 +225,14 @@ class Server:
         return out
 
     def _look_at_links(self) -> None:
-        if self._primary is not None and self._primary.look():
-            self._is_broken("the primary server")
-        if self._patience.is_over:
-            raise Unavailable(
-                f"The connection of server s{self.state.part} to another one broke {self._patience.seconds:g} s ago, "
-                "and the generation goes on without it being made again."
-            )
-
-    def _is_broken(self, to: str) -> None:
-        if self._patience.begins():
-            log.warning(
-                "server s%d: the connection to %s is broken; it waits for the next generation", self.state.part, to
-            )
+        self._reached.look()
+        if self.state.part or len(self._present) == self.state.servers:
+            return
+        now_s = monotonic()
+        if self._awaited.is_due(now_s):
+            missing = ", ".join(peer.where for part, peer in self._peers.items() if part not in self._present)
+            for_s = now_s - (self._awaited.since_s or now_s)
+            log.warning("%s: nothing has come of %s for %.0f s; nothing is served before", self._name, missing, for_s)
 
     def _message(self, frames: Sequence[Any]) -> wire.Message | None:
         self._meter.received(frames)
@@ -250,6 +260,8 @@ class Server:
         message = self._message(frames)
         if message is not None and isinstance(message.body, wire.Ordered):
             self._obey(wire.order_of(message.body))
+        elif message is not None and isinstance(message.body, wire.Refused):
+            raise Refused(f"The primary server does not go on with {self._name}: {message.body.why}")
 
     # -- servers
 
@@ -265,13 +277,17 @@ class Server:
         else:
             self._on_saved(part, body)
 
-    def _on_hello(self, hello: wire.Hello) -> None:
+    def _hello(self) -> wire.Hello:
         state = self.state
-        ours = state.version, state.lineage.hex(), state.layout.digest
-        theirs = hello.version, hello.lineage, hello.layout
-        if ours != theirs:
-            hint = "All servers must run the same script, and go on from the same checkpoint."
-            raise Mismatch(f"Version, lineage or layout of server s{hello.part}", ours, theirs, hint)
+        holds = state.version, state.lineage.hex(), state.layout.digest
+        return wire.Hello(state.part, *holds, state.stated(), state.first_digest(), self.sign)
+
+    def _on_hello(self, hello: wire.Hello) -> None:
+        wrong = unlike(self._hello(), hello) or self.sees(hello)
+        if wrong is not None:  # the other one is to know it as well, and not to wait for this one
+            links.linger(self._router, FAREWELL_MS)
+            self._refuse(b"server/%d" % hello.part, str(wrong))
+            raise wrong
         self._present.add(hello.part)
         self._carry_out([])
 
@@ -279,7 +295,7 @@ class Server:
         """To the primary."""
         assert self._up is not None, "the primary reports to nobody"
         if links.send(self._up, wire.pack(self.job, self.generation, body)) is None:
-            self._is_broken("the primary server")
+            self._reached.refuses(server_name(0))
 
     # -- workers
 
@@ -333,7 +349,7 @@ class Server:
             body = wire.ordered(order)
             for part in range(1, self.state.servers):
                 if links.send(self._router, wire.pack(self.job, self.generation, body), b"server/%d" % part) is None:
-                    self._is_broken(f"server s{part}")
+                    self._reached.refuses(server_name(part))
             self._obey(order)
         self._out.extend(ordering.versions)
         ordering.versions.clear()

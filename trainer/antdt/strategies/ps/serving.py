@@ -18,6 +18,7 @@ from antdt_schemas.strategies import DROP
 from antdt.strategies.allreduce import guard
 from antdt.strategies.base import Here, Restores
 from antdt.strategies.once import Once
+from antdt.strategies.ps.agreeing import all_seen
 from antdt.strategies.ps.contribution import Factor
 from antdt.strategies.ps.core.facts import Mode, Version
 from antdt.strategies.ps.layout import layout_of
@@ -34,7 +35,8 @@ Write = Callable[[str, memoryview], bytes]
 class Serving:
     """A part of the model. Only the thread that owns it calls it. `server` is another one in each generation.
 
-    write: makes a durable file of this name, and returns its digest; another thread calls it.
+    write: makes a durable file of this name, and returns its digest; another thread calls it. sign, sees: as those
+    of a Server.
     """
 
     ranges_max: ClassVar[int] = 0
@@ -50,6 +52,7 @@ class Serving:
         self.void, self.saved_step, self.cursor = False, -1, Cursor()
         self.pending: Sequence[Any] = ()
         self.write: Write
+        self.sign, self.sees = "", all_seen
         self._server: Server | None = None
         self.plan_in_force = 0
         self.rates = Factor()
@@ -148,7 +151,9 @@ class Serving:
         """It has the part of the grant's file, or what the script has made; all of a generation begin with the same."""
         files.restore(grant, rank)
         self.void = False
-        self._serving().begin(self._generation, self._peers)
+        server = self._serving()
+        server.sign, server.sees = self.sign, self.sees
+        server.begin(self._generation, self._peers)
 
     def load(self, data: bytes | None) -> None:
         """A part of a file; None: what the script has made."""

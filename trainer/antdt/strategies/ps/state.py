@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +18,12 @@ from antdt_schemas.lineage import ROOT
 
 from antdt.strategies.once import Once
 from antdt.strategies.ps import parts, wire
-from antdt.strategies.ps.dense import Dense
+from antdt.strategies.ps.dense import COMPUTED, Dense
 from antdt.strategies.ps.layout import Layout
 from antdt.strategies.ps.tables import Rows
 from antdt.strategies.together import optimizers_of
+
+STATED_MAX = 2**17  # characters in a message
 
 
 class Gradient(NamedTuple):
@@ -133,6 +136,32 @@ class ServerState:
         self.version, self.lineage = int(part.about["version"]), bytes.fromhex(part.about["lineage"])
         self.plan, self.factor = int(part.script["plan"]), float(part.script["factor"])
 
+    def stated(self) -> tuple[str, ...]:
+        """Settings by which this server steps its part, one a line: equal on all servers."""
+        out = []
+        for at, (one, groups) in enumerate(zip(self._theirs, self._groups(), strict=True)):
+            for number, group in enumerate(groups):
+                where = f"{type(one).__name__}{f' {at}' if at else ''}, parameter group {number}"
+                out += [f"{where}: {name}={_shown(value)}" for name, value in group.items() if name not in COMPUTED]
+        for scheduler in self.once.schedulers:
+            kept = {name: value for name, value in scheduler.state_dict().items() if not name.startswith("_")}
+            out += [f"{type(scheduler).__name__}: {name}={_shown(value)}" for name, value in kept.items()]
+        if sum(map(len, out)) > STATED_MAX:
+            out = [f"all of it, of digest {blake2b(''.join(sorted(out)).encode(), digest_size=16).hexdigest()}"]
+        return tuple(sorted(out))
+
+    def first_digest(self) -> str:
+        """Of all weights that the script has made, of which this server begins with its part; in hexadecimal. Empty
+        for a state of a file.
+        """
+        if self.version:
+            return ""
+        found, named = blake2b(digest_size=16), dict(self._model.named_parameters())
+        for block in self.layout.blocks:
+            for name in block.names:
+                found.update(wire.bytes_of(named[name].detach().cpu().contiguous().reshape(-1)))
+        return found.hexdigest()
+
     def _groups(self) -> list[list[dict[str, Any]]]:
         """Settings of the script's optimizers, which schedulers change."""
         return [
@@ -145,3 +174,13 @@ class ServerState:
         for one, theirs in zip(self._theirs, groups, strict=True):
             for group, saved in zip(one.param_groups, theirs, strict=True):
                 group.update(saved)
+
+
+def _shown(value: Any) -> str:
+    """A setting, if it is one that can be compared."""
+    if isinstance(value, torch.Tensor):
+        return repr(value.tolist())
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return repr(value) if plain else type(value).__name__

@@ -29,12 +29,18 @@ _WORDS = {1: np.uint8, 2: np.int16, 4: np.float32, 8: np.int64}  # what a number
 
 
 class Hello(NamedTuple):
-    """A server to the primary: what it holds at the start of a generation. lineage, layout: in hexadecimal."""
+    """A server to the primary: what it holds at the start of a generation. lineage, layout: in hexadecimal. stated:
+    settings of its script's optimizers and schedulers. first: the digest of the script's own weights, where it begins
+    with them. sign: what it has written into the folder of checkpoints, empty for nothing.
+    """
 
     part: int
     version: int
     lineage: str
     layout: str
+    stated: tuple[str, ...] = ()
+    first: str = ""
+    sign: str = ""
 
 
 class Staged(NamedTuple):

@@ -81,6 +81,7 @@ class Session:
     the job has ended, and `reason` says in what it is not the one that this worker came for. `stopped`: the job ends
     before all is trained: where, and why; empty where it does not. `losses`: whom the first server is to refuse, and
     has not said that it does. `waits`: somebody waits for the ledger, so what there is to report is reported at once.
+    `awaited`: why there is no next generation yet, as the ledger says; empty where it did not.
 
     It is lost when it was given up for dead: the worker may come back as another one. It is ousted when somebody else
     is this worker: then it may not.
@@ -107,7 +108,7 @@ class Session:
         self.grant: records.Grant | None = None
         self.committed, self.finished = 0, False
         self.leaving, self.told, self.quarantined, self.stopped = False, "", 0, ""
-        self.waits = False
+        self.waits, self.awaited = False, ""
         self.standing = Standing()
         leases = ReadLeases if spec.order == TOPIC else Leases
         self.leases, self.files = leases(spec, self.options), Files(self.options)
@@ -196,10 +197,10 @@ class Session:
             self.phase, self.reason = Phase.LOST, reply.reason
         elif reply.status is Status.REFUSED:
             self._refused(reply)
-        elif self.attached:
-            self._on_attached(reply)
         else:
-            self._on_member(reply)
+            if reply.number >= 0 and reply.grant is None and self.phase in (Phase.JOINING, Phase.REGROUPING):
+                self.awaited = reply.reason
+            self._on_attached(reply) if self.attached else self._on_member(reply)
         if reply.generation == self.generation and self.phase is Phase.MEMBER:
             self.leases.take_answer(reply)
             self.moves.on_reply(reply, self.leases)
@@ -273,7 +274,7 @@ class Session:
             # Of one that has asked it is the next one: the log has lost its tail, and our model may be of that.
             self.phase, self.reason = Phase.LOST, "granted what it did not ask for"
             return
-        self.generation, self.grant, self.phase = grant.generation, grant, Phase.MEMBER
+        self.generation, self.grant, self.phase, self.awaited = grant.generation, grant, Phase.MEMBER, ""
         names = [m.incarnation for m in grant.members]
         self.rank = -1 if self.attached else names.index(self.incarnation)
         self.committed = grant.committed  # exact at the grant; after a rollback less than before
