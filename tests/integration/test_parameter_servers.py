@@ -133,6 +133,23 @@ def test_a_server_that_hangs_and_is_not_dead_is_found_by_what_it_says_it_is_at(
 
 
 @pytest.mark.dear
+def test_a_worker_that_hangs_with_samples_is_given_up_when_the_others_have_none_left(
+    connection: Connection, job: str, tmp_path: Path
+) -> None:
+    """With asp nobody waits for it before, however long; then the job would never end."""
+    with job_processes(connection, job, tmp_path, stuck_ms=3_000) as processes:
+        run = Run(processes, tmp_path)
+        launcher = run.launch(2, *LONG, "--mode", "asp")
+        processes.until_committed(15)
+        hung = next(name for name in processes.now().members.attached if name.startswith("w1."))
+        os.kill(run.pid_of("w1"), signal.SIGUSR1)
+        processes.ended(launcher)
+        assert run.judged()["committed"] == 1800
+        reason = next(e.reason for e in processes.events() if isinstance(e, records.Lost) and e.incarnation == hung)
+    assert "holds up 1 others" in reason or "in a generation that it knows to be over" in reason
+
+
+@pytest.mark.dear
 def test_the_slowest_need_not_be_waited_for_and_what_comes_late_is_not_lost(
     connection: Connection, job: str, tmp_path: Path
 ) -> None:

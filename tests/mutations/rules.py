@@ -5,6 +5,7 @@ The numbers are those of `tests/README.md`. Rules 15 to 19 are the parameter ser
 
 from __future__ import annotations
 
+from antdt.driving.membership import Membership
 from antdt.files import checkpoint
 from antdt.strategies.allreduce.composition import Round
 from antdt.strategies.allreduce.holding import Holding
@@ -47,6 +48,7 @@ from antdt_streams.runtime.runner import Runner
 
 from tests.mutations import stories
 from tests.mutations.mutate import Edit, Mutation
+from tests.mutations.steps import in_a_folder
 from tests.mutations.worlds import worlds
 from tests.unit import (
     test_allreduce_composition,
@@ -55,10 +57,12 @@ from tests.unit import (
     test_allreduce_rendezvous,
     test_allreduce_replicas,
     test_allreduce_steps,
+    test_announced,
     test_controller_core,
     test_evidence,
     test_habits,
     test_holdups,
+    test_holdups_served,
     test_ledger,
     test_ledger_life,
     test_ledger_places,
@@ -691,16 +695,13 @@ MUTATIONS = (
     Mutation(
         "21",
         "what all do alike is somebody's fault",
-        (
-            Edit(HoldUps.look, "if waiting and holding:", "if holding:"),
-            Edit(HoldUps._judge, "max(waiting.values())", "said.phase_ms"),
-        ),
+        (Edit(HoldUps._holding, "max(waiting.values(), default=0)", "10**9"),),
         lambda: test_holdups.test_what_all_do_alike_is_nobodys_fault_however_long("user"),
     ),
     Mutation(
         "21",
         "what was announced does not count",
-        (Edit(HoldUps._holds_up, "and said.phase_ms > said.allowed_ms", ""),),
+        (Edit(HoldUps._holding, "or said.phase_ms <= said.allowed_ms ", ""),),
         test_holdups.test_what_was_announced_takes_as_long_as_was_said,
     ),
     Mutation(
@@ -726,6 +727,30 @@ MUTATIONS = (
         "a request hides what its sender is stuck at",
         (Edit(Session.tick, "and standing.phase_s < since_s", ""),),
         test_holdups.test_a_heartbeat_says_what_the_training_thread_is_at_also_while_other_requests_go_out,
+    ),
+    Mutation(
+        "21",
+        "who stays in a generation that it knows to be over may",
+        (Edit(HoldUps._holding, "said.phase == STAYS or ", ""),),
+        test_holdups_served.test_nor_does_a_member_without_servers,
+    ),
+    Mutation(
+        "21",
+        "who was not told that its generation is over stays in it",
+        (Edit(Session._said, "self.phase is Phase.CLOSED", "True"),),
+        lambda: test_holdups_served.test_who_knows_that_its_generation_is_over_says_so_while_it_stays("w0", "worker"),
+    ),
+    Mutation(
+        "21",
+        "who stays has stayed since before it was told",
+        (Edit(Session._said, "min(said.phase_s, now_s - self._over_s)", "said.phase_s"),),
+        lambda: test_holdups_served.test_who_knows_that_its_generation_is_over_says_so_while_it_stays("s1", "server"),
+    ),
+    Mutation(
+        "21",
+        "loading a model is not announced",
+        (Edit(Membership._announce, "size_bytes / SLOW_BYTES_A_S", "0.0"),),
+        in_a_folder(lambda at: test_announced.test_one_that_others_hand_over_takes_as_long_as_it_is_large(at, None)),
     ),
     # -- services: exactly once over crashes
     Mutation(

@@ -11,7 +11,18 @@ from antdt.strategies.ps.core.staging import Staging
 from antdt.worker.serving import ServingLife
 from antdt.worker.session import Session
 from antdt.worker.session.commits import Commits
-from antdt_streams.ledger.core import committing, decide, evidence, fences, joining, leader, leasing, rows, turn
+from antdt_streams.ledger.core import (
+    committing,
+    decide,
+    evidence,
+    fences,
+    holdups,
+    joining,
+    leader,
+    leasing,
+    rows,
+    turn,
+)
 from antdt_streams.ledger.core.groups import ParameterServer
 from antdt_streams.ledger.core.holdups import HoldUps
 from antdt_streams.ledger.core.members import Members
@@ -19,7 +30,7 @@ from antdt_streams.ledger.core.state import State
 
 from tests.mutations.mutate import Edit, Mutation
 from tests.mutations.worlds import served_worlds
-from tests.unit import test_holdups, test_ledger, test_ledger_servers, test_session_servers
+from tests.unit import test_holdups, test_holdups_served, test_ledger, test_ledger_servers, test_session_servers
 
 GONE = "    turn.emit(records.Lost(incarnation, reason[:REASON_CHARS_MAX], by))\n"
 GIVE_BACK_AT_ONCE = """
@@ -289,13 +300,13 @@ MUTATIONS = (
     Mutation(
         "20",
         "nobody who is attached is looked at",
-        (Edit(HoldUps.look, "            members |= state.members.attached\n", "            pass\n"),),
+        (Edit(HoldUps._holding, "            elif attached and is_open:\n", "            elif False:\n"),),
         test_holdups.test_a_worker_that_hangs_is_lost_and_the_generation_goes_on,
     ),
     Mutation(
         "20",
         "servers wait for somebody",
-        (Edit(HoldUps._waited_ms, "(attached or members).keys()", "members.keys()"),),
+        (Edit(HoldUps._waited_ms, "if attached else set(members.group)", "if False else set(members.group)"),),
         test_holdups.test_a_message_that_is_lost_between_workers_and_servers_ends_the_generation,
     ),
     Mutation(
@@ -303,6 +314,81 @@ MUTATIONS = (
         "who waited for somebody that is lost has waited in vain",
         (Edit(HoldUps._waited_ms, "if attached else shortest_ms", "if False else shortest_ms"),),
         test_holdups.test_a_worker_that_hangs_is_lost_and_the_generation_goes_on,
+    ),
+    Mutation(
+        "21",
+        "nobody waits for samples",
+        (Edit(HoldUps._idle, "yield from", "return None\n        yield from"),),
+        test_holdups_served.test_a_worker_that_hangs_with_samples_holds_up_who_has_none_left,
+    ),
+    Mutation(
+        "21",
+        "who has no samples holds up those who wait for some",
+        (Edit(HoldUps._holding, "if _has_samples(state, name) else exchanging_ms", ""),),
+        test_holdups_served.test_one_that_has_none_holds_up_nobody_who_waits_for_some,
+    ),
+    Mutation(
+        "21",
+        "what was dealt to a worker is anybody's",
+        (Edit(holdups._has_samples, "dealt or ", ""),),
+        test_holdups_served.test_so_does_one_that_hangs_with_a_part_that_was_dealt_to_it,
+    ),
+    Mutation(
+        "21",
+        "a topic that grows keeps its workers waiting for each other",
+        (Edit(HoldUps._idle, " and state.shards.space.closed", ""),),
+        test_holdups_served.test_where_more_may_come_nobody_waits_for_who_is_slow,
+    ),
+    Mutation(
+        "21",
+        "who does not look for samples waits for them",
+        (
+            Edit(HoldUps._idle, " if said.phase_ms < self.patience_ms", ""),
+            Edit(HoldUps._holding, " or (said.phase == IDLE and attached and is_open)", ""),
+        ),
+        test_holdups_served.test_a_worker_that_does_not_look_for_samples_any_more_is_lost,
+    ),
+    Mutation(
+        "21",
+        "nobody looks who gets into a generation of servers",
+        (Edit(HoldUps._forming, "if members.servers:", "if False:"),),
+        served_worlds(60),
+    ),
+    Mutation(
+        "21",
+        "who has waited for a grant has waited in its generation",
+        (Edit(HoldUps._holding, "clock_ms - self._forming_ms[name]", "said.phase_ms"),),
+        lambda: test_holdups_served.test_a_server_that_does_not_get_into_its_generation_is_lost("idle"),
+    ),
+    Mutation(
+        "21",
+        "a server that loads has lost a message",
+        (Edit(HoldUps._waited_ms, "not (attached and self._server_is_busy(state))", "True"),),
+        test_holdups_served.test_a_server_that_loads_for_as_long_as_it_has_announced_is_waited_for,
+    ),
+    Mutation(
+        "21",
+        "who is in an older generation waits in the newest one",
+        (Edit(HoldUps._at, " and said.generation in (UNKNOWN, state.members.generation)", ""),),
+        test_holdups_served.test_a_worker_that_stays_behind_is_lost_and_waits_for_nobody_in_the_next_generation,
+    ),
+    Mutation(
+        "21",
+        "who is in an older generation is waited for until it comes",
+        (Edit(HoldUps._waited_ms, " if not self._is_behind(state, name)", ""),),
+        test_holdups_served.test_a_message_is_lost_among_those_who_are_there,
+    ),
+    Mutation(
+        "21",
+        "nobody stays in a generation that is over",
+        (Edit(HoldUps._holding, "said.phase == STAYS or ", ""),),
+        served_worlds(60),
+    ),
+    Mutation(
+        "21",
+        "who asks for samples need not say that it waits for them",
+        (Edit(Session.tick, " and standing.phase != IDLE", ""),),
+        test_holdups_served.test_who_has_no_samples_says_so_beside_its_questions_for_some,
     ),
     Mutation(
         "1",

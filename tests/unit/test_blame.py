@@ -18,7 +18,7 @@ from antdt.driving import blame
 from antdt.driving.blame import Witness, narrowed
 from antdt.driving.holds import Holds
 from antdt.host import whereabouts
-from antdt.host.whereabouts import At, Page
+from antdt.host.whereabouts import At, Page, Standing
 from antdt.launch import process, vouch
 from antdt.worker.session import Phase, Session, Where
 from antdt_schemas import records
@@ -285,6 +285,18 @@ def test_who_moves_or_has_announced_how_long_it_takes_is_not_ended() -> None:
     assert not word.is_stuck(session, 30.0)
     session.phase = Phase.MEMBER
     assert not word.is_stuck(session, 60.0)
+
+
+@pytest.mark.parametrize("phase", ["forming", "reducing", "idle", "ending"])
+def test_a_process_that_lets_no_thread_speak_waits_for_nobody_whatever_it_says(phase: str) -> None:
+    """Whatever comes, it cannot go on; how long it has really waited before is nobody's fault."""
+    said = vouch.said_of(Standing(phase, 500.0, 0.0, "the gradients"), 3.0)
+    assert said == Standing("user", 3.0, 0.0, phase)
+
+
+def test_of_one_that_computes_its_launcher_says_what_it_is_at() -> None:
+    assert vouch.said_of(Standing("computing", 500.0, 9.0, "x"), 3.0) == Standing("computing", 500.0, 9.0, "x")
+    assert vouch.said_of(Standing("loading", 1.0), 3.0) == Standing("loading", 3.0)
 
 
 def test_nobody_speaks_for_a_process_that_is_stopped_or_dead() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from antdt.host.whereabouts import At
 from antdt.strategies.allreduce import Composition, Row
 from antdt.strategies.base import GenerationClosed, Outcome, Part, Timings
 from antdt.worker import instructions as ask
@@ -198,6 +199,8 @@ def test_a_generation_that_does_not_form_is_left_and_tried_again_after_a_pause(w
     assert course.asks.patience_s == pytest.approx(0.2)
     assert driver.said[-1][0] == logging.WARNING
     assert "Tried 1 times" in driver.said[-1][1]
+    course.carry_out(driver.perform)
+    assert course.asks == ask.Enter(At.FORMING), "what it was at while it tried is over"
 
 
 def test_who_is_declared_lost_comes_back_as_another_one_with_a_void_model() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 import torch
 from antdt.files import checkpoint
 from antdt.files.part_files import PartFiles
+from antdt.host import whereabouts
+from antdt.host.whereabouts import At
 from antdt.strategies.base import GenerationClosed, Here, Outcome, Part, Watches
 from antdt.strategies.once import Once
 from antdt.strategies.ps.core.facts import Version
@@ -45,6 +48,18 @@ def adam() -> tuple[nn.Module, torch.optim.Optimizer, Once]:
     groups = [{"params": model[0].parameters(), "lr": 0.02}, {"params": model[2].parameters()}]
     optimizer = torch.optim.AdamW(groups, lr=0.01, weight_decay=0.1)
     return model, optimizer, Once(LambdaLR(optimizer, lambda step: 1 / (1 + step)))
+
+
+def waits(act: Callable[[], None], phase: At) -> threading.Thread:
+    """Somebody does this, and says that it waits for servers meanwhile."""
+    page = whereabouts.mine()
+    page.enter(phase, "something")
+    thread = threading.Thread(target=act)
+    thread.start()
+    until_s = time.monotonic() + 10
+    while page.phase is not At.REDUCING:
+        assert thread.is_alive() and time.monotonic() < until_s, page.standing()
+    return thread
 
 
 class NoFiles:
@@ -86,10 +101,7 @@ class Cluster:
         for part, one in enumerate(self.servers):
             one.form(self.grant, part, lambda: False)
             one.align(self.grant, part, NoFiles(one))
-        self._stop.clear()
-        self._threads = [threading.Thread(target=self._serve, args=(one,)) for one in self.servers]
-        for thread in self._threads:
-            thread.start()
+        self.go_on()
 
     def _serve(self, one: Serving) -> None:
         try:
@@ -97,6 +109,13 @@ class Cluster:
                 self.versions += [found for found in one.turn(0.01) if isinstance(found, Version)]
         except BaseException as error:  # noqa: BLE001 - raised by the test
             self._failed.append(error)
+
+    def go_on(self) -> None:
+        """After a stop, in the same generation."""
+        self._stop.clear()
+        self._threads = [threading.Thread(target=self._serve, args=(one,)) for one in self.servers]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         self._stop.set()
@@ -147,6 +166,27 @@ def contribute(worker: ServedMember, samples: Sequence[int], lease: int = 1) -> 
     loss = functional.cross_entropy(worker.model(X[list(samples)]), Y[list(samples)])
     worker.backward(loss, len(samples))
     return worker.finish(lambda _: None)
+
+
+def test_who_waits_for_the_parameters_of_servers_says_so(cluster: Callable[..., Cluster]) -> None:
+    """Where a generation begins, and where it has samples again: nobody would look for the server that hangs."""
+    here = cluster()
+    worker = here.worker("w0")
+    worker.idle(leaving=False)
+    here.stop()
+    thread = waits(lambda: worker.announce(Part([Range(1, 7, 0, 0, 8)], 0, 8)), At.IDLE)
+    here.go_on()
+    thread.join(10)
+    assert whereabouts.mine().phase is At.IDLE
+    worker.abort()
+    here.stop()
+    worker.incarnation = "w0.1"
+    worker.form(here.grant, -1, lambda: False)
+    thread = waits(lambda: worker.align(here.grant, -1, NoFiles(here.servers[0])), At.FORMING)
+    here.go_on()
+    thread.join(10)
+    standing = whereabouts.mine().standing()
+    assert (standing.phase, standing.detail) == ("forming", "something")
 
 
 def of_one_process(script: Script, batches: Sequence[Sequence[int]]) -> nn.Module:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from antdt.host.whereabouts import At
 from antdt.strategies.base import GenerationClosed, Outcome, Part, Timings
 from antdt.strategies.ps.contribution import Contribution
 from antdt.worker import instructions as ask
@@ -95,6 +96,7 @@ class Driver:
 
     life_of: type[Life] = AttachedLife
     worker, role, spec = "w1", "worker", PS
+    at = At.START
 
     def __init__(self, every: int = 0) -> None:
         self.session = Session(self.worker, f"{self.worker}.0.x", self.spec, Where("h", 1), role=self.role)
@@ -124,6 +126,8 @@ class Driver:
 
     def perform(self, asked: ask.Instruction) -> Any:
         name = type(asked).__name__
+        if isinstance(asked, ask.Enter):
+            self.at = asked.at
         if name not in ("Enter", "Between", "Wait", "Serve"):
             self.asked.append(name)
         match asked:
@@ -182,6 +186,26 @@ def test_a_worker_takes_an_even_share_of_what_it_is_leased_and_is_told_the_end()
     assert driver.asked == [*FORMED, *ROUND * 4, "Idle", "TakeFinal"]
     assert driver.part.samples == 32 and driver.part.reference == 32, "half of the batch, for each of two workers"
     assert driver.session.rank == -1
+
+
+def entered(driver: Driver, course: ask.Course, looks: int) -> list[tuple[At, str]]:
+    """What it says that it is at, until it has waited so often."""
+    said: list[tuple[At, str]] = []
+    while looks:
+        assert course.asks is not None
+        if isinstance(course.asks, ask.Enter):
+            said.append((course.asks.at, course.asks.detail))
+        looks -= isinstance(course.asks, ask.Wait)
+        course.carry_out(driver.perform)
+    return said
+
+
+def test_a_worker_without_samples_says_so_anew_each_time_that_it_looks() -> None:
+    """So one that says it for long does not look any more."""
+    driver = Driver()
+    course = driver.run(until=ask.Stands)
+    assert entered(driver, course, 3) == [(At.IDLE, "waits for samples")] * 3
+    course.end()
 
 
 class OfTopic(Driver):
@@ -451,6 +475,7 @@ def test_where_the_ledger_is_away_a_server_serves_up_to_a_bound() -> None:
     driver.happens = [driver.decide(1, 2, 3, 4)]
     course = turns(driver, 1)
     assert isinstance(course.asks, ask.Wait), "pending_max is 4"
+    assert driver.at is At.IDLE, "it serves nobody, and that is nobody's fault"
     driver.session.committed = 2
     course = driver.run(course, until=ask.Serve)
     assert isinstance(course.asks, ask.Serve)

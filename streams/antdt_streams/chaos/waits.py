@@ -9,7 +9,7 @@ from antdt_schemas.connection import Connection
 from antdt_schemas.errors import AntdtError
 
 # What of a worker's phases is waiting, and for what of whom.
-WAITS = {"reducing": "the gradients", "forming": "the next generation"}
+WAITS = {"reducing": "the gradients", "forming": "the next generation", "idle": "samples"}
 
 
 def waits_of(connection: Connection, job: str) -> str:

@@ -28,7 +28,7 @@ from antdt_streams.views.standings import standings
 SAY_AFTER_S = 3.0
 FRESH_S = 10.0  # of a heartbeat, which comes every second
 # At what a training thread waits for the others.
-TOGETHER = ("forming", "reducing")
+TOGETHER = ("forming", "reducing", "idle")
 
 
 def stack_of(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from antdt.worker.session import SERVER
 
 from tests.simulation.faults import Faults
+from tests.simulation.world import TICKS_MAX
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+
+FOR_GOOD = 0.5
 
 
 class ServedFaults(Faults):
@@ -18,6 +23,7 @@ class ServedFaults(Faults):
 
     def __init__(self, world: World, moves: Collection[int]) -> None:
         super().__init__(world, moves)
+        self._hanging = random.Random(f"hangs/{world.seed}")
         self.kinds += [
             *[self.server_killed] * 3,
             self.all_servers_killed,
@@ -64,8 +70,13 @@ class ServedFaults(Faults):
         return server is not None
 
     def _hangs(self, process: Any) -> bool:
+        """For so long; or for good, where somebody is left who works, and would wait for it."""
+        world: Any = self.world
         if process is not None:
-            process.hung_until = self.world.tick + self.world.rng.randint(500, 9_000)
+            process.hung_until = world.tick + world.rng.randint(500, 9_000)
+            if self._hanging.random() < FOR_GOOD and world.works_beside(process):
+                process.hung_until = TICKS_MAX
+                world.count("hangs_for_good")
         return process is not None
 
     def server_hangs(self) -> bool:

@@ -22,6 +22,8 @@ from tests.simulation.servers.server import Server
 from tests.simulation.servers.worker import Attached
 from tests.simulation.world import Launch, World
 
+TURNS_MAX = 120  # of a worker and all servers, each in one of its contributions, with all samples
+
 
 class File(NamedTuple):
     """Parts of one file, each a server's."""
@@ -50,9 +52,13 @@ class ServedWorld(World):
         kind = own.choice(("bsp", "bsp", "asp", "ssp=1", "ssp=3"))
         # In two worlds of five samples are dealt out ahead; the others are what they were.
         dealt = random.Random(f"sharding/{self.seed}").choice(("", "", "", "/even", "/colony"))
-        strategy = f"ps-{kind}{dealt}/servers={own.choice((1, 2, 2, 3))}"
-        # Where there are many samples, few would be a step too many for so slow a world.
-        batch_size = max(self.spec.batch_size, self.spec.samples * self.spec.epochs * self.spec.workers_min // 60)
+        servers, samples = own.choice((1, 2, 2, 3)), self.spec.samples * self.spec.epochs
+        strategy = f"ps-{kind}{dealt}/servers={servers}"
+        # Every contribution takes turns of its worker and of each server, one behind the other, and a turn takes some
+        # 20 ticks in so slow a world. Where there are many samples a worker takes more of them at once, so that what
+        # it does alone takes as long under any number of servers, about half of what a world has in the end.
+        share = -(-samples * (servers + 1) // TURNS_MAX)
+        batch_size = max(self.spec.batch_size, share * self.spec.workers_min)
         self.spec = replace(self.spec, strategy=strategy, batch_size=batch_size)
         mode, _, staleness = kind.partition("=")
         drops = kind == "bsp" and not dealt and random.Random(f"late/{self.seed}").random() < 0.2
@@ -103,10 +109,15 @@ class ServedWorld(World):
         """A server comes back always, and the last worker."""
         self.links.cut(worker.incarnation, self.rng)
         self.count("server_dies" if worker.role == SERVER else "worker_dies")
-        others = sum(w.alive and w.role != SERVER for w in self.workers.values() if w is not worker)
+        others = self.works_beside(worker)
         state = self.judge.fold.state
         needed = self.spec.workers_min if state is None or state.members.generation == 0 else 1
         super().kill(worker, back or worker.role == SERVER or others < needed, code)
+
+    def works_beside(self, worker: Any) -> int:
+        """How many workers live and do not hang, apart from this one."""
+        there: Any = [w for w in self.workers.values() if w is not worker and w.alive and w.role != SERVER]
+        return sum(w.hung_until <= self.tick for w in there)
 
     def step_training(self) -> None:
         """Who is needed is there, or on the way."""

@@ -158,9 +158,17 @@ class Membership:
         first, self.files.run_id = not self.files.run_id, grant.run_id
         if first:
             self._draw_apart(grant, rank)
+        self._announce(grant)
         self.strategy.align(grant, rank, self.files)
         if grant.batch_size:
             self._resize(grant)
+
+    def _announce(self, grant: records.Grant) -> None:
+        """To load a model takes its time, and nobody can end it."""
+        page, what = whereabouts.mine(), "takes over the model"
+        page.enter(At.FORMING, what)
+        size_bytes = max(self.strategy.size_bytes, self.files.size_bytes(grant))
+        page.enter(At.FORMING, what, size_bytes / SLOW_BYTES_A_S)
 
     def _resize(self, grant: records.Grant) -> None:
         """Steps of this generation have its batch size, and learning rates go with it where the script wants that."""

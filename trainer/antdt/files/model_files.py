@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
@@ -92,6 +93,15 @@ class ModelFiles:
                 strategy.restore(file, check, f"Checkpoint {folder / name}")
         else:
             self._write_init(random)
+
+    def size_bytes(self, grant: records.Grant) -> int:
+        """Of the grant's file, or the largest of its parts; 0 where there is none."""
+        name = INIT_NAME if grant.restore_file == INIT_FILE else grant.restore_file
+        if not name:
+            return 0
+        with suppress(OSError):  # whoever reads it says so
+            return max((path.stat().st_size for path in self.folder.glob(f"{Path(name).stem}*")), default=0)
+        return 0
 
     @property
     def owes_init(self) -> bool:

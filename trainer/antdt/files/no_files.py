@@ -25,6 +25,10 @@ class NoFiles:
     def restore(self, grant: records.Grant, rank: int) -> None:
         """The model is the one that the script has made."""
 
+    def size_bytes(self, grant: records.Grant) -> int:
+        """There is no file."""
+        return 0
+
     @property
     def owes_init(self) -> bool:
         """Nobody goes back to the model before any step."""

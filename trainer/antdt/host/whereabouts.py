@@ -33,7 +33,9 @@ SIZE = THREADS + THREADS_BYTES
 
 
 class At(IntEnum):
-    """What a training thread can be at. `user`: the script's own code, between two batches or behind the loop."""
+    """What a training thread can be at. `user`: the script's own code, between two batches or behind the loop. `idle`:
+    it waits for what the ledger gives, samples or room for more steps, and says so anew each time that it looks.
+    """
 
     START = 0
     FORMING = 1
@@ -44,6 +46,13 @@ class At(IntEnum):
     SAVING = 6
     ENDING = 7
     SERVING = 8
+    IDLE = 9
+
+
+# What members are at together, or towards each other: nobody is at it any more once the generation is over.
+IDLE = At.IDLE.name.lower()
+TOGETHER = frozenset(at.name.lower() for at in (At.FORMING, At.REDUCING, At.ENDING, At.IDLE))
+STAYING = "staying"  # what heartbeats say of whoever is
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from time import monotonic
@@ -25,7 +26,7 @@ from confluent_kafka import Producer, TopicPartition
 from antdt.connect.settings import Settings
 from antdt.host import whereabouts
 from antdt.host.child import in_child
-from antdt.host.whereabouts import Page
+from antdt.host.whereabouts import TOGETHER, At, Page, Standing
 from antdt.launch.output import say
 
 LOOK_S = 0.5
@@ -100,10 +101,10 @@ class Voucher:
                 self._listen()
 
     def _speak_for(self, name: str, page: Page) -> None:
-        standing, silent_s = page.standing(), monotonic() - page.times[whereabouts.BEAT]
-        detail = f"its process runs, but lets no thread of it speak: {standing.detail}".removesuffix(": ")
+        said = said_of(page.standing(), monotonic() - page.times[whereabouts.BEAT])
+        detail = f"its process runs, but lets no thread of it speak: {said.detail}".removesuffix(": ")
         # The generation is not known here: an older one is answered with where the worker stands.
-        body = records.Heartbeat(0, 0, standing.phase, max(standing.phase_s, silent_s), standing.allowed_s, detail)
+        body = records.Heartbeat(0, 0, said.phase, said.phase_s, said.allowed_s, detail)
         request = records.Request(name, self._incarnation(name, page), NEWS, body, b"")
         topic = topics.REQUESTS.name(self._settings.job)
         payload = framing.framed(topic, codec.encode(auth.sign(request, self._settings.secret)))
@@ -132,6 +133,13 @@ class Voucher:
             say(f"antdt launch: {what}. It was {page.phase.name.lower()}.")
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def said_of(standing: Standing, silent_s: float) -> Standing:
+    """What is said of a process that is silent for so long. It waits for nobody: whatever comes, it cannot go on."""
+    if standing.phase in TOGETHER:
+        return Standing(At.USER.name.lower(), silent_s, standing.allowed_s, standing.phase)
+    return replace(standing, phase_s=max(standing.phase_s, silent_s))
 
 
 def state_of(pid: int) -> str:

@@ -117,7 +117,7 @@ class AttachedLife(Life):
             if not self._idle and leases.answered and not leases.untaken:
                 self._idle = True
                 yield ask.Idle()
-            yield ask.Enter(At.FORMING, "waits for samples")
+            yield ask.Enter(At.IDLE, "waits for samples")
             yield ask.Wait(lambda: leases.takeable > 0 or session.phase is not Phase.MEMBER, SAMPLES_S)
         if session.phase is Phase.ENDED:
             yield from self._take_final()

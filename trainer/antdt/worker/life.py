@@ -113,9 +113,8 @@ class Life(Leaving):
 
     def _enter(self, patience_s: float) -> Steps:
         """Be a member of a generation that stands, or be at the end."""
-        if self.generation is None:
-            yield ask.Enter(At.FORMING)
         while self.generation is None and not self.ended and not self.may_go:
+            yield ask.Enter(At.FORMING)  # anew for each one: the last may not have formed
             yield from self._await_grant(patience_s)
             session = self.session
             if session.phase is Phase.ENDED:
@@ -284,7 +283,7 @@ class Life(Leaving):
             return moved or too_late() or session.phase is not Phase.MEMBER
 
         while len(strategy.pending) >= strategy.pending_max and session.phase is Phase.MEMBER:
-            yield ask.Enter(At.FORMING, "waits for the ledger")
+            yield ask.Enter(At.IDLE, "waits for the ledger")
             if leaving or too_late():
                 return False
             if not (yield ask.Wait(free, HINT_EVERY_S)):

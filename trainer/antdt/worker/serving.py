@@ -144,7 +144,7 @@ class ServingLife(Life):
 
     def _await_commits(self) -> Steps:
         session = self.session
-        yield ask.Enter(At.FORMING, "waits for the ledger")
+        yield ask.Enter(At.IDLE, "waits for the ledger")
 
         def free() -> bool:
             return self._unreported() < self.strategy.pending_max or session.phase is not Phase.MEMBER

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 import torch
@@ -135,7 +136,8 @@ class ServedMember(HeldByServers):
         self._guard.open()
         self._looked_up.connect()
         self._forget()
-        self._take(self._asking().pull())
+        with self._waits_for_servers() as exchange:
+            self._take(exchange.pull())
         self.void = False
 
     def diverge(self, *salt: object) -> None:
@@ -201,7 +203,8 @@ class ServedMember(HeldByServers):
         """It is begun, perhaps anew."""
         self._forget()
         if self._is_idle:  # versions went by without this worker
-            self._take(self._asking().pull())
+            with self._waits_for_servers() as exchange:
+                self._take(exchange.pull())
             self._is_idle = False
         self._part = part
 
@@ -313,18 +316,25 @@ class ServedMember(HeldByServers):
         self.step_number, self.lineage, self.others_idle = answer.version, answer.lineage, answer.idle
 
     def _rows(self, table: str, ids: torch.Tensor) -> torch.Tensor:
-        """In the middle of the script's own code: who waits for a server that hangs does not hang itself."""
-        page = whereabouts.mine()
-        phase, standing = page.phase, page.standing()
-        page.enter(At.REDUCING)
+        """In the middle of the script's own code."""
         try:
-            return self._asking().rows(table, ids)
+            with self._waits_for_servers() as exchange:
+                return exchange.rows(table, ids)
         except GenerationClosed as closed:
             if self._part is None:
                 said = f"The servers have gone while the script looked up rows of {table} between two batches: {closed}"
                 raise Unavailable(said, "This worker is to be started again; it loses no samples by that.") from closed
             self._gone = closed  # what the script's body comes to is given up in agent.step
             return torch.zeros(len(ids), self.layout.width(table), device="cpu")
+
+    @contextmanager
+    def _waits_for_servers(self) -> Iterator[Exchange]:
+        """Whatever it is at: who waits for a server that hangs does not hang itself."""
+        page = whereabouts.mine()
+        phase, standing = page.phase, page.standing()
+        page.enter(At.REDUCING)
+        try:
+            yield self._asking()
         finally:
             page.enter(phase, standing.detail, standing.allowed_s)
 

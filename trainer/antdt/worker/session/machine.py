@@ -20,7 +20,7 @@ from antdt_schemas.records import Status
 from antdt_schemas.space import TOPIC
 from antdt_schemas.strategies import servers_of
 
-from antdt.host.whereabouts import Standing
+from antdt.host.whereabouts import IDLE, STAYING, TOGETHER, Standing
 from antdt.worker.session.asking import Due, Outbox, SessionOptions
 from antdt.worker.session.changes import Changes
 from antdt.worker.session.commits import Commits, Composition
@@ -117,6 +117,7 @@ class Session:
         self._claim, self._commits, self.changes = _Claim(), Commits(self.options), Changes(self.options)
         self._join, self._beat = Due(), Due()
         self._void, self._now_s = False, 0.0
+        self._over_s: float | None = None  # since when it knows that its generation is over, and has not left it
         # Of who is attached: whether it has joined, the newest grant that it heard of, and the request and the moment
         # with which it began to wait for the next one.
         self._joined, self._heard = False, 0
@@ -308,8 +309,8 @@ class Session:
             self.files.tick(now_s, self.committed, outbox)
         every_s = self.options.heartbeat_leaving_s if self.leaving else self.options.heartbeat_s
         # Any request is a sign of life, but what it is stuck at only a heartbeat tells.
-        standing, since_s = self.standing, now_s - self._beat.at_s
-        if outbox and not self.leaving and standing.phase_s < since_s:
+        standing, since_s = self._said(now_s), now_s - self._beat.at_s
+        if outbox and not self.leaving and standing.phase_s < since_s and standing.phase != IDLE:
             self._beat.at_s = now_s
         elif self._beats and since_s >= every_s:
             said = standing.phase, standing.phase_s, standing.allowed_s, standing.detail[:DETAIL_CHARS_MAX]
@@ -321,6 +322,18 @@ class Session:
         if self.phase is Phase.MEMBER and self.rank == 0:
             self._commits.last(now_s, self.generation, self.committed, self.outbox)
         return self.outbox.emptied()
+
+    def _said(self, now_s: float) -> Standing:
+        """What heartbeats say. Whatever its training thread is at together with others ends with the generation: from
+        when it was told of that on, it stays.
+        """
+        told = self.phase is Phase.CLOSED
+        self._over_s = (now_s if self._over_s is None else self._over_s) if told else None
+        said = self.standing
+        if self._over_s is None or said.phase not in TOGETHER:
+            return said
+        what = ", ".join(filter(None, (said.phase, said.detail)))
+        return Standing(STAYING, min(said.phase_s, now_s - self._over_s), said.allowed_s, what)
 
     @property
     def _beats(self) -> bool:
