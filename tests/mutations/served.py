@@ -24,7 +24,7 @@ from antdt_streams.ledger.core import (
     turn,
 )
 from antdt_streams.ledger.core.groups import ParameterServer
-from antdt_streams.ledger.core.holdups import HoldUps
+from antdt_streams.ledger.core.holdups import HoldUps, Spans
 from antdt_streams.ledger.core.members import Members
 from antdt_streams.ledger.core.state import State
 
@@ -357,7 +357,7 @@ MUTATIONS = (
     Mutation(
         "21",
         "who has waited for a grant has waited in its generation",
-        (Edit(HoldUps._holding, "clock_ms - self._forming_ms[name]", "said.phase_ms"),),
+        (Edit(HoldUps._holding, "name, self._forming_ms[name]", "name, said.phase_ms"),),
         lambda: test_holdups_served.test_a_server_that_does_not_get_into_its_generation_is_lost("idle"),
     ),
     Mutation(
@@ -383,6 +383,18 @@ MUTATIONS = (
         "nobody stays in a generation that is over",
         (Edit(HoldUps._holding, "said.phase == STAYS or ", ""),),
         served_worlds(60),
+    ),
+    Mutation(
+        "21",
+        "who is not heard of for a moment begins anew",
+        (Edit(Spans.end, " and not is_silent(name)", ""),),
+        lambda: test_holdups_served.test_heartbeats_that_are_lost_now_and_then_save_nobody("forming", "reducing"),
+    ),
+    Mutation(
+        "21",
+        "who was not heard of for long has gone on",
+        (Edit(Spans.end, "last_ms < oldest_ms or ", ""),),
+        test_holdups_served.test_who_was_not_heard_of_for_long_may_have_had_samples_meanwhile,
     ),
     Mutation(
         "21",

@@ -174,6 +174,35 @@ def test_a_worker_that_does_not_get_in_is_lost_also_where_nobody_waits_for_it() 
     assert bench.state.members.open
 
 
+# -- what nothing is heard of for a while
+
+
+@pytest.mark.parametrize(("hung", "other"), [("forming", "reducing"), ("computing", "idle"), ("serving", "reducing")])
+def test_heartbeats_that_are_lost_now_and_then_save_nobody(hung: str, other: str) -> None:
+    """Nor does it begin anew what was waited for, or who waits."""
+    bench = Said()
+    bench.lease("w0.0", 8)
+    who = "w0" if hung == "computing" else "s1"
+    others = {name: said for name, said in {"s1": SERVES, "w0": "computing"}.items() if name != who}
+    for second in range(STUCK_S + 8):
+        at = {who: f"{hung}-{second}", "w1": other if other == IDLE else f"reducing-{second}"}
+        bench.pass_s(1, s0=SERVES, **others, **(at if second % 4 == 0 else {}))
+    assert list(bench.lost) == [f"{who}.0"]
+
+
+def test_who_was_not_heard_of_for_long_may_have_had_samples_meanwhile() -> None:
+    bench = Said()
+    bench.lease("w0.0", 8)
+    bench.pass_s(15, **READY, w0="computing-0", w1=IDLE)
+    for second in range(8):  # whoever computes says nothing beside its other requests
+        bench.ledger.run([bench.request("w1.0", records.Lease(1, 1))])
+        bench.pass_s(1, **READY, w0=f"computing-{15 + second}")
+    bench.pass_s(STUCK_S - 1, **READY, w0="computing-23", w1=IDLE)
+    assert bench.lost == {}
+    bench.pass_s(4, **READY, w0="computing-42", w1=IDLE)
+    assert list(bench.lost) == ["w0.0"]
+
+
 # -- out of a generation
 
 

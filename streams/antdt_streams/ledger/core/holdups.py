@@ -9,11 +9,12 @@ Owns what follows from what workers and servers say they are at. Rules
      that it knows to be over; in front of one of servers, which nobody has to meet in; for samples, without a look
   6. who has run out of samples waits for those who have some that nobody else can have, and for the servers
 All of it runs in the clock of the requests, and on what heartbeats said lately: other requests may have come since.
+What nothing was heard of for a while goes on meanwhile, and nothing follows from it before it is heard again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from antdt_schemas import records
@@ -63,18 +64,50 @@ class Found:
     deadlock: str = ""
 
 
+class Spans:
+    """For how long what is seen at each look has been so, within one generation. What nobody speaks of now is as it
+    was, for `keep_ms`.
+    """
+
+    def __init__(self, keep_ms: int) -> None:
+        self.keep_ms, self._generation, self._clock_ms = keep_ms, 0, 0
+        self._seen: dict[tuple[str, str], tuple[int, int]] = {}  # of what and whom: since when, and when last
+
+    def begin(self, generation: int, clock_ms: int) -> None:
+        """A look."""
+        if generation != self._generation:
+            self._seen.clear()
+        self._generation, self._clock_ms = generation, clock_ms
+
+    def of(self, what: str, name: str = "") -> int:
+        """It is so now."""
+        since_ms, _ = self._seen.get((what, name), (self._clock_ms, 0))
+        self._seen[what, name] = since_ms, self._clock_ms
+        return self._clock_ms - since_ms
+
+    def over(self, what: str) -> None:
+        """It is not."""
+        self._seen.pop((what, ""), None)
+
+    def end(self, is_silent: Callable[[str], bool]) -> None:
+        """The look is over: what was not seen in it has ended, unless nothing is heard of whom it concerns."""
+        oldest_ms = self._clock_ms - self.keep_ms
+        for (what, name), (_, last_ms) in list(self._seen.items()):
+            if last_ms < oldest_ms or (last_ms < self._clock_ms and name and not is_silent(name)):
+                del self._seen[what, name]
+
+
 class HoldUps:
     """What is known of where everybody is. Not part of the ledger's state: only what comes of it is in the log."""
 
     def __init__(self, patience_ms: int, stuck_ms: int = STUCK_MS) -> None:
         self.patience_ms, self.stuck_ms = patience_ms, stuck_ms
         self._said: dict[str, Standing] = {}
-        # Since when: who asks for the next generation, who enters one of servers, and who has run out of samples.
+        # For how long: who asks for the next generation, who enters one of servers, and who has run out of samples.
         self._asking_ms: dict[str, int] = {}
         self._forming_ms: dict[str, int] = {}
         self._idle_ms: dict[str, int] = {}
-        self._all_wait_ms: int | None = None
-        self._generation = 0
+        self._spans = Spans(patience_ms)
         self.named: dict[str, str] = {}  # who holds up others now, and what is said of it
         self._news: list[str] = []
 
@@ -92,18 +125,17 @@ class HoldUps:
         """What follows now."""
         live = {name: who.status for name, who in state.members.incarnations.items() if not who.gone}
         self._said = {n: s for n, s in self._said.items() if n in live and clock_ms - s.heard_ms <= FRESH_MS}
-        if state.members.generation != self._generation:
-            self._generation, self._all_wait_ms = state.members.generation, None
-        is_open = state.members.open
-        asking = [] if is_open else [n for n, status in live.items() if status in ASKS]
-        self._asking_ms = _since(self._asking_ms, asking, clock_ms)
-        self._forming_ms = _since(self._forming_ms, self._forming(state), clock_ms)
-        self._idle_ms = _since(self._idle_ms, self._idle(state), clock_ms)
-        waiting = self._waiting(state, clock_ms) if is_open else {n: clock_ms - s for n, s in self._asking_ms.items()}
-        found, holding = Found(), dict(self._holding(state, live, waiting, clock_ms))
+        self._spans.begin(state.members.generation, clock_ms)
+        asking = [] if state.members.open else [n for n, status in live.items() if status in ASKS]
+        self._asking_ms = {name: self._spans.of("asks", name) for name in asking}
+        self._forming_ms = {name: self._spans.of("forms", name) for name in self._forming(state)}
+        self._idle_ms = {name: self._spans.of("idles", name) for name in self._idle(state)}
+        waiting = self._waiting(state)
+        found, holding = Found(), dict(self._holding(state, live, waiting))
         for member, waited_ms in holding.items():
             self._judge(found, member, waited_ms, len(waiting))
-        waited_ms = self._waited_ms(state, waiting, clock_ms)
+        waited_ms = self._waited_ms(state, waiting)
+        self._spans.end(lambda name: name in live and name not in self._said)
         if waited_ms >= self.stuck_ms and not found.lost:
             found.deadlock = f"all members wait for each other since {waited_ms // 1000} s"
             self._news.append(f"generation {state.members.generation} is closed: {found.deadlock}")
@@ -127,13 +159,15 @@ class HoldUps:
         if isinstance(state.shards, Shards) and state.shards.space.closed:
             yield from (name for name, said in idle if said.phase_ms < self.patience_ms)
 
-    def _waiting(self, state: State, clock_ms: int) -> dict[str, int]:
-        """Who waits in the open generation, and for how long: members, or workers where servers are the members."""
+    def _waiting(self, state: State) -> dict[str, int]:
+        """Who waits, and for how long: for the next generation; in an open one its members, or its workers where
+        servers are the members.
+        """
         members = state.members
         reducing = {name: said.phase_ms for name, said in self._at(state, WAITS, members.attached or members.group)}
-        return reducing | {name: clock_ms - since for name, since in self._idle_ms.items()}
+        return reducing | self._idle_ms | self._asking_ms
 
-    def _waited_ms(self, state: State, waiting: dict[str, int], clock_ms: int) -> int:
+    def _waited_ms(self, state: State, waiting: Mapping[str, int]) -> int:
         """For how long all of them have waited for each other; 0: they do not. Where there are servers: all workers
         that are out of older generations, some of them for servers that answer at once; whoever held up the others may
         be gone since.
@@ -143,11 +177,12 @@ class HoldUps:
         reducing = [ms for name, ms in waiting.items() if name not in self._idle_ms]
         waits = members.open and len(members.group) + len(attached) > 1 and bool(reducing) and waiting.keys() == there
         waits = waits and not (attached and self._server_is_busy(state))
-        self._all_wait_ms = (clock_ms if self._all_wait_ms is None else self._all_wait_ms) if waits else None
-        if self._all_wait_ms is None:
+        if not waits:
+            if there <= self._said.keys():
+                self._spans.over("all wait")
             return 0
-        shortest_ms = min(reducing)
-        return min(shortest_ms, clock_ms - self._all_wait_ms) if attached else shortest_ms
+        shortest_ms, all_ms = min(reducing), self._spans.of("all wait")
+        return min(shortest_ms, all_ms) if attached else shortest_ms
 
     def _is_behind(self, state: State, name: str) -> bool:
         said = self._said.get(name)
@@ -166,9 +201,7 @@ class HoldUps:
         if members.servers:
             yield from (name for name, _ in self._at(state, FORMS, (*members.group, *members.attached)))
 
-    def _holding(
-        self, state: State, live: Mapping[str, str], waiting: Mapping[str, int], clock_ms: int
-    ) -> Iterator[tuple[str, int]]:
+    def _holding(self, state: State, live: Mapping[str, str], waiting: Mapping[str, int]) -> Iterator[tuple[str, int]]:
         """Who does not get anywhere, and for how long somebody has waited for it, or nobody could be waited for."""
         is_open, longest_ms = state.members.open, max(waiting.values(), default=0)
         exchanging_ms = max((ms for name, ms in waiting.items() if name not in self._idle_ms), default=0)
@@ -179,7 +212,7 @@ class HoldUps:
             if said.phase == STAYS or (said.phase == IDLE and attached and is_open):
                 yield name, said.phase_ms
             elif name in self._forming_ms:
-                yield name, clock_ms - self._forming_ms[name]
+                yield name, self._forming_ms[name]
             elif not attached and said.phase in HOLDS_UP:
                 yield name, longest_ms
             elif attached and is_open:
@@ -201,11 +234,6 @@ class HoldUps:
                 "(agent.pause)"
             )
             self._news.append(self.named[member])
-
-
-def _since(before: dict[str, int], names: Iterable[str], clock_ms: int) -> dict[str, int]:
-    """Since when each of these has been among them without a break."""
-    return {name: before.get(name, clock_ms) for name in names}
 
 
 def _has_samples(state: State, who: str) -> bool:
