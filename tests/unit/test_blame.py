@@ -174,6 +174,7 @@ def test_an_exception_that_the_script_has_caught_is_warned_of(
     monkeypatch.setattr(blame, "UNHEARD_S", 30.0 if ends else 0.01)
     at_exit = list[tuple[Any, ...]]()
     monkeypatch.setattr(blame.atexit, "register", lambda *given: at_exit.append(given))
+    monkeypatch.setattr(blame.atexit, "unregister", lambda act: at_exit.clear())
     witness = Witness(Heard(), source_of(Numbers()), Holds(page))  # type: ignore[arg-type]
     witness.listen()
     witness.left_with(PART)
@@ -184,8 +185,9 @@ def test_an_exception_that_the_script_has_caught_is_warned_of(
         until = monotonic() + 10
         while not caplog.records and monotonic() < until:
             sleep(0.001)
-    for act, *given in at_exit:
+    for act, *given in list(at_exit):
         act(*given)
+    assert not at_exit, "nothing of it is kept"
     said = "w0 left the loop by an exception that has not ended the script, behind step 3: it is in a file."
     assert caplog.messages == ([] if ends else [said]), "once, or not at all"
 

@@ -134,6 +134,7 @@ class Client:
         with self._stopping:
             if not self._stopped:
                 self._stopped = True
+                atexit.unregister(self.stop)
                 self._stop(leave)
 
     def _stop(self, leave: bool) -> None:

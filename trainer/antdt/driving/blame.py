@@ -71,6 +71,7 @@ class Witness:
 
     def _warn(self, said: Callable[[], str]) -> None:
         left, self._left = self._left, []
+        atexit.unregister(self._warn)  # it would keep the model for as long as the process lives
         if left:
             worker = self._client.session.worker
             log.warning("%s left the loop by an exception that has not ended the script, %s", worker, said())
