@@ -220,7 +220,10 @@ def test_without_a_job_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> No
     assert not optimizer._optimizer_step_post_hooks
 
 
-def test_an_environment_that_is_wrong_is_said_and_holds_up_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_environment_that_is_wrong_is_said_and_holds_up_nobody(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "has_begun", lambda: False)  # others of this process may have trained
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     assert watching.watch(model, optimizer, environ={"ANTDT_JOB": "j", "RANK": "first"}) is None
