@@ -11,7 +11,8 @@ Owns what becomes of a batch that the script has, until its step is the life's. 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -175,9 +176,19 @@ class Stepping:
         """Looks at what the script computes of a batch, as far as the strategy has it do so."""
         return self.strategy.watcher if isinstance(self.strategy, Watches) else Watcher()
 
-    @cached_property
-    def _watch(self) -> Callable[[Any, int], None]:
-        return self.strategy.watch if isinstance(self.strategy, Watches) else (lambda _batch, _samples: None)
+    @contextmanager
+    def _watched(self, batch: Any, samples: int) -> Iterator[None]:
+        """While the script has it."""
+        if not isinstance(self.strategy, Watches):
+            yield
+            return
+        self.strategy.watch(batch, samples)
+        try:
+            yield
+        except BaseException:
+            self.strategy.unwatch(whole=False)
+            raise
+        self.strategy.unwatch(whole=True)
 
     def _update(self, optimizers: tuple[Any, ...]) -> bool:
         self._require_whole("agent.apply(optimizer)")

@@ -53,6 +53,12 @@ SCHEDULED = (
     "leave the call out: the Agent steps it on every worker, saves it, and restores it with the model."
 )
 
+HOOKED = (
+    "A hook on the gradient of {} changes this worker's part of it in a way that does not add up over workers and "
+    "micro-batches (clamping, clipping): do it to the gradient of all, between agent.reduce() and agent.apply()."
+)
+PROBE = 2.0**20  # how much larger a gradient is by which a hook shows whether it is linear
+
 # Reentrant: an Agent whose loop an error has left is ended by the garbage collector, whatever its thread does then.
 _lock = threading.RLock()
 # Read at every step, as a copy and without the lock, for which a WeakSet has no way; written to under the lock.
@@ -317,6 +323,9 @@ def refuse(model: torch.nn.Module, optimizer: Any) -> None:
             "The model has parameters that are spread over processes (DTensor, FSDP): the Agent reduces a whole model "
             "in each worker. Give it the plain module."
         )
+    for name, param in model.named_parameters():
+        if any(_bends(hook, param) for hook in list((getattr(param, "_backward_hooks", None) or {}).values())):
+            raise UsageError(HOOKED.format(name))
     if not any(param.requires_grad for param in params):
         raise UsageError("The model has no trainable parameters: at least one must have requires_grad=True.")
     if not all(param.is_floating_point() for param in params if param.requires_grad):
@@ -328,6 +337,21 @@ def refuse(model: torch.nn.Module, optimizer: Any) -> None:
                 f"{type(one).__name__} evaluates the loss several times a step: choose an optimizer without closure."
             )
         _refuse_strangers({id(param) for param in params}, one)
+
+
+def _bends(hook: Callable[[torch.Tensor], torch.Tensor | None], param: torch.nn.Parameter) -> bool:
+    """Whether a hook makes something else of a gradient than a multiple of it, row by row or as a whole."""
+    with torch.no_grad():
+        gradient = torch.linspace(-1, 1, max(2, param.numel()), dtype=torch.float64, device="cpu")[: param.numel()]
+        gradient = gradient.to(dtype=param.dtype, device=param.device).view(param.shape)
+        try:
+            small, large = (hook(one.clone()) for one in (gradient, gradient * PROBE))
+        except Exception as error:  # noqa: BLE001  what it needs is there in backward only
+            log.debug("cannot try a hook: %s", error)
+            return False
+        if small is None or large is None:
+            return False
+        return not torch.allclose(large.double() / PROBE, small.double(), rtol=1e-2, atol=1e-6)
 
 
 def _refuse_modules(model: torch.nn.Module) -> None:
