@@ -371,3 +371,31 @@ def test_a_hook_that_is_linear_is_that_of_one_process() -> None:
 
     build = hooked(lambda grad: 0.5 * (grad - grad.mean(0, keepdim=True)))
     same_as_alone(build, stepping(lambda _, *given: loss_of(*given)), plain(loss_of))
+
+
+# -- a count of batches
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("counts", [False, True])
+def test_a_count_of_batches_that_is_none_of_steps_is_warned_of(
+    counts: bool, nested: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By who comes later, and only where the script counts so."""
+
+    def loop(agent: InProcess, batches: Any) -> None:
+        for at, batch in enumerate(batches) if counts else ((agent.step_number, one) for one in batches):
+            if agent.name == "w1" and agent.step_number == DIES_AT:
+                raise Died
+            loss = functional.cross_entropy(agent.model(batch[0]), batch[1])
+            agent.step(loss * min(1.0, 0.5 + at / 10))
+
+    def script(agent: InProcess) -> None:
+        for batches in agent.epochs() if nested else (agent,):
+            loop(agent, batches)
+
+    run(2, script, lambda: sgd(loops.mlp()), dies=(1, DIES_AT))
+    said = [one.getMessage() for one in caplog.records if "enumerate" in one.getMessage()]
+    assert any("counts 0 batches" in one and "step 5" in one for one in said) == counts, said
+    assert all("agent.step_number" in one for one in said)
+    assert len(said) <= 2 * counts, said  # by who has come, and by who was in the step that was given up

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from antdt_schemas.errors import UsageError
 
+from antdt.counting import Counting
 from antdt.hand import Hand
 from antdt.host.whereabouts import At
 from antdt.strategies.allreduce.provenance.watcher import Watcher
@@ -176,9 +177,14 @@ class Stepping:
         """Looks at what the script computes of a batch, as far as the strategy has it do so."""
         return self.strategy.watcher if isinstance(self.strategy, Watches) else Watcher()
 
+    @cached_property
+    def _counting(self) -> Counting:
+        return Counting()
+
     @contextmanager
     def _watched(self, batch: Any, samples: int) -> Iterator[None]:
         """While the script has it."""
+        self._counting.gives(self.strategy.step_number)
         if not isinstance(self.strategy, Watches):
             yield
             return
