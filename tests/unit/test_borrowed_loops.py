@@ -11,6 +11,7 @@ import pytest
 import torch
 from antdt_schemas.errors import UsageError
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from tests.helpers import borrowed_loops as loops
 from tests.helpers.scripts import Alone, Died, InProcess, Script, equal, trained
@@ -371,6 +372,33 @@ def test_a_hook_that_is_linear_is_that_of_one_process() -> None:
 
     build = hooked(lambda grad: 0.5 * (grad - grad.mean(0, keepdim=True)))
     same_as_alone(build, stepping(lambda _, *given: loss_of(*given)), plain(loss_of))
+
+
+# -- other samples
+
+
+def test_samples_of_a_loader_beside_the_agent_are_refused_and_those_of_an_evaluation_are_not() -> None:
+    """As labelled and unlabelled ones are zipped."""
+
+    def script(agent: InProcess) -> None:
+        beside = DataLoader(DATA, 4)
+        for (x, y, _), (other, _, _) in zip(agent, beside, strict=False):
+            agent.step(functional.cross_entropy(agent.model(x), y) + agent.model(other).square().mean())
+
+    def evaluating(agent: InProcess) -> None:
+        for x, y, _ in agent:
+            with torch.no_grad():
+                seen.extend(agent.model(one) for one, _, _ in DataLoader(DATA, 22))
+            agent.model.eval()
+            seen.extend(agent.model(one) for one, _, _ in DataLoader(DATA, 22))
+            agent.model.train()
+            agent.step(functional.cross_entropy(agent.model(x), y))
+
+    seen: list[torch.Tensor] = []
+    with pytest.raises(UsageError, match=r"A DataLoader gives a batch .* one data set .*no_grad"):
+        run(1, script, lambda: sgd(loops.mlp()))
+    (agent,) = run(1, evaluating, lambda: sgd(loops.mlp()))
+    assert len(seen) == 4 * len(agent.history) > 4
 
 
 # -- a count of batches

@@ -23,9 +23,11 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grad
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from antdt.strategies.allreduce import hooks
 from antdt.strategies.once import Once
-from antdt.strategies.together import optimizers_of
+from antdt.strategies.together import Group, optimizers_of
 
 log = logging.getLogger("antdt")
 
@@ -53,11 +55,12 @@ SCHEDULED = (
     "leave the call out: the Agent steps it on every worker, saves it, and restores it with the model."
 )
 
-HOOKED = (
-    "A hook on the gradient of {} changes this worker's part of it in a way that does not add up over workers and "
-    "micro-batches (clamping, clipping): do it to the gradient of all, between agent.reduce() and agent.apply()."
+FETCHED = (
+    "A DataLoader gives a batch in the loop's body: each worker goes through its samples by itself, nobody accounts "
+    "for them, and a worker that comes later begins anew. Make one data set whose samples have a part of each, "
+    "(labelled[i], unlabelled[j]), and give it to the Agent. (An evaluation is made under torch.no_grad(), or behind "
+    "model.eval().)"
 )
-PROBE = 2.0**20  # how much larger a gradient is by which a hook shows whether it is linear
 
 # Reentrant: an Agent whose loop an error has left is ended by the garbage collector, whatever its thread does then.
 _lock = threading.RLock()
@@ -70,8 +73,10 @@ _scalers: set[weakref.ref[Any]] = set()
 class Guard:
     """Watches one model and its optimizers between `open` and `close`. `applying`: they are called by us. `reduced`:
     the script has the gradients of the whole step. `scheduling`: a scheduler of ours steps, perhaps by others in it.
-    `once`: what else is ours to call.
+    `once`: what else is ours to call. `body`: the thread that has a batch, or None.
     """
+
+    body: int | None = None
 
     def __init__(self, model: torch.nn.Module, optimizers: Sequence[Any]) -> None:
         self.model, self.optimizers = model, optimizers
@@ -79,6 +84,12 @@ class Guard:
         self._params = list(model.parameters())
         self.ids = {id(param) for param in self._params}
         self._warned, self._hooks = False, list[Any]()
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the script has not said that it evaluates."""
+        models = self.model.children() if isinstance(self.model, Group) else [self.model]
+        return any(one.training for one in models)
 
     def within(self, act: Callable[..., Any], *args: Any) -> Any:
         """What this does is ours."""
@@ -158,6 +169,7 @@ def _watch() -> None:
     for module in (torch.nn.utils, clip_grad):
         _replace(module, "clip_grad_value_", _clipping)
     _replace(torch.amp.GradScaler, "scale", _scaling)
+    _replace(_BaseDataLoaderIter, "__next__", _fetching)
     for name in ("unscale_", "update"):
         _replace(torch.amp.GradScaler, name, partial(_of_scaler, name))
     for kind in _schedulers(LRScheduler):
@@ -204,6 +216,17 @@ def _clipping(original: Any) -> Any:
         return original(parameters, *args, **kwargs)
 
     return clip
+
+
+def _fetching(original: Any) -> Any:
+    @wraps(original)
+    def fetch(iterator: Any) -> Any:
+        thread = threading.get_ident()
+        if torch.is_grad_enabled() and any(guard.body == thread and guard.is_training for guard in _guards()):
+            raise UsageError(FETCHED)
+        return original(iterator)
+
+    return fetch
 
 
 def _scaling(original: Any) -> Any:
@@ -323,9 +346,7 @@ def refuse(model: torch.nn.Module, optimizer: Any) -> None:
             "The model has parameters that are spread over processes (DTensor, FSDP): the Agent reduces a whole model "
             "in each worker. Give it the plain module."
         )
-    for name, param in model.named_parameters():
-        if any(_bends(hook, param) for hook in list((getattr(param, "_backward_hooks", None) or {}).values())):
-            raise UsageError(HOOKED.format(name))
+    hooks.refuse(model)
     if not any(param.requires_grad for param in params):
         raise UsageError("The model has no trainable parameters: at least one must have requires_grad=True.")
     if not all(param.is_floating_point() for param in params if param.requires_grad):
@@ -337,21 +358,6 @@ def refuse(model: torch.nn.Module, optimizer: Any) -> None:
                 f"{type(one).__name__} evaluates the loss several times a step: choose an optimizer without closure."
             )
         _refuse_strangers({id(param) for param in params}, one)
-
-
-def _bends(hook: Callable[[torch.Tensor], torch.Tensor | None], param: torch.nn.Parameter) -> bool:
-    """Whether a hook makes something else of a gradient than a multiple of it, row by row or as a whole."""
-    with torch.no_grad():
-        gradient = torch.linspace(-1, 1, max(2, param.numel()), dtype=torch.float64, device="cpu")[: param.numel()]
-        gradient = gradient.to(dtype=param.dtype, device=param.device).view(param.shape)
-        try:
-            small, large = (hook(one.clone()) for one in (gradient, gradient * PROBE))
-        except Exception as error:  # noqa: BLE001  what it needs is there in backward only
-            log.debug("cannot try a hook: %s", error)
-            return False
-        if small is None or large is None:
-            return False
-        return not torch.allclose(large.double() / PROBE, small.double(), rtol=1e-2, atol=1e-6)
 
 
 def _refuse_modules(model: torch.nn.Module) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -84,6 +85,7 @@ class Updating(Judging):
         """
         row = self._row
         self._untouched.begin()
+        self._guard.body = threading.get_ident()
         alone = row is None or (samples >= row.samples and self._attached().world == 1)
         if not (alone or self.options.deterministic):
             self.watcher.begin(batch, samples)
@@ -91,6 +93,7 @@ class Updating(Judging):
     def unwatch(self, *, whole: bool) -> None:
         """See base.Watches."""
         self.watcher.end()
+        self._guard.body = None
         if whole:
             self._untouched.end()
 
