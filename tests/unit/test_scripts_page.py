@@ -4,6 +4,7 @@ parameters in the end are the same.
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 import traceback
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from antdt.job import AgentOptions
 from antdt.strategies.together import Group
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -46,6 +48,7 @@ def names_of(block: str) -> dict[str, Any]:
     return {
         "torch": torch, "dataset": dataset, "model": model, "optimizer": sgd(model.parameters(), 0.2, momentum=0.9),
         "loss_function": nn.functional.cross_entropy, "steps": 10, "evaluate": lambda _: 0.0, "critic": critic,
+        "copy": copy,
         "weights": torch.tensor([1.0, 4.0, 0.5], dtype=torch.float64), "generator": generator,
         "critic_loss": critic_loss, "generator_loss": generator_loss,
         "critic_optimizer": sgd(critic.parameters(), 0.1), "generator_optimizer": sgd(generator.parameters(), 0.1),
@@ -55,7 +58,7 @@ def names_of(block: str) -> dict[str, Any]:
 def held(names: dict[str, Any]) -> list[torch.Tensor]:
     """What was trained."""
     average = names.get("average", names["model"])
-    modules = names["model"], names["generator"], names["critic"], average
+    modules = names["model"], names["generator"], names["critic"], average, names.get("teacher", average)
     return [param.detach() for module in modules for param in module.parameters()]
 
 
@@ -66,12 +69,16 @@ def workers(block: str) -> list[dict[str, Any]]:
     def make(name: str) -> dict[str, Any]:
         names = names_of(block)
 
-        def agent(model: Any, optimizer: Any, dataset: Any, **words: Any) -> InProcess:
-            one = InProcess(room, name, model, optimizer, dataset, **words)
+        def agent(model: Any, optimizer: Any, dataset: Any, options: Any = None, **words: Any) -> InProcess:
+            parts = -(-BATCH // options.micro_batch_size_max) if options is not None else 1
+            one = InProcess(room, name, model, optimizer, dataset, accumulation=parts, **words)
             names["agents"].append(one)
             return one
 
-        return names | {"antdt": SimpleNamespace(Agent=agent, Group=Group), "agents": names.setdefault("agents", [])}
+        return names | {
+            "antdt": SimpleNamespace(Agent=agent, Group=Group, AgentOptions=AgentOptions),
+            "agents": names.setdefault("agents", []),
+        }
 
     def run(names: dict[str, Any]) -> None:
         try:

@@ -212,10 +212,10 @@ class Agent(Standing, Stepping, Talking, Epochs):
             UsageError: it is iterated for a second time, or another Agent of this process was.
         """
         self._begun.begin()
-        iteration = self._iterate()
+        iteration = self._counting.goes_through(self._iterate())
         # A script that ends without having closed it must not leave the others waiting for somebody silent.
         atexit.register(_close, weakref.ref(iteration))
-        return iteration
+        return iteration  # type: ignore[no-any-return]
 
     def _iterate(self) -> Generator[Any]:
         member = self._membership
@@ -352,18 +352,16 @@ class Agent(Standing, Stepping, Talking, Epochs):
             batch = self._hand.load(part, samples)
             self._micro, self._losses, self._updates, self._heard = Micro(samples, last, over), 0, 0, None
             self._whole, self._inside, self._between, whole = whole and over, True, False, False
-            self._watch(batch, samples)
-            try:
+            with self._watched(batch, samples):
                 yield batch
-            finally:
-                self._watcher.end()
             if self._micro is not None and self._updates and not self._losses:
                 self._end_updates()
             if self._micro is not None:
                 raise UsageError(
                     "A batch was not passed to agent.step(loss): every sample counts exactly once. Behind "
-                    "agent.backward(loss) call agent.apply(). Call agent.skip(reason) to have all workers skip this "
-                    "step, and agent.step(loss, weight=0) to learn nothing from this batch alone."
+                    "agent.backward(loss) call agent.apply(). (Gradients are accumulated by a larger batch_size, cut "
+                    "into parts of AgentOptions(micro_batch_size_max=n).) Call agent.skip(reason) to have all workers "
+                    "skip this step, and agent.step(loss, weight=0) to learn nothing from this batch alone."
                 )
             if self._broken:
                 return

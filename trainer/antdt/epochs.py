@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from antdt_schemas.errors import UsageError
 from antdt_schemas.records import JobSpec
 
+from antdt.counting import Counting
 from antdt.hand import Hand
 from antdt.host.whereabouts import At
 from antdt.strategies.base import Strategy
@@ -61,6 +63,11 @@ class Epochs:
     spec: JobSpec
     _hand: Hand
     _page: Any
+    if TYPE_CHECKING:
+
+        @cached_property
+        def _counting(self) -> Counting: ...
+
     __iter__: Callable[[], Iterator[Any]]
     _on_epoch: tuple[Callable[[int], Any], ...] = ()
     _nested = False
@@ -118,7 +125,7 @@ class Epochs:
                     yield item
                 following.append(None)
 
-            yield Epoch(begins.epoch, inner)
+            yield Epoch(begins.epoch, partial(self._begin, inner))
             if not following:
                 raise UsageError(BROKE_OFF.format(begins.epoch))
             self._page.enter(At.USER)
@@ -127,6 +134,9 @@ class Epochs:
             if begins is not None and begins.epoch == HOLD:
                 begins = next(batches, None)
         next(batches, None)  # to its end
+
+    def _begin(self, inner: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+        return self._counting.goes_through(inner())  # type: ignore[no-any-return]
 
     def _turn(self, to: int, *, over: bool = False, hold: bool = False) -> Generator[Begins]:
         """The next batch is of epoch `to`, or all are over: what the script does at the end of those before. Epochs

@@ -11,13 +11,15 @@ Owns what becomes of a batch that the script has, until its step is the life's. 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
 from antdt_schemas.errors import UsageError
 
+from antdt.counting import Counting
 from antdt.hand import Hand
 from antdt.host.whereabouts import At
 from antdt.strategies.allreduce.provenance.watcher import Watcher
@@ -176,8 +178,23 @@ class Stepping:
         return self.strategy.watcher if isinstance(self.strategy, Watches) else Watcher()
 
     @cached_property
-    def _watch(self) -> Callable[[Any, int], None]:
-        return self.strategy.watch if isinstance(self.strategy, Watches) else (lambda _batch, _samples: None)
+    def _counting(self) -> Counting:
+        return Counting()
+
+    @contextmanager
+    def _watched(self, batch: Any, samples: int) -> Iterator[None]:
+        """While the script has it."""
+        self._counting.gives(self.strategy.step_number)
+        if not isinstance(self.strategy, Watches):
+            yield
+            return
+        self.strategy.watch(batch, samples)
+        try:
+            yield
+        except BaseException:
+            self.strategy.unwatch(whole=False)
+            raise
+        self.strategy.unwatch(whole=True)
 
     def _update(self, optimizers: tuple[Any, ...]) -> bool:
         self._require_whole("agent.apply(optimizer)")

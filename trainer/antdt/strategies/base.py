@@ -206,6 +206,9 @@ class Watches(Protocol):
     def watch(self, batch: Any, samples: int) -> None:
         """The script is given this batch next."""
 
+    def unwatch(self, *, whole: bool) -> None:
+        """The body is over. whole: it has come to its end. Raises UsageError for what it must not have changed."""
+
 
 class Strategy(Model, Protocol):
     """One worker's part. Only the thread that owns the model calls it, but for `close`. incarnation: as the ledger

@@ -20,8 +20,8 @@ import torch
 from antdt_schemas.errors import UsageError
 
 from antdt.strategies.allreduce import guard
-from antdt.strategies.allreduce.mixing import Mixing, is_averaged
-from antdt.strategies.allreduce.provenance.watcher import Watcher
+from antdt.strategies.allreduce.mixing import Mixing, is_averaged, mixers
+from antdt.strategies.allreduce.provenance.watcher import CARRIED, Watcher, where
 from antdt.strategies.allreduce.terms import (
     Term,
     is_gathered,
@@ -50,8 +50,20 @@ MIXES = (
 )
 UNSEEN = (
     "This loss depends on a value without a gradient that is of all samples of this worker's part of a batch ({}), so "
-    "each split has another one: make it of those of all workers, agent.gather(values), which need no gradient. "
-    "(Where it is the same for each split, say agent.step(loss, weight=len(x)).)"
+    "each split has another one: make it of those of all workers, agent.gather(values), which need no gradient, or, of "
+    "a mean or the gradient of one, agent.all_reduce(len(x) * mean) / agent.all_reduce(len(x)). (Where it is the same "
+    "for each split, say agent.step(loss, weight=len(x)).)"
+)
+CARRIES = (
+    "This loss depends on {}, which the Agent does not know: each worker has its own, and one that comes later begins "
+    "with another. Make it a parameter or buffer of a module that the Agent is given, antdt.Agent([model, teacher], "
+    "...), or pass it as antdt.Agent(..., state={{'teacher': teacher}}), and change it in a function under "
+    "@agent.on_step. (Where it is the same on all workers at every step, say agent.step(loss, weight=len(x)).)"
+)
+SPOILED = (
+    "Buffer {0} is given {1}, and becomes the mean over the workers of what each has there (of whole numbers, the "
+    "largest): put in those of all workers, agent.gather(rows) or agent.all_reduce(total), or say what it is, "
+    "antdt.Agent(..., buffers={{'{0}': 'sum'}}) where what each adds is to be added up, 'first', 'local', or 'mean'."
 )
 SUMMED = (
     "This loss is a sum over the micro-batch, agent.step(loss) weighs means by their samples: use reduction='mean', "
@@ -73,20 +85,34 @@ HIDDEN = (
     "agent.step(loss, weight=len(x)) for a mean over samples, weight=n for one over n tokens or boxes. (Where the loss "
     "is outside of what is compiled, nothing needs to be said.)"
 )
+CLAMPED = (
+    "A sum in this loss is divided by 1 for {} samples. If that is a number of tokens or boxes that is kept above zero "
+    "(clamp(min=1), max(1, n)), parts of a batch that have none would count as if they had one: divide by what all "
+    "workers have, agent.step(total / max(1, agent.all_reduce(n)), reduction='sum'). (Where it is what this batch has, "
+    "say agent.step(loss, weight=n).)"
+)
 CHANCE = 16.0  # as the negative of a logarithm: what is rarer than that is no chance
 SAME_MIN, ODD_MIN = 4, 8  # losses
+SITES_MAX = 64
 
 
 class Seen(NamedTuple):
-    """One mean in a loss, or a sum that is divided: of which kind, over how many or by what, for how many samples."""
+    """One mean in a loss, or a sum that is divided: of which kind, over how many or by what, for how many samples.
+    whole: of that many of all workers, where it is known.
+    """
 
     kind: str
     number: float
     samples: int
+    whole: int = 0
 
     def is_like(self, other: Seen) -> bool:
         """As many for each sample, or as many whatever there are of them (a mean over parameters)."""
         return _near(self.number, other.number) or _near(self.number, other.number * self.samples / other.samples)
+
+    def is_like_of_all(self, other: Seen) -> bool:
+        """Whether it is as many for each sample of all workers."""
+        return bool(self.whole and other.whole) and _near(self.number, other.number * self.whole / other.whole)
 
 
 class Constant:
@@ -100,29 +126,41 @@ class Constant:
     def is_found(self, number: float, samples: int, elements: float, whole: int) -> bool:
         """Another loss, a sum over so many elements, was divided by this. Whether it is no chance any more: it is more
         than there were, and the same for other samples, or that of all workers, or has nothing to do with how many
-        there are. (As few may be what a mask has left, time and again.)
+        there are. (As few may be what a mask has left, though hardly time and again.)
         """
-        self._varies = self._varies or number <= elements or (self.number is not None and number != self.number)
+        self._varies = self._varies or (self.number is not None and number != self.number)
         if self._varies:
             return False
         self.number, self.samples = number, [*self.samples[-ODD_MIN:], samples]
-        enough = len(self.samples) >= SAME_MIN and (len(set(self.samples)) > 1 or number == whole)
-        return enough or (len(self.samples) >= ODD_MIN and bool(number % samples))
+        others, odd = len(set(self.samples)) > 1, bool(number % samples)
+        if number <= elements:
+            return len(self.samples) > ODD_MIN and (others or odd)
+        return (len(self.samples) >= SAME_MIN and (others or number == whole)) or (len(self.samples) >= ODD_MIN and odd)
+
+
+class Site:
+    """Where a script gives losses, which are alike there: those of a discriminator are none of its generator's.
+    `constants`: what was divided by one number so far, by its place among the terms. `first`: the means of the first
+    loss. `divided`: the sums of the first one with so many that were divided by no number of samples.
+    """
+
+    def __init__(self) -> None:
+        self.first: list[Seen] = []
+        self.divided: dict[int, list[Seen]] = {}
+        self.constants: dict[int, Constant] = {}
 
 
 class Denominators:
     """Of the losses of one script, each of `samples`. `_surprise`: how unlikely it is by now that targets are numbers
-    of samples by chance. `_constants`: what was divided by one number so far, by its place among the terms. `_first`:
-    the means of the first loss. `_divided`: the sums of the first one with so many that were divided by no number of
-    samples. `watcher`: of what has no graph.
+    of samples by chance. `_sites`: by line of the script, and how many optimizers have stepped before it in the body.
+    `watcher`: of what has no graph.
     """
 
     def __init__(self, watcher: Watcher | None = None) -> None:
         self.watcher = watcher or Watcher()
-        self._first: list[Seen] = []
-        self._divided: dict[int, list[Seen]] = {}
+        self._sites: dict[tuple[str, int], Site] = {}
+        self._site = Site()
         self._surprise = 0.0
-        self._constants: dict[int, Constant] = {}
         self._mixing = Mixing()
 
     def weigh(
@@ -139,6 +177,10 @@ class Denominators:
         """What a loss of the micro-batch at hand weighs among these. See `of` and Weights.of. Raises UsageError."""
         guard.check_loss(loss)
         if weight is None and not summed:
+            at = where(), weights.updates
+            self._site = self._sites.get(at) or (
+                self._sites.setdefault(at, Site()) if len(self._sites) < SITES_MAX else self._site
+            )
             weight = self.of(loss, samples, alone=alone, whole=whole)
         return weights.of(samples, weight, summed=summed)
 
@@ -154,18 +196,18 @@ class Denominators:
         try:
             one = mean_of(node)
             if one is not None:
-                return self._of_mean(loss, one, samples, alone=alone)
+                return self._of_mean(loss, one, samples, alone=alone, whole=whole)
             return self._of_terms(loss, list(terms(node)), samples, alone=alone, whole=whole)
         except RuntimeError:  # the graph was freed: backward says so
             return None
 
-    def _of_mean(self, loss: torch.Tensor, term: Term, samples: int, *, alone: bool) -> float | None:
+    def _of_mean(self, loss: torch.Tensor, term: Term, samples: int, *, alone: bool, whole: int) -> float | None:
         """As `_of_terms` of this one alone, which nothing divides: most losses, at every step."""
         self._refuse(term, samples, alone=alone)
         self._refuse_mixed(loss, [term], samples, alone=alone)
         weights = term.weights
         if weights is None:
-            self._check([Seen(term.name, term.number, samples)])
+            self._check([term], samples, whole)
         return weights
 
     def _of_terms(
@@ -178,10 +220,14 @@ class Denominators:
         found = _over_all(found, samples)
         counts = [self._count(at, term, samples, whole) for at, term in enumerate(found)]
         if counts and counts[0] is not None and counts.count(counts[0]) == len(counts):
+            if counts[0] == 1 and not (alone or samples == 1 or all(_is_one(term, samples) for term in found)):
+                raise UsageError(CLAMPED.format(samples))
             return counts[0]
-        self._check([Seen(term.name, term.number, samples) for term in found if term.kind == "mean"])
+        self._check([term for term in found if term.kind == "mean"], samples, whole)
         divided = _divided(found, counts, samples)
-        _compare(divided, self._divided.setdefault(len(divided), divided))
+        for one, before in zip(divided, self._site.divided.setdefault(len(divided), divided), strict=True):
+            if not one.is_like(before):
+                raise UsageError(OTHER.format(f"{one.number:g}", samples, f"{before.number:g}", before.samples))
         return None
 
     def _refuse_mixed(self, loss: torch.Tensor, found: list[Term], samples: int, *, alone: bool) -> None:
@@ -196,14 +242,18 @@ class Denominators:
             self.watcher.look_again()
         entered = self.watcher.found(loss) if self.watcher.knows else ""
         if entered:
-            raise UsageError(UNSEEN.format(entered))
+            raise UsageError((CARRIES if CARRIED in entered else UNSEEN).format(entered))
+        name, given = self.watcher.spoiled() if self.watcher.knows else ("", "")
+        if name:
+            raise UsageError(SPOILED.format(name, given))
 
     def _refuse(self, term: Term, samples: int, *, alone: bool) -> None:
         """Raises UsageError for what no weight makes right."""
         if term.kind == "hidden":
             raise UsageError(HIDDEN.format("torch.compile" if term.name.startswith("Compiled") else term.name))
         if term.kind == "sum" and _is_undivided(term, samples) and not is_gathered(term.node):
-            raise UsageError(SUMMED)
+            mixer = None if alone or samples < 2 else next(mixers(term, samples), None)
+            raise UsageError(SUMMED if mixer is None else MIXES.format(mixer.name))
         if alone or samples == 1:
             return
         if term.kind == "bent" and not is_of_one_sample(term.node) and not is_gathered(term.node):
@@ -221,25 +271,23 @@ class Denominators:
             return None
         if _is_of_elements(term, samples):
             return float(samples)
-        number, constant = max(0.0, term.divisors[-1]), self._constants.setdefault(at, Constant())
+        number, constant = max(0.0, term.divisors[-1]), self._site.constants.setdefault(at, Constant())
         if constant.is_found(number, samples, term.number, whole):
             raise UsageError(CONSTANT.format(samples, number, constant.samples[-2]))
         return number
 
-    def _check(self, found: list[Seen]) -> None:
-        if found == self._first:
+    def _check(self, found: list[Term], samples: int, whole: int) -> None:
+        """Raises UsageError where one of them is over another number for each sample than before."""
+        seen, site = [Seen(term.name, term.number, samples, whole) for term in found], self._site
+        if seen == site.first:
             return
-        if [one.kind for one in found] != [one.kind for one in self._first]:
-            self._first = self._first or found
+        if [one.kind for one in seen] != [one.kind for one in site.first]:
+            site.first = site.first or seen
             return
-        _compare(found, self._first)
-
-
-def _compare(found: Sequence[Seen], first: Sequence[Seen]) -> None:
-    """Raises UsageError where one of them is over another number for each sample than before."""
-    for one, before in zip(found, first, strict=True):
-        if not one.is_like(before):
-            raise UsageError(OTHER.format(f"{one.number:g}", one.samples, f"{before.number:g}", before.samples))
+        for term, one, before in zip(found, seen, site.first, strict=True):
+            if one.is_like(before) or (one.is_like_of_all(before) and is_gathered(term.node)):
+                continue
+            raise UsageError(OTHER.format(f"{one.number:g}", samples, f"{before.number:g}", before.samples))
 
 
 def _divided(found: Sequence[Term], counts: Sequence[float | None], samples: int) -> list[Seen]:
@@ -268,6 +316,15 @@ def _over_all(found: Sequence[Term], samples: int) -> list[Term]:
 def _is_divided_by(term: Term, samples: int) -> bool:
     by_factor = samples > 1 and _near(1 / (term.factor or 1.0), samples)
     return by_factor or any(_near(one, samples) for one in term.divisors)
+
+
+def _is_one(term: Term, samples: int) -> bool:
+    """Whether a sum that is divided by 1 is of one thing, or of one sample that is divided by their number as well."""
+    if _is_divided_by(term, samples) or is_of_one_sample(term.node) or term.number == 1:
+        return True
+    product = term.node.next_functions[0][0] if term.node.next_functions else None
+    masks = [getattr(product, f"_saved_{name}", None) for name in ("self", "other")]
+    return any(isinstance(mask, torch.Tensor) and float(mask.detach().double().sum()) == 1 for mask in masks)
 
 
 def _is_of_no_sample(term: Term) -> bool:

@@ -23,9 +23,11 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grad
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from antdt.strategies.allreduce import hooks
 from antdt.strategies.once import Once
-from antdt.strategies.together import optimizers_of
+from antdt.strategies.together import Group, optimizers_of
 
 log = logging.getLogger("antdt")
 
@@ -53,6 +55,13 @@ SCHEDULED = (
     "leave the call out: the Agent steps it on every worker, saves it, and restores it with the model."
 )
 
+FETCHED = (
+    "A DataLoader gives a batch in the loop's body: each worker goes through its samples by itself, nobody accounts "
+    "for them, and a worker that comes later begins anew. Make one data set whose samples have a part of each, "
+    "(labelled[i], unlabelled[j]), and give it to the Agent. (An evaluation is made under torch.no_grad(), or behind "
+    "model.eval().)"
+)
+
 # Reentrant: an Agent whose loop an error has left is ended by the garbage collector, whatever its thread does then.
 _lock = threading.RLock()
 # Read at every step, as a copy and without the lock, for which a WeakSet has no way; written to under the lock.
@@ -64,8 +73,10 @@ _scalers: set[weakref.ref[Any]] = set()
 class Guard:
     """Watches one model and its optimizers between `open` and `close`. `applying`: they are called by us. `reduced`:
     the script has the gradients of the whole step. `scheduling`: a scheduler of ours steps, perhaps by others in it.
-    `once`: what else is ours to call.
+    `once`: what else is ours to call. `body`: the thread that has a batch, or None.
     """
+
+    body: int | None = None
 
     def __init__(self, model: torch.nn.Module, optimizers: Sequence[Any]) -> None:
         self.model, self.optimizers = model, optimizers
@@ -73,6 +84,12 @@ class Guard:
         self._params = list(model.parameters())
         self.ids = {id(param) for param in self._params}
         self._warned, self._hooks = False, list[Any]()
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the script has not said that it evaluates."""
+        models = self.model.children() if isinstance(self.model, Group) else [self.model]
+        return any(one.training for one in models)
 
     def within(self, act: Callable[..., Any], *args: Any) -> Any:
         """What this does is ours."""
@@ -152,6 +169,7 @@ def _watch() -> None:
     for module in (torch.nn.utils, clip_grad):
         _replace(module, "clip_grad_value_", _clipping)
     _replace(torch.amp.GradScaler, "scale", _scaling)
+    _replace(_BaseDataLoaderIter, "__next__", _fetching)
     for name in ("unscale_", "update"):
         _replace(torch.amp.GradScaler, name, partial(_of_scaler, name))
     for kind in _schedulers(LRScheduler):
@@ -198,6 +216,17 @@ def _clipping(original: Any) -> Any:
         return original(parameters, *args, **kwargs)
 
     return clip
+
+
+def _fetching(original: Any) -> Any:
+    @wraps(original)
+    def fetch(iterator: Any) -> Any:
+        thread = threading.get_ident()
+        if torch.is_grad_enabled() and any(guard.body == thread and guard.is_training for guard in _guards()):
+            raise UsageError(FETCHED)
+        return original(iterator)
+
+    return fetch
 
 
 def _scaling(original: Any) -> Any:
@@ -317,6 +346,7 @@ def refuse(model: torch.nn.Module, optimizer: Any) -> None:
             "The model has parameters that are spread over processes (DTensor, FSDP): the Agent reduces a whole model "
             "in each worker. Give it the plain module."
         )
+    hooks.refuse(model)
     if not any(param.requires_grad for param in params):
         raise UsageError("The model has no trainable parameters: at least one must have requires_grad=True.")
     if not all(param.is_floating_point() for param in params if param.requires_grad):

@@ -78,13 +78,15 @@ class Buffers:
     def __init__(self, model: torch.nn.Module, rules: Mapping[str, str] | None = None) -> None:
         persistent, rules = set(model.state_dict()), rules or {}
         kinds: dict[Any, dict[str, Place]] = {}
-        unused = set(rules)
+        unused, self._stated = set(rules), set[str]()
         for prefix, module in model.named_modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     path = f"{prefix}.{name}" if prefix else name
                     pattern = next((one for one in rules if fnmatchcase(path, one)), None)
                     unused.discard(pattern or "")
+                    if pattern is not None:
+                        self._stated.add(path)
                     rule = _rule_of(path, buffer, rules.get(pattern or ""), path in persistent)
                     kinds.setdefault((buffer.dtype, buffer.device, rule), {})[path] = module, name
         if unused:
@@ -105,6 +107,14 @@ class Buffers:
     def kept_apart(self) -> list[tuple[str, torch.Tensor]]:
         """The same one by one, with their names."""
         return [one for group in self._groups if group.reduced for one in group.apart()]
+
+    def averaged(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Those that become the mean, or the largest, as nobody has said anything else."""
+        for group in self._groups:
+            if group.rule in ("mean", "max"):
+                for name, (module, own) in zip(group.names, group.places, strict=True):
+                    if name not in self._stated:
+                        yield name, module._buffers[own]
 
     def restore(self) -> None:
         """As they were when last kept."""

@@ -25,15 +25,18 @@ SHOWN_SIZE_BYTES_MAX = 4 * 2**20  # of a tensor, to find the first number that d
 
 LIKELY = {
     "setting": "A scheduler was stepped, or the setting changed, by some workers only. Give the scheduler to the "
-    "Agent, antdt.Agent(..., scheduler=scheduler): it is stepped on every worker, saved, and restored with the model.",
+    "Agent, antdt.Agent(..., scheduler=scheduler): it is stepped on every worker, saved, and restored with the model. "
+    "What the script sets itself follows from agent.step_number, not from what this process has counted (enumerate).",
     "parameter": "Something besides agent.step changed it on some workers only (an optimizer of the script's own, "
     "clamping, copying, a learning rate set in the loop: a worker that takes no sample in a step has no batch). Do it "
-    "in optimizer.register_step_post_hook, where every worker comes by in every step. If nothing of the kind is done, "
-    "the workers compute differently (hardware, torch, threads): AllReduce(compare_every=0) accepts that.",
+    "in optimizer.register_step_post_hook, where every worker comes by in every step. Random numbers are each worker's "
+    "own; and an optimizer whose state_dict() leaves something out (a count of its own, an optimizer inside of it) "
+    "makes another step on a worker that comes later. If nothing of the kind is done, the workers compute differently "
+    "(hardware, torch, threads): AllReduce(compare_every=0) accepts that.",
     "trained parameters": "Some workers have frozen or unfrozen parameters in this step, and others not: do it where "
     "all of them come by, by what all know alike (agent.step_number, agent.epoch, a callback of agent.on_epoch).",
     "frozen parameter": "It is not trained, so the script changed it on some workers only: set it before the Agent is "
-    "made, or in a hook of the optimizer, by what all workers know alike.",
+    "made, or in a function under @agent.on_step, by what all workers know alike.",
     "buffer": "A hook of the optimizer changed it on some workers only, or by what only they know: make it depend on "
     "what all workers know alike.",
 }

@@ -201,6 +201,7 @@ class AllReduceReplica(Updating):
         """
         row, gradients = self._row, self._gradients
         assert row is not None and gradients is not None, "take first"
+        self._untouched.check()
         if self._reduced is not None:
             raise UsageError("The gradients of this step are reduced: agent.backward(loss) belongs before that.")
         assert samples > 0, "without samples there is nothing to go backward from"
@@ -375,6 +376,7 @@ class AllReduceReplica(Updating):
         self._random_of_file, self._state = (), 0
         if skipped is None:
             self.once.call_on_step(self.step_number)
+        self._untouched.renew()
         self.void = False
         self._attached().settled()
         self._forget_step()

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import torch
@@ -21,11 +22,14 @@ from antdt_schemas.errors import UsageError
 from antdt.strategies.allreduce import finite
 from antdt.strategies.allreduce.denominators import Denominators
 from antdt.strategies.allreduce.judging import Judging
+from antdt.strategies.allreduce.provenance.carried import tensors_in
 from antdt.strategies.allreduce.provenance.watcher import Watcher
 from antdt.strategies.allreduce.state import Held, Saved
 from antdt.strategies.allreduce.talk import UPDATE, Said, Talk
+from antdt.strategies.allreduce.untouched import Untouched
 from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import GenerationClosed
+from antdt.strategies.once import Once
 from antdt.strategies.together import optimizers_of
 
 log = logging.getLogger("antdt")
@@ -57,10 +61,18 @@ class Updating(Judging):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._weights = Weights(rounded=bool(self.options.deterministic))
-        self._denominators = Denominators(Watcher(self.model.buffers))
+        self._denominators = Denominators(Watcher(self.model.buffers, self._averaged, self._known))
         self._talk = Talk(self._carry_out)
         self._undo: Undo | None = None
         self._updated: list[bool] = []
+
+    def _averaged(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self._buffers.averaged()
+
+    def _known(self) -> Iterator[torch.Tensor]:
+        """Tensors that are handed on, saved and restored."""
+        for held in (self.model, self.once.state, self.optimizer):
+            yield from tensors_in(held)
 
     @property
     def watcher(self) -> Watcher:
@@ -72,9 +84,23 @@ class Updating(Judging):
         same bit by bit is computed in the same way by all.
         """
         row = self._row
+        self._untouched.begin()
+        self._guard.body = threading.get_ident()
         alone = row is None or (samples >= row.samples and self._attached().world == 1)
         if not (alone or self.options.deterministic):
             self.watcher.begin(batch, samples)
+
+    def unwatch(self, *, whole: bool) -> None:
+        """See base.Watches."""
+        self.watcher.end()
+        self._guard.body = None
+        if whole:
+            self._untouched.end()
+
+    def accompany(self, once: Once) -> None:
+        """See Holding."""
+        super().accompany(once)
+        self._untouched = Untouched(self.model, once)
 
     def restore(self, data: bytes | BinaryIO | Saved, *more: Any, **named: Any) -> None:
         """See Holding: who has another model now has not made its last step."""
@@ -133,6 +159,8 @@ class Updating(Judging):
                 "agent.reduce() is for all optimizers at once: leave it out where agent.apply(optimizer) steps one."
             )
         generation.check()
+        if self._undo is None:  # what else the script does in a body that is given up from here on is undone as well
+            self._undo = Undo(self._held)
         self._begin_to_talk(inside=True)
         self._look_again()
         known = optimizers_of(self.optimizer)
@@ -178,6 +206,7 @@ class Updating(Judging):
         once.clip([param for one in chosen for group in one.param_groups for param in group["params"]])
         self.rates.step(chosen)
         self.void = False
+        self._untouched.renew()
 
     def _say_not_updated(self, chosen: list[Any], weighs: bool) -> None:
         if weighs and self.options.on_nonfinite == "raise" and not self.once.scales:

@@ -17,8 +17,8 @@ EXACT = 2.0**20  # a sum of 2^33 at most has room for these digits
 
 class Weights:
     """Of the step that is open. `total`: what its micro-batches weigh so far; `samples`: how many they have; `parts`:
-    how many there were. `reason`: why the script wants the step skipped, or None. `bare`: its gradients were applied
-    before its end.
+    how many there were. `updates`: how often optimizers have stepped before its end. `reason`: why the script wants the
+    step skipped, or None. `bare`: its gradients were applied before its end.
     """
 
     def __init__(self, *, rounded: bool = False) -> None:
@@ -28,7 +28,7 @@ class Weights:
 
     def clear(self) -> None:
         """No step is open."""
-        self.total, self.samples, self.parts = 0.0, 0, 0
+        self.total, self.samples, self.parts, self.updates = 0.0, 0, 0, 0
         self.reason: str | None = None
         self.bare = False
         self._summed: bool | None = None
@@ -76,6 +76,7 @@ class Weights:
         if self._at_hand is None:
             raise UsageError("There is no gradient to apply: call agent.backward(loss) before agent.apply(optimizer).")
         weight, self._at_hand, self.bare = self._at_hand, None, True
+        self.updates += 1
         return weight
 
     def skip(self, samples: int, reason: str) -> None:

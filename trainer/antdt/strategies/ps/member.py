@@ -194,6 +194,10 @@ class ServedMember(HeldByServers):
         if not self._is_all(samples):
             self.watcher.begin(batch, samples)
 
+    def unwatch(self, *, whole: bool) -> None:
+        """See base.Watches."""
+        self.watcher.end()
+
     def _is_all(self, samples: int) -> bool:
         """Whether so many are a step; with bsp others have a part of it, too."""
         part = self._part

@@ -33,6 +33,11 @@ NORMS = words(
 )
 COUNTS = words("bincount histc _unique2 unique_dim unique_consecutive")
 SCATTERS = words("scatter scatter_add scatter_reduce index_add index_reduce index_copy index_fill")
+OF_PARAMETERS = words(
+    "convolution_backward native_layer_norm_backward native_group_norm_backward native_batch_norm_backward "
+    "cudnn_batch_norm_backward embedding_dense_backward"
+)
+FILLED = "filled"  # in place of an origin: it has the shape of samples, and nothing of them
 PRODUCTS = words("mm addmm bmm baddbmm mv dot addmv vdot")
 
 
@@ -48,7 +53,7 @@ def results(call: Call, outs: Sequence[torch.Tensor], where: Callable[[], str]) 
 def _with_origin(call: Call, trace: Trace | None, where: Callable[[], str]) -> Trace | None:
     if trace is None or trace.kind in ROWS or trace.kind is Kind.KEPT:
         return trace
-    before = next((one.origin for one in call.traces if one.origin), "")
+    before = next((one.origin for one in call.traces if one.origin and one.origin != FILLED), "")
     return trace._replace(origin=before or f"{call.name}{where()}")
 
 
@@ -122,10 +127,14 @@ def _at_same_length(call: Call, out: torch.Tensor) -> tuple[int, ...]:
 
 
 def _backward(call: Call, out: torch.Tensor, _at: int) -> Trace | None:
-    """The gradient of each sample, whatever divides the loss."""
-    dims = _at_same_length(call, out)
-    mixed = any(one.trace and one.trace.kind is Kind.MIXED for one in call.given if one.name.startswith("grad"))
-    return Trace(Kind.MIXED, dims) if mixed else trace_of(Kind.EACH, dims)
+    """The gradient of each sample, whatever divides the loss; and of parameters, which adds up those of all."""
+    of_input = any(one.name == "input" and one.shape == tuple(out.shape) for one in call.given)
+    of_parameters = call.name in OF_PARAMETERS and not of_input
+    dims = () if of_parameters else _at_same_length(call, out)
+    grads = [one.trace for one in call.given if one.name.startswith("grad") and one.trace is not None]
+    if any(one.kind is Kind.MIXED for one in grads):
+        return Trace(Kind.MIXED, dims)
+    return Trace(Kind.COUNT) if of_parameters and grads else trace_of(Kind.EACH, dims)
 
 
 def _normalised(call: Call, out: torch.Tensor, at: int) -> Trace | None:
@@ -135,7 +144,8 @@ def _normalised(call: Call, out: torch.Tensor, at: int) -> Trace | None:
 
 
 def _filled(call: Call, out: torch.Tensor, _at: int) -> Trace | None:
-    return trace_of(Kind.EACH, _aligned(call, out) if tuple(out.shape) == call.given[0].shape else ())
+    trace = trace_of(Kind.EACH, _aligned(call, out) if tuple(out.shape) == call.given[0].shape else ())
+    return trace._replace(origin=FILLED) if trace is not None else None
 
 
 def _drawn(call: Call, out: torch.Tensor, at: int) -> Trace | None:

@@ -21,8 +21,9 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 
-from antdt.strategies.allreduce.provenance.rules import enters, results
-from antdt.strategies.allreduce.provenance.traces import ROWS, Call, Kind, Trace
+from antdt.strategies.allreduce.provenance.carried import Carried
+from antdt.strategies.allreduce.provenance.rules import FILLED, enters, results
+from antdt.strategies.allreduce.provenance.traces import ROWS, Call, Kind, Trace, words
 
 log = logging.getLogger("antdt")
 
@@ -30,18 +31,30 @@ FIRST = 4  # batches, all of which are looked at
 GAP_MIN, GAP_MAX = 64, 1024  # batches between two that are looked at later on: twice as many each time
 SEEN_MIN = 3  # losses in a row: a running value may begin as that of its first batch
 NESTED_MAX = 8
+OF_ROWS, SUM = "rows of this worker's samples", "a sum over this worker's samples"
+OVERWRITES = words("copy fill zero normal uniform random bernoulli exponential")
+CARRIED = "carried from batch to batch"
+Named = Callable[[], Iterator[tuple[str, torch.Tensor]]]
 Place = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 class Watcher:
-    """Of the batches of one script. `is_on`: torch tells it. `knows`: it has looked at the batch at hand."""
+    """Of the batches of one script. `is_on`: torch tells it. `knows`: it has looked at the batch at hand.
 
-    def __init__(self, buffers: Callable[[], Iterator[torch.Tensor]] = lambda: iter(())) -> None:
-        self._buffers = buffers
+    buffers: of the model. averaged: those that are made of what all workers have put in, by name. known: see Carried.
+    """
+
+    def __init__(
+        self,
+        buffers: Callable[[], Iterator[torch.Tensor]] = lambda: iter(()),
+        averaged: Named = lambda: iter(()),
+        known: Callable[[], Iterator[torch.Tensor]] | None = None,
+    ) -> None:
+        self._buffers, self._averaged, self._carried = buffers, averaged, Carried(known)
         self._batches, self._left, self._next, self._gap = 0, FIRST, GAP_MIN, GAP_MIN
         self._seen: dict[str, tuple[int, int]] = {}
         self._along: dict[tuple[Any, ...], tuple[int, ...]] = {}
-        self._book = _Book(1)
+        self._book = _Book(1, self._carried)
         self._mode: _Mode | None = None
         self.is_on = self.knows = False
 
@@ -57,8 +70,9 @@ class Watcher:
             self._next = self._batches + self._gap
         _take_off()
         self._left = max(0, self._left - 1)
-        kept = self._book.left_behind()
-        self._book = book = _Book(samples)
+        self._carried.begin(self._book.left_behind())
+        kept = self._book.statistics_left_behind()
+        self._book = book = _Book(samples, self._carried)
         book.keep(kept, [one.untyped_storage()._cdata for one in self._buffers() if _has_storage(one)])
         for path, tensor in _tensors(batch, ()):
             dims = self._dims(path, tensor, samples)
@@ -111,21 +125,33 @@ class Watcher:
         """
         trace = self._book.look(given) if self.knows else None
         if trace is not None and trace.kind is not Kind.KEPT:
-            origin = f"a mean over workers, whose parts differ in size{_where()}"
+            origin = f"a mean over workers, whose parts differ in size{where()}"
             self._book.note(found, Trace(Kind.MIXED, (), origin))
 
     def found(self, loss: torch.Tensor) -> str:
         """What has entered this loss, once it is no chance; empty where nothing is known."""
         trace = self._book.look(loss)
-        entered = trace.entered if trace is not None else ""
-        if not entered:
+        return self._no_chance(trace.entered if trace is not None else "")
+
+    def spoiled(self) -> tuple[str, str]:
+        """The buffer that was given what is of this worker's samples alone and is no mean over them, and what; once it
+        is no chance, else nothing.
+        """
+        for name, buffer in self._averaged():
+            given = self._book.given_to(buffer)
+            if given and self._no_chance(f"{name}: {given}"):
+                return name, given
+        return "", ""
+
+    def _no_chance(self, seen: str) -> str:
+        if not seen:
             return ""
-        last, times = self._seen.get(entered, (0, 0))
+        last, times = self._seen.get(seen, (0, 0))
         if last != self._batches:
             times = times + 1 if last == self._batches - 1 else 1
-            self._seen[entered] = self._batches, times
+            self._seen[seen] = self._batches, times
         self._left = max(self._left, 1)
-        return entered if times >= SEEN_MIN else ""
+        return seen if times >= SEEN_MIN else ""
 
     def _dims(self, path: tuple[Any, ...], tensor: torch.Tensor, samples: int) -> tuple[int, ...]:
         """Along which samples lie: one that was as long as there were samples in every batch, the first of them. None
@@ -156,8 +182,9 @@ def _tensors(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...
 class _Book:
     """Traces of tensors, by where they lie: views of one storage may have others. Storages are not kept alive."""
 
-    def __init__(self, samples: int) -> None:
-        self.samples = samples
+    def __init__(self, samples: int, carried: Carried) -> None:
+        self.samples, self._carried = samples, carried
+        self._given = dict[int, str]()
         self._storages: dict[int, tuple[StorageWeakRef, dict[Place, Trace | None]]] = {}
         self._kept = dict[int, Any]()
 
@@ -165,7 +192,31 @@ class _Book:
         """In these are running values."""
         self._kept = {**dict.fromkeys(others), **{one.cdata: one for one in storages}}
 
+    def give(self, tensor: torch.Tensor, what: str) -> None:
+        """To a running value, what is of some samples."""
+        self._given[tensor.untyped_storage()._cdata] = what
+
+    def given_to(self, buffer: torch.Tensor) -> str:
+        """What that was, in place or in a new tensor; empty for a mean."""
+        if not _has_storage(buffer):
+            return ""
+        at = buffer.untyped_storage()._cdata
+        trace = next((one for one in self._storages.get(at, (None, {}))[1].values() if one is not None), None)
+        if trace is None or at in self._kept or trace.kind is Kind.KEPT:
+            return self._given.get(at, "")
+        return SUM if trace.kind is Kind.COUNT else OF_ROWS if trace.kind in ROWS and trace.origin != FILLED else ""
+
     def left_behind(self) -> list[StorageWeakRef]:
+        """Storages of what was made of samples, and the script still has."""
+        return [
+            ref
+            for at, (ref, traces) in self._storages.items()
+            if any(one is not None and one.origin != FILLED for one in traces.values())
+            and at not in self._kept
+            and not ref.expired()
+        ]
+
+    def statistics_left_behind(self) -> list[StorageWeakRef]:
         """Storages of statistics that the script still has."""
         kept = [Kind.KEPT, Kind.MIXED, Kind.COUNT, Kind.PEAK]
         return [
@@ -178,8 +229,14 @@ class _Book:
         storage = tensor.untyped_storage()._cdata
         found = self._storages.get(storage)
         if found is None:
+            if self._carried.is_carried(tensor, storage):
+                return Trace(Kind.MIXED, (), f"a value that is {CARRIED}{where()}")
             return Trace(Kind.KEPT) if storage in self._kept else None
         return found[1].get(_place(tensor))
+
+    def keeps(self, tensor: torch.Tensor) -> bool:
+        """Whether it is a running value."""
+        return tensor.untyped_storage()._cdata in self._kept
 
     def has(self, tensor: torch.Tensor) -> bool:
         """Whether it was made since the batch came."""
@@ -242,13 +299,27 @@ class _Mode(TorchDispatchMode):  # type: ignore[misc]
         book = self._book
         outs = [one for one in (out if isinstance(out, list | tuple) else (out,)) if isinstance(one, torch.Tensor)]
         entered = _entered(call, outs)
-        for one, trace in zip(outs, results(call, outs, _where), strict=True):
+        for one, trace in zip(outs, results(call, outs, where), strict=True):
             if entered and one.is_floating_point():
                 trace = (trace or Trace(Kind.EACH))._replace(entered=entered)
-            if not call.in_place:
+            self._note_given(call, one)
+            fills = call.name in OVERWRITES and not book.has(one) and not book.keeps(one)
+            if fills or not call.in_place:
                 book.note(one, trace)
             elif book.has(one):
                 book.note_change(one, trace)
+
+    def _note_given(self, call: Call, out: torch.Tensor) -> None:
+        """To a running value, or a new one that takes its place."""
+        kinds, book = call.kinds(), self._book
+        others = [one.trace for one in call.given if one.trace is not None and one.tensor is not out]
+        if call.in_place and book.keeps(out):
+            if any(one.kind in ROWS and one.dims and one.origin != FILLED for one in others):
+                book.give(out, OF_ROWS)
+            elif any(one.kind is Kind.COUNT for one in others):
+                book.give(out, SUM)
+        elif kinds == {Kind.KEPT, Kind.COUNT} and call.is_pointwise:
+            book.give(out, SUM)
 
 
 def _entered(call: Call, outs: list[torch.Tensor]) -> str:
@@ -263,11 +334,11 @@ def _entered(call: Call, outs: list[torch.Tensor]) -> str:
     for one in call.given:
         if not one.tensor.requires_grad and enters(call, one):
             origin = one.trace.origin if one.trace is not None else ""
-            return f"{origin}, in {call.name}{_where()}"
+            return f"{origin}, in {call.name}{where()}"
     return ""
 
 
-def _where() -> str:
+def where() -> str:
     """The line of the script that called, as far as it is one."""
     frame = sys._getframe(1)
     while frame is not None:

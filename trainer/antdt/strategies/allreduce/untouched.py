@@ -1,0 +1,105 @@
+"""What a script may change between the steps of its model only: frozen parameters, and the state that goes with it.
+
+A body may run for a step that is given up, once for each micro-batch, or not at all on a worker without samples; what
+it does to the model's parameters by their gradients, and to buffers, is undone or reduced then. A teacher that is moved
+in the body is moved once too often, and nobody else knows. `agent.on_step` is called once for each step, on all
+workers. A few numbers of each tensor are compared, in the first batches and in few later on.
+
+Must not know members, nor how a step is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from antdt_schemas.errors import UsageError
+
+from antdt.strategies.allreduce.provenance.carried import is_plain
+from antdt.strategies.once import Once
+
+FIRST, EVERY = 4, 256  # batches that are looked at: the first ones, and one of so many later on
+NUMBERS = 16  # of each tensor
+DEPTH_MAX = 8
+TOUCHED = (
+    "{} was changed in the loop's body: a step that is given up would change it again, one in micro-batches several "
+    "times, and a worker without samples not at all. Change it in a function under @agent.on_step, which is called "
+    "behind each step on every worker.{}"
+)
+FROZEN = " (What follows from the samples themselves may be a buffer: those become the mean over all samples.)"
+STATE = (
+    " (What follows from the samples themselves belongs into a buffer of a module that the Agent is given: buffers "
+    "become the mean over all samples. What is only logged belongs into no state.)"
+)
+
+
+class Untouched:
+    """Compares, from `begin` of a batch on. `renew`: what was changed until now is as it shall be."""
+
+    def __init__(self, model: torch.nn.Module, once: Once) -> None:
+        self._model, self._once, self._batches = model, once, 0
+        self._before: dict[tuple[str, str], Any] | None = None
+
+    def begin(self) -> None:
+        """The script gets a batch."""
+        self._batches += 1
+        due = self._batches <= FIRST or self._batches % EVERY == 0
+        self._before = self._now() if due else None
+
+    def renew(self) -> None:
+        """A step was made, or an optimizer has stepped."""
+        if self._before is not None:
+            self._before = self._now()
+
+    def check(self) -> None:
+        """Raises UsageError."""
+        before = self._before
+        if before is None:
+            return
+        for (kind, name), now in self._now().items():
+            if before.get((kind, name), now) != now:
+                raise UsageError(TOUCHED.format(f"{kind}{name}", FROZEN if kind.startswith("Frozen") else STATE))
+
+    def end(self) -> None:
+        """The body is over: what follows may change anything."""
+        self.check()
+        self._before = None
+
+    def _now(self) -> dict[tuple[str, str], Any]:
+        found, samples = dict[tuple[str, str], Any](), dict[tuple[str, str], torch.Tensor]()
+        frozen = [(name, param) for name, param in self._model.named_parameters() if not param.requires_grad]
+        parts: list[tuple[str, str, Any]] = [("Frozen parameter ", name, param) for name, param in frozen]
+        for key, held in self._once.state.items():
+            parts += [(f"state[{key!r}]", name, value) for name, value in _leaves(held.state_dict(), "")]
+        for kind, name, value in parts:
+            if not isinstance(value, torch.Tensor):
+                found[kind, name] = repr(value)
+            elif is_plain(value) and value.numel():
+                samples[kind, name] = _some_of(value)
+        for device in {one.device for one in samples.values()}:
+            here = {at: one for at, one in samples.items() if one.device == device}
+            flat = torch.cat(list(here.values())).cpu()
+            parted = flat.split([len(one) for one in here.values()])
+            found |= {at: one.numpy().tobytes() for at, one in zip(here, parted, strict=True)}
+        return found
+
+
+def _some_of(tensor: torch.Tensor) -> torch.Tensor:
+    whole = tensor.detach()
+    flat = (torch.view_as_real(whole) if whole.is_complex() else whole).reshape(-1)
+    return flat[:: max(1, len(flat) // NUMBERS)][:NUMBERS].double()
+
+
+def _leaves(held: Any, name: str, depth: int = DEPTH_MAX) -> Iterator[tuple[str, Any]]:
+    parts: Any = None
+    if isinstance(held, Mapping):
+        parts = held.items()
+    elif isinstance(held, list | tuple):
+        parts = enumerate(held)
+    if parts is None or not depth:
+        if isinstance(held, torch.Tensor | int | float | str | bool | bytes | None):
+            yield name, held
+        return
+    for key, one in parts:
+        yield from _leaves(one, f"{name}[{key!r}]", depth - 1)
