@@ -352,7 +352,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
             batch = self._hand.load(part, samples)
             self._micro, self._losses, self._updates, self._heard = Micro(samples, last, over), 0, 0, None
             self._whole, self._inside, self._between, whole = whole and over, True, False, False
-            with self._watched(batch, samples):
+            with self._watched.begin(batch, samples):
                 yield batch
             if self._micro is not None and self._updates and not self._losses:
                 self._end_updates()

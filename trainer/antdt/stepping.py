@@ -11,8 +11,7 @@ Owns what becomes of a batch that the script has, until its step is the life's. 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -44,6 +43,29 @@ class Micro(NamedTuple):
     samples: int
     last: bool
     over: bool
+
+
+class Watched:
+    """While the script has a batch. No generator makes one for each: this is entered at every step."""
+
+    def __init__(self, strategy: Strategy, counting: Counting) -> None:
+        # To ask a protocol takes longer than all that it is asked for.
+        self.watches = strategy if isinstance(strategy, Watches) else None
+        self._strategy, self._counting = strategy, counting
+
+    def begin(self, batch: Any, samples: int) -> Watched:
+        """The script gets this one."""
+        self._counting.gives(self._strategy.step_number)
+        if self.watches is not None:
+            self.watches.watch(batch, samples)
+        return self
+
+    def __enter__(self) -> None:
+        """It has begun."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.watches is not None:
+            self.watches.unwatch(whole=kind is None)
 
 
 class Stepping:
@@ -175,26 +197,16 @@ class Stepping:
     @cached_property
     def _watcher(self) -> Watcher:
         """Looks at what the script computes of a batch, as far as the strategy has it do so."""
-        return self.strategy.watcher if isinstance(self.strategy, Watches) else Watcher()
+        watches = self._watched.watches
+        return watches.watcher if watches is not None else Watcher()
 
     @cached_property
     def _counting(self) -> Counting:
         return Counting()
 
-    @contextmanager
-    def _watched(self, batch: Any, samples: int) -> Iterator[None]:
-        """While the script has it."""
-        self._counting.gives(self.strategy.step_number)
-        if not isinstance(self.strategy, Watches):
-            yield
-            return
-        self.strategy.watch(batch, samples)
-        try:
-            yield
-        except BaseException:
-            self.strategy.unwatch(whole=False)
-            raise
-        self.strategy.unwatch(whole=True)
+    @cached_property
+    def _watched(self) -> Watched:
+        return Watched(self.strategy, self._counting)
 
     def _update(self, optimizers: tuple[Any, ...]) -> bool:
         self._require_whole("agent.apply(optimizer)")

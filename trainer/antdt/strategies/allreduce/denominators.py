@@ -21,7 +21,7 @@ from antdt_schemas.errors import UsageError
 
 from antdt.strategies.allreduce import guard
 from antdt.strategies.allreduce.mixing import Mixing, is_averaged, mixers
-from antdt.strategies.allreduce.provenance.watcher import CARRIED, Watcher, where
+from antdt.strategies.allreduce.provenance.watcher import CARRIED, Watcher, line_of_script
 from antdt.strategies.allreduce.terms import (
     Term,
     is_gathered,
@@ -158,7 +158,7 @@ class Denominators:
 
     def __init__(self, watcher: Watcher | None = None) -> None:
         self.watcher = watcher or Watcher()
-        self._sites: dict[tuple[str, int], Site] = {}
+        self._sites: dict[tuple[tuple[str, int], int], Site] = {}
         self._site = Site()
         self._surprise = 0.0
         self._mixing = Mixing()
@@ -177,7 +177,7 @@ class Denominators:
         """What a loss of the micro-batch at hand weighs among these. See `of` and Weights.of. Raises UsageError."""
         guard.check_loss(loss)
         if weight is None and not summed:
-            at = where(), weights.updates
+            at = line_of_script(), weights.updates
             self._site = self._sites.get(at) or (
                 self._sites.setdefault(at, Site()) if len(self._sites) < SITES_MAX else self._site
             )

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ NESTED_MAX = 8
 OF_ROWS, SUM = "rows of this worker's samples", "a sum over this worker's samples"
 OVERWRITES = words("copy fill zero normal uniform random bernoulli exponential")
 CARRIED = "carried from batch to batch"
+_not_the_scripts = set[str]()  # files, of which many a frame lies on the way to the script's
 Named = Callable[[], Iterator[tuple[str, torch.Tensor]]]
 Place = tuple[int, tuple[int, ...], tuple[int, ...]]
 
@@ -340,10 +342,19 @@ def _entered(call: Call, outs: list[torch.Tensor]) -> str:
 
 def where() -> str:
     """The line of the script that called, as far as it is one."""
-    frame = sys._getframe(1)
+    path, line = line_of_script()
+    return f" ({path.rpartition('/')[2]}:{line})" if path else ""
+
+
+def line_of_script() -> tuple[str, int]:
+    """Its file, and the number of the line."""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if name.split(".")[0] not in ("antdt", "torch"):
-            return f" ({frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno})"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
+        path = frame.f_code.co_filename
+        if path not in _not_the_scripts:
+            if frame.f_globals.get("__name__", "").split(".")[0] not in ("antdt", "torch"):
+                return path, frame.f_lineno
+            if not path.startswith("<"):  # what has no file has one name for all
+                _not_the_scripts.add(path)  # asked of each loss
+        frame = frame.f_back
+    return "", 0
