@@ -123,7 +123,6 @@ class Worker:
         self.step: int | None = None  # None: what is in the model was made before this life
         if "state" in words:
             self.agent.on_step(lambda: words["state"]["average"].update_parameters(self.model))
-        self.agent.on_step(self._stepped)
         self.kills = kills and not habit.refused
 
     def _stepped(self, number: int) -> None:
@@ -132,6 +131,8 @@ class Worker:
     def batches(self, of: Iterable[Any] | None = None) -> Iterator[Any]:
         """(x, y) of every batch at hand. What else a collate_fn says of each sample is written down with its number."""
         agent: Any = self.agent
+        if self._stepped not in agent.strategy.once.on_step:  # behind what the script does there
+            agent.on_step(self._stepped)
         for x, y, *said in agent if of is None else of:
             self._made()  # where single optimizers step, a step ends behind the loop's body
             before, generation = agent.step_number, agent.strategy.generation

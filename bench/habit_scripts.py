@@ -43,6 +43,7 @@ from bench.habit_models import (
     mixup,
     mixup_in_data,
     of_the_hardest,
+    of_those_found,
     overlap,
     packed,
     penalty,
@@ -59,6 +60,7 @@ from bench.habit_models import (
     warm_up_cosine_average,
     weighted_sampler,
 )
+from bench.habit_teachers import taught, teaching, teaching_alone, teaching_beside, teaching_in_loop
 
 CLASSES = torch.tensor([1.0, 5.0, 0.5])
 
@@ -358,6 +360,10 @@ HABITS: dict[str, Habit] = {
     "root-of-mean": Habit(by_loss(root_of_mean), PLAIN, refused=True),
     "common-baseline": Habit((common_baseline, common_baseline_alone), PLAIN),
     "reduced-baseline": Habit((reduced_baseline, common_baseline_alone), PLAIN),
+    "teacher": Habit((teaching, teaching_alone), taught),
+    "teacher-in-loop": Habit((teaching_in_loop, None), taught, refused=True),
+    "teacher-beside": Habit((teaching_beside, None), PLAIN, refused=True),
+    "clamped-count": Habit(by_loss(of_those_found), PLAIN, refused=True),
     "hard-examples": Habit(by_loss(of_the_hardest), PLAIN, refused=True),
     "overlap": Habit(by_loss(overlap), PLAIN, refused=True),
     "denominators-unsaid": Habit(by_loss(means_of_terms), PLAIN, refused=True),
