@@ -89,7 +89,7 @@ def _rule(call: Call) -> Rule:
         return _reduced
     if "reduction" in call.named:
         return _loss
-    return RULES.get(name) or (_pointwise if call.is_pointwise or name == "copy" else _unknown)
+    return RULES.get(name) or (_pointwise if call.is_pointwise else _unknown)
 
 
 def _aligned(call: Call, out: torch.Tensor) -> tuple[int, ...]:
@@ -105,6 +105,12 @@ def _aligned(call: Call, out: torch.Tensor) -> tuple[int, ...]:
 
 def _pointwise(call: Call, out: torch.Tensor, _at: int) -> Trace | None:
     return trace_of(kind_of(call, call.kinds()), _aligned(call, out))
+
+
+def _copied(call: Call, out: torch.Tensor, _at: int) -> Trace | None:
+    """What was there before is gone."""
+    source = call.given[-1].trace
+    return None if source is None else trace_of(kind_of(call, {source.kind}), _aligned(call, out))
 
 
 def _unknown(call: Call, out: torch.Tensor, _at: int) -> Trace | None:
@@ -291,6 +297,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(FILLS, _filled),
     **dict.fromkeys(DRAWS, _drawn),
     **dict.fromkeys(MOVES, moved),
+    "copy": _copied,
     **dict.fromkeys(NORMS, _normalised),
     **dict.fromkeys(("cat", "stack"), _joined),
     **dict.fromkeys(ALONG, _along),
