@@ -403,12 +403,13 @@ def test_samples_of_a_loader_beside_the_agent_are_refused_and_those_of_an_evalua
             seen.extend(agent.model(one) for one, _, _ in DataLoader(DATA, 22))
             agent.model.train()
             agent.step(functional.cross_entropy(agent.model(x), y))
+            seen.extend(agent.model(one).detach() for one, _, _ in DataLoader(DATA, 22))  # without saying so
 
     seen: list[torch.Tensor] = []
     with pytest.raises(UsageError, match=r"A DataLoader gives a batch .* one data set .*no_grad"):
         run(1, script, lambda: sgd(loops.mlp()))
     (agent,) = run(1, evaluating, lambda: sgd(loops.mlp()))
-    assert len(seen) == 4 * len(agent.history) > 4
+    assert len(seen) == 6 * len(agent.history) > 6
 
 
 # -- a count of batches

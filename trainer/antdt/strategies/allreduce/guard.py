@@ -73,7 +73,7 @@ _scalers: set[weakref.ref[Any]] = set()
 class Guard:
     """Watches one model and its optimizers between `open` and `close`. `applying`: they are called by us. `reduced`:
     the script has the gradients of the whole step. `scheduling`: a scheduler of ours steps, perhaps by others in it.
-    `once`: what else is ours to call. `body`: the thread that has a batch, or None.
+    `once`: what else is ours to call. `body`: the thread that has a batch without all its losses, or None.
     """
 
     body: int | None = None

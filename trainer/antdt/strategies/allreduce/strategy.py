@@ -233,6 +233,7 @@ class AllReduceReplica(Updating):
         self._end_unit()
 
     def _end_unit(self) -> None:
+        self._guard.body = None  # no loss of this batch follows: what the script loads now is for something else
         if isinstance(self._gradients, OrderedGradients):
             self._gradients.end_unit()
 
