@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from antdt_schemas.errors import UsageError
 
-from antdt.strategies.allreduce.provenance.carried import is_plain
+from antdt.strategies.allreduce.provenance.carried import has_storage
 from antdt.strategies.once import Once
 
 FIRST, EVERY = 4, 256  # batches that are looked at: the first ones, and one of so many later on
@@ -75,7 +75,7 @@ class Untouched:
         for kind, name, value in parts:
             if not isinstance(value, torch.Tensor):
                 found[kind, name] = repr(value)
-            elif is_plain(value) and value.numel():
+            elif has_storage(value) and value.numel():
                 samples[kind, name] = _some_of(value)
         for device in {one.device for one in samples.values()}:
             here = {at: one for at, one in samples.items() if one.device == device}

@@ -36,7 +36,7 @@ class Carried:
         """Another batch. left: storages of what was made of the samples of the one before."""
         if self._known is None:
             return
-        self._ours = {one.untyped_storage()._cdata for one in self._known() if is_plain(one)}
+        self._ours = {one.untyped_storage()._cdata for one in self._known() if has_storage(one)}
         self._before, self._now, self._moving = {**self._before, **self._now}, {}, {}
         self._before = {at: one for at, one in self._before.items() if not one[0].expired()}
         self._left = {one.cdata: one for one in left if one.cdata not in self._ours}
@@ -53,7 +53,7 @@ class Carried:
         return found
 
     def _has_moved(self, tensor: torch.Tensor, at: int) -> bool:
-        if not (tensor.is_floating_point() and is_plain(tensor)):
+        if not (tensor.is_floating_point() and has_storage(tensor)):
             return False
         storage, before = tensor.untyped_storage(), self._before.get(at)
         flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage)
@@ -62,7 +62,7 @@ class Carried:
         return before is not None and before[1].dtype == sample.dtype and not torch.equal(before[1], sample)
 
 
-def is_plain(tensor: torch.Tensor) -> bool:
+def has_storage(tensor: torch.Tensor) -> bool:
     """Whether it has a storage of its own."""
     return tensor.layout == torch.strided and not torch.nn.parameter.is_lazy(tensor)
 

@@ -22,7 +22,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 
-from antdt.strategies.allreduce.provenance.carried import Carried
+from antdt.strategies.allreduce.provenance.carried import Carried, has_storage
 from antdt.strategies.allreduce.provenance.rules import FILLED, enters, results
 from antdt.strategies.allreduce.provenance.traces import ROWS, Call, Kind, Trace, words
 
@@ -75,10 +75,10 @@ class Watcher:
         self._carried.begin(self._book.left_behind())
         kept = self._book.statistics_left_behind()
         self._book = book = _Book(samples, self._carried)
-        book.keep(kept, [one.untyped_storage()._cdata for one in self._buffers() if _has_storage(one)])
+        book.keep(kept, [one.untyped_storage()._cdata for one in self._buffers() if has_storage(one)])
         for path, tensor in _tensors(batch, ()):
             dims = self._dims(path, tensor, samples)
-            if dims and _has_storage(tensor):
+            if dims and has_storage(tensor):
                 book.note(tensor, Trace(Kind.EACH, dims))
         self._mode, self.knows = _Mode(book), True
         self.enter()
@@ -200,7 +200,7 @@ class _Book:
 
     def given_to(self, buffer: torch.Tensor) -> str:
         """What that was, in place or in a new tensor; empty for a mean."""
-        if not _has_storage(buffer):
+        if not has_storage(buffer):
             return ""
         at = buffer.untyped_storage()._cdata
         trace = next((one for one in self._storages.get(at, (None, {}))[1].values() if one is not None), None)
@@ -258,10 +258,6 @@ class _Book:
         for place, one in traces.items():
             dims = one.dims if one is not None else ()
             traces[place] = trace if place == _place(tensor) else trace._replace(dims=dims)
-
-
-def _has_storage(tensor: torch.Tensor) -> bool:
-    return tensor.layout == torch.strided and not isinstance(tensor, torch.nn.parameter.UninitializedBuffer)
 
 
 def _place(tensor: torch.Tensor) -> Place:
