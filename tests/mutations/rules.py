@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from antdt.driving.membership import Membership
 from antdt.files import checkpoint
+from antdt.strategies.allreduce import mesh
 from antdt.strategies.allreduce.composition import Round
 from antdt.strategies.allreduce.holding import Holding
+from antdt.strategies.allreduce.mesh import _Link
+from antdt.strategies.allreduce.peers import Door
 from antdt.strategies.allreduce.rates import _Rates
 from antdt.strategies.allreduce.replicas import Replica
 from antdt.strategies.allreduce.store import StoreClient
@@ -53,6 +56,7 @@ from tests.mutations.worlds import worlds
 from tests.unit import (
     test_allreduce_composition,
     test_allreduce_finite,
+    test_allreduce_mesh,
     test_allreduce_rates,
     test_allreduce_rendezvous,
     test_allreduce_replicas,
@@ -253,6 +257,26 @@ MUTATIONS = (
         "collectives of two generations meet",
         (Edit(StoreClient._ask, '"generation": self._generation', '"generation": 0'),),
         test_allreduce_rendezvous.test_two_generations_at_one_store_do_not_meet,
+    ),
+    Mutation(
+        "3",
+        "whoever connects is a member",
+        (Edit(Door._introduced, "if secrets.compare_digest(word, self._word) else -1", ""),),
+        test_allreduce_mesh.test_a_stranger_and_whoever_has_the_wrong_word_are_sent_away,
+    ),
+    Mutation(
+        "3",
+        "what belongs to another exchange is added up",
+        (Edit(_Link._pass, "message.head != message.own", "False"),),
+        lambda: test_allreduce_mesh.test_one_that_was_left_out_is_noticed(test_allreduce_mesh.meshes(2)),
+    ),
+    Mutation(
+        "3",
+        "each adds up in an order of its own",
+        (Edit(mesh._reduce, "sorted(parts)", "parts"),),
+        lambda: test_allreduce_mesh.test_everybody_has_the_sum_in_rank_order_bit_by_bit(
+            3, test_allreduce_mesh.torch.float32
+        ),
     ),
     # -- 4: fences
     Mutation(

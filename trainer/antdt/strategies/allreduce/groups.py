@@ -17,6 +17,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+from antdt.strategies.allreduce.mesh import Mesh
 from antdt.strategies.allreduce.sockets import shut
 
 WAIT_SLICE = timedelta(milliseconds=50)
@@ -27,15 +28,17 @@ _stranded_lock = threading.RLock()  # also taken by what the garbage collector e
 
 
 class Groups:
-    """`ctl` for compositions and state, `data` for gradients; with nccl, `data` is NCCL's.
+    """`ctl` for compositions and state, `data` for gradients; with nccl, `data` is NCCL's. `mesh`: for what is small.
 
     Invariant: every operation that may still write a buffer has its handle in `works`.
     """
 
-    def __init__(self, ctl: Any, data: Any, nccl: bool, connections: list[socket.socket]) -> None:
-        self.ctl, self.data, self.nccl = ctl, data, nccl
+    def __init__(
+        self, ctl: Any, data: Any, nccl: bool, connections: list[socket.socket], mesh: Mesh | None = None
+    ) -> None:
+        self.ctl, self.data, self.nccl, self.mesh = ctl, data, nccl, mesh
         self.works: list[Any] = []
-        self._connections = connections
+        self._connections = [*connections, *(mesh.connections if mesh is not None else ())]
         self._aborted = False
 
     def wait(self, work: Any, is_closed: Callable[[], bool]) -> bool:
@@ -72,6 +75,8 @@ class Groups:
     def end(self, timeout_s: float) -> bool:
         """Drops the groups. False if some operation had not ended by then: buffers are then not ours any more."""
         self.shut()
+        if self.mesh is not None:
+            self.mesh.drop()
         until = time.monotonic() + timeout_s
         for work in self.works:
             while not work.is_completed() and time.monotonic() < until:

@@ -22,7 +22,9 @@ from torch.distributed import ProcessGroupGloo, ReduceOp, TCPStore
 from antdt.host import whereabouts
 from antdt.strategies.allreduce import nccl
 from antdt.strategies.allreduce.groups import Groups, sweep
+from antdt.strategies.allreduce.mesh import Mesh
 from antdt.strategies.allreduce.options import GenerationOptions
+from antdt.strategies.allreduce.peers import PEERS_MAX, Door
 from antdt.strategies.allreduce.sockets import Address, connections, listen, shut, unreachable
 from antdt.strategies.allreduce.store import GroupStore, StoreClient, StoreServer
 from antdt.strategies.base import GenerationClosed
@@ -154,11 +156,17 @@ class Generation:
 
     def allreduce(self, tensor: torch.Tensor, op: Any = ReduceOp.SUM) -> Any:
         """Starts the reduction of `tensor` in place, over all members, and returns its handle."""
-        by_data = tensor.is_cuda or self.options.backend == "gloo"
+        mesh, by_nccl = self._groups.mesh, self._groups.nccl and tensor.is_cuda
+        if mesh is not None and not by_nccl and mesh.takes(tensor.nbytes):
+            return self._start(lambda: mesh.allreduce(tensor, op))
+        by_data = by_nccl or self.options.backend == "gloo"
         return self._start(lambda: (self._groups.data if by_data else self._groups.ctl).allreduce(tensor, op))
 
     def gather(self, rows: torch.Tensor, row: torch.Tensor) -> Any:
         """Starts filling `rows` (world, width) with everybody's `row` (width); both on the CPU."""
+        mesh = self._groups.mesh
+        if mesh is not None and mesh.takes(row.nbytes):
+            return self._start(lambda: mesh.gather(rows, row))
         return self._start(lambda: self._groups.ctl.allgather(list(rows.unbind()), row))
 
     def broadcast(self, tensor: torch.Tensor, source_rank: int) -> Any:
@@ -205,6 +213,7 @@ class _Forming(threading.Thread):
         self.groups: Groups | None = None
         self.failure: Exception | None = None
         self.listener: Address = ("", 0)
+        self.door: Door | None = None
         self.met: dict[int, Address] = {}
 
     @property
@@ -218,14 +227,16 @@ class _Forming(threading.Thread):
         except (RuntimeError, OSError, ValueError) as error:
             self.failure = error
         finally:
-            if self.client is not None:
-                self.client.close()
+            for one in (self.client, self.door):
+                if one is not None:
+                    one.close()
             self.done.set()
 
     def _build(self) -> Groups:
         self.client = client = StoreClient(self.address.host, self.address.port, self.number, self.until)
         device, self.listener = listen(self.host)
         self._meet(client)
+        mesh = self._mesh(client)
         ctl, card = self._gloo(GroupStore(client, "ctl"), device), self.device
         data = self._gloo(GroupStore(client, "data"), device) if card is None else self._nccl(client, card)
         found = connections({self.listener}, self.peers)
@@ -233,13 +244,22 @@ class _Forming(threading.Thread):
         if len(found) < needed:  # abandoned meanwhile, or a member is gone: one that cannot be ended would hang another
             shut(found, socket.SHUT_RDWR)
             raise OSError(f"{needed - len(found)} of {needed} connections ended while it formed")
-        return Groups(ctl, data, card is not None, found)
+        return Groups(ctl, data, card is not None, found, mesh)
 
     def _meet(self, client: StoreClient) -> None:
         client.set(f"here/{self.rank}", "{} {}".format(*self.listener).encode())
         for rank in range(self.world):
             host, _, port = client.get(f"here/{rank}").decode().rpartition(" ")
             self.met[rank] = (host, int(port))
+
+    def _mesh(self, client: StoreClient) -> Mesh | None:
+        """Among very many there is none: what each sent to each would be too much."""
+        if self.world - 1 > PEERS_MAX:
+            return None
+        self.door = Door(self.listener[0])
+        client.set(f"door/{self.rank}", self.door.said.encode())
+        others = {rank: client.get(f"door/{rank}").decode() for rank in range(self.world) if rank != self.rank}
+        return Mesh(self.rank, self.door.meet(self.rank, others, self.until), self.options.op_timeout_s)
 
     def why(self) -> str:
         """What held it up: whose address could not be reached, or who did not come. Takes a second at most."""
@@ -284,8 +304,9 @@ class _Forming(threading.Thread):
 
     def abandon(self) -> None:
         """Frees the thread from whatever it waits for: the store's or a member's answer."""
-        if self.client is not None:
-            self.client.abandon()
+        for one in (self.client, self.door):
+            if one is not None:
+                one.abandon()
         with suppress(OSError):
             found = connections({self.listener}, self.peers)
             shut(found, socket.SHUT_RDWR)
