@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from time import perf_counter, thread_time
 from typing import Any
@@ -25,8 +24,8 @@ from typing import Any
 import torch
 from antdt.agent import Agent
 from antdt.connect.settings import Settings
-from antdt.strategies.allreduce.buckets import digits_of, numbers_of
-from antdt.strategies.allreduce.composition import Round, Row
+from antdt.strategies.allreduce.composition import ROW_WIDTH, Round, Row
+from antdt.strategies.allreduce.rows import Rows, digits_in
 from antdt_schemas.connection import Connection
 from antdt_schemas.lineage import ROOT
 from antdt_schemas.ranges import Range
@@ -145,13 +144,17 @@ def rows_us(clock: Callable[[], float], members: int = 4, repetitions: int = 2_0
         Row(samples=64, plan_seen=1, plan=1, lineage=ROOT, step=9, reference=256, ranges=(Range(r, -r, 0, r * 64, 64),))
         for r in range(members)
     ]
-    pack = partial(torch.tensor, dtype=torch.int64)
-    digits = torch.stack([digits_of(pack(row.pack()), torch.float32) for row in rows])
+    own = Rows(torch.zeros(members, digits_in(ROW_WIDTH, torch.float32)), ROW_WIDTH)
+    heard = torch.zeros_like(own.within)
+    for rank, row in enumerate(rows):
+        own.put(rank, row.pack())
+        heard += own.within
     out = []
     for _ in range(repetitions):
         before = clock()
-        digits_of(pack(rows[0].pack()), torch.float32)
-        Round.of([Row.unpack(columns) for columns in numbers_of(digits).tolist()])
+        own.put(0, rows[0].pack())
+        own.within.copy_(heard)  # in place of the sum
+        Round.of([Row.unpack(columns) for columns in own.all()])
         out.append((clock() - before) * 1e6)
     return out
 

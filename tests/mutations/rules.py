@@ -261,7 +261,7 @@ MUTATIONS = (
     Mutation(
         "3",
         "whoever connects is a member",
-        (Edit(Door._introduced, "if secrets.compare_digest(word, self._word) else -1", ""),),
+        (Edit(Door._introduced, "if secrets.compare_digest(word, self._word) else NOBODY", ""),),
         test_allreduce_mesh.test_a_stranger_and_whoever_has_the_wrong_word_are_sent_away,
     ),
     Mutation(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from antdt.strategies.allreduce import Composition, ReplicasDiffer, Row
-from antdt.strategies.allreduce.buckets import digits_of, numbers_of
 from antdt.strategies.allreduce.composition import RANGES_MAX, ROW_WIDTH, Round
+from antdt.strategies.allreduce.rows import Rows, digits_in
 from antdt_schemas.lineage import ROOT, next_lineage
 from antdt_schemas.ranges import Range
 from hypothesis import given
@@ -42,14 +42,17 @@ def test_unpack_is_the_inverse_of_pack(one: Row) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @given(members=st.lists(st.lists(int64, min_size=ROW_WIDTH, max_size=ROW_WIDTH), min_size=1, max_size=4))
 def test_numbers_survive_a_sum_of_floats(dtype: torch.dtype, members: list[list[int]]) -> None:
-    total = None
-    for rank, columns in enumerate(members):
-        digits = digits_of(torch.tensor(columns), dtype)
-        own = torch.zeros(len(members), len(digits), dtype=dtype)
-        own[rank] = digits
-        total = own if total is None else total + own
-    assert total is not None
-    assert numbers_of(total).tolist() == members
+    world, width = len(members), digits_in(ROW_WIDTH, dtype)
+    each = [Rows(torch.full((world, width), 3.0, dtype=dtype), ROW_WIDTH) for _ in members]
+    for _ in range(2):  # as the next step does
+        for rank, columns in enumerate(members):
+            each[rank].put(rank, columns)
+        total = torch.stack([one.within for one in each]).sum(0)
+        for one in each:
+            one.within.copy_(total)
+            assert one.all() == members
+    each[0].put(0, None)
+    assert not each[0].within.any()
 
 
 def test_more_ranges_than_a_row_holds_are_a_bug() -> None:

@@ -279,13 +279,14 @@ def test_a_stranger_and_whoever_has_the_wrong_word_are_sent_away() -> None:
     doors = [Door("127.0.0.1"), Door("127.0.0.1")]
     host, port, _ = doors[0].said.split(" ")
     strangers = [socket.create_connection((host, int(port))) for _ in range(3)]
-    strangers[0].sendall(HELLO.pack(bytes(16), 1))
+    strangers[0].sendall(HELLO.pack(bytes(16), 1, 0))
     strangers[1].sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(20))
     strangers[2].close()
     until_s = time.monotonic() + 10.0
-    found = each(2, lambda rank: doors[rank].meet(rank, {1 - rank: doors[1 - rank].said}, until_s))
-    found[0][1].sendall(b"x")
-    assert found[1][0].recv(1) == b"x"
+    found = each(2, lambda rank: doors[rank].meet(rank, {1 - rank: doors[1 - rank].said}, until_s, each=2))
+    for number in range(2):
+        found[0][1, number].sendall(b"%d" % number)
+        assert found[1][0, number].recv(1) == b"%d" % number
     for one in strangers[:2]:
         with suppress(ConnectionResetError):
             assert one.recv(1) == b""

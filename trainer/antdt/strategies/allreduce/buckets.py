@@ -19,6 +19,7 @@ from torch.nn import Parameter
 
 from antdt.strategies.allreduce.composition import ROW_WIDTH
 from antdt.strategies.allreduce.rendezvous import Generation
+from antdt.strategies.allreduce.rows import Rows, digits_in
 
 SMALL_SIZE = 2**14  # elements: smaller gradients are added up together
 FOREIGN = (
@@ -53,21 +54,6 @@ def partition(
     return groups
 
 
-def digits_of(columns: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """int64 numbers as small whole numbers of `dtype`, exact under a sum with zeros: 16 bits each where they fit."""
-    return columns.view(_digit_dtype(dtype)).to(dtype)
-
-
-def numbers_of(digits: torch.Tensor) -> torch.Tensor:
-    """The inverse of `digits_of`."""
-    return digits.cpu().to(_digit_dtype(digits.dtype)).view(torch.int64)
-
-
-def _digit_dtype(dtype: torch.dtype) -> torch.dtype:
-    """bfloat16 counts exactly to 256, float16 to 2,048, float32 to 2^24."""
-    return torch.uint16 if dtype in (torch.float32, torch.float64) else torch.uint8
-
-
 def total_of(grads: torch.Tensor) -> torch.Tensor:
     """A number that is finite only if all of these are; it may be infinite where their sum is too large."""
     return grads.sum(dtype=torch.float32 if grads.element_size() < 4 else None)
@@ -99,7 +85,7 @@ class _Bucket:
 
     def __init__(self, params: Sequence[Parameter]) -> None:
         self.slots = [_Slot(param, self) for param in params]
-        self.rows: torch.Tensor | None = None
+        self.rows: Rows | None = None
         self.work: Any = None
         self.missing = 0
         self.allocate(world=0)
@@ -109,10 +95,10 @@ class _Bucket:
         like = self.slots[0].param
         sizes = [slot.param.numel() for slot in self.slots]
         grads, flags = sum(sizes), len(self.slots)
-        row = ROW_WIDTH * torch.int64.itemsize // _digit_dtype(like.dtype).itemsize
+        row = digits_in(ROW_WIDTH, like.dtype)
         self.flat = torch.zeros(grads + flags + world * row, dtype=like.dtype, device=like.device)
         self.grads, self.flags = self.flat[:grads], self.flat[grads : grads + flags]
-        self.rows = self.flat[grads + flags :].view(world, row) if world else None
+        self.rows = Rows(self.flat[grads + flags :].view(world, row), ROW_WIDTH) if world else None
         for slot, part in zip(self.slots, self.grads.split(sizes), strict=True):
             slot.view = part.view_as(slot.param)
 
@@ -153,7 +139,7 @@ class ReducedGradients:
             for slot in bucket.slots
         ]
         self.first_at: float | None = None
-        self._row: torch.Tensor | None = None
+        self._row: Sequence[int] | None = None
         self.reset()
 
     def connect(self, generation: Generation, inline: bool) -> None:
@@ -191,20 +177,18 @@ class ReducedGradients:
         """Some parameter got a gradient in this step."""
         return any(slot.used for bucket in self.buckets for slot in bucket.slots)
 
-    def announce(self, columns: torch.Tensor) -> None:
-        """This member's row (ROW_WIDTH,), to ride in the first bucket."""
-        rows = self.buckets[0].rows
-        assert rows is not None
-        self._row = digits_of(columns, rows.dtype)
+    def announce(self, columns: Sequence[int]) -> None:
+        """This member's row of ROW_WIDTH numbers, to ride in the first bucket."""
+        self._row = columns
 
-    def announced(self) -> torch.Tensor:
+    def announced(self) -> list[list[int]]:
         """Everybody's rows (world, ROW_WIDTH), as soon as the first bucket has come round."""
         if self._launched == 0:
             self._launch()
         bucket = self.buckets[0]
         self._generation.wait(bucket.work)
         assert bucket.rows is not None
-        return numbers_of(bucket.rows)
+        return bucket.rows.all()
 
     def expect(self, last: bool) -> None:
         """Before each backward. last: after it nothing more is accumulated, so full buckets may leave.
@@ -263,9 +247,7 @@ class ReducedGradients:
         if any(slot.used for slot in bucket.slots):
             self._own.append(total_of(bucket.grads))
         if bucket.rows is not None:
-            bucket.rows.zero_()
-            if self._row is not None:  # none in the middle of a step
-                bucket.rows[self._generation.rank] = self._row
+            bucket.rows.put(self._generation.rank, self._row)  # none in the middle of a step
         bucket.work = self._generation.allreduce(bucket.flat)
 
     def launch_rest(self) -> None:

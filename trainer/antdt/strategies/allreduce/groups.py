@@ -12,9 +12,10 @@ import ctypes
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 from antdt.strategies.allreduce.mesh import Mesh
@@ -28,17 +29,21 @@ _stranded_lock = threading.RLock()  # also taken by what the garbage collector e
 
 
 class Groups:
-    """`ctl` for compositions and state, `data` for gradients; with nccl, `data` is NCCL's. `mesh`: for what is small.
+    """`ctl` for compositions and state, `data` for gradients; with nccl, `data` is NCCL's. Of what is small the same by
+    `ctl_mesh` and `data_mesh`, where there are any: all members have one order in each, not in both together.
 
     Invariant: every operation that may still write a buffer has its handle in `works`.
     """
 
     def __init__(
-        self, ctl: Any, data: Any, nccl: bool, connections: list[socket.socket], mesh: Mesh | None = None
+        self, ctl: Any, data: Any, nccl: bool, connections: list[socket.socket], meshes: Sequence[Mesh] = ()
     ) -> None:
-        self.ctl, self.data, self.nccl, self.mesh = ctl, data, nccl, mesh
+        """meshes: none, or that of `ctl` and that of `data`."""
+        self.ctl, self.data, self.nccl, self._meshes = ctl, data, nccl, meshes
+        self.ctl_mesh: Mesh | None = meshes[0] if meshes else None
+        self.data_mesh: Mesh | None = meshes[-1] if meshes else None
         self.works: list[Any] = []
-        self._connections = [*connections, *(mesh.connections if mesh is not None else ())]
+        self._connections = [*connections, *chain(*(mesh.connections for mesh in meshes))]
         self._aborted = False
 
     def wait(self, work: Any, is_closed: Callable[[], bool]) -> bool:
@@ -75,8 +80,8 @@ class Groups:
     def end(self, timeout_s: float) -> bool:
         """Drops the groups. False if some operation had not ended by then: buffers are then not ours any more."""
         self.shut()
-        if self.mesh is not None:
-            self.mesh.drop()
+        for mesh in self._meshes:
+            mesh.drop()
         until = time.monotonic() + timeout_s
         for work in self.works:
             while not work.is_completed() and time.monotonic() < until:

@@ -16,8 +16,12 @@ from contextlib import suppress
 from antdt.strategies.allreduce.sockets import Address
 
 PEERS_MAX = 15
-HELLO = struct.Struct("!16sQ")  # the word that the listener has told the store, and a rank
+HELLO = struct.Struct("!16s2Q")  # the word that the listener has told the store, a rank, and which connection it is
 SLICE_S = 0.05
+
+Which = tuple[int, int]  # whose connection, and which of them
+Connections = dict[Which, socket.socket]
+NOBODY: Which = (-1, 0)
 
 
 class Door:
@@ -29,23 +33,24 @@ class Door:
         self._word, self._abandoned = secrets.token_bytes(16), threading.Event()
         self.said = f"{host} {self._listener.getsockname()[1]} {self._word.hex()}"
 
-    def meet(self, rank: int, others: Mapping[int, str], until_s: float) -> dict[int, socket.socket]:
-        """Connections to all others, by rank. others: what they have `said`. until_s: by time.monotonic().
+    def meet(self, rank: int, others: Mapping[int, str], until_s: float, each: int = 1) -> Connections:
+        """Connections to all others, by rank and number. others: what they have `said`. until_s: by time.monotonic().
+        each: so many to each.
 
         Raises OSError, which says who could not be reached, or has not come.
         """
-        found = dict[int, socket.socket]()
+        found: Connections = {}
         try:
             for other, said in others.items():
-                if other < rank:
-                    host, port, word = said.split(" ")
-                    found[other] = self._connect(other, (host, int(port)), until_s)
-                    found[other].sendall(HELLO.pack(bytes.fromhex(word), rank))
-            awaited = {other for other in others if other > rank}
+                host, port, word = said.split(" ")
+                for number in range(each if other < rank else 0):
+                    found[other, number] = self._connect(other, (host, int(port)), until_s)
+                    found[other, number].sendall(HELLO.pack(bytes.fromhex(word), rank, number))
+            awaited = {(other, number) for other in others if other > rank for number in range(each)}
             while awaited:
-                other, connection = self._accept(awaited, until_s)
-                awaited.discard(other)
-                found[other] = connection
+                which, connection = self._accept(awaited, until_s)
+                awaited.discard(which)
+                found[which] = connection
         except OSError:
             for connection in found.values():
                 connection.close()
@@ -60,29 +65,29 @@ class Door:
             with suppress(TimeoutError):
                 return socket.create_connection(address, timeout=min(left_s, 20 * SLICE_S))
 
-    def _accept(self, awaited: set[int], until_s: float) -> tuple[int, socket.socket]:
+    def _accept(self, awaited: set[Which], until_s: float) -> tuple[Which, socket.socket]:
         """The next one of those that are awaited; a stranger is sent away."""
-        who = f"rank {min(awaited)} has not connected"
+        who = f"rank {min(awaited)[0]} has not connected"
         while True:
             self._listener.settimeout(min(self._left_s(until_s, who), SLICE_S))
             with suppress(TimeoutError):
                 connection, _ = self._listener.accept()
-                other = self._introduced(connection, until_s)
-                if other in awaited:
-                    return other, connection
+                which = self._introduced(connection, until_s)
+                if which in awaited:
+                    return which, connection
                 connection.close()
 
-    def _introduced(self, connection: socket.socket, until_s: float) -> int:
-        """The rank of whoever has connected; -1 of who does not know the word."""
+    def _introduced(self, connection: socket.socket, until_s: float) -> Which:
+        """Who has connected; nobody where it does not know the word."""
         said = b""
         with suppress(OSError):
             connection.settimeout(max(SLICE_S, min(1.0, until_s - time.monotonic())))
             while len(said) < HELLO.size and (more := connection.recv(HELLO.size - len(said))):
                 said += more
         if len(said) < HELLO.size:
-            return -1
-        word, rank = HELLO.unpack(said)
-        return int(rank) if secrets.compare_digest(word, self._word) else -1
+            return NOBODY
+        word, rank, number = HELLO.unpack(said)
+        return (int(rank), int(number)) if secrets.compare_digest(word, self._word) else NOBODY
 
     def _left_s(self, until_s: float, who: str) -> float:
         if self._abandoned.is_set():

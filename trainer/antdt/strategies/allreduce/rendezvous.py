@@ -156,15 +156,16 @@ class Generation:
 
     def allreduce(self, tensor: torch.Tensor, op: Any = ReduceOp.SUM) -> Any:
         """Starts the reduction of `tensor` in place, over all members, and returns its handle."""
-        mesh, by_nccl = self._groups.mesh, self._groups.nccl and tensor.is_cuda
+        groups, by_nccl = self._groups, self._groups.nccl and tensor.is_cuda
+        by_data = by_nccl or self.options.backend == "gloo"
+        mesh = groups.data_mesh if by_data else groups.ctl_mesh
         if mesh is not None and not by_nccl and mesh.takes(tensor.nbytes):
             return self._start(lambda: mesh.allreduce(tensor, op))
-        by_data = by_nccl or self.options.backend == "gloo"
-        return self._start(lambda: (self._groups.data if by_data else self._groups.ctl).allreduce(tensor, op))
+        return self._start(lambda: (groups.data if by_data else groups.ctl).allreduce(tensor, op))
 
     def gather(self, rows: torch.Tensor, row: torch.Tensor) -> Any:
         """Starts filling `rows` (world, width) with everybody's `row` (width); both on the CPU."""
-        mesh = self._groups.mesh
+        mesh = self._groups.ctl_mesh
         if mesh is not None and mesh.takes(row.nbytes):
             return self._start(lambda: mesh.gather(rows, row))
         return self._start(lambda: self._groups.ctl.allgather(list(rows.unbind()), row))
@@ -236,7 +237,7 @@ class _Forming(threading.Thread):
         self.client = client = StoreClient(self.address.host, self.address.port, self.number, self.until)
         device, self.listener = listen(self.host)
         self._meet(client)
-        mesh = self._mesh(client)
+        meshes = self._meshes(client)
         ctl, card = self._gloo(GroupStore(client, "ctl"), device), self.device
         data = self._gloo(GroupStore(client, "data"), device) if card is None else self._nccl(client, card)
         found = connections({self.listener}, self.peers)
@@ -244,7 +245,7 @@ class _Forming(threading.Thread):
         if len(found) < needed:  # abandoned meanwhile, or a member is gone: one that cannot be ended would hang another
             shut(found, socket.SHUT_RDWR)
             raise OSError(f"{needed - len(found)} of {needed} connections ended while it formed")
-        return Groups(ctl, data, card is not None, found, mesh)
+        return Groups(ctl, data, card is not None, found, meshes)
 
     def _meet(self, client: StoreClient) -> None:
         client.set(f"here/{self.rank}", "{} {}".format(*self.listener).encode())
@@ -252,14 +253,16 @@ class _Forming(threading.Thread):
             host, _, port = client.get(f"here/{rank}").decode().rpartition(" ")
             self.met[rank] = (host, int(port))
 
-    def _mesh(self, client: StoreClient) -> Mesh | None:
+    def _meshes(self, client: StoreClient) -> Sequence[Mesh]:
         """Among very many there is none: what each sent to each would be too much."""
         if self.world - 1 > PEERS_MAX:
-            return None
+            return ()
         self.door = Door(self.listener[0])
         client.set(f"door/{self.rank}", self.door.said.encode())
         others = {rank: client.get(f"door/{rank}").decode() for rank in range(self.world) if rank != self.rank}
-        return Mesh(self.rank, self.door.meet(self.rank, others, self.until), self.options.op_timeout_s)
+        found = self.door.meet(self.rank, others, self.until, each=2)
+        by_number = [{rank: found[rank, number] for rank in others} for number in range(2)]
+        return [Mesh(self.rank, peers, self.options.op_timeout_s) for peers in by_number]
 
     def why(self) -> str:
         """What held it up: whose address could not be reached, or who did not come. Takes a second at most."""

@@ -173,11 +173,11 @@ class AllReduceReplica(Updating):
             row.trained = self._replica.trained() if self.options.compares and generation.world > 1 else 0
         if generation.world == 1:
             return
-        columns = torch.tensor(row.pack(), dtype=torch.int64, device="cpu")
         if self._inline and not bare:
             assert isinstance(gradients, ReducedGradients)
-            gradients.announce(columns)
+            gradients.announce(row.pack())
         else:
+            columns = torch.tensor(row.pack(), dtype=torch.int64, device="cpu")
             self._gathered = torch.empty(generation.world, ROW_WIDTH, dtype=torch.int64, device="cpu")
             self._gathering = generation.gather(self._gathered, columns)
 
@@ -217,15 +217,12 @@ class AllReduceReplica(Updating):
         gradients.expect(last)
         if weight:  # the mean of nothing is no number, and counts nothing
             scale = 1.0 if summed else weight / row.reference
-            self._guard.within(self._go_backward, loss if scale == 1.0 else loss * scale, retain_graph)
+            self._guard.within(self._go_backward, loss, scale, retain_graph)
         gradients.done(last)
         if through:
             self._end_unit()
         if last:
             self._check_touched()
-
-    def _go_backward(self, loss: torch.Tensor, retain_graph: bool) -> None:
-        self.once.scaled(loss).backward(retain_graph=retain_graph)
 
     def through(self, samples: int, last: bool) -> None:
         """No other loss of this micro-batch follows. last: nor any of another one in this step."""
@@ -338,8 +335,9 @@ class AllReduceReplica(Updating):
             rows = self._gradients.announced()
         else:
             self._generation.wait(self._gathering)
-            rows = self._gathered
-        return [Row.unpack(columns) for columns in rows.tolist()]
+            rows = self._gathered.tolist()
+        own = self._generation.rank
+        return [self._row if rank == own else Row.unpack(columns) for rank, columns in enumerate(rows)]
 
     def _is_made_of_nothing(self) -> bool:
         """Whether the step at hand, which nobody has a sample of, is one: all of it is left out, or none is there."""

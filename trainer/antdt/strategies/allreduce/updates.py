@@ -65,6 +65,7 @@ class Updating(Judging):
         self._talk = Talk(self._carry_out)
         self._undo: Undo | None = None
         self._updated: list[bool] = []
+        self._seed: tuple[Any, torch.Tensor] | None = None  # the gradient of a loss by itself, and for which kind
 
     def _averaged(self) -> Iterator[tuple[str, torch.Tensor]]:
         return self._buffers.averaged()
@@ -143,6 +144,13 @@ class Updating(Judging):
 
     def _wants_to_talk(self) -> None:
         raise NotImplementedError
+
+    def _go_backward(self, loss: torch.Tensor, scale: float, retain_graph: bool) -> None:
+        """scale: what this loss counts. The gradient begins with it: to multiply the loss would cost another node."""
+        loss = self.once.scaled(loss)
+        if self._seed is None or self._seed[0] != (scale, loss.dtype, loss.device, loss.shape):
+            self._seed = (scale, loss.dtype, loss.device, loss.shape), torch.full_like(loss, scale)
+        loss.backward(self._seed[1], retain_graph=retain_graph)
 
     def update(self, optimizers: Sequence[Any]) -> bool:
         """These optimizers step now, with the gradients of all members since the last update. No gradient is left.
