@@ -273,7 +273,7 @@ MUTATIONS = (
     Mutation(
         "3",
         "each adds up in an order of its own",
-        (Edit(mesh._reduce, "sorted(parts)", "parts"),),
+        (Edit(mesh._in_order, "sorted(parts)", "parts"),),
         lambda: test_allreduce_mesh.test_everybody_has_the_sum_in_rank_order_bit_by_bit(
             3, test_allreduce_mesh.torch.float32
         ),

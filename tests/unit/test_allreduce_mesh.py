@@ -207,8 +207,9 @@ def test_connections_that_another_thread_shuts_wake_who_waits(two: list[Mesh]) -
 def test_what_differs_in_length_or_number_is_never_added_up(two: list[Mesh]) -> None:
     mine, theirs = torch.ones(3), torch.ones(2)
     two[1].allreduce(theirs)
+    exchange = two[0].allreduce(mine)
     with pytest.raises(Mismatch, match=r"rank 1 \(number, bytes\) differs: expected \(0, 12\), found \(0, 8\)"):
-        two[0].allreduce(mine)
+        exchange.wait()
     assert mine.tolist() == [1, 1, 1]
 
 
@@ -216,8 +217,25 @@ def test_one_that_was_left_out_is_noticed(two: list[Mesh]) -> None:
     each(2, lambda rank: two[rank].allreduce(torch.ones(2)).wait())
     two[1]._number += 1
     two[1].allreduce(torch.ones(2))
+    exchange = two[0].allreduce(torch.ones(2))
     with pytest.raises(Mismatch, match=r"expected \(1, 8\), found \(2, 8\)"):
-        two[0].allreduce(torch.ones(2))
+        exchange.wait()
+
+
+def test_one_tensor_may_come_again_with_other_numbers(two: list[Mesh]) -> None:
+    mine, theirs = torch.zeros(3), torch.zeros(3)
+    for step in range(1, 4):
+        mine.fill_(step)
+        theirs.fill_(10 * step)
+        flight = [two[0].allreduce(mine, again=True), two[1].allreduce(theirs)]
+        for exchange in flight:
+            exchange.wait()
+        assert mine.tolist() == theirs.tolist() == [11.0 * step] * 3
+    other = torch.ones(3)
+    flight = [two[0].allreduce(other, again=True), two[1].allreduce(torch.ones(3), again=True)]
+    for exchange in flight:
+        exchange.wait()
+    assert other.tolist() == [2, 2, 2] and mine.tolist() == [33, 33, 33]
 
 
 def test_little_is_little_for_all_together() -> None:

@@ -248,7 +248,7 @@ class ReducedGradients:
             self._own.append(total_of(bucket.grads))
         if bucket.rows is not None:
             bucket.rows.put(self._generation.rank, self._row)  # none in the middle of a step
-        bucket.work = self._generation.allreduce(bucket.flat)
+        bucket.work = self._generation.allreduce(bucket.flat, again=True)
 
     def launch_rest(self) -> None:
         """At the end of the step: whatever backward did not fill."""

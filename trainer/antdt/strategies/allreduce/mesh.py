@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from antdt_schemas.errors import Mismatch
@@ -89,9 +89,12 @@ class _Link:
         for which in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             connection.setsockopt(socket.SOL_SOCKET, which, ROOM_BYTES)
 
-    def move(self) -> None:
-        """What the kernel takes and has by now. Raises OSError, and Mismatch."""
+    def send(self) -> None:
+        """What the kernel has room for. Raises OSError."""
         self._pass(self.going, lambda message: self.socket.sendmsg(message.left))
+
+    def read(self) -> None:
+        """What has come. Raises OSError, and Mismatch."""
         self._pass(self.coming, self._read)
 
     def _pass(self, waiting: deque[_Message], act: Callable[[_Message], int]) -> None:
@@ -115,6 +118,14 @@ class _Link:
         return count
 
 
+class _Places(NamedTuple):
+    """Where the numbers of an exchange lie: those that go, those that come from each peer, and what becomes of them."""
+
+    own: memoryview
+    rooms: list[memoryview]
+    finish: Callable[[], object]
+
+
 class Mesh:
     """This member's connections to all others. `failure`: why nothing is exchanged any more; empty while something is.
 
@@ -125,6 +136,7 @@ class Mesh:
         """peers: by rank. timeout_s: of one exchange."""
         self.rank, self.timeout_s, self.failure, self._number = rank, timeout_s, "", 0
         self._links = [_Link(other, peers[other]) for other in sorted(peers)]
+        self._kept = dict[int, _Places]()
 
     @property
     def connections(self) -> list[socket.socket]:
@@ -135,35 +147,45 @@ class Mesh:
         """Whether so much of each member is little enough."""
         return size_bytes * len(self._links) <= SENT_BYTES_MAX
 
-    def allreduce(self, tensor: torch.Tensor, op: Any = ReduceOp.SUM) -> Exchange:
-        """Begins to reduce a tensor of any device, contiguous, in place."""
-        own = tensor if tensor.device.type == "cpu" else tensor.cpu()
-        parts = {link.rank: torch.empty_like(own) for link in self._links}
-        return self._begin(own, parts, partial(_reduce, tensor, own, {**parts, self.rank: own}, op))
+    def allreduce(self, tensor: torch.Tensor, op: Any = ReduceOp.SUM, *, again: bool = False) -> Exchange:
+        """Begins to reduce a tensor of any device, contiguous, in place. again: this very tensor will come again, and
+        what is made for it is kept with it.
+        """
+        places = self._kept.get(id(tensor)) if again else None
+        if places is None:
+            on_cpu = tensor.device.type == "cpu"
+            own = tensor if on_cpu else tensor.cpu()
+            rooms = {link.rank: torch.empty_like(own) for link in self._links}
+            finish = partial(_reduce, tensor, own, _in_order({**rooms, self.rank: own}), op)
+            places = _Places(_bytes_of(own), [_bytes_of(room) for room in rooms.values()], finish)
+            if again and on_cpu:
+                self._kept[id(tensor)] = places  # which holds the tensor, so no other one has its number
+        return self._begin(places)
 
     def gather(self, rows: torch.Tensor, row: torch.Tensor) -> Exchange:
         """Begins to fill `rows` (world, width) with everybody's `row` (width); both on the CPU, contiguous."""
         rows[self.rank] = row
-        return self._begin(row, {link.rank: rows[link.rank] for link in self._links}, lambda: None)
+        rooms = [_bytes_of(rows[link.rank]) for link in self._links]
+        return self._begin(_Places(_bytes_of(row), rooms, lambda: None))
 
-    def _begin(self, own: torch.Tensor, parts: Mapping[int, torch.Tensor], finish: Callable[[], object]) -> Exchange:
-        exchange, body = Exchange(self, finish), _bytes_of(own)
+    def _begin(self, places: _Places) -> Exchange:
+        exchange, body = Exchange(self, places.finish), places.own
         head = HEAD.pack(self._number, len(body))
         self._number += 1
-        for link in self._links:
+        exchange.missing = 2 * len(self._links)
+        for link, room in zip(self._links, places.rooms, strict=True):
             link.going.append(_Message(exchange, head, head, body))
-            link.coming.append(_Message(exchange, head, bytearray(HEAD.size), _bytes_of(parts[link.rank])))
-            exchange.missing += 2
+            link.coming.append(_Message(exchange, head, bytearray(HEAD.size), room))
         with suppress(RuntimeError):  # who waits is told
-            self._move()
+            self._move(_Link.send)
         return exchange
 
-    def _move(self) -> None:
+    def _move(self, act: Callable[[_Link], None]) -> None:
         if self.failure:
             raise RuntimeError(self.failure)
         for link in self._links:
             try:
-                link.move()
+                act(link)
             except OSError as error:
                 self.failure = f"rank {link.rank}: {error}"
                 raise RuntimeError(self.failure) from error
@@ -172,7 +194,8 @@ class Mesh:
         """Until this one is done. Raises RuntimeError where it fails, or is not by then."""
         until_s = time.monotonic() + seconds
         while exchange.missing:
-            self._move()
+            self._move(_Link.send)
+            self._move(_Link.read)
             if not exchange.missing:
                 return
             now_s = time.monotonic()
@@ -200,11 +223,15 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
-def _reduce(tensor: torch.Tensor, own: torch.Tensor, parts: Mapping[int, torch.Tensor], op: Any) -> None:
+def _in_order(parts: Mapping[int, torch.Tensor]) -> list[torch.Tensor]:
+    return [parts[rank] for rank in sorted(parts)]
+
+
+def _reduce(tensor: torch.Tensor, own: torch.Tensor, parts: list[torch.Tensor], op: Any) -> None:
     combine = torch.maximum if op == ReduceOp.MAX else torch.add
-    total, *others = [parts[rank] for rank in sorted(parts)]
-    for other in others[:-1]:
+    total, *others, last = parts
+    for other in others:
         combine(total, other, out=total)
-    combine(total, others[-1], out=own)
+    combine(total, last, out=own)
     if own is not tensor:
         tensor.copy_(own)

@@ -154,13 +154,13 @@ class Generation:
         """Everything run so far was waited for: forget its handles."""
         self._groups.works.clear()
 
-    def allreduce(self, tensor: torch.Tensor, op: Any = ReduceOp.SUM) -> Any:
-        """Starts the reduction of `tensor` in place, over all members, and returns its handle."""
+    def allreduce(self, tensor: torch.Tensor, op: Any = ReduceOp.SUM, *, again: bool = False) -> Any:
+        """Starts the reduction of `tensor` in place, over all members, and returns its handle. again: see Mesh."""
         groups, by_nccl = self._groups, self._groups.nccl and tensor.is_cuda
         by_data = by_nccl or self.options.backend == "gloo"
         mesh = groups.data_mesh if by_data else groups.ctl_mesh
         if mesh is not None and not by_nccl and mesh.takes(tensor.nbytes):
-            return self._start(lambda: mesh.allreduce(tensor, op))
+            return self._start(lambda: mesh.allreduce(tensor, op, again=again))
         return self._start(lambda: (groups.data if by_data else groups.ctl).allreduce(tensor, op))
 
     def gather(self, rows: torch.Tensor, row: torch.Tensor) -> Any:
