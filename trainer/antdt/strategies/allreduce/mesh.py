@@ -220,6 +220,7 @@ class Mesh:
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    assert tensor.is_contiguous(), "a copy of it would be sent, or filled"
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
