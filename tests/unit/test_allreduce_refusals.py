@@ -295,11 +295,13 @@ def spread() -> nn.Module:
     ("module", "match"),
     [
         (lambda: nn.SyncBatchNorm(3), "use BatchNorm"),
+        (lambda: nn.Embedding(4, 3, max_norm=1.0), "max_norm=1.* no other worker does"),
+        (lambda: nn.EmbeddingBag(4, 3, max_norm=0.5), "leave max_norm out"),
         (lambda: nn.LazyLinear(3), "once on a batch"),
         (spread, "plain module"),
         (lambda: nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel), "plain"),
     ],
-    ids=["SyncBatchNorm", "lazy", "DTensor", "DDP"],
+    ids=["SyncBatchNorm", "Embedding", "EmbeddingBag", "lazy", "DTensor", "DDP"],
 )
 def test_models_that_cannot_be_reduced_are_refused(module: Any, match: str) -> None:
     built = module()

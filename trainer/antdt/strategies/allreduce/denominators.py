@@ -156,8 +156,9 @@ class Denominators:
     `watcher`: of what has no graph.
     """
 
-    def __init__(self, watcher: Watcher | None = None) -> None:
-        self.watcher = watcher or Watcher()
+    def __init__(self, watcher: Watcher | None = None, carries: str = CARRIES) -> None:
+        """carries: what is said of a value that is carried from batch to batch."""
+        self.watcher, self._carries = watcher or Watcher(), carries
         self._sites: dict[tuple[tuple[str, int], int], Site] = {}
         self._site = Site()
         self._surprise = 0.0
@@ -231,7 +232,12 @@ class Denominators:
         return None
 
     def _refuse_mixed(self, loss: torch.Tensor, found: list[Term], samples: int, *, alone: bool) -> None:
-        """Raises UsageError where a script puts samples of one batch together below these, with a graph or without."""
+        """Raises UsageError where a script puts samples of one batch together below these, with a graph or without; or
+        those of several, which nobody has alone.
+        """
+        entered = self.watcher.found(loss) if self.watcher.knows else ""
+        if CARRIED in entered:
+            raise UsageError(self._carries.format(entered))
         if alone or samples < 2:
             return
         if self._mixing.is_due(found):
@@ -240,9 +246,8 @@ class Denominators:
                 raise UsageError(MIXES.format(name))
         if self._mixing.is_new:
             self.watcher.look_again()
-        entered = self.watcher.found(loss) if self.watcher.knows else ""
         if entered:
-            raise UsageError((CARRIES if CARRIED in entered else UNSEEN).format(entered))
+            raise UsageError(UNSEEN.format(entered))
         name, given = self.watcher.spoiled() if self.watcher.knows else ("", "")
         if name:
             raise UsageError(SPOILED.format(name, given))

@@ -368,6 +368,11 @@ def _refuse_modules(model: torch.nn.Module) -> None:
                 f"The model is wrapped in {kind.__name__}, which reduces gradients by itself: give the Agent the plain "
                 "module, it does that. Leave init_process_group out unless the script uses it for something else."
             )
+        if getattr(module, "max_norm", None) is not None and isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            raise UsageError(
+                f"{kind.__name__}(max_norm={module.max_norm:g}) changes the rows that a worker looks up, and no other "
+                "worker does: leave max_norm out. (With AllReduce a function under @agent.on_step may bound all rows.)"
+            )
         if isinstance(module, torch.nn.SyncBatchNorm):
             raise UsageError(
                 "SyncBatchNorm needs every worker in every forward, but a worker may have no sample in a step: use "

@@ -3,15 +3,16 @@
 A body may run for a step that is given up, once for each micro-batch, or not at all on a worker without samples; what
 it does to the model's parameters by their gradients, and to buffers, is undone or reduced then. A teacher that is moved
 in the body is moved once too often, and nobody else knows. `agent.on_step` is called once for each step, on all
-workers. A few numbers of each tensor are compared, in the first batches and in few later on.
+workers. Where servers hold what is trained, and nothing else, a script may change nothing at all. A few numbers of each
+tensor are compared, in the first batches and in few later on.
 
 Must not know members, nor how a step is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from antdt_schemas.errors import UsageError
@@ -25,20 +26,38 @@ DEPTH_MAX = 8
 TOUCHED = (
     "{} was changed in the loop's body: a step that is given up would change it again, one in micro-batches several "
     "times, and a worker without samples not at all. Change it in a function under @agent.on_step, which is called "
-    "behind each step on every worker.{}"
+    "behind each step on every worker."
 )
-FROZEN = " (What follows from the samples themselves may be a buffer: those become the mean over all samples.)"
+FROZEN = f"Frozen parameter {TOUCHED} (What follows from the samples may be a buffer: those become the mean over all.)"
 STATE = (
-    " (What follows from the samples themselves belongs into a buffer of a module that the Agent is given: buffers "
-    "become the mean over all samples. What is only logged belongs into no state.)"
+    f"{TOUCHED} (What follows from the samples themselves belongs into a buffer of a module that the Agent is given: "
+    "buffers become the mean over all samples. What is only logged belongs into no state.)"
 )
+
+
+class Part(NamedTuple):
+    """What is compared: its name, its value, and what is said where it was changed, with a place for the name."""
+
+    name: str
+    value: Any
+    said: str
+
+
+def parts_of(model: torch.nn.Module, once: Once) -> Iterator[Part]:
+    """Of a replica."""
+    for name, param in model.named_parameters():
+        if not param.requires_grad:
+            yield Part(name, param, FROZEN)
+    for key, held in once.state.items():
+        for name, value in _leaves(held.state_dict(), f"state[{key!r}]"):
+            yield Part(name, value, STATE)
 
 
 class Untouched:
     """Compares, from `begin` of a batch on. `renew`: what was changed until now is as it shall be."""
 
-    def __init__(self, model: torch.nn.Module, once: Once) -> None:
-        self._model, self._once, self._batches = model, once, 0
+    def __init__(self, parts: Callable[[], Iterable[Part]]) -> None:
+        self._parts, self._batches = parts, 0
         self._before: dict[tuple[str, str], Any] | None = None
 
     def begin(self) -> None:
@@ -57,9 +76,9 @@ class Untouched:
         before = self._before
         if before is None:
             return
-        for (kind, name), now in self._now().items():
-            if before.get((kind, name), now) != now:
-                raise UsageError(TOUCHED.format(f"{kind}{name}", FROZEN if kind.startswith("Frozen") else STATE))
+        for (said, name), now in self._now().items():
+            if before.get((said, name), now) != now:
+                raise UsageError(said.format(name))
 
     def end(self) -> None:
         """The body is over: what follows may change anything."""
@@ -68,15 +87,11 @@ class Untouched:
 
     def _now(self) -> dict[tuple[str, str], Any]:
         found, samples = dict[tuple[str, str], Any](), dict[tuple[str, str], torch.Tensor]()
-        frozen = [(name, param) for name, param in self._model.named_parameters() if not param.requires_grad]
-        parts: list[tuple[str, str, Any]] = [("Frozen parameter ", name, param) for name, param in frozen]
-        for key, held in self._once.state.items():
-            parts += [(f"state[{key!r}]", name, value) for name, value in _leaves(held.state_dict(), "")]
-        for kind, name, value in parts:
+        for name, value, said in self._parts():
             if not isinstance(value, torch.Tensor):
-                found[kind, name] = repr(value)
+                found[said, name] = repr(value)
             elif has_storage(value) and value.numel():
-                samples[kind, name] = _some_of(value)
+                samples[said, name] = _some_of(value)
         for device in {one.device for one in samples.values()}:
             here = {at: one for at, one in samples.items() if one.device == device}
             flat = torch.cat(list(here.values())).cpu()

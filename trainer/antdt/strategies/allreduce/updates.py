@@ -26,7 +26,7 @@ from antdt.strategies.allreduce.provenance.carried import tensors_in
 from antdt.strategies.allreduce.provenance.watcher import Watcher
 from antdt.strategies.allreduce.state import Held, Saved
 from antdt.strategies.allreduce.talk import UPDATE, Said, Talk
-from antdt.strategies.allreduce.untouched import Untouched
+from antdt.strategies.allreduce.untouched import Untouched, parts_of
 from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import GenerationClosed
 from antdt.strategies.once import Once
@@ -101,7 +101,7 @@ class Updating(Judging):
     def accompany(self, once: Once) -> None:
         """See Holding."""
         super().accompany(once)
-        self._untouched = Untouched(self.model, once)
+        self._untouched = Untouched(lambda: parts_of(self.model, once))
 
     def restore(self, data: bytes | BinaryIO | Saved, *more: Any, **named: Any) -> None:
         """See Holding: who has another model now has not made its last step."""

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, ClassVar, cast
 
 import torch
@@ -30,7 +31,9 @@ from antdt.host.whereabouts import At
 from antdt.strategies.allreduce import guard, randomness
 from antdt.strategies.allreduce.buckets import LocalGradients, partition
 from antdt.strategies.allreduce.denominators import Denominators
+from antdt.strategies.allreduce.provenance.carried import tensors_in
 from antdt.strategies.allreduce.provenance.watcher import Watcher
+from antdt.strategies.allreduce.untouched import Untouched
 from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import GenerationClosed, Here, Outcome, Part, Restores, Strategy, Timings
 from antdt.strategies.once import Once
@@ -42,7 +45,7 @@ from antdt.strategies.ps.layout import layout_of
 from antdt.strategies.ps.looking_up import LookedUp
 from antdt.strategies.ps.options import BSP, ParameterServer
 from antdt.strategies.ps.parts import assemble
-from antdt.strategies.ps.refusals import refuse, refuse_hooks
+from antdt.strategies.ps.refusals import CARRIES, refuse, refuse_hooks, unchanged
 from antdt.strategies.ps.whole import hold
 from antdt.strategies.together import optimizers_of
 
@@ -84,7 +87,9 @@ class ServedMember(HeldByServers):
         named = dict(model.named_parameters())
         self._blocks = [[named[name] for name in block.names] for block in self.layout.blocks]
         self._trained = [param for block in self._blocks for param in block if param.requires_grad]
-        self._weights, self._denominators = Weights(), Denominators(Watcher(model.buffers))
+        watcher = Watcher(model.buffers, known=lambda: chain(tensors_in(model), tensors_in(optimizer)))
+        self._weights, self._denominators = Weights(), Denominators(watcher, CARRIES)
+        self._untouched = Untouched(lambda: unchanged(model))
         self._gradients: LocalGradients | None = None
         self._exchange: Exchange | None = None
         self._patience = links.Patience(options.unreachable_s)
@@ -190,9 +195,8 @@ class ServedMember(HeldByServers):
         return self._denominators.watcher
 
     def watch(self, batch: Any, samples: int) -> None:
-        """See base.Watches: nothing is wrong in a batch that is all of a step."""
-        if not self._is_all(samples):
-            self.watcher.begin(batch, samples)
+        """See base.Watches. In a batch that is all of a step only what comes from others before it can be wrong."""
+        self.watcher.begin(batch, samples)
 
     def unwatch(self, *, whole: bool) -> None:
         """See base.Watches."""
@@ -233,6 +237,7 @@ class ServedMember(HeldByServers):
         gradients, weights = self._gradients, self._weights
         assert self._part is not None and gradients is not None, "announce first"
         self._check_servers()
+        self._untouched.check()
         if summed:
             raise UsageError(
                 "ParameterServer divides by what all contributions weigh: pass the mean, and weight= where it was not "
@@ -318,6 +323,7 @@ class ServedMember(HeldByServers):
                 for values, param in zip(flat.split([p.numel() for p in block]), block, strict=True):
                     param.copy_(values.view_as(param))
         self.step_number, self.lineage, self.others_idle = answer.version, answer.lineage, answer.idle
+        self._untouched.begin()
 
     def _rows(self, table: str, ids: torch.Tensor) -> torch.Tensor:
         """In the middle of the script's own code."""

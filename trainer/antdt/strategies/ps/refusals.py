@@ -12,10 +12,28 @@ import torch
 from antdt_schemas.errors import UsageError
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from antdt.strategies.allreduce.untouched import Part
 from antdt.strategies.once import Once
 from antdt.strategies.together import Optimizers
 
 REFUSED = "ParameterServer: {}."
+CARRIES = (
+    "This loss depends on {}, which servers do not have: each worker has its own, and one that comes later begins with "
+    "another. Compute it of the batch at hand and of the model, or use AllReduce, where it is given to the Agent. "
+    "(Where it is the same on all workers at every step, say agent.step(loss, weight=len(x)).)"
+)
+FROZEN = (
+    "Frozen parameter {} was changed by the script: servers have what is trained only, so it would be each worker's "
+    "own, and in no checkpoint. Leave the change out, or use AllReduce, and change it under @agent.on_step."
+)
+TRAINED = (
+    "Parameter {} was changed by the script, and the next version of the servers, who hold it, undoes that: leave the "
+    "change out, or use AllReduce, and change it under @agent.on_step."
+)
+BUFFER = (
+    "Buffer {} changes while the model trains: servers do not have it, so it would be each worker's own, and in no "
+    "checkpoint. Leave that out, register what only saves time with persistent=False, or use AllReduce."
+)
 CALLED = "ParameterServer: agent.{} needs all workers at one place, and each works at its own pace: {}."
 
 
@@ -67,3 +85,13 @@ def refuse_hooks(optimizer: Any, once: Once) -> None:
         said = "servers step optimizers of their own, whose class and settings are those of the script's, so its step "
         said += "hooks are never called: for learning rates give the Agent a scheduler"
         raise UsageError(REFUSED.format(said))
+
+
+def unchanged(model: torch.nn.Module) -> Iterator[Part]:
+    """What no script changes, as servers either hold it or would not know."""
+    for name, param in model.named_parameters():
+        yield Part(name, param, TRAINED if param.requires_grad else FROZEN)
+    persistent = model.state_dict(keep_vars=True)
+    for name, buffer in model.named_buffers():
+        if name in persistent:
+            yield Part(name, buffer, BUFFER)
