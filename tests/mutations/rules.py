@@ -18,7 +18,7 @@ from antdt.strategies.allreduce.store import StoreClient
 from antdt.strategies.allreduce.strategy import AllReduceReplica
 from antdt.strategies.allreduce.talk import Talk
 from antdt.strategies.allreduce.updates import Updating
-from antdt.strategies.allreduce.weights import Weights
+from antdt.strategies.habits.weights import Weights
 from antdt.strategies.local.member import LocalMember
 from antdt.strategies.once import Once
 from antdt.worker import instructions as ask

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from antdt.strategies.allreduce import AllReduceReplica, guard
+from antdt.strategies.allreduce import AllReduceReplica
+from antdt.strategies.habits import guard
 from antdt.strategies.once import Once, weight_of
 from antdt_schemas.errors import UsageError
 from torch import nn

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import antdt.strategies.allreduce.denominators as denominators
+import antdt.strategies.habits.denominators as denominators
 import pytest
 import torch
-from antdt.strategies.allreduce.denominators import Denominators
+from antdt.strategies.habits.denominators import Denominators
 from antdt_schemas.errors import UsageError
 from torch import nn
 from torch.nn import functional

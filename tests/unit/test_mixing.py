@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from antdt.strategies.allreduce.denominators import Denominators
+from antdt.strategies.habits.denominators import Denominators
 from torch import nn
 from torch.nn import functional
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import antdt.strategies.allreduce.denominators as denominators
+import antdt.strategies.habits.denominators as denominators
 import pytest
 import torch
-from antdt.strategies.allreduce.denominators import Denominators
-from antdt.strategies.allreduce.provenance.watcher import FIRST, GAP_MIN, Watcher
+from antdt.strategies.habits.denominators import Denominators
+from antdt.strategies.habits.provenance.watcher import FIRST, GAP_MIN, Watcher
 from antdt_schemas.errors import UsageError
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack

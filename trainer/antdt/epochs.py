@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from antdt_schemas.errors import UsageError
 from antdt_schemas.records import JobSpec
 
-from antdt.counting import Counting
 from antdt.hand import Hand
 from antdt.host.whereabouts import At
 from antdt.strategies.base import Strategy
+from antdt.strategies.habits.counting import Counting
 from antdt.strategies.once import callback_of
 
 NONE, HOLD = -1, -2

@@ -18,11 +18,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from antdt_schemas.errors import UsageError
 
-from antdt.counting import Counting
 from antdt.hand import Hand
 from antdt.host.whereabouts import At
-from antdt.strategies.allreduce.provenance.watcher import Watcher
 from antdt.strategies.base import GenerationClosed, Outcome, Strategy, Watches
+from antdt.strategies.habits.counting import Counting
+from antdt.strategies.habits.provenance.watcher import Watcher
 from antdt.strategies.once import weight_of
 from antdt.talking import Heard
 from antdt.worker import instructions as ask

@@ -31,8 +31,8 @@ from antdt_schemas.errors import Unavailable, UsageError
 
 from antdt.driving.membership import Membership
 from antdt.host.whereabouts import At
-from antdt.strategies.allreduce.provenance.watcher import Watcher
 from antdt.strategies.base import GenerationClosed, Strategy
+from antdt.strategies.habits.provenance.watcher import Watcher
 from antdt.worker import instructions as ask
 from antdt.worker.instructions import Course
 

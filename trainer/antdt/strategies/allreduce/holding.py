@@ -15,7 +15,7 @@ from antdt_schemas.batches import Cursor
 from antdt_schemas.errors import UsageError
 from antdt_schemas.lineage import ROOT
 
-from antdt.strategies.allreduce import finite, guard, handover, randomness, replicas
+from antdt.strategies.allreduce import finite, handover, randomness, replicas
 from antdt.strategies.allreduce.composition import Composition, Row, outlier
 from antdt.strategies.allreduce.memory import Buffers, RandomState
 from antdt.strategies.allreduce.options import AllReduce
@@ -37,6 +37,7 @@ from antdt.strategies.allreduce.state import (
     whole_of,
 )
 from antdt.strategies.base import Place
+from antdt.strategies.habits import guard
 from antdt.strategies.once import Once
 from antdt.strategies.together import optimizers_of
 

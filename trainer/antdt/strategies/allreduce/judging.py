@@ -15,8 +15,8 @@ from antdt.strategies.allreduce.composition import Round
 from antdt.strategies.allreduce.layout import LaidOut
 from antdt.strategies.allreduce.ordered import OrderedGradients
 from antdt.strategies.allreduce.rendezvous import Generation
-from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import GenerationClosed
+from antdt.strategies.habits.weights import Weights
 
 COMPARED_AT_FIRST = 4  # steps of a generation, all of which are compared
 

@@ -20,15 +20,15 @@ import torch
 from antdt_schemas.errors import UsageError
 
 from antdt.strategies.allreduce import finite
-from antdt.strategies.allreduce.denominators import Denominators
 from antdt.strategies.allreduce.judging import Judging
-from antdt.strategies.allreduce.provenance.carried import tensors_in
-from antdt.strategies.allreduce.provenance.watcher import Watcher
 from antdt.strategies.allreduce.state import Held, Saved
 from antdt.strategies.allreduce.talk import UPDATE, Said, Talk
-from antdt.strategies.allreduce.untouched import Untouched, parts_of
-from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import GenerationClosed
+from antdt.strategies.habits.denominators import Denominators
+from antdt.strategies.habits.provenance.carried import tensors_in
+from antdt.strategies.habits.provenance.watcher import Watcher
+from antdt.strategies.habits.untouched import Untouched, parts_of
+from antdt.strategies.habits.weights import Weights
 from antdt.strategies.once import Once
 from antdt.strategies.together import optimizers_of
 

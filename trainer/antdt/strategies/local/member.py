@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from antdt_schemas.errors import UsageError
 
-from antdt.strategies.allreduce import guard
 from antdt.strategies.allreduce.buckets import LocalGradients
 from antdt.strategies.allreduce.member import AllReduceMember
 from antdt.strategies.allreduce.rates import LearningRates
 from antdt.strategies.allreduce.strategy import Reduced
-from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import Here, Outcome
+from antdt.strategies.habits import guard
+from antdt.strategies.habits.weights import Weights
 from antdt.strategies.local.averages import averages_of, loss_of
 from antdt.strategies.local.options import LocalSGD
 from antdt.strategies.once import Once

@@ -28,14 +28,15 @@ from antdt_schemas.strategies import DROP
 
 from antdt.host import whereabouts
 from antdt.host.whereabouts import At
-from antdt.strategies.allreduce import guard, randomness
+from antdt.strategies.allreduce import randomness
 from antdt.strategies.allreduce.buckets import LocalGradients, partition
-from antdt.strategies.allreduce.denominators import Denominators
-from antdt.strategies.allreduce.provenance.carried import tensors_in
-from antdt.strategies.allreduce.provenance.watcher import Watcher
-from antdt.strategies.allreduce.untouched import Untouched
-from antdt.strategies.allreduce.weights import Weights
 from antdt.strategies.base import GenerationClosed, Here, Outcome, Part, Restores, Strategy, Timings
+from antdt.strategies.habits import guard
+from antdt.strategies.habits.denominators import Denominators
+from antdt.strategies.habits.provenance.carried import tensors_in
+from antdt.strategies.habits.provenance.watcher import Watcher
+from antdt.strategies.habits.untouched import Untouched
+from antdt.strategies.habits.weights import Weights
 from antdt.strategies.once import Once
 from antdt.strategies.ps import links
 from antdt.strategies.ps.client import Exchange, Included, Late, Pulled

@@ -12,7 +12,7 @@ import torch
 from antdt_schemas.errors import UsageError
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from antdt.strategies.allreduce.untouched import Part
+from antdt.strategies.habits.untouched import Part
 from antdt.strategies.once import Once
 from antdt.strategies.together import Optimizers
 

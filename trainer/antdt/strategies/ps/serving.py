@@ -15,8 +15,8 @@ from antdt_schemas.batches import Cursor
 from antdt_schemas.errors import UsageError
 from antdt_schemas.strategies import DROP
 
-from antdt.strategies.allreduce import guard
 from antdt.strategies.base import Here, Restores
+from antdt.strategies.habits import guard
 from antdt.strategies.once import Once
 from antdt.strategies.ps.agreeing import all_seen
 from antdt.strategies.ps.contribution import Factor

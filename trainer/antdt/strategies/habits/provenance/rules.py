@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from antdt.strategies.allreduce.provenance.kinds import kind_of
-from antdt.strategies.allreduce.provenance.moves import MOVES, moved
-from antdt.strategies.allreduce.provenance.traces import ROWS, Call, Given, Kind, Trace, dims_of, trace_of, words
+from antdt.strategies.habits.provenance.kinds import kind_of
+from antdt.strategies.habits.provenance.moves import MOVES, moved
+from antdt.strategies.habits.provenance.traces import ROWS, Call, Given, Kind, Trace, dims_of, trace_of, words
 
 SUMS, PEAKS = words("sum nansum count_nonzero"), words("amax max")
 REDUCES = (

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 from antdt_schemas.errors import UsageError
 
-from antdt.strategies.allreduce import guard
-from antdt.strategies.allreduce.mixing import Mixing, is_averaged, mixers
-from antdt.strategies.allreduce.provenance.watcher import CARRIED, Watcher, line_of_script
-from antdt.strategies.allreduce.terms import (
+from antdt.strategies.habits import guard
+from antdt.strategies.habits.mixing import Mixing, is_averaged, mixers
+from antdt.strategies.habits.provenance.watcher import CARRIED, Watcher, line_of_script
+from antdt.strategies.habits.terms import (
     Term,
     is_gathered,
     is_of_one_sample,
@@ -32,7 +32,7 @@ from antdt.strategies.allreduce.terms import (
     shape_of,
     terms,
 )
-from antdt.strategies.allreduce.weights import Weights
+from antdt.strategies.habits.weights import Weights
 
 OTHER = (
     "A mean in this loss is over {} for {} samples, and was over {} for {} before: it is divided by something else "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from antdt.strategies.allreduce.provenance.traces import ROWS, SAME, Call, Kind, words
+from antdt.strategies.habits.provenance.traces import ROWS, SAME, Call, Kind, words
 
 ADDS = words("add sub rsub lerp")
 # What leaves a count one that weighs a mean.

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from antdt.strategies.allreduce.terms import COPIES, OF_MANY, Term, is_of_parameters, name_of, shape_of
+from antdt.strategies.habits.terms import COPIES, OF_MANY, Term, is_of_parameters, name_of, shape_of
 
 BELOW_MAX = 8192  # operations that are looked at
 FIRST, EVERY = 16, 64  # losses that are looked at: the first ones, and one of so many later on

@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from antdt.strategies.allreduce import hooks
+from antdt.strategies.habits import hooks
 from antdt.strategies.once import Once
 from antdt.strategies.together import Group, optimizers_of
 

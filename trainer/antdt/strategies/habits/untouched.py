@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from antdt_schemas.errors import UsageError
 
-from antdt.strategies.allreduce.provenance.carried import has_storage
+from antdt.strategies.habits.provenance.carried import has_storage
 from antdt.strategies.once import Once
 
 FIRST, EVERY = 4, 256  # batches that are looked at: the first ones, and one of so many later on

@@ -22,9 +22,9 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 
-from antdt.strategies.allreduce.provenance.carried import Carried, has_storage
-from antdt.strategies.allreduce.provenance.rules import FILLED, enters, results
-from antdt.strategies.allreduce.provenance.traces import ROWS, Call, Kind, Trace, words
+from antdt.strategies.habits.provenance.carried import Carried, has_storage
+from antdt.strategies.habits.provenance.rules import FILLED, enters, results
+from antdt.strategies.habits.provenance.traces import ROWS, Call, Kind, Trace, words
 
 log = logging.getLogger("antdt")
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from antdt.strategies.allreduce.provenance.kinds import kind_of
-from antdt.strategies.allreduce.provenance.traces import SAME, Call, Kind, Trace, dims_of, trace_of
+from antdt.strategies.habits.provenance.kinds import kind_of
+from antdt.strategies.habits.provenance.traces import SAME, Call, Kind, Trace, dims_of, trace_of
 
 
 def moved(call: Call, out: torch.Tensor, _at: int) -> Trace | None:
