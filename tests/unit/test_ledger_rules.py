@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import pytest
 from antdt_schemas import codec, records
 from antdt_schemas.errors import Mismatch
+from antdt_schemas.lineage import ROOT
 from antdt_schemas.records import Status
 from antdt_streams.ledger.core import groups, rows, versions
+from antdt_streams.ledger.core.callers import REFUSED_MS
 from antdt_streams.ledger.core.fold import Fold
 from antdt_streams.ledger.core.groups import RULES, AllReduce, rules_of
 from antdt_streams.ledger.core.state import State
@@ -134,3 +136,25 @@ def test_a_log_is_folded_by_the_rules_that_its_genesis_names(monkeypatch: pytest
 
     assert (folded(1).refused, folded(2).refused) == (1, 0)
     assert rows.digest(folded(1)) == before, "the rules to come change nothing of what was"
+
+
+def test_those_that_wait_are_told_who_came_for_it_and_was_refused() -> None:
+    """Whose terminal says why may be on another machine."""
+    bench = Bench()
+    assert bench.say("w0.0", bench.a_join()).reason == ""
+    other = replace(bench.a_join(), spec=replace(bench.spec, samples=101))
+    for _ in range(2):
+        refusal = bench.say("w1.0", other)
+        assert refusal.status is records.Status.REFUSED
+        waiting = bench.say("w0.0", bench.a_join())
+        assert waiting.reason == f"1 of 2 workers ask for it; w1 was refused: {refusal.reason}"
+    bench.say("w2.0", replace(other, spec=replace(bench.spec, samples=102)))
+    assert "w2 was refused" in bench.say("w0.0", bench.a_join()).reason, "the newest of them"
+    granted = bench.say("w1.1", bench.a_join())
+    assert granted.status is records.Status.OK and bench.state.members.open
+    bench.say("w0.0", records.Regroup(1, 0, ROOT, "h", 1))
+    assert bench.say("w0.0", bench.a_join()).reason == "w1.1 did not ask for the next one yet; " + (
+        f"w2 was refused: {bench.refused()[-1].reason}"
+    )
+    bench.ledger.office.patience.clock_ms += REFUSED_MS
+    assert "refused" not in bench.say("w0.0", bench.a_join()).reason, "it was long ago"

@@ -1,4 +1,5 @@
-"""Who asks for the place of a worker that somebody else has, and whether that one was heard since.
+"""Who asks for the place of a worker that somebody else has, and whether that one was heard since; and who was refused
+any place, which those that wait for it are told.
 
 Owns how long a newcomer waits, and for what. In memory only, and by the order of the requests: a new leader begins
 anew, which costs a newcomer some of its wait. What comes of it is in the events. Must not know who is right.
@@ -13,6 +14,8 @@ from enum import Enum, auto
 TAKE_OVER_MS = 30_000
 # Whoever has not asked again for so long has given up.
 FORGET_MS = 60_000
+# So long it is told to those that wait.
+REFUSED_MS = 600_000
 ASKED_MAX = 256
 
 
@@ -38,9 +41,10 @@ class Asked:
 
 @dataclass(slots=True)
 class Callers:
-    """Newcomers that asked for a place that was taken."""
+    """Newcomers that asked for a place that was taken. `refused`: by worker, why and when, the newest last."""
 
     asked: dict[str, Asked] = field(default_factory=dict)
+    refused: dict[str, tuple[str, int]] = field(default_factory=dict)
     clock_ms: int = 0
 
     def hear(self, incarnation: str, clock_ms: int) -> None:
@@ -67,3 +71,21 @@ class Callers:
     def forget(self, newcomer: str) -> None:
         """It was answered for good."""
         self.asked.pop(newcomer, None)
+
+    def refuse(self, worker: str, reason: str) -> None:
+        """Whoever came as this worker may not join."""
+        self.refused.pop(worker, None)
+        self.refused[worker] = reason, self.clock_ms
+        while len(self.refused) > ASKED_MAX:
+            del self.refused[next(iter(self.refused))]
+
+    def joined(self, newcomer: str, worker: str) -> None:
+        """This worker is there."""
+        self.forget(newcomer)
+        self.refused.pop(worker, None)
+
+    def newest_refusal(self, alive: set[str]) -> str:
+        """In words, where it is not long ago, and none of these; else empty."""
+        since_ms = self.clock_ms - REFUSED_MS
+        found = [(name, why) for name, (why, at) in self.refused.items() if name not in alive and at > since_ms]
+        return "{} was refused: {}".format(*found[-1]) if found else ""

@@ -53,6 +53,8 @@ def decide(turn: Turn, request: records.Request) -> None:
             _DECIDE[type(body)](turn, request, body)
     except Refusal as refusal:
         refuse(turn, request, str(refusal), refusal.status)
+        if isinstance(body, records.Join) and refusal.status is Status.REFUSED:
+            turn.callers.refuse(request.worker, str(refusal))
     if state.done is None:
         if not state.members.open:
             turn.carry_out(turn.rules.grant(state)[0])

@@ -13,6 +13,7 @@ from antdt_schemas.records import Status
 from antdt_streams.ledger.core import changing, evidence
 from antdt_streams.ledger.core.callers import Room
 from antdt_streams.ledger.core.fences import gone, member, named
+from antdt_streams.ledger.core.groups import REASON_CHARS_MAX
 from antdt_streams.ledger.core.members import Incarnation
 from antdt_streams.ledger.core.turn import Answer, Refusal, Turn, close, lose
 
@@ -35,7 +36,7 @@ def join(turn: Turn, request: records.Request, body: records.Join) -> None:
     for name in [n for n, i in state.members.incarnations.items() if i.worker == request.worker and not i.gone]:
         if not _makes_room(turn, request, body, name):
             return
-    turn.callers.forget(request.incarnation)
+    turn.callers.joined(request.incarnation, request.worker)
     at = body.role, body.host, body.port, body.node, body.hardware, body.restarts
     by = body.launch, body.launcher, body.place
     turn.emit(records.Joined(request.incarnation, request.worker, *at, *by))
@@ -80,8 +81,12 @@ def _answer_member(turn: Turn, request: records.Request, who: Incarnation) -> No
 
 
 def _awaited(turn: Turn, who: Incarnation) -> str:
-    """Why there is no next generation yet, for those that wait for it."""
-    return "" if turn.state.members.open or who.status == "member" else turn.rules.grant(turn.state)[1]
+    """Why there is no next generation yet, for those that wait for it; and who has come for it in vain."""
+    if turn.state.members.open or who.status == "member":
+        return ""
+    alive = {one.worker for one in turn.state.members.incarnations.values() if not one.gone}
+    why = turn.rules.grant(turn.state)[1], turn.callers.newest_refusal(alive)
+    return "; ".join(filter(None, why))[:REASON_CHARS_MAX]
 
 
 def regroup(turn: Turn, request: records.Request, body: records.Regroup) -> None:
