@@ -145,7 +145,7 @@ class Life(Leaving):
                 job, workers = self.options.job, self.options.workers_min
                 hint = f"Is `antdt up {job}` running, and are all {workers} workers started?"
                 if session.awaited:
-                    hint = f"{session.awaited}: start what is missing, there or on another machine."
+                    hint = f"{session.awaited.removesuffix('.')}: start what is missing, there or on another machine."
                 raise Unavailable(f"{waited_for} did not come within {patience_s:.0f} s.", hint)
 
     def _take_final(self) -> Steps:
