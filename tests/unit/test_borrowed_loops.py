@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from antdt.strategies.together import one_optimizer
 from antdt_schemas.errors import UsageError
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -382,6 +383,72 @@ def test_a_hook_that_is_linear_is_that_of_one_process() -> None:
 
     build = hooked(lambda grad: 0.5 * (grad - grad.mean(0, keepdim=True)))
     same_as_alone(build, stepping(lambda _, *given: loss_of(*given)), plain(loss_of))
+
+
+def behind(hook: Callable[[Any], None], *, early: bool) -> Callable[[], Any]:
+    def build() -> Any:
+        model = loops.mlp()
+        for param in model.parameters() if early else ():
+            param.register_post_accumulate_grad_hook(hook)
+        return sgd(model)
+
+    return build
+
+
+def clamp_behind(param: Any) -> None:
+    param.grad.clamp_(-0.02, 0.02)
+
+
+def use_up(param: Any) -> None:
+    param.data.sub_(0.1 * param.grad)
+    param.grad = None
+
+
+@pytest.mark.parametrize("hook", [clamp_behind, use_up])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_hook_behind_a_gradient_that_clips_it_or_uses_it_up_is_refused(hook: Any, early: bool) -> None:
+    """Before the Agent is made, or in between."""
+
+    def script(agent: InProcess) -> None:
+        for param in agent.model.parameters() if not early else ():
+            param.register_post_accumulate_grad_hook(hook)
+        for x, y, _ in agent:
+            agent.step(functional.cross_entropy(agent.model(x), y))
+
+    with pytest.raises(UsageError, match=r"hook on the gradient of 0\.weight .*agent\.reduce\(\)"):
+        run(2, script, behind(hook, early=early))
+
+
+def test_a_hook_behind_a_gradient_that_is_linear_or_only_looks_is_that_of_one_process() -> None:
+    def halve(param: Any) -> None:
+        param.grad.mul_(0.5)
+
+    seen = list[float]()
+    for hook in (halve, lambda param: seen.append(float(param.grad.norm()))):
+        script = stepping(lambda _, m, x, y, __: functional.cross_entropy(m(x), y))
+        alone = plain(lambda m, x, y, _: functional.cross_entropy(m(x), y))
+        same_as_alone(behind(hook, early=True), script, alone)
+    assert seen
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_an_optimizer_that_steps_in_backward_is_refused(own: bool) -> None:
+    """Of memory it saves that of the gradients; each worker would step by its own part."""
+
+    def build() -> Any:
+        model = loops.mlp()
+        each = {param: torch.optim.SGD([param], lr=0.1) for param in model.parameters()}
+
+        def step(param: Any) -> None:
+            each[param].step()
+            each[param].zero_grad()
+
+        for param in model.parameters():
+            param.register_post_accumulate_grad_hook(step)
+        return (model, one_optimizer(list(each.values())), {}) if own else sgd(model)
+
+    with pytest.raises(UsageError, match=r"optimizer\.step\(\) was called by the script|SGD\.step\(\) would change"):
+        run(2, stepping(lambda _, m, x, y, __: functional.cross_entropy(m(x), y)), build)
 
 
 # -- other samples

@@ -217,7 +217,7 @@ class AllReduceReplica(Updating):
         gradients.expect(last)
         if weight:  # the mean of nothing is no number, and counts nothing
             scale = 1.0 if summed else weight / row.reference
-            self._guard.within(self._go_backward, loss, scale, retain_graph)
+            self._go_backward(loss, scale, retain_graph)
         gradients.done(last)
         if through:
             self._end_unit()

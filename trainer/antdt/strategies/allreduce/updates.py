@@ -146,8 +146,12 @@ class Updating(Judging):
         raise NotImplementedError
 
     def _go_backward(self, loss: torch.Tensor, scale: float, retain_graph: bool) -> None:
-        """scale: what this loss counts. The gradient begins with it: to multiply the loss would cost another node."""
-        loss = self.once.scaled(loss)
+        """scale: what this loss counts. The gradient begins with it: to multiply the loss would cost another node.
+
+        What hooks of the script do meanwhile is its own: optimizers may not step there.
+        """
+        if self.once.scaler is not None:
+            loss = self._guard.within(self.once.scaled, loss)
         if self._seed is None or self._seed[0] != (scale, loss.dtype, loss.device, loss.shape):
             self._seed = (scale, loss.dtype, loss.device, loss.shape), torch.full_like(loss, scale)
         loss.backward(self._seed[1], retain_graph=retain_graph)

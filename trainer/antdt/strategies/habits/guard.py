@@ -113,6 +113,7 @@ class Guard:
             recurrent = nn.RNNBase, nn.RNNCellBase
             cells = [module for module in self.model.modules() if isinstance(module, recurrent)]
             self._hooks = [one.register_forward_pre_hook(_refuse_carried, with_kwargs=True) for one in cells]
+        hooks.refuse(self.model)  # those of before were looked at when the Agent was made
         with _lock:
             if weakref.ref(self) not in _open:
                 _open.append(weakref.ref(self))

@@ -108,7 +108,7 @@ class LocalMember(AllReduceMember):
         self._own.expect(last)
         if weight:
             scale = 1.0 if summed else weight / self._unit
-            self._guard.within((loss if scale == 1.0 else loss * scale).backward, None, retain_graph)
+            (loss if scale == 1.0 else loss * scale).backward(retain_graph=retain_graph)
         self._own.done(last=False)
         if through:
             self.through(samples, last)

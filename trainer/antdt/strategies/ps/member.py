@@ -249,8 +249,7 @@ class ServedMember(HeldByServers):
             raise UsageError("Parameters were unfrozen, which servers do not train: unfreeze before the Agent is made.")
         gradients.expect(last)
         if weight:
-            scaled = loss if weight == 1.0 else loss * weight
-            self._guard.within(scaled.backward, None, retain_graph)
+            (loss if weight == 1.0 else loss * weight).backward(retain_graph=retain_graph)
         gradients.done(last)
         if through:
             self.through(samples, last)
