@@ -15,6 +15,7 @@ import pytest
 import torch
 from antdt.strategies.allreduce import Generation, Rendezvous, store_of
 from antdt.strategies.allreduce import peers as peers_module
+from antdt.strategies.allreduce.groups import Groups
 from antdt.strategies.allreduce.mesh import SENT_BYTES_MAX, Exchange, Mesh
 from antdt.strategies.allreduce.peers import HELLO, PEERS_MAX, Door
 from antdt_schemas.errors import Mismatch
@@ -245,6 +246,18 @@ def test_little_is_little_for_all_together() -> None:
 
 
 # -- in a generation
+
+
+@pytest.mark.parametrize("nccl", [True, False])
+def test_groups_wait_for_what_nobody_else_moves(two: list[Mesh], nccl: bool) -> None:
+    """With NCCL others are asked whether they are done: this would never be."""
+    groups = Groups(None, None, nccl, [], two[:1])
+    mine = torch.ones(2)
+    work = two[0].allreduce(mine)
+    asked = iter([False, False, True])
+    assert not groups.wait(work, lambda: next(asked))
+    two[1].allreduce(torch.ones(2))
+    assert groups.wait(work, lambda: False) and mine.tolist() == [2, 2]
 
 
 @pytest.fixture(scope="module")

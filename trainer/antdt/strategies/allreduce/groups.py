@@ -18,7 +18,7 @@ from datetime import timedelta
 from itertools import chain
 from typing import Any
 
-from antdt.strategies.allreduce.mesh import Mesh
+from antdt.strategies.allreduce.mesh import Exchange, Mesh
 from antdt.strategies.allreduce.sockets import shut
 
 WAIT_SLICE = timedelta(milliseconds=50)
@@ -52,7 +52,8 @@ class Groups:
         Raises RuntimeError when it failed. The handle's own `wait` wakes up at once when it is done; in slices, as it
         may never be.
         """
-        if self.nccl:  # its `wait` only orders streams: a failure would show after the optimizer had used the result
+        if self.nccl and not isinstance(work, Exchange):
+            # Its `wait` only orders streams: a failure would show after the optimizer had used the result.
             while not work.is_completed():
                 if is_closed():
                     return False

@@ -46,6 +46,6 @@ class Rows:
 
     def all(self) -> list[list[int]]:
         """After it: everybody's (world, width)."""
-        self._all_digits.copy_(self.within)
+        self._all_digits.copy_(self.within.cpu())  # it is there that such digits are made
         found: list[list[int]] = self._all.tolist()
         return found
