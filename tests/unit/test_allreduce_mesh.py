@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
-from antdt.strategies.allreduce import Generation, Rendezvous, store_of
+from antdt.strategies.allreduce import Generation, GenerationClosed, Rendezvous, store_of
 from antdt.strategies.allreduce import peers as peers_module
 from antdt.strategies.allreduce.groups import Groups
 from antdt.strategies.allreduce.mesh import SENT_BYTES_MAX, Exchange, Mesh
@@ -301,6 +302,17 @@ def test_among_many_members_there_is_no_mesh(store: Any, monkeypatch: pytest.Mon
     each(3, lambda rank: members[rank].wait(members[rank].allreduce(tensors[rank])))
     assert [one.tolist() for one in tensors] == [[3, 3]] * 3
     each(3, lambda rank: members[rank].leave())
+
+
+def test_who_has_left_is_named(store: Any) -> None:
+    names = "w0", "w7"
+    options = replace(STRANDED_SOON, leave_timeout_s=0.01)
+    members = each(2, lambda rank: Generation(3, 2, rank, store, lambda: False, options, names))
+    members[1].leave()
+    work = members[0].allreduce(torch.ones(2))
+    with pytest.raises(GenerationClosed, match=r"A collective of generation 3 failed: w7: "):
+        members[0].wait(work)
+    members[0].leave()
 
 
 # -- how they connect

@@ -19,7 +19,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -80,8 +80,8 @@ class _Message:
 class _Link:
     """The connection to one peer: what goes, and what is to come, in order."""
 
-    def __init__(self, rank: int, connection: socket.socket) -> None:
-        self.rank, self.socket = rank, connection
+    def __init__(self, rank: int, name: str, connection: socket.socket) -> None:
+        self.rank, self.name, self.socket = rank, name, connection
         self.going, self.coming = deque[_Message](), deque[_Message]()
         connection.setblocking(False)
         if connection.family != socket.AF_UNIX:
@@ -106,7 +106,7 @@ class _Link:
                 return
             if message.done_bytes >= HEAD.size and message.head != message.own:
                 mine, theirs = HEAD.unpack(message.own), HEAD.unpack(message.head)
-                raise Mismatch(f"An exchange with rank {self.rank} (number, bytes)", mine, theirs)
+                raise Mismatch(f"An exchange with {self.name} (number, bytes)", mine, theirs)
             if message.is_whole:
                 waiting.popleft()
                 message.exchange.missing -= 1
@@ -132,10 +132,14 @@ class Mesh:
     Only the thread that owns the model calls it; any may shut its connections.
     """
 
-    def __init__(self, rank: int, peers: Mapping[int, socket.socket], timeout_s: float) -> None:
-        """peers: by rank. timeout_s: of one exchange."""
+    def __init__(
+        self, rank: int, peers: Mapping[int, socket.socket], timeout_s: float, names: Sequence[str] = ()
+    ) -> None:
+        """peers: by rank. timeout_s: of one exchange. names: of all members in rank order, for people."""
         self.rank, self.timeout_s, self.failure, self._number = rank, timeout_s, "", 0
-        self._links = [_Link(other, peers[other]) for other in sorted(peers)]
+        self._links = [
+            _Link(other, names[other] if names else f"rank {other}", peers[other]) for other in sorted(peers)
+        ]
         self._kept = dict[int, _Places]()
 
     @property
@@ -187,7 +191,7 @@ class Mesh:
             try:
                 act(link)
             except OSError as error:
-                self.failure = f"rank {link.rank}: {error}"
+                self.failure = f"{link.name}: {error}"
                 raise RuntimeError(self.failure) from error
 
     def await_one(self, exchange: Exchange, seconds: float) -> None:

@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from antdt.strategies.allreduce.sockets import Address
@@ -30,16 +30,20 @@ class Door:
     def __init__(self, host: str) -> None:
         """host: own address, as a number."""
         self._listener = socket.create_server((host, 0), family=_family(host), backlog=PEERS_MAX)
+        self._names = dict[int, str]()
         self._word, self._abandoned = secrets.token_bytes(16), threading.Event()
         self.said = f"{host} {self._listener.getsockname()[1]} {self._word.hex()}"
 
-    def meet(self, rank: int, others: Mapping[int, str], until_s: float, each: int = 1) -> Connections:
+    def meet(
+        self, rank: int, others: Mapping[int, str], until_s: float, each: int = 1, names: Sequence[str] = ()
+    ) -> Connections:
         """Connections to all others, by rank and number. others: what they have `said`. until_s: by time.monotonic().
-        each: so many to each.
+        each: so many to each. names: of all members in rank order, for people.
 
         Raises OSError, which says who could not be reached, or has not come.
         """
         found: Connections = {}
+        self._names = {other: names[other] if names else f"rank {other}" for other in others}
         try:
             for other, said in others.items():
                 host, port, word = said.split(" ")
@@ -61,13 +65,13 @@ class Door:
 
     def _connect(self, other: int, address: Address, until_s: float) -> socket.socket:
         while True:
-            left_s = self._left_s(until_s, f"rank {other} was not reached")
+            left_s = self._left_s(until_s, f"{self._names[other]} was not reached")
             with suppress(TimeoutError):
                 return socket.create_connection(address, timeout=min(left_s, 20 * SLICE_S))
 
     def _accept(self, awaited: set[Which], until_s: float) -> tuple[Which, socket.socket]:
         """The next one of those that are awaited; a stranger is sent away."""
-        who = f"rank {min(awaited)[0]} has not connected"
+        who = f"{self._names[min(awaited)[0]]} has not connected"
         while True:
             self._listener.settimeout(min(self._left_s(until_s, who), SLICE_S))
             with suppress(TimeoutError):

@@ -260,9 +260,9 @@ class _Forming(threading.Thread):
         self.door = Door(self.listener[0])
         client.set(f"door/{self.rank}", self.door.said.encode())
         others = {rank: client.get(f"door/{rank}").decode() for rank in range(self.world) if rank != self.rank}
-        found = self.door.meet(self.rank, others, self.until, each=2)
+        found = self.door.meet(self.rank, others, self.until, each=2, names=self.names)
         by_number = [{rank: found[rank, number] for rank in others} for number in range(2)]
-        return [Mesh(self.rank, peers, self.options.op_timeout_s) for peers in by_number]
+        return [Mesh(self.rank, peers, self.options.op_timeout_s, self.names) for peers in by_number]
 
     def why(self) -> str:
         """What held it up: whose address could not be reached, or who did not come. Takes a second at most."""
