@@ -212,7 +212,7 @@ class Agent(Standing, Stepping, Talking, Epochs):
             UsageError: it is iterated for a second time, or another Agent of this process was.
         """
         self._begun.begin()
-        iteration = self._counting.goes_through(self._iterate())
+        iteration = self._hand.counting.goes_through(self._iterate())
         # A script that ends without having closed it must not leave the others waiting for somebody silent.
         atexit.register(_close, weakref.ref(iteration))
         return iteration  # type: ignore[no-any-return]

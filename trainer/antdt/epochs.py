@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from antdt_schemas.errors import UsageError
 from antdt_schemas.records import JobSpec
@@ -21,7 +21,6 @@ from antdt_schemas.records import JobSpec
 from antdt.hand import Hand
 from antdt.host.whereabouts import At
 from antdt.strategies.base import Strategy
-from antdt.strategies.habits.counting import Counting
 from antdt.strategies.once import callback_of
 
 NONE, HOLD = -1, -2
@@ -63,11 +62,6 @@ class Epochs:
     spec: JobSpec
     _hand: Hand
     _page: Any
-    if TYPE_CHECKING:
-
-        @cached_property
-        def _counting(self) -> Counting: ...
-
     __iter__: Callable[[], Iterator[Any]]
     _on_epoch: tuple[Callable[[int], Any], ...] = ()
     _nested = False
@@ -136,7 +130,7 @@ class Epochs:
         next(batches, None)  # to its end
 
     def _begin(self, inner: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-        return self._counting.goes_through(inner())  # type: ignore[no-any-return]
+        return self._hand.counting.goes_through(inner())  # type: ignore[no-any-return]
 
     def _turn(self, to: int, *, over: bool = False, hold: bool = False) -> Generator[Begins]:
         """The next batch is of epoch `to`, or all are over: what the script does at the end of those before. Epochs

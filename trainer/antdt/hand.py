@@ -29,6 +29,7 @@ from antdt.host.whereabouts import At
 from antdt.job import AgentOptions
 from antdt.strategies.allreduce.randomness import seed_all
 from antdt.strategies.base import Outcome, Part
+from antdt.strategies.habits.counting import Counting
 from antdt.worker.instructions import Train
 from antdt.worker.telemetry import StepTiming
 
@@ -59,7 +60,7 @@ class Hand:
         self._client, self._source, self._loader = client, source, loader
         self._page, self._micro_batch_size_max = whereabouts.mine(), options.micro_batch_size_max
         self.holds = Holds(self._page, options.batch_size_max)
-        self.witness = Witness(client, source, self.holds)
+        self.witness, self.counting = Witness(client, source, self.holds), Counting()
         self.ranges: list[Range] = []
         self.unit_seed: int | None = None
         self._has_stepped, self._clock = False, _Clock()

@@ -201,12 +201,8 @@ class Stepping:
         return watches.watcher if watches is not None else Watcher()
 
     @cached_property
-    def _counting(self) -> Counting:
-        return Counting()
-
-    @cached_property
     def _watched(self) -> Watched:
-        return Watched(self.strategy, self._counting)
+        return Watched(self.strategy, self._hand.counting)
 
     def _update(self, optimizers: tuple[Any, ...]) -> bool:
         self._require_whole("agent.apply(optimizer)")
