@@ -358,6 +358,33 @@ def test_a_loss_over_all_rows_is_refused_and_right_over_those_of_all_workers(los
     same_as_alone(lambda: sgd(loops.mlp()), script, plain(lambda m, x, y, _: loss_of(m, x, y)))
 
 
+def bound(model: Any) -> None:
+    with torch.no_grad():
+        for param in model.parameters():
+            param.clamp_(-0.2, 0.2)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_weights_that_are_bounded_behind_the_step_in_the_body_are_refused(world: int) -> None:
+    """As of WGAN's critic, or what must not be negative: whoever takes the model over, or restores it, would not."""
+
+    def script(agent: InProcess) -> None:
+        for x, y, _ in agent:
+            agent.step(functional.cross_entropy(agent.model(x), y))
+            bound(agent.model)
+
+    with pytest.raises(UsageError, match=r"Parameter 0\.weight was changed.*behind agent\.step.*@agent\.on_step"):
+        run(world, script, lambda: sgd(loops.mlp()))
+
+
+def test_weights_that_are_bounded_in_on_step_are_those_of_one_process() -> None:
+    def loss_of(m: Any, x: torch.Tensor, y: torch.Tensor, _: Any) -> torch.Tensor:
+        return functional.cross_entropy(m(x), y)
+
+    script = stepping(lambda _, *given: loss_of(*given), on_step=bound)
+    same_as_alone(lambda: sgd(loops.mlp()), script, plain(loss_of, after=bound))
+
+
 # -- hooks on gradients
 
 

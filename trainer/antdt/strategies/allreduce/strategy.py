@@ -375,7 +375,7 @@ class AllReduceReplica(Updating):
         self._random_of_file, self._state = (), 0
         if skipped is None:
             self.once.call_on_step(self.step_number)
-        self._untouched.renew()
+        self._untouched.renew(made=True)
         self.void = False
         self._attached().settled()
         self._forget_step()

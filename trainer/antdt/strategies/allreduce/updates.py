@@ -27,7 +27,7 @@ from antdt.strategies.base import GenerationClosed
 from antdt.strategies.habits.denominators import Denominators
 from antdt.strategies.habits.provenance.carried import tensors_in
 from antdt.strategies.habits.provenance.watcher import Watcher
-from antdt.strategies.habits.untouched import Untouched, parts_of
+from antdt.strategies.habits.untouched import Untouched, parts_of, trained_of
 from antdt.strategies.habits.weights import Weights
 from antdt.strategies.once import Once
 from antdt.strategies.together import optimizers_of
@@ -101,7 +101,7 @@ class Updating(Judging):
     def accompany(self, once: Once) -> None:
         """See Holding."""
         super().accompany(once)
-        self._untouched = Untouched(lambda: parts_of(self.model, once))
+        self._untouched = Untouched(lambda: parts_of(self.model, once), lambda: trained_of(self.model))
 
     def restore(self, data: bytes | BinaryIO | Saved, *more: Any, **named: Any) -> None:
         """See Holding: who has another model now has not made its last step."""

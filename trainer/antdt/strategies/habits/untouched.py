@@ -33,6 +33,11 @@ STATE = (
     f"{TOUCHED} (What follows from the samples themselves belongs into a buffer of a module that the Agent is given: "
     "buffers become the mean over all samples. What is only logged belongs into no state.)"
 )
+TRAINED = (
+    "Parameter {} was changed by the script behind agent.step, in the loop's body: the file of that step, and a worker "
+    "that takes over the model, have it as it was before. Change it in a function under @agent.on_step, which every "
+    "worker calls behind each step, and which belongs to it."
+)
 
 
 class Part(NamedTuple):
@@ -53,51 +58,69 @@ def parts_of(model: torch.nn.Module, once: Once) -> Iterator[Part]:
             yield Part(name, value, STATE)
 
 
+def trained_of(model: torch.nn.Module) -> Iterator[Part]:
+    """Of a replica: what its optimizers change, and nobody else once a step is made."""
+    for name, param in model.named_parameters():
+        if param.requires_grad:
+            yield Part(name, param, TRAINED)
+
+
+Found = dict[tuple[str, str], Any]
+
+
 class Untouched:
     """Compares, from `begin` of a batch on. `renew`: what was changed until now is as it shall be."""
 
-    def __init__(self, parts: Callable[[], Iterable[Part]]) -> None:
-        self._parts, self._batches = parts, 0
-        self._before: dict[tuple[str, str], Any] | None = None
+    def __init__(self, parts: Callable[[], Iterable[Part]], behind: Callable[[], Iterable[Part]] = lambda: ()) -> None:
+        """behind: what may not change in what is left of the body once its step is made."""
+        self._parts, self._parts_behind, self._batches = parts, behind, 0
+        self._before: Found | None = None
+        self._behind: Found | None = None
 
     def begin(self) -> None:
         """The script gets a batch."""
         self._batches += 1
         due = self._batches <= FIRST or self._batches % EVERY == 0
-        self._before = self._now() if due else None
+        self._before, self._behind = _now(self._parts()) if due else None, None
 
-    def renew(self) -> None:
-        """A step was made, or an optimizer has stepped."""
+    def renew(self, *, made: bool = False) -> None:
+        """An optimizer has stepped. made: the step was."""
         if self._before is not None:
-            self._before = self._now()
+            self._before = _now(self._parts())
+            self._behind = _now(self._parts_behind()) if made else None
 
     def check(self) -> None:
         """Raises UsageError."""
-        before = self._before
-        if before is None:
-            return
-        for (said, name), now in self._now().items():
-            if before.get((said, name), now) != now:
-                raise UsageError(said.format(name))
+        if self._before is not None:
+            _compare(self._before, self._parts())
 
     def end(self) -> None:
         """The body is over: what follows may change anything."""
         self.check()
-        self._before = None
+        if self._behind is not None:
+            _compare(self._behind, self._parts_behind())
+        self._before = self._behind = None
 
-    def _now(self) -> dict[tuple[str, str], Any]:
-        found, samples = dict[tuple[str, str], Any](), dict[tuple[str, str], torch.Tensor]()
-        for name, value, said in self._parts():
-            if not isinstance(value, torch.Tensor):
-                found[said, name] = repr(value)
-            elif has_storage(value) and value.numel():
-                samples[said, name] = _some_of(value)
-        for device in {one.device for one in samples.values()}:
-            here = {at: one for at, one in samples.items() if one.device == device}
-            flat = torch.cat(list(here.values())).cpu()
-            parted = flat.split([len(one) for one in here.values()])
-            found |= {at: one.numpy().tobytes() for at, one in zip(here, parted, strict=True)}
-        return found
+
+def _compare(before: Found, parts: Iterable[Part]) -> None:
+    for (said, name), now in _now(parts).items():
+        if before.get((said, name), now) != now:
+            raise UsageError(said.format(name))
+
+
+def _now(parts: Iterable[Part]) -> Found:
+    found, samples = Found(), dict[tuple[str, str], torch.Tensor]()
+    for name, value, said in parts:
+        if not isinstance(value, torch.Tensor):
+            found[said, name] = repr(value)
+        elif has_storage(value) and value.numel():
+            samples[said, name] = _some_of(value)
+    for device in {one.device for one in samples.values()}:
+        here = {at: one for at, one in samples.items() if one.device == device}
+        flat = torch.cat(list(here.values())).cpu()
+        parted = flat.split([len(one) for one in here.values()])
+        found |= {at: one.numpy().tobytes() for at, one in zip(here, parted, strict=True)}
+    return found
 
 
 def _some_of(tensor: torch.Tensor) -> torch.Tensor:
