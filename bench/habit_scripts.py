@@ -60,7 +60,17 @@ from bench.habit_models import (
     warm_up_cosine_average,
     weighted_sampler,
 )
-from bench.habit_teachers import taught, teaching, teaching_alone, teaching_beside, teaching_in_loop
+from bench.habit_teachers import (
+    bound,
+    bounded,
+    bounded_alone,
+    clamped_behind,
+    taught,
+    teaching,
+    teaching_alone,
+    teaching_beside,
+    teaching_in_loop,
+)
 
 CLASSES = torch.tensor([1.0, 5.0, 0.5])
 
@@ -363,6 +373,9 @@ HABITS: dict[str, Habit] = {
     "teacher": Habit((teaching, teaching_alone), taught),
     "teacher-in-loop": Habit((teaching_in_loop, None), taught, refused=True),
     "teacher-beside": Habit((teaching_beside, None), PLAIN, refused=True),
+    "bounded": Habit((bounded, bounded_alone), PLAIN),
+    "bounded-in-loop": Habit(beside(after=lambda w: bound(w.model)), PLAIN, refused=True),
+    "clamped-gradient": Habit(USUAL, clamped_behind, refused=True),
     "clamped-count": Habit(by_loss(of_those_found), PLAIN, refused=True),
     "hard-examples": Habit(by_loss(of_the_hardest), PLAIN, refused=True),
     "overlap": Habit(by_loss(overlap), PLAIN, refused=True),

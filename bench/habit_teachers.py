@@ -1,4 +1,6 @@
-"""Habits of scripts in which a second model follows the first one, and teaches it: see `bench.habit_scripts`."""
+"""Habits of scripts in which something follows a step: a second model that teaches, bounds on weights and gradients.
+See `bench.habit_scripts`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from bench.habit_loops import DEVICE, Single, Worker
-from bench.habit_models import mlp
+from bench.habit_models import mlp, sgd
 
 
 def taught() -> Any:
@@ -59,3 +61,35 @@ def teaching_beside(worker: Worker) -> None:
     for x, y in worker.batches():
         worker.agent.step(as_taught(group, x, y))
         follow(group)
+
+
+# -- weights that are kept within bounds
+
+
+def bound(model: Any) -> None:
+    """As a script has it behind the optimizer."""
+    with torch.no_grad():
+        for param in model.parameters():
+            param.clamp_(-0.2, 0.2)
+
+
+def bounded(worker: Worker) -> None:
+    worker.agent.on_step(lambda: bound(worker.model))
+    for x, y in worker.batches():
+        worker.agent.step(functional.cross_entropy(worker.model(x), y))
+
+
+def bounded_alone(single: Single) -> None:
+    for x, y in single.batches():
+        single.zero()
+        single.backward(functional.cross_entropy(single.model(x), y))
+        single.apply()
+        bound(single.model)
+
+
+def clamped_behind() -> Any:
+    """Each gradient as soon as it is there."""
+    model, optimizer, words = sgd(mlp())
+    for param in model.parameters():
+        param.register_post_accumulate_grad_hook(lambda one: one.grad.clamp_(-0.01, 0.01))
+    return model, optimizer, words
