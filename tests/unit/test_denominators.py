@@ -338,3 +338,42 @@ def test_a_deep_net_and_a_broad_penalty_are_not_refused() -> None:
         x, y = batch(split[0])
         penalty = torch.stack([param.norm() for param in net.parameters()]).norm()
         assert seen.of(functional.cross_entropy(net(x), y) + penalty, split[0], alone=False, whole=30) == split[0]
+
+
+def some(weight: float) -> Loss:
+    """A term over all samples, and one that weighs so much over those of the later classes."""
+
+    def loss_of(m: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        later = y > 0
+        first = functional.cross_entropy(m(x), y, reduction="sum") / len(x)
+        return first + weight * m(x).square().sum(1)[later].sum() / later.sum().clamp(min=1)
+
+    return loss_of
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4, 5, 8, 10])
+@pytest.mark.parametrize("weight", [0.1, 0.125, 0.2, 0.25, 0.5, 1.0])
+def test_the_weight_of_a_term_is_not_taken_for_a_number_of_samples(samples: int, weight: float) -> None:
+    """0.1 of ten samples, 0.25 of four: as if it were divided by how many there are. And of two samples a term is over
+    both, over one, or over none.
+    """
+    with pytest.raises(
+        UsageError, match=r"A mean in this loss is over .* it is divided by something else than samples"
+    ):
+        train(some(weight), ([samples] * (30 // samples),) * 10)
+
+
+@pytest.mark.parametrize("samples", [2, 10])
+def test_the_same_term_over_as_many_of_each_part_is_right(samples: int) -> None:
+    """And both of its denominators may be the same number of tokens, however many these are."""
+
+    def of_tokens(m: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        count = 2 + (y > 0).sum()
+        return (functional.cross_entropy(m(x), y, reduction="sum") + 0.1 * m(x).square().sum()) / count
+
+    def of_both(m: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        count = 2 + (y > 0).sum()
+        return functional.cross_entropy(m(x), y, reduction="sum") / count + 0.5 * m(x).square().sum() / count
+
+    for loss_of in (of_tokens, of_both):
+        train(loss_of, ([samples] * (30 // samples),) * 10)

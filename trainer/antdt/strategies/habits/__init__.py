@@ -3,7 +3,8 @@ do it, and refused in one sentence that says what to do instead, or made right.
 
     guard         calls around agent.step, and models, optimizers and losses that cannot be made exact; hooks: those on
                   gradients
-    denominators  what a loss was divided by, off its graph: terms, mixing; weights: what it counts in its step
+    denominators  what a loss was divided by, off its graph: terms, mixing; sites: what was before at that
+                  line; weights: what it counts in its step
     provenance    what has entered a loss without a gradient, or was carried from another batch
     untouched     what a loop's body may not change
     counting      batches that a script takes for steps

@@ -13,8 +13,8 @@ Must not know members, nor what a weight is used for.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from antdt_schemas.errors import UsageError
@@ -22,9 +22,11 @@ from antdt_schemas.errors import UsageError
 from antdt.strategies.habits import guard
 from antdt.strategies.habits.mixing import Mixing, is_averaged, mixers
 from antdt.strategies.habits.provenance.watcher import CARRIED, Watcher, line_of_script
+from antdt.strategies.habits.sites import Constant, Seen, Site, near
 from antdt.strategies.habits.terms import (
     Term,
     is_gathered,
+    is_of_one,
     is_of_one_sample,
     is_of_parameters,
     mean_of,
@@ -34,10 +36,6 @@ from antdt.strategies.habits.terms import (
 )
 from antdt.strategies.habits.weights import Weights
 
-OTHER = (
-    "A mean in this loss is over {} for {} samples, and was over {} for {} before: it is divided by something else "
-    "than samples. Say by what, agent.step(loss, weight=n), or see reduction='sum'."
-)
 COMPARES = (
     "This loss compares the samples of this worker's part of a batch with each other, so each split has another one: "
     "compare them with those of all workers, keys = agent.gather(features), whose own rows are agent.own_rows. (Where "
@@ -92,62 +90,7 @@ CLAMPED = (
     "say agent.step(loss, weight=n).)"
 )
 CHANCE = 16.0  # as the negative of a logarithm: what is rarer than that is no chance
-SAME_MIN, ODD_MIN = 4, 8  # losses
 SITES_MAX = 64
-
-
-class Seen(NamedTuple):
-    """One mean in a loss, or a sum that is divided: of which kind, over how many or by what, for how many samples.
-    whole: of that many of all workers, where it is known.
-    """
-
-    kind: str
-    number: float
-    samples: int
-    whole: int = 0
-
-    def is_like(self, other: Seen) -> bool:
-        """As many for each sample, or as many whatever there are of them (a mean over parameters)."""
-        return _near(self.number, other.number) or _near(self.number, other.number * self.samples / other.samples)
-
-    def is_like_of_all(self, other: Seen) -> bool:
-        """Whether it is as many for each sample of all workers."""
-        return bool(self.whole and other.whole) and _near(self.number, other.number * self.whole / other.whole)
-
-
-class Constant:
-    """Whether all losses so far were divided by one `number`, and how many `samples` each of them had."""
-
-    def __init__(self) -> None:
-        self.number: float | None = None
-        self.samples: list[int] = []
-        self._varies = False
-
-    def is_found(self, number: float, samples: int, elements: float, whole: int) -> bool:
-        """Another loss, a sum over so many elements, was divided by this. Whether it is no chance any more: it is more
-        than there were, and the same for other samples, or that of all workers, or has nothing to do with how many
-        there are. (As few may be what a mask has left, though hardly time and again.)
-        """
-        self._varies = self._varies or (self.number is not None and number != self.number)
-        if self._varies:
-            return False
-        self.number, self.samples = number, [*self.samples[-ODD_MIN:], samples]
-        others, odd = len(set(self.samples)) > 1, bool(number % samples)
-        if number <= elements:
-            return len(self.samples) > ODD_MIN and (others or odd)
-        return (len(self.samples) >= SAME_MIN and (others or number == whole)) or (len(self.samples) >= ODD_MIN and odd)
-
-
-class Site:
-    """Where a script gives losses, which are alike there: those of a discriminator are none of its generator's.
-    `constants`: what was divided by one number so far, by its place among the terms. `first`: the means of the first
-    loss. `divided`: the sums of the first one with so many that were divided by no number of samples.
-    """
-
-    def __init__(self) -> None:
-        self.first: list[Seen] = []
-        self.divided: dict[int, list[Seen]] = {}
-        self.constants: dict[int, Constant] = {}
 
 
 class Denominators:
@@ -220,7 +163,11 @@ class Denominators:
         self._refuse_mixed(loss, found, samples, alone=alone)
         found = _over_all(found, samples)
         counts = [self._count(at, term, samples, whole) for at, term in enumerate(found)]
-        if counts and counts[0] is not None and counts.count(counts[0]) == len(counts):
+        same = bool(counts) and counts[0] is not None and counts.count(counts[0]) == len(counts)
+        for at, (term, count) in enumerate(zip(found, counts, strict=True)):
+            if count and term.kind == "sum" and not is_of_one(term):
+                self._check_count((len(found), at), Seen("sum", count, samples), same=same)
+        if same:
             if counts[0] == 1 and not (alone or samples == 1 or all(_is_one(term, samples) for term in found)):
                 raise UsageError(CLAMPED.format(samples))
             return counts[0]
@@ -228,8 +175,16 @@ class Denominators:
         divided = _divided(found, counts, samples)
         for one, before in zip(divided, self._site.divided.setdefault(len(divided), divided), strict=True):
             if not one.is_like(before):
-                raise UsageError(OTHER.format(f"{one.number:g}", samples, f"{before.number:g}", before.samples))
+                raise one.differs(before)
         return None
+
+    def _check_count(self, place: tuple[int, int], one: Seen, *, same: bool) -> None:
+        """By what one of so many terms is divided, which now and then is all samples there are: of two, half of the
+        time. same: so are the others, and it is what the loss weighs. Raises UsageError.
+        """
+        before = self._site.counts.get(place, one) if same else self._site.counts.setdefault(place, one)
+        if not (one.is_like(before) or (one.is_of_all and before.is_of_all)):
+            raise one.differs(before)
 
     def _refuse_mixed(self, loss: torch.Tensor, found: list[Term], samples: int, *, alone: bool) -> None:
         """Raises UsageError where a script puts samples of one batch together below these, with a graph or without; or
@@ -292,7 +247,7 @@ class Denominators:
         for term, one, before in zip(found, seen, site.first, strict=True):
             if one.is_like(before) or (one.is_like_of_all(before) and is_gathered(term.node)):
                 continue
-            raise UsageError(OTHER.format(f"{one.number:g}", samples, f"{before.number:g}", before.samples))
+            raise one.differs(before)
 
 
 def _divided(found: Sequence[Term], counts: Sequence[float | None], samples: int) -> list[Seen]:
@@ -313,14 +268,15 @@ def _over_all(found: Sequence[Term], samples: int) -> list[Term]:
     samples, where there are as many: together they are a mean over samples, whatever each of them is over.
     """
     each = [term.kind in ("mean", "sum") and _is_divided_by(term, samples) for term in found]
-    if sum(each) < samples:
-        return list(found)
-    return [term for term, one in zip(found, each, strict=True) if not one]
+    alike = Counter(term.name for term, one in zip(found, each, strict=True) if one)
+    return [term for term, one in zip(found, each, strict=True) if not one or alike[term.name] < samples]
 
 
 def _is_divided_by(term: Term, samples: int) -> bool:
-    by_factor = samples > 1 and _near(1 / (term.factor or 1.0), samples)
-    return by_factor or any(_near(one, samples) for one in term.divisors)
+    if any(near(one, samples) for one in term.divisors):
+        return True
+    # The weight of a term, 0.1 of ten samples, may be that by chance; that of the loss of one sample is none.
+    return samples > 1 and near(1 / (term.factor or 1.0), samples) and is_of_one(term)
 
 
 def _is_one(term: Term, samples: int) -> bool:
@@ -342,7 +298,7 @@ def _is_undivided(term: Term, samples: int) -> bool:
     if samples == 1 or term.number % samples or (not term.parts and is_of_one_sample(term.node)):
         return False
     inverse = 1 / (term.factor or 1.0)
-    if term.divisors or _near(inverse, samples) or _near(inverse, term.number):
+    if term.divisors or near(inverse, samples) or near(inverse, term.number):
         return False
     return bool(term.parts) or not is_averaged(term, samples)
 
@@ -350,13 +306,9 @@ def _is_undivided(term: Term, samples: int) -> bool:
 def _is_of_elements(term: Term, samples: int) -> bool:
     """Whether it is a mean over samples, or over all elements of them, which are as many for each."""
     nearest, *others = reversed(term.divisors)
-    if _near(nearest, samples) or (_near(nearest, term.number) and not term.number % samples):
+    if near(nearest, samples) or (near(nearest, term.number) and not term.number % samples):
         return True
-    return _near(math.prod(term.divisors), term.number) and any(_near(one, samples) for one in others)
-
-
-def _near(one: float, other: float) -> bool:
-    return abs(one - other) <= 1e-6 * other
+    return near(math.prod(term.divisors), term.number) and any(near(one, samples) for one in others)
 
 
 def _surprise(term: Term, samples: int) -> float:

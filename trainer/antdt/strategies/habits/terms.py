@@ -168,7 +168,7 @@ def merged(found: list[Term], samples: int) -> list[Term]:
         return found
     alike: dict[Any, list[Term]] = {}
     for term in found:
-        alike.setdefault((term.name, term.divisors, term.factor, _is_of_one(term)), []).append(term)
+        alike.setdefault((term.name, term.divisors, term.factor, is_of_one(term)), []).append(term)
     out = list[Term]()
     for (_, _, _, of_one), some in alike.items():
         whole = of_one and len(some) == samples
@@ -176,7 +176,7 @@ def merged(found: list[Term], samples: int) -> list[Term]:
     return out
 
 
-def _is_of_one(term: Term) -> bool:
+def is_of_one(term: Term) -> bool:
     """Whether it is the loss of one sample."""
     return term.kind in ("mean", "sum") and (shape_of(term.node)[:1] in ((), (1,)) or is_of_one_sample(term.node))
 
