@@ -358,7 +358,7 @@ def test_the_weight_of_a_term_is_not_taken_for_a_number_of_samples(samples: int,
     both, over one, or over none.
     """
     with pytest.raises(
-        UsageError, match=r"A mean in this loss is over .* it is divided by something else than samples"
+        UsageError, match=r"A mean in this loss is over .* divided by something else than samples"
     ):
         train(some(weight), ([samples] * (30 // samples),) * 10)
 
