@@ -357,9 +357,7 @@ def test_the_weight_of_a_term_is_not_taken_for_a_number_of_samples(samples: int,
     """0.1 of ten samples, 0.25 of four: as if it were divided by how many there are. And of two samples a term is over
     both, over one, or over none.
     """
-    with pytest.raises(
-        UsageError, match=r"A mean in this loss is over .* divided by something else than samples"
-    ):
+    with pytest.raises(UsageError, match=r"A mean in this loss is over .* divided by something else than samples"):
         train(some(weight), ([samples] * (30 // samples),) * 10)
 
 
