@@ -508,3 +508,33 @@ def test_what_is_for_steps_that_all_make_together_is_refused(act: Callable[[Loca
 def test_a_scaler_is_refused() -> None:
     with pytest.raises(UsageError, match="LocalSGD takes no scaler"):
         one_alone(scaler=torch.amp.GradScaler("cpu"))
+
+
+def test_what_is_carried_from_step_to_step_is_refused_and_a_teacher_that_stays_is_not() -> None:
+    """Each member would have a teacher of its own, and one that comes later another one."""
+
+    def train(follows: bool) -> None:
+        members = [local(1) for _ in range(2)]
+
+        def run(rank: int) -> None:
+            member = members[rank]
+            teacher = copy.deepcopy(member.model).requires_grad_(False)
+            for number in range(6):
+                take(member, 4)
+                x, y = data_of(rank, number, 0, 4)
+                member.watch((x, y), 4)
+                loss = (member.model(x) - teacher(x)).square().sum(1).mean() + mean_loss(member, x, y)
+                member.watcher.leave()
+                member.backward(loss, 4)
+                member.step()
+                member.unwatch(whole=True)
+                if follows:
+                    for mine, theirs in zip(teacher.parameters(), member.model.parameters(), strict=True):
+                        mine.data.lerp_(theirs.data, 0.1)
+
+        with generation_of(members):
+            each(2, run)
+
+    train(follows=False)
+    with pytest.raises(UsageError, match="carried from batch to batch"):
+        train(follows=True)
