@@ -84,8 +84,10 @@ def _awaited(turn: Turn, who: Incarnation) -> str:
     """Why there is no next generation yet, for those that wait for it; and who has come for it in vain."""
     if turn.state.members.open or who.status == "member":
         return ""
-    alive = {one.worker for one in turn.state.members.incarnations.values() if not one.gone}
-    why = turn.rules.grant(turn.state)[1], turn.callers.newest_refusal(alive)
+    why = [turn.rules.grant(turn.state)[1]]
+    if turn.callers.refused:  # mostly nobody was, and thousands may ask
+        alive = {one.worker for one in turn.state.members.incarnations.values() if not one.gone}
+        why.append(turn.callers.newest_refusal(alive))
     return "; ".join(filter(None, why))[:REASON_CHARS_MAX]
 
 

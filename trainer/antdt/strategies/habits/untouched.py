@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from antdt_schemas.errors import UsageError
 
-from antdt.strategies.habits.provenance.carried import has_storage
+from antdt.strategies.habits.provenance.carried import has_storage, some_of
 from antdt.strategies.once import Once
 
 FIRST, EVERY = 4, 256  # batches that are looked at: the first ones, and one of so many later on
@@ -114,7 +114,7 @@ def _now(parts: Iterable[Part]) -> Found:
         if not isinstance(value, torch.Tensor):
             found[said, name] = repr(value)
         elif has_storage(value) and value.numel():
-            samples[said, name] = _some_of(value)
+            samples[said, name] = _numbers_of(value)
     for device in {one.device for one in samples.values()}:
         here = {at: one for at, one in samples.items() if one.device == device}
         flat = torch.cat(list(here.values())).cpu()
@@ -123,10 +123,10 @@ def _now(parts: Iterable[Part]) -> Found:
     return found
 
 
-def _some_of(tensor: torch.Tensor) -> torch.Tensor:
+def _numbers_of(tensor: torch.Tensor) -> torch.Tensor:
     whole = tensor.detach()
     flat = (torch.view_as_real(whole) if whole.is_complex() else whole).reshape(-1)
-    return flat[:: max(1, len(flat) // NUMBERS)][:NUMBERS].double()
+    return some_of(flat, NUMBERS).double()
 
 
 def _leaves(held: Any, name: str, depth: int = DEPTH_MAX) -> Iterator[tuple[str, Any]]:

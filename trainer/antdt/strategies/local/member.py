@@ -107,8 +107,7 @@ class LocalMember(AllReduceMember):
         self._unit = self._unit or weight
         self._own.expect(last)
         if weight:
-            scale = 1.0 if summed else weight / self._unit
-            (loss if scale == 1.0 else loss * scale).backward(retain_graph=retain_graph)
+            self._go_backward(loss, 1.0 if summed else weight / self._unit, retain_graph)
         self._own.done(last=False)
         if through:
             self.through(samples, last)

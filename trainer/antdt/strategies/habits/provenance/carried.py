@@ -57,9 +57,14 @@ class Carried:
             return False
         storage, before = tensor.untyped_storage(), self._before.get(at)
         flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage)
-        sample = flat[:: max(1, flat.numel() // NUMBERS)][:NUMBERS].clone()
+        sample = some_of(flat, NUMBERS).clone()
         self._now[at] = StorageWeakRef(storage), sample
         return before is not None and before[1].dtype == sample.dtype and not torch.equal(before[1], sample)
+
+
+def some_of(flat: torch.Tensor, count: int) -> torch.Tensor:
+    """So many numbers at most, from all over it, to be compared with what they were."""
+    return flat[:: max(1, len(flat) // count)][:count]
 
 
 def has_storage(tensor: torch.Tensor) -> bool:
